@@ -1,0 +1,62 @@
+# Two commands do everything on a machine that has Python 3.11+ and nothing else:
+#   make demo    make .venv, install, learn weights on the built-in sample
+#   make test    make .venv if missing, install, run every check
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO_OUT ?= demo
+
+.PHONY: help install demo test check lint format types pytest bench-prepare bench-step clean
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## install        make .venv and install xdoge with everything into it
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "xdoge needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
+	@echo "== installing into .venv (about two minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+## demo           learn weights on the built-in sample, under two minutes
+demo: .venv/installed
+	@echo "== xdoge demo --out $(DEMO_OUT)"
+	@$(BIN)/xdoge demo --out $(DEMO_OUT)
+
+## test           every check: ruff, mypy --strict, pytest with warnings as errors
+test: check
+
+check: lint types pytest
+
+lint: .venv/installed
+	@echo "== ruff: lint and format"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: .venv/installed
+	@echo "== mypy --strict"
+	@$(BIN)/mypy
+
+pytest: .venv/installed
+	@echo "== pytest, warnings are errors"
+	@$(BIN)/pytest -q -n 2
+
+## format         put the code into the project's format
+format: .venv/installed
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+## bench-prepare  tokens/s of prepare over the bare tokenizer
+bench-prepare: .venv/installed
+	@$(BIN)/python benchmarks/prepare.py
+
+## bench-step     time and memory of a fit step over a plain training step
+bench-step: .venv/installed
+	@$(BIN)/python benchmarks/step.py
+
+## clean          remove what the demo and the caches wrote
+clean:
+	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

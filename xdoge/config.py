@@ -1,0 +1,129 @@
+"""Settings as a user writes them: frozen, typed, misspelt keys refused, errors that name the key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from xdoge.errors import XDogeError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_count(value: object) -> int:
+    """Read a whole number such as 500, "500M", "1.5B" or "2T" (powers of 1,000).
+
+    Raises:
+        ValueError: not of that form, or not a whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{value!r} is not a count; write a number such as 250000, 500M or 2B")
+    match = re.fullmatch(r"(\d[\d_,]*)(?:\.(\d+))?\s*([KMBT]?)", str(value).strip(), flags=re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{value!r} is not a count; write a number such as 250000, 500M or 2B")
+    whole, fraction, unit = match[1].replace(",", "").replace("_", ""), match[2] or "", match[3].upper()
+    scaled, rest = divmod(int(whole + fraction) * _UNITS[unit], 10 ** len(fraction))
+    if rest:
+        raise ValueError(f"{value!r} is not a whole number")
+    return scaled
+
+
+Count = Annotated[int, BeforeValidator(parse_count)]
+"""A whole number that may be written with K, M, B or T."""
+
+
+class Config(BaseModel):
+    """Base of everything read from YAML: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any], *, where: str) -> Self:
+        """Validate a mapping; errors name `where` and the key as the user wrote it.
+
+        Raises:
+            XDogeError: a key is unknown, missing or has a value that is not allowed.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise XDogeError(explain(error, where=where)) from error
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a YAML file.
+
+        Raises:
+            XDogeError: the file is missing, not YAML, or does not hold what it should.
+        """
+        return cls.parse(read_yaml(Path(path)), where=str(path))
+
+    def to_yaml(self) -> str:
+        """Return every setting, defaults included, as YAML that `load` reads back."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return text
+
+
+def explain(error: ValidationError, *, where: str) -> str:
+    """Say in one line what is wrong with which key, and how many further faults there are."""
+    first, *more = error.errors(include_url=False)
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "tagged-")))
+    got = (
+        ""
+        if first["type"] in ("missing", "extra_forbidden") or "ctx" in first
+        else f" (got {first['input']!r})"
+    )
+    messages = {"extra_forbidden": "is not a known key", "missing": "is missing"}
+    message = messages.get(first["type"], first["msg"].removeprefix("Value error, "))
+    message = message[0].lower() + message[1:] if message[:2].istitle() else message
+    rest = f" ({len(more)} more like this)" if more else ""
+    separator = " " if first["type"] in messages else ": "
+    return f"{where}: {key}{separator if key else ''}{message}{got}{rest}"
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and a key that YAML turned into something else."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            line = key_node.start_mark.line + 1
+            if isinstance(key, bool):
+                raise XDogeError(
+                    f"line {line}: YAML reads the bare key `{key_node.value}` as {str(key).lower()}; "
+                    f'write "{key_node.value}" in quotes.'
+                )
+            if not isinstance(key, str):
+                raise XDogeError(f"line {line}: the key {key!r} is not text; put it in quotes.")
+            if key in seen:
+                raise XDogeError(f"line {line}: {key!r} is given twice.")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        XDogeError: the file is missing, not YAML, not a mapping, or a key stands twice in it.
+    """
+    try:
+        with path.open("rb") as file:
+            value = yaml.load(file, Loader=_StrictLoader)
+    except FileNotFoundError as error:
+        raise XDogeError(f"{path} does not exist.") from error
+    except IsADirectoryError as error:
+        raise XDogeError(f"{path} is a folder, not a YAML file.") from error
+    except XDogeError as error:
+        raise XDogeError(f"{path}: {error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise XDogeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict):
+        raise XDogeError(f"{path} does not hold a mapping of keys to values.")
+    return value

@@ -1,0 +1,25 @@
+"""What can go wrong and be put right by the user.
+
+    XDogeError              one line that names the thing, the value got, what is allowed, the way out
+    ├── MissingExtraError   an optional library is not installed
+    └── NonFiniteLossError  training diverged
+
+Bugs of our own stay plain Python exceptions, with their tracebacks.
+"""
+
+from __future__ import annotations
+
+
+class XDogeError(Exception):
+    """Something the user can put right; the command line prints it as one line and exits with 1."""
+
+
+class MissingExtraError(XDogeError):
+    """An optional library is missing."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed; this needs pip install 'xdoge[{extra}]'.")
+
+
+class NonFiniteLossError(XDogeError):
+    """A loss became NaN or infinite, so nothing that follows could be trusted."""

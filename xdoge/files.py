@@ -1,0 +1,131 @@
+"""Files that are never half-written.
+
+Everything xdoge writes goes to a temporary name in the same folder, is flushed to the disk and renamed, so a
+kill at any moment leaves either the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from xdoge.errors import XDogeError
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the user can put right about a disk into one line naming the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise XDogeError(
+                f"{path}: the disk is full; nothing was left half-written. Free space, run again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise XDogeError(f"{path}: cannot be written ({os.strerror(error.errno).lower()}).") from error
+        raise
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that takes the place of `path` when the block ends well, and vanishes if not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `path`, which must not exist, when the block ends well."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with disk_errors(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for child in temporary.rglob("*"):
+                if child.is_file():
+                    with child.open("rb") as file:
+                        os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write indented JSON, whole or not at all; floats keep every digit."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, *, schema: str | None = None, version: int = 1) -> dict[str, Any]:
+    """Read a JSON object, and check that its "schema" is `schema`/`version` or older.
+
+    Raises:
+        XDogeError: the file is missing, not a JSON object, of another kind, or of a newer schema.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise XDogeError(f"{path} does not exist.") from error
+    except IsADirectoryError as error:
+        raise XDogeError(f"{path} is a folder, not a JSON file.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise XDogeError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise XDogeError(f"{path} holds a JSON {type(value).__name__}, not an object.")
+    if schema is not None:
+        check_schema(str(path), value.get("schema"), schema=schema, version=version)
+    return value
+
+
+def check_schema(where: str, found: object, *, schema: str, version: int) -> None:
+    """Refuse another kind of file, and a file written by a newer xdoge."""
+    kind, _, number = str(found).partition("/")
+    if kind != schema or not number.isdigit():
+        raise XDogeError(
+            f'{where}: "schema" is {found!r}, not "{schema}/{version}"; this is another kind of file.'
+        )
+    if int(number) > version:
+        raise XDogeError(
+            f"{where}: written with schema {found}, newer than {schema}/{version} of this xdoge; "
+            "pip install --upgrade xdoge to read it."
+        )
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
