@@ -27,7 +27,7 @@ def parse_count(value: object) -> int:
     if match is None:
         raise ValueError(f"{value!r} is not a count; write a number such as 250000, 500M or 2B")
     whole, fraction, unit = match[1].replace(",", "").replace("_", ""), match[2] or "", match[3].upper()
-    scaled, rest = divmod(int(whole + fraction) * _UNITS[unit], 10 ** len(fraction))
+    scaled, rest = divmod(int(whole + fraction) * _UNITS[unit], int(10 ** len(fraction)))
     if rest:
         raise ValueError(f"{value!r} is not a whole number")
     return scaled
@@ -73,11 +73,7 @@ def explain(error: ValidationError, *, where: str) -> str:
     """Say in one line what is wrong with which key, and how many further faults there are."""
     first, *more = error.errors(include_url=False)
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "tagged-")))
-    got = (
-        ""
-        if first["type"] in ("missing", "extra_forbidden") or "ctx" in first
-        else f" (got {first['input']!r})"
-    )
+    got = "" if first["type"] in ("missing", "extra_forbidden") or "ctx" in first else f" (got {first['input']!r})"
     messages = {"extra_forbidden": "is not a known key", "missing": "is missing"}
     message = messages.get(first["type"], first["msg"].removeprefix("Value error, "))
     message = message[0].lower() + message[1:] if message[:2].istitle() else message
@@ -92,7 +88,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if isinstance(key, bool):
                 raise XDogeError(

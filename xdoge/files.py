@@ -115,9 +115,7 @@ def check_schema(where: str, found: object, *, schema: str, version: int) -> Non
     """Refuse another kind of file, and a file written by a newer xdoge."""
     kind, _, number = str(found).partition("/")
     if kind != schema or not number.isdigit():
-        raise XDogeError(
-            f'{where}: "schema" is {found!r}, not "{schema}/{version}"; this is another kind of file.'
-        )
+        raise XDogeError(f'{where}: "schema" is {found!r}, not "{schema}/{version}"; this is another kind of file.')
     if int(number) > version:
         raise XDogeError(
             f"{where}: written with schema {found}, newer than {schema}/{version} of this xdoge; "

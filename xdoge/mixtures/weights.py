@@ -1,0 +1,262 @@
+"""The learned answer: how much of the training tokens each source of each language gets."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SUM_TOLERANCE = 1e-6
+"""Weights written by hand with six decimals may miss 1 by this much; anything further off is refused."""
+
+Metric = Literal["total_variation", "kl", "jensen_shannon"]
+Level = Literal["sources", "languages"]
+
+
+@dataclass(frozen=True, repr=False)
+class WeightSet:
+    """Shares of training tokens per source, which sum to 1, and how they were found.
+
+    A source is named "language/source". Everything is read-only; what a set was made from travels with it.
+
+    Args:
+        name: what to call the set in tables.
+        sources: weight of each source, >= 0, summing to 1 within 1e-6; never rescaled.
+        floor: least weight that a trained source could have in the fit.
+        method: every setting of the fit.
+        proxy: the proxy model the weights were learned with.
+        corpus: name, SHA-256 and tokens of the token store.
+        spread: for an average of several sets: their number and the standard deviation of each weight.
+        xdoge_version: the version that made the set.
+        created: ISO 8601 time at which it was made, UTC.
+
+    Raises:
+        XDogeError: a name has no language, a weight is negative or not finite, or the sum is not 1.
+    """
+
+    name: str
+    sources: Mapping[str, float]
+    floor: float = 0.0
+    method: Mapping[str, Any] = field(default_factory=dict)
+    proxy: Mapping[str, Any] = field(default_factory=dict)
+    corpus: Mapping[str, Any] = field(default_factory=dict)
+    spread: Mapping[str, Any] | None = None
+    xdoge_version: str = ""
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the weights and freeze every mapping."""
+        if not self.sources:
+            raise XDogeError(f"weights {self.name!r} name no source.")
+        for source, weight in self.sources.items():
+            language, slash, rest = source.partition("/")
+            if not (language and slash and rest):
+                raise XDogeError(f"weights[{source!r}]: a source is named language/source, as in 'eu/wikipedia'.")
+            if isinstance(weight, bool) or not isinstance(weight, int | float | np.floating):
+                raise XDogeError(f"weights[{source!r}] is {weight!r}, not a number.")
+            if not (math.isfinite(weight) and weight >= 0):
+                raise XDogeError(f"weights[{source!r}] is {weight}; weights must be >= 0 and sum to 1.")
+        total = math.fsum(self.sources.values())
+        if abs(total - 1) > SUM_TOLERANCE:
+            raise XDogeError(
+                f"weights {self.name!r} sum to {total:.9g}; they must sum to 1 within {SUM_TOLERANCE:g}. "
+                f"Divide each by {total:.9g} if their proportions are meant."
+            )
+        frozen = MappingProxyType({source: float(weight) for source, weight in self.sources.items()})
+        object.__setattr__(self, "sources", frozen)
+        for key in ("method", "proxy", "corpus", "spread"):
+            value = getattr(self, key)
+            object.__setattr__(self, key, None if value is None else MappingProxyType(dict(value)))
+
+    @property
+    def nested(self) -> dict[str, dict[str, float]]:
+        """Weights by language and source: {"es": {"web": 0.2, "wikipedia": 0.1}, ...}."""
+        tree: dict[str, dict[str, float]] = {}
+        for source, weight in self.sources.items():
+            language, _, rest = source.partition("/")
+            tree.setdefault(language, {})[rest] = weight
+        return tree
+
+    @property
+    def languages(self) -> dict[str, float]:
+        """Weight of each language: the sum over its sources."""
+        return {language: math.fsum(sources.values()) for language, sources in self.nested.items()}
+
+    def __getitem__(self, name: str) -> float:
+        """Return the weight of a source ("es/web") or of a language ("es")."""
+        found = (self.sources if "/" in name else self.languages).get(name)
+        if found is None:
+            raise KeyError(f"{name!r}; known: {', '.join([*self.languages, *self.sources])}")
+        return found
+
+    def distance(self, other: WeightSet, *, metric: Metric = "total_variation", level: Level = "sources") -> float:
+        """Return how far `other` lies from this set.
+
+        Args:
+            other: a set over the same sources (or, by language, the same languages), in any order.
+            metric: "total_variation", ½ Σ |p - q|, from 0 to 1: the share of tokens that would have to move;
+                "kl", Σ p ln(p / q) in nats, infinite where q is 0 and p is not; or "jensen_shannon", the mean KL
+                of both to their midpoint in nats, from 0 to ln 2.
+            level: compare weights of sources or of languages.
+
+        Raises:
+            XDogeError: the sets name different sources.
+        """
+        mine, theirs = (self.sources, other.sources) if level == "sources" else (self.languages, other.languages)
+        _same_names(self.name, mine, other.name, theirs)
+        p = np.array(list(mine.values()))
+        q = np.array([theirs[name] for name in mine])
+        if metric == "total_variation":
+            return float(np.abs(p - q).sum() / 2)
+        if metric == "kl":
+            return _kl(p, q)
+        if metric == "jensen_shannon":
+            return (_kl(p, (p + q) / 2) + _kl(q, (p + q) / 2)) / 2
+        raise XDogeError(f"metric is {metric!r}; it must be total_variation, kl or jensen_shannon.")
+
+    @classmethod
+    def average(cls, sets: Sequence[WeightSet], *, name: str = "average") -> Self:
+        """Return the mean of several sets, with the standard deviation of each weight as its spread.
+
+        What the sets agree on (floor, method, proxy, corpus) is kept; of the method and the proxy, settings that
+        differ, such as the seed, are left out.
+
+        Raises:
+            XDogeError: there is no set, or they name different sources, corpora or floors.
+        """
+        if not sets:
+            raise XDogeError("there is no weight set to average.")
+        first = sets[0]
+        for other in sets[1:]:
+            _same_names(first.name, first.sources, other.name, other.sources)
+            if (other.corpus.get("sha256"), other.floor) != (first.corpus.get("sha256"), first.floor):
+                raise XDogeError(f"weights {first.name!r} and {other.name!r} differ in corpus or floor.")
+        table = np.array([[one.sources[source] for source in first.sources] for one in sets])  # (n, k)
+        deviation = table.std(axis=0, ddof=1) if len(sets) > 1 else np.zeros(table.shape[1])
+        return cls(
+            name=name,
+            sources=dict(zip(first.sources, table.mean(axis=0).tolist(), strict=True)),
+            floor=first.floor,
+            method=_common([one.method for one in sets]),
+            proxy=_common([one.proxy for one in sets]),
+            corpus=first.corpus,
+            spread={
+                "sets": len(sets),
+                "standard_deviation": dict(zip(first.sources, deviation.tolist(), strict=True)),
+            },
+            xdoge_version=first.xdoge_version,
+            created=max(one.created for one in sets),
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Write weights.json, whole or not at all; every number survives the round trip exactly."""
+        write_json(
+            Path(path),
+            {
+                "schema": "xdoge.weights/1",
+                "name": self.name,
+                "sources": dict(self.sources),
+                "languages": self.languages,
+                "floor": self.floor,
+                "method": dict(self.method),
+                "proxy": dict(self.proxy),
+                "corpus": dict(self.corpus),
+                "spread": None if self.spread is None else dict(self.spread),
+                "xdoge_version": self.xdoge_version,
+                "created": self.created,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read weights.json.
+
+        Raises:
+            XDogeError: the file is missing, of another kind or newer, or its numbers contradict each other.
+        """
+        value = read_json(Path(path), schema="xdoge.weights", version=1)
+        try:
+            languages = value.pop("languages", None)
+            del value["schema"]
+            weights = cls(**value)
+        except XDogeError as error:
+            raise XDogeError(f"{path}: {error}") from error
+        except (TypeError, AttributeError, ValueError) as error:
+            raise XDogeError(f"{path} is not a weight set: {error}.") from error
+        for language, weight in (languages or {}).items():
+            actual = weights.languages.get(language, 0.0)
+            if abs(actual - weight) > SUM_TOLERANCE:
+                raise XDogeError(f"{path}: languages[{language!r}] is {weight}, but its sources sum to {actual:.9g}.")
+        return weights
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per source: language, source, weight, language_weight, and spread where there is one."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("pandas", "analysis") from error
+        languages = self.languages
+        deviation = (self.spread or {}).get("standard_deviation", {})
+        rows = [
+            {
+                "language": source.partition("/")[0],
+                "source": source,
+                "weight": weight,
+                "language_weight": languages[source.partition("/")[0]],
+                **({"standard_deviation": deviation[source]} if deviation else {}),
+            }
+            for source, weight in self.sources.items()
+        ]
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        """Name, size, and the language weights, largest first."""
+        shares = ", ".join(f"{name} {weight:.3f}" for name, weight in _descending(self.languages))
+        count = len(self.sources)
+        return f"WeightSet({self.name!r}, {count} source{'s' * (count != 1)}: {shares})"
+
+    def _repr_html_(self) -> str:
+        """Draw the table that Jupyter shows: languages, largest first, with their sources."""
+        rows = []
+        languages = self.languages
+        for language, total in _descending(languages):
+            rows.append(f'<tr><th scope="row">{html.escape(language)}</th><th>{total:.4f}</th></tr>')
+            for source, weight in _descending(self.nested[language]):
+                rows.append(f"<tr><td>{html.escape(f'{language}/{source}')}</td><td>{weight:.4f}</td></tr>")
+        caption = f"<caption>{html.escape(self.name)}: share of training tokens</caption>"
+        head = '<tr><th scope="col">source</th><th scope="col">weight</th></tr>'
+        return f"<table>{caption}<thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _kl(p: np.ndarray[Any, np.dtype[np.float64]], q: np.ndarray[Any, np.dtype[np.float64]]) -> float:
+    held = p > 0
+    if np.any(q[held] == 0):
+        return math.inf
+    return max(0.0, float(np.sum(p[held] * np.log(p[held] / q[held]))))
+
+
+def _same_names(name: str, mine: Mapping[str, float], other: str, theirs: Mapping[str, float]) -> None:
+    if set(mine) != set(theirs):
+        missing = ", ".join(sorted(set(mine) ^ set(theirs)))
+        raise XDogeError(f"weights {name!r} and {other!r} name different sources; in one of them only: {missing}.")
+
+
+def _descending(weights: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(weights.items(), key=lambda item: -item[1])
+
+
+def _common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    first, *rest = settings
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}

@@ -1,0 +1,103 @@
+"""Proxy models by name: small Llamas whose gradients decide the weights.
+
+A recipe is a YAML file: the shape of a Llama and the training settings that suit its size. Those that ship lie in
+`recipes/`; any other file of the same form works too. Intermediate sizes are 8/3 of the width rounded up to a
+multiple of 16, 32 or 64, as SwiGLU at equal parameters asks (Shazeer 2020, arXiv:2002.05202).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pydantic import Field, model_validator
+
+from xdoge.config import Config
+from xdoge.errors import MissingExtraError, XDogeError
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+_FOLDER = Path(__file__).with_name("recipes")
+
+
+class Recipe(Config):
+    """The shape of a proxy model and the training settings that suit it."""
+
+    name: str
+    about: str = ""
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    kv_heads: int | None = Field(default=None, gt=0, description="key/value heads; as many as heads when left out")
+    tie_embeddings: bool = True
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    sequence_length: int = Field(ge=2, description="tokens per sequence")
+    batch_size: int = Field(gt=0, description="sequences per step")
+    steps: int = Field(gt=0)
+    learning_rate: float = Field(gt=0, description="peak")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} over {self.heads} heads is no even number; rotary positions need one"
+            )
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}")
+        return self
+
+    @property
+    def non_embedding_parameters(self) -> int:
+        """Parameters of all layers and norms, without the embedding and the head."""
+        head_size = self.hidden_size // self.heads
+        attention = 2 * self.hidden_size * head_size * (self.heads + (self.kv_heads or self.heads))
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        return self.layers * (attention + mlp + 2 * self.hidden_size) + self.hidden_size
+
+    def build(self, *, vocab_size: int, seed: int) -> LlamaForCausalLM:
+        """Return a freshly initialised model, on the CPU in float32; the global generator is left as it was."""
+        try:
+            import torch
+            from transformers import LlamaConfig, LlamaForCausalLM
+        except ImportError as error:
+            raise MissingExtraError("transformers", "proxy") from error
+        config = LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads or self.heads,
+            max_position_embeddings=self.sequence_length,
+            tie_word_embeddings=self.tie_embeddings,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            bos_token_id=None,
+            eos_token_id=None,
+            use_cache=False,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(config)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship, smallest first."""
+    return sorted((path.stem for path in _FOLDER.glob("*.yaml")), key=lambda name: int(name.removesuffix("m")))
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return a shipped recipe by its name, or read one from a YAML file.
+
+    Raises:
+        XDogeError: there is no such recipe or file, or the file does not hold one.
+    """
+    if name in recipe_names():
+        return Recipe.load(_FOLDER / f"{name}.yaml")
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        raise XDogeError(
+            f"proxy {name!r} is unknown; the recipes are {', '.join(recipe_names())}, or name a .yaml file."
+        )
+    return Recipe.load(path)

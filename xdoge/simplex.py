@@ -1,0 +1,78 @@
+"""Exact arithmetic on the probability simplex: the floored KL projection, and rounding shares to counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xdoge.errors import XDogeError
+
+Floats = NDArray[np.float64]
+
+
+def project(masses: ArrayLike, *, floor: ArrayLike = 0.0) -> Floats:
+    """Return the point of the floored simplex that is KL-closest to `masses`.
+
+    Solves  argmin_p KL(p ‖ q)  subject to  Σ p = 1, p ≥ γ,  for q proportional to `masses`. The solution is
+    p_i = max(γ_i, c q_i); the sources at their floor are those with the largest γ_i / q_i, so one sort finds c.
+
+    Args:
+        masses: (k,) finite and >= 0, on any scale; a zero gets exactly its floor.
+        floor: γ, one number or (k,) numbers >= 0, with a sum below 1.
+
+    Returns:
+        (k,) float64 that sums to 1 within rounding, every entry >= its floor.
+
+    Raises:
+        XDogeError: the floors leave nothing to share, or there is no mass to share it by.
+
+    Source: docs/method.md, "The floored projection".
+    """
+    q = np.asarray(masses, dtype=np.float64)
+    floors = np.broadcast_to(np.asarray(floor, dtype=np.float64), q.shape)
+    if q.ndim != 1 or q.size == 0 or not np.all(np.isfinite(q)) or np.any(q < 0) or q.max() == 0:
+        raise XDogeError(f"masses must be finite, >= 0 and not all zero; got {q.tolist()}.")
+    if np.any(floors < 0) or floors.sum() >= 1:
+        raise XDogeError(
+            f"floors sum to {floors.sum():g} over {q.size} sources; they must be >= 0 and sum to less than 1 "
+            f"(one floor for all: below 1/{q.size} = {1 / q.size:g})."
+        )
+    q = q / q.max()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(floors > 0, floors / q, np.where(q > 0, 0.0, np.inf))
+    order = np.argsort(-ratio, kind="stable")  # at their floor first
+    spent = np.concatenate([[0.0], np.cumsum(floors[order])[:-1]])  # by the m sources before this one
+    shared = np.cumsum(q[order][::-1])[::-1]  # mass of this one and all after it
+    positive = shared > 0
+    c = np.where(positive, (1.0 - spent) / np.where(positive, shared, 1.0), np.inf)
+    first = int(np.argmax(c >= ratio[order]))  # the first m whose c lifts every later source over its floor
+    projected: Floats = np.maximum(floors, c[first] * q)
+    return projected
+
+
+def largest_remainder(shares: Sequence[float] | Floats, total: int) -> list[int]:
+    """Return integers in proportion to `shares` that sum to `total` exactly, each within 1 of its quota.
+
+    Quotas are cut to integers and the units left go to the largest remainders, ties to the earlier source. All
+    in integer arithmetic, since a float is a ratio of integers: exact at any size.
+
+    Args:
+        shares: k numbers >= 0, not all zero; only their proportions count.
+        total: what the result sums to, >= 0.
+
+    Raises:
+        XDogeError: a share is negative or not finite, or all are zero.
+    """
+    values = [float(share) for share in shares]
+    if not values or not all(np.isfinite(values)) or min(values) < 0 or max(values) == 0:
+        raise XDogeError(f"shares must be finite, >= 0 and not all zero; got {values}.")
+    ratios = [value.as_integer_ratio() for value in values]
+    scale = max(denominator for _, denominator in ratios)  # all are powers of two
+    parts = [numerator * (scale // denominator) for numerator, denominator in ratios]
+    whole = sum(parts)
+    counts, remainders = zip(*(divmod(part * total, whole) for part in parts), strict=True)
+    left = total - sum(counts)
+    gets_one = set(sorted(range(len(parts)), key=lambda i: (-remainders[i], i))[:left])
+    return [count + (i in gets_one) for i, count in enumerate(counts)]
