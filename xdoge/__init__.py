@@ -5,7 +5,8 @@ The names below are light: they need NumPy and nothing else. What trains, reads 
 """
 
 from xdoge.errors import XDogeError
+from xdoge.mixtures.weights import WeightSet
 
 __version__ = "0.1.0"
 
-__all__ = ["XDogeError", "__version__"]
+__all__ = ["WeightSet", "XDogeError", "__version__"]

@@ -3,6 +3,7 @@
     XDogeError              one line that names the thing, the value got, what is allowed, the way out
     ├── MissingExtraError   an optional library is not installed
     └── NonFiniteLossError  training diverged
+    Interrupted             SIGINT or SIGTERM came, and what is needed to continue was written
 
 Bugs of our own stay plain Python exceptions, with their tracebacks.
 """
@@ -23,3 +24,11 @@ class MissingExtraError(XDogeError):
 
 class NonFiniteLossError(XDogeError):
     """A loss became NaN or infinite, so nothing that follows could be trusted."""
+
+
+class Interrupted(Exception):
+    """A signal asked to stop, and everything needed to continue was written."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal

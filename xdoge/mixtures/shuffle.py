@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 ROUNDS = 6
-"""Four rounds fail a neighbour-pair test at a million items; six pass (tests/test_shuffle.py)."""
+"""Neighbouring pairs of a million items are far from random after two rounds (chi-square 10,196, expected 226) and
+within the spread of NumPy's permutations after four; six leave a margin (tests/test_shuffle.py)."""
 
 
 def derive_key(*parts: int | str) -> bytes:
@@ -31,7 +32,8 @@ def permute(positions: ArrayLike, n: int, key: bytes) -> NDArray[np.int64]:
         n: size of the permutation, from 1 to 2**62.
         key: from `derive_key`; another key is another, independent permutation.
     """
-    x = np.asarray(positions, dtype=np.uint64)
+    shape = np.shape(positions)
+    x = np.asarray(positions, dtype=np.uint64).reshape(-1)
     width = math.isqrt(n - 1) + 1  # a
     height = -(-n // width)  # b, with a·b - n < a cells to walk over
     a, b = np.uint64(width), np.uint64(height)
@@ -41,7 +43,7 @@ def permute(positions: ArrayLike, n: int, key: bytes) -> NDArray[np.int64]:
     while np.any(beyond):
         out[beyond] = _scramble(out[beyond], a, b, keys)
         beyond = out >= n
-    return out.astype(np.int64)
+    return out.astype(np.int64).reshape(shape)
 
 
 def _scramble(x: NDArray[np.uint64], a: np.uint64, b: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -49,7 +51,7 @@ def _scramble(x: NDArray[np.uint64], a: np.uint64, b: np.uint64, keys: NDArray[n
     for even, odd in zip(keys[::2], keys[1::2], strict=True):
         left = (left + _hash(right ^ even) % a) % a
         right = (right + _hash(left ^ odd) % b) % b
-    return np.atleast_1d(left * b + right).reshape(x.shape)
+    return left * b + right
 
 
 def _hash(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -18,8 +18,8 @@ from xdoge.files import read_json, write_json
 if TYPE_CHECKING:
     import pandas as pd
 
-SUM_TOLERANCE = 1e-6
-"""Weights written by hand with six decimals may miss 1 by this much; anything further off is refused."""
+SUM_TOLERANCE = 1e-5
+"""Twenty weights written with six decimals may miss 1 by this much; anything further off is refused."""
 
 Metric = Literal["total_variation", "kl", "jensen_shannon"]
 Level = Literal["sources", "languages"]
@@ -33,7 +33,7 @@ class WeightSet:
 
     Args:
         name: what to call the set in tables.
-        sources: weight of each source, >= 0, summing to 1 within 1e-6; never rescaled.
+        sources: weight of each source, >= 0, summing to 1 within 1e-5; never rescaled.
         floor: least weight that a trained source could have in the fit.
         method: every setting of the fit.
         proxy: the proxy model the weights were learned with.

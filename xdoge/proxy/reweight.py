@@ -120,7 +120,7 @@ def raw_scores(products: SourceProducts, rule: Rule) -> Floats:
     """
     if rule.score == "paper":
         return products.scores
-    own = np.where(rule.targets > 0, rule.targets * (products.half_products - products.square_norms), 0.0)
+    own: Floats = np.where(rule.targets > 0, rule.targets * (products.half_products - products.square_norms), 0.0)
     return products.scores + own
 
 

@@ -1,0 +1,287 @@
+"""The command line: read the arguments, call one function, print what it returns.
+
+Results go to stdout, progress and messages to stderr. Exit status: 0 done; 1 something the user can put right, in one
+line; 2 wrong usage; 128 + the signal's number when interrupted, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import xdoge
+from xdoge.config import read_yaml
+from xdoge.errors import Interrupted, MissingExtraError, XDogeError
+from xdoge.proxy.settings import FitSettings, settings_help
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+    from xdoge.mixtures.weights import WeightSet
+
+stdout = Console()
+stderr = Console(stderr=True)
+
+app = typer.Typer(
+    name="xdoge",
+    help="Learn how much of each language a multilingual language model should be trained on.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes that tokenise.", show_default="all cores")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def main() -> None:
+    """Run the command line and exit as the module docstring says."""
+    try:
+        app()
+    except XDogeError as error:
+        sys.exit(_say(f"error: {error}", 1))
+    except Interrupted as stop:
+        sys.exit(_say(str(stop), stop.exit_code))
+
+
+def _say(text: str, status: int) -> int:
+    print(" ".join(text.split("\n")), file=sys.stderr)
+    return status
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(xdoge.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Learn how much of each language a multilingual language model should be trained on.
+
+    The way through: `xdoge prepare` turns text into a token store, `xdoge fit-weights` learns the share of each source.
+    Try `xdoge demo` first.
+    """
+
+
+@app.command()
+def prepare(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS.yaml", help="What text there is.")],
+    out: Annotated[Path, typer.Option(help="Folder of the token store.")],
+    workers: Workers = None,
+    refresh: Annotated[
+        bool, typer.Option(help="Tokenise sources again whose files or settings changed since.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the text of a corpus into a token store.
+
+    Checks every file first, then tokenises source by source on all cores. A run that was killed continues when it is
+    started again: finished sources are kept. Prints documents, tokens, bytes, bytes per token and share by source.
+    """
+    store = _prepare(corpus, out, workers=workers, refresh=refresh)
+    if as_json:
+        print(json.dumps([row._asdict() for row in store.table()], indent=2))
+    else:
+        _print_store(store)
+
+
+_FIT_HELP = f"""Learn one weight per source with a small proxy model.
+
+A proxy trains on all sources of all languages. At each step every source is scored by how much a gradient step on it
+lowers the losses of all targets; its weight is multiplied by exp(η score / μ) and kept above the floor. The answer is
+the mean of the weights over the steps.
+
+**What it reads.** A store made by `xdoge prepare`, or a corpus.yaml, which is prepared into RUN/store first.
+
+**What it writes** into RUN: `weights.json`, the answer; `config.yaml`, every setting as resolved;
+`metrics.jsonl`, a row a step; `trajectory.parquet` with step, source, weight, score, loss and grad_norm;
+`gram.parquet`, who helps whom; `checkpoints/`; and `proxy/`, which transformers loads.
+
+**Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with 130 and 143. After that, or
+after a kill at any moment, the same command with `--resume` ends with the same weights to the bit.
+
+**Settings**, for `--set KEY=VALUE` and for the YAML file of `--config`; the options above it win:
+
+{settings_help()}
+
+**Examples**
+
+- `xdoge fit-weights store --out runs/60m --proxy 60m --floor 0.002`
+
+- `xdoge fit-weights store --out runs/gl --set targets="{{gl/wikipedia: 1}}" --set held_out="[gl/wikipedia]"`
+
+- `xdoge fit-weights store --out runs/60m --proxy 60m --floor 0.002 --resume`
+"""
+
+
+@app.command(name="fit-weights", help=_FIT_HELP)
+def fit_weights(
+    corpus: Annotated[
+        Path, typer.Argument(metavar="STORE|CORPUS.yaml", help="A token store, or a corpus to prepare into RUN/store.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; new or empty, unless --resume.")],
+    proxy: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Proxy model: 1m 7m 60m 125m 250m 500m, or a YAML file.")
+    ] = None,
+    floor: Annotated[
+        float | None, typer.Option(metavar="G", help="Least weight of a source, below 1/k for k sources.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="S", help="Of the initial proxy and the order of text.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, to the same numbers.")] = False,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    from xdoge.proxy.run import RunFolder
+
+    where = str(config) if config else "settings"
+    flags = {"proxy": proxy, "floor": floor, "steps": steps, "seed": seed}
+    given = _given_settings(config, assignments or [], flags)
+    FitSettings.check(given, where=where)
+    if not resume:
+        RunFolder(out).refuse_taken()
+    store = _open_store(corpus, out, workers=workers)
+    weights = _fit(store, FitSettings.for_store(store, given, where=where), out, resume=resume)
+    _print_fit(weights, store, out, as_json=as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")] = Path("demo"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the fit.")] = 150,
+) -> None:
+    """Go the whole way on the built-in sample: prepare, then fit-weights, in under two minutes on two cores.
+
+    The sample is synthetic text in six languages made from word lists, so its weights mean nothing; the files are what
+    a real run writes.
+    """
+    from xdoge.corpus.sample import write_sample
+
+    if out.is_dir() and any(out.iterdir()):
+        raise XDogeError(f"{out} is not empty; name another folder with --out.")
+    corpus = write_sample(out / "sample")
+    stderr.print(f"wrote the synthetic sample: {corpus}", highlight=False)
+    store = _prepare(corpus, out / "store")
+    _print_store(store)
+    settings = FitSettings.for_store(store, {"proxy": "1m", "steps": steps, "sequence_length": 64, "batch_size": 48})
+    weights = _fit(store, settings, out / "run")
+    _print_fit(weights, store, out / "run", as_json=False)
+    stderr.print("\nNext: the same two commands on your own text; see README.md.", highlight=False)
+
+
+def _given_settings(config: Path | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
+    """Merge the settings file, --set and the options, later ones winning."""
+    given = read_yaml(config) if config else {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise XDogeError(f"--set {assignment}: write it as KEY=VALUE.")
+        try:
+            given[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise XDogeError(f"--set {assignment}: {value!r} is not a YAML value.") from error
+    return given | {key: value for key, value in flags.items() if value is not None}
+
+
+def _open_store(path: Path, out: Path, *, workers: int | None) -> TokenStore:
+    """Open a store, or prepare a corpus.yaml into `out`/store."""
+    from xdoge.corpus.store import TokenStore
+
+    if path.suffix in (".yaml", ".yml"):
+        return _prepare(path, out / "store", workers=workers)
+    return TokenStore.open(path)
+
+
+def _prepare(corpus: Path, out: Path, *, workers: int | None = None, refresh: bool = False) -> TokenStore:
+    from xdoge.corpus.prepare import prepare as prepare_store
+
+    try:
+        return prepare_store(corpus, out, workers=workers, refresh=refresh)
+    except KeyboardInterrupt:
+        raise Interrupted(2, "interrupted; the same command continues and keeps the finished sources") from None
+
+
+def _fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = False) -> WeightSet:
+    from xdoge.proxy.display import FitDisplay
+
+    try:
+        from xdoge.proxy.trainer import fit, resolved_config
+    except ImportError as error:
+        raise MissingExtraError(error.name or "torch", "proxy") from error
+    stderr.print(yaml.safe_dump(resolved_config(store, settings), sort_keys=False), highlight=False, end="")
+    with FitDisplay(stderr, steps=settings.steps) as display:
+        return fit(store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)
+
+
+def _print_store(store: TokenStore) -> None:
+    table = Table(box=box.SIMPLE_HEAD, title=f"{store.name}: {store.path}", title_justify="left")
+    for column in ("source", "documents", "tokens", "bytes", "bytes/token", "share"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for row in store.table():
+        table.add_row(
+            row.source,
+            f"{row.documents:,}",
+            f"{row.tokens:,}",
+            f"{row.n_bytes:,}",
+            f"{row.bytes_per_token:.2f}",
+            f"{row.share:.2%}",
+        )
+    stdout.print(table)
+    for warning in store.warnings:
+        stderr.print(f"warning: {warning}", highlight=False)
+
+
+def _print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:
+    """Print the weights beside the shares of the corpus, who helps whom, and where everything lies."""
+    if as_json:
+        print(json.dumps({"languages": weights.languages, "sources": dict(weights.sources)}, indent=2))
+        return
+    tokens = store.tokens()
+    total = sum(tokens.values())
+    table = Table(box=box.SIMPLE_HEAD, title=f"{weights.name}: learned shares of training tokens", title_justify="left")
+    for column in ("source", "weight", "share of corpus", "ratio"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for language, weight in sorted(weights.languages.items(), key=lambda item: -item[1]):
+        share = sum(tokens[source] for source in store.languages[language]) / total
+        table.add_row(language, f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}", style="bold")
+        for source in store.languages[language]:
+            weight, share = weights.sources[source], tokens[source] / total
+            table.add_row(f"  {source}", f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}")
+    stdout.print(table)
+    _print_transfer(store, out)
+    for name in ("weights.json", "trajectory.parquet", "metrics.jsonl", "gram.parquet", "config.yaml", "proxy"):
+        if (out / name).exists():
+            stdout.print(str(out / name), highlight=False, soft_wrap=True)
+
+
+def _print_transfer(store: TokenStore, out: Path) -> None:
+    """Print the cosines between the languages' gradients, averaged over the fit, where they were measured."""
+    from xdoge.proxy.run import RunFolder
+    from xdoge.proxy.transfer import language_cosines, read_products
+
+    path = RunFolder(out).gram
+    if not path.exists():
+        return
+    cosines = language_cosines(read_products(path, store.sources), store.languages, store.sources)
+    table = Table(box=box.SIMPLE_HEAD, title="who helps whom: cosine of the languages' gradients", title_justify="left")
+    table.add_column("")
+    for language in store.languages:
+        table.add_column(language, justify="right")
+    for language, row in zip(store.languages, cosines, strict=True):
+        table.add_row(language, *(f"{value:.2f}" for value in row))
+    stdout.print(table)

@@ -1,0 +1,196 @@
+"""The run folder of a fit: what it holds, how it is started, continued and finished.
+
+config.yaml          every setting, resolved, the recipe and the store
+versions.json        of Python and the libraries, at the start
+metrics.jsonl        one row a step
+trajectory.parquet   step, source, weight, score, loss, grad_norm
+gram.parquet         averaged inner products and cosines between sources, over each tenth of the run
+checkpoints/         the latest, each whole
+proxy/               the trained proxy, as transformers saves it, with the tokenizer
+weights.json         the answer; its presence says that the run is finished
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from xdoge.config import read_yaml
+from xdoge.errors import XDogeError
+from xdoge.files import disk_errors, read_json, replacing, replacing_folder, write_json, write_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_LIBRARIES = ("xdoge", "numpy", "torch", "transformers", "safetensors", "pyarrow")
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class RunFolder:
+    """A folder that one fit writes to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.weights = path / "weights.json"
+        self.metrics = path / "metrics.jsonl"
+        self.trajectory = path / "trajectory.parquet"
+        self.gram = path / "gram.parquet"
+        self.proxy = path / "proxy"
+        self.checkpoints = path / "checkpoints"
+
+    def refuse_taken(self) -> None:
+        """Refuse to start where something lies already.
+
+        Raises:
+            XDogeError: the folder holds a run, or anything else that a new run would lie among.
+        """
+        if self.path.is_file():
+            raise XDogeError(f"{self.path} is a file; --out names a folder.")
+        if self.path.is_dir() and any(not _harmless(child) for child in self.path.iterdir()):
+            hint = "Continue that run with --resume, or" if (self.path / "config.yaml").exists() else "Please"
+            raise XDogeError(f"{self.path} is not empty. {hint} name another folder.")
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Make the folder and write the resolved config; refuses as `refuse_taken` does."""
+        self.refuse_taken()
+        text = yaml.safe_dump({**config, "versions": versions()}, sort_keys=False, allow_unicode=True)
+        write_text(self.path / "config.yaml", text)
+
+    def check(self, config: Mapping[str, Any]) -> list[str]:
+        """Compare with the config that the run was started with; return which library versions changed since.
+
+        Raises:
+            XDogeError: there is no run here, or a setting differs from the run's.
+        """
+        if not (self.path / "config.yaml").exists():
+            raise XDogeError(f"{self.path} holds no run to resume; leave out --resume to start one.")
+        started = read_yaml(self.path / "config.yaml")
+        before, now = started.pop("versions", {}), versions()
+        old, new = dict(flatten(started)), dict(flatten(config))
+        changed = [
+            f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"
+            for key in [*old, *(key for key in new if key not in old)]
+            if key != "store.path" and old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise XDogeError(f"{self.path} cannot be resumed with other settings: {'; '.join(changed)}.")
+        return [f"{name} {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name]]
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint folder, None before the first."""
+        return max(self._checkpoints(), default=None)
+
+    def save_checkpoint(
+        self, step: int, *, numbers: Mapping[str, Any], arrays: Arrays, tensors: Any, keep: int
+    ) -> None:
+        """Write a checkpoint whole, then remove all but the `keep` newest.
+
+        Args:
+            step: steps done.
+            numbers: what JSON holds exactly.
+            arrays: NumPy arrays of the outer problem.
+            tensors: torch tensors of the proxy and its optimiser.
+            keep: number of checkpoints that stay.
+        """
+        from safetensors.numpy import save_file
+        from safetensors.torch import save_file as save_tensors
+
+        with replacing_folder(self.checkpoints / f"step-{step:09d}") as folder:
+            save_file(arrays, folder / "arrays.safetensors")
+            save_tensors(tensors, folder / "tensors.safetensors")
+            write_json(folder / "state.json", {"schema": "xdoge.checkpoint/1", "step": step, **numbers})
+        for old in self._checkpoints()[:-keep]:
+            shutil.rmtree(old)
+
+    def load_checkpoint(self, folder: Path) -> tuple[dict[str, Any], Arrays, Any]:
+        """Read back numbers, arrays and tensors."""
+        from safetensors.numpy import load_file
+        from safetensors.torch import load_file as load_tensors
+
+        numbers = read_json(folder / "state.json", schema="xdoge.checkpoint")
+        return numbers, load_file(folder / "arrays.safetensors"), load_tensors(folder / "tensors.safetensors")
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted(self.checkpoints.glob("step-*"))
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one row to metrics.jsonl."""
+        with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the rows after `step`, and a last row that a kill cut short; the fit writes them again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:
+                break
+        write_text(self.metrics, "".join(kept))
+
+    def write_trajectory(self, history: Mapping[str, NDArray[np.float64]], sources: tuple[str, ...]) -> None:
+        """Write trajectory.parquet: one row per step and source, from (steps, k) arrays by column name."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        steps = len(next(iter(history.values())))
+        indices = np.tile(np.arange(len(sources), dtype=np.int32), steps)
+        columns = {
+            "step": np.repeat(np.arange(1, steps + 1, dtype=np.int64), len(sources)),
+            "source": pa.DictionaryArray.from_arrays(indices, pa.array(sources)),
+            **{name: values.ravel() for name, values in history.items()},
+        }
+        with replacing(self.trajectory) as file:
+            pq.write_table(pa.table(columns), file)
+
+    def read_trajectory(self, step: int, columns: tuple[str, ...], k: int) -> dict[str, list[NDArray[np.float64]]]:
+        """Read the first `step` steps of trajectory.parquet back into lists of (k,) arrays."""
+        if step == 0:
+            return {name: [] for name in columns}
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.trajectory, columns=list(columns)).slice(0, step * k)
+        return {name: list(table[name].to_numpy().reshape(step, k)) for name in columns}
+
+    def write_gram(self, table: pa.Table) -> None:
+        """Write gram.parquet."""
+        import pyarrow.parquet as pq
+
+        with replacing(self.gram) as file:
+            pq.write_table(table, file)
+
+
+def _harmless(path: Path) -> bool:
+    """Whether a new run may start beside this: the store made for it, or what a kill left half-written."""
+    return path.name == "store" or (path.name.startswith(".") and path.name.endswith(".tmp"))
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield "a.b.c", value for every leaf of nested mappings."""
+    if isinstance(value, Mapping) and value:
+        for key, child in value.items():
+            yield from flatten(child, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide whether numbers repeat to the bit."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "machine": platform.machine(),
+    }

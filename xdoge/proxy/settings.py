@@ -1,0 +1,181 @@
+"""Settings of a fit: what the user may choose, what the recipe and the corpus fill in, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from xdoge.config import Config
+from xdoge.errors import XDogeError
+from xdoge.proxy.recipes import Recipe, load_recipe
+from xdoge.proxy.reweight import Normalisation, Rule, Score
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+
+FLOOR_SHARE = 1 / 20
+"""Default floor as a part of the equal share 1 / k: γ ≪ 1 / k, and no source is ever out of reach."""
+
+
+class FitSettings(Config):
+    """Every setting of `xdoge fit-weights`, all of them resolved; `for_store` fills in what the user left out."""
+
+    proxy: str = Field("125m", description="recipe of the proxy model: a name, or a YAML file of your own")
+    seed: int = Field(0, ge=0, description="decides the initial proxy and the order of the sequences")
+    steps: int = Field(gt=0, description="optimiser steps [recipe]")
+
+    floor: float = Field(ge=0, description="γ, least weight of a source, below 1/k [1/(20 k)]")
+    mu: float = Field(10.0, gt=0, description="μ: a score of 1 multiplies a weight by up to exp(1/μ) a step")
+    score: Score = Field("unbiased", description="⟨g_j, g_j⟩ between independent halves, or as in the paper")
+    targets: Literal["sources", "languages"] | dict[str, float] = Field(
+        "sources", description="whose loss counts: all sources alike, all languages alike, or {source: τ}"
+    )
+    held_out: tuple[str, ...] = Field((), description="sources that steer as targets and are never trained on")
+    normalise: Normalisation = Field("mean_square", description="what makes the scores dimensionless")
+    burn_in: float = Field(0.0, ge=0, lt=1, description="share of the steps left out of the average")
+
+    batch: Literal["stratified", "sampled"] = Field("stratified", description="every source in every batch, or drawn")
+    batch_size: int = Field(gt=0, description="sequences per step [recipe, at least 2 per source]")
+    sequence_length: int = Field(ge=2, description="tokens per sequence [recipe]")
+    microbatches: int = Field(1, gt=0, description="parts a batch is split into to save memory")
+
+    learning_rate: float = Field(gt=0, description="peak, of AdamW [recipe]")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak at the end of the cosine")
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest norm of the proxy's gradient")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto is bfloat16 autocast where the GPU computes in it")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+
+    eval_every: int = Field(gt=0, description="steps between validation losses [a tenth of the steps]")
+    eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most")
+    checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
+    keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
+    gram_every: int = Field(10, ge=0, description="steps between whole Gram matrices; 0 for none")
+
+    @field_validator("targets")
+    @classmethod
+    def _some_target(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (min(value.values(), default=0) < 0 or not any(value.values())):
+            raise ValueError(f"{value} must be >= 0 and not all zero")
+        return value
+
+    @classmethod
+    def for_store(cls, store: TokenStore, given: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Return what the user gave, completed by the recipe's and the corpus' defaults, checked against the store.
+
+        Args:
+            store: the tokens to learn on.
+            given: any of the fields; the rest is filled in.
+            where: what errors call the settings, such as the file they were read from.
+
+        Raises:
+            XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
+        """
+        held_out = given.get("held_out") or ()
+        settings = cls.parse(cls._filled(given, len(store.sources), len(held_out)), where=where)
+        settings._check_against(store)
+        return settings
+
+    @classmethod
+    def check(cls, given: Mapping[str, Any], *, where: str = "settings") -> None:
+        """Refuse what is wrong whatever the store: before hours of preparing one.
+
+        Raises:
+            XDogeError: a setting is unknown or not allowed.
+        """
+        cls.parse(cls._filled(given, 1, 0), where=where)
+
+    @classmethod
+    def _filled(cls, given: Mapping[str, Any], k: int, held_out: int) -> dict[str, Any]:
+        recipe = load_recipe(str(given.get("proxy", cls.model_fields["proxy"].default)))
+        defaults = {key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate")}
+        steps = given.get("steps", recipe.steps)
+        steps = steps if isinstance(steps, int) else recipe.steps  # a wrong one is refused by name, by parse
+        return {
+            **defaults,
+            "batch_size": max(recipe.batch_size, 2 * k),
+            "floor": FLOOR_SHARE / max(1, k - held_out),
+            "eval_every": max(1, steps // 10),
+            "checkpoint_every": max(1, steps // 20),
+            **given,
+        }
+
+    @property
+    def recipe(self) -> Recipe:
+        """The proxy's recipe, read anew."""
+        return load_recipe(self.proxy)
+
+    @property
+    def least_sequences(self) -> int:
+        """Sequences that each source has in a stratified batch at the least: the unbiased score needs two halves."""
+        return 2 if self.score == "unbiased" else 1
+
+    def rule(self, store: TokenStore) -> Rule:
+        """Return what decides the outer steps, with τ and the trained sources in the store's order."""
+        if self.targets == "sources":
+            targets = dict.fromkeys(store.sources, 1.0)
+        elif self.targets == "languages":
+            targets = {source: 1 / len(sources) for sources in store.languages.values() for source in sources}
+        else:
+            targets = self.targets
+        return Rule(
+            targets=np.array([targets.get(source, 0.0) for source in store.sources]),
+            trained=np.array([source not in self.held_out for source in store.sources]),
+            floor=self.floor,
+            mu=self.mu,
+            score=self.score,
+            normalise=self.normalise,
+        )
+
+    def _check_against(self, store: TokenStore) -> None:
+        """Refuse what this store cannot serve, before anything is built."""
+        named = [("held_out", self.held_out), ("targets", self.targets if isinstance(self.targets, dict) else ())]
+        for key, sources in named:
+            for source in sources:
+                if source not in store.sources:
+                    known = ", ".join(store.sources)
+                    raise XDogeError(f"{key} names {source!r}, which the store does not have; it has {known}.")
+        rule = self.rule(store)
+        k = int(rule.trained.sum())
+        if k == 0:
+            raise XDogeError("held_out leaves no source to train on.")
+        if self.floor * k >= 1:
+            raise XDogeError(
+                f"floor {self.floor:g} is too high for {k} sources: it must be below 1/{k} = {1 / k:.6g}, "
+                f"and well below to leave anything to learn."
+            )
+        for source in self.held_out:
+            if rule.targets[store.sources.index(source)] == 0:
+                raise XDogeError(f"held_out names {source!r}, which is no target either, so nothing would use it.")
+        least = self.least_sequences
+        if self.batch == "stratified" and self.batch_size < least * len(store.sources):
+            raise XDogeError(
+                f"batch_size {self.batch_size} is too small: {len(store.sources)} sources with at least {least} "
+                f"sequences each (batch {self.batch}, score {self.score}) need {least * len(store.sources)}."
+            )
+        if self.batch == "sampled" and self.batch_size <= least * len(self.held_out):
+            raise XDogeError(f"batch_size {self.batch_size} leaves no sequence to draw beside those of held_out.")
+        for source, count in store.sequence_counts(self.sequence_length).items():
+            if count < least:
+                raise XDogeError(
+                    f"{source} is too short: its {store.tokens()[source]} tokens make {count} sequences of "
+                    f"{self.sequence_length}, and at least {least} are needed. Lower sequence_length or leave it out."
+                )
+
+
+def settings_help() -> str:
+    """Return every setting with its meaning, its choices and its default, as a Markdown list."""
+    lines = []
+    for name, info in FitSettings.model_fields.items():
+        about = info.description or name.replace("_", " ")
+        if get_origin(info.annotation) is Literal:
+            about += f": {' or '.join(get_args(info.annotation))}"
+        if not info.is_required():
+            about += f" [{str(info.default).lower() if info.default != () else 'none'}]"
+        lines.append(f"- `{name}`: {about}")
+    return "\n\n".join(lines)

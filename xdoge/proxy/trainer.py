@@ -1,0 +1,331 @@
+"""The bi-level fit: a proxy trains on all sources while one weight per source moves towards what helps them all.
+
+Each step draws a batch from every source, forms the gradient products in the proxy's own backward pass, trains the
+proxy along Σ α_i g_i and moves α. `fit` is the whole of it; what it reads and writes lies in `run.py`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import xdoge
+from xdoge.corpus.store import TokenStore
+from xdoge.errors import Interrupted, NonFiniteLossError
+from xdoge.files import replacing_folder
+from xdoge.mixtures.weights import WeightSet
+from xdoge.proxy import reweight, transfer
+from xdoge.proxy.batches import Counts, draw, gradient_weights, sequence_counts
+from xdoge.proxy.descent import autocasting, learning_rate_ratio, make_optimiser, pick_autocast, pick_device
+from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
+from xdoge.proxy.run import Arrays, RunFolder
+from xdoge.proxy.settings import FitSettings
+from xdoge.signals import stop_requests
+from xdoge.simplex import Floats
+
+COLUMNS = ("weight", "score", "loss", "grad_norm")
+"""Columns of the trajectory, one (steps, k) array each."""
+
+EVAL_ROWS = 16
+"""Sequences per forward pass of an evaluation."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything but the proxy, its optimiser and the record of the past that the next step depends on."""
+
+    step: int
+    weights: reweight.Weights
+    read: Counts  # (k,) sequences of each source trained on so far
+    transfer: transfer.Windows
+
+
+def fit(
+    store: TokenStore,
+    settings: FitSettings,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    on_step: Callable[[Row], None] = lambda row: None,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> WeightSet:
+    """Learn one weight per source of `store` and return them, written to `out`/weights.json.
+
+    Killed at any moment and resumed, it ends with the same numbers to the bit on the same machine.
+
+    Args:
+        store: the tokens.
+        settings: from `FitSettings.for_store`.
+        out: the run folder, empty or new.
+        resume: continue the run that lies in `out`.
+        on_step: called with each row of metrics.jsonl.
+        on_note: called with what the user should know and no row says.
+
+    Raises:
+        XDogeError: the folder is taken, or a setting differs from the run's that is resumed.
+        NonFiniteLossError: training diverged.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
+    """
+    run = RunFolder(Path(out))
+    config = resolved_config(store, settings)
+    if resume:
+        for change in run.check(config):
+            on_note(f"resuming with another version, so the last digits may differ: {change}")
+        if run.weights.exists():
+            on_note(f"{run.path} is finished already.")
+            return WeightSet.load(run.weights)
+    else:
+        run.start(config)
+    fitting = _Fit(store, settings, run)
+    if resume:
+        on_note(f"resuming after step {fitting.rewind()} of {settings.steps}")
+    with stop_requests() as stop, OnePass(fitting.model, len(store.sources)) as engine:
+        for name, kind in engine.fallbacks.items():
+            on_note(f"{name} ({kind}) takes the exact slower path to its gradients")
+        fitting.train(engine, stop, on_step)
+    return fitting.finish()
+
+
+class _Fit:
+    """The proxy, its optimiser and the state of one fit, and what a step does to them."""
+
+    def __init__(self, store: TokenStore, settings: FitSettings, run: RunFolder) -> None:
+        self.store, self.settings, self.run = store, settings, run
+        self.rule = settings.rule(store)
+        self.device = pick_device(settings.device)
+        self.autocast = pick_autocast(settings.precision, self.device)
+        model = settings.recipe.build(vocab_size=store.vocab_size, seed=settings.seed)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        self.model = model.to(self.device).train()  # type: ignore[arg-type]
+        self.optimiser = make_optimiser(self.model, settings)
+        k = len(store.sources)
+        self.state = State(
+            step=0,
+            weights=reweight.Weights.uniform(self.rule.trained),
+            read=np.zeros(k, dtype=np.int64),
+            transfer=transfer.Windows.empty(k),
+        )
+        self.history = self.run.read_trajectory(0, COLUMNS, k)
+
+    def train(self, engine: OnePass, stop: list[int], on_step: Callable[[Row], None]) -> None:
+        """Run the steps that are left: draw, gradients, check, descend, reweight, log, evaluate, save, stop?"""
+        settings, started = self.settings, time.perf_counter()
+        for step in range(self.state.step + 1, settings.steps + 1):
+            weights, read = self.state.weights.now, self.state.read
+            counts = sequence_counts(weights, settings=settings, step=step)
+            rows = torch.from_numpy(draw(self.store, read, counts, settings=settings))
+            products = engine.backward(
+                SourceBatch(input_ids=rows.to(self.device), counts=tuple(counts.tolist())),
+                weights=gradient_weights(weights, counts, settings=settings),
+                targets=self.rule.targets,
+                gram=settings.gram_every > 0 and step % settings.gram_every == 0,
+                microbatches=settings.microbatches,
+                autocast=self.autocast,
+            )
+            self.refuse_non_finite(step, products, counts)
+            ratio = learning_rate_ratio(step, settings)
+            grad_norm = self.descend(ratio)
+            scores = self.reweight(step, products, counts, ratio)
+            row = self.row(products, scores, ratio, grad_norm)
+            if step % settings.eval_every == 0 or step == settings.steps:
+                row["validation"] = self.evaluate()
+            row["seconds"] = round(time.perf_counter() - started, 3)
+            self.run.log(row)
+            on_step(row)
+            if step % settings.checkpoint_every == 0 or step == settings.steps or stop:
+                self.save()
+            if stop and step < settings.steps:
+                raise Interrupted(stop[0], f"stopped after step {step} of {settings.steps}; a checkpoint was written")
+
+    def descend(self, ratio: float) -> float:
+        """Take the proxy's step along Σ α_i g_i, clipped; return the gradient's norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.learning_rate * ratio
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def reweight(self, step: int, products: SourceProducts, counts: Counts, ratio: float) -> Floats:
+        """Move the weights and everything else that a step moves; return the scores."""
+        after, scores = reweight.step(
+            self.state.weights,
+            products,
+            rule=self.rule,
+            learning_rate_ratio=ratio,
+            counts=step > self.settings.burn_in * self.settings.steps,
+        )
+        windows = self.state.transfer.add(products, step=step, steps=self.settings.steps)
+        self.state = State(step=step, weights=after, read=self.state.read + counts, transfer=windows)
+        return scores
+
+    def row(self, products: SourceProducts, scores: Floats, ratio: float, grad_norm: float) -> Row:
+        """Add the step to the trajectory and return its row of metrics.jsonl."""
+        now, targets = self.state.weights.now, self.rule.targets
+        seen = ~np.isnan(products.losses)
+        losses = np.where(seen, products.losses, 0.0)
+        columns = (now, scores, products.losses, np.sqrt(products.square_norms))
+        for name, values in zip(COLUMNS, columns, strict=True):
+            self.history[name].append(values)
+        languages = {
+            language: math.fsum(now[self.store.sources.index(source)] for source in sources)
+            for language, sources in self.store.languages.items()
+        }
+        return {
+            "step": self.state.step,
+            "loss": float(now @ losses / now[seen].sum()),
+            "target_loss": float(targets @ losses / targets[seen].sum()) if targets[seen].any() else None,
+            "grad_norm": grad_norm,
+            "learning_rate": self.settings.learning_rate * ratio,
+            "tokens": int(self.state.read.sum()) * self.settings.sequence_length,
+            "languages": languages,
+        }
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return the validation loss of each source that has validation sequences, nats per token."""
+        length, losses = self.settings.sequence_length, {}
+        available = self.store.sequence_counts(length, split="validation")
+        self.model.eval()
+        for source, count in available.items():
+            indices = np.arange(min(count, self.settings.eval_sequences))
+            total = 0.0
+            for part in np.array_split(indices, max(1, len(indices) // EVAL_ROWS)) if count else []:
+                rows = self.store.sequences(source, part, length, split="validation").astype(np.int64)
+                total += self.nats(torch.from_numpy(rows).to(self.device))
+            if count:
+                losses[source] = total / (len(indices) * (length - 1))
+        self.model.train()
+        return losses
+
+    def nats(self, rows: torch.Tensor) -> float:
+        """Return the next-token cross-entropy summed over all predictions in (B, T) token ids."""
+        with autocasting(self.device, self.autocast):
+            logits = self.model(input_ids=rows).logits[:, :-1]  # (B, T - 1, V)
+        return float(F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
+
+    def refuse_non_finite(self, step: int, products: SourceProducts, counts: Counts) -> None:
+        """Stop at the first loss or gradient that is NaN or infinite, before anything is moved by it."""
+        for source, count, loss, square in zip(
+            self.store.sources, counts, products.losses, products.square_norms, strict=True
+        ):
+            if count and not (math.isfinite(loss) and math.isfinite(square)):
+                what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", square)
+                good = self.run.latest_checkpoint()
+                raise NonFiniteLossError(
+                    f"step {step}: the {what} of {source} is {value}. Last good checkpoint: {good or 'none yet'}. "
+                    "Lower learning_rate or clip, or look at that source's text."
+                )
+
+    def save(self) -> None:
+        """Write the trajectory, then a checkpoint, each whole."""
+        weights = self.state.weights
+        history = {name: np.array(values) for name, values in self.history.items()}
+        self.run.write_trajectory(history, self.store.sources)
+        optimiser = {
+            f"optimiser.{index}.{name}": value
+            for index, values in self.optimiser.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        model = {f"model.{name}": value.detach() for name, value in self.model.named_parameters()}
+        self.run.save_checkpoint(
+            self.state.step,
+            numbers={
+                "averaged_steps": weights.steps,
+                "square_norm": weights.square_norm,
+                "square_norm_mass": weights.square_norm_mass,
+            },
+            arrays={
+                "weights_now": weights.now,
+                "weights_total": weights.total,
+                "read": self.state.read,
+                "transfer_products": self.state.transfer.products,
+                "transfer_counts": self.state.transfer.counts,
+            },
+            tensors=model | optimiser,
+            keep=self.settings.keep_checkpoints,
+        )
+
+    def rewind(self) -> int:
+        """Go back to the newest checkpoint, or to the start where there is none; return its step."""
+        folder = self.run.latest_checkpoint()
+        if folder is not None:
+            numbers, arrays, tensors = self.run.load_checkpoint(folder)
+            self.load(numbers, arrays, tensors)
+        self.history = self.run.read_trajectory(self.state.step, COLUMNS, len(self.store.sources))
+        self.run.rewind_metrics(self.state.step)
+        return self.state.step
+
+    def load(self, numbers: Mapping[str, Any], arrays: Arrays, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put everything back as `save` found it."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in tensors.items():
+            kind, index, *name = key.split(".")
+            if kind == "optimiser":
+                moments.setdefault(int(index), {})[".".join(name)] = value
+        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        self.state = State(
+            step=numbers["step"],
+            weights=reweight.Weights(
+                now=arrays["weights_now"],
+                total=arrays["weights_total"],
+                steps=numbers["averaged_steps"],
+                square_norm=numbers["square_norm"],
+                square_norm_mass=numbers["square_norm_mass"],
+            ),
+            read=arrays["read"],
+            transfer=transfer.Windows(arrays["transfer_products"], arrays["transfer_counts"]),
+        )
+
+    def finish(self) -> WeightSet:
+        """Write the proxy, the averaged Gram matrix and, last, the weights."""
+        store, settings, run = self.store, self.settings, self.run
+        if settings.gram_every:
+            run.write_gram(self.state.transfer.to_table(store.sources, steps=settings.steps))
+        shutil.rmtree(run.proxy, ignore_errors=True)
+        with replacing_folder(run.proxy) as folder:
+            self.model.save_pretrained(folder)
+            store.tokenizer().save(folder)
+        recipe = settings.recipe
+        weights = WeightSet(
+            name=f"{store.name}-{recipe.name}-seed{settings.seed}",
+            sources=dict(zip(store.sources, self.state.weights.average.tolist(), strict=True)),
+            floor=settings.floor,
+            method=settings.model_dump(mode="json"),
+            proxy={
+                **recipe.model_dump(mode="json", exclude={"about"}),
+                "non_embedding_parameters": recipe.non_embedding_parameters,
+                "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+                "tokens_seen": int(self.state.read.sum()) * settings.sequence_length,
+            },
+            corpus={"name": store.name, "sha256": store.sha256, "tokens": store.tokens()},
+            xdoge_version=xdoge.__version__,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        weights.save(run.weights)
+        return weights
+
+
+def resolved_config(store: TokenStore, settings: FitSettings) -> dict[str, Any]:
+    """Return what config.yaml holds: the store, every setting and the recipe in full."""
+    return {
+        "store": {"path": str(store.path), "name": store.name, "sha256": store.sha256},
+        "settings": settings.model_dump(mode="json"),
+        "recipe": settings.recipe.model_dump(mode="json"),
+    }
