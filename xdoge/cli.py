@@ -209,9 +209,11 @@ def _open_store(path: Path, out: Path, *, workers: int | None) -> TokenStore:
 
 def _prepare(corpus: Path, out: Path, *, workers: int | None = None, refresh: bool = False) -> TokenStore:
     from xdoge.corpus.prepare import prepare as prepare_store
+    from xdoge.corpus.progress import show_progress
 
     try:
-        return prepare_store(corpus, out, workers=workers, refresh=refresh)
+        with show_progress() as progress:
+            return prepare_store(corpus, out, workers=workers, refresh=refresh, progress=progress)
     except KeyboardInterrupt:
         raise Interrupted(2, "interrupted; the same command continues and keeps the finished sources") from None
 
@@ -220,9 +222,12 @@ def _fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = 
     from xdoge.proxy.display import FitDisplay
 
     try:
+        from transformers.utils.logging import disable_progress_bar
+
         from xdoge.proxy.trainer import fit, resolved_config
     except ImportError as error:
         raise MissingExtraError(error.name or "torch", "proxy") from error
+    disable_progress_bar()
     stderr.print(yaml.safe_dump(resolved_config(store, settings), sort_keys=False), highlight=False, end="")
     with FitDisplay(stderr, steps=settings.steps) as display:
         return fit(store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)

@@ -35,7 +35,7 @@ class Rule:
         targets: (k,) τ, >= 0: how much the loss of each source counts.
         trained: (k,) bool: False for a held-out target, which steers and is never trained on (α = 0).
         floor: γ, least weight of a trained source.
-        mu: μ > 0, strength of the pull towards the weights as they are.
+        mu: μ > 0, the score by which a source must exceed another over the whole fit to gain a factor e on it.
         score: "unbiased" takes ⟨g_j, g_j⟩ between independent halves of the batch; "paper" from one batch.
         normalise: what a score is divided by; see `normalised`.
     """
@@ -78,7 +78,7 @@ class Weights:
 
 
 def step(
-    weights: Weights, products: SourceProducts, *, rule: Rule, learning_rate_ratio: float, counts: bool = True
+    weights: Weights, products: SourceProducts, *, rule: Rule, eta: float, counts: bool = True
 ) -> tuple[Weights, Floats]:
     """Return the weights after one step, and the score of each source that moved them.
 
@@ -86,7 +86,7 @@ def step(
         weights: the state before.
         products: losses and gradient products of the step's batch.
         rule: what stays the same over the fit.
-        learning_rate_ratio: η_t, the proxy's learning rate as a share of its peak, in [0, 1].
+        eta: η_t, the step's part of the whole fit: proportional to the proxy's learning rate, summing to 1.
         counts: whether the new weights count towards the average (False during burn-in).
 
     Returns:
@@ -96,7 +96,7 @@ def step(
     mass = NORM_DECAY * weights.square_norm_mass + (1 - NORM_DECAY)
     square_norm = NORM_DECAY * weights.square_norm + (1 - NORM_DECAY) * square
     scores = normalised(raw_scores(products, rule), products, rule=rule, mean_square=square_norm / mass)
-    exponents = learning_rate_ratio / rule.mu * scores
+    exponents = eta / rule.mu * scores
     trained = rule.trained
     now = np.zeros_like(weights.now)
     now[trained] = mirror_step(weights.now[trained], exponents[trained], floor=rule.floor)

@@ -28,7 +28,7 @@ class FitSettings(Config):
     steps: int = Field(gt=0, description="optimiser steps [recipe]")
 
     floor: float = Field(ge=0, description="γ, least weight of a source, below 1/k [1/(20 k)]")
-    mu: float = Field(10.0, gt=0, description="μ: a score of 1 multiplies a weight by up to exp(1/μ) a step")
+    mu: float = Field(0.05, gt=0, description="μ, the lead in score over the whole fit that gains a factor e")
     score: Score = Field("unbiased", description="⟨g_j, g_j⟩ between independent halves, or as in the paper")
     targets: Literal["sources", "languages"] | dict[str, float] = Field(
         "sources", description="whose loss counts: all sources alike, all languages alike, or {source: τ}"
@@ -47,7 +47,7 @@ class FitSettings(Config):
     final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak at the end of the cosine")
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, gt=0, description="largest norm of the proxy's gradient")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto is bfloat16 autocast where the GPU computes in it")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
 
@@ -55,7 +55,7 @@ class FitSettings(Config):
     eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most")
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
     keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
-    gram_every: int = Field(10, ge=0, description="steps between whole Gram matrices; 0 for none")
+    gram_every: int = Field(ge=0, description="steps between Gram matrices, 0 for none [a hundredth of the steps]")
 
     @field_validator("targets")
     @classmethod
@@ -102,6 +102,7 @@ class FitSettings(Config):
             "floor": FLOOR_SHARE / max(1, k - held_out),
             "eval_every": max(1, steps // 10),
             "checkpoint_every": max(1, steps // 20),
+            "gram_every": max(1, steps // 100),
             **given,
         }
 

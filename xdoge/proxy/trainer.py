@@ -91,10 +91,8 @@ def fit(
     fitting = _Fit(store, settings, run)
     if resume:
         on_note(f"resuming after step {fitting.rewind()} of {settings.steps}")
-    with stop_requests() as stop, OnePass(fitting.model, len(store.sources)) as engine:
-        for name, kind in engine.fallbacks.items():
-            on_note(f"{name} ({kind}) takes the exact slower path to its gradients")
-        fitting.train(engine, stop, on_step)
+    with stop_requests() as stop:
+        fitting.train(OnePass(fitting.model, len(store.sources)), stop, on_step)
     return fitting.finish()
 
 
@@ -111,6 +109,7 @@ class _Fit:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
         self.model = model.to(self.device).train()  # type: ignore[arg-type]
         self.optimiser = make_optimiser(self.model, settings)
+        self.rate_total = math.fsum(learning_rate_ratio(step, settings) for step in range(1, settings.steps + 1))
         k = len(store.sources)
         self.state = State(
             step=0,
@@ -165,7 +164,7 @@ class _Fit:
             self.state.weights,
             products,
             rule=self.rule,
-            learning_rate_ratio=ratio,
+            eta=ratio / self.rate_total,
             counts=step > self.settings.burn_in * self.settings.steps,
         )
         windows = self.state.transfer.add(products, step=step, steps=self.settings.steps)
@@ -214,7 +213,7 @@ class _Fit:
     def nats(self, rows: torch.Tensor) -> float:
         """Return the next-token cross-entropy summed over all predictions in (B, T) token ids."""
         with autocasting(self.device, self.autocast):
-            logits = self.model(input_ids=rows).logits[:, :-1]  # (B, T - 1, V)
+            logits = self.model(input_ids=rows[:, :-1]).logits  # (B, T - 1, V)
         return float(F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
 
     def refuse_non_finite(self, step: int, products: SourceProducts, counts: Counts) -> None:
@@ -296,12 +295,12 @@ class _Fit:
     def finish(self) -> WeightSet:
         """Write the proxy, the averaged Gram matrix and, last, the weights."""
         store, settings, run = self.store, self.settings, self.run
-        if settings.gram_every:
+        if self.state.transfer.counts.any():
             run.write_gram(self.state.transfer.to_table(store.sources, steps=settings.steps))
         shutil.rmtree(run.proxy, ignore_errors=True)
         with replacing_folder(run.proxy) as folder:
             self.model.save_pretrained(folder)
-            store.tokenizer().save(folder)
+            store.tokenizer().export(folder)
         recipe = settings.recipe
         weights = WeightSet(
             name=f"{store.name}-{recipe.name}-seed{settings.seed}",

@@ -1,0 +1,51 @@
+"""How the proxy is trained: rate, optimiser, device, precision."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from xdoge.errors import XDogeError
+from xdoge.proxy.descent import learning_rate_ratio, make_optimiser, pick_autocast, pick_device
+from xdoge.proxy.settings import FitSettings
+
+
+def test_the_rate_rises_falls_as_a_cosine_and_ends_where_stated(store, recipe):
+    given = {"proxy": recipe, "steps": 100, "warmup": 0.1, "final_learning_rate": 0.2}
+    settings = FitSettings.for_store(store, given)
+    ratios = [learning_rate_ratio(step, settings) for step in range(1, 101)]
+    assert ratios[0] == pytest.approx(0.1)
+    assert ratios[9] == 1.0
+    assert ratios[54] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 2)) / 2)
+    assert ratios[99] == pytest.approx(0.2)
+    assert ratios[9:] == sorted(ratios[9:], reverse=True)
+
+
+def test_norm_gains_and_biases_are_not_decayed(store, recipe):
+    settings = FitSettings.for_store(store, {"proxy": recipe})
+    model = settings.recipe.build(vocab_size=50, seed=0)
+    decayed, free = make_optimiser(model, settings).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (settings.weight_decay, 0.0)
+    assert {p.dim() for p in free["params"]} == {1}
+    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+
+
+def test_an_unknown_device_is_refused():
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(XDogeError, match="device 'gpu' is unknown; write auto, cpu, cuda or cuda:N"):
+        pick_device("gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(XDogeError, match="device 'cuda:1' is not on this machine"):
+        pick_device("cuda:1")
+
+
+def test_precision_is_what_was_asked_for():
+    cpu = torch.device("cpu")
+    assert pick_autocast("auto", cpu) is None
+    assert pick_autocast("float32", cpu) is None
+    assert pick_autocast("bfloat16", cpu) == torch.bfloat16

@@ -1,0 +1,449 @@
+"""What stands in for a module's forward while one pass runs, so that its gradients arrive per segment.
+
+Each stand-in computes what the module computes, and its backward hands the pieces of the weight's gradient to the
+pass (`Tap.arrive`) in place of the weight's gradient itself. Linear maps and embeddings hand over the factors they
+have anyway. Norms use one copy of their gain per row. Everything else that owns parameters runs once per segment,
+with copies of its parameters of its own: exact, and as slow as it sounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from xdoge.errors import XDogeError
+from xdoge.proxy.segments import Dense, Layout, LogitProduct, Lookup, Piece, Product, working_dtype
+
+
+class Tap(Protocol):
+    """The side of a running pass that stand-ins see."""
+
+    layout: Layout  # of the microbatch under way
+    anchor: torch.Tensor  # a leaf that makes outputs need a gradient though no parameter is among the inputs
+    checked: set[str]  # modules seen to give the same output through their stand-in as by themselves
+
+    def expect(self, parameter: nn.Parameter) -> None:
+        """Count a use of the parameter, in forward."""
+
+    def arrive(self, parameter: nn.Parameter, piece: Piece) -> None:
+        """Take the gradient of one use of the parameter, in backward."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module whose forward is replaced, and by what."""
+
+    name: str
+    module: nn.Module
+    stand_in: Callable[..., Any]
+    is_fallback: bool = False
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Return a site for every module that owns parameters.
+
+    Raises:
+        XDogeError: a module or a setting mixes rows, or the model is compiled.
+    """
+    if getattr(getattr(model, "config", None), "output_router_logits", False):
+        raise XDogeError(
+            "config.output_router_logits is True: the router's auxiliary loss mixes the rows of all sources, so that "
+            "sources have no gradients of their own. Set it to False."
+        )
+    for name, module in model.named_modules():
+        _refuse(name or type(model).__name__, module)
+    return list(_walk(model, "", set()))
+
+
+def _refuse(name: str, module: nn.Module) -> None:
+    kind = type(module).__name__
+    if any("BatchNorm" in base.__name__ for base in type(module).__mro__):
+        raise XDogeError(
+            f"{name} is a {kind}, which mixes the rows of all sources, so that sources have no gradients of their own. "
+            "Use a norm that works row by row, such as LayerNorm or RMSNorm."
+        )
+    if isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None):
+        setting = "scale_grad_by_freq" if module.scale_grad_by_freq else "max_norm"
+        raise XDogeError(f"{name} is an embedding with {setting}, which depends on the whole batch. Switch it off.")
+    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        raise XDogeError(
+            f"{name} is compiled by torch.compile: gradients per source are formed by Python code inside backward, "
+            "which a compiled graph leaves out. Pass the model as it was before compiling."
+        )
+
+
+def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[Site]:
+    if module in seen:
+        return
+    seen.add(module)
+    forward = None if "forward" in vars(module) else getattr(type(module), "forward", None)
+    owned = {key for key, value in module.named_parameters(recurse=False)}
+    stand_in: Callable[..., Any] | None = None
+    if "weight" in owned and forward is nn.Linear.forward:
+        stand_in = _linear
+    elif "weight" in owned and _is_conv1d(type(module)) and forward is type(module).forward:
+        stand_in = _linear
+    elif "weight" in owned and forward is nn.Embedding.forward:
+        stand_in = _embedding
+    elif "weight" in owned and forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:  # type: ignore[arg-type]
+        stand_in = _layer_norm
+    elif owned and forward is not None and _is_rms_norm(module):
+        stand_in = _rms_norm
+    if stand_in is not None:
+        yield Site(name, module, stand_in)
+    elif owned:
+        yield Site(name, module, _by_segment, is_fallback=True)
+    else:
+        for child_name, child in module.named_children():
+            yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen)
+
+
+def _is_conv1d(kind: type) -> bool:
+    """Whether this is transformers' linear map with a transposed weight (GPT-2), without importing transformers."""
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    """Whether this multiplies by its gain elementwise, as every *RMSNorm of transformers does; checked when run."""
+    gains = list(module.parameters())
+    return (
+        "RMSNorm" in type(module).__name__
+        and not isinstance(module, nn.RMSNorm)  # its kernel takes no gain per row
+        and not list(module.children())
+        and all(gain.dim() == 1 for gain in gains)
+    )
+
+
+# ---------------------------------------------------------------------------------------------- stand-ins
+
+
+def _linear(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
+    _check_rows(tap, site, input)
+    _expect(tap, site.module)
+    output: torch.Tensor = _Linear.apply(input, tap.anchor, site.module, tap)
+    return output
+
+
+def _embedding(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
+    n_rows, n_tokens = tap.layout.n_rows, tap.layout.n_tokens
+    if input.dim() == 1 and len(input) == n_tokens != n_rows:
+        input = input[None]
+    if input.dim() > 1 and input.shape[0] == 1 < n_rows:
+        input = input.expand(n_rows, *input.shape[1:])  # position ids are given once for all rows
+    _check_rows(tap, site, input)
+    _expect(tap, site.module)
+    output: torch.Tensor = _Embedding.apply(input, tap.anchor, site.module, tap)
+    return output
+
+
+def _layer_norm(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
+    module = site.module
+    _check_rows(tap, site, input)
+    output = functional.layer_norm(input, module.normalized_shape, None, None, module.eps)  # type: ignore[arg-type]
+    output = output * _per_row(tap, module.weight, input.dim())
+    return output if module.bias is None else output + _per_row(tap, module.bias, input.dim())
+
+
+def _rms_norm(tap: Tap, site: Site, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    first = args[0] if args else next(iter(kwargs.values()))
+    _check_rows(tap, site, first)
+    slots = _slots(site.module)
+    gains = [_per_row(tap, gain, first.dim()) for _, _, gain in slots]
+    output: torch.Tensor = _with_parameters(slots, gains, forward, args, kwargs)
+    if site.name not in tap.checked:
+        _check_same(tap, site, output, lambda: forward(*args, **kwargs))
+    return output
+
+
+def _by_segment(tap: Tap, site: Site, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run the module once for each segment, on that segment's rows, with parameters of the segment's own."""
+    slots = _slots(site.module)
+    parameters = list({id(p): p for _, _, p in slots}.values())  # a parameter tied inside the module counts once
+    copies = {id(p): _per_segment(tap, p) for p in parameters}
+    layout = tap.layout
+
+    def run(separate: bool) -> Any:
+        outputs = []
+        for i, (_, start, stop) in enumerate(layout.blocks()):
+            own = [copies[id(p)][i] if separate else p for _, _, p in slots]
+            cut_args, cut_kwargs = _cut(args, layout, start, stop), _cut(kwargs, layout, start, stop)
+            outputs.append(_with_parameters(slots, own, forward, cut_args, cut_kwargs))
+        return _join(outputs)
+
+    if site.name not in tap.checked:
+        modes = [(module, module.training) for module in site.module.modules()]
+        site.module.eval()
+        try:  # without dropout, which would draw other numbers for the two
+            with torch.no_grad():
+                _check_same(tap, site, run(separate=False), lambda: forward(*args, **kwargs))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    return run(separate=True)
+
+
+def _expect(tap: Tap, module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        if parameter.requires_grad:
+            tap.expect(parameter)
+
+
+def _check_rows(tap: Tap, site: Site, input: torch.Tensor) -> None:
+    n_rows, n_tokens = tap.layout.n_rows, tap.layout.n_tokens
+    batch_first = input.dim() >= 1 and input.shape[0] == n_rows and (input.dim() > 1 or n_rows != n_tokens)
+    flattened = input.dim() == 2 and input.shape[0] == n_rows * n_tokens
+    if not batch_first and not flattened:
+        raise XDogeError(
+            f"{site.name} ({type(site.module).__name__}) gets an input of shape {tuple(input.shape)}, whose first "
+            f"dimension is not the {n_rows} rows of the batch, so that its gradient cannot be told apart by source."
+        )
+
+
+def _check_same(tap: Tap, site: Site, output: Any, expected: Callable[[], Any]) -> None:
+    """Refuse a module whose output changes when its rows are run apart or its gains are given per row."""
+    with torch.no_grad():
+        pairs = list(zip(_tensors(output), _tensors(expected()), strict=True))
+    for ours, theirs in pairs:
+        tolerance = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 3e-2
+        apart = (ours.detach() - theirs).double().norm() if ours.shape == theirs.shape else torch.tensor(torch.inf)
+        if not apart <= tolerance * theirs.double().norm():
+            raise XDogeError(
+                f"{site.name} ({type(site.module).__name__}) gives another output when the sources' rows are run apart: "
+                "it mixes rows, so that sources have no gradients of their own."
+            )
+    tap.checked.add(site.name)
+
+
+# ---------------------------------------------------------------------------------------------- parameters swapped
+
+Slots = list[tuple[nn.Module, str, nn.Parameter]]
+
+
+def _slots(module: nn.Module) -> Slots:
+    return [
+        (owner, key, parameter)
+        for owner in module.modules()
+        for key, parameter in owner.named_parameters(recurse=False, remove_duplicate=False)
+    ]
+
+
+def _with_parameters(
+    slots: Slots, values: Sequence[torch.Tensor], forward: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    """Call `forward` while other tensors stand in the parameters' places."""
+    for (owner, key, _), value in zip(slots, values, strict=True):
+        owner._parameters[key] = value  # type: ignore[assignment]
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        for owner, key, parameter in slots:
+            owner._parameters[key] = parameter
+
+
+def _cut(value: Any, layout: Layout, start: int, stop: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        if value.dim() and value.shape[0] == layout.n_rows:
+            return value[start:stop]
+        if value.dim() and value.shape[0] == layout.n_rows * layout.n_tokens:
+            return value[start * layout.n_tokens : stop * layout.n_tokens]
+    if isinstance(value, tuple | list):
+        return type(value)(_cut(item, layout, start, stop) for item in value)
+    if isinstance(value, dict):
+        return {key: _cut(item, layout, start, stop) for key, item in value.items()}
+    return value
+
+
+def _join(outputs: list[Any]) -> Any:
+    first = outputs[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(outputs)
+    if isinstance(first, tuple | list):
+        return type(first)(_join(list(items)) for items in zip(*outputs, strict=True))
+    if isinstance(first, Mapping):
+        return type(first)(**{key: _join([output[key] for output in outputs]) for key in first})
+    return first
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+
+
+# ---------------------------------------------------------------------------------------------- autograd
+
+
+def _lowered(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Cast as autocast casts the operands of a matrix product, where it is on."""
+    device = next(t.device.type for t in tensors if t is not None)
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map; in backward the factors of its weight's gradient go to the tap."""
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor, anchor: torch.Tensor, module: nn.Module, tap: Tap) -> torch.Tensor:
+        ctx.tap, ctx.module, ctx.dtype = tap, module, input.dtype
+        x, weight, bias = _lowered(input, module.weight, module.bias)  # type: ignore[arg-type]
+        if not isinstance(module, nn.Linear):
+            weight = weight.T  # type: ignore[union-attr]
+        ctx.save_for_backward(x, weight)
+        return functional.linear(x, weight, bias)  # type: ignore[arg-type]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        tap, module = ctx.tap, ctx.module
+        x, weight = ctx.saved_tensors
+        flat, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        input_grad = (grad @ weight).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        if module.weight.requires_grad:
+            left, right = (flat, x) if isinstance(module, nn.Linear) else (x, flat)
+            tap.arrive(module.weight, Product(left, right, tap.layout))
+        if module.bias is not None and module.bias.requires_grad:
+            tap.arrive(module.bias, Dense(tap.layout.sum(flat)[:, :, None]))
+        return input_grad, None, None, None
+
+
+class _Embedding(torch.autograd.Function):
+    """A look-up; in backward the tokens and their gradients go to the tap."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, anchor: torch.Tensor, module: Any, tap: Tap) -> torch.Tensor:
+        ctx.tap, ctx.module = tap, module
+        ctx.save_for_backward(tokens)
+        return functional.embedding(tokens, module.weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        tap, module = ctx.tap, ctx.module
+        tokens = ctx.saved_tensors[0].reshape(-1)
+        grads = grad.reshape(-1, grad.shape[-1])
+        if module.padding_idx is not None:
+            grads = grads.masked_fill((tokens == module.padding_idx)[:, None], 0)
+        if module.weight.requires_grad:
+            tap.arrive(module.weight, Lookup.of(tokens, grads, tap.layout))
+        return None, None, None, None
+
+
+def _per_row(tap: Tap, parameter: nn.Parameter, n_dims: int) -> torch.Tensor:
+    """Return one copy of a vector per row, (B, 1, …, d): its gradient then arrives per row."""
+    if not parameter.requires_grad:
+        return parameter
+    tap.expect(parameter)
+    copies: torch.Tensor = _PerRow.apply(tap.anchor, (parameter,), n_dims, tap)
+    return copies
+
+
+class _PerRow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, holder: tuple[nn.Parameter], n_dims: int, tap: Tap) -> torch.Tensor:
+        ctx.tap, ctx.parameter = tap, holder[0]
+        shape = (tap.layout.n_rows, *[1] * (n_dims - 2), len(ctx.parameter))
+        return ctx.parameter.expand(shape).clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        rows = grad.reshape(ctx.tap.layout.n_rows, -1)
+        ctx.tap.arrive(ctx.parameter, Dense(ctx.tap.layout.sum(rows)[:, :, None]))
+        return None, None, None, None
+
+
+def _per_segment(tap: Tap, parameter: nn.Parameter) -> Sequence[torch.Tensor]:
+    """Return one alias of a parameter for each segment that has rows in this microbatch."""
+    if not parameter.requires_grad:
+        return [parameter] * len(tap.layout.blocks())
+    tap.expect(parameter)
+    aliases: Sequence[torch.Tensor] = _PerSegment.apply(tap.anchor, (parameter,), tap)
+    return aliases
+
+
+class _PerSegment(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, holder: tuple[nn.Parameter], tap: Tap) -> tuple[torch.Tensor, ...]:
+        ctx.tap, ctx.parameter = tap, holder[0]
+        return tuple(ctx.parameter.detach() for _ in tap.layout.blocks())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        tap, parameter = ctx.tap, ctx.parameter
+        dtype = working_dtype(parameter.dtype)
+        dense = parameter.new_zeros(tap.layout.n_segments, *matrix_shape(parameter), dtype=dtype)
+        for (segment, _, _), grad in zip(tap.layout.blocks(), grads, strict=True):
+            dense[segment] = grad.reshape(dense.shape[1:])
+        tap.arrive(parameter, Dense(dense))
+        return None, None, None
+
+
+def matrix_shape(parameter: torch.Tensor) -> tuple[int, int]:
+    """Return the shape (n, d) that pieces see a parameter in: a vector is a column."""
+    return (parameter.shape[0], parameter[0].numel()) if parameter.dim() > 1 else (parameter.numel(), 1)
+
+
+# ---------------------------------------------------------------------------------------------- the loss
+
+
+class HeadLoss(torch.autograd.Function):
+    """The summed next-token loss of a head without bias, with the logits made a few tokens at a time.
+
+    Each slice of logits is turned at once into its loss, its gradient (softmax minus one-hot) and the hidden states'
+    gradient, so that of the three copies of (N, V) that an ordinary cross-entropy makes at most one stays, and none
+    if `keep` is false: then the slice that the weight's gradient needs is made once more when it is needed.
+    """
+
+    SLICE_BYTES = 32 * 2**20
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, module: nn.Linear, tap: Any, keep: bool
+    ) -> torch.Tensor:
+        ctx.tap, ctx.module, ctx.dtype = tap, module, hidden.dtype
+        h, weight = _lowered(hidden, module.weight)
+        assert h is not None and weight is not None  # for the type checker
+        n, vocabulary = len(h), len(weight)
+        exact = working_dtype(h.dtype)
+        keep = keep and module.weight.requires_grad
+        kept = h.new_empty(n, vocabulary) if keep else None
+        hidden_grad, losses, log_norm = torch.empty_like(h), h.new_empty(n, dtype=exact), h.new_empty(n, dtype=exact)
+        step = max(1, HeadLoss.SLICE_BYTES // (vocabulary * exact.itemsize))
+        for start in range(0, n, step):
+            part = slice(start, min(n, start + step))
+            target = targets[part, None]
+            logits = functional.linear(h[part], weight).to(exact)
+            log_p = torch.log_softmax(logits, dim=1)
+            losses[part] = -log_p.gather(1, target).squeeze(1)
+            log_norm[part] = losses[part] + logits.gather(1, target).squeeze(1)
+            logits_grad = log_p.exp_()
+            logits_grad.scatter_add_(1, target, -torch.ones_like(target, dtype=exact))
+            lowered = logits_grad.to(h.dtype)
+            torch.mm(lowered, weight, out=hidden_grad[part])
+            if kept is not None:
+                kept[part] = lowered
+        ctx.save_for_backward(h, weight, targets, hidden_grad, log_norm, kept)
+        tap.add_losses(losses)
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        h, weight, targets, hidden_grad, log_norm, kept = ctx.saved_tensors
+        tap, parameter = ctx.tap, ctx.module.weight
+        if parameter.requires_grad:
+            piece: Piece = (
+                LogitProduct(h, weight, log_norm, targets, tap.layout)
+                if kept is None
+                else Product(kept, h, tap.layout)
+            )
+            tap.arrive(parameter, piece)
+        return hidden_grad.to(ctx.dtype), None, None, None, None
