@@ -12,8 +12,11 @@ weights.json         the answer; its presence says that the run is finished
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 from collections.abc import Iterator, Mapping
@@ -105,7 +108,7 @@ class RunFolder:
         from safetensors.numpy import save_file
         from safetensors.torch import save_file as save_tensors
 
-        with replacing_folder(self.checkpoints / f"step-{step:09d}") as folder:
+        with saving_tensors(self.checkpoints / f"step-{step:09d}") as folder:
             save_file(arrays, folder / "arrays.safetensors")
             save_tensors(tensors, folder / "tensors.safetensors")
             write_json(folder / "state.json", {"schema": "xdoge.checkpoint/1", "step": step, **numbers})
@@ -171,6 +174,20 @@ class RunFolder:
 
         with replacing(self.gram) as file:
             pq.write_table(table, file)
+
+
+@contextlib.contextmanager
+def saving_tensors(path: Path) -> Iterator[Path]:
+    """As `replacing_folder`, and a full disk is one also where safetensors says so in words of its own."""
+    from safetensors import SafetensorError
+
+    with replacing_folder(path) as folder:
+        try:
+            yield folder
+        except SafetensorError as error:
+            if os.strerror(errno.ENOSPC) in str(error):
+                raise OSError(errno.ENOSPC, str(error)) from error
+            raise
 
 
 def _harmless(path: Path) -> bool:

@@ -49,7 +49,7 @@ class FitSettings(Config):
     clip: float = Field(1.0, gt=0, description="largest norm of the proxy's gradient")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
 
     eval_every: int = Field(gt=0, description="steps between validation losses [a tenth of the steps]")
     eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most")

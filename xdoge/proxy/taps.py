@@ -403,7 +403,7 @@ class HeadLoss(torch.autograd.Function):
     if `keep` is false: then the slice that the weight's gradient needs is made once more when it is needed.
     """
 
-    SLICE_BYTES = 32 * 2**20
+    SLICE_BYTES = 8 * 2**20
 
     @staticmethod
     def forward(
@@ -414,23 +414,30 @@ class HeadLoss(torch.autograd.Function):
         assert h is not None and weight is not None  # for the type checker
         n, vocabulary = len(h), len(weight)
         exact = working_dtype(h.dtype)
+        n_slice = min(n, max(1, HeadLoss.SLICE_BYTES // (vocabulary * exact.itemsize)))
         keep = keep and module.weight.requires_grad
         kept = h.new_empty(n, vocabulary) if keep else None
+        slices = h.new_empty(2, n_slice, vocabulary, dtype=exact)
         hidden_grad, losses, log_norm = torch.empty_like(h), h.new_empty(n, dtype=exact), h.new_empty(n, dtype=exact)
-        step = max(1, HeadLoss.SLICE_BYTES // (vocabulary * exact.itemsize))
-        for start in range(0, n, step):
-            part = slice(start, min(n, start + step))
+        for start in range(0, n, n_slice):
+            part = slice(start, min(n, start + n_slice))
             target = targets[part, None]
-            logits = functional.linear(h[part], weight).to(exact)
-            log_p = torch.log_softmax(logits, dim=1)
+            logits, log_p = slices[0, : part.stop - start], slices[1, : part.stop - start]
+            if h.dtype == exact:
+                torch.mm(h[part], weight.T, out=logits)
+                log_p = log_p if kept is None else kept[part]
+            else:
+                logits.copy_(torch.mm(h[part], weight.T))
+            torch.log_softmax(logits, dim=1, out=log_p)
             losses[part] = -log_p.gather(1, target).squeeze(1)
             log_norm[part] = losses[part] + logits.gather(1, target).squeeze(1)
             logits_grad = log_p.exp_()
             logits_grad.scatter_add_(1, target, -torch.ones_like(target, dtype=exact))
-            lowered = logits_grad.to(h.dtype)
-            torch.mm(lowered, weight, out=hidden_grad[part])
-            if kept is not None:
-                kept[part] = lowered
+            if h.dtype != exact:
+                logits_grad = logits_grad.to(h.dtype)
+                if kept is not None:
+                    kept[part] = logits_grad
+            torch.mm(logits_grad, weight, out=hidden_grad[part])
         ctx.save_for_backward(h, weight, targets, hidden_grad, log_norm, kept)
         tap.add_losses(losses)
         return losses.sum()

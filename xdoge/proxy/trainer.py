@@ -22,13 +22,12 @@ import torch.nn.functional as F
 import xdoge
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted, NonFiniteLossError
-from xdoge.files import replacing_folder
 from xdoge.mixtures.weights import WeightSet
 from xdoge.proxy import reweight, transfer
 from xdoge.proxy.batches import Counts, draw, gradient_weights, sequence_counts
 from xdoge.proxy.descent import autocasting, learning_rate_ratio, make_optimiser, pick_autocast, pick_device
 from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
-from xdoge.proxy.run import Arrays, RunFolder
+from xdoge.proxy.run import Arrays, RunFolder, saving_tensors
 from xdoge.proxy.settings import FitSettings
 from xdoge.signals import stop_requests
 from xdoge.simplex import Floats
@@ -105,8 +104,8 @@ class _Fit:
         self.device = pick_device(settings.device)
         self.autocast = pick_autocast(settings.precision, self.device)
         model = settings.recipe.build(vocab_size=store.vocab_size, seed=settings.seed)
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        if settings.activation_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
         self.model = model.to(self.device).train()  # type: ignore[arg-type]
         self.optimiser = make_optimiser(self.model, settings)
         self.rate_total = math.fsum(learning_rate_ratio(step, settings) for step in range(1, settings.steps + 1))
@@ -298,7 +297,7 @@ class _Fit:
         if self.state.transfer.counts.any():
             run.write_gram(self.state.transfer.to_table(store.sources, steps=settings.steps))
         shutil.rmtree(run.proxy, ignore_errors=True)
-        with replacing_folder(run.proxy) as folder:
+        with saving_tensors(run.proxy) as folder:
             self.model.save_pretrained(folder)
             store.tokenizer().export(folder)
         recipe = settings.recipe

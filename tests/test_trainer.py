@@ -1,0 +1,243 @@
+"""The fit: what it learns, what it writes, and that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from xdoge import WeightSet, XDogeError
+from xdoge.errors import Interrupted, NonFiniteLossError
+from xdoge.proxy.run import RunFolder
+from xdoge.proxy.settings import FitSettings
+from xdoge.proxy.trainer import fit
+
+
+def settings_for(store, recipe, **given):
+    return FitSettings.for_store(store, {"proxy": recipe, "steps": 6, "checkpoint_every": 2, "eval_every": 3} | given)
+
+
+def same_run(one, other):
+    """Assert that two run folders hold the same run, to the bit, but for dates and times."""
+    a, b = (json.loads((run / "weights.json").read_text()) for run in (one, other))
+    a.pop("created"), b.pop("created")
+    assert a == b
+    for name in ("trajectory.parquet", "gram.parquet"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    assert (one / "proxy" / "model.safetensors").read_bytes() == (other / "proxy" / "model.safetensors").read_bytes()
+    assert [row | {"seconds": 0} for row in metrics(one)] == [row | {"seconds": 0} for row in metrics(other)]
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(store, recipe, tmp_path_factory):
+    """A run of six steps, to its end; read only."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    fit(store, settings_for(store, recipe), out)
+    return out
+
+
+def test_a_fit_writes_everything_it_promises(store, finished):
+    weights = WeightSet.load(finished / "weights.json")
+    assert tuple(weights.sources) == store.sources
+    assert sum(weights.sources.values()) == pytest.approx(1)
+    assert min(weights.sources.values()) >= weights.floor == pytest.approx(1 / 80)
+    assert weights.corpus["sha256"] == store.sha256
+    assert weights.method["steps"] == 6
+    rows = metrics(finished)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "validation" in row] == [3, 6]
+    assert set(rows[2]["validation"]) == set(store.sources)
+    assert rows[-1]["tokens"] == 6 * 12 * 16
+    trajectory = pq.read_table(finished / "trajectory.parquet")
+    assert trajectory.column_names == ["step", "source", "weight", "score", "loss", "grad_norm"]
+    assert trajectory.num_rows == 6 * 4
+    mean = trajectory["weight"].to_numpy().reshape(6, 4).mean(axis=0)
+    np.testing.assert_allclose(mean, list(weights.sources.values()), rtol=1e-12)
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config["settings"]["steps"] == 6
+    assert config["recipe"]["hidden_size"] == 16
+    assert config["versions"]["torch"] == torch.__version__
+    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000000004", "step-000000006"]
+
+
+def test_everybodys_tools_load_the_proxy(finished, store):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(finished / "proxy")
+    assert model.config.vocab_size == store.vocab_size
+    assert (finished / "proxy" / "tokenizer.model").exists()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(store, recipe, finished, tmp_path):
+    fit(store, settings_for(store, recipe), tmp_path / "again")
+    same_run(finished, tmp_path / "again")
+    other = fit(store, settings_for(store, recipe, seed=1), tmp_path / "other")
+    assert other.sources != WeightSet.load(finished / "weights.json").sources
+
+
+def test_weights_move_and_losses_fall(store, recipe, tmp_path):
+    weights = fit(store, settings_for(store, recipe, steps=40, eval_every=40), tmp_path / "run")
+    rows = metrics(tmp_path / "run")
+    assert rows[-1]["target_loss"] < rows[0]["target_loss"] - 1
+    assert max(weights.sources.values()) - min(weights.sources.values()) > 0.01
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"batch": "sampled", "score": "paper"},
+        {"batch": "sampled", "batch_size": 8},
+        {"targets": "languages", "microbatches": 3},
+        {"targets": {"gl/wiki": 1.0}, "held_out": ["gl/wiki"]},
+        {"normalise": "mean_norm", "burn_in": 0.5},
+        {"precision": "bfloat16", "activation_checkpointing": True},
+    ],
+    ids=lambda given: "-".join(map(str, given.values())),
+)
+def test_every_way_to_fit_can_be_stopped_and_resumed_to_the_bit(store, recipe, tmp_path, given):
+    settings = settings_for(store, recipe, **given)
+    whole = fit(store, settings, tmp_path / "whole")
+
+    def stop_at_third(row):
+        if row["step"] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="stopped after step 3 of 6; a checkpoint was written") as stopped:
+        fit(store, settings, tmp_path / "cut", on_step=stop_at_third)
+    assert stopped.value.exit_code == 130
+    resumed = fit(store, settings, tmp_path / "cut", resume=True)
+    assert resumed.sources == whole.sources
+    same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_held_out_target_ends_with_weight_zero(store, recipe, tmp_path):
+    given = {"targets": {"gl/wiki": 1.0}, "held_out": ["gl/wiki"], "steps": 10}
+    weights = fit(store, settings_for(store, recipe, **given), tmp_path / "run")
+    assert weights.sources["gl/wiki"] == 0.0
+    assert min(weight for source, weight in weights.sources.items() if source != "gl/wiki") >= weights.floor
+
+
+def test_microbatches_change_nothing_but_rounding(store, recipe, tmp_path, finished):
+    weights = fit(store, settings_for(store, recipe, microbatches=4), tmp_path / "run")
+    for source, weight in WeightSet.load(finished / "weights.json").sources.items():
+        assert weights.sources[source] == pytest.approx(weight, rel=1e-4)
+
+
+KILLED = """
+import os, sys, time
+from xdoge.corpus.store import TokenStore
+from xdoge.proxy.settings import FitSettings
+from xdoge.proxy.trainer import fit
+path, recipe, out, mode = sys.argv[1:]
+store = TokenStore.open(path)
+settings = FitSettings.for_store(store, {"proxy": recipe, "steps": 60, "checkpoint_every": 1, "eval_every": 20})
+open(out + ".started", "w").close()
+fit(store, settings, out, resume=mode == "resume")
+"""
+
+
+def start_fit(store, recipe, out, mode):
+    """Start a fit in a process of its own; return it when the fit itself begins, imports done."""
+    started = Path(f"{out}.started")
+    started.unlink(missing_ok=True)
+    command = [sys.executable, "-W", "error", "-c", KILLED, str(store.path), recipe, str(out), mode]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not started.exists() and process.poll() is None:
+        time.sleep(0.005)
+    return process
+
+
+def test_killed_at_any_moment_and_resumed_it_is_the_same_run(store, recipe, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = start_fit(store, recipe, whole, "start")
+    begun = time.monotonic()
+    assert process.wait() == 0
+    seconds = time.monotonic() - begun
+    generator, kills = np.random.default_rng(0), 0
+    for _ in range(3):
+        process = start_fit(store, recipe, cut, "resume" if (cut / "config.yaml").exists() else "start")
+        time.sleep(generator.uniform(0.05, 0.4) * seconds)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    assert kills >= 2
+    assert start_fit(store, recipe, cut, "resume").wait() == 0
+    same_run(whole, cut)
+
+
+def test_a_finished_run_is_not_run_again(store, recipe, finished):
+    notes = []
+    before = (finished / "weights.json").stat().st_mtime_ns
+    weights = fit(store, settings_for(store, recipe), finished, resume=True, on_note=notes.append)
+    assert weights == WeightSet.load(finished / "weights.json")
+    assert "is finished already" in notes[0]
+    assert (finished / "weights.json").stat().st_mtime_ns == before
+
+
+def test_a_folder_with_something_in_it_is_refused(store, recipe, finished, tmp_path):
+    with pytest.raises(XDogeError, match="run is not empty. Continue that run with --resume, or name another folder"):
+        fit(store, settings_for(store, recipe), finished)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(XDogeError, match="is not empty. Please name another folder"):
+        fit(store, settings_for(store, recipe), tmp_path)
+    with pytest.raises(XDogeError, match="holds no run to resume; leave out --resume to start one"):
+        fit(store, settings_for(store, recipe), tmp_path, resume=True)
+
+
+def test_resuming_with_other_settings_is_refused_and_the_difference_shown(store, recipe, finished):
+    message = (
+        r"cannot be resumed with other settings: settings.seed was 0, is now 1; settings.mu was 0.05, is now 0.1\."
+    )
+    with pytest.raises(XDogeError, match=message):
+        fit(store, settings_for(store, recipe, seed=1, mu=0.1), finished, resume=True)
+
+
+def test_another_library_version_is_said_on_resume(store, recipe, tmp_path):
+    settings = settings_for(store, recipe)
+    fit(store, settings, tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace(f"numpy: {np.__version__}", "numpy: 1.0.0"))
+    notes = []
+    fit(store, settings, tmp_path / "run", resume=True, on_note=notes.append)
+    assert f"numpy 1.0.0 → {np.__version__}" in notes[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+def test_a_loss_that_is_not_finite_stops_with_step_source_and_checkpoint(store, recipe, tmp_path):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"step \d+: the (loss|gradient norm) of es/web is (nan|inf). Last good checkpoint: .*step-00000000\d",
+    ):
+        fit(store, settings_for(store, recipe, learning_rate=1e30, clip=1e30, checkpoint_every=1), tmp_path / "run")
+    assert not (tmp_path / "run" / "weights.json").exists()
+
+
+def test_a_half_written_row_of_metrics_is_dropped(tmp_path):
+    run = RunFolder(tmp_path)
+    run.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    run.rewind_metrics(2)
+    assert run.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_fit_runs_in_a_thread_too(store, recipe, tmp_path):
+    """Signals belong to the main thread; elsewhere they are left alone."""
+    done = []
+    thread = threading.Thread(target=lambda: done.append(fit(store, settings_for(store, recipe), tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert done

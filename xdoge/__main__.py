@@ -1,0 +1,5 @@
+"""`python -m xdoge` is the command line."""
+
+from xdoge.cli import main
+
+main()
