@@ -227,7 +227,7 @@ def _fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = 
         from xdoge.proxy.trainer import fit, resolved_config
     except ImportError as error:
         raise MissingExtraError(error.name or "torch", "proxy") from error
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     stderr.print(yaml.safe_dump(resolved_config(store, settings), sort_keys=False), highlight=False, end="")
     with FitDisplay(stderr, steps=settings.steps) as display:
         return fit(store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)
@@ -235,7 +235,7 @@ def _fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = 
 
 def _print_store(store: TokenStore) -> None:
     table = Table(box=box.SIMPLE_HEAD, title=f"{store.name}: {store.path}", title_justify="left")
-    for column in ("source", "documents", "tokens", "bytes", "bytes/token", "share"):
+    for column in ("source", "documents", "tokens", "bytes", "bytes/token", "share", "validation tokens"):
         table.add_column(column, justify="left" if column == "source" else "right")
     for row in store.table():
         table.add_row(
@@ -245,6 +245,7 @@ def _print_store(store: TokenStore) -> None:
             f"{row.n_bytes:,}",
             f"{row.bytes_per_token:.2f}",
             f"{row.share:.2%}",
+            f"{row.validation_tokens:,}",
         )
     stdout.print(table)
     for warning in store.warnings:

@@ -124,6 +124,16 @@ def raw_scores(products: SourceProducts, rule: Rule) -> Floats:
     return products.scores + own
 
 
+def noise_share(products: SourceProducts, rule: Rule) -> float | None:
+    """Return what part of the paper's scores, summed over sources, is gradient noise; None where no source tells.
+
+    It is Σ_j τ_j (|g_j|² - ⟨g_j^A, g_j^B⟩) over Σ_j W_j, for the sources with two sequences or more.
+    """
+    told = ~np.isnan(products.half_products)
+    noise = rule.targets * (products.square_norms - products.half_products)
+    return float(noise[told].sum() / products.scores[told].sum()) if told.any() else None
+
+
 def normalised(scores: Floats, products: SourceProducts, *, rule: Rule, mean_square: float) -> Floats:
     """Return scores without the scale of the gradients, so that one μ serves proxies of all sizes.
 

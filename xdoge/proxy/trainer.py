@@ -105,7 +105,7 @@ class _Fit:
         self.autocast = pick_autocast(settings.precision, self.device)
         model = settings.recipe.build(vocab_size=store.vocab_size, seed=settings.seed)
         if settings.activation_checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self.model = model.to(self.device).train()  # type: ignore[arg-type]
         self.optimiser = make_optimiser(self.model, settings)
         self.rate_total = math.fsum(learning_rate_ratio(step, settings) for step in range(1, settings.steps + 1))
@@ -187,6 +187,7 @@ class _Fit:
             "loss": float(now @ losses / now[seen].sum()),
             "target_loss": float(targets @ losses / targets[seen].sum()) if targets[seen].any() else None,
             "grad_norm": grad_norm,
+            "noise_share": reweight.noise_share(products, self.rule),
             "learning_rate": self.settings.learning_rate * ratio,
             "tokens": int(self.state.read.sum()) * self.settings.sequence_length,
             "languages": languages,

@@ -1,0 +1,100 @@
+"""How far do the weights of different seeds lie apart, for both scores and 1, 2, 4 and 8 sequences per source?
+
+    python benchmarks/scores.py STORE OUT [--seeds 0,1,2] [--steps 100] [--sequences 1,2,4,8]
+
+Every fit is a run folder under OUT; started again, finished ones are kept and the others resumed. Run it several times
+side by side with different --seeds, and once more with all of them for the table. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from xdoge import WeightSet
+from xdoge.corpus.store import TokenStore
+from xdoge.proxy.settings import FitSettings
+
+SEQUENCE_LENGTH = 64
+LAST_STEPS = 20
+"""The noise share is averaged over these: it grows while the gradients themselves shrink."""
+
+
+def run(store: TokenStore, out: Path, *, score: str, sequences: int, seed: int, steps: int) -> Path:
+    """Fit once, or take up where an earlier call was stopped; return the run folder."""
+    from xdoge.proxy.trainer import fit
+
+    path = out / f"{score}-{sequences}-seed{seed}"
+    settings = FitSettings.for_store(
+        store,
+        {
+            "proxy": "1m",
+            "steps": steps,
+            "seed": seed,
+            "floor": 0.002,
+            "score": score,
+            "batch_size": sequences * len(store.sources),
+            "sequence_length": SEQUENCE_LENGTH,
+            "eval_every": steps,
+        },
+    )
+    fit(store, settings, path, resume=(path / "config.yaml").exists())
+    return path
+
+
+def measure(paths: list[Path]) -> dict[str, float]:
+    """Return the distances between the weights of several seeds, and the share of noise in the paper's score."""
+    weights = [WeightSet.load(path / "weights.json") for path in paths]
+    pairs = list(itertools.combinations(weights, 2))
+    late = []
+    for path in paths:
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        late += [row["noise_share"] for row in rows[-LAST_STEPS:] if row["noise_share"] is not None]
+        losses = list(rows[-1]["validation"].values())
+    mean = WeightSet.average(weights)
+    return {
+        "sources_apart": float(np.mean([a.distance(b) for a, b in pairs])),
+        "languages_apart": float(np.mean([a.distance(b, level="languages") for a, b in pairs])),
+        "from_uniform": mean.distance(
+            WeightSet("uniform", dict.fromkeys(mean.sources, 1 / len(mean.sources)), floor=0.002)
+        ),
+        "noise_share": float(np.mean(late)) if late else float("nan"),
+        "validation": float(np.mean(losses)),
+    }
+
+
+def main(
+    store: Path,
+    out: Path,
+    seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
+    sequences: Annotated[str, typer.Option(help="Sequences per source, with commas.")] = "1,2,4,8",
+    steps: int = 100,
+) -> None:
+    """Fit for every score, batch size and seed, and print the table."""
+    opened = TokenStore.open(store)
+    table = Table("score", "sequences", "sources apart", "languages apart", "from uniform", "noise share", "validation")
+    results = {}
+    for count in map(int, sequences.split(",")):
+        for score in ("paper", "unbiased"):
+            if score == "unbiased" and count < 2:
+                continue  # it needs two independent halves
+            paths = [
+                run(opened, out, score=score, sequences=count, seed=seed, steps=steps)
+                for seed in map(int, seeds.split(","))
+            ]
+            if len(paths) > 1:
+                found = results[f"{score}-{count}"] = measure(paths)
+                table.add_row(score, str(count), *(f"{value:.4f}" for value in found.values()))
+    Console().print(table)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    typer.run(main)

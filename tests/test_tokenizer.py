@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import json
+import random
+import re
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xdoge.corpus import Tokenizer
+from xdoge.corpus.spec import TokenizerSpec, TrainTokenizer
+from xdoge.corpus.tokenizer import level, load_tokenizer, sample, saved, sentencepiece_model, train
+from xdoge.errors import XDogeError
+
+WORDS = {
+    "eu": ["etxea", "mendia", "itsasoa", "eguna", "gaua", "lagun", "handia", "txikia", "berria", "ura", "sua"],
+    "gl": ["casa", "monte", "mar", "día", "noite", "amigo", "grande", "pequeno", "novo", "auga", "lume"],
+}
+
+
+def texts(seed: int = 0, count: int = 300) -> list[str]:
+    draw = random.Random(seed)
+    return [
+        "\n".join(" ".join(draw.choices(words, k=9)) + "." for _ in range(draw.randint(1, 4)))
+        for _ in range(count)
+        for words in WORDS.values()
+    ]
+
+
+@pytest.fixture(scope="module")
+def model() -> bytes:
+    return train(texts(), TrainTokenizer(vocab_size=304), where="here")
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE with a template that adds <s>, as the tokenizers of published models do."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts(), trainer)
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    backend.enable_truncation(max_length=16)
+    folder = tmp_path_factory.mktemp("hf")
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    return folder
+
+
+def test_every_document_ends_with_its_end_token(model: bytes) -> None:
+    tokenizer = sentencepiece_model(model, where="here")
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
+    documents = ["etxea mendia", "x", *texts(1, 5), "日本語 <s> </s>"]
+    tokens, lengths = tokenizer.encode(documents)
+    expected = [[*theirs.encode(document), 2] for document in documents]
+    assert tokens.tolist() == list(chain.from_iterable(expected))
+    assert lengths.tolist() == [len(ids) for ids in expected]
+    assert tokens.dtype == np.uint16
+    assert (tokenizer.end_of_document, tokenizer.vocab_size, tokenizer.kind) == (2, 304, "sentencepiece")
+
+
+def test_no_documents_give_no_tokens(model: bytes, hugging_face: Path) -> None:
+    for tokenizer in (sentencepiece_model(model, where="here"), tokenizer_of(hugging_face)):
+        tokens, lengths = tokenizer.encode([])
+        assert (len(tokens), len(lengths)) == (0, 0)
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    return load_tokenizer(TokenizerSpec(huggingface=folder.name), folder.parent)
+
+
+def test_a_hugging_face_tokenizer_gives_the_ids_of_auto_tokenizer(hugging_face: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(hugging_face)
+    documents = [*texts(2, 20), "日本語 <s> a </s> b", "kaixo " * 100]
+    expected = [[*ids, 1] for ids in theirs(documents, add_special_tokens=False)["input_ids"]]
+    tokenizer = tokenizer_of(hugging_face)
+    tokenizer.save(tmp_path / "saved")
+    for one in (tokenizer, Tokenizer.load(tmp_path / "saved")):
+        tokens, lengths = one.encode(documents)
+        assert tokens.tolist() == list(chain.from_iterable(expected))
+        assert lengths.tolist() == [len(ids) for ids in expected]
+        assert (one.end_of_document, one.vocab_size, one.kind) == (1, len(theirs), "huggingface")
+        assert one.fingerprint == tokenizer.fingerprint
+    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert again(documents)["input_ids"] == theirs(documents)["input_ids"]
+
+
+def test_special_tokens_in_the_text_follow_the_tokenizers_own_setting(hugging_face: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(hugging_face, split_special_tokens=True)
+    theirs.save_pretrained(tmp_path / "split")
+    tokenizer = tokenizer_of(tmp_path / "split")
+    tokenizer.save(tmp_path / "saved")
+    expected = theirs("a </s> b", add_special_tokens=False)["input_ids"]
+    assert 1 not in expected
+    for one in (tokenizer, Tokenizer.load(tmp_path / "saved")):
+        assert one.encode(["a </s> b"])[0].tolist() == [*expected, 1]
+
+
+def test_a_tokenizer_written_in_python_works_too(tmp_path: Path) -> None:
+    from transformers import ByT5Tokenizer
+
+    ByT5Tokenizer().save_pretrained(tmp_path / "bytes")
+    tokenizer = tokenizer_of(tmp_path / "bytes")
+    tokenizer.save(tmp_path / "saved")
+    for one in (tokenizer, Tokenizer.load(tmp_path / "saved")):
+        assert one.encode(["ab", "é"])[0].tolist() == [100, 101, 1, 198, 172, 1]
+        assert one.fingerprint == tokenizer.fingerprint
+
+
+def test_a_saved_model_is_the_same_and_loads_without_transformers(model: bytes, tmp_path: Path) -> None:
+    tokenizer = sentencepiece_model(model, where="here")
+    tokenizer.save(tmp_path / "t", settings={"train": {"seed": 1}})
+    assert (tmp_path / "t/tokenizer.model").read_bytes() == model
+    again = Tokenizer.load(tmp_path / "t")
+    assert (again.fingerprint, again.vocab_size) == (tokenizer.fingerprint, tokenizer.vocab_size)
+    assert repr(again) == f"Tokenizer(sentencepiece, vocab_size=304, fingerprint={again.fingerprint[:12]})"
+    note = saved(tmp_path / "t")
+    assert note is not None
+    assert note["settings"] == {"train": {"seed": 1}}
+    assert saved(tmp_path) is None
+
+
+def test_large_vocabularies_take_four_bytes() -> None:
+    def tokenizer(vocab_size: int) -> Tokenizer:
+        return Tokenizer(
+            "huggingface",
+            encoder=lambda texts: [[vocab_size - 1] for _ in texts],
+            vocab_size=vocab_size,
+            end_of_document=1,
+            fingerprint="",
+            write=lambda folder: None,
+        )
+
+    assert tokenizer(65_536).encode(["x"])[0].tolist() == [65_535, 1]
+    assert tokenizer(65_536).dtype == np.uint16
+    assert tokenizer(65_537).encode(["x"])[0].tolist() == [65_536, 1]
+    assert tokenizer(65_537).dtype == np.uint32
+
+
+def test_what_is_no_tokenizer_is_said_in_one_line(model: bytes, hugging_face: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.model").write_text("I am not a model")
+    (tmp_path / "empty.model").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/tokenizer.json").write_text('{"version": "1.0"}')
+    no_end = json.loads((hugging_face / "tokenizer_config.json").read_text())
+    del no_end["eos_token"]
+    (tmp_path / "endless").mkdir()
+    (tmp_path / "endless/tokenizer.json").write_text((hugging_face / "tokenizer.json").read_text())
+    (tmp_path / "endless/tokenizer_config.json").write_text(json.dumps(no_end))
+    for settings, message in (
+        ({"sentencepiece": "text.model"}, r"tokenizer: .*text\.model is not a SentencePiece model"),
+        ({"sentencepiece": "empty.model"}, r"tokenizer: .*empty\.model is not a SentencePiece model"),
+        ({"sentencepiece": "none.model"}, r"tokenizer: .*none\.model: no such file or directory"),
+        ({"sentencepiece": "folder"}, r"tokenizer: .*folder: is a directory"),
+        ({"huggingface": "folder"}, r"tokenizer: .*folder cannot be read as a Hugging Face tokenizer: "),
+        ({"huggingface": "broken"}, r"tokenizer: .*broken cannot be read as a Hugging Face tokenizer: "),
+        ({"huggingface": "endless"}, r"tokenizer: .*endless has no end-of-sentence token .*; set eos_token"),
+    ):
+        with pytest.raises(XDogeError, match=message) as caught:
+            load_tokenizer(TokenizerSpec.model_validate(settings), tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_an_end_is_refused() -> None:
+    import io
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts()), model_writer=model, vocab_size=40, eos_id=-1, minloglevel=2
+    )
+    with pytest.raises(XDogeError, match="here has no end-of-sentence piece to end documents with"):
+        sentencepiece_model(model.getvalue(), where="here")
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_training_gives_the_same_model_twice(kind: str) -> None:
+    spec = TrainTokenizer.model_validate({"vocab_size": 304, "model_type": kind})
+    model = train(texts(), spec, where="here")
+    assert model == train(texts(), spec, where="here")
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert [processor.id_to_piece(n) for n in range(4)] == ["<unk>", "<s>", "</s>", "<pad>"]
+    assert processor.vocab_size() == 304
+    assert 0 not in processor.encode("日本語")  # bytes, not <unk>
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_too_large_a_vocabulary_says_the_largest_that_works(kind: str) -> None:
+    spec = TrainTokenizer.model_validate({"vocab_size": 9_000, "model_type": kind})
+    with pytest.raises(XDogeError, match="here: vocab_size 9000 is more than the text gives") as caught:
+        train(texts(), spec, where="here")
+    found = re.search(r"at most (\d+) works\.$", str(caught.value))
+    assert found is not None
+    largest = TrainTokenizer.model_validate({"vocab_size": int(found[1]), "model_type": kind})
+    assert sentencepiece_model(train(texts(), largest, where="here"), where="it").vocab_size == int(found[1])
+
+
+def test_too_many_letters_for_the_vocabulary_are_said() -> None:
+    letters = "".join(chr(0x4E00 + n) for n in range(200))
+    with pytest.raises(XDogeError, match=r"vocab_size 300 cannot hold the letters of the text; use more than \d+"):
+        train([letters] * 20, TrainTokenizer(vocab_size=300, character_coverage=1.0), where="here")
+
+
+@given(st.lists(st.text(max_size=9), unique=True), st.integers(1, 60), st.randoms())
+def test_a_sample_is_the_same_in_whatever_order(documents: list[str], characters: int, draw: random.Random) -> None:
+    chosen = sample(documents, characters=characters, seed=7)
+    shuffled = draw.sample(documents, len(documents))
+    assert [text for text in sample(shuffled, characters=characters, seed=7) if text] == [t for t in chosen if t]
+    total = sum(map(len, documents))
+    assert sum(map(len, chosen)) >= min(characters, total)
+    if total > characters:  # without its last document it would be short
+        assert sum(map(len, chosen[:-1])) < characters
+
+
+def test_another_seed_draws_another_sample() -> None:
+    documents = texts(3)
+    assert sample(documents, characters=500, seed=0) != sample(documents, characters=500, seed=1)
+
+
+@given(st.lists(st.lists(st.text(min_size=1, max_size=5), max_size=12), min_size=1, max_size=4), st.integers(1, 80))
+def test_leveling_shares_evenly_what_small_sources_allow(samples: list[list[str]], characters: int) -> None:
+    chosen = level(samples, characters=characters)
+    sizes = [sum(map(len, part)) for part in chosen]
+    full = [sum(map(len, part)) for part in samples]
+    longest = 5
+    assert all(part == whole[: len(part)] for part, whole in zip(chosen, samples, strict=True))
+    assert sum(sizes) >= min(characters, sum(full)) - longest * len(samples)
+    assert sum(sizes) <= characters + longest * len(samples)
+    cut = [size for size, whole in zip(sizes, full, strict=True) if size < whole]
+    assert all(size <= min(cut) + longest * len(samples) for size in sizes if cut)

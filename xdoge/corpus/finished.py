@@ -1,0 +1,141 @@
+"""What an earlier run of `prepare` finished, and whether it is still the same today.
+
+Every finished source has a marker, `sources/<language>/<source>.json`, written after its tokens: its inputs with
+size, time and SHA-256, the settings that shaped it, its counts. A source is kept when all of that still holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from xdoge import __version__
+from xdoge.corpus.reading import Input, relative
+from xdoge.corpus.spec import Corpus, Source
+from xdoge.corpus.store import PREPARING, SPLITS
+from xdoge.corpus.tokenizer import Tokenizer
+from xdoge.errors import XDogeError
+from xdoge.files import read_json, sha256_file, write_json
+
+MARKER = "xdoge.source"
+SPOOL = ".spool"
+"""Folder in the store for what is not finished."""
+
+
+def refuse_foreign(out: Path) -> None:
+    """Refuse a folder that holds something else than a store, finished or not.
+
+    Raises:
+        XDogeError: it does.
+    """
+    if out.exists() and not out.is_dir():
+        raise XDogeError(f"{out} is a file; --out names a folder.")
+    ours = (out / "store.json").is_file() or (out / PREPARING).is_file()
+    held = out.is_dir() and any(not path.name.startswith(f".{PREPARING}.") for path in out.iterdir())
+    if held and not ours:
+        raise XDogeError(f"{out} is not empty and not a token store; name another folder.")
+
+
+@contextlib.contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Mark `out` as a store in the making, and keep a second prepare out of it."""
+    path = out / PREPARING
+    if not path.exists():
+        write_json(path, {"schema": "xdoge.preparing/1", "xdoge_version": __version__})
+    with path.open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise XDogeError(f"another xdoge prepare is writing to {out}; wait for it or stop it.") from error
+        for left in [out / SPOOL, *out.rglob(".*.tmp")]:  # by a run that was killed
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)
+        try:
+            yield
+            path.unlink()
+        finally:
+            shutil.rmtree(out / SPOOL, ignore_errors=True)
+
+
+def marker_path(out: Path, source: Source) -> Path:
+    """Return where a source's marker lies."""
+    return out / "sources" / f"{source.name}.json"
+
+
+def token_file(source: Source, split: str) -> str:
+    """Return a token file's path inside the store."""
+    return f"tokens/{source.name}.{split}.arrow"
+
+
+def settings_of(source: Source, corpus: Corpus) -> dict[str, Any]:
+    """What shapes a source's tokens, besides its inputs and the tokenizer."""
+    spec = source.spec
+    return {
+        "text": spec.text,
+        "max_tokens": spec.max_tokens,
+        "validation fraction": None if source.validation else corpus.spec.validation.fraction,
+        "dataset": spec.dataset,
+        "config": spec.config,
+        "split": spec.split,
+        "revision": spec.revision,
+        "data_dir": spec.data_dir,
+    }
+
+
+def unchanged(
+    source: Source, corpus: Corpus, out: Path, tokenizer: Tokenizer | None, refresh: bool
+) -> dict[str, Any] | None:
+    """Return the marker of a source that an earlier run finished and that is the same today.
+
+    Raises:
+        XDogeError: it is no longer the same and `refresh` is off.
+    """
+    path = marker_path(out, source)
+    if not path.is_file():
+        return None
+    marker = read_json(path, schema=MARKER)
+    for split in SPLITS:
+        file = out / marker[split]["file"]
+        if not file.is_file() or file.stat().st_size != marker[split]["size"]:
+            return None
+    change = _change(source, corpus, tokenizer, marker)
+    if change is None:
+        return marker
+    if refresh:
+        return None
+    raise XDogeError(
+        f"{change} since {source.name} was prepared in {out}; add --refresh to tokenise it again, "
+        "or name another folder."
+    )
+
+
+def _change(source: Source, corpus: Corpus, tokenizer: Tokenizer | None, marker: dict[str, Any]) -> str | None:
+    if tokenizer is None or tokenizer.fingerprint != marker["tokenizer"]:
+        return "the tokenizer changed"
+    for key, value in settings_of(source, corpus).items():
+        if marker["settings"][key] != value:
+            return f"{key} changed from {marker['settings'][key]} to {value}"
+    for kind, files in (("inputs", source.files), ("validation_inputs", source.validation)):
+        before = {entry["path"]: entry for entry in marker[kind]}
+        if source.dataset is None or kind == "validation_inputs":
+            now = [relative(file, corpus.folder) for file in files]
+            for path in [*before, *now]:
+                if path not in before or path not in now:
+                    return f"{path} was {'removed' if path in before else 'added'}"
+            if now != list(before):
+                return "the order of its files changed"
+        for path, entry in before.items():
+            if entry["sha256"] is not None and _file_changed(Input(**entry), corpus.folder):
+                return f"{path} changed"
+    return None
+
+
+def _file_changed(entry: Input, folder: Path) -> bool:
+    path = folder / entry.path
+    return not path.is_file() or (not entry.same_time(folder) and sha256_file(path) != entry.sha256)

@@ -1,0 +1,385 @@
+"""Corpus to token store: read, tokenise, split, count, write.
+
+One thread cuts the inputs into blocks of text, in order; a pool of threads turns blocks into tokens (parsing and
+encoding release Python's lock); the first thread takes the results in order and spools them to disk. When a source
+ends, its spools become one Arrow file per split and a marker is written; that is the point a later run resumes from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from xdoge import __version__
+from xdoge.corpus.encoding import Encoded, encode
+from xdoge.corpus.finished import (
+    MARKER,
+    SPOOL,
+    claimed,
+    marker_path,
+    refuse_foreign,
+    settings_of,
+    token_file,
+    unchanged,
+)
+from xdoge.corpus.hub import HubData, open_dataset
+from xdoge.corpus.progress import Event, Progress, silent
+from xdoge.corpus.reading import Block, Input, file_blocks, relative, scan
+from xdoge.corpus.spec import Corpus, Source
+from xdoge.corpus.spool import Spool
+from xdoge.corpus.store import SCHEMA, SPLITS, TokenStore
+from xdoge.corpus.tokenizer import (
+    Tokenizer,
+    level,
+    load_tokenizer,
+    one_thread_each,
+    sample,
+    saved,
+    sentencepiece_model,
+    train,
+)
+from xdoge.errors import XDogeError
+from xdoge.files import disk_errors, read_json, sha256_file, write_json, write_text
+
+BLOCKS_PER_WORKER = 4
+"""Blocks in flight: enough that no thread waits while another has a long document, few enough to stay small."""
+SAMPLE_READ = 4
+"""A data set on a server is read this many times the sample's size to draw the sample from, not to its end."""
+
+
+def prepare(
+    corpus: Path | str,
+    out: Path | str,
+    *,
+    workers: int | None = None,
+    refresh: bool = False,
+    progress: Progress = silent,
+) -> TokenStore:
+    """Tokenise a corpus into a store, with all cores and without holding a source in memory.
+
+    What can be found wrong with the inputs is found before anything is written. A run that was killed continues
+    with the source it was in, and ends with the same bytes.
+
+    Args:
+        corpus: path of corpus.yaml.
+        out: folder of the store; a new one, or one that prepare wrote.
+        workers: threads that encode; all cores this process may use when None.
+        refresh: tokenise sources again whose files or settings changed since they were finished.
+        progress: called after every block.
+
+    Returns:
+        The finished store; its `warnings` are worth showing.
+
+    Raises:
+        XDogeError: the corpus, an input file or the tokenizer is not what it should be, a finished source changed
+            and `refresh` is off, `out` belongs to something else, or the disk is full.
+    """
+    loaded, out = Corpus.load(corpus), Path(out)
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers < 1:
+        raise XDogeError(f"workers is {workers}; it must be at least 1.")
+    refuse_foreign(out)
+    with ThreadPoolExecutor(workers, thread_name_prefix="prepare") as pool, one_thread_each():
+        try:
+            tokenizer = _known_tokenizer(loaded, out)
+            markers = {source: unchanged(source, loaded, out, tokenizer, refresh) for source in loaded.sources}
+            works = [_Work(source, loaded) for source, marker in markers.items() if marker is None]
+            _scan(works, pool, progress)
+            with claimed(out):
+                if works:
+                    (out / "store.json").unlink(missing_ok=True)
+                if tokenizer is None:
+                    tokenizer = _train(loaded, works, progress)
+                _save_tokenizer(tokenizer, loaded, out)
+                for source, marker in markers.items():
+                    if marker is not None:
+                        progress(Event("skip", source.name))
+                _tokenise(works, tokenizer, out, pool, workers, progress)
+                return _finish(loaded, out, tokenizer)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+# --- the tokenizer ---------------------------------------------------------------------------------------------------
+
+
+def _known_tokenizer(corpus: Corpus, out: Path) -> Tokenizer | None:
+    """Return the tokenizer the corpus names, or the one an earlier run trained; None when it is yet to train."""
+    spec = corpus.spec.tokenizer
+    if spec.train is None:
+        return load_tokenizer(spec, corpus.folder)
+    note = saved(out / "tokenizer")
+    if note is None or note["settings"] != _tokenizer_settings(corpus):
+        return None
+    return Tokenizer.load(out / "tokenizer")
+
+
+def _tokenizer_settings(corpus: Corpus) -> dict[str, Any]:
+    return corpus.spec.tokenizer.model_dump(mode="json", exclude_none=True)
+
+
+def _save_tokenizer(tokenizer: Tokenizer, corpus: Corpus, out: Path) -> None:
+    note, settings = saved(out / "tokenizer"), _tokenizer_settings(corpus)
+    if note is None or (note["settings"], note["fingerprint"]) != (settings, tokenizer.fingerprint):
+        tokenizer.save(out / "tokenizer", settings=settings)
+
+
+def _train(corpus: Corpus, works: Sequence[_Work], progress: Progress) -> Tokenizer:
+    spec = corpus.spec.tokenizer.train
+    if spec is None:
+        raise ValueError("there is no tokenizer to train")
+    where = f"{corpus.path}: tokenizer.train"
+    progress(Event("tokenizer", f"training a tokenizer of {spec.vocab_size:,} pieces"))
+    texts: list[str] = []
+    for language in corpus.spec.languages:
+        samples = [
+            sample(
+                _documents(work, SAMPLE_READ * spec.characters_per_language),
+                characters=spec.characters_per_language,
+                seed=spec.seed,
+            )
+            for work in works
+            if work.source.language == language
+        ]
+        texts.extend(itertools.chain.from_iterable(level(samples, characters=spec.characters_per_language)))
+    return sentencepiece_model(train(texts, spec, where=where), where=where)
+
+
+def _documents(work: _Work, characters: int) -> Iterator[str]:
+    read = 0
+    for split, block in work.blocks():
+        if split != "train" or (work.hub is not None and read >= characters):
+            break
+        for text in block.texts(work.source.spec.text):
+            read += len(text)
+            yield text
+
+
+# --- what is to be done --------------------------------------------------------------------------------------------
+
+
+class _Work:
+    """One source that is to be tokenised."""
+
+    def __init__(self, source: Source, corpus: Corpus) -> None:
+        self.source = source
+        self.folder = corpus.folder
+        self.settings = settings_of(source, corpus)
+        self.fraction: float = self.settings["validation fraction"] or 0.0
+        self.hub: HubData | None = None
+        self.inputs: tuple[Input, ...] = ()
+        self.validation_inputs: tuple[Input, ...] = ()
+        self.rows: int | None = None
+        self.spools: dict[str, Spool] = {}
+        self.seen = 0
+        self.skipped = 0
+        self.full = False
+
+    def blocks(self) -> Iterator[tuple[str, Block]]:
+        """Yield (split, block) in the order of the files; stops early once `full`."""
+        blocks = (
+            self.hub.blocks()
+            if self.hub is not None
+            else itertools.chain.from_iterable(file_blocks(file, self.source.spec.text) for file in self.source.files)
+        )
+        for block in blocks:
+            if self.full:
+                break
+            yield "train", block
+        for file in self.source.validation:
+            for block in file_blocks(file, self.source.spec.text):
+                yield "validation", block
+
+    def event(self, kind: Literal["source", "done"]) -> Event:
+        """Return how far it is."""
+        return Event(kind, self.source.name, self.seen, self.rows, self.spools["train"].tokens)
+
+    def take(self, split: str, encoded: Encoded) -> None:
+        """Add the documents of one block, up to max_tokens."""
+        if split == "train" and self.full:
+            return  # read ahead, further than another number of threads would have
+        self.seen += encoded.rows
+        self.skipped += encoded.rows - len(encoded.lengths)
+        if split == "train":
+            limit = self.source.spec.max_tokens
+            if limit is not None:
+                encoded = encoded.until(limit - self.spools["train"].tokens)
+                self.full = self.spools["train"].tokens + encoded.train_tokens() >= limit
+        if split == "validation" or not encoded.held_out.any():
+            self.spools[split].add(encoded.tokens, encoded.lengths, int(encoded.n_bytes.sum()))
+            return
+        for name, chosen in (("train", ~encoded.held_out), ("validation", encoded.held_out)):
+            tokens = encoded.tokens[np.repeat(chosen, encoded.lengths)]
+            self.spools[name].add(tokens, encoded.lengths[chosen], int(encoded.n_bytes[chosen].sum()))
+
+
+def _scan(works: Sequence[_Work], pool: ThreadPoolExecutor, progress: Progress) -> None:
+    """Look at every input once, in parallel, before anything is written."""
+    jobs = [
+        [
+            [pool.submit(scan, file, work.source.spec.text, name=relative(file, work.folder)) for file in files]
+            for files in (work.source.files, work.source.validation)
+        ]
+        for work in works
+    ]
+    total, done = sum(len(files) for job in jobs for files in job), 0
+    for work, job in zip(works, jobs, strict=True):
+        found: list[list[Input]] = [[], []]
+        for inputs, files in zip(found, job, strict=True):
+            for future in files:
+                with _naming(work.source):
+                    inputs.append(future.result())
+                done += 1
+                progress(Event("scan", done=done, total=total))
+        work.inputs, work.validation_inputs = tuple(found[0]), tuple(found[1])
+        if work.source.dataset is not None:
+            work.hub = open_dataset(work.source, work.folder)
+            work.inputs = work.hub.inputs
+        counts = [entry.rows for entry in (*work.inputs, *work.validation_inputs)]
+        if work.hub is not None:
+            counts = [work.hub.rows, *(entry.rows for entry in work.validation_inputs)]
+        known = [count for count in counts if count is not None]
+        work.rows = sum(known) if len(known) == len(counts) else None
+
+
+@contextlib.contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """Put the source's name in front of an error about one of its files."""
+    try:
+        yield
+    except XDogeError as error:
+        raise XDogeError(f"{source.name}: {error}") from error
+
+
+# --- the work ------------------------------------------------------------------------------------------------------
+
+
+def _tokenise(
+    works: Sequence[_Work],
+    tokenizer: Tokenizer,
+    out: Path,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    progress: Progress,
+) -> None:
+    pending: deque[tuple[_Work, str, Future[Encoded] | None]] = deque()  # None: the source ends here
+    finishing: deque[tuple[_Work, Future[None]]] = deque()
+
+    def settle() -> None:
+        work, split, future = pending.popleft()
+        if future is None:
+            finishing.append((work, finisher.submit(_finish_source, work, tokenizer, out)))
+        else:
+            with _naming(work.source):
+                work.take(split, future.result())
+            progress(work.event("source"))
+        while finishing and finishing[0][1].done():
+            settle_finishing()
+
+    def settle_finishing() -> None:
+        work, future = finishing.popleft()
+        future.result()
+        progress(work.event("done"))
+
+    # a thread of its own assembles finished sources: most of that is waiting for the disk
+    with (
+        disk_errors(out),
+        contextlib.ExitStack() as spools,
+        ThreadPoolExecutor(1, thread_name_prefix="finish") as finisher,
+    ):
+        for work in works:
+            work.spools = {split: Spool(out / SPOOL / work.source.name, split) for split in SPLITS}
+            for spool in work.spools.values():
+                spools.callback(spool.drop)
+            for split, block in work.blocks():
+                while len(pending) >= BLOCKS_PER_WORKER * workers:
+                    settle()
+                column, fraction = work.source.spec.text, work.fraction
+                pending.append((work, split, pool.submit(encode, tokenizer, block, column, fraction)))
+            pending.append((work, "", None))
+        while pending:
+            settle()
+        while finishing:
+            settle_finishing()
+
+
+def _finish_source(work: _Work, tokenizer: Tokenizer, out: Path) -> None:
+    source, spools = work.source, work.spools
+    if spools["train"].documents == 0:
+        why = "every document fell to validation" if spools["validation"].documents else "all its rows are empty"
+        raise XDogeError(f"{source.name} has no document to train on: {why}.")
+    _refuse_moving(work)
+    parts = {}
+    for split, spool in spools.items():
+        file = token_file(source, split)
+        parts[split] = {"file": file, **spool.assemble(out / file, tokenizer.dtype)}
+    shutil.rmtree(out / SPOOL / source.name)
+    marker = {
+        "schema": f"{MARKER}/1",
+        "source": source.name,
+        "settings": work.settings,
+        "tokenizer": tokenizer.fingerprint,
+        "inputs": [asdict(entry) for entry in work.inputs],
+        "validation_inputs": [asdict(entry) for entry in work.validation_inputs],
+        "skipped": work.skipped,
+        **parts,
+    }
+    write_json(marker_path(out, source), marker)
+
+
+def _refuse_moving(work: _Work) -> None:
+    """The checksum was taken before the reading; what changed in between would go unnoticed ever after."""
+    entries = (*work.inputs, *work.validation_inputs)
+    for entry in entries:
+        if entry.mtime_ns is not None and not entry.same_time(work.folder):
+            raise XDogeError(f"{work.source.name}: {entry.path} changed while it was being read; run again.")
+
+
+def _finish(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStore:
+    """Write store.json from the markers of all sources, unless it says the same already."""
+    sources, warnings = {}, []
+    for source in corpus.sources:
+        marker = read_json(marker_path(out, source), schema=MARKER)
+        sources[source.name] = {
+            "language": source.language,
+            "family": source.family,
+            "license": source.spec.license,
+            **{key: marker[key] for key in ("inputs", "validation_inputs", *SPLITS)},
+        }
+        if marker["skipped"]:
+            warnings.append(f"{source.name}: {marker['skipped']:,} empty rows left out.")
+        if marker["validation"]["documents"] == 0:
+            warnings.append(f"{source.name}: no document fell to validation; its validation loss cannot be measured.")
+    content = {
+        "schema": f"{SCHEMA}/1",
+        "name": corpus.spec.name,
+        "corpus": {"file": "corpus.yaml", "sha256": sha256_file(corpus.path)},
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_document": tokenizer.end_of_document,
+        },
+        "dtype": tokenizer.dtype.name,
+        "sources": sources,
+        "warnings": warnings,
+        "xdoge_version": __version__,
+    }
+    path = out / "store.json"
+    before = read_json(path) if path.is_file() else {}
+    if {key: value for key, value in before.items() if key != "created"} != content:
+        write_text(out / "corpus.yaml", corpus.path.read_text(encoding="utf-8"))
+        write_json(path, {**content, "created": datetime.now(UTC).isoformat(timespec="seconds")})
+    return TokenStore.open(out)

@@ -1,0 +1,81 @@
+"""Tokens on their way to disk: appended to plain files, then written as one Arrow record batch from memory maps."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from xdoge.files import replacing
+
+
+class Spool:
+    """The tokens of one source and split on their way to disk."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files = (folder / f"{split}.tokens", folder / f"{split}.bounds")
+        self._tokens, self._bounds = (file.open("wb") for file in self.files)
+        self._bounds.write(np.zeros(1, dtype=np.int64).data)
+        self.documents = self.tokens = self.n_bytes = 0
+
+    def add(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], n_bytes: int) -> None:
+        self._tokens.write(tokens.data)
+        self._bounds.write((np.cumsum(lengths) + self.tokens).data)
+        self.documents += len(lengths)
+        self.tokens += len(tokens)
+        self.n_bytes += n_bytes
+
+    def drop(self) -> None:
+        """Let go of the files; what a full disk did not take is of no use any more."""
+        for file in (self._tokens, self._bounds):
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def assemble(self, path: Path, dtype: np.dtype[Any]) -> dict[str, Any]:
+        """Write the spooled tokens as one Arrow record batch, from memory maps; return its counts and checksum."""
+        self._tokens.close()
+        self._bounds.close()
+        flat = _mapped(self.files[0], dtype, self.tokens)
+        bounds = _mapped(self.files[1], np.dtype(np.int64), self.documents + 1)
+        column = pa.LargeListArray.from_arrays(bounds, flat)
+        batch = pa.record_batch([column], names=["input_ids"])
+        with replacing(path) as file:
+            hashing = _Hashing(file)
+            with pa.ipc.new_stream(pa.PythonFile(hashing, mode="w"), batch.schema) as writer:
+                writer.write_batch(batch)
+            size = file.tell()
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "n_bytes": self.n_bytes,
+            "size": size,
+            "sha256": hashing.sha256.hexdigest(),
+        }
+
+
+def _mapped(file: Path, dtype: np.dtype[Any], count: int) -> pa.Array:
+    values = np.memmap(file, dtype=dtype, mode="r") if count else np.empty(0, dtype=dtype)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(dtype), count, [None, pa.py_buffer(values)])
+
+
+class _Hashing:
+    """A file to write to that keeps the SHA-256 of what was written."""
+
+    closed = False
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.sha256 = hashlib.sha256()
+        self._file = file
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """The file is flushed when it is moved into place."""

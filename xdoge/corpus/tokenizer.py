@@ -1,0 +1,372 @@
+"""Texts to tokens: a SentencePiece model, any Hugging Face tokenizer, or a SentencePiece model trained here.
+
+The end-of-document token is added by xdoge after every document; no other special token is. Encoding lets go of
+Python's lock, so threads share one tokenizer and use all cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from xdoge.corpus.spec import TokenizerSpec, TrainTokenizer
+from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.files import read_json, replacing_folder, write_json
+
+SCHEMA = "xdoge.tokenizer"
+UNKNOWN, BEGIN, END, PAD = 0, 1, 2, 3
+"""Ids in the models trained here, those of the Llama family."""
+TRAINING_THREADS = 4
+"""Fixed, because sums in another order would train another model."""
+LONGEST_LINE = 1 << 16
+"""Bytes; SentencePiece leaves longer lines out, and at its default of 4,192 long paragraphs are lost."""
+
+Lengths = npt.NDArray[np.int64]
+_Encoder = Callable[[Sequence[str]], list[Any]]
+
+
+class Tokenizer:
+    """Encodes documents, each followed by the end-of-document id.
+
+    Attributes:
+        kind: which library encodes.
+        vocab_size: every id is below it.
+        end_of_document: the end-of-sentence id of the model.
+        fingerprint: SHA-256 of the SentencePiece model or of tokenizer.json.
+        dtype: uint16 when every id fits, else uint32.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["sentencepiece", "huggingface"],
+        *,
+        encoder: _Encoder,
+        vocab_size: int,
+        end_of_document: int,
+        fingerprint: str,
+        write: Callable[[Path], None],
+    ) -> None:
+        self.kind = kind
+        self.vocab_size = vocab_size
+        self.end_of_document = end_of_document
+        self.fingerprint = fingerprint
+        self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self._encoder = encoder
+        self._write = write
+
+    def __repr__(self) -> str:
+        """Return kind, size and the beginning of the fingerprint."""
+        return f"Tokenizer({self.kind}, vocab_size={self.vocab_size:,}, fingerprint={self.fingerprint[:12]})"
+
+    def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], Lengths]:
+        """Return all tokens one after the other, and the number of tokens of each text, its end included.
+
+        Shapes: (tokens,) of `dtype`, and (texts,).
+        """
+        encoded = self._encoder(texts)
+        lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)) + 1  # (texts,)
+        flat = np.empty(int(lengths.sum()), dtype=self.dtype)
+        ends = np.cumsum(lengths) - 1
+        flat[ends] = self.end_of_document
+        inside = np.ones(len(flat), dtype=bool)
+        inside[ends] = False
+        if encoded and isinstance(encoded[0], np.ndarray):
+            flat[inside] = np.concatenate(encoded)
+        else:
+            flat[inside] = np.fromiter(chain.from_iterable(encoded), dtype=self.dtype)
+        return flat, lengths
+
+    def export(self, folder: Path) -> None:
+        """Write the tokenizer's own files into a folder that exists, such as a model's."""
+        self._write(folder)
+
+    def save(self, folder: Path, *, settings: dict[str, Any] | None = None) -> None:
+        """Write the tokenizer in its library's own files, and xdoge.json with what `load` needs beside them.
+
+        Args:
+            folder: replaced when it exists.
+            settings: where the tokenizer came from; `saved` gives them back.
+        """
+        shutil.rmtree(folder, ignore_errors=True)
+        with replacing_folder(folder) as temporary:
+            self.export(temporary)
+            meta = {
+                "schema": f"{SCHEMA}/1",
+                "kind": self.kind,
+                "vocab_size": self.vocab_size,
+                "end_of_document": self.end_of_document,
+                "fingerprint": self.fingerprint,
+                "settings": settings,
+            }
+            write_json(temporary / "xdoge.json", meta)
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read what `save` wrote; a fast Hugging Face tokenizer needs no `transformers` for it.
+
+        Raises:
+            XDogeError: there is no tokenizer, or it is damaged.
+        """
+        meta = read_json(folder / "xdoge.json", schema=SCHEMA)
+        if meta["kind"] == "sentencepiece":
+            return _of_model_file(folder / "tokenizer.model")
+        if not (folder / "tokenizer.json").is_file():
+            return huggingface(str(folder))
+        try:
+            from tokenizers import Tokenizer as Backend
+        except ImportError as error:
+            raise MissingExtraError("tokenizers", "proxy") from error
+        content = (folder / "tokenizer.json").read_bytes()
+        with _huggingface_errors(str(folder)):
+            backend = Backend.from_buffer(content)
+        config = read_json(folder / "tokenizer_config.json")
+        backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
+        return cls(
+            "huggingface",
+            encoder=_encoder_of(backend),
+            vocab_size=meta["vocab_size"],
+            end_of_document=meta["end_of_document"],
+            fingerprint=hashlib.sha256(content).hexdigest(),
+            write=lambda target: _copy(folder, target),
+        )
+
+
+def saved(folder: Path) -> dict[str, Any] | None:
+    """Return what `save` noted about the tokenizer in `folder`, None when there is none."""
+    return read_json(folder / "xdoge.json", schema=SCHEMA) if (folder / "xdoge.json").is_file() else None
+
+
+def load_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
+    """Return the tokenizer a corpus names, its path taken from `folder`.
+
+    Raises:
+        XDogeError: it does not exist, is not a tokenizer, or has no end-of-sentence token.
+    """
+    if spec.sentencepiece is not None:
+        return _of_model_file(folder / spec.sentencepiece)
+    if spec.huggingface is None:
+        raise ValueError("a tokenizer to be trained cannot be loaded")
+    name = spec.huggingface
+    return huggingface(str(folder / name) if (folder / name).exists() else name)
+
+
+def _of_model_file(path: Path) -> Tokenizer:
+    try:
+        return sentencepiece_model(path.read_bytes(), where=str(path))
+    except OSError as error:
+        raise XDogeError(f"tokenizer: {path}: {str(error.strerror).lower()}.") from error
+
+
+def sentencepiece_model(model: bytes, *, where: str) -> Tokenizer:
+    """Return a tokenizer made of the bytes of a SentencePiece model.
+
+    Raises:
+        XDogeError: they are no such model, or it has no end-of-sentence piece.
+    """
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise MissingExtraError("sentencepiece", "proxy") from error
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise XDogeError(f"tokenizer: {where} is not a SentencePiece model.") from error
+    if processor.vocab_size() == 0:
+        raise XDogeError(f"tokenizer: {where} is not a SentencePiece model: it has no pieces.")
+    if processor.eos_id() < 0:
+        raise XDogeError(
+            f"tokenizer: {where} has no end-of-sentence piece to end documents with; use a model trained with one."
+        )
+
+    def encode(texts: Sequence[str]) -> list[Any]:
+        arrays: list[Any] = processor.encode(list(texts), num_threads=1, return_type="numpy")
+        return arrays
+
+    return Tokenizer(
+        "sentencepiece",
+        encoder=encode,
+        vocab_size=processor.vocab_size(),
+        end_of_document=processor.eos_id(),
+        fingerprint=hashlib.sha256(model).hexdigest(),
+        write=lambda folder: _write(folder / "tokenizer.model", model),
+    )
+
+
+def huggingface(name: str) -> Tokenizer:
+    """Return the tokenizer `AutoTokenizer` gives for a name on the Hub or a local folder, special tokens left out.
+
+    Raises:
+        XDogeError: it cannot be loaded, or has no end-of-sentence token.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError("transformers", "proxy") from error
+    with _huggingface_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.eos_token_id is None:
+        raise XDogeError(
+            f"tokenizer: {name} has no end-of-sentence token to end documents with; "
+            "set eos_token in its tokenizer_config.json."
+        )
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.is_fast:
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+        content = backend.to_str(pretty=True).encode("utf-8")
+        encoder = _encoder_of(backend)
+    else:
+        content = json.dumps([type(tokenizer).__name__, sorted(vocabulary.items())]).encode("utf-8")
+
+        def encoder(texts: Sequence[str]) -> list[Any]:
+            ids: list[Any] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+            return ids
+
+    def write(folder: Path) -> None:
+        tokenizer.save_pretrained(folder)
+        if tokenizer.is_fast:
+            _write(folder / "tokenizer.json", content)  # the bytes of the fingerprint
+
+    return Tokenizer(
+        "huggingface",
+        encoder=encoder,
+        vocab_size=max(len(tokenizer), max(vocabulary.values()) + 1),  # ids may have holes
+        end_of_document=tokenizer.eos_token_id,
+        fingerprint=hashlib.sha256(content).hexdigest(),
+        write=write,
+    )
+
+
+def _encoder_of(backend: Any) -> _Encoder:
+    def encode(texts: Sequence[str]) -> list[Any]:
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    return encode
+
+
+def _copy(folder: Path, target: Path) -> None:
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+
+
+@contextlib.contextmanager
+def _huggingface_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # `tokenizers` raises bare Exception
+        message = " ".join(str(error).split())[:200]
+        raise XDogeError(f"tokenizer: {where} cannot be read as a Hugging Face tokenizer: {message}") from error
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Keep `tokenizers` from starting threads of its own inside each of ours; it reads this variable at every call."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def sample(documents: Iterable[str], *, characters: int, seed: int) -> list[str]:
+    """Return documents of about `characters` in all, the same whatever order they come in.
+
+    Those whose keyed hash is smallest are kept, so every document has the same chance, one pass is enough and
+    only the sample is in memory.
+    """
+    key = seed.to_bytes(8, "little")
+    heap: list[tuple[int, str]] = []  # the largest hash on top
+    held = 0
+    for text in documents:
+        rank = -int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8, key=key).digest(), "big")
+        if held >= characters and rank <= heap[0][0]:
+            continue
+        heappush(heap, (rank, text))
+        held += len(text)
+        while held - len(heap[0][1]) >= characters:
+            held -= len(heappop(heap)[1])
+    return [text for _, text in sorted(heap, reverse=True)]
+
+
+def level(samples: Sequence[list[str]], *, characters: int) -> list[list[str]]:
+    """Cut the samples of a language's sources down to `characters` together, as evenly as the small ones allow."""
+    chosen: list[list[str]] = [[] for _ in samples]
+    sizes = [sum(map(len, texts)) for texts in samples]
+    left = characters
+    for turn, index in enumerate(sorted(range(len(samples)), key=sizes.__getitem__)):
+        share = min(left / (len(samples) - turn), sizes[index])
+        taken = 0
+        for text in samples[index]:
+            if taken >= share:
+                break
+            chosen[index].append(text)
+            taken += len(text)
+        left = max(0, left - taken)
+    return chosen
+
+
+def train(texts: Iterable[str], spec: TrainTokenizer, *, where: str) -> bytes:
+    """Return a SentencePiece model of `texts`, the same bytes for the same texts and settings.
+
+    Raises:
+        XDogeError: the texts cannot fill the vocabulary, or need a larger one for their letters alone.
+    """
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise MissingExtraError("sentencepiece", "proxy") from error
+    model = io.BytesIO()
+    lines = (line for text in texts for line in text.split("\n") if line.strip())
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            vocab_size=spec.vocab_size,
+            model_type=spec.model_type,
+            byte_fallback=spec.byte_fallback,
+            character_coverage=spec.character_coverage,
+            max_sentence_length=LONGEST_LINE,
+            shuffle_input_sentence=False,
+            num_threads=TRAINING_THREADS,
+            unk_id=UNKNOWN,
+            bos_id=BEGIN,
+            eos_id=END,
+            pad_id=PAD,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        message = " ".join(str(error).split())
+        if found := re.search(r"too high.*<= (\d+)", message):
+            raise XDogeError(
+                f"{where}: vocab_size {spec.vocab_size} is more than the text gives; at most {found[1]} works."
+            ) from error
+        if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
+            raise XDogeError(
+                f"{where}: vocab_size {spec.vocab_size} cannot hold the letters of the text; use more than "
+                f"{found[1]}, or lower character_coverage."
+            ) from error
+        raise XDogeError(f"{where}: SentencePiece cannot train: {message}") from error
+    return model.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write the bytes of a file inside a folder that is about to be moved into place."""
+    path.write_bytes(content)
