@@ -25,7 +25,9 @@ from xdoge.proxy.trainer import fit
 
 
 def settings_for(store, recipe, **given):
-    return FitSettings.for_store(store, {"proxy": recipe, "steps": 6, "checkpoint_every": 2, "eval_every": 3} | given)
+    """Six steps, with a μ that keeps so short a fit from leaping."""
+    defaults = {"proxy": recipe, "steps": 6, "mu": 0.5, "checkpoint_every": 2, "eval_every": 3}
+    return FitSettings.for_store(store, defaults | given)
 
 
 def same_run(one, other):
@@ -73,6 +75,26 @@ def test_a_fit_writes_everything_it_promises(store, finished):
     assert config["recipe"]["hidden_size"] == 16
     assert config["versions"]["torch"] == torch.__version__
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000000004", "step-000000006"]
+
+
+def test_the_golden_run_is_what_it_was(finished):
+    """Losses and weights of the fixed run; XDOGE_REMAKE_GOLDEN=1 pytest tests/test_trainer.py -k golden remakes them.
+
+    A change here changes what users' runs compute, and says so in the changelog. Other processors round otherwise,
+    hence the tolerance.
+    """
+    path = Path(__file__).with_name("golden_fit.json")
+    found = {
+        "target_losses": [row["target_loss"] for row in metrics(finished)],
+        "validation": metrics(finished)[-1]["validation"],
+        "weights": dict(WeightSet.load(finished / "weights.json").sources),
+    }
+    if os.environ.get("XDOGE_REMAKE_GOLDEN"):
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    golden = json.loads(path.read_text())
+    assert found["target_losses"] == pytest.approx(golden["target_losses"], rel=1e-5)
+    assert found["validation"] == pytest.approx(golden["validation"], rel=1e-5)
+    assert found["weights"] == pytest.approx(golden["weights"], rel=1e-3)
 
 
 def test_everybodys_tools_load_the_proxy(finished, store):
@@ -201,7 +223,7 @@ def test_a_folder_with_something_in_it_is_refused(store, recipe, finished, tmp_p
 
 def test_resuming_with_other_settings_is_refused_and_the_difference_shown(store, recipe, finished):
     message = (
-        r"cannot be resumed with other settings: settings.seed was 0, is now 1; settings.mu was 0.05, is now 0.1\."
+        r"cannot be resumed with other settings: settings.seed was 0, is now 1; settings.mu was 0.5, is now 0.1\."
     )
     with pytest.raises(XDogeError, match=message):
         fit(store, settings_for(store, recipe, seed=1, mu=0.1), finished, resume=True)

@@ -175,13 +175,13 @@ def demo(
     if out.is_dir() and any(out.iterdir()):
         raise XDogeError(f"{out} is not empty; name another folder with --out.")
     corpus = write_sample(out / "sample")
-    stderr.print(f"wrote the synthetic sample: {corpus}", highlight=False)
+    print(f"wrote the synthetic sample: {corpus}", file=sys.stderr)
     store = _prepare(corpus, out / "store")
     _print_store(store)
     settings = FitSettings.for_store(store, {"proxy": "1m", "steps": steps, "sequence_length": 64, "batch_size": 48})
     weights = _fit(store, settings, out / "run")
     _print_fit(weights, store, out / "run", as_json=False)
-    stderr.print("\nNext: the same two commands on your own text; see README.md.", highlight=False)
+    print("Next: the same two commands on your own text; see README.md.", file=sys.stderr)
 
 
 def _given_settings(config: Path | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
@@ -228,13 +228,14 @@ def _fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = 
     except ImportError as error:
         raise MissingExtraError(error.name or "torch", "proxy") from error
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    stderr.print(yaml.safe_dump(resolved_config(store, settings), sort_keys=False), highlight=False, end="")
+    print(yaml.safe_dump(resolved_config(store, settings), sort_keys=False, allow_unicode=True), file=sys.stderr)
     with FitDisplay(stderr, steps=settings.steps) as display:
         return fit(store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)
 
 
 def _print_store(store: TokenStore) -> None:
-    table = Table(box=box.SIMPLE_HEAD, title=f"{store.name}: {store.path}", title_justify="left")
+    print(f"{store.name}: {store.path}")
+    table = Table(box=box.SIMPLE_HEAD)
     for column in ("source", "documents", "tokens", "bytes", "bytes/token", "share", "validation tokens"):
         table.add_column(column, justify="left" if column == "source" else "right")
     for row in store.table():
@@ -249,7 +250,7 @@ def _print_store(store: TokenStore) -> None:
         )
     stdout.print(table)
     for warning in store.warnings:
-        stderr.print(f"warning: {warning}", highlight=False)
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:
@@ -259,7 +260,8 @@ def _print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: boo
         return
     tokens = store.tokens()
     total = sum(tokens.values())
-    table = Table(box=box.SIMPLE_HEAD, title=f"{weights.name}: learned shares of training tokens", title_justify="left")
+    print(f"{weights.name}: learned shares of training tokens")
+    table = Table(box=box.SIMPLE_HEAD)
     for column in ("source", "weight", "share of corpus", "ratio"):
         table.add_column(column, justify="left" if column == "source" else "right")
     for language, weight in sorted(weights.languages.items(), key=lambda item: -item[1]):
@@ -272,7 +274,7 @@ def _print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: boo
     _print_transfer(store, out)
     for name in ("weights.json", "trajectory.parquet", "metrics.jsonl", "gram.parquet", "config.yaml", "proxy"):
         if (out / name).exists():
-            stdout.print(str(out / name), highlight=False, soft_wrap=True)
+            print(out / name)
 
 
 def _print_transfer(store: TokenStore, out: Path) -> None:
@@ -284,7 +286,8 @@ def _print_transfer(store: TokenStore, out: Path) -> None:
     if not path.exists():
         return
     cosines = language_cosines(read_products(path, store.sources), store.languages, store.sources)
-    table = Table(box=box.SIMPLE_HEAD, title="who helps whom: cosine of the languages' gradients", title_justify="left")
+    print("who helps whom: cosine of the languages' gradients")
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for language in store.languages:
         table.add_column(language, justify="right")

@@ -59,11 +59,11 @@ class FitDisplay:
         elif losses or now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
             shares = " ".join(f"{language} {share:.3f}" for language, share in row["languages"].items())
-            self.console.print(f"step {row['step']}/{self.steps}, {text}, {shares}, ETA {self._left(row, now)}")
+            self.note(f"step {row['step']}/{self.steps}, {text}, {shares}, ETA {self._left(row, now)}")
 
     def note(self, text: str) -> None:
         """Show a message that stays."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _left(self, row: Mapping[str, Any], now: float) -> str:
         assert self.first is not None
