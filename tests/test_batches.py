@@ -16,10 +16,15 @@ def settings_for(store, recipe, **given):
     return FitSettings.for_store(store, {"proxy": recipe} | given)
 
 
+def counts_of(alpha, settings, step, trained=None):
+    trained = np.ones(alpha.size, dtype=bool) if trained is None else trained
+    return sequence_counts(alpha, trained=trained, settings=settings, step=step)
+
+
 @given(st.lists(st.floats(0.001, 1), min_size=4, max_size=4), st.integers(8, 200))
 def test_a_stratified_batch_follows_the_weights_and_leaves_nobody_out(store, recipe, masses, size):
     alpha = project(masses)
-    counts = sequence_counts(alpha, settings=settings_for(store, recipe, batch_size=size), step=1)
+    counts = counts_of(alpha, settings_for(store, recipe, batch_size=size), 1)
     assert counts.sum() == size
     assert counts.min() >= 2
     free = counts > 2
@@ -30,23 +35,21 @@ def test_a_stratified_batch_follows_the_weights_and_leaves_nobody_out(store, rec
 def test_sampled_batches_follow_the_weights_on_average(store, recipe):
     settings = settings_for(store, recipe, batch="sampled", batch_size=20)
     alpha = np.array([0.7, 0.2, 0.1, 0.0])
-    counts = np.array([sequence_counts(alpha, settings=settings, step=step) for step in range(500)])
+    trained = alpha > 0
+    counts = np.array([counts_of(alpha, settings, step, trained) for step in range(500)])
     assert (counts.sum(axis=1) == 20).all()
     assert (counts[:, 3] == 2).all()  # held out: two sequences to measure by, none to train on
     np.testing.assert_allclose(counts[:, :3].mean(axis=0), 18 * alpha[:3], rtol=0.05)
-    np.testing.assert_array_equal(counts[7], sequence_counts(alpha, settings=settings, step=7))
+    np.testing.assert_array_equal(counts[7], counts_of(alpha, settings, 7, trained))
 
 
 def test_both_kinds_of_batch_train_along_the_same_expectation(store, recipe):
     alpha = np.array([0.4, 0.3, 0.2, 0.1])
     stratified = settings_for(store, recipe)
-    counts = sequence_counts(alpha, settings=stratified, step=1)
+    counts = counts_of(alpha, stratified, 1)
     np.testing.assert_array_equal(gradient_weights(alpha, counts, settings=stratified), alpha)
     sampled = settings_for(store, recipe, batch="sampled", batch_size=30)
-    shares = [
-        gradient_weights(alpha, sequence_counts(alpha, settings=sampled, step=step), settings=sampled)
-        for step in range(800)
-    ]
+    shares = [gradient_weights(alpha, counts_of(alpha, sampled, step), settings=sampled) for step in range(800)]
     np.testing.assert_allclose(np.mean(shares, axis=0), alpha, atol=0.01)
 
 
@@ -64,7 +67,7 @@ def test_an_epoch_reads_every_sequence_once_and_the_next_in_another_order(store,
         whole = store.flat(source)[: count * length].reshape(count, length)
         for rows in epochs:
             part = rows[start : start + count]
-            np.testing.assert_array_equal(np.sort(part, axis=0), np.sort(whole.astype(np.int64), axis=0))
+            assert sorted(map(tuple, part.tolist())) == sorted(map(tuple, whole.tolist()))
     assert not np.array_equal(first, second)
 
 
@@ -82,9 +85,8 @@ def test_a_batch_does_not_depend_on_how_the_past_was_cut(store, recipe):
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}])
-def test_another_seed_is_another_order(store, recipe, change):
+def test_another_seed_is_another_order(store, recipe):
     counts, read = np.array([4, 4, 4, 4]), np.zeros(4, dtype=np.int64)
     one = draw(store, read, counts, settings=settings_for(store, recipe))
-    other = draw(store, read, counts, settings=settings_for(store, recipe, **change))
+    other = draw(store, read, counts, settings=settings_for(store, recipe, seed=1))
     assert not np.array_equal(one, other)

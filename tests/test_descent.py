@@ -9,6 +9,7 @@ import torch
 
 from xdoge.errors import XDogeError
 from xdoge.proxy.descent import learning_rate_ratio, make_optimiser, pick_autocast, pick_device
+from xdoge.proxy.recipes import load_recipe
 from xdoge.proxy.settings import FitSettings
 
 
@@ -18,14 +19,22 @@ def test_the_rate_rises_falls_as_a_cosine_and_ends_where_stated(store, recipe):
     ratios = [learning_rate_ratio(step, settings) for step in range(1, 101)]
     assert ratios[0] == pytest.approx(0.1)
     assert ratios[9] == 1.0
-    assert ratios[54] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 2)) / 2)
+    assert ratios[54] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi * 44 / 89)) / 2)
     assert ratios[99] == pytest.approx(0.2)
+    assert ratios[10] == 1.0
     assert ratios[9:] == sorted(ratios[9:], reverse=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_fit_has_a_rate_above_zero(store, recipe, steps):
+    given = {"proxy": recipe, "steps": steps, "warmup": 0.0, "final_learning_rate": 0.0}
+    settings = FitSettings.for_store(store, given)
+    assert learning_rate_ratio(1, settings) == 1.0
 
 
 def test_norm_gains_and_biases_are_not_decayed(store, recipe):
     settings = FitSettings.for_store(store, {"proxy": recipe})
-    model = settings.recipe.build(vocab_size=50, seed=0)
+    model = load_recipe(recipe).build(vocab_size=50, seed=0)
     decayed, free = make_optimiser(model, settings).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (settings.weight_decay, 0.0)
     assert {p.dim() for p in free["params"]} == {1}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from xdoge.proxy.reweight import NORM_DECAY, Rule, Weights, mirror_step, raw_scores, step
+from xdoge.proxy.reweight import DECAY, LEAST_SIGNAL, Rule, Weights, mirror_step, raw_scores, step
 from xdoge.simplex import project
 
 
@@ -147,8 +147,34 @@ def test_scores_are_divided_by_a_running_mean_that_starts_unbiased():
     state, first = step(state, products(np.eye(2) * 4.0), rule=rule(2), eta=0.0)
     np.testing.assert_allclose(first, 0.5)  # |g|² over its own mean, over two targets
     _, second = step(state, products(np.eye(2) * 8.0), rule=rule(2), eta=0.0)
-    mean = (NORM_DECAY * 4 + 8) / (NORM_DECAY + 1)
+    mean = (DECAY * 4 + 8) / (DECAY + 1)
     np.testing.assert_allclose(second, 8 / mean / 2)
+
+
+def test_the_unbiased_score_is_measured_in_true_lengths():
+    """The noise in |g|² depends on the sequences per source; the length between halves does not, and so μ need not."""
+    gram, half = np.eye(2) * 10.0 + 1.0, np.array([3.0, 1.0])
+    _, scores = step(
+        Weights.uniform(np.ones(2, dtype=bool)), products(gram, half), rule=rule(2, score="unbiased"), eta=0
+    )
+    np.testing.assert_allclose(scores, (half + 1.0) / 2.0 / 2)
+
+
+@pytest.mark.parametrize("half", [[0.0, 0.0], [-5.0, 1.0], [np.nan, np.nan]])
+def test_a_length_lost_in_noise_does_not_blow_up_the_scores(half):
+    gram = np.full((2, 2), 0.5) + np.eye(2) * 10
+    one = rule(2, score="unbiased", targets=np.array([1.0, 0.0]))
+    _, scores = step(Weights.uniform(np.ones(2, dtype=bool)), products(gram, half), rule=one, eta=0)
+    assert abs(scores[1]) <= 11 / (LEAST_SIGNAL * 10.5)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3))
+def test_no_exponent_is_too_large(x):
+    """At a floor of 0, a weight may get as small as it likes and stays a weight."""
+    after = mirror_step(np.array([1e-300, 1.0 - 1e-12, 0.0]), np.array(x), floor=0.0)
+    assert np.isfinite(after).all()
+    assert after.sum() == pytest.approx(1)
+    assert after[2] == 0
 
 
 def test_a_held_out_target_steers_and_is_never_trained_on():

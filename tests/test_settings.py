@@ -29,9 +29,13 @@ def test_what_the_user_leaves_out_comes_from_recipe_and_corpus(store, recipe):
         ({"batch_size": 7}, "batch_size 7 is too small: 4 sources with at least 2 sequences each .* need 8"),
         ({"batch_size": 3, "score": "paper"}, "batch_size 3 is too small.* need 4"),
         ({"sequence_length": 2000}, "es/web is too short: its .* tokens make 1 sequences of 2000, and at least 2"),
-        ({"targets": {"eu/web": 1}}, "targets names 'eu/web', which the store does not have; it has es/web, es/wiki"),
+        ({"targets": {"eu/web": 1}}, "targets names 'eu/web', which the corpus does not have; it has es/web, es/wiki"),
         ({"targets": {"eu/wiki": 0}}, "must be >= 0 and not all zero"),
         ({"targets": {"eu/wiki": -1, "es/web": 1}}, "must be >= 0 and not all zero"),
+        ({"targets": {"eu/wiki": float("nan")}}, "s: targets.*eu/wiki: input should be a finite number"),
+        ({"targets": "both"}, "s: targets: input should be 'sources' or 'languages'"),
+        ({"mu": float("inf")}, "s: mu: input should be a finite number"),
+        ({"learning_rate": float("inf")}, "s: learning_rate: input should be a finite number"),
         ({"held_out": ["gl/web"]}, "held_out names 'gl/web'"),
         ({"held_out": ["eu/wiki"], "targets": {"es/web": 1}}, "held_out names 'eu/wiki', which is no target either"),
         ({"held_out": ["es/web", "es/wiki", "gl/wiki", "eu/wiki"]}, "held_out leaves no source to train on"),
@@ -48,9 +52,24 @@ def test_settings_that_cannot_work_are_refused(store, recipe, given, message):
 
 
 def test_what_is_wrong_with_any_store_is_refused_without_one(recipe):
-    with pytest.raises(XDogeError, match="steps: input should be greater than 0"):
-        FitSettings.check({"proxy": recipe, "steps": -1})
-    FitSettings.check({"proxy": recipe, "steps": 10})
+    languages = {"es": ["es/web"], "eu": ["eu/web", "eu/wiki"]}
+    for given, message in [
+        ({"steps": -1}, "steps: input should be greater than 0"),
+        ({"floor": 0.9}, "floor 0.9 is too high for 3 sources"),
+        ({"held_out": ["gl/web"]}, "held_out names 'gl/web', which the corpus does not have"),
+    ]:
+        with pytest.raises(XDogeError, match=message):
+            FitSettings.for_sources(languages, {"proxy": recipe} | given)
+    assert FitSettings.for_sources(languages, {"proxy": recipe, "steps": 10}).floor == pytest.approx(1 / 60)
+
+
+def test_a_source_of_few_sequences_and_rare_scores_are_said(store, recipe):
+    few = FitSettings.for_store(store, {"proxy": recipe, "sequence_length": 60})
+    assert "few sequences" in few.notes(store)[0]
+    assert "gl/wiki (19)" in few.notes(store)[0]
+    given = {"proxy": recipe, "batch": "sampled", "sequence_length": 4, "floor": 0.01}
+    assert "drawn twice" in FitSettings.for_store(store, given).notes(store)[0]
+    assert FitSettings.for_store(store, {"proxy": recipe, "sequence_length": 4}).notes(store) == []
 
 
 @pytest.mark.parametrize(
@@ -60,7 +79,7 @@ def test_what_is_wrong_with_any_store_is_refused_without_one(recipe):
 def test_targets_become_tau_in_the_stores_order(store, recipe, targets, tau):
     assert store.sources == ("es/web", "es/wiki", "gl/wiki", "eu/wiki")
     settings = FitSettings.for_store(store, {"proxy": recipe, "targets": targets})
-    np.testing.assert_array_equal(settings.rule(store).targets, tau)
+    np.testing.assert_array_equal(settings.rule(store.languages).targets, tau)
 
 
 def test_help_names_every_setting_with_its_default():

@@ -75,6 +75,7 @@ def test_a_fit_writes_everything_it_promises(store, finished):
     assert config["recipe"]["hidden_size"] == 16
     assert config["versions"]["torch"] == torch.__version__
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000000004", "step-000000006"]
+    assert rows[0]["loss"] == pytest.approx(trajectory["loss"].to_numpy()[:4].mean())  # weighed as it was trained on
 
 
 def test_the_golden_run_is_what_it_was(finished):
@@ -139,7 +140,7 @@ def test_every_way_to_fit_can_be_stopped_and_resumed_to_the_bit(store, recipe, t
         if row["step"] == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="stopped after step 3 of 6; a checkpoint was written") as stopped:
+    with pytest.raises(Interrupted, match="stopped after step 3 of 6; --resume continues") as stopped:
         fit(store, settings, tmp_path / "cut", on_step=stop_at_third)
     assert stopped.value.exit_code == 130
     resumed = fit(store, settings, tmp_path / "cut", resume=True)
@@ -161,7 +162,8 @@ def test_microbatches_change_nothing_but_rounding(store, recipe, tmp_path, finis
 
 
 KILLED = """
-import os, sys, time
+import sys
+import transformers.models.llama.modeling_llama  # before the clock starts
 from xdoge.corpus.store import TokenStore
 from xdoge.proxy.settings import FitSettings
 from xdoge.proxy.trainer import fit
@@ -198,6 +200,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(store, recipe, tmp_
         process.kill()
         process.wait()
     assert kills >= 2
+    assert (cut / "checkpoints").exists()
     assert start_fit(store, recipe, cut, "resume").wait() == 0
     same_run(whole, cut)
 
@@ -222,9 +225,7 @@ def test_a_folder_with_something_in_it_is_refused(store, recipe, finished, tmp_p
 
 
 def test_resuming_with_other_settings_is_refused_and_the_difference_shown(store, recipe, finished):
-    message = (
-        r"cannot be resumed with other settings: settings.seed was 0, is now 1; settings.mu was 0.5, is now 0.1\."
-    )
+    message = r"cannot be resumed with other settings: settings.seed was 0, is now 1; settings.mu was 0.5, is now 0.1\."
     with pytest.raises(XDogeError, match=message):
         fit(store, settings_for(store, recipe, seed=1, mu=0.1), finished, resume=True)
 
@@ -239,14 +240,90 @@ def test_another_library_version_is_said_on_resume(store, recipe, tmp_path):
     assert f"numpy 1.0.0 → {np.__version__}" in notes[0]
 
 
-@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
-def test_a_loss_that_is_not_finite_stops_with_step_source_and_checkpoint(store, recipe, tmp_path):
-    with pytest.raises(
-        NonFiniteLossError,
-        match=r"step \d+: the (loss|gradient norm) of es/web is (nan|inf). Last good checkpoint: .*step-00000000\d",
-    ):
-        fit(store, settings_for(store, recipe, learning_rate=1e30, clip=1e30, checkpoint_every=1), tmp_path / "run")
+def poisoned(model, step):
+    """Make the model's loss infinite from its `step`-th forward pass in training on."""
+    calls = []
+
+    def spoil(module, arguments, output):
+        calls.extend([1] * model.training)
+        return output * (float("nan") if len(calls) >= step else 1.0)
+
+    model.model.norm.register_forward_hook(spoil)
+    return model
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_source_and_a_checkpoint_that_is_good(
+    store, recipe, tmp_path, monkeypatch
+):
+    """The parameters of the checkpoint it names give finite losses: the run goes on from there."""
+    from xdoge.proxy.recipes import Recipe
+
+    build = Recipe.build
+    settings, out = settings_for(store, recipe, checkpoint_every=1), tmp_path / "run"
+    monkeypatch.setattr(Recipe, "build", lambda self, **given: poisoned(build(self, **given), 5))
+    message = r"step 5: the loss of es/web is nan. Last good checkpoint: .*step-000000003\. Lower learning_rate"
+    with pytest.raises(NonFiniteLossError, match=message):
+        fit(store, settings, out)
+    assert not (out / "weights.json").exists()
+    monkeypatch.undo()
+    fit(store, settings, out, resume=True)
+    fit(store, settings, tmp_path / "whole")
+    same_run(tmp_path / "whole", out)
+
+
+def test_divergence_is_noticed_in_the_very_last_step(store, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("xdoge.proxy.trainer._Fit.nats", lambda self, rows: float("inf"))
+    with pytest.raises(NonFiniteLossError, match="step 1: the validation loss of es/web is inf"):
+        fit(store, settings_for(store, recipe, steps=1), tmp_path / "run")
     assert not (tmp_path / "run" / "weights.json").exists()
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+
+
+def test_what_cannot_start_leaves_no_folder(store, recipe, tmp_path):
+    with pytest.raises(XDogeError, match="device 'gpu' is unknown"):
+        fit(store, settings_for(store, recipe, device="gpu"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_edited_during_the_run_does_not_reach_the_answer(store, recipe, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(Path(recipe).read_text())
+
+    def edit(row):
+        path.write_text(Path(recipe).read_text().replace("layers: 2", "layers: 3"))
+
+    weights = fit(store, settings_for(store, str(path)), tmp_path / "run", on_step=edit)
+    assert weights.proxy["layers"] == 2
+    with pytest.raises(XDogeError, match="recipe.layers was 2, is now 3"):
+        fit(store, settings_for(store, str(path)), tmp_path / "run", resume=True)
+
+
+def test_a_second_process_is_kept_out_of_a_run(store, recipe, tmp_path):
+    refused = []
+
+    def start_again(row):
+        if not refused:
+            with pytest.raises(XDogeError, match="run is in use by another process") as error:
+                fit(store, settings_for(store, recipe), tmp_path / "run", resume=True)
+            refused.append(error)
+
+    fit(store, settings_for(store, recipe), tmp_path / "run", on_step=start_again)
+    assert refused
+
+
+def test_seconds_go_on_after_a_resume(store, recipe, tmp_path):
+    settings = settings_for(store, recipe, checkpoint_every=1)
+
+    def stop(row):
+        if row["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as stopped:
+        fit(store, settings, tmp_path / "run", on_step=stop)
+    assert stopped.value.exit_code == 143
+    fit(store, settings, tmp_path / "run", resume=True)
+    seconds = [row["seconds"] for row in metrics(tmp_path / "run")]
+    assert seconds == sorted(seconds)
 
 
 def test_a_half_written_row_of_metrics_is_dropped(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -56,6 +58,15 @@ def test_nothing_in_a_set_can_be_changed():
         one.sources["es/web"] = 1.0
     with pytest.raises(TypeError, match="does not support item assignment"):
         one.method["mu"] = 2
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        weights(method={"targets": {"es/web": 1}}).method["targets"]["es/web"] = 2
+
+
+def test_a_set_can_be_copied_pickled_and_be_a_key():
+    one = weights(method={"targets": {"es/web": 1.0}, "held_out": ["gl/web"]}, spread={"sets": 2})
+    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert other == one
+        assert {one: 1}[other] == 1
 
 
 @pytest.mark.parametrize(
@@ -96,6 +107,13 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path):
         ({"schema": "xdoge.weights/2"}, "newer than xdoge.weights/1 of this xdoge; pip install --upgrade xdoge"),
         ({"schema": "xdoge.mixture/1"}, "this is another kind of file"),
         ({"surprise": 1}, "is not a weight set"),
+        ({"languages": [1]}, "is not a weight set"),
+        ({"languages": {"es": "x"}}, "is not a weight set"),
+        ({"languages": {}}, r"languages\['es'\] is 0.0, but its sources sum to 0.7"),
+        ({"floor": "x"}, "floor is 'x', which it cannot be"),
+        ({"floor": 1.5}, "floor is 1.5; it must be >= 0 and below 1"),
+        ({"name": 5}, "name is 5, which it cannot be"),
+        ({"method": None}, "method is None, which it cannot be"),
         ({"sources": {"es/web": 0.9}}, "weights.json: weights 'three' sum to 0.9"),
     ],
 )

@@ -7,8 +7,10 @@ line; 2 wrong usage; 128 + the signal's number when interrupted, 130 for Ctrl-C.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ from rich.table import Table
 import xdoge
 from xdoge.config import read_yaml
 from xdoge.errors import Interrupted, MissingExtraError, XDogeError
+from xdoge.proxy.recipes import load_recipe
 from xdoge.proxy.settings import FitSettings, settings_help
 
 if TYPE_CHECKING:
@@ -38,18 +41,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes that tokenise.", show_default="all cores")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads that tokenise.", show_default="all cores")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def main() -> None:
     """Run the command line and exit as the module docstring says."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except XDogeError as error:
         sys.exit(_say(f"error: {error}", 1))
     except Interrupted as stop:
         sys.exit(_say(str(stop), stop.exit_code))
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number, "terminated; nothing is half-written, and the same command continues where it can")
 
 
 def _say(text: str, status: int) -> int:
@@ -109,7 +117,8 @@ the mean of the weights over the steps.
 `gram.parquet`, who helps whom; `checkpoints/`; and `proxy/`, which transformers loads.
 
 **Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with 130 and 143. After that, or
-after a kill at any moment, the same command with `--resume` ends with the same weights to the bit.
+after a kill at any moment, the same command with `--resume` ends with the same weights, to the bit on the same machine
+with the same versions and threads (on a CPU; GPUs are not made deterministic).
 
 **Settings**, for `--set KEY=VALUE` and for the YAML file of `--config`; the options above it win:
 
@@ -144,6 +153,9 @@ def fit_weights(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, to the same numbers.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every file of the store by its SHA-256 first.")
+    ] = False,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
@@ -152,10 +164,17 @@ def fit_weights(
     where = str(config) if config else "settings"
     flags = {"proxy": proxy, "floor": floor, "steps": steps, "seed": seed}
     given = _given_settings(config, assignments or [], flags)
-    FitSettings.check(given, where=where)
-    if not resume:
+    if resume:
+        RunFolder(out).refuse_missing()
+    else:
         RunFolder(out).refuse_taken()
-    store = _open_store(corpus, out, workers=workers)
+    if corpus.suffix in (".yaml", ".yml"):  # hours of preparing come after all that can be known before
+        FitSettings.for_sources(_languages(corpus), given, where=where)
+        store = _prepare(corpus, out / "store", workers=workers)
+    else:
+        store = _open(corpus)
+    if verify:
+        store.verify()
     weights = _fit(store, FitSettings.for_store(store, given, where=where), out, resume=resume)
     _print_fit(weights, store, out, as_json=as_json)
 
@@ -187,24 +206,32 @@ def demo(
 def _given_settings(config: Path | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
     """Merge the settings file, --set and the options, later ones winning."""
     given = read_yaml(config) if config else {}
+    given = dict(given.get("settings", given))  # a run's own config.yaml does as well
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise XDogeError(f"--set {assignment}: write it as KEY=VALUE.")
         try:
             given[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise XDogeError(f"--set {assignment}: {value!r} is not a YAML value.") from error
     return given | {key: value for key, value in flags.items() if value is not None}
 
 
-def _open_store(path: Path, out: Path, *, workers: int | None) -> TokenStore:
-    """Open a store, or prepare a corpus.yaml into `out`/store."""
+def _open(path: Path) -> TokenStore:
     from xdoge.corpus.store import TokenStore
 
-    if path.suffix in (".yaml", ".yml"):
-        return _prepare(path, out / "store", workers=workers)
     return TokenStore.open(path)
+
+
+def _languages(corpus: Path) -> dict[str, list[str]]:
+    """Return each language of a corpus.yaml with its sources."""
+    from xdoge.corpus.spec import Corpus
+
+    languages: dict[str, list[str]] = {}
+    for source in Corpus.load(corpus).sources:
+        languages.setdefault(source.language, []).append(source.name)
+    return languages
 
 
 def _prepare(corpus: Path, out: Path, *, workers: int | None = None, refresh: bool = False) -> TokenStore:
@@ -213,9 +240,12 @@ def _prepare(corpus: Path, out: Path, *, workers: int | None = None, refresh: bo
 
     try:
         with show_progress() as progress:
-            return prepare_store(corpus, out, workers=workers, refresh=refresh, progress=progress)
+            store = prepare_store(corpus, out, workers=workers, refresh=refresh, progress=progress)
     except KeyboardInterrupt:
         raise Interrupted(2, "interrupted; the same command continues and keeps the finished sources") from None
+    for warning in store.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return store
 
 
 def _fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = False) -> WeightSet:
@@ -224,11 +254,13 @@ def _fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = 
     try:
         from transformers.utils.logging import disable_progress_bar
 
-        from xdoge.proxy.trainer import fit, resolved_config
+        from xdoge.proxy.trainer import fit
     except ImportError as error:
         raise MissingExtraError(error.name or "torch", "proxy") from error
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    print(yaml.safe_dump(resolved_config(store, settings), sort_keys=False, allow_unicode=True), file=sys.stderr)
+    recipe = load_recipe(settings.proxy)
+    config = {"settings": settings.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")}
+    print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), file=sys.stderr)
     with FitDisplay(stderr, steps=settings.steps) as display:
         return fit(store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)
 
@@ -249,8 +281,6 @@ def _print_store(store: TokenStore) -> None:
             f"{row.validation_tokens:,}",
         )
     stdout.print(table)
-    for warning in store.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:

@@ -40,7 +40,7 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 class Config(BaseModel):
     """Base of everything read from YAML: immutable, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], *, where: str) -> Self:
@@ -63,16 +63,15 @@ class Config(BaseModel):
         """
         return cls.parse(read_yaml(Path(path)), where=str(path))
 
-    def to_yaml(self) -> str:
-        """Return every setting, defaults included, as YAML that `load` reads back."""
-        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        return text
-
 
 def explain(error: ValidationError, *, where: str) -> str:
     """Say in one line what is wrong with which key, and how many further faults there are."""
-    first, *more = error.errors(include_url=False)
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "tagged-")))
+    # a misspelt key first, which explains a missing one; then the deepest, which of a union's errors is the one meant
+    found = sorted(
+        error.errors(include_url=False), key=lambda one: (one["type"] != "extra_forbidden", -len(one["loc"]))
+    )
+    first, *more = found
+    key = ".".join(part for part in map(str, first["loc"]) if re.fullmatch(r"[\w/.-]+", part))  # no tags of unions
     got = "" if first["type"] in ("missing", "extra_forbidden") or "ctx" in first else f" (got {first['input']!r})"
     messages = {"extra_forbidden": "is not a known key", "missing": "is missing"}
     message = messages.get(first["type"], first["msg"].removeprefix("Value error, "))
@@ -116,9 +115,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise XDogeError(f"{path} does not exist.") from error
     except IsADirectoryError as error:
         raise XDogeError(f"{path} is a folder, not a YAML file.") from error
+    except OSError as error:
+        raise XDogeError(f"{path} cannot be read: {error.strerror}.") from error
     except XDogeError as error:
         raise XDogeError(f"{path}: {error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise XDogeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise XDogeError(f"{path} does not hold a mapping of keys to values.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -29,9 +30,24 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise XDogeError(
                 f"{path}: the disk is full; nothing was left half-written. Free space, run again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise XDogeError(f"{path}: cannot be written ({os.strerror(error.errno).lower()}).") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise XDogeError(f"{path} cannot be written: {os.strerror(error.errno).lower()}.") from error
         raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of `folder`; the lock of a process that died is gone with it.
+
+    Raises:
+        XDogeError: another process holds it.
+    """
+    with disk_errors(folder), (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise XDogeError(f"{folder} is in use by another process; wait for it or stop it.") from error
+        yield
 
 
 @contextlib.contextmanager
@@ -48,7 +64,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.replace(temporary, path)
             sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error above it says more
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

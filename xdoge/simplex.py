@@ -40,13 +40,14 @@ def project(masses: ArrayLike, *, floor: ArrayLike = 0.0) -> Floats:
             f"(one floor for all: below 1/{q.size} = {1 / q.size:g})."
         )
     q = q / q.max()
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.where(floors > 0, floors / q, np.where(q > 0, 0.0, np.inf))
     order = np.argsort(-ratio, kind="stable")  # at their floor first
     spent = np.concatenate([[0.0], np.cumsum(floors[order])[:-1]])  # by the m sources before this one
     shared = np.cumsum(q[order][::-1])[::-1]  # mass of this one and all after it
     positive = shared > 0
-    c = np.where(positive, (1.0 - spent) / np.where(positive, shared, 1.0), np.inf)
+    with np.errstate(over="ignore"):
+        c = np.where(positive, (1.0 - spent) / np.where(positive, shared, 1.0), np.inf)
     first = int(np.argmax(c >= ratio[order]))  # the first m whose c lifts every later source over its floor
     projected: Floats = np.maximum(floors, c[first] * q)
     return projected

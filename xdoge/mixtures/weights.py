@@ -74,11 +74,22 @@ class WeightSet:
                 f"weights {self.name!r} sum to {total:.9g}; they must sum to 1 within {SUM_TOLERANCE:g}. "
                 f"Divide each by {total:.9g} if their proportions are meant."
             )
-        frozen = MappingProxyType({source: float(weight) for source, weight in self.sources.items()})
-        object.__setattr__(self, "sources", frozen)
-        for key in ("method", "proxy", "corpus", "spread"):
+        object.__setattr__(self, "sources", {source: float(weight) for source, weight in self.sources.items()})
+        for key, kind in _KINDS.items():
             value = getattr(self, key)
-            object.__setattr__(self, key, None if value is None else MappingProxyType(dict(value)))
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise XDogeError(f"weights {self.name!r}: {key} is {value!r}, which it cannot be.")
+            object.__setattr__(self, key, _frozen(value))
+        if not 0 <= self.floor < 1:
+            raise XDogeError(f"weights {self.name!r}: floor is {self.floor}; it must be >= 0 and below 1.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy as the plain values that made it."""
+        return type(self), tuple(_plain(getattr(self, key)) for key in _KINDS)
+
+    def __hash__(self) -> int:
+        """Hash by name and weights; equal sets have both in common."""
+        return hash((self.name, tuple(self.sources.items())))
 
     @property
     def nested(self) -> dict[str, dict[str, float]]:
@@ -167,15 +178,9 @@ class WeightSet:
             {
                 "schema": "xdoge.weights/1",
                 "name": self.name,
-                "sources": dict(self.sources),
+                "sources": _plain(self.sources),
                 "languages": self.languages,
-                "floor": self.floor,
-                "method": dict(self.method),
-                "proxy": dict(self.proxy),
-                "corpus": dict(self.corpus),
-                "spread": None if self.spread is None else dict(self.spread),
-                "xdoge_version": self.xdoge_version,
-                "created": self.created,
+                **{key: _plain(getattr(self, key)) for key in _KINDS if key not in ("name", "sources")},
             },
         )
 
@@ -188,17 +193,17 @@ class WeightSet:
         """
         value = read_json(Path(path), schema="xdoge.weights", version=1)
         try:
-            languages = value.pop("languages", None)
+            languages = dict(value.pop("languages"))
             del value["schema"]
             weights = cls(**value)
+            for language in languages | weights.languages:
+                stated, actual = languages.get(language, 0.0), weights.languages.get(language, 0.0)
+                if not abs(actual - stated) <= SUM_TOLERANCE:
+                    raise XDogeError(f"languages[{language!r}] is {stated}, but its sources sum to {actual:.9g}.")
         except XDogeError as error:
             raise XDogeError(f"{path}: {error}") from error
-        except (TypeError, AttributeError, ValueError) as error:
+        except (TypeError, AttributeError, ValueError, KeyError) as error:
             raise XDogeError(f"{path} is not a weight set: {error}.") from error
-        for language, weight in (languages or {}).items():
-            actual = weights.languages.get(language, 0.0)
-            if abs(actual - weight) > SUM_TOLERANCE:
-                raise XDogeError(f"{path}: languages[{language!r}] is {weight}, but its sources sum to {actual:.9g}.")
         return weights
 
     def to_frame(self) -> pd.DataFrame:
@@ -238,6 +243,32 @@ class WeightSet:
         caption = f"<caption>{html.escape(self.name)}: share of training tokens</caption>"
         head = '<tr><th scope="col">source</th><th scope="col">weight</th></tr>'
         return f"<table>{caption}<thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+_KINDS: dict[str, Any] = {
+    "name": str,
+    "sources": Mapping,
+    "floor": int | float,
+    "method": Mapping,
+    "proxy": Mapping,
+    "corpus": Mapping,
+    "spread": Mapping | None,
+    "xdoge_version": str,
+    "created": str,
+}
+"""What each field of a weight set may be, in the order of its arguments."""
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: _frozen(item) for key, item in value.items()})
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 def _kl(p: np.ndarray[Any, np.dtype[np.float64]], q: np.ndarray[Any, np.dtype[np.float64]]) -> float:

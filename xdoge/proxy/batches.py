@@ -11,16 +11,18 @@ from xdoge.proxy.settings import FitSettings
 from xdoge.simplex import Floats, largest_remainder, project
 
 Counts = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 
 
-def sequence_counts(weights: Floats, *, settings: FitSettings, step: int) -> Counts:
+def sequence_counts(weights: Floats, *, trained: Mask, settings: FitSettings, step: int) -> Counts:
     """Return how many sequences of each source the batch of a step holds.
 
     "stratified" rounds each source's share of the batch and never goes under 1 (2 for the unbiased score). "sampled"
-    draws them from the weights. Held-out targets, of weight 0, always get the least.
+    draws them from the weights. Held-out targets always get the least.
 
     Args:
         weights: (k,) α_t.
+        trained: (k,) False for held-out targets.
         settings: of the fit.
         step: number of the step, which decides the draw.
     """
@@ -29,10 +31,9 @@ def sequence_counts(weights: Floats, *, settings: FitSettings, step: int) -> Cou
         shares = project(weights, floor=least / size) if least * k < size else np.full(k, 1 / k)
         above = np.maximum(shares * size - least, 0.0)
         return least + np.array(largest_remainder(above, size - least * k) if above.any() else [0] * k)
-    held_out = weights == 0
-    counts = np.where(held_out, least, 0)
+    counts = np.where(trained, 0, least)
     generator = np.random.Generator(np.random.Philox(key=[settings.seed, step]))
-    counts[~held_out] = generator.multinomial(size - counts.sum(), weights[~held_out] / weights.sum())
+    counts[trained] = generator.multinomial(size - counts.sum(), weights[trained] / weights.sum())
     return counts
 
 

@@ -20,7 +20,7 @@ def learning_rate_ratio(step: int, settings: FitSettings) -> float:
     warm = settings.warmup * settings.steps
     if step <= warm:
         return step / max(1.0, warm)
-    progress = (step - warm) / max(1.0, settings.steps - warm)
+    progress = max(0.0, step - 1 - warm) / max(1.0, settings.steps - 1 - warm)
     final = settings.final_learning_rate
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 Score = Literal["unbiased", "paper"]
 Normalisation = Literal["mean_square", "mean_norm", "none"]
 
-NORM_DECAY = 0.95
-"""Of the running mean of |g|²: it remembers about 20 steps, while gradient norms change over hundreds."""
+DECAY = 0.95
+"""Of the running means of |g|²: they remember about 20 steps, while gradient norms change over hundreds."""
+
+LEAST_SIGNAL = 0.02
+"""Least share of |g|² that is taken for signal. Measured shares are 0.15 to 0.5 (docs/experiments.md); the bound keeps
+a mean of products that noise made tiny or negative from blowing up the scores."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,17 @@ class Weights:
         now: (k,) α_t, 0 where not trained.
         total: (k,) sum of α_t over the steps that count towards the average.
         steps: number of those steps.
-        square_norm: exponentially weighted sum of the mean |g_i|².
-        square_norm_mass: the sum of its weights, for the bias of the first steps.
+        signal: exponentially weighted sum of the sources' mean squared gradient, without noise where the score is.
+        square_norm: the same of |g_i|² as it came, noise included.
+        mass: the sum of the weights of both, for the bias of the first steps.
     """
 
     now: Floats
     total: Floats
     steps: int = 0
+    signal: float = 0.0
     square_norm: float = 0.0
-    square_norm_mass: float = 0.0
+    mass: float = 0.0
 
     @classmethod
     def uniform(cls, trained: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Weights:
@@ -92,10 +98,15 @@ def step(
     Returns:
         The new state, and (k,) dimensionless scores, NaN where a source could not be scored.
     """
-    square = float(np.nanmean(products.square_norms))
-    mass = NORM_DECAY * weights.square_norm_mass + (1 - NORM_DECAY)
-    square_norm = NORM_DECAY * weights.square_norm + (1 - NORM_DECAY) * square
-    scores = normalised(raw_scores(products, rule), products, rule=rule, mean_square=square_norm / mass)
+    lengths = own_products(products, rule)
+    weights = replace(
+        weights,
+        signal=DECAY * weights.signal + (1 - DECAY) * _mean(lengths),
+        square_norm=DECAY * weights.square_norm + (1 - DECAY) * _mean(products.square_norms),
+        mass=DECAY * weights.mass + (1 - DECAY),
+    )
+    mean_square = max(weights.signal, LEAST_SIGNAL * weights.square_norm) / weights.mass
+    scores = normalised(raw_scores(products, rule), products, rule=rule, mean_square=mean_square)
     exponents = eta / rule.mu * scores
     trained = rule.trained
     now = np.zeros_like(weights.now)
@@ -105,8 +116,6 @@ def step(
         now=now,
         total=weights.total + now if counts else weights.total,
         steps=weights.steps + counts,
-        square_norm=square_norm,
-        square_norm_mass=mass,
     )
     return after, scores
 
@@ -118,10 +127,15 @@ def raw_scores(products: SourceProducts, rule: Rule) -> Floats:
     the gradient noise, E|g_j|² = |∇l_j|² + tr Var g_j. The unbiased score puts the product of two independent halves
     in its place.
     """
-    if rule.score == "paper":
-        return products.scores
-    own: Floats = np.where(rule.targets > 0, rule.targets * (products.half_products - products.square_norms), 0.0)
-    return products.scores + own
+    own = own_products(products, rule)
+    correction = np.where(rule.targets > 0, rule.targets * (own - products.square_norms), 0.0)
+    scores: Floats = products.scores + correction
+    return scores
+
+
+def own_products(products: SourceProducts, rule: Rule) -> Floats:
+    """Return |∇l_j|² as the score sees it: ⟨g_j^A, g_j^B⟩ between halves, or the paper's |g_j|²."""
+    return products.square_norms if rule.score == "paper" else products.half_products
 
 
 def noise_share(products: SourceProducts, rule: Rule) -> float | None:
@@ -131,14 +145,16 @@ def noise_share(products: SourceProducts, rule: Rule) -> float | None:
     """
     told = ~np.isnan(products.half_products)
     noise = rule.targets * (products.square_norms - products.half_products)
-    return float(noise[told].sum() / products.scores[told].sum()) if told.any() else None
+    total = products.scores[told].sum()
+    return float(noise[told].sum() / total) if total else None
 
 
 def normalised(scores: Floats, products: SourceProducts, *, rule: Rule, mean_square: float) -> Floats:
     """Return scores without the scale of the gradients, so that one μ serves proxies of all sizes.
 
-    "mean_square" divides by the running mean of |g_i|² and by Στ over the sources present: the mean alignment of a
-    source with the targets, about -1 to 1. "mean_norm" divides by the mean |g_i| of this step, as DoGE's code does.
+    "mean_square" divides by the running mean of |∇l_i|², as the score estimates it, and by Στ over the sources present:
+    the mean alignment of a source with the targets, 1 if all gradients are equal. "mean_norm" divides
+    by the mean |g_i| of this step, as DoGE's code does.
     "none" leaves nats² per unit step.
     """
     if rule.normalise == "none":
@@ -160,10 +176,17 @@ def mirror_step(weights: Floats, exponents: Floats, *, floor: float) -> Floats:
         exponents: (k,) x = η W / μ; NaN where unknown.
         floor: γ, one number below 1 / k.
     """
-    known = ~np.isnan(exponents)
+    known = ~np.isnan(exponents) & (weights > 0)
     if not known.any():
         return weights
-    largest = exponents[known].max()
-    growth = np.exp(np.where(known, exponents, largest) - largest)
-    growth[~known] = weights[known] @ growth[known] / weights[known].sum()
-    return project(weights * growth, floor=floor)
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(weights)  # in logarithms, so that no exponent under- or overflows
+    moved = log_weights + np.where(known, exponents, 0.0)
+    moved[~known] += np.logaddexp.reduce(moved[known]) - np.logaddexp.reduce(log_weights[known])
+    return project(np.exp(moved - moved.max()), floor=floor)
+
+
+def _mean(values: Floats) -> float:
+    """Mean over what is known, 0 if nothing is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else 0.0

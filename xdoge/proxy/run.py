@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from xdoge.config import read_yaml
 from xdoge.errors import XDogeError
-from xdoge.files import disk_errors, read_json, replacing, replacing_folder, write_json, write_text
+from xdoge.files import disk_errors, locked, read_json, replacing, replacing_folder, write_json, write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,20 +63,36 @@ class RunFolder:
             hint = "Continue that run with --resume, or" if (self.path / "config.yaml").exists() else "Please"
             raise XDogeError(f"{self.path} is not empty. {hint} name another folder.")
 
+    def refuse_missing(self) -> None:
+        """Refuse to resume where no run was started.
+
+        Raises:
+            XDogeError: there is none.
+        """
+        if not (self.path / "config.yaml").exists():
+            raise XDogeError(f"{self.path} holds no run to resume; leave out --resume to start one.")
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Make the folder and keep other processes out of it."""
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with locked(self.path):
+            yield
+
     def start(self, config: Mapping[str, Any]) -> None:
-        """Make the folder and write the resolved config; refuses as `refuse_taken` does."""
+        """Write the resolved config; refuses as `refuse_taken` does."""
         self.refuse_taken()
         text = yaml.safe_dump({**config, "versions": versions()}, sort_keys=False, allow_unicode=True)
         write_text(self.path / "config.yaml", text)
 
     def check(self, config: Mapping[str, Any]) -> list[str]:
-        """Compare with the config that the run was started with; return which library versions changed since.
+        """Compare with the config that the run was started with; return what changed since in `versions`.
 
         Raises:
             XDogeError: there is no run here, or a setting differs from the run's.
         """
-        if not (self.path / "config.yaml").exists():
-            raise XDogeError(f"{self.path} holds no run to resume; leave out --resume to start one.")
+        self.refuse_missing()
         started = read_yaml(self.path / "config.yaml")
         before, now = started.pop("versions", {}), versions()
         old, new = dict(flatten(started)), dict(flatten(config))
@@ -129,7 +145,7 @@ class RunFolder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.jsonl."""
         with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the rows after `step`, and a last row that a kill cut short; the fit writes them again."""
@@ -192,7 +208,7 @@ def saving_tensors(path: Path) -> Iterator[Path]:
 
 def _harmless(path: Path) -> bool:
     """Whether a new run may start beside this: the store made for it, or what a kill left half-written."""
-    return path.name == "store" or (path.name.startswith(".") and path.name.endswith(".tmp"))
+    return path.name in ("store", ".lock") or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -205,9 +221,13 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that decide whether numbers repeat to the bit."""
+    """Return what decides, beside the settings, whether numbers repeat to the bit."""
+    import torch
+
     return {
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
 
 import numpy as np
@@ -10,11 +10,17 @@ from pydantic import Field, field_validator
 
 from xdoge.config import Config
 from xdoge.errors import XDogeError
-from xdoge.proxy.recipes import Recipe, load_recipe
+from xdoge.proxy.recipes import load_recipe
 from xdoge.proxy.reweight import Normalisation, Rule, Score
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
+
+Languages = Mapping[str, Sequence[str]]
+"""Each language with its sources."""
+
+FEW_SEQUENCES = 20
+"""Below this many sequences, drawing without replacement biases ⟨g^A, g^B⟩ noticeably (docs/method.md)."""
 
 FLOOR_SHARE = 1 / 20
 """Default floor as a part of the equal share 1 / k: γ ≪ 1 / k, and no source is ever out of reach."""
@@ -28,7 +34,7 @@ class FitSettings(Config):
     steps: int = Field(gt=0, description="optimiser steps [recipe]")
 
     floor: float = Field(ge=0, description="γ, least weight of a source, below 1/k [1/(20 k)]")
-    mu: float = Field(0.05, gt=0, description="μ, the lead in score over the whole fit that gains a factor e")
+    mu: float = Field(0.1, gt=0, description="μ, the lead in score over the whole fit that gains a factor e")
     score: Score = Field("unbiased", description="⟨g_j, g_j⟩ between independent halves, or as in the paper")
     targets: Literal["sources", "languages"] | dict[str, float] = Field(
         "sources", description="whose loss counts: all sources alike, all languages alike, or {source: τ}"
@@ -42,7 +48,7 @@ class FitSettings(Config):
     sequence_length: int = Field(ge=2, description="tokens per sequence [recipe]")
     microbatches: int = Field(1, gt=0, description="parts a batch is split into to save memory")
 
-    learning_rate: float = Field(gt=0, description="peak, of AdamW [recipe]")
+    learning_rate: float = Field(gt=0, lt=1e6, description="peak, of AdamW [recipe]")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
     final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak at the end of the cosine")
     weight_decay: float = Field(0.1, ge=0)
@@ -76,19 +82,27 @@ class FitSettings(Config):
         Raises:
             XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
         """
-        held_out = given.get("held_out") or ()
-        settings = cls.parse(cls._filled(given, len(store.sources), len(held_out)), where=where)
-        settings._check_against(store)
+        settings = cls.for_sources(store.languages, given, where=where)
+        for source, count in store.sequence_counts(settings.sequence_length).items():
+            if count < settings.least_sequences:
+                raise XDogeError(
+                    f"{source} is too short: its {store.tokens()[source]} tokens make {count} sequences of "
+                    f"{settings.sequence_length}, and at least {settings.least_sequences} are needed. "
+                    "Lower sequence_length or leave it out."
+                )
         return settings
 
     @classmethod
-    def check(cls, given: Mapping[str, Any], *, where: str = "settings") -> None:
-        """Refuse what is wrong whatever the store: before hours of preparing one.
+    def for_sources(cls, languages: Languages, given: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Return the settings for these sources; all is checked but the length of their text, before preparing it.
 
         Raises:
             XDogeError: a setting is unknown or not allowed.
         """
-        cls.parse(cls._filled(given, 1, 0), where=where)
+        sources = [source for members in languages.values() for source in members]
+        settings = cls.parse(cls._filled(given, len(sources), len(given.get("held_out") or ())), where=where)
+        settings._check_against(languages, sources)
+        return settings
 
     @classmethod
     def _filled(cls, given: Mapping[str, Any], k: int, held_out: int) -> dict[str, Any]:
@@ -107,41 +121,52 @@ class FitSettings(Config):
         }
 
     @property
-    def recipe(self) -> Recipe:
-        """The proxy's recipe, read anew."""
-        return load_recipe(self.proxy)
-
-    @property
     def least_sequences(self) -> int:
         """Sequences that each source has in a stratified batch at the least: the unbiased score needs two halves."""
         return 2 if self.score == "unbiased" else 1
 
-    def rule(self, store: TokenStore) -> Rule:
-        """Return what decides the outer steps, with τ and the trained sources in the store's order."""
+    def rule(self, languages: Languages) -> Rule:
+        """Return what decides the outer steps, with τ and the trained sources in the order of the languages."""
+        sources = [source for members in languages.values() for source in members]
         if self.targets == "sources":
-            targets = dict.fromkeys(store.sources, 1.0)
+            targets = dict.fromkeys(sources, 1.0)
         elif self.targets == "languages":
-            targets = {source: 1 / len(sources) for sources in store.languages.values() for source in sources}
+            targets = {source: 1 / len(members) for members in languages.values() for source in members}
         else:
             targets = self.targets
         return Rule(
-            targets=np.array([targets.get(source, 0.0) for source in store.sources]),
-            trained=np.array([source not in self.held_out for source in store.sources]),
+            targets=np.array([targets.get(source, 0.0) for source in sources]),
+            trained=np.array([source not in self.held_out for source in sources]),
             floor=self.floor,
             mu=self.mu,
             score=self.score,
             normalise=self.normalise,
         )
 
-    def _check_against(self, store: TokenStore) -> None:
-        """Refuse what this store cannot serve, before anything is built."""
+    def notes(self, store: TokenStore) -> list[str]:
+        """Return what a careful user would want to know about these settings on this store, a line each."""
+        lines = []
+        counts = store.sequence_counts(self.sequence_length)
+        few = [f"{source} ({count})" for source, count in counts.items() if count < FEW_SEQUENCES]
+        if few and self.score == "unbiased":
+            lines.append(f"few sequences, so their own products are estimated too low: {', '.join(few)}")
+        if self.batch == "sampled" and self.score == "unbiased" and self.floor * self.batch_size < 1:
+            lines.append(
+                f"a source at the floor is drawn twice, and so scored, in few batches of {self.batch_size}; "
+                "batch: stratified scores all sources in all batches"
+            )
+        return lines
+
+    def _check_against(self, languages: Languages, sources: Sequence[str]) -> None:
+        """Refuse what these sources cannot serve."""
         named = [("held_out", self.held_out), ("targets", self.targets if isinstance(self.targets, dict) else ())]
-        for key, sources in named:
-            for source in sources:
-                if source not in store.sources:
-                    known = ", ".join(store.sources)
-                    raise XDogeError(f"{key} names {source!r}, which the store does not have; it has {known}.")
-        rule = self.rule(store)
+        for key, chosen in named:
+            for source in chosen:
+                if source not in sources:
+                    raise XDogeError(
+                        f"{key} names {source!r}, which the corpus does not have; it has {', '.join(sources)}."
+                    )
+        rule = self.rule(languages)
         k = int(rule.trained.sum())
         if k == 0:
             raise XDogeError("held_out leaves no source to train on.")
@@ -151,22 +176,16 @@ class FitSettings(Config):
                 f"and well below to leave anything to learn."
             )
         for source in self.held_out:
-            if rule.targets[store.sources.index(source)] == 0:
+            if rule.targets[sources.index(source)] == 0:
                 raise XDogeError(f"held_out names {source!r}, which is no target either, so nothing would use it.")
         least = self.least_sequences
-        if self.batch == "stratified" and self.batch_size < least * len(store.sources):
+        if self.batch == "stratified" and self.batch_size < least * len(sources):
             raise XDogeError(
-                f"batch_size {self.batch_size} is too small: {len(store.sources)} sources with at least {least} "
-                f"sequences each (batch {self.batch}, score {self.score}) need {least * len(store.sources)}."
+                f"batch_size {self.batch_size} is too small: {len(sources)} sources with at least {least} "
+                f"sequences each (batch {self.batch}, score {self.score}) need {least * len(sources)}."
             )
         if self.batch == "sampled" and self.batch_size <= least * len(self.held_out):
             raise XDogeError(f"batch_size {self.batch_size} leaves no sequence to draw beside those of held_out.")
-        for source, count in store.sequence_counts(self.sequence_length).items():
-            if count < least:
-                raise XDogeError(
-                    f"{source} is too short: its {store.tokens()[source]} tokens make {count} sequences of "
-                    f"{self.sequence_length}, and at least {least} are needed. Lower sequence_length or leave it out."
-                )
 
 
 def settings_help() -> str:

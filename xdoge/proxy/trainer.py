@@ -10,7 +10,7 @@ import datetime
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ import torch.nn.functional as F
 import xdoge
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted, NonFiniteLossError
+from xdoge.mixtures.shuffle import derive_key, permute
 from xdoge.mixtures.weights import WeightSet
 from xdoge.proxy import reweight, transfer
 from xdoge.proxy.batches import Counts, draw, gradient_weights, sequence_counts
 from xdoge.proxy.descent import autocasting, learning_rate_ratio, make_optimiser, pick_autocast, pick_device
 from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
+from xdoge.proxy.recipes import Recipe, load_recipe
 from xdoge.proxy.run import Arrays, RunFolder, saving_tensors
 from xdoge.proxy.settings import FitSettings
 from xdoge.signals import stop_requests
@@ -77,33 +79,38 @@ def fit(
         NonFiniteLossError: training diverged.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
     """
-    run = RunFolder(Path(out))
-    config = resolved_config(store, settings)
+    run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
+    config = resolved_config(store, settings, recipe)
     if resume:
         for change in run.check(config):
-            on_note(f"resuming with another version, so the last digits may differ: {change}")
+            on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
         if run.weights.exists():
             on_note(f"{run.path} is finished already.")
             return WeightSet.load(run.weights)
     else:
-        run.start(config)
-    fitting = _Fit(store, settings, run)
-    if resume:
-        on_note(f"resuming after step {fitting.rewind()} of {settings.steps}")
-    with stop_requests() as stop:
-        fitting.train(OnePass(fitting.model, len(store.sources)), stop, on_step)
-    return fitting.finish()
+        run.refuse_taken()
+    for line in settings.notes(store):
+        on_note(f"note: {line}")
+    fitting = _Fit(store, settings, recipe, run)
+    with run.claimed():
+        if resume:
+            on_note(f"resuming after step {fitting.rewind()} of {settings.steps}")
+        else:
+            run.start(config)
+        with stop_requests() as stop:
+            fitting.train(OnePass(fitting.model, len(store.sources)), stop, on_step)
+        return fitting.finish()
 
 
 class _Fit:
     """The proxy, its optimiser and the state of one fit, and what a step does to them."""
 
-    def __init__(self, store: TokenStore, settings: FitSettings, run: RunFolder) -> None:
-        self.store, self.settings, self.run = store, settings, run
-        self.rule = settings.rule(store)
+    def __init__(self, store: TokenStore, settings: FitSettings, recipe: Recipe, run: RunFolder) -> None:
+        self.store, self.settings, self.recipe, self.run = store, settings, recipe, run
+        self.rule = settings.rule(store.languages)
         self.device = pick_device(settings.device)
         self.autocast = pick_autocast(settings.precision, self.device)
-        model = settings.recipe.build(vocab_size=store.vocab_size, seed=settings.seed)
+        model = recipe.build(vocab_size=store.vocab_size, seed=settings.seed)
         if settings.activation_checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
         self.model = model.to(self.device).train()  # type: ignore[arg-type]
@@ -117,13 +124,18 @@ class _Fit:
             transfer=transfer.Windows.empty(k),
         )
         self.history = self.run.read_trajectory(0, COLUMNS, k)
+        self.seconds = 0.0
+        self.saved = 0
 
     def train(self, engine: OnePass, stop: list[int], on_step: Callable[[Row], None]) -> None:
-        """Run the steps that are left: draw, gradients, check, descend, reweight, log, evaluate, save, stop?"""
-        settings, started = self.settings, time.perf_counter()
+        """Run the steps that are left: draw, gradients, check, save, stop?, descend, reweight, evaluate, log.
+
+        A step's parameters are saved when the next batch has shown that they still give finite losses and gradients.
+        """
+        settings, began = self.settings, time.perf_counter() - self.seconds
         for step in range(self.state.step + 1, settings.steps + 1):
             weights, read = self.state.weights.now, self.state.read
-            counts = sequence_counts(weights, settings=settings, step=step)
+            counts = sequence_counts(weights, trained=self.rule.trained, settings=settings, step=step)
             rows = torch.from_numpy(draw(self.store, read, counts, settings=settings))
             products = engine.backward(
                 SourceBatch(input_ids=rows.to(self.device), counts=tuple(counts.tolist())),
@@ -133,20 +145,23 @@ class _Fit:
                 microbatches=settings.microbatches,
                 autocast=self.autocast,
             )
-            self.refuse_non_finite(step, products, counts)
+            self.refuse_non_finite(step, "loss", products.losses, counts)
+            self.refuse_non_finite(step, "gradient norm", products.square_norms, counts)
+            if (step - 1) % settings.checkpoint_every == 0 or stop:
+                self.save()
+            if stop:
+                raise Interrupted(stop[0], f"stopped after step {step - 1} of {settings.steps}; --resume continues")
             ratio = learning_rate_ratio(step, settings)
             grad_norm = self.descend(ratio)
             scores = self.reweight(step, products, counts, ratio)
-            row = self.row(products, scores, ratio, grad_norm)
+            row = self.row(weights, products, scores, ratio, grad_norm)
             if step % settings.eval_every == 0 or step == settings.steps:
                 row["validation"] = self.evaluate()
-            row["seconds"] = round(time.perf_counter() - started, 3)
+            self.seconds = time.perf_counter() - began
+            row["seconds"] = round(self.seconds, 3)
             self.run.log(row)
             on_step(row)
-            if step % settings.checkpoint_every == 0 or step == settings.steps or stop:
-                self.save()
-            if stop and step < settings.steps:
-                raise Interrupted(stop[0], f"stopped after step {step} of {settings.steps}; a checkpoint was written")
+        self.save()
 
     def descend(self, ratio: float) -> float:
         """Take the proxy's step along Σ α_i g_i, clipped; return the gradient's norm before clipping."""
@@ -170,8 +185,8 @@ class _Fit:
         self.state = State(step=step, weights=after, read=self.state.read + counts, transfer=windows)
         return scores
 
-    def row(self, products: SourceProducts, scores: Floats, ratio: float, grad_norm: float) -> Row:
-        """Add the step to the trajectory and return its row of metrics.jsonl."""
+    def row(self, weights: Floats, products: SourceProducts, scores: Floats, ratio: float, grad_norm: float) -> Row:
+        """Add the step to the trajectory and return its row of metrics.jsonl; `weights` are those that trained."""
         now, targets = self.state.weights.now, self.rule.targets
         seen = ~np.isnan(products.losses)
         losses = np.where(seen, products.losses, 0.0)
@@ -184,7 +199,7 @@ class _Fit:
         }
         return {
             "step": self.state.step,
-            "loss": float(now @ losses / now[seen].sum()),
+            "loss": float(weights @ losses / weights[seen].sum()),
             "target_loss": float(targets @ losses / targets[seen].sum()) if targets[seen].any() else None,
             "grad_norm": grad_norm,
             "noise_share": reweight.noise_share(products, self.rule),
@@ -195,18 +210,24 @@ class _Fit:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return the validation loss of each source that has validation sequences, nats per token."""
+        """Return the validation loss, nats per token, of each source that has validation sequences.
+
+        A source with more than `eval_sequences` is measured on as many of them, drawn once and for all.
+        """
         length, losses = self.settings.sequence_length, {}
         available = self.store.sequence_counts(length, split="validation")
         self.model.eval()
         for source, count in available.items():
-            indices = np.arange(min(count, self.settings.eval_sequences))
+            if count == 0:
+                continue
+            size = min(count, self.settings.eval_sequences)
+            indices = permute(np.arange(size), count, derive_key("validation", source))
             total = 0.0
-            for part in np.array_split(indices, max(1, len(indices) // EVAL_ROWS)) if count else []:
+            for part in np.array_split(indices, -(-size // EVAL_ROWS)):
                 rows = self.store.sequences(source, part, length, split="validation").astype(np.int64)
                 total += self.nats(torch.from_numpy(rows).to(self.device))
-            if count:
-                losses[source] = total / (len(indices) * (length - 1))
+            losses[source] = total / (size * (length - 1))
+            self.refuse_non_finite(self.state.step, "validation loss", [losses[source]], [1], sources=[source])
         self.model.train()
         return losses
 
@@ -216,13 +237,12 @@ class _Fit:
             logits = self.model(input_ids=rows[:, :-1]).logits  # (B, T - 1, V)
         return float(F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
 
-    def refuse_non_finite(self, step: int, products: SourceProducts, counts: Counts) -> None:
-        """Stop at the first loss or gradient that is NaN or infinite, before anything is moved by it."""
-        for source, count, loss, square in zip(
-            self.store.sources, counts, products.losses, products.square_norms, strict=True
-        ):
-            if count and not (math.isfinite(loss) and math.isfinite(square)):
-                what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", square)
+    def refuse_non_finite(
+        self, step: int, what: str, values: Iterable[float], counts: Iterable[int], *, sources: Iterable[str] = ()
+    ) -> None:
+        """Stop at the first value that is NaN or infinite where there were sequences, before it moves anything."""
+        for source, count, value in zip(sources or self.store.sources, counts, values, strict=True):
+            if count and not math.isfinite(value):
                 good = self.run.latest_checkpoint()
                 raise NonFiniteLossError(
                     f"step {step}: the {what} of {source} is {value}. Last good checkpoint: {good or 'none yet'}. "
@@ -230,7 +250,9 @@ class _Fit:
                 )
 
     def save(self) -> None:
-        """Write the trajectory, then a checkpoint, each whole."""
+        """Write the trajectory, then a checkpoint, each whole, unless they lie there already."""
+        if self.state.step == self.saved:
+            return
         weights = self.state.weights
         history = {name: np.array(values) for name, values in self.history.items()}
         self.run.write_trajectory(history, self.store.sources)
@@ -244,8 +266,10 @@ class _Fit:
             self.state.step,
             numbers={
                 "averaged_steps": weights.steps,
+                "signal": weights.signal,
                 "square_norm": weights.square_norm,
-                "square_norm_mass": weights.square_norm_mass,
+                "mass": weights.mass,
+                "seconds": self.seconds,
             },
             arrays={
                 "weights_now": weights.now,
@@ -257,6 +281,7 @@ class _Fit:
             tensors=model | optimiser,
             keep=self.settings.keep_checkpoints,
         )
+        self.saved = self.state.step
 
     def rewind(self) -> int:
         """Go back to the newest checkpoint, or to the start where there is none; return its step."""
@@ -279,14 +304,16 @@ class _Fit:
             if kind == "optimiser":
                 moments.setdefault(int(index), {})[".".join(name)] = value
         self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        self.seconds, self.saved = numbers["seconds"], numbers["step"]
         self.state = State(
             step=numbers["step"],
             weights=reweight.Weights(
                 now=arrays["weights_now"],
                 total=arrays["weights_total"],
                 steps=numbers["averaged_steps"],
+                signal=numbers["signal"],
                 square_norm=numbers["square_norm"],
-                square_norm_mass=numbers["square_norm_mass"],
+                mass=numbers["mass"],
             ),
             read=arrays["read"],
             transfer=transfer.Windows(arrays["transfer_products"], arrays["transfer_counts"]),
@@ -301,7 +328,7 @@ class _Fit:
         with saving_tensors(run.proxy) as folder:
             self.model.save_pretrained(folder)
             store.tokenizer().export(folder)
-        recipe = settings.recipe
+        recipe = self.recipe
         weights = WeightSet(
             name=f"{store.name}-{recipe.name}-seed{settings.seed}",
             sources=dict(zip(store.sources, self.state.weights.average.tolist(), strict=True)),
@@ -321,10 +348,10 @@ class _Fit:
         return weights
 
 
-def resolved_config(store: TokenStore, settings: FitSettings) -> dict[str, Any]:
+def resolved_config(store: TokenStore, settings: FitSettings, recipe: Recipe) -> dict[str, Any]:
     """Return what config.yaml holds: the store, every setting and the recipe in full."""
     return {
         "store": {"path": str(store.path), "name": store.name, "sha256": store.sha256},
         "settings": settings.model_dump(mode="json"),
-        "recipe": settings.recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
     }
