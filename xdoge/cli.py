@@ -268,8 +268,9 @@ def _fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = 
 def _print_store(store: TokenStore) -> None:
     print(f"{store.name}: {store.path}")
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("source", "documents", "tokens", "bytes", "bytes/token", "share", "validation tokens"):
-        table.add_column(column, justify="left" if column == "source" else "right")
+    table.add_column("source", min_width=max(map(len, store.sources)))
+    for column in ("documents", "tokens", "bytes", "bytes/token", "share", "validation"):
+        table.add_column(column, justify="right")
     for row in store.table():
         table.add_row(
             row.source,
@@ -292,8 +293,9 @@ def _print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: boo
     total = sum(tokens.values())
     print(f"{weights.name}: learned shares of training tokens")
     table = Table(box=box.SIMPLE_HEAD)
-    for column in ("source", "weight", "share of corpus", "ratio"):
-        table.add_column(column, justify="left" if column == "source" else "right")
+    table.add_column("source", min_width=2 + max(map(len, store.sources)))
+    for column in ("weight", "share of corpus", "ratio"):
+        table.add_column(column, justify="right")
     for language, weight in sorted(weights.languages.items(), key=lambda item: -item[1]):
         share = sum(tokens[source] for source in store.languages[language]) / total
         table.add_row(language, f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}", style="bold")

@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from torch.nn import functional
 
 from xdoge.errors import XDogeError
 from xdoge.proxy.segments import Layout, Lookup, Piece, Segments, working_dtype
-from xdoge.proxy.taps import HeadLoss, Site, find_sites, matrix_shape
+from xdoge.proxy.taps import Site, find_sites, head_loss, matrix_shape, refuse_compiled
 
 # Shape of the slices, measured on the shapes of small proxies: narrower slices slow the matrix products down, larger
 # ones fall out of the cache.
@@ -93,7 +94,9 @@ class OnePass:
         self.fallbacks = {site.name: type(site.module).__name__ for site in self._sites if site.is_fallback}
         if self.fallbacks:
             listed = ", ".join(f"{name} ({kind})" for name, kind in self.fallbacks.items())
-            warnings.warn(f"no fast way to per-source gradients is known for {listed}; run source by source", stacklevel=2)
+            warnings.warn(
+                f"no fast way to per-source gradients is known for {listed}; run source by source", stacklevel=2
+            )
 
     def backward(
         self,
@@ -124,32 +127,30 @@ class OnePass:
         Raises:
             XDogeError: the batch does not fit, a parameter is used where its gradient cannot be told apart by source.
         """
-        _check(batch, weights, targets, self.n_sources)
-        run = _Pass(batch, weights, targets, gram=gram, halves=halves, chunk_bytes=self.chunk_bytes, model=self.model)
-        run.checked = self._checked
-        n_rows, n_tokens = batch.input_ids.shape
+        _check(batch, weights, targets, self.n_sources, microbatches)
         device = next(self.model.parameters()).device
+        run = _Pass(batch, weights, targets, gram=gram, halves=halves, device=device)
+        run.checked, run.chunk_bytes = self._checked, self.chunk_bytes
+        n_rows, n_tokens = batch.input_ids.shape
         order = torch.from_numpy(run.segments.order).to(batch.input_ids.device)
         input_ids = batch.input_ids[order].to(device)
         cuts = np.linspace(0, n_rows, min(microbatches, n_rows) + 1).astype(int).tolist()
         with self._patched(run):
-            for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
+            for start, stop in pairwise(cuts):
                 run.begin(run.segments.layout(start, stop, n_tokens), is_last=stop == n_rows)
                 context = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
                 with context:
                     loss = self._summed_loss(run, input_ids[start:stop], keep=len(cuts) == 2)
-                loss.backward()
+                run.in_backward = True
+                loss.backward()  # type: ignore[no-untyped-call]
             run.finish()
         return run.products(n_tokens)
 
     def _summed_loss(self, run: _Pass, input_ids: torch.Tensor, *, keep: bool) -> torch.Tensor:
         targets = input_ids[:, 1:].reshape(-1)
         if self._head is not None:
-            hidden = _base(self.model)(input_ids=input_ids, use_cache=False).last_hidden_state
-            hidden = hidden[:, :-1].reshape(len(targets), -1)
-            run.expect(self._head.weight)
-            loss: torch.Tensor = HeadLoss.apply(hidden, targets, self._head, run, keep)
-            return loss
+            hidden = _last_hidden(self.model, input_ids)[:, :-1].reshape(len(targets), -1)
+            return head_loss(hidden, targets, self._head, run, keep=keep)
         logits = _logits(self.model, input_ids)[:, :-1].flatten(0, 1)
         losses = functional.cross_entropy(logits.to(working_dtype(logits.dtype)), targets, reduction="none")
         run.add_losses(losses.detach())
@@ -159,15 +160,16 @@ class OnePass:
         """Return the head if logits are nothing but the head's map of the last hidden states: found by trying."""
         find = getattr(self.model, "get_output_embeddings", None)
         head = find() if find is not None else None
-        if not isinstance(head, nn.Linear) or head.bias is not None or not any(s.module is head for s in self._sites):
+        known = any(site.module is head and not site.is_fallback for site in self._sites)
+        base = getattr(self.model, "base_model", self.model)
+        if not known or not isinstance(head, nn.Linear) or head.bias is not None or base is self.model:
             return None
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
             with torch.no_grad():
                 probe = torch.zeros(1, 2, dtype=torch.int64, device=head.weight.device)
-                hidden = getattr(_base(self.model)(input_ids=probe, use_cache=False), "last_hidden_state", None)
-                same = hidden is not None and torch.equal(head(hidden), _logits(self.model, probe))
+                same = torch.equal(head(_last_hidden(self.model, probe)), _logits(self.model, probe))
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -178,7 +180,9 @@ class OnePass:
         with ExitStack() as stack:
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
-                    stack.callback(parameter.register_hook(partial(_refuse_stray, name)).remove)
+                    hook = parameter.register_hook(partial(_refuse_stray, name))  # type: ignore[no-untyped-call]
+                    stack.callback(hook.remove)
+            refuse_compiled(self.model)
             for site in self._sites:
                 stack.callback(_replace_forward(site, run))
             yield
@@ -205,13 +209,14 @@ def _replace_forward(site: Site, run: _Pass) -> Any:
 
 def _refuse_stray(name: str, grad: torch.Tensor) -> None:
     raise XDogeError(
-        f"the parameter {name} is used outside the forward of the module that owns it, where its gradient cannot be told "
-        "apart by source. Use it through its module only."
+        f"the parameter {name} is used outside the forward of the module that owns it, where its gradient cannot "
+        "be told apart by source. Use it through its module only."
     )
 
 
-def _base(model: Any) -> Any:
-    return model.base_model
+def _last_hidden(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    hidden: torch.Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden
 
 
 def _logits(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
@@ -220,12 +225,14 @@ def _logits(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _check(batch: SourceBatch, weights: np.ndarray, targets: np.ndarray, k: int) -> None:
+def _check(batch: SourceBatch, weights: np.ndarray, targets: np.ndarray, k: int, microbatches: int) -> None:
     if batch.input_ids.dim() != 2 or batch.input_ids.shape[1] < 2:
         raise XDogeError(f"input_ids has shape {tuple(batch.input_ids.shape)}; it must be (rows, tokens ≥ 2).")
     n_rows = batch.input_ids.shape[0]
     if len(batch.counts) != k or min(batch.counts) < 0 or sum(batch.counts) != n_rows or n_rows == 0:
         raise XDogeError(f"counts {batch.counts} must be {k} numbers ≥ 0 that sum to the batch's {n_rows} rows.")
+    if microbatches < 1:
+        raise XDogeError(f"microbatches is {microbatches}; it must be ≥ 1.")
     for name, value in (("weights", weights), ("targets", targets)):
         if np.shape(value) != (k,):
             raise XDogeError(f"{name} has shape {np.shape(value)}; it must be ({k},), one number per source.")
@@ -250,14 +257,12 @@ class _Pass:
         *,
         gram: bool,
         halves: bool,
-        chunk_bytes: int,
-        model: nn.Module,
+        device: torch.device,
     ) -> None:
         self.counts = np.array(batch.counts)
         self.segments = Segments.of(batch.counts, halves=halves)
-        self.chunk_bytes = chunk_bytes
+        self.chunk_bytes = CHUNK_BYTES
         self.checked: set[str] = set()
-        device = next(model.parameters()).device
         sources, s = self.segments.sources, len(self.segments.sources)
         n_tokens = batch.input_ids.shape[1]
         scale = 1 / (self.counts[sources] * (n_tokens - 1))  # sums over tokens become means over sources
@@ -273,10 +278,11 @@ class _Pass:
         self.waiting: defaultdict[nn.Parameter, list[Piece]] = defaultdict(list)
         self.layout: Layout
         self.is_last = False
+        self.in_backward = False
 
     def begin(self, layout: Layout, *, is_last: bool) -> None:
         """Turn to the next microbatch."""
-        self.layout, self.is_last = layout, is_last
+        self.layout, self.is_last, self.in_backward = layout, is_last, False
 
     def add_losses(self, losses: torch.Tensor) -> None:
         """Take the loss of every token, (N,)."""
@@ -284,7 +290,7 @@ class _Pass:
 
     def expect(self, parameter: nn.Parameter) -> None:
         """See `Tap`."""
-        if not torch._C._current_graph_task_id() >= 0:  # a checkpointed forward run again in backward is no new use
+        if not self.in_backward:  # what a checkpoint runs again in backward is no new use
             self.uses[parameter] += 1
 
     def arrive(self, parameter: nn.Parameter, piece: Piece) -> None:
@@ -293,7 +299,7 @@ class _Pass:
         if self.uses[parameter] < 0:
             raise XDogeError(
                 "a parameter's gradient arrived more often than the parameter was used, as happens with reentrant "
-                'activation checkpointing; switch it on with gradient_checkpointing_kwargs={"use_reentrant": False}.'
+                'activation checkpointing; give it {"use_reentrant": False}.'
             )
         self.waiting[parameter].append(piece)
         if self.is_last and self.uses[parameter] == 0:
@@ -348,13 +354,13 @@ class _Pass:
         """Note a slice's products and return its training gradient: (s, n) → (n,)."""
         if self.matrix is not None:
             self.matrix += grads @ grads.T
-            return mix[1] @ grads
-        along, trained = mix @ grads
-        self.noted["dots"].append(grads @ along)
+            return torch.mv(grads.T, mix[1])
+        mixed = mix @ grads  # (2, n) the slices of Σ τ_i g_i and Σ α_i g_i
+        self.noted["dots"].append(grads @ mixed[0])
         self.noted["norms"].append(torch.linalg.vector_norm(grads, dim=1))
         if n_pairs := self.segments.n_pairs:
             self.noted["pairs"].append((grads[:n_pairs] * grads[-n_pairs:]).sum(1))
-        return trained
+        return mixed[1]
 
     def fold(self) -> None:
         """Add what was noted of a parameter's slices to the totals, in float64."""

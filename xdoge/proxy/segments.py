@@ -70,7 +70,7 @@ class Layout:
         """View the part of `rows` (N, d) that belongs to a run as (segments, rows each, d)."""
         per_row = rows.shape[0] // self.n_rows
         part = rows.narrow(0, run.first_row * per_row, run.n_segments * run.rows_each * per_row)
-        return part.unflatten(0, (run.n_segments, run.rows_each * per_row))
+        return part.view(run.n_segments, run.rows_each * per_row, rows.shape[1])
 
     def sum(self, rows: torch.Tensor) -> torch.Tensor:
         """Sum `rows` (N, d) over each segment, (s, d), in the working precision."""

@@ -33,6 +33,9 @@ class Tap(Protocol):
     def arrive(self, parameter: nn.Parameter, piece: Piece) -> None:
         """Take the gradient of one use of the parameter, in backward."""
 
+    def add_losses(self, losses: torch.Tensor) -> None:
+        """Take the losses of all predicted tokens of the microbatch, (N,)."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -55,9 +58,20 @@ def find_sites(model: nn.Module) -> list[Site]:
             "config.output_router_logits is True: the router's auxiliary loss mixes the rows of all sources, so that "
             "sources have no gradients of their own. Set it to False."
         )
+    refuse_compiled(model)
     for name, module in model.named_modules():
         _refuse(name or type(model).__name__, module)
     return list(_walk(model, "", set()))
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise XDogeError if a part of the model is compiled: then no stand-in would be called."""
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise XDogeError(
+                f"{name or type(module).__name__} is compiled by torch.compile: gradients per source are formed by "
+                "Python code inside backward, which a compiled graph leaves out. Pass the model as it was before."
+            )
 
 
 def _refuse(name: str, module: nn.Module) -> None:
@@ -70,11 +84,6 @@ def _refuse(name: str, module: nn.Module) -> None:
     if isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None):
         setting = "scale_grad_by_freq" if module.scale_grad_by_freq else "max_norm"
         raise XDogeError(f"{name} is an embedding with {setting}, which depends on the whole batch. Switch it off.")
-    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-        raise XDogeError(
-            f"{name} is compiled by torch.compile: gradients per source are formed by Python code inside backward, "
-            "which a compiled graph leaves out. Pass the model as it was before compiling."
-        )
 
 
 def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[Site]:
@@ -84,16 +93,14 @@ def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[Site]:
     forward = None if "forward" in vars(module) else getattr(type(module), "forward", None)
     owned = {key for key, value in module.named_parameters(recurse=False)}
     stand_in: Callable[..., Any] | None = None
-    if "weight" in owned and forward is nn.Linear.forward:
-        stand_in = _linear
-    elif "weight" in owned and _is_conv1d(type(module)) and forward is type(module).forward:
+    if "weight" in owned and (forward is nn.Linear.forward or (forward is not None and _is_conv1d(type(module)))):
         stand_in = _linear
     elif "weight" in owned and forward is nn.Embedding.forward:
         stand_in = _embedding
-    elif "weight" in owned and forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:  # type: ignore[arg-type]
-        stand_in = _layer_norm
-    elif owned and forward is not None and _is_rms_norm(module):
-        stand_in = _rms_norm
+    elif "weight" in owned and forward in (nn.LayerNorm.forward, nn.RMSNorm.forward) and _has_vectors(module):
+        stand_in = _norm
+    elif owned and forward is not None and "RMSNorm" in type(module).__name__ and _has_vectors(module):
+        stand_in = _gain  # every *RMSNorm of transformers multiplies by its gain elementwise; checked when it runs
     if stand_in is not None:
         yield Site(name, module, stand_in)
     elif owned:
@@ -108,15 +115,8 @@ def _is_conv1d(kind: type) -> bool:
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
-def _is_rms_norm(module: nn.Module) -> bool:
-    """Whether this multiplies by its gain elementwise, as every *RMSNorm of transformers does; checked when run."""
-    gains = list(module.parameters())
-    return (
-        "RMSNorm" in type(module).__name__
-        and not isinstance(module, nn.RMSNorm)  # its kernel takes no gain per row
-        and not list(module.children())
-        and all(gain.dim() == 1 for gain in gains)
-    )
+def _has_vectors(module: nn.Module) -> bool:
+    return all(parameter.dim() == 1 for parameter in module.parameters()) and not list(module.children())
 
 
 # ---------------------------------------------------------------------------------------------- stand-ins
@@ -125,7 +125,7 @@ def _is_rms_norm(module: nn.Module) -> bool:
 def _linear(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
     _check_rows(tap, site, input)
     _expect(tap, site.module)
-    output: torch.Tensor = _Linear.apply(input, tap.anchor, site.module, tap)
+    output: torch.Tensor = _Linear.apply(input, tap.anchor, site.module, tap)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -137,23 +137,27 @@ def _embedding(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.T
         input = input.expand(n_rows, *input.shape[1:])  # position ids are given once for all rows
     _check_rows(tap, site, input)
     _expect(tap, site.module)
-    output: torch.Tensor = _Embedding.apply(input, tap.anchor, site.module, tap)
+    output: torch.Tensor = _Embedding.apply(input, tap.anchor, site.module, tap)  # type: ignore[no-untyped-call]
     return output
 
 
-def _layer_norm(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
-    module = site.module
+def _norm(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
+    module: Any = site.module
     _check_rows(tap, site, input)
-    output = functional.layer_norm(input, module.normalized_shape, None, None, module.eps)  # type: ignore[arg-type]
-    output = output * _per_row(tap, module.weight, input.dim())
-    return output if module.bias is None else output + _per_row(tap, module.bias, input.dim())
+    if isinstance(module, nn.LayerNorm):
+        output = functional.layer_norm(input, module.normalized_shape, None, None, module.eps)
+    else:
+        output = functional.rms_norm(input, module.normalized_shape, None, module.eps)
+    output = output * _per_row(tap, module.weight, input)
+    bias = getattr(module, "bias", None)
+    return output if bias is None else output + _per_row(tap, bias, input)
 
 
-def _rms_norm(tap: Tap, site: Site, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+def _gain(tap: Tap, site: Site, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
     first = args[0] if args else next(iter(kwargs.values()))
     _check_rows(tap, site, first)
     slots = _slots(site.module)
-    gains = [_per_row(tap, gain, first.dim()) for _, _, gain in slots]
+    gains = [_per_row(tap, gain, first) for _, _, gain in slots]
     output: torch.Tensor = _with_parameters(slots, gains, forward, args, kwargs)
     if site.name not in tap.checked:
         _check_same(tap, site, output, lambda: forward(*args, **kwargs))
@@ -213,8 +217,8 @@ def _check_same(tap: Tap, site: Site, output: Any, expected: Callable[[], Any]) 
         apart = (ours.detach() - theirs).double().norm() if ours.shape == theirs.shape else torch.tensor(torch.inf)
         if not apart <= tolerance * theirs.double().norm():
             raise XDogeError(
-                f"{site.name} ({type(site.module).__name__}) gives another output when the sources' rows are run apart: "
-                "it mixes rows, so that sources have no gradients of their own."
+                f"{site.name} ({type(site.module).__name__}) gives another output when the sources' rows are run "
+                "apart: it mixes rows, so that sources have no gradients of their own."
             )
     tap.checked.add(site.name)
 
@@ -282,26 +286,26 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 # ---------------------------------------------------------------------------------------------- autograd
 
 
-def _lowered(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+def _lowered(tensor: torch.Tensor) -> torch.Tensor:
     """Cast as autocast casts the operands of a matrix product, where it is on."""
-    device = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
 
 
 class _Linear(torch.autograd.Function):
     """A linear map; in backward the factors of its weight's gradient go to the tap."""
 
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, anchor: torch.Tensor, module: nn.Module, tap: Tap) -> torch.Tensor:
+    def forward(ctx: Any, input: torch.Tensor, anchor: torch.Tensor, module: Any, tap: Tap) -> torch.Tensor:
         ctx.tap, ctx.module, ctx.dtype = tap, module, input.dtype
-        x, weight, bias = _lowered(input, module.weight, module.bias)  # type: ignore[arg-type]
+        x, weight = _lowered(input), _lowered(module.weight)
+        bias = None if module.bias is None else _lowered(module.bias)
         if not isinstance(module, nn.Linear):
-            weight = weight.T  # type: ignore[union-attr]
+            weight = weight.T  # transformers' Conv1D
         ctx.save_for_backward(x, weight)
-        return functional.linear(x, weight, bias)  # type: ignore[arg-type]
+        return functional.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
@@ -338,27 +342,27 @@ class _Embedding(torch.autograd.Function):
         return None, None, None, None
 
 
-def _per_row(tap: Tap, parameter: nn.Parameter, n_dims: int) -> torch.Tensor:
-    """Return one copy of a vector per row, (B, 1, …, d): its gradient then arrives per row."""
+def _per_row(tap: Tap, parameter: nn.Parameter, input: torch.Tensor) -> torch.Tensor:
+    """Return one copy of a vector per row of `input`, (B, 1, …, d): its gradient then arrives per row."""
     if not parameter.requires_grad:
         return parameter
     tap.expect(parameter)
-    copies: torch.Tensor = _PerRow.apply(tap.anchor, (parameter,), n_dims, tap)
-    return copies
+    copies: torch.Tensor = _PerRow.apply(tap.anchor, (parameter,), tap)  # type: ignore[no-untyped-call]
+    if input.shape[0] == tap.layout.n_rows:
+        return copies.view(-1, *[1] * (input.dim() - 2), copies.shape[-1])
+    return copies.repeat_interleave(tap.layout.n_tokens, dim=0)
 
 
 class _PerRow(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, anchor: torch.Tensor, holder: tuple[nn.Parameter], n_dims: int, tap: Tap) -> torch.Tensor:
+    def forward(ctx: Any, anchor: torch.Tensor, holder: tuple[nn.Parameter], tap: Tap) -> torch.Tensor:
         ctx.tap, ctx.parameter = tap, holder[0]
-        shape = (tap.layout.n_rows, *[1] * (n_dims - 2), len(ctx.parameter))
-        return ctx.parameter.expand(shape).clone()
+        return ctx.parameter.expand(tap.layout.n_rows, -1).clone()  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        rows = grad.reshape(ctx.tap.layout.n_rows, -1)
-        ctx.tap.arrive(ctx.parameter, Dense(ctx.tap.layout.sum(rows)[:, :, None]))
-        return None, None, None, None
+        ctx.tap.arrive(ctx.parameter, Dense(ctx.tap.layout.sum(grad)[:, :, None]))
+        return None, None, None
 
 
 def _per_segment(tap: Tap, parameter: nn.Parameter) -> Sequence[torch.Tensor]:
@@ -366,7 +370,7 @@ def _per_segment(tap: Tap, parameter: nn.Parameter) -> Sequence[torch.Tensor]:
     if not parameter.requires_grad:
         return [parameter] * len(tap.layout.blocks())
     tap.expect(parameter)
-    aliases: Sequence[torch.Tensor] = _PerSegment.apply(tap.anchor, (parameter,), tap)
+    aliases: Sequence[torch.Tensor] = _PerSegment.apply(tap.anchor, (parameter,), tap)  # type: ignore[no-untyped-call]
     return aliases
 
 
@@ -395,6 +399,13 @@ def matrix_shape(parameter: torch.Tensor) -> tuple[int, int]:
 # ---------------------------------------------------------------------------------------------- the loss
 
 
+def head_loss(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear, tap: Tap, *, keep: bool) -> torch.Tensor:
+    """Return the summed cross-entropy of the tokens `targets` (N,) under `head`'s logits of `hidden` (N, d)."""
+    _expect(tap, head)
+    loss: torch.Tensor = HeadLoss.apply(hidden, tap.anchor, targets, head, tap, keep)  # type: ignore[no-untyped-call]
+    return loss
+
+
 class HeadLoss(torch.autograd.Function):
     """The summed next-token loss of a head without bias, with the logits made a few tokens at a time.
 
@@ -403,15 +414,20 @@ class HeadLoss(torch.autograd.Function):
     if `keep` is false: then the slice that the weight's gradient needs is made once more when it is needed.
     """
 
-    SLICE_BYTES = 8 * 2**20
+    SLICE_BYTES = 32 * 2**20
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, module: nn.Linear, tap: Any, keep: bool
+        ctx: Any,
+        hidden: torch.Tensor,
+        anchor: torch.Tensor,
+        targets: torch.Tensor,
+        module: nn.Linear,
+        tap: Tap,
+        keep: bool,
     ) -> torch.Tensor:
         ctx.tap, ctx.module, ctx.dtype = tap, module, hidden.dtype
-        h, weight = _lowered(hidden, module.weight)
-        assert h is not None and weight is not None  # for the type checker
+        h, weight = _lowered(hidden), _lowered(module.weight)
         n, vocabulary = len(h), len(weight)
         exact = working_dtype(h.dtype)
         n_slice = min(n, max(1, HeadLoss.SLICE_BYTES // (vocabulary * exact.itemsize)))
@@ -448,9 +464,7 @@ class HeadLoss(torch.autograd.Function):
         tap, parameter = ctx.tap, ctx.module.weight
         if parameter.requires_grad:
             piece: Piece = (
-                LogitProduct(h, weight, log_norm, targets, tap.layout)
-                if kept is None
-                else Product(kept, h, tap.layout)
+                LogitProduct(h, weight, log_norm, targets, tap.layout) if kept is None else Product(kept, h, tap.layout)
             )
             tap.arrive(parameter, piece)
-        return hidden_grad.to(ctx.dtype), None, None, None, None
+        return hidden_grad.to(ctx.dtype), None, None, None, None, None
