@@ -131,6 +131,16 @@ def test_the_files_of_a_local_data_set_are_watched(mirror: Path, store: TokenSto
     file = mirror / "HuggingFaceFW/fineweb-2/data/glg_Latn/train/001.parquet"
     before = file.read_bytes()
     parquet.write_table(pa.Table.from_pylist([{**FINEWEB2, "text": "outro texto"}] * 9), file)
-    with pytest.raises(XDogeError, match=r"fineweb-2/data/glg_Latn/train/001\.parquet changed since gl/fineweb"):
+    with pytest.raises(XDogeError, match=r"gl\.sources\.fineweb: .*train/001\.parquet changed since it"):
         prepare(mirror / "corpus.yaml", store.path, workers=2)
     file.write_bytes(before)
+    added = file.with_name("002.parquet")
+    added.write_bytes(before)
+    with pytest.raises(XDogeError, match=r"gl\.sources\.fineweb: .*train/002\.parquet was added since it"):
+        prepare(mirror / "corpus.yaml", store.path, workers=2)
+    added.unlink()
+    file.unlink()
+    with pytest.raises(XDogeError, match=r"gl\.sources\.fineweb: .*train/001\.parquet was removed since it"):
+        prepare(mirror / "corpus.yaml", store.path, workers=2)
+    file.write_bytes(before)
+    assert prepare(mirror / "corpus.yaml", store.path, workers=2).sha256 == store.sha256

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from xdoge.corpus.prepare import prepare
 from xdoge.corpus.progress import Event, show_progress
 from xdoge.corpus.spec import TrainTokenizer
 from xdoge.corpus.tokenizer import sentencepiece_model, train
-from xdoge.errors import XDogeError
+from xdoge.errors import Interrupted, XDogeError
 
 WORDS = ["etxea", "mendia", "casa", "monte", "día", "noite", "house", "river", "night", "ura", "auga", "water"]
 SOURCES = ("eu/wiki", "eu/web", "gl/web", "en/web")
@@ -186,7 +187,7 @@ def test_a_source_without_validation_is_warned_of(corpus: Path, tmp_path: Path) 
 
 def test_a_source_of_empty_rows_is_an_error(corpus: Path, tmp_path: Path) -> None:
     write_documents(corpus.parent / "gl/web.jsonl", ["", " "])
-    with pytest.raises(XDogeError, match="gl/web has no document to train on: all its rows are empty"):
+    with pytest.raises(XDogeError, match=r"gl\.sources\.web\.files: no document to train on: all its rows are empty"):
         prepare(corpus, tmp_path / "store", workers=2)
     assert not list((tmp_path / "store").rglob("gl*"))
 
@@ -194,16 +195,42 @@ def test_a_source_of_empty_rows_is_an_error(corpus: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "eu/web.jsonl").write_bytes(b""), r"eu/web: .*eu/web\.jsonl is empty"),
+        (
+            lambda folder: (folder / "eu/web.jsonl").write_bytes(b""),
+            r"eu\.sources\.web\.files: .*eu/web\.jsonl is empty",
+        ),
         (
             lambda folder: (folder / "en/web.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n'),
-            r"en/web: .*en/web\.jsonl: line 2 is not UTF-8",
+            r"en\.sources\.web\.files: .*en/web\.jsonl: line 2 is not UTF-8",
         ),
         (
             lambda folder: (folder / "gl/web.jsonl").write_bytes(b'{"body": "a"}\n'),
-            r"gl/web: .*gl/web\.jsonl has no column 'text'; it has body",
+            r"gl\.sources\.web\.files: .*gl/web\.jsonl has no column 'text'; it has body",
         ),
-        (lambda folder: (folder / "tokenizer.model").write_bytes(b"x"), r"tokenizer\.model is not a SentencePiece"),
+        (
+            lambda folder: (
+                edit(
+                    folder / "corpus.yaml", _set("languages", "gl", "sources", "web", "validation", to=["en/held.txt"])
+                )
+                or (folder / "en/held.txt").write_bytes(b"\n")
+            ),
+            r"gl\.sources\.web\.validation: .*en/held\.txt is empty",
+        ),
+        (
+            lambda folder: edit(
+                folder / "corpus.yaml",
+                _set("languages", "gl", "sources", "web", to={"dataset": "eu", "config": "news"}),
+            ),
+            r"gl\.sources\.web\.dataset: eu config news cannot be read",
+        ),
+        (
+            lambda folder: (folder / "tokenizer.model").write_bytes(b"x"),
+            r"tokenizer\.sentencepiece: .*tokenizer\.model is not a SentencePiece",
+        ),
+        (
+            lambda folder: edit(folder / "corpus.yaml", _set("tokenizer", to={"huggingface": "eu"})),
+            r"tokenizer\.huggingface: .*eu cannot be read as a Hugging Face tokenizer",
+        ),
         (lambda folder: (folder / "en/web.jsonl").unlink(), r"en\.sources\.web\.files: .*web\.jsonl does not exist"),
     ],
 )
@@ -211,16 +238,31 @@ def test_bad_input_is_refused_before_anything_is_written(
     corpus: Path, tmp_path: Path, change: Callable[[Path], object], message: str
 ) -> None:
     change(corpus.parent)
-    with pytest.raises(XDogeError, match=message) as caught:
+    with pytest.raises(XDogeError, match=rf"^{re.escape(str(corpus))}: (languages\.)?{message}") as caught:
         prepare(corpus, tmp_path / "store", workers=2)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).count("corpus.yaml") == 1
     assert not (tmp_path / "store").exists()
 
 
-def test_a_row_that_turns_out_bad_names_source_file_and_line(corpus: Path, tmp_path: Path) -> None:
-    with (corpus.parent / "gl/web.jsonl").open("a") as file:
+def spoil(path: Path) -> None:
+    """Add a bad row, further into the file than is parsed before the work."""
+    with path.open("a") as file:
         file.write('{"text": "' + "palabra " * 100_000 + '"}\n{"text": 7}\n')
-    with pytest.raises(XDogeError, match=r"^gl/web: .*gl/web\.jsonl: line 452: 'text' is '7', which is not text"):
+
+
+@pytest.mark.parametrize("tokenizer", [{"sentencepiece": "tokenizer.model"}, {"train": {"vocab_size": 310}}])
+@pytest.mark.parametrize("field", ["files", "validation"])
+def test_a_row_that_turns_out_bad_names_source_file_and_line(
+    corpus: Path, tmp_path: Path, tokenizer: dict[str, Any], field: str
+) -> None:
+    edit(corpus, _set("tokenizer", to=tokenizer))
+    spoil(corpus.parent / "gl/web.jsonl")
+    if field == "validation":
+        edit(corpus, _set("languages", "gl", "sources", "web", to={"files": "gl/new.jsonl", field: "gl/web.jsonl"}))
+        write_documents(corpus.parent / "gl/new.jsonl", documents(66, 40))
+    where = rf"^{re.escape(str(corpus))}: languages\.gl\.sources\.web\.{field}: .*gl/web\.jsonl: line 452: "
+    with pytest.raises(XDogeError, match=where + "'text' is '7', which is not text.$"):
         prepare(corpus, tmp_path / "store", workers=2)
     with pytest.raises(XDogeError, match=r"store is not finished; run the same xdoge prepare again"):
         TokenStore.open(tmp_path / "store")
@@ -260,14 +302,21 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(corpus: Path, tmp_p
     assert store.tokens() == whole.tokens()
 
 
-def test_an_interrupted_run_cleans_up_and_continues(corpus: Path, tmp_path: Path) -> None:
-    def interrupt(event: Event) -> None:
-        if (event.kind, event.name) == ("source", "gl/web"):
-            raise KeyboardInterrupt
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted(15, "terminated")])
+@pytest.mark.parametrize("moment", [("scan", ""), ("tokenizer", ""), ("source", "gl/web"), ("done", "eu/wiki")])
+def test_an_interrupted_run_cleans_up_and_continues(
+    corpus: Path, tmp_path: Path, stop: BaseException, moment: tuple[str, str]
+) -> None:
+    edit(corpus, _set("tokenizer", to={"train": {"vocab_size": 310}}))
 
-    with pytest.raises(KeyboardInterrupt):
+    def interrupt(event: Event) -> None:
+        if (event.kind, event.name if moment[1] else "") == moment:
+            raise stop
+
+    with pytest.raises(type(stop)):
         prepare(corpus, tmp_path / "store", workers=2, progress=interrupt)
     assert not (tmp_path / "store/.spool").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
     prepare(corpus, tmp_path / "store", workers=2)
     prepare(corpus, tmp_path / "whole", workers=2)
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
@@ -316,7 +365,9 @@ def test_a_changed_input_is_noticed_and_refreshed_alone(corpus: Path, tmp_path: 
     assert prepare(corpus, tmp_path / "store", workers=2).sha256 == store.sha256
     data = file.read_bytes()
     file.write_bytes(data.replace(b"casa", b"auga", 1))
-    with pytest.raises(XDogeError, match=r"^gl/web\.jsonl changed since gl/web was prepared in .*; add --refresh"):
+    with pytest.raises(
+        XDogeError, match=r"sources\.web: gl/web\.jsonl changed since it was prepared in .*; add --refresh"
+    ):
         prepare(corpus, tmp_path / "store", workers=2)
     TokenStore.open(tmp_path / "store").verify()  # the old store is whole
     seen: list[Event] = []
@@ -342,22 +393,28 @@ def _set(*keys: str, to: Any) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_set("validation", to={"fraction": 0.2}), r"validation fraction changed from 0\.005 to 0\.2 since eu/wiki"),
-        (_set("languages", "en", "sources", "web", "max_tokens", to=9), r"max_tokens changed from None to 9 since en"),
+        (
+            _set("validation", to={"fraction": 0.2}),
+            r"eu\.sources\.wiki: validation fraction changed from 0\.005 to 0\.2 since it was prepared",
+        ),
+        (
+            _set("languages", "en", "sources", "web", "max_tokens", to=9),
+            r"en\.sources\.web: max_tokens changed from None to 9 since it",
+        ),
         (
             _set("languages", "eu", "sources", "wiki", "files", to=["eu/wiki.jsonl", "more.jsonl"]),
-            r"more\.jsonl was added since eu/wiki was prepared",
+            r"eu\.sources\.wiki: more\.jsonl was added since it was prepared",
         ),
         (
             _set("languages", "eu", "sources", "wiki", "files", to="more.jsonl"),
-            r"eu/wiki\.jsonl was removed since eu/wiki was prepared",
+            r"eu\.sources\.wiki: eu/wiki\.jsonl was removed since it was prepared",
         ),
         (
             _set("languages", "eu", "sources", "wiki", "validation", to="more.jsonl"),
-            r"validation fraction changed from 0\.005 to None since eu/wiki",
+            r"validation fraction changed from 0\.005 to None since it",
         ),
-        (_set("tokenizer", to={"train": {"vocab_size": 310}}), r"the tokenizer changed since eu/wiki"),
-        (_set("tokenizer", to={"sentencepiece": "other.model"}), r"the tokenizer changed since eu/wiki"),
+        (_set("tokenizer", to={"train": {"vocab_size": 310}}), r"eu\.sources\.wiki: the tokenizer changed since it"),
+        (_set("tokenizer", to={"sentencepiece": "other.model"}), r"eu\.sources\.wiki: the tokenizer changed since it"),
     ],
 )
 def test_changed_settings_are_noticed(
@@ -385,6 +442,43 @@ def test_what_shapes_no_token_can_change_freely(corpus: Path, tmp_path: Path) ->
     assert [event.name for event in seen if event.kind == "done"] == ["eu/new"]
     assert store.families["eu"] == "isolate"
     assert store.languages["eu"] == ("eu/wiki", "eu/web", "eu/new")
+
+
+def test_an_old_store_stays_whole_when_an_added_source_fails(corpus: Path, tmp_path: Path) -> None:
+    before = prepare(corpus, tmp_path / "store", workers=2)
+    write_documents(corpus.parent / "eu/new.jsonl", documents(66, 40))
+    edit(corpus, _set("languages", "eu", "sources", "new", to={"files": "eu/new.jsonl"}))
+    spoil(corpus.parent / "eu/new.jsonl")
+    with pytest.raises(XDogeError, match=r"eu/new\.jsonl: line 42: .*which is not text\.$"):
+        prepare(corpus, tmp_path / "store", workers=2)
+    old = TokenStore.open(tmp_path / "store")
+    old.verify()
+    assert (old.sha256, old.sources) == (before.sha256, SOURCES)
+    write_documents(corpus.parent / "eu/new.jsonl", documents(66, 40))
+    assert "eu/new" in prepare(corpus, tmp_path / "store", workers=2).sources
+
+
+def test_an_old_store_stays_whole_until_a_file_of_it_is_replaced(corpus: Path, tmp_path: Path) -> None:
+    before = prepare(corpus, tmp_path / "store", workers=2)
+    web = corpus.parent / "gl/web.jsonl"
+    good, time = web.read_bytes(), web.stat().st_mtime_ns
+    spoil(corpus.parent / "gl/web.jsonl")
+    with pytest.raises(XDogeError, match=r"gl/web\.jsonl: line 452: .*which is not text\.$"):
+        prepare(corpus, tmp_path / "store", workers=2, refresh=True)
+    TokenStore.open(tmp_path / "store").verify()
+    assert TokenStore.open(tmp_path / "store").sha256 == before.sha256
+    write_documents(corpus.parent / "eu/wiki.jsonl", documents(7, 90))  # comes first, and is replaced
+    with pytest.raises(XDogeError, match=r"which is not text\. .*store is unfinished now; mend this and run the same"):
+        prepare(corpus, tmp_path / "store", workers=2, refresh=True)
+    with pytest.raises(XDogeError, match=r"store is not finished; run the same xdoge prepare again"):
+        TokenStore.open(tmp_path / "store")
+    web.write_bytes(good)
+    os.utime(web, ns=(time, time))
+    seen: list[Event] = []
+    prepare(corpus, tmp_path / "store", workers=2, refresh=True, progress=seen.append)
+    assert [event.name for event in seen if event.kind == "done"] == []  # eu/wiki was finished by the run that failed
+    prepare(corpus, tmp_path / "again", workers=2)
+    assert contents(tmp_path / "store") == contents(tmp_path / "again")
 
 
 def test_a_damaged_token_file_is_made_again(corpus: Path, tmp_path: Path) -> None:
@@ -415,7 +509,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(corpus: Path, tmp_path:
         if (event.kind, event.name) == ("source", "eu/wiki"):
             file.write_bytes(file.read_bytes() + b'{"text": "berria"}\n')
 
-    with pytest.raises(XDogeError, match=r"^gl/web: gl/web\.jsonl changed while it was being read; run again"):
+    with pytest.raises(
+        XDogeError, match=r"gl\.sources\.web\.files: gl/web\.jsonl changed while it was being read; run"
+    ):
         prepare(corpus, tmp_path / "store", workers=2, progress=append)
     assert not (tmp_path / "store/sources/gl/web.json").exists()
 

@@ -74,11 +74,6 @@ def test_counts_may_be_written_with_units(folder: Path) -> None:
     assert CorpusSpec.load(write(folder, value)).languages["eu"].sources["wiki"].max_tokens == 1_500_000_000
 
 
-def test_a_spec_survives_the_way_through_yaml(folder: Path) -> None:
-    spec = CorpusSpec.load(write(folder, content()))
-    assert CorpusSpec.parse(yaml.safe_load(spec.to_yaml()), where="again") == spec
-
-
 def test_a_file_with_brackets_in_its_name_is_itself(folder: Path) -> None:
     (folder / "a[1].txt").write_text("x\n")
     value = changed("languages", "eu", "sources", "wiki", "files", to="a[1].txt")

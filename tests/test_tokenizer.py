@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from xdoge.corpus import Tokenizer
 from xdoge.corpus.spec import TokenizerSpec, TrainTokenizer
 from xdoge.corpus.tokenizer import level, load_tokenizer, sample, saved, sentencepiece_model, train
-from xdoge.errors import XDogeError
+from xdoge.errors import Interrupted, XDogeError
 
 WORDS = {
     "eu": ["etxea", "mendia", "itsasoa", "eguna", "gaua", "lagun", "handia", "txikia", "berria", "ura", "sua"],
@@ -165,17 +166,40 @@ def test_what_is_no_tokenizer_is_said_in_one_line(model: bytes, hugging_face: Pa
     (tmp_path / "endless/tokenizer.json").write_text((hugging_face / "tokenizer.json").read_text())
     (tmp_path / "endless/tokenizer_config.json").write_text(json.dumps(no_end))
     for settings, message in (
-        ({"sentencepiece": "text.model"}, r"tokenizer: .*text\.model is not a SentencePiece model"),
-        ({"sentencepiece": "empty.model"}, r"tokenizer: .*empty\.model is not a SentencePiece model"),
-        ({"sentencepiece": "none.model"}, r"tokenizer: .*none\.model: no such file or directory"),
-        ({"sentencepiece": "folder"}, r"tokenizer: .*folder: is a directory"),
-        ({"huggingface": "folder"}, r"tokenizer: .*folder cannot be read as a Hugging Face tokenizer: "),
-        ({"huggingface": "broken"}, r"tokenizer: .*broken cannot be read as a Hugging Face tokenizer: "),
-        ({"huggingface": "endless"}, r"tokenizer: .*endless has no end-of-sentence token .*; set eos_token"),
+        ({"sentencepiece": "text.model"}, r"^.*text\.model is not a SentencePiece model"),
+        ({"sentencepiece": "empty.model"}, r"^.*empty\.model is not a SentencePiece model"),
+        ({"sentencepiece": "none.model"}, r"^.*none\.model: no such file or directory"),
+        ({"sentencepiece": "folder"}, r"^.*folder: is a directory"),
+        ({"huggingface": "folder"}, r"^.*folder cannot be read as a Hugging Face tokenizer: "),
+        ({"huggingface": "broken"}, r"^.*broken cannot be read as a Hugging Face tokenizer: "),
+        ({"huggingface": "endless"}, r"^.*endless has no end-of-sentence token .*; set eos_token"),
     ):
         with pytest.raises(XDogeError, match=message) as caught:
             load_tokenizer(TokenizerSpec.model_validate(settings), tmp_path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_signal_while_a_tokenizer_is_loaded_is_no_fault_of_it(
+    hugging_face: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    def stop(name: str) -> None:
+        raise Interrupted(15, "terminated")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", stop)
+    with pytest.raises(Interrupted, match="terminated"):
+        tokenizer_of(hugging_face)
+
+
+@pytest.mark.parametrize("stop", [Interrupted(15, "terminated"), KeyboardInterrupt()])
+def test_a_signal_while_a_tokenizer_is_trained_is_no_fault_of_the_text(stop: BaseException) -> None:
+    def interrupted() -> Iterator[str]:
+        yield from texts(1)
+        raise stop
+
+    with pytest.raises(type(stop)):
+        train(interrupted(), TrainTokenizer(vocab_size=304), where="here")
 
 
 def test_a_model_without_an_end_is_refused() -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from xdoge import __version__
+from xdoge.corpus.hub import local_files
 from xdoge.corpus.reading import Input, relative
-from xdoge.corpus.spec import Corpus, Source
+from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.store import PREPARING, SPLITS
 from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.errors import XDogeError
@@ -63,6 +64,27 @@ def claimed(out: Path) -> Iterator[None]:
             shutil.rmtree(out / SPOOL, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def unfinished_said(out: Path) -> Iterator[None]:
+    """Let an error that leaves a store unfinished which was finished before say so."""
+    before = (out / "store.json").is_file()
+    try:
+        yield
+    except XDogeError as error:
+        if before and not (out / "store.json").is_file():
+            raise XDogeError(
+                f"{error} {out} is unfinished now; mend this and run the same command again to continue."
+            ) from error
+        raise
+
+
+def forget(out: Path, source: Source) -> None:
+    """Take away what describes a source's token files, for these are about to be replaced."""
+    if any((out / token_file(source, split)).exists() for split in SPLITS):
+        (out / "store.json").unlink(missing_ok=True)
+    marker_path(out, source).unlink(missing_ok=True)
+
+
 def marker_path(out: Path, source: Source) -> Path:
     """Return where a source's marker lies."""
     return out / "sources" / f"{source.name}.json"
@@ -104,13 +126,14 @@ def unchanged(
         file = out / marker[split]["file"]
         if not file.is_file() or file.stat().st_size != marker[split]["size"]:
             return None
-    change = _change(source, corpus, tokenizer, marker)
+    with naming(source.field("train")):
+        change = _change(source, corpus, tokenizer, marker)
     if change is None:
         return marker
     if refresh:
         return None
     raise XDogeError(
-        f"{change} since {source.name} was prepared in {out}; add --refresh to tokenise it again, "
+        f"{source.where}: {change} since it was prepared in {out}; add --refresh to tokenise it again, "
         "or name another folder."
     )
 
@@ -121,10 +144,11 @@ def _change(source: Source, corpus: Corpus, tokenizer: Tokenizer | None, marker:
     for key, value in settings_of(source, corpus).items():
         if marker["settings"][key] != value:
             return f"{key} changed from {marker['settings'][key]} to {value}"
-    for kind, files in (("inputs", source.files), ("validation_inputs", source.validation)):
+    files, held_out = ([relative(file, corpus.folder) for file in part] for part in (source.files, source.validation))
+    found = files if source.dataset is None else local_files(source, corpus.folder)
+    for kind, now in (("inputs", found), ("validation_inputs", held_out)):
         before = {entry["path"]: entry for entry in marker[kind]}
-        if source.dataset is None or kind == "validation_inputs":
-            now = [relative(file, corpus.folder) for file in files]
+        if now is not None:  # what lies on a server is known by its revision
             for path in [*before, *now]:
                 if path not in before or path not in now:
                     return f"{path} was {'removed' if path in before else 'added'}"

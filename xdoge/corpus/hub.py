@@ -44,20 +44,15 @@ def open_dataset(source: Source, folder: Path) -> HubData:
     Raises:
         XDogeError: no such data set, config or split, no network, or no such column of text.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "proxy") from error
     spec = source.spec
-    options = {"name": spec.config, "data_dir": spec.data_dir, "revision": spec.revision}
-    where = f"{source.name}: dataset {spec.dataset}" + (f" config {spec.config}" if spec.config else "")
+    where = _where(source)
     with _hub_errors(where):
-        builder = datasets.load_dataset_builder(source.dataset, **options)
+        builder = _builder(source)
         stream = builder.as_streaming_dataset(split=spec.split)
         schema = stream.features.arrow_schema if stream.features is not None else _first_schema(stream)
         check_column(schema, spec.text, where=where)
         if hasattr(builder.config, "columns"):  # Parquet: fetch no column but the text
-            builder = datasets.load_dataset_builder(source.dataset, **options, columns=[spec.text])
+            builder = _builder(source, columns=[spec.text])
             stream = builder.as_streaming_dataset(split=spec.split)
     inputs = tuple(_dataset_input(str(file), folder) for file in builder.config.data_files[spec.split])
     split = (builder.info.splits or {}).get(spec.split)
@@ -70,6 +65,32 @@ def open_dataset(source: Source, folder: Path) -> HubData:
     )
 
 
+def local_files(source: Source, folder: Path) -> list[str] | None:
+    """Return the files a local data set consists of now, relative to `folder`; None for one on the Hub.
+
+    Raises:
+        XDogeError: it is no longer a data set, or lacks the config or the split.
+    """
+    if source.dataset is None or not Path(source.dataset).is_dir():
+        return None
+    with _hub_errors(_where(source)):
+        files = _builder(source).config.data_files[source.spec.split]
+    return [_dataset_name(str(file), folder) for file in files]
+
+
+def _where(source: Source) -> str:
+    return f"{source.spec.dataset}" + (f" config {source.spec.config}" if source.spec.config else "")
+
+
+def _builder(source: Source, **options: Any) -> Any:
+    import datasets
+
+    spec = source.spec
+    return datasets.load_dataset_builder(
+        source.dataset, name=spec.config, data_dir=spec.data_dir, revision=spec.revision, **options
+    )
+
+
 def _first_schema(stream: Any) -> pa.Schema:
     first = next(iter(stream.with_format("arrow").iter(batch_size=1)), None)
     if first is None:
@@ -77,16 +98,21 @@ def _first_schema(stream: Any) -> pa.Schema:
     return first.schema
 
 
+def _dataset_name(file: str, folder: Path) -> str:
+    return relative(Path(file), folder) if Path(file).is_file() else file  # else a URL with the revision in it
+
+
 def _dataset_input(file: str, folder: Path) -> Input:
-    path = Path(file)
-    if not path.is_file():
-        return Input(file)  # a URL with the revision in it
-    return hashed(path, name=relative(path, folder))
+    name = _dataset_name(file, folder)
+    return hashed(Path(file), name=name) if Path(file).is_file() else Input(name)
 
 
 @contextlib.contextmanager
 def _hub_errors(where: str) -> Iterator[None]:
-    from datasets.exceptions import DatasetsError
+    try:
+        from datasets.exceptions import DatasetsError
+    except ImportError as error:
+        raise MissingExtraError("datasets", "proxy") from error
 
     try:
         yield

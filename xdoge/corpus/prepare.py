@@ -27,16 +27,18 @@ from xdoge.corpus.finished import (
     MARKER,
     SPOOL,
     claimed,
+    forget,
     marker_path,
     refuse_foreign,
     settings_of,
     token_file,
     unchanged,
+    unfinished_said,
 )
 from xdoge.corpus.hub import HubData, open_dataset
 from xdoge.corpus.progress import Event, Progress, silent
 from xdoge.corpus.reading import Block, Input, file_blocks, relative, scan
-from xdoge.corpus.spec import Corpus, Source
+from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.spool import Spool
 from xdoge.corpus.store import SCHEMA, SPLITS, TokenStore
 from xdoge.corpus.tokenizer import (
@@ -68,8 +70,13 @@ def prepare(
 ) -> TokenStore:
     """Tokenise a corpus into a store, with all cores and without holding a source in memory.
 
-    What can be found wrong with the inputs is found before anything is written. A run that was killed continues
-    with the source it was in, and ends with the same bytes.
+    What can be found wrong with the inputs is found before anything is written. A run that was stopped, killed or met
+    a bad row continues with the source it was in when the same call is made again, and ends with the same bytes.
+    A store that was finished before can be opened as it was until the first of its files is replaced: all the time
+    while sources are added, and with `refresh` until a changed tokenizer is saved or the first changed source has
+    been tokenised. From there to the end it is unfinished, and the error of a run that fails there says so.
+
+    Memory holds a few blocks per worker, and the longest rows; of a Parquet file a row group.
 
     Args:
         corpus: path of corpus.yaml.
@@ -83,7 +90,8 @@ def prepare(
 
     Raises:
         XDogeError: the corpus, an input file or the tokenizer is not what it should be, a finished source changed
-            and `refresh` is off, `out` belongs to something else, or the disk is full.
+            and `refresh` is off, `out` belongs to something else, or the disk is full. What is about an input begins
+            with corpus.yaml, language, source and field.
     """
     loaded, out = Corpus.load(corpus), Path(out)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
@@ -96,9 +104,7 @@ def prepare(
             markers = {source: unchanged(source, loaded, out, tokenizer, refresh) for source in loaded.sources}
             works = [_Work(source, loaded) for source, marker in markers.items() if marker is None]
             _scan(works, pool, progress)
-            with claimed(out):
-                if works:
-                    (out / "store.json").unlink(missing_ok=True)
+            with claimed(out), unfinished_said(out):
                 if tokenizer is None:
                     tokenizer = _train(loaded, works, progress)
                 _save_tokenizer(tokenizer, loaded, out)
@@ -119,7 +125,9 @@ def _known_tokenizer(corpus: Corpus, out: Path) -> Tokenizer | None:
     """Return the tokenizer the corpus names, or the one an earlier run trained; None when it is yet to train."""
     spec = corpus.spec.tokenizer
     if spec.train is None:
-        return load_tokenizer(spec, corpus.folder)
+        (kind,) = _tokenizer_settings(corpus)
+        with naming(f"{corpus.path}: tokenizer.{kind}"):
+            return load_tokenizer(spec, corpus.folder)
     note = saved(out / "tokenizer")
     if note is None or note["settings"] != _tokenizer_settings(corpus):
         return None
@@ -133,6 +141,8 @@ def _tokenizer_settings(corpus: Corpus) -> dict[str, Any]:
 def _save_tokenizer(tokenizer: Tokenizer, corpus: Corpus, out: Path) -> None:
     note, settings = saved(out / "tokenizer"), _tokenizer_settings(corpus)
     if note is None or (note["settings"], note["fingerprint"]) != (settings, tokenizer.fingerprint):
+        if note is None or note["fingerprint"] != tokenizer.fingerprint:
+            (out / "store.json").unlink(missing_ok=True)  # it names the tokenizer that goes now
         tokenizer.save(out / "tokenizer", settings=settings)
 
 
@@ -162,9 +172,10 @@ def _documents(work: _Work, characters: int) -> Iterator[str]:
     for split, block in work.blocks():
         if split != "train" or (work.hub is not None and read >= characters):
             break
-        for text in block.texts(work.source.spec.text):
-            read += len(text)
-            yield text
+        with naming(work.source.field(split)):
+            texts = block.texts(work.source.spec.text)
+        read += sum(map(len, texts))
+        yield from texts
 
 
 # --- what is to be done --------------------------------------------------------------------------------------------
@@ -189,18 +200,17 @@ class _Work:
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """Yield (split, block) in the order of the files; stops early once `full`."""
-        blocks = (
-            self.hub.blocks()
-            if self.hub is not None
-            else itertools.chain.from_iterable(file_blocks(file, self.source.spec.text) for file in self.source.files)
-        )
-        for block in blocks:
-            if self.full:
-                break
-            yield "train", block
-        for file in self.source.validation:
-            for block in file_blocks(file, self.source.spec.text):
+        with naming(self.source.field("train")):
+            for block in self.hub.blocks() if self.hub is not None else self._file_blocks(self.source.files):
+                if self.full:
+                    break
+                yield "train", block
+        with naming(self.source.field("validation")):
+            for block in self._file_blocks(self.source.validation):
                 yield "validation", block
+
+    def _file_blocks(self, files: Sequence[Path]) -> Iterator[Block]:
+        return itertools.chain.from_iterable(file_blocks(file, self.source.spec.text) for file in files)
 
     def event(self, kind: Literal["source", "done"]) -> Event:
         """Return how far it is."""
@@ -237,30 +247,22 @@ def _scan(works: Sequence[_Work], pool: ThreadPoolExecutor, progress: Progress) 
     total, done = sum(len(files) for job in jobs for files in job), 0
     for work, job in zip(works, jobs, strict=True):
         found: list[list[Input]] = [[], []]
-        for inputs, files in zip(found, job, strict=True):
+        for inputs, files, split in zip(found, job, SPLITS, strict=True):
             for future in files:
-                with _naming(work.source):
+                with naming(work.source.field(split)):
                     inputs.append(future.result())
                 done += 1
                 progress(Event("scan", done=done, total=total))
         work.inputs, work.validation_inputs = tuple(found[0]), tuple(found[1])
         if work.source.dataset is not None:
-            work.hub = open_dataset(work.source, work.folder)
+            with naming(work.source.field("train")):
+                work.hub = open_dataset(work.source, work.folder)
             work.inputs = work.hub.inputs
         counts = [entry.rows for entry in (*work.inputs, *work.validation_inputs)]
         if work.hub is not None:
             counts = [work.hub.rows, *(entry.rows for entry in work.validation_inputs)]
         known = [count for count in counts if count is not None]
         work.rows = sum(known) if len(known) == len(counts) else None
-
-
-@contextlib.contextmanager
-def _naming(source: Source) -> Iterator[None]:
-    """Put the source's name in front of an error about one of its files."""
-    try:
-        yield
-    except XDogeError as error:
-        raise XDogeError(f"{source.name}: {error}") from error
 
 
 # --- the work ------------------------------------------------------------------------------------------------------
@@ -282,7 +284,7 @@ def _tokenise(
         if future is None:
             finishing.append((work, finisher.submit(_finish_source, work, tokenizer, out)))
         else:
-            with _naming(work.source):
+            with naming(work.source.field(split)):
                 work.take(split, future.result())
             progress(work.event("source"))
         while finishing and finishing[0][1].done():
@@ -319,8 +321,9 @@ def _finish_source(work: _Work, tokenizer: Tokenizer, out: Path) -> None:
     source, spools = work.source, work.spools
     if spools["train"].documents == 0:
         why = "every document fell to validation" if spools["validation"].documents else "all its rows are empty"
-        raise XDogeError(f"{source.name} has no document to train on: {why}.")
+        raise XDogeError(f"{source.field('train')}: no document to train on: {why}.")
     _refuse_moving(work)
+    forget(out, source)
     parts = {}
     for split, spool in spools.items():
         file = token_file(source, split)
@@ -341,10 +344,12 @@ def _finish_source(work: _Work, tokenizer: Tokenizer, out: Path) -> None:
 
 def _refuse_moving(work: _Work) -> None:
     """The checksum was taken before the reading; what changed in between would go unnoticed ever after."""
-    entries = (*work.inputs, *work.validation_inputs)
-    for entry in entries:
-        if entry.mtime_ns is not None and not entry.same_time(work.folder):
-            raise XDogeError(f"{work.source.name}: {entry.path} changed while it was being read; run again.")
+    for split, entries in zip(SPLITS, (work.inputs, work.validation_inputs), strict=True):
+        for entry in entries:
+            if entry.mtime_ns is not None and not entry.same_time(work.folder):
+                raise XDogeError(
+                    f"{work.source.field(split)}: {entry.path} changed while it was being read; run again."
+                )
 
 
 def _finish(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStore:

@@ -12,8 +12,7 @@ import contextlib
 import itertools
 import json
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from xdoge.corpus.jsonfile import json_values, one_object_a_line
 from xdoge.corpus.spec import text_format
 from xdoge.errors import XDogeError
 from xdoge.files import sha256_file
@@ -32,10 +32,11 @@ BLOCK_ROWS = 256
 """The same for formats that count in rows; web documents have about 3 kB."""
 HEAD_LINES = 100
 """Lines of a JSON file that are parsed before the work."""
+NAMES_SHOWN = 300
+"""Characters of column names in a message: a CSV file without a header has a document for names."""
 CSV_BLOCK_BYTES = 1 << 25
 """pyarrow reads CSV in blocks that must hold the longest row."""
 
-_GAP = re.compile(r"[\s,]*")
 _COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
 
 
@@ -119,13 +120,15 @@ def reading(path: Path) -> Iterator[None]:
     """Turn the errors of a damaged file into one line naming it."""
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
         message = " ".join(str(error).split())
         raise XDogeError(f"{path} cannot be read: {message[:300]}") from error
 
 
 def file_blocks(path: Path, column: str) -> Iterator[Block]:
-    """Yield the rows of a file in order.
+    """Yield the rows of a file in order, holding one block of it and at most one row that is longer than that.
+
+    Of a Parquet file its reader holds a row group, of a CSV file a block of its own.
 
     Raises:
         XDogeError: the file is damaged.
@@ -143,13 +146,15 @@ def file_blocks(path: Path, column: str) -> Iterator[Block]:
                 yield from array_blocks(str(path), reader, column)
         else:
             with _open(path, compression) as stream:
-                pieces = _whole_lines(stream)
-                head = next(pieces, b"")
-                if kind == ".json" and not _one_object_a_line(head):
-                    yield from _value_blocks(path, itertools.chain([head], pieces), column)
-                    return
+                chunks = _chunks(stream)
+                if kind == ".json":
+                    head = next(chunks, b"")
+                    chunks = itertools.chain([head], chunks)
+                    if not one_object_a_line(head):
+                        yield from _value_blocks(path, chunks, column)
+                        return
                 first = 1
-                for data in itertools.chain([head], pieces):
+                for data in _whole_lines(chunks):
                     yield Block(str(path), first, ".txt" if kind == ".txt" else ".jsonl", data)
                     first += data.count(b"\n")
 
@@ -158,9 +163,14 @@ def _open(path: Path, compression: str) -> pa.NativeFile:
     return pa.input_stream(str(path), compression=_COMPRESSIONS[compression])
 
 
-def _whole_lines(stream: pa.NativeFile) -> Iterator[bytes]:
-    parts: list[bytes] = []
+def _chunks(stream: pa.NativeFile) -> Iterator[bytes]:
     while chunk := stream.read(BLOCK_BYTES):
+        yield chunk
+
+
+def _whole_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    for chunk in chunks:
         end = chunk.rfind(b"\n") + 1
         if end:
             yield b"".join([*parts, chunk[:end]])
@@ -203,43 +213,14 @@ def _open_csv(stream: pa.NativeFile, column: str | None) -> pa.csv.CSVStreamingR
     )
 
 
-def _one_object_a_line(head: bytes) -> bool:
-    """Say whether a .json file has one object a line; else it is an array, or objects over several lines."""
-    first = head.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0]
-    try:
-        return isinstance(json.loads(first), dict)
-    except ValueError:
-        return False
-
-
-def _value_blocks(path: Path, pieces: Iterator[bytes], column: str) -> Iterator[Block]:
-    """Yield the objects of a JSON array, or of objects one after the other, without holding the file."""
-    decoder = json.JSONDecoder()
-    rest, row, in_array = "", 0, False
-    texts: list[str | None] = []
-    for piece in itertools.chain(pieces, [b""]):  # the empty one: nothing comes after
-        text = piece.decode("utf-8")
-        if row == 0 and not in_array:
-            text = text.removeprefix("\ufeff").lstrip()
-            in_array = text.startswith("[")
-            text = text[in_array:]
-        rest, at = rest + text, 0
-        while (at := _GAP.match(rest, at).end()) < len(rest):  # type: ignore[union-attr]  # it matches anything
-            if rest[at] == "]" and in_array:
-                at += 1
-                continue
-            try:
-                value, at = decoder.raw_decode(rest, at)
-            except ValueError as error:
-                if piece:
-                    break  # the value goes on in the next piece
-                raise XDogeError(f"{path}: row {row + 1} is not JSON ({error}).") from error
-            row += 1
-            texts.append(_text_of(value, column, where=f"{path}: row {row}"))
-            if len(texts) == BLOCK_ROWS:
-                yield Block(str(path), row - len(texts) + 1, "", pa.array(texts, type=pa.string()))
-                texts = []
-        rest = rest[at:]
+def _value_blocks(path: Path, chunks: Iterator[bytes], column: str) -> Iterator[Block]:
+    """Yield the objects of a JSON array, or of objects one after the other."""
+    row, texts = 0, []
+    for row, value in enumerate(json_values(path, chunks), start=1):
+        texts.append(_text_of(value, column, where=f"{path}: row {row}"))
+        if len(texts) == BLOCK_ROWS:
+            yield Block(str(path), row - len(texts) + 1, "", pa.array(texts, type=pa.string()))
+            texts = []
     if texts:
         yield Block(str(path), row - len(texts) + 1, "", pa.array(texts, type=pa.string()))
 
@@ -316,48 +297,61 @@ def check_column(schema: pa.Schema, column: str, *, where: str) -> None:
     Raises:
         XDogeError: the line names the columns there are.
     """
-    if column not in schema.names:
-        raise XDogeError(f"{where} has no column {column!r}; it has {', '.join(schema.names)}. Set text: COLUMN.")
+    _check_names(schema.names, column, where=where)
     kind = schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise XDogeError(f"{where}: the column {column!r} is {kind}, not text.")
 
 
+def _check_names(names: Collection[str], column: str, *, where: str) -> None:
+    if column not in names:
+        there = ", ".join(names)
+        there = there if len(there) <= NAMES_SHOWN else f"{there[:NAMES_SHOWN]}..."
+        raise XDogeError(f"{where} has no column {column!r}; it has {' '.join(there.split())}. Set text: COLUMN.")
+
+
 def _check_text(path: Path, kind: str, compression: str, column: str) -> int | None:
-    lines, head, last, blank = 0, b"", b"", True
     with _open(path, compression) as stream:
-        for data in _whole_lines(stream):
-            try:
-                data.decode("utf-8")
-            except UnicodeDecodeError as error:
-                line = lines + data[: error.start].count(b"\n") + 1
-                raise XDogeError(
-                    f"{path}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}: {error.reason}). "
-                    "Convert the file, for example with iconv."
-                ) from error
-            head = head or data
-            lines, last, blank = lines + data.count(b"\n"), data, blank and not data.strip()
-    if blank:
-        return 0
-    lines += not last.endswith(b"\n")
+        lines = _count_lines(path, _chunks(stream))
+    if lines == 0 or kind == ".txt":
+        return lines
     if kind == ".csv":
         with _open(path, compression) as stream, _open_csv(stream, None) as reader:
-            names = reader.schema.names
-            if column not in names:
-                raise XDogeError(f"{path} has no column {column!r}; it has {', '.join(names)}. Set text: COLUMN.")
+            _check_names(reader.schema.names, column, where=str(path))
         return lines - 1
-    if kind == ".txt":
-        return lines
-    if kind == ".json" and not _one_object_a_line(head):
-        values = next(file_blocks(path, column), None)
-        if values is not None and not any(values.texts(column)):
+    first = next(file_blocks(path, column), None)
+    if first is None:
+        return 0
+    if first.kind == "":  # a .json file of values, which are counted when they are read
+        if not any(first.texts(column)):
             raise XDogeError(f"{path} has no column {column!r} in its first rows. Set text: COLUMN.")
-        return None if values is not None else 0
-    start = Block(str(path), 1, ".jsonl", b"\n".join(head.split(b"\n", HEAD_LINES)[:HEAD_LINES]))
+        return None
+    start = replace(first, data=b"\n".join(first.data.split(b"\n", HEAD_LINES)[:HEAD_LINES]))
     _check_keys(start, column)
     start.texts(column)
     return lines
+
+
+def _count_lines(path: Path, chunks: Iterator[bytes]) -> int:
+    """Return the lines of a text, 0 when it is all white space.
+
+    Raises:
+        XDogeError: it is not UTF-8.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    lines, last, blank = 0, b"", True
+    for chunk in itertools.chain(chunks, [b""]):
+        try:
+            decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:  # of the chunk and the few bytes kept from the one before
+            line = lines + error.object[: error.start].count(b"\n") + 1
+            raise XDogeError(
+                f"{path}: line {line} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}). "
+                "Convert the file, for example with iconv."
+            ) from error
+        lines, last, blank = lines + chunk.count(b"\n"), chunk or last, blank and not chunk.strip()
+    return 0 if blank else lines + (not last.endswith(b"\n"))
 
 
 def _check_keys(block: Block, column: str) -> None:
@@ -367,8 +361,8 @@ def _check_keys(block: Block, column: str) -> None:
             row = json.loads(line)
             if isinstance(row, dict):
                 keys |= dict.fromkeys(row)
-    if keys and column not in keys:
-        raise XDogeError(f"{block.where} has no column {column!r}; it has {', '.join(keys)}. Set text: COLUMN.")
+    if keys:
+        _check_names(keys, column, where=block.where)
 
 
 def relative(path: Path, folder: Path) -> str:

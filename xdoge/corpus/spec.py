@@ -6,9 +6,10 @@ the YAML file, globs expanded, every file found, nothing used twice.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from xdoge.config import Config, Count
-from xdoge.errors import XDogeError
+from xdoge.errors import MissingExtraError, XDogeError
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
 COMPRESSED = (".gz", ".zst")
@@ -151,18 +152,25 @@ class Source:
 
     Attributes:
         name: `language/source`.
+        where: file and key that errors begin with: `corpus.yaml: languages.LANGUAGE.sources.SOURCE`.
         files: the files to read, sorted within each pattern; empty for a data set.
         validation: files held out; empty when the hash decides.
         dataset: name or, when a folder of that name lies beside the YAML file, its path.
     """
 
     name: str
+    where: str
     language: str
     family: str | None
     spec: SourceSpec
     files: tuple[Path, ...]
     validation: tuple[Path, ...]
     dataset: str | None
+
+    def field(self, split: str) -> str:
+        """Return `where` with the key that a split's text comes from."""
+        kind = "files" if self.dataset is None else "dataset"
+        return f"{self.where}.{'validation' if split == 'validation' else kind}"
 
 
 @dataclass(frozen=True)
@@ -193,6 +201,7 @@ class Corpus:
                 sources.append(
                     Source(
                         name=f"{language}/{short}",
+                        where=where,
                         language=language,
                         family=entry.family,
                         spec=source,
@@ -208,6 +217,17 @@ class Corpus:
     def folder(self) -> Path:
         """The folder that relative paths start from."""
         return self.path.parent
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put the place in corpus.yaml that named a thing in front of an error about it."""
+    try:
+        yield
+    except MissingExtraError:
+        raise  # it is about the machine
+    except XDogeError as error:
+        raise XDogeError(f"{where}: {error}") from error
 
 
 def text_format(path: Path | str) -> tuple[str, str]:
@@ -241,10 +261,8 @@ def _find(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, .
             kind = "is a folder, not a file" if (folder / pattern).is_dir() else "does not exist"
             raise XDogeError(f"{where}: {folder / pattern} {kind}.")
         for file in files:
-            try:
+            with naming(where):
                 text_format(file)
-            except XDogeError as error:
-                raise XDogeError(f"{where}: {error}") from error
         found.extend(files)
     return tuple(found)
 

@@ -66,6 +66,7 @@ class TokenStore:
         sha256: of store.json, which names every other file by its own.
         sources: `language/source`, in the order of corpus.yaml.
         languages: each language with its sources.
+        families: each language with its family, None where corpus.yaml names none.
         warnings: what prepare found worth saying, one line each.
     """
 

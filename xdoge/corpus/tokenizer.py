@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xdoge.corpus.spec import TokenizerSpec, TrainTokenizer
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.errors import Interrupted, MissingExtraError, XDogeError
 from xdoge.files import read_json, replacing_folder, write_json
 
 SCHEMA = "xdoge.tokenizer"
@@ -57,7 +57,7 @@ class Tokenizer:
         vocab_size: int,
         end_of_document: int,
         fingerprint: str,
-        write: Callable[[Path], None],
+        write: Callable[[Path], object],
     ) -> None:
         self.kind = kind
         self.vocab_size = vocab_size
@@ -140,7 +140,7 @@ class Tokenizer:
             vocab_size=meta["vocab_size"],
             end_of_document=meta["end_of_document"],
             fingerprint=hashlib.sha256(content).hexdigest(),
-            write=lambda target: _copy(folder, target),
+            write=lambda target: shutil.copytree(folder, target, dirs_exist_ok=True),
         )
 
 
@@ -167,7 +167,7 @@ def _of_model_file(path: Path) -> Tokenizer:
     try:
         return sentencepiece_model(path.read_bytes(), where=str(path))
     except OSError as error:
-        raise XDogeError(f"tokenizer: {path}: {str(error.strerror).lower()}.") from error
+        raise XDogeError(f"{path}: {str(error.strerror).lower()}.") from error
 
 
 def sentencepiece_model(model: bytes, *, where: str) -> Tokenizer:
@@ -183,13 +183,11 @@ def sentencepiece_model(model: bytes, *, where: str) -> Tokenizer:
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:
-        raise XDogeError(f"tokenizer: {where} is not a SentencePiece model.") from error
+        raise XDogeError(f"{where} is not a SentencePiece model.") from error
     if processor.vocab_size() == 0:
-        raise XDogeError(f"tokenizer: {where} is not a SentencePiece model: it has no pieces.")
+        raise XDogeError(f"{where} is not a SentencePiece model: it has no pieces.")
     if processor.eos_id() < 0:
-        raise XDogeError(
-            f"tokenizer: {where} has no end-of-sentence piece to end documents with; use a model trained with one."
-        )
+        raise XDogeError(f"{where} has no end-of-sentence piece to end documents with; use a model trained with one.")
 
     def encode(texts: Sequence[str]) -> list[Any]:
         arrays: list[Any] = processor.encode(list(texts), num_threads=1, return_type="numpy")
@@ -201,7 +199,7 @@ def sentencepiece_model(model: bytes, *, where: str) -> Tokenizer:
         vocab_size=processor.vocab_size(),
         end_of_document=processor.eos_id(),
         fingerprint=hashlib.sha256(model).hexdigest(),
-        write=lambda folder: _write(folder / "tokenizer.model", model),
+        write=lambda folder: (folder / "tokenizer.model").write_bytes(model),
     )
 
 
@@ -219,8 +217,7 @@ def huggingface(name: str) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.eos_token_id is None:
         raise XDogeError(
-            f"tokenizer: {name} has no end-of-sentence token to end documents with; "
-            "set eos_token in its tokenizer_config.json."
+            f"{name} has no end-of-sentence token to end documents with; set eos_token in its tokenizer_config.json."
         )
     vocabulary = tokenizer.get_vocab()
     if tokenizer.is_fast:
@@ -240,7 +237,7 @@ def huggingface(name: str) -> Tokenizer:
     def write(folder: Path) -> None:
         tokenizer.save_pretrained(folder)
         if tokenizer.is_fast:
-            _write(folder / "tokenizer.json", content)  # the bytes of the fingerprint
+            (folder / "tokenizer.json").write_bytes(content)  # the bytes of the fingerprint
 
     return Tokenizer(
         "huggingface",
@@ -259,17 +256,15 @@ def _encoder_of(backend: Any) -> _Encoder:
     return encode
 
 
-def _copy(folder: Path, target: Path) -> None:
-    shutil.copytree(folder, target, dirs_exist_ok=True)
-
-
 @contextlib.contextmanager
 def _huggingface_errors(where: str) -> Iterator[None]:
     try:
         yield
+    except Interrupted:
+        raise
     except Exception as error:  # `tokenizers` raises bare Exception
         message = " ".join(str(error).split())[:200]
-        raise XDogeError(f"tokenizer: {where} cannot be read as a Hugging Face tokenizer: {message}") from error
+        raise XDogeError(f"{where} cannot be read as a Hugging Face tokenizer: {message}") from error
 
 
 @contextlib.contextmanager
@@ -334,10 +329,19 @@ def train(texts: Iterable[str], spec: TrainTokenizer, *, where: str) -> bytes:
     except ImportError as error:
         raise MissingExtraError("sentencepiece", "proxy") from error
     model = io.BytesIO()
-    lines = (line for text in texts for line in text.split("\n") if line.strip())
+    stop: BaseException | None = None
+
+    def lines() -> Iterator[str]:
+        nonlocal stop
+        try:
+            yield from (line for text in texts for line in text.split("\n") if line.strip())
+        except BaseException as error:  # SentencePiece makes a RuntimeError of any, an interrupt too
+            stop = error
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=lines(),
             model_writer=model,
             vocab_size=spec.vocab_size,
             model_type=spec.model_type,
@@ -353,6 +357,8 @@ def train(texts: Iterable[str], spec: TrainTokenizer, *, where: str) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if stop is not None:
+            raise stop from None
         message = " ".join(str(error).split())
         if found := re.search(r"too high.*<= (\d+)", message):
             raise XDogeError(
@@ -365,8 +371,3 @@ def train(texts: Iterable[str], spec: TrainTokenizer, *, where: str) -> bytes:
             ) from error
         raise XDogeError(f"{where}: SentencePiece cannot train: {message}") from error
     return model.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write the bytes of a file inside a folder that is about to be moved into place."""
-    path.write_bytes(content)
