@@ -1,6 +1,6 @@
 """How far do the weights of different seeds lie apart, for both scores and 1, 2, 4 and 8 sequences per source?
 
-    python benchmarks/scores.py STORE OUT [--seeds 0,1,2] [--steps 60] [--sequences 1,2,4,8]
+    python benchmarks/scores.py STORE OUT [--seeds 0,1,2] [--steps 40] [--sequences 1,2,4,8]
 
 Every fit is a run folder under OUT; started again, finished ones are kept and the others resumed. Run it several times
 side by side with different --seeds, and once more with all of them for the table. The last line is one JSON object.
@@ -75,7 +75,7 @@ def main(
     out: Path,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas.")] = "0,1,2",
     sequences: Annotated[str, typer.Option(help="Sequences per source, with commas.")] = "1,2,4,8",
-    steps: int = 60,
+    steps: int = 40,
 ) -> None:
     """Fit for every score, batch size and seed, and print the table."""
     opened = TokenStore.open(store)

@@ -72,6 +72,18 @@ def test_json_is_all_that_stdout_holds(xdoge, store, recipe, tmp_path):
     assert xdoge(*command, "--resume")[1] == out
 
 
+def test_resume_alone_takes_the_settings_from_the_run(xdoge, store, recipe, tmp_path):
+    command = ["fit-weights", store.path, "--out", tmp_path / "run"]
+    assert xdoge(*command, "--proxy", recipe, "--steps", 3, "--set", "mu=0.7")[0] == 0
+    status, _, err = xdoge(*command, "--resume")
+    assert status == 0
+    assert "is finished already" in err
+    assert "mu:" not in err
+    status, _, err = xdoge(*command, "--resume", "--seed", 5)
+    assert status == 1
+    assert one_line(err).endswith("cannot be resumed with other settings: settings.seed was 0, is now 5.")
+
+
 def test_a_corpus_is_prepared_into_the_run(xdoge, corpus, recipe, tmp_path):
     command = ["fit-weights", corpus, "--out", tmp_path / "run", "--proxy", recipe, "--steps", 2, "--workers", 1]
     assert xdoge(*command)[0] == 0

@@ -44,7 +44,7 @@ def test_counts_that_are_none_are_refused(written):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"name": "a", "sise": 3}, "f.yaml: sise is not a known key"),
+        ({"name": "a", "sise": 3}, r"f.yaml: sise is not a known key; did you mean size\?"),
         ({}, "f.yaml: name is missing"),
         (
             {"name": "a", "size": "much"},

@@ -58,6 +58,12 @@ def test_cosines_of_known_gradients():
     np.testing.assert_allclose(language_cosines(g @ g.T, languages, SOURCES), [[1, expected], [expected, 1]])
 
 
+def test_a_cosine_that_is_none_is_not_shown():
+    found = cosines(np.array([[0.1, 1.0], [1.0, 4.0]]))
+    assert np.isnan(found[0, 1])
+    np.testing.assert_allclose(np.diagonal(found), 1)
+
+
 def test_a_length_that_noise_made_negative_is_not_invented():
     found = cosines(np.array([[-0.1, 1.0], [1.0, 4.0]]))
     assert np.isnan(found[0]).all()

@@ -6,7 +6,9 @@ line; 2 wrong usage; 128 + the signal's number when interrupted, 130 for Ctrl-C.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import signal
 import sys
 from pathlib import Path
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
     from xdoge.mixtures.weights import WeightSet
 
-stdout = Console()
+stdout = Console(width=None if sys.stdout.isatty() else 120)
 stderr = Console(stderr=True)
 
 app = typer.Typer(
@@ -164,8 +166,9 @@ def fit_weights(
     where = str(config) if config else "settings"
     flags = {"proxy": proxy, "floor": floor, "steps": steps, "seed": seed}
     given = _given_settings(config, assignments or [], flags)
-    if resume:
-        RunFolder(out).refuse_missing()
+    _need("proxy", "torch", "transformers", "sentencepiece")
+    if resume:  # what is not given anew is as the run was started
+        given = RunFolder(out).settings() | given
     else:
         RunFolder(out).refuse_taken()
     if corpus.suffix in (".yaml", ".yml"):  # hours of preparing come after all that can be known before
@@ -192,7 +195,8 @@ def demo(
     from xdoge.corpus.sample import write_sample
 
     if out.is_dir() and any(out.iterdir()):
-        raise XDogeError(f"{out} is not empty; name another folder with --out.")
+        raise XDogeError(f"{out} is not empty; remove it, or name another with --out (make demo DEMO_OUT=...).")
+    _need("proxy", "torch", "transformers", "sentencepiece")
     corpus = write_sample(out / "sample")
     print(f"wrote the synthetic sample: {corpus}", file=sys.stderr)
     store = _prepare(corpus, out / "store")
@@ -216,6 +220,13 @@ def _given_settings(config: Path | None, assignments: list[str], flags: dict[str
         except (yaml.YAMLError, ValueError) as error:
             raise XDogeError(f"--set {assignment}: {value!r} is not a YAML value.") from error
     return given | {key: value for key, value in flags.items() if value is not None}
+
+
+def _need(extra: str, *libraries: str) -> None:
+    """Refuse at once what would fail after a while for want of a library."""
+    for library in libraries:
+        if importlib.util.find_spec(library) is None:
+            raise MissingExtraError(library, extra)
 
 
 def _open(path: Path) -> TokenStore:
@@ -249,18 +260,16 @@ def _prepare(corpus: Path, out: Path, *, workers: int | None = None, refresh: bo
 
 
 def _fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = False) -> WeightSet:
+    from transformers.utils.logging import disable_progress_bar
+
     from xdoge.proxy.display import FitDisplay
+    from xdoge.proxy.trainer import fit
 
-    try:
-        from transformers.utils.logging import disable_progress_bar
-
-        from xdoge.proxy.trainer import fit
-    except ImportError as error:
-        raise MissingExtraError(error.name or "torch", "proxy") from error
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    recipe = load_recipe(settings.proxy)
-    config = {"settings": settings.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json")}
-    print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), file=sys.stderr)
+    if not resume:
+        shape = load_recipe(settings.proxy).model_dump(mode="json", exclude={"about", *FitSettings.model_fields})
+        config = {"settings": settings.model_dump(mode="json"), "recipe": shape}
+        print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), file=sys.stderr)
     with FitDisplay(stderr, steps=settings.steps) as display:
         return fit(store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)
 
@@ -269,9 +278,10 @@ def _print_store(store: TokenStore) -> None:
     print(f"{store.name}: {store.path}")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("source", min_width=max(map(len, store.sources)))
-    for column in ("documents", "tokens", "bytes", "bytes/token", "share", "validation"):
+    for column in ("documents", "tokens", "bytes", "bytes/token", "share", "valid. tokens"):
         table.add_column(column, justify="right")
-    for row in store.table():
+    rows = store.table()
+    for row in rows:
         table.add_row(
             row.source,
             f"{row.documents:,}",
@@ -281,6 +291,12 @@ def _print_store(store: TokenStore) -> None:
             f"{row.share:.2%}",
             f"{row.validation_tokens:,}",
         )
+    documents, tokens, n_bytes, held_out = (
+        sum(values)
+        for values in zip(*((r.documents, r.tokens, r.n_bytes, r.validation_tokens) for r in rows), strict=True)
+    )
+    total = f"{documents:,}", f"{tokens:,}", f"{n_bytes:,}", f"{n_bytes / tokens:.2f}", "100.00%", f"{held_out:,}"
+    table.add_row("all", *total, style="bold")
     stdout.print(table)
 
 
@@ -291,10 +307,10 @@ def _print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: boo
         return
     tokens = store.tokens()
     total = sum(tokens.values())
-    print(f"{weights.name}: learned shares of training tokens")
+    print(f"{weights.name}: learned shares of training tokens, the mean over {weights.method['steps']} steps")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("source", min_width=2 + max(map(len, store.sources)))
-    for column in ("weight", "share of corpus", "ratio"):
+    for column in ("weight", "share of corpus", "weight / share"):
         table.add_column(column, justify="right")
     for language, weight in sorted(weights.languages.items(), key=lambda item: -item[1]):
         share = sum(tokens[source] for source in store.languages[language]) / total
@@ -318,11 +334,11 @@ def _print_transfer(store: TokenStore, out: Path) -> None:
     if not path.exists():
         return
     cosines = language_cosines(read_products(path, store.sources), store.languages, store.sources)
-    print("who helps whom: cosine of the languages' gradients")
+    print("who helps whom: cosine of the languages' gradients (–: lost in noise)")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for language in store.languages:
         table.add_column(language, justify="right")
     for language, row in zip(store.languages, cosines, strict=True):
-        table.add_row(language, *(f"{value:.2f}" for value in row))
+        table.add_row(language, *("–" if math.isnan(value) else f"{value:.2f}" for value in row))
     stdout.print(table)

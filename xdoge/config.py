@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -52,7 +53,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise XDogeError(explain(error, where=where)) from error
+            raise XDogeError(explain(error, where=where, known=cls.model_fields)) from error
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -64,8 +65,8 @@ class Config(BaseModel):
         return cls.parse(read_yaml(Path(path)), where=str(path))
 
 
-def explain(error: ValidationError, *, where: str) -> str:
-    """Say in one line what is wrong with which key, and how many further faults there are."""
+def explain(error: ValidationError, *, where: str, known: Iterable[str] = ()) -> str:
+    """Say in one line which key is wrong and how, which of those `known` was meant, and how many more faults there are."""
     # a misspelt key first, which explains a missing one; then the deepest, which of a union's errors is the one meant
     found = sorted(
         error.errors(include_url=False), key=lambda one: (one["type"] != "extra_forbidden", -len(one["loc"]))
@@ -78,7 +79,10 @@ def explain(error: ValidationError, *, where: str) -> str:
     message = message[0].lower() + message[1:] if message[:2].istitle() else message
     rest = f" ({len(more)} more like this)" if more else ""
     separator = " " if first["type"] in messages else ": "
-    return f"{where}: {key}{separator if key else ''}{message}{got}{rest}"
+    misspelt = first["type"] == "extra_forbidden" and len(first["loc"]) == 1
+    near = difflib.get_close_matches(key, list(known), n=1) if misspelt else []
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{where}: {key}{separator if key else ''}{message}{got}{hint}{rest}"
 
 
 class _StrictLoader(yaml.SafeLoader):

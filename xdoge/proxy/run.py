@@ -72,6 +72,12 @@ class RunFolder:
         if not (self.path / "config.yaml").exists():
             raise XDogeError(f"{self.path} holds no run to resume; leave out --resume to start one.")
 
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings of the run that lies here; refuses as `refuse_missing` does."""
+        self.refuse_missing()
+        found: dict[str, Any] = read_yaml(self.path / "config.yaml")["settings"]
+        return found
+
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Make the folder and keep other processes out of it."""
@@ -200,6 +206,8 @@ def saving_tensors(path: Path) -> Iterator[Path]:
     with replacing_folder(path) as folder:
         try:
             yield folder
+            for file in folder.iterdir():  # safetensors lets the owner alone read what it writes
+                file.chmod(folder.stat().st_mode & 0o666)
         except SafetensorError as error:
             if os.strerror(errno.ENOSPC) in str(error):
                 raise OSError(errno.ENOSPC, str(error)) from error

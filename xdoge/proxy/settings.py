@@ -146,6 +146,9 @@ class FitSettings(Config):
     def notes(self, store: TokenStore) -> list[str]:
         """Return what a careful user would want to know about these settings on this store, a line each."""
         lines = []
+        silent = [s for s, n in store.sequence_counts(self.sequence_length, split="validation").items() if n == 0]
+        if silent:
+            lines.append(f"no validation sequence of {self.sequence_length} tokens, so no loss: {', '.join(silent)}")
         counts = store.sequence_counts(self.sequence_length)
         few = [f"{source} ({count})" for source, count in counts.items() if count < FEW_SEQUENCES]
         if few and self.score == "unbiased":

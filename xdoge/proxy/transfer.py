@@ -98,12 +98,16 @@ def read_products(path: Path, sources: Sequence[str]) -> Floats:
 
 
 def cosines(products: Floats) -> Floats:
-    """Return products divided by the lengths of both gradients: (k, k), NaN where a length is not known to be > 0."""
+    """Return products divided by the lengths of both gradients: (k, k).
+
+    The lengths are estimates without the gradients' noise, and can come out far too small or even negative. Where one
+    is not above 0, or the ratio is none that a cosine can be, the entry is NaN: not known from so few steps.
+    """
     own = np.diagonal(products)
     with np.errstate(invalid="ignore"):
         length = np.sqrt(np.where(own > 0, own, np.nan))
     ratios: Floats = products / np.outer(length, length)
-    return ratios
+    return np.where(np.abs(ratios) <= 1 + 1e-9, ratios, np.nan)
 
 
 def language_cosines(products: Floats, languages: Mapping[str, Sequence[str]], sources: Sequence[str]) -> Floats:
