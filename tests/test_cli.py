@@ -307,3 +307,13 @@ def test_real_text_goes_the_whole_way(xdoge, tmp_path):
     assert len(weights["sources"]) == 28
     assert set(weights["languages"]) == {"en", "es", "ca", "pt", "eu", "gl"}
     assert min(weights["sources"].values()) >= 0.002
+
+
+def test_the_demo_goes_the_whole_way(xdoge, tmp_path):
+    status, out, err = xdoge("demo", "--out", tmp_path / "demo", "--steps", 2)
+    assert status == 0
+    for path in ("run/weights.json", "run/trajectory.parquet", "run/proxy"):
+        assert str(tmp_path / "demo" / path) in out
+    assert "synthetic" in err
+    status, _, err = xdoge("demo", "--out", tmp_path / "demo")
+    assert (status, "is not empty; remove it, or name another" in one_line(err)) == (1, True)

@@ -185,7 +185,7 @@ def fit_weights(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the fit.")] = 150,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the fit.")] = 120,
 ) -> None:
     """Go the whole way on the built-in sample: prepare, then fit-weights, in under two minutes on two cores.
 
@@ -201,7 +201,8 @@ def demo(
     print(f"wrote the synthetic sample: {corpus}", file=sys.stderr)
     store = _prepare(corpus, out / "store")
     _print_store(store)
-    settings = FitSettings.for_store(store, {"proxy": "1m", "steps": steps, "sequence_length": 64, "batch_size": 48})
+    given = {"proxy": "1m", "steps": steps, "sequence_length": 64, "batch_size": 48, "eval_every": max(1, steps // 4)}
+    settings = FitSettings.for_store(store, given)
     weights = _fit(store, settings, out / "run")
     _print_fit(weights, store, out / "run", as_json=False)
     print("Next: the same two commands on your own text; see README.md.", file=sys.stderr)

@@ -66,7 +66,7 @@ class Config(BaseModel):
 
 
 def explain(error: ValidationError, *, where: str, known: Iterable[str] = ()) -> str:
-    """Say in one line which key is wrong and how, which of those `known` was meant, and how many more faults there are."""
+    """Say in one line which key is wrong and how, which of those `known` was meant, and how many faults follow."""
     # a misspelt key first, which explains a missing one; then the deepest, which of a union's errors is the one meant
     found = sorted(
         error.errors(include_url=False), key=lambda one: (one["type"] != "extra_forbidden", -len(one["loc"]))
