@@ -70,6 +70,20 @@ def measure(paths: list[Path]) -> dict[str, float]:
     }
 
 
+def order_kept(paths: list[Path], best: list[Path]) -> float:
+    """Return the rank correlation of each seed's weights with the mean of the other seeds' at `best`, averaged."""
+
+    def ranks(values: np.ndarray) -> np.ndarray:
+        return np.argsort(np.argsort(values))
+
+    found, reference = (
+        np.array([list(WeightSet.load(path / "weights.json").sources.values()) for path in group])
+        for group in (paths, best)
+    )
+    others = [np.delete(reference, seed, axis=0).mean(axis=0) for seed in range(len(paths))]
+    return float(np.mean([np.corrcoef(ranks(a), ranks(b))[0, 1] for a, b in zip(found, others, strict=True)]))
+
+
 def main(
     store: Path,
     out: Path,
@@ -79,20 +93,25 @@ def main(
 ) -> None:
     """Fit for every score, batch size and seed, and print the table."""
     opened = TokenStore.open(store)
-    table = Table("score", "sequences", "sources apart", "languages apart", "from uniform", "noise share", "validation")
-    results = {}
+    names = ("sources apart", "languages apart", "from uniform", "noise share", "validation", "order kept")
+    table = Table("score", "sequences", *names)
+    results: dict[str, dict[str, float]] = {}
+    runs: dict[tuple[str, int], list[Path]] = {}
     for count in map(int, sequences.split(",")):
         for score in ("paper", "unbiased"):
             if score == "unbiased" and count < 2:
                 continue  # it needs two independent halves
-            paths = [
+            runs[score, count] = [
                 run(opened, out, score=score, sequences=count, seed=seed, steps=steps)
                 for seed in map(int, seeds.split(","))
             ]
-            if len(paths) > 1:
-                found = results[f"{score}-{count}"] = measure(paths)
-                table.add_row(score, str(count), *(f"{value:.4f}" for value in found.values()))
-    Console().print(table)
+    best = list(runs.values())[-1]  # the unbiased score with the most sequences
+    for (score, count), paths in runs.items():
+        if len(paths) > 1:
+            found = measure(paths) | {"order_kept": order_kept(paths, best)}
+            results[f"{score}-{count}"] = found
+            table.add_row(score, str(count), *(f"{value:.4f}" for value in found.values()))
+    Console(width=120).print(table)
     print(json.dumps(results))
 
 
