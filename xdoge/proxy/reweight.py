@@ -98,14 +98,16 @@ def step(
     Returns:
         The new state, and (k,) dimensionless scores, NaN where a source could not be scored.
     """
-    lengths = own_products(products, rule)
+    signal, square_norm = _mean(own_products(products, rule)), _mean(products.square_norms)
     weights = replace(
         weights,
-        signal=DECAY * weights.signal + (1 - DECAY) * _mean(lengths),
-        square_norm=DECAY * weights.square_norm + (1 - DECAY) * _mean(products.square_norms),
+        signal=DECAY * weights.signal + (1 - DECAY) * signal,
+        square_norm=DECAY * weights.square_norm + (1 - DECAY) * square_norm,
         mass=DECAY * weights.mass + (1 - DECAY),
     )
-    mean_square = max(weights.signal, LEAST_SIGNAL * weights.square_norm) / weights.mass
+    usual = max(weights.signal, LEAST_SIGNAL * weights.square_norm) / weights.mass
+    # a step whose gradients leap counts as one step: measured by the past alone, one leap decided a whole fit
+    mean_square = max(usual, signal)
     scores = normalised(raw_scores(products, rule), products, rule=rule, mean_square=mean_square)
     exponents = eta / rule.mu * scores
     trained = rule.trained
@@ -152,10 +154,9 @@ def noise_share(products: SourceProducts, rule: Rule) -> float | None:
 def normalised(scores: Floats, products: SourceProducts, *, rule: Rule, mean_square: float) -> Floats:
     """Return scores without the scale of the gradients, so that one μ serves proxies of all sizes.
 
-    "mean_square" divides by the running mean of |∇l_i|², as the score estimates it, and by Στ over the sources present:
-    the mean alignment of a source with the targets, 1 if all gradients are equal. "mean_norm" divides
-    by the mean |g_i| of this step, as DoGE's code does.
-    "none" leaves nats² per unit step.
+    "mean_square" divides by Στ over the sources present and by the mean |∇l_i|² as the score estimates it, of the last
+    steps or of this one, whichever is larger: the mean alignment of a source with the targets, 1 if all gradients are
+    equal. "mean_norm" divides by the mean |g_i| of this step, as DoGE's code does. "none" leaves nats² per unit step.
     """
     if rule.normalise == "none":
         return scores
