@@ -158,6 +158,9 @@ def test_one_step_with_leaping_gradients_does_not_decide_the_fit():
         state, _ = step(state, products(np.eye(2)), rule=rule(2), eta=0.01)
     _, scores = step(state, products(np.diag([100.0, 1.0])), rule=rule(2), eta=0.01)
     assert scores[0] <= 1.0
+    leap = np.array([[200.0, 20.0], [20.0, 4.0]])  # one noisy sequence: long gradient, no more signal
+    _, scores = step(state, products(leap, half=[1.0, 1.0]), rule=rule(2, score="unbiased"), eta=0.01)
+    assert abs(scores).max() < 1.0
 
 
 def test_the_unbiased_score_is_measured_in_true_lengths():

@@ -106,8 +106,9 @@ def step(
         mass=DECAY * weights.mass + (1 - DECAY),
     )
     usual = max(weights.signal, LEAST_SIGNAL * weights.square_norm) / weights.mass
-    # a step whose gradients leap counts as one step: measured by the past alone, one leap decided a whole fit
-    mean_square = max(usual, signal)
+    # how far this step's gradients leap above the usual: without it, one sequence of one step decided a whole fit
+    leap = max(1.0, square_norm * weights.mass / weights.square_norm) if weights.square_norm else 1.0
+    mean_square = usual * leap
     scores = normalised(raw_scores(products, rule), products, rule=rule, mean_square=mean_square)
     exponents = eta / rule.mu * scores
     trained = rule.trained
@@ -154,9 +155,10 @@ def noise_share(products: SourceProducts, rule: Rule) -> float | None:
 def normalised(scores: Floats, products: SourceProducts, *, rule: Rule, mean_square: float) -> Floats:
     """Return scores without the scale of the gradients, so that one μ serves proxies of all sizes.
 
-    "mean_square" divides by Στ over the sources present and by the mean |∇l_i|² as the score estimates it, of the last
-    steps or of this one, whichever is larger: the mean alignment of a source with the targets, 1 if all gradients are
-    equal. "mean_norm" divides by the mean |g_i| of this step, as DoGE's code does. "none" leaves nats² per unit step.
+    "mean_square" divides by Στ over the sources present and by the running mean of |∇l_i|² as the score estimates it,
+    times the leap of this step's |g|² above its running mean: the mean alignment of a source with the targets, 1 if all
+    gradients are equal. "mean_norm" divides by the mean |g_i| of this step, as DoGE's code does. "none" leaves nats²
+    per unit step.
     """
     if rule.normalise == "none":
         return scores
