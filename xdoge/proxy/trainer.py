@@ -64,7 +64,7 @@ def fit(
 ) -> WeightSet:
     """Learn one weight per source of `store` and return them, written to `out`/weights.json.
 
-    Killed at any moment and resumed, it ends with the same numbers to the bit on the same machine.
+    Killed at any moment and resumed, it ends with the same numbers: to the bit on one CPU with the same versions.
 
     Args:
         store: the tokens.
@@ -77,7 +77,7 @@ def fit(
     Raises:
         XDogeError: the folder is taken, or a setting differs from the run's that is resumed.
         NonFiniteLossError: training diverged.
-        Interrupted: SIGINT or SIGTERM came; a checkpoint was written.
+        Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
     """
     run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
     config = resolved_config(store, settings, recipe)
