@@ -104,7 +104,16 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write indented JSON, whole or not at all; floats keep every digit."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _json_text(value))
+
+
+def _json_text(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def sha256_json(value: Mapping[str, Any]) -> str:
+    """SHA-256 of the file that `write_json` would write, in hexadecimal."""
+    return hashlib.sha256(_json_text(value).encode("utf-8")).hexdigest()
 
 
 def read_json(path: Path, *, schema: str | None = None, version: int = 1) -> dict[str, Any]:

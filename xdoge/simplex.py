@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,7 +55,7 @@ def project(masses: ArrayLike, *, floor: ArrayLike = 0.0) -> Floats:
     return projected
 
 
-def largest_remainder(shares: Sequence[float] | Floats, total: int) -> list[int]:
+def largest_remainder(shares: Sequence[float | Fraction] | Floats, total: int) -> list[int]:
     """Return integers in proportion to `shares` that sum to `total` exactly, each within 1 of its quota.
 
     Quotas are cut to integers and the units left go to the largest remainders, ties to the earlier source. All
@@ -66,14 +68,25 @@ def largest_remainder(shares: Sequence[float] | Floats, total: int) -> list[int]
     Raises:
         XDogeError: a share is negative or not finite, or all are zero.
     """
-    values = [float(share) for share in shares]
-    if not values or not all(np.isfinite(values)) or min(values) < 0 or max(values) == 0:
-        raise XDogeError(f"shares must be finite, >= 0 and not all zero; got {values}.")
-    ratios = [value.as_integer_ratio() for value in values]
-    scale = max(denominator for _, denominator in ratios)  # all are powers of two
-    parts = [numerator * (scale // denominator) for numerator, denominator in ratios]
+    parts = as_integers(shares)
     whole = sum(parts)
+    if whole == 0:
+        raise XDogeError(f"shares must be finite, >= 0 and not all zero; got {list(shares)}.")
     counts, remainders = zip(*(divmod(part * total, whole) for part in parts), strict=True)
     left = total - sum(counts)
     gets_one = set(sorted(range(len(parts)), key=lambda i: (-remainders[i], i))[:left])
     return [count + (i in gets_one) for i, count in enumerate(counts)]
+
+
+def as_integers(shares: Iterable[float | Fraction]) -> list[int]:
+    """Return integers in exactly the proportions of `shares`, which every float, integer and fraction has.
+
+    Raises:
+        XDogeError: a share is negative or not finite, or there is none.
+    """
+    values = [share if isinstance(share, int | Fraction) else float(share) for share in shares]
+    if not values or not all(math.isfinite(value) and value >= 0 for value in values):
+        raise XDogeError(f"shares must be finite and >= 0; got {values}.")
+    ratios = [value.as_integer_ratio() for value in values]
+    scale = math.lcm(*(denominator for _, denominator in ratios))
+    return [numerator * (scale // denominator) for numerator, denominator in ratios]

@@ -173,16 +173,17 @@ class WeightSet:
 
     def save(self, path: Path | str) -> None:
         """Write weights.json, whole or not at all; every number survives the round trip exactly."""
-        write_json(
-            Path(path),
-            {
-                "schema": "xdoge.weights/1",
-                "name": self.name,
-                "sources": _plain(self.sources),
-                "languages": self.languages,
-                **{key: _plain(getattr(self, key)) for key in _KINDS if key not in ("name", "sources")},
-            },
-        )
+        write_json(Path(path), self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what weights.json holds."""
+        return {
+            "schema": "xdoge.weights/1",
+            "name": self.name,
+            "sources": _plain(self.sources),
+            "languages": self.languages,
+            **{key: _plain(getattr(self, key)) for key in _KINDS if key not in ("name", "sources")},
+        }
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

@@ -1,0 +1,215 @@
+"""A budget spread over sources in whole numbers: in proportion to their weights where no cap or floor binds.
+
+Weighted UniMax: x_i = min(cap_i, max(floor_i, λ α_i)) with the one λ that spends the budget. It is the point within
+caps and floors that is KL-closest to the weights, and with equal weights and no floors it is UniMax. Everything is
+decided in integers, since a float is a ratio of integers: the sum is exact at any size (docs/method.md, "Allocation").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from xdoge.errors import XDogeError
+from xdoge.simplex import as_integers
+
+Share = float | Fraction
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What each name gets of a budget.
+
+    Attributes:
+        counts: whole numbers that sum to the budget, in the order of the weights.
+        capped: names that would get more if their cap let them.
+    """
+
+    counts: dict[str, int]
+    capped: frozenset[str]
+
+
+def allocate(
+    weights: Mapping[str, Share],
+    budget: int,
+    *,
+    caps: Mapping[str, int] | None = None,
+    floors: Mapping[str, int] | None = None,
+) -> Allocation:
+    """Spread a budget in proportion to weights, within a cap and a floor for each name.
+
+    The sum of min(cap_i, max(floor_i, λ α_i)) grows with λ in straight pieces that meet where a name leaves its floor
+    or reaches its cap. Those k to 2 k points are sorted once and passed in order until the budget is spent, O(k log k).
+    What is not whole is rounded by largest remainders, ties to the earlier name, which crosses no cap and no floor.
+
+    Args:
+        weights: α, numbers >= 0 on any scale; a name of weight 0 gets its floor.
+        budget: what the counts sum to, in any unit.
+        caps: most a name may get; names left out have none.
+        floors: least a name may get; names left out may get 0.
+
+    Raises:
+        XDogeError: a floor lies above its cap, the floors exceed the budget, or the caps leave part of it unspent.
+
+    Source: Chung et al. 2023, UniMax, arXiv:2304.09151, for equal weights; docs/method.md for the rest.
+    """
+    names = list(weights)
+    parts = as_integers(weights.values())
+    low = [(floors or {}).get(name, 0) for name in names]
+    high = [(caps or {}).get(name) for name in names]
+    for name, least, most in zip(names, low, high, strict=True):
+        if least < 0 or (most is not None and most < least):
+            raise XDogeError(f"{name}: the floor {least:,} must be >= 0 and at most the cap {most}.")
+    if sum(low) > budget:
+        raise XDogeError(f"budget {budget:,} is less than the floors, which sum to {sum(low):,}.")
+    limits = [least if not part else most for part, least, most in zip(parts, low, high, strict=True)]
+    spendable = sum(limit for limit in limits if limit is not None)
+    if None not in limits and spendable < budget:
+        raise XDogeError(f"budget {budget:,} cannot be spent: {len(names)} caps give {spendable:,}.")
+    over, under = _multiplier(parts, low, high, budget)  # λ = over / under, λ α_i = over · part / under
+    counts, remainders, capped = [], [], set()
+    for name, part, least, most in zip(names, parts, low, high, strict=True):
+        count, remainder = divmod(over * part, under)
+        if count < least:
+            count, remainder = least, 0
+        elif most is not None and (count > most or (count == most and remainder)):
+            capped.add(name)
+            count, remainder = most, 0
+        counts.append(count)
+        remainders.append(remainder)
+    left = budget - sum(counts)
+    for i in sorted(range(len(names)), key=lambda i: (-remainders[i], i))[:left]:
+        counts[i] += 1
+    return Allocation(dict(zip(names, counts, strict=True)), frozenset(capped))
+
+
+def _multiplier(parts: Sequence[int], low: Sequence[int], high: Sequence[int | None], budget: int) -> tuple[int, int]:
+    """Return λ as a fraction, for weights that are whole numbers."""
+    shift = 2 * max(parts).bit_length()  # two different bound / part differ by at least 2^-shift
+    points = []
+    for i, (part, least, most) in enumerate(zip(parts, low, high, strict=True)):
+        if part and least:
+            points.append(((least << shift) // part, 0, i))
+        if part and most is not None:
+            points.append(((most << shift) // part, 1, i))
+    fixed = sum(low)
+    free = sum(part for part, least in zip(parts, low, strict=True) if not least)
+    last = (0, 1)
+    for _, reaches_cap, i in sorted(points):
+        bound, part = (high[i] if reaches_cap else low[i]) or 0, parts[i]
+        last = (bound, part)
+        if fixed * part + free * bound >= budget * part:
+            break
+        sign = -1 if reaches_cap else 1
+        fixed -= sign * bound
+        free += sign * part
+    return (budget - fixed, free) if free else last
+
+
+def allocate_by_language(
+    weights: Mapping[str, Share],
+    budget: int,
+    *,
+    caps: Mapping[str, int] | None = None,
+    floors: Mapping[str, int] | None = None,
+) -> Allocation:
+    """Spread a budget over languages, by their summed weights, caps and floors, then over the sources within each.
+
+    What the cap of a source cuts goes to other sources of its language first. Arguments, result and errors are those
+    of `allocate`; names are "language/source".
+    """
+    languages: dict[str, list[str]] = {}
+    for name in weights:
+        languages.setdefault(name.partition("/")[0], []).append(name)
+    caps, floors = caps or {}, floors or {}
+    most = {}
+    for language, names in languages.items():
+        limits = [caps.get(name) if weights[name] else floors.get(name, 0) for name in names]
+        if None not in limits:
+            most[language] = sum(limit for limit in limits if limit is not None)
+    above = allocate(
+        {language: sum(Fraction(weights[name]) for name in names) for language, names in languages.items()},
+        budget,
+        caps=most,
+        floors={language: sum(floors.get(name, 0) for name in names) for language, names in languages.items()},
+    )
+    counts, capped = {}, set[str]()
+    for language, names in languages.items():
+        within = allocate({name: weights[name] for name in names}, above.counts[language], caps=caps, floors=floors)
+        counts.update(within.counts)
+        capped |= within.capped if language not in above.capped else {name for name in names if weights[name]}
+    return Allocation({name: counts[name] for name in weights}, frozenset(capped))
+
+
+def unimax(token_counts: Mapping[str, int], *, token_budget: int, max_epochs: float) -> Allocation:
+    """Spread a token budget over languages as evenly as an epoch cap allows.
+
+    The smallest corpus is served first: it takes an equal share of what is left, or `max_epochs` passes over itself if
+    that is less, and the rest goes on to the next. The published form spends a budget above `max_epochs` passes over
+    everything all the same, in equal probabilities; here it is refused.
+
+    Args:
+        token_counts: unique training tokens per language, each > 0.
+        token_budget: tokens the run will consume over all languages.
+        max_epochs: most passes over any one corpus.
+
+    Returns:
+        Tokens per language, in the order given; they sum to `token_budget`.
+
+    Raises:
+        XDogeError: a count is not positive, or the cap leaves part of the budget unspent.
+
+    Source: Chung et al. 2023, UniMax, algorithm 1, arXiv:2304.09151; tokens here, characters there.
+    """
+    caps = {name: epoch_cap(count, max_epochs) for name, count in token_counts.items()}
+    for name, count in token_counts.items():
+        if count <= 0:
+            raise XDogeError(f"{name} has {count:,} tokens; a corpus has at least 1.")
+    if token_budget > sum(caps.values()):
+        least = least_max_epochs(token_counts, token_budget)
+        raise XDogeError(
+            f"token_budget {token_budget:,} cannot be spent: {len(caps)} languages at max_epochs {max_epochs:g} give "
+            f"{sum(caps.values()):,}. Raise max_epochs to {least:.12g} or lower the budget."
+        )
+    return allocate(dict.fromkeys(token_counts, 1), token_budget, caps=caps)
+
+
+def epoch_cap(available: int, max_epochs: float) -> int:
+    """Return how many tokens (or sequences) at most `max_epochs` passes over `available` are, exactly as written.
+
+    0.3 is taken for three tenths, not for the float a little below.
+    """
+    return int(available * Fraction(repr(float(max_epochs))))
+
+
+def least_max_epochs(
+    available: Mapping[str, int],
+    budget: int,
+    *,
+    spent: Mapping[str, int] | None = None,
+    fixed: int = 0,
+) -> float:
+    """Return the least epoch cap, in thousandths, at which `budget` can be spent.
+
+    Args:
+        available: unique tokens of the names that the cap is for; not all 0.
+        budget: tokens to spend.
+        spent: tokens that earlier phases of training read of them.
+        fixed: tokens that others, with caps of their own, can take.
+    """
+    before = spent or {}
+
+    def spendable(thousandths: int) -> int:
+        return fixed + sum(
+            max(0, count * thousandths // 1000 - before.get(name, 0)) for name, count in available.items()
+        )
+
+    high = 1
+    while spendable(high) < budget:
+        high *= 2
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if spendable(middle) < budget else (low, middle)
+    return high / 1000

@@ -1,0 +1,351 @@
+"""A mixture: how many training tokens a run reads from each source, how often that repeats it, and why.
+
+`Mixture.plan` turns weights into whole numbers of tokens under caps on repetition; mixture.json keeps them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.files import read_json, sha256_json, write_json
+from xdoge.mixtures.allocation import Allocation, allocate, allocate_by_language, epoch_cap
+from xdoge.mixtures.checks import check_names, check_numbers, refuse_unspendable
+from xdoge.mixtures.strategies import spread_by_size
+from xdoge.mixtures.weights import WeightSet
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = "xdoge.mixture"
+
+DEFAULT_MAX_EPOCHS = 4.0
+"""Up to four passes are worth almost as much as new text (Muennighoff et al. 2023, arXiv:2305.16264, section 5)."""
+
+LITTLE_READ = 0.01
+"""A source of which less than this part is read might as well be smaller."""
+
+LARGE_CUT = 0.25
+"""Caps that take more than this part of a language's learned weight change what was learned."""
+
+Level = Literal["languages", "sources"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a run reads of one source, or of all sources of one language.
+
+    Attributes:
+        learned_weight: the weight that the plan was made from, or the sum of the sources'.
+        weight: share of the budget, tokens / budget.
+        tokens: to be read in this run.
+        available_tokens: unique training tokens there are.
+        read_before: tokens that earlier phases of training read.
+        max_epochs: most passes over the source, those of earlier phases included; None without a cap. For a
+            language, None.
+        capped: the cap and not the weight decided; for a language, of any of its sources.
+    """
+
+    learned_weight: float
+    weight: float
+    tokens: int
+    available_tokens: int
+    read_before: int = 0
+    max_epochs: float | None = None
+    capped: bool = False
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the text at the end of the run, those of earlier phases included."""
+        read = self.read_before + self.tokens
+        return read / self.available_tokens if self.available_tokens else (math.inf if read else 0.0)
+
+    @property
+    def unread(self) -> float:
+        """Part of the text that no phase has read at the end of the run."""
+        return max(0.0, 1.0 - self.epochs)
+
+
+@dataclass(frozen=True, repr=False)
+class Mixture:
+    """Tokens that a run reads from each source; they sum to the budget exactly.
+
+    Args:
+        name: what to call it in tables.
+        budget_tokens: training tokens of the run.
+        max_epochs: most passes over a source that has no cap of its own; None without one.
+        seed: of the order in which `MixtureSampler` reads, unless that is given another.
+        sources: what is read of each "language/source".
+        level: "sources" if sources were capped against each other, "languages" if languages first.
+        weights: name and SHA-256 of the weights that the plan was made from.
+        corpus: name and SHA-256 of the token store that the available tokens were counted in, where there is one.
+        xdoge_version: the version that made it.
+        created: ISO 8601 time at which it was made, UTC.
+
+    Raises:
+        XDogeError: counts are negative, or do not sum to the budget.
+    """
+
+    name: str
+    budget_tokens: int
+    max_epochs: float | None
+    seed: int
+    sources: Mapping[str, Share]
+    level: Level = "sources"
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    corpus: Mapping[str, Any] = field(default_factory=dict)
+    xdoge_version: str = ""
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that the numbers agree with each other, and freeze the mappings."""
+        for source, share in self.sources.items():
+            for name in ("tokens", "available_tokens", "read_before"):
+                value = getattr(share, name)
+                if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                    raise XDogeError(f"sources[{source!r}].{name} is {value!r}; it must be a whole number >= 0.")
+            for name, kind in _KINDS.items():
+                value = getattr(share, name)
+                if not isinstance(value, kind):
+                    raise XDogeError(f"sources[{source!r}].{name} is {value!r}, which it cannot be.")
+            if share.tokens and not share.available_tokens:
+                raise XDogeError(f"sources[{source!r}] has no tokens, but {share.tokens:,} are to be read of it.")
+        total = sum(share.tokens for share in self.sources.values())
+        if total != self.budget_tokens:
+            raise XDogeError(f"the sources' tokens sum to {total:,}, not to budget_tokens {self.budget_tokens:,}.")
+        for key in ("sources", "weights", "corpus"):
+            object.__setattr__(self, key, MappingProxyType(dict(getattr(self, key))))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy as the plain values that made it."""
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        return type(self), tuple(dict(value) if isinstance(value, Mapping) else value for value in values)
+
+    @classmethod
+    def plan(  # one argument for each thing that a plan depends on
+        cls,
+        weights: WeightSet | Mapping[str, float],
+        *,
+        available_tokens: Mapping[str, int],
+        budget_tokens: int,
+        max_epochs: float | None = DEFAULT_MAX_EPOCHS,
+        caps: Mapping[str, float] | None = None,
+        read_before: Mapping[str, int] | None = None,
+        min_share: float = 0.0,
+        level: Level | None = None,
+        seed: int = 0,
+        name: str | None = None,
+        corpus: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Turn weights into tokens: in proportion to the weights where no cap on repetition binds.
+
+        Args:
+            weights: a `WeightSet`; or a mapping of weights that sum to 1, by "language/source", or by language, in
+                which case the sources of a language share by their size.
+            available_tokens: unique training tokens per source, such as `TokenStore.tokens()`.
+            budget_tokens: tokens that the run will train on.
+            max_epochs: most passes over any source; None for no cap.
+            caps: passes for single sources, or for all sources of a language, that take the place of `max_epochs`.
+            read_before: tokens per source that earlier phases of training read; they count towards the caps.
+            min_share: each source of weight above 0 gets at least this share of the budget, or all that its cap
+                allows if that is less.
+            level: "sources" lets sources compete: what a cap cuts goes to all others in proportion. "languages" caps
+                languages by their summed caps first: what the cap of a source cuts goes to others of its language.
+                Left out: "languages" where weights are by language, else "sources".
+            seed: kept for the sampler.
+            name: of the mixture; that of the weights if left out.
+            corpus: name and SHA-256 of the store that `available_tokens` comes from.
+
+        Raises:
+            XDogeError: names do not fit together, a number is out of range, or the caps leave part of the budget
+                unspent; then the line says the least `max_epochs` that would do.
+
+        Source: docs/method.md, "Allocation"; for uniform weights, UniMax (Chung et al. 2023, arXiv:2304.09151).
+        """
+        by_language = not isinstance(weights, WeightSet) and not any("/" in name for name in weights)
+        if not isinstance(weights, WeightSet):
+            shares = spread_by_size(weights, available_tokens) if by_language else weights
+            weights = WeightSet(name=name or "weights", sources=shares)
+        level = level or ("languages" if by_language else "sources")
+        before = {source: (read_before or {}).get(source, 0) for source in available_tokens}
+        check_names(weights, available_tokens, caps or {}, read_before or {}, level)
+        check_numbers(budget_tokens, max_epochs, min_share)
+        passes = {source: _cap_of(source, caps or {}, max_epochs) for source in available_tokens}
+        most = {
+            source: max(0, epoch_cap(available_tokens[source], limit) - before[source])
+            for source, limit in passes.items()
+            if limit is not None
+        }
+        learned = {source: weights.sources[source] for source in available_tokens}
+        refuse_unspendable(learned, budget_tokens, most, available_tokens, before, caps or {}, max_epochs)
+        least = epoch_cap(budget_tokens, min_share)
+        floors = {source: min(least, most.get(source, least)) for source, weight in learned.items() if weight}
+        solve = allocate if level == "sources" else allocate_by_language
+        allocation: Allocation = solve(learned, budget_tokens, caps=most, floors=floors)
+        import xdoge
+
+        return cls(
+            name=name or weights.name,
+            budget_tokens=budget_tokens,
+            max_epochs=max_epochs,
+            seed=seed,
+            sources={
+                source: Share(
+                    learned_weight=learned[source],
+                    weight=tokens / budget_tokens,
+                    tokens=tokens,
+                    available_tokens=available_tokens[source],
+                    read_before=before[source],
+                    max_epochs=passes[source],
+                    capped=source in allocation.capped,
+                )
+                for source, tokens in allocation.counts.items()
+            },
+            level=level,
+            weights={"name": weights.name, "sha256": sha256_json(weights.to_json())},
+            corpus=corpus or {},
+            xdoge_version=xdoge.__version__,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+
+    @property
+    def languages(self) -> dict[str, Share]:
+        """What is read of each language: the sums over its sources."""
+        grouped: dict[str, list[Share]] = {}
+        for source, share in self.sources.items():
+            grouped.setdefault(source.partition("/")[0], []).append(share)
+        return {
+            language: Share(
+                learned_weight=math.fsum(share.learned_weight for share in shares),
+                weight=sum(share.tokens for share in shares) / self.budget_tokens,
+                tokens=sum(share.tokens for share in shares),
+                available_tokens=sum(share.available_tokens for share in shares),
+                read_before=sum(share.read_before for share in shares),
+                capped=any(share.capped for share in shares),
+            )
+            for language, shares in grouped.items()
+        }
+
+    def warnings(self) -> list[str]:
+        """Return what an expert would worry about, one line each, naming source or language and the number."""
+        lines = []
+        for source, share in self.sources.items():
+            if share.epochs > DEFAULT_MAX_EPOCHS:
+                lines.append(
+                    f"{source} is read {share.epochs:.1f} times; beyond {DEFAULT_MAX_EPOCHS:g} passes repeated text is "
+                    "worth much less than new text (arXiv:2305.16264)."
+                )
+            if share.tokens and share.epochs < LITTLE_READ:
+                lines.append(f"{source}: only {share.epochs:.2%} of its {share.available_tokens:,} tokens are read.")
+            if share.learned_weight and not share.tokens:
+                lines.append(f"{source} has weight {share.learned_weight:.3g} and gets no token.")
+        for language, share in self.languages.items():
+            if share.capped and share.weight < (1 - LARGE_CUT) * share.learned_weight:
+                lines.append(
+                    f"{language}: caps cut its weight from {share.learned_weight:.4f} to {share.weight:.4f}, by "
+                    f"{1 - share.weight / share.learned_weight:.0%}."
+                )
+        return lines
+
+    def save(self, path: Path | str) -> None:
+        """Write mixture.json, whole or not at all; every number survives the round trip exactly."""
+        write_json(Path(path), self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what mixture.json holds."""
+        return {
+            "schema": f"{SCHEMA}/1",
+            "name": self.name,
+            "budget_tokens": self.budget_tokens,
+            "max_epochs": self.max_epochs,
+            "seed": self.seed,
+            "level": self.level,
+            "sources": {source: _entry(share) for source, share in self.sources.items()},
+            "languages": {language: _entry(share) for language, share in self.languages.items()},
+            "weights": dict(self.weights),
+            "corpus": dict(self.corpus),
+            "xdoge_version": self.xdoge_version,
+            "created": self.created,
+        }
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read mixture.json.
+
+        Raises:
+            XDogeError: the file is missing, of another kind or newer, or its numbers contradict each other.
+        """
+        value = read_json(Path(path), schema=SCHEMA, version=1)
+        try:
+            entries, languages = value.pop("sources"), value.pop("languages")
+            del value["schema"]
+            stated = {source: entry.pop("epochs") for source, entry in entries.items()}
+            mixture = cls(sources={source: Share(**entry) for source, entry in entries.items()}, **value)
+            for source, share in mixture.sources.items():
+                _same(f"sources[{source!r}].weight", share.weight, share.tokens / mixture.budget_tokens)
+                _same(f"sources[{source!r}].epochs", stated[source], share.epochs)
+            for language in mixture.languages.keys() | languages:
+                _same(
+                    f"languages[{language!r}].tokens",
+                    languages.get(language, {}).get("tokens", 0),
+                    mixture.languages[language].tokens if language in mixture.languages else 0,
+                )
+        except XDogeError as error:
+            raise XDogeError(f"{path}: {error}") from error
+        except (TypeError, AttributeError, ValueError, KeyError, ZeroDivisionError) as error:
+            raise XDogeError(f"{path} is not a mixture: {error}.") from error
+        return mixture
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per source, with the columns of mixture.json and `unread`."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("pandas", "analysis") from error
+        return pd.DataFrame(
+            {"language": source.partition("/")[0], "source": source, **_entry(share), "unread": share.unread}
+            for source, share in self.sources.items()
+        )
+
+    def __repr__(self) -> str:
+        """Name, budget, and the language shares, largest first."""
+        shares = sorted(self.languages.items(), key=lambda item: -item[1].tokens)
+        text = ", ".join(f"{language} {share.weight:.3f}" for language, share in shares)
+        return f"Mixture({self.name!r}, {self.budget_tokens:,} tokens: {text})"
+
+
+_KINDS: dict[str, Any] = {
+    "learned_weight": float | int,
+    "weight": float | int,
+    "max_epochs": float | int | None,
+    "capped": bool,
+}
+"""What each field of a share may be, beside the counts."""
+
+
+def _entry(share: Share) -> dict[str, Any]:
+    return {
+        "weight": share.weight,
+        "tokens": share.tokens,
+        "available_tokens": share.available_tokens,
+        "epochs": share.epochs,
+        "max_epochs": share.max_epochs,
+        "capped": share.capped,
+        "learned_weight": share.learned_weight,
+        "read_before": share.read_before,
+    }
+
+
+def _same(what: str, stated: float, actual: float) -> None:
+    if stated != actual:
+        raise XDogeError(f"{what} is {stated}, but the tokens make it {actual}.")
+
+
+def _cap_of(source: str, caps: Mapping[str, float], max_epochs: float | None) -> float | None:
+    return caps.get(source, caps.get(source.partition("/")[0], max_epochs))

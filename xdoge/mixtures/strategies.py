@@ -1,0 +1,94 @@
+"""Weights that need no proxy model: the baselines that learned weights are compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from xdoge.errors import XDogeError
+from xdoge.mixtures.weights import WeightSet
+
+Strategy = Literal["uniform", "proportional", "temperature", "unimax"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+
+DEFAULT_TEMPERATURE = 10 / 3
+"""p ∝ n^0.3, of XLM-R (Conneau et al. 2020, arXiv:1911.02116) and mT5 (Xue et al. 2021, arXiv:2010.11934)."""
+
+
+def strategy_weights(
+    strategy: str,
+    available_tokens: Mapping[str, int],
+    *,
+    level: Literal["languages", "sources"] = "languages",
+    temperature: float | None = None,
+) -> WeightSet:
+    """Return the weights of a strategy that looks at sizes only.
+
+    - "uniform": the same for every language (or source).
+    - "proportional": the size of each.
+    - "temperature": p ∝ n^(1/τ): τ = 1 is proportional, the greater τ the nearer to uniform.
+    - "unimax": uniform; the cap on epochs, which makes it UniMax, is applied when the mixture is planned.
+
+    Args:
+        strategy: one of the names above.
+        available_tokens: unique training tokens per "language/source".
+        level: what the strategy treats as one; within a language, sources then share by their size.
+        temperature: τ >= 1, for "temperature" only; 10/3 if left out.
+
+    Raises:
+        XDogeError: the strategy is unknown, or the temperature is below 1 or given to another strategy.
+    """
+    if strategy not in STRATEGIES:
+        raise XDogeError(f"strategy {strategy!r} is unknown; the strategies are {', '.join(STRATEGIES)}.")
+    if strategy != "temperature" and temperature is not None:
+        raise XDogeError(f"temperature is for the strategy temperature, not for {strategy}; leave it out.")
+    tau = DEFAULT_TEMPERATURE if temperature is None else temperature
+    if not 1 <= tau < math.inf:
+        raise XDogeError(f"temperature is {tau:g}; it must be at least 1, which is proportional.")
+    exponent = {"proportional": 1.0, "temperature": 1 / tau}.get(strategy, 0.0)
+    groups = available_tokens if level == "sources" else _by_language(available_tokens)
+    masses = {name: count**exponent if count else 0.0 for name, count in groups.items()}
+    total = math.fsum(masses.values())
+    if total == 0:
+        raise XDogeError("no source has any tokens to share by.")
+    shares = {name: mass / total for name, mass in masses.items()}
+    settings = {"strategy": strategy, "level": level} | ({"temperature": tau} if strategy == "temperature" else {})
+    return WeightSet(
+        name=strategy,
+        sources=shares if level == "sources" else spread_by_size(shares, available_tokens),
+        method=settings,
+        corpus={"tokens": dict(available_tokens)},
+    )
+
+
+def spread_by_size(languages: Mapping[str, float], available_tokens: Mapping[str, int]) -> dict[str, float]:
+    """Return weights per source from weights per language: within a language, sources share by their tokens.
+
+    This is the mixture Σ_ℓ ᾱ_ℓ UNIF(S_ℓ) of the XDoGE paper (arXiv:2512.10545): every token of a language has the
+    same chance.
+
+    Raises:
+        XDogeError: the languages are not those of the sources, or one of weight above 0 has no tokens.
+    """
+    sizes = _by_language(available_tokens)
+    if unknown := sorted(set(languages) ^ set(sizes)):
+        raise XDogeError(
+            f"weights and token counts name different languages; in one of them only: {', '.join(unknown)}."
+        )
+    for language, weight in languages.items():
+        if weight and not sizes[language]:
+            raise XDogeError(f"{language} has weight {weight:g} and no tokens.")
+    return {
+        source: languages[language] * (count / sizes[language] if sizes[language] else 0.0)
+        for source, count in available_tokens.items()
+        for language in [source.partition("/")[0]]
+    }
+
+
+def _by_language(available_tokens: Mapping[str, int]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for source, count in available_tokens.items():
+        language = source.partition("/")[0]
+        sizes[language] = sizes.get(language, 0) + count
+    return sizes
