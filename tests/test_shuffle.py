@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xdoge.mixtures.shuffle import derive_key, permute
+from xdoge.mixtures import shuffle
+from xdoge.mixtures.shuffle import Permutations, derive_key, permute
 
-GOLDEN = [9, 7, 5, 0, 2, 4, 3, 1, 8, 6]
-GOLDEN_LARGE = [25950756233, 639992752460, 408351241764]
+GOLDEN = [3, 4, 1, 8, 5, 6, 7, 9, 0, 2]
+GOLDEN_LARGE = [250430713107, 830753868060, 90317639054]
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**32))
@@ -46,19 +50,66 @@ def test_a_position_alone_is_what_it_is_among_others():
     assert permute(np.array([[5], [7]]), 100_003, key).tolist() == [[whole[5]], [whole[7]]]
 
 
-@pytest.mark.parametrize("n", [1_000, 1_000_003])
-def test_neighbours_are_as_independent_as_numpys(n):
-    """Chi-square over a grid of (item here, item next) within what 200 random permutations give."""
-    cells = 16
+def pairs(order, lag=1, cells=16):
+    """Chi-square of (cell of an item, cell of the one `lag` later) against independence."""
+    n = len(order)
+    part = order * cells // n
+    grid = np.zeros((cells, cells))
+    np.add.at(grid, (part[:-lag], part[lag:]), 1)
+    expected = (n - lag) / cells**2
+    return float(((grid - expected) ** 2 / expected).sum())
 
-    def statistic(order):
-        grid = np.zeros((cells, cells))
-        part = order * cells // n
-        np.add.at(grid, (part[:-1], part[1:]), 1)
-        expected = (n - 1) / cells**2
-        return float(((grid - expected) ** 2 / expected).sum())
 
+def places_of_items(orders, cells=16):
+    """Chi-square of (cell of a position, cell of its item) over several orders, summed."""
+    n = len(orders[0])
+    grid = np.zeros((cells, cells))
+    for order in orders:
+        np.add.at(grid, (np.arange(n) * cells // n, order * cells // n), 1)
+    expected = len(orders) * n / cells**2
+    return float(((grid - expected) ** 2 / expected).sum())
+
+
+def shuffles(n, count):
+    return [permute(np.arange(n), n, derive_key(0, "s", epoch)) for epoch in range(count)]
+
+
+@pytest.mark.parametrize(("n", "orders"), [(1_000, 200), (1_024, 200), (65_536, 20), (1_000_003, 6)])
+def test_shuffles_are_as_random_as_numpys(n, orders):
+    """Mean chi-square of pairs and of places, within four standard errors of that of as many permutations by NumPy."""
     rng = np.random.default_rng(0)
-    random = [statistic(rng.permutation(n)) for _ in range(40)]
-    ours = [statistic(permute(np.arange(n), n, derive_key(0, "s", epoch))) for epoch in range(10)]
-    assert abs(np.mean(ours) - np.mean(random)) < 4 * np.std(random) / np.sqrt(len(ours))
+    ours, theirs = shuffles(n, orders), [rng.permutation(n) for _ in range(orders)]
+    error = np.sqrt(2 * 225 / orders)  # of a mean of chi-squares with 15² degrees of freedom
+    for lag in (1, 2, 1 << (n - 1).bit_length() // 2):  # the last: a row of the table apart
+        means = [np.mean([pairs(order, lag) for order in some]) for some in (ours, theirs)]
+        assert abs(means[0] - means[1]) < 4 * np.sqrt(2) * error
+    assert abs(places_of_items(ours) - places_of_items(theirs)) < 4 * np.sqrt(2 * 2 * 225)
+
+
+def test_four_rounds_would_be_too_few(monkeypatch):
+    """So the statistic above can tell: items a row apart are then not independent."""
+    monkeypatch.setattr(shuffle, "MULTIPLIERS", shuffle.MULTIPLIERS[:4])
+    n, orders = 1_000_003, 6
+    means = [np.mean([pairs(order, lag) for order in shuffles(n, orders)]) for lag in (1, 1024)]
+    assert max(means) > 225 + 4 * np.sqrt(2 * 225 / orders)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_every_order_of_a_few_items_is_about_as_frequent(n):
+    """Of 200 keys per order, none is a quarter more or less frequent than it should be by more than chance."""
+    keys = 200 * math.factorial(n)
+    orders = Counter(tuple(permute(np.arange(n), n, derive_key("few", key)).tolist()) for key in range(keys))
+    assert len(orders) == math.factorial(n)
+    assert min(orders.values()) > 130
+    assert max(orders.values()) < 270
+
+
+def test_several_sizes_and_keys_at_once_are_what_they_are_alone():
+    sizes = [1, 2, 7, 1000, 10**12, 2**62]
+    rng = np.random.default_rng(0)
+    which = rng.integers(0, len(sizes), 500)
+    x = np.array([int(rng.integers(0, sizes[i])) for i in which], dtype=np.uint64)
+    keys = rng.integers(0, 2**63, 500).astype(np.uint64)
+    together = Permutations(sizes)(x, which, keys)
+    alone = [int(permute(int(v), sizes[i], int(key))) for v, i, key in zip(x, which, keys, strict=True)]
+    assert together.tolist() == alone

@@ -1,61 +1,124 @@
-"""A random permutation of any size that is computed, not stored.
+"""Random permutations of any size that are computed, not stored.
 
-A Feistel network scrambles the pairs (left, right) of a rectangle a × b just large enough to hold n items: one
-half is shifted by a keyed hash of the other, in turn, which is a bijection whatever the hash. The fewer than a
-cells beyond n are walked over by applying the network again. So the item at any position of any epoch is known at
-once, and a permutation of 10^12 items costs six keys.
+A Feistel network scrambles the cells (left, right) of a table of a rows and 2^p columns just large enough to hold n
+items: each half in turn is shifted by a keyed hash of the other, which is a bijection whatever the hash. The fewer
+than 2^p cells beyond n are walked over by applying the network again. So the item at any position of any epoch is
+known at once, and a permutation of 10^12 items costs one key.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-ROUNDS = 6
-"""Neighbouring pairs of a million items are far from random after two rounds (chi-square 10,196, expected 226) and
-within the spread of NumPy's permutations after four; six leave a margin (tests/test_shuffle.py)."""
+Words = NDArray[np.uint64]
+
+MULTIPLIERS = tuple(
+    np.uint64(odd)
+    for odd in (
+        0x9E3779B97F4A7C15,
+        0xBF58476D1CE4E5B9,
+        0x94D049BB133111EB,
+        0xD6E8FEB86659FD93,
+        0xFF51AFD7ED558CCD,
+        0xC4CEB9FE1A85EC53,
+    )
+)
+"""One round each: odd numbers without structure, those of splitmix64 and of known mixers. After four rounds
+neighbouring pairs of a million items are measurably not random, after six they are within the spread of NumPy's."""
+
+LEAST_COLUMN_BITS, LEAST_ROWS = 2, 4
+"""Of the table for 2 items and more: on fewer cells the network makes some orders far more often than others."""
+
+_HALF = np.uint64(32)
 
 
-def derive_key(*parts: int | str) -> bytes:
-    """Return 48 key bytes that depend on every part and on their order."""
-    return hashlib.blake2b(repr(parts).encode(), digest_size=8 * ROUNDS).digest()
+def derive_key(*parts: int | str) -> int:
+    """Return a 64-bit key that depends on every part and on their order."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
-def permute(positions: ArrayLike, n: int, key: bytes) -> NDArray[np.int64]:
+def mix(keys: Words, numbers: ArrayLike) -> Words:
+    """Return a key for each number, any two of them unrelated (splitmix64: Steele, Lea, Flood 2014), in one shape."""
+    x = keys + np.asarray(numbers).astype(np.uint64) * MULTIPLIERS[0]
+    x = (x ^ (x >> np.uint64(30))) * MULTIPLIERS[1]
+    x = (x ^ (x >> np.uint64(27))) * MULTIPLIERS[2]
+    mixed: Words = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+def permute(positions: ArrayLike, n: int, key: int) -> NDArray[np.int64]:
     """Return where the permutation of range(n) with this key sends each of `positions`.
 
     Args:
         positions: integers in [0, n), any shape.
         n: size of the permutation, from 1 to 2**62.
-        key: from `derive_key`; another key is another, independent permutation.
+        key: 64 bits; another key is another, independent permutation.
     """
-    shape = np.shape(positions)
-    x = np.asarray(positions, dtype=np.uint64).reshape(-1)
-    width = math.isqrt(n - 1) + 1  # a
-    height = -(-n // width)  # b, with a·b - n < a cells to walk over
-    a, b = np.uint64(width), np.uint64(height)
-    keys = np.frombuffer(key, dtype="<u8")
-    out = _scramble(x, a, b, keys)
-    beyond = out >= n
-    while np.any(beyond):
-        out[beyond] = _scramble(out[beyond], a, b, keys)
-        beyond = out >= n
-    return out.astype(np.int64).reshape(shape)
+    x = np.atleast_1d(np.asarray(positions, dtype=np.uint64))
+    return Permutations([n])(x.ravel(), 0, np.full(1, key, dtype=np.uint64)).reshape(np.shape(positions))
 
 
-def _scramble(x: NDArray[np.uint64], a: np.uint64, b: np.uint64, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    left, right = x // b, x % b  # in [0, a), [0, b)
-    for even, odd in zip(keys[::2], keys[1::2], strict=True):
-        left = (left + _hash(right ^ even) % a) % a
-        right = (right + _hash(left ^ odd) % b) % b
-    return left * b + right
+class Permutations:
+    """Keyed permutations of several sizes, applied to many positions at once.
+
+    Args:
+        sizes: (k,) each from 1 to 2**62.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        few = [(0, 1) if n <= 1 else (LEAST_COLUMN_BITS, LEAST_ROWS) for n in sizes]
+        bits = [max(least, (n - 1).bit_length() // 2) for n, (least, _) in zip(sizes, few, strict=True)]
+        rows = [max(least, -(-n >> p)) for n, p, (_, least) in zip(sizes, bits, few, strict=True)]  # ⌈n / 2^p⌉
+        self.sizes = np.array(sizes, dtype=np.uint64)
+        self._rows = np.array(rows, dtype=np.uint64)  # a
+        self._bits = np.array(bits, dtype=np.uint64)  # p
+        self._masks = np.array([(1 << p) - 1 for p in bits], dtype=np.uint64)
+
+    def __call__(self, x: Words, which: int | NDArray[np.intp], keys: Words) -> NDArray[np.int64]:
+        """Return where each x goes: (n,).
+
+        Args:
+            x: (n,) positions, each below the size it belongs to.
+            which: (n,) indices of the size of each, or one for all.
+            keys: (n,) or (1,) uint64.
+        """
+        sizes, rows, bits, masks = (
+            np.atleast_1d(table[which]) for table in (self.sizes, self._rows, self._bits, self._masks)
+        )
+        out = _scramble(x, rows, bits, masks, keys)
+        beyond = np.flatnonzero(out >= sizes)
+        while beyond.size:
+            again = (part if part.size == 1 else part[beyond] for part in (rows, bits, masks, keys))
+            moved = out[beyond] = _scramble(out[beyond], *again)
+            beyond = beyond[moved >= (sizes if sizes.size == 1 else sizes[beyond])]
+        return out.view(np.int64)
 
 
-def _hash(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Mix 64 bits so that each output bit depends on each input bit (the splitmix64 finaliser)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def _scramble(x: Words, rows: Words, bits: Words, masks: Words, keys: Words) -> Words:
+    """Six rounds; the hash is the upper half of the square of (half + key) · multiplier.
+
+    Every line works in place: at this size a temporary array costs more than its arithmetic.
+    """
+    left, right = x >> bits, x & masks
+    h, t = np.empty_like(x), np.empty_like(x)
+    for number, multiplier in enumerate(MULTIPLIERS):
+        np.add(left if number & 1 else right, keys, out=h)
+        h *= multiplier
+        h *= h
+        h >>= _HALF
+        if number & 1:
+            h &= masks
+            right ^= h
+        else:
+            h *= rows
+            h >>= _HALF  # uniform in [0, a)
+            left += h
+            np.subtract(left, rows, out=t)  # wraps round to a huge number where left < a
+            np.minimum(left, t, out=left)
+    left <<= bits
+    left |= right
+    return left
