@@ -5,8 +5,10 @@ The names below are light: they need NumPy and nothing else. What trains, reads 
 """
 
 from xdoge.errors import XDogeError
+from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.sampler import Draw, Draws, MixtureSampler
 from xdoge.mixtures.weights import WeightSet
 
 __version__ = "0.1.0"
 
-__all__ = ["WeightSet", "XDogeError", "__version__"]
+__all__ = ["Draw", "Draws", "Mixture", "MixtureSampler", "WeightSet", "XDogeError", "__version__"]

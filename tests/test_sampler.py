@@ -1,0 +1,401 @@
+"""The sampler: near-exact blocks, no repeats, any cut resumes, ranks partition, plans are not mixed up."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xdoge import Draw, Mixture, MixtureSampler, XDogeError
+
+LENGTHS = {"es/web": 400, "es/wiki": 90, "gl/wiki": 60, "eu/wiki": 25}
+WEIGHTS = {"es/web": 0.5, "es/wiki": 0.2, "gl/wiki": 0.2, "eu/wiki": 0.1}
+T = 16
+
+GOLDEN = "gl/wiki.0.31 es/web.0.157 es/web.0.319 gl/wiki.0.35 es/wiki.0.79 gl/wiki.0.42 es/web.0.70 es/web.0.373"
+
+
+def mixture(weights=WEIGHTS, *, lengths=LENGTHS, sequences=1000, **more):
+    available = {source: length * T + 3 for source, length in lengths.items()}
+    return Mixture.plan(weights, available_tokens=available, budget_tokens=sequences * T, **more)
+
+
+def sampler(plan=None, *, lengths=LENGTHS, batch_size=20, **more):
+    return MixtureSampler(plan or mixture(), lengths=lengths, batch_size=batch_size, **more)
+
+
+def stream(draws):
+    """Draws as a list of (source, epoch, index)."""
+    if isinstance(draws, MixtureSampler):
+        return [tuple(draw) for draw in draws]
+    names = [draws.sources[i] for i in draws.source.tolist()]
+    return list(zip(names, draws.epoch.tolist(), draws.index.tolist(), strict=True))
+
+
+def test_the_order_is_fixed_for_all_time():
+    """A change here changes every run's data order, and is breaking."""
+    assert " ".join(".".join(map(str, draw)) for draw in stream(sampler()[:8])) == GOLDEN
+
+
+def test_position_slice_array_range_and_iteration_agree():
+    one = sampler()
+    whole = stream(one)
+    assert len(whole) == len(one) == one.total == 1000
+    assert [tuple(one[t]) for t in (0, 17, 999)] == [whole[t] for t in (0, 17, 999)]
+    assert one[17] == Draw(*whole[17])
+    assert stream(one[30:70]) == stream(one.draws(30, 70)) == whole[30:70]
+    assert stream(one[900:5:-7]) == whole[900:5:-7]
+    assert stream(one[np.array([5, 998, 3])]) == [whole[5], whole[998], whole[3]]
+    assert stream(one[[]]) == stream(one.draws(4, 4)) == []
+    assert [stream(one.draws(t, t + 10)) for t in range(0, 50, 10)] == [whole[t : t + 10] for t in range(0, 50, 10)]
+
+
+@given(
+    st.dictionaries(st.sampled_from(["es/a", "es/b", "eu/c", "gl/d", "en/e"]), st.integers(1, 300), min_size=1),
+    st.integers(1, 64),
+    st.integers(0, 2**31),
+    st.data(),
+)
+@pytest.mark.filterwarnings("ignore:.*is drawn less than once", "ignore:.*is never drawn")
+def test_blocks_are_near_exact_and_no_sequence_repeats_within_an_epoch(lengths, batch_size, seed, data):
+    masses = {source: data.draw(st.floats(0.001, 1)) for source in lengths}
+    weights = {source: mass / sum(masses.values()) for source, mass in masses.items()}
+    total = data.draw(st.integers(1, 3 * sum(lengths.values())))
+    plan = mixture(weights, lengths=lengths, sequences=total, max_epochs=None)
+    one = sampler(plan, lengths=lengths, batch_size=batch_size, seed=seed, sequence_length=T)
+    draws = one.draws(0, total)
+    for i, source in enumerate(one.sources):
+        mine = draws.source == i
+        read = mine.cumsum()
+        for end in [*range(batch_size, total, batch_size), total]:
+            assert abs(read[end - 1] - Fraction(one.quotas[source] * end, total)) < 2
+            assert read[end - 1] == one.counts(end)[source]
+        assert read[-1] == one.quotas[source]
+        epoch, index = draws.epoch[mine], draws.index[mine]
+        assert epoch.max(initial=0) == max(0, -(-len(epoch) // lengths[source]) - 1)
+        for number in range(epoch.max(initial=0) + 1):
+            here = index[epoch == number]
+            assert len(set(here.tolist())) == len(here)
+            assert here.min(initial=0) >= 0
+            assert here.max(initial=0) < lengths[source]
+            if number < epoch.max(initial=0):
+                assert len(here) == lengths[source]
+
+
+def test_quotas_are_the_mixtures_tokens_in_whole_sequences():
+    plan = mixture()
+    quotas = sampler(plan).quotas
+    assert sum(quotas.values()) == 1000
+    assert quotas == {"es/web": 500, "es/wiki": 200, "gl/wiki": 200, "eu/wiki": 100}
+    for source, share in plan.sources.items():
+        assert abs(quotas[source] - share.tokens / T) <= 1
+
+
+def test_caps_hold_in_whole_sequences_although_tails_are_lost():
+    lengths = {"es/web": 400, "eu/wiki": 2}
+    available = {"es/web": 400 * T, "eu/wiki": 2 * T + 15}  # of eu 15 of 47 tokens make no sequence
+    plan = Mixture.plan({"es": 0.5, "eu": 0.5}, available_tokens=available, budget_tokens=400 * T, max_epochs=4)
+    assert plan.sources["eu/wiki"].tokens // T == 11
+    with pytest.warns(UserWarning, match="eu is drawn less than once in a batch, about every 5 batches"):
+        one = MixtureSampler(plan, lengths, batch_size=10)
+    assert one.quotas == {"es/web": 392, "eu/wiki": 8}
+
+
+def test_every_sequence_is_read_as_often_as_its_epochs_say():
+    one = sampler(mixture(sequences=500, max_epochs=1))
+    draws = one[:]
+    pairs = set(zip(draws.source.tolist(), draws.index.tolist(), strict=True))
+    assert len(pairs) == 500
+    assert draws.epoch.max() == 0
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_ranks_partition_the_stream_and_have_equally_many(world_size):
+    whole = stream(sampler())
+    ranks = [sampler(world_size=world_size, rank=rank) for rank in range(world_size)]
+    assert {len(rank) for rank in ranks} == {1000 // world_size}
+    for rank, one in enumerate(ranks):
+        mine = whole[rank::world_size][: len(one)]
+        assert stream(one[:]) == mine
+        assert stream(one) == mine
+        assert one.position == len(one) * world_size
+
+
+def test_a_shard_of_a_shard_is_every_so_manieth_position():
+    whole = stream(sampler())
+    workers = [sampler(world_size=2, rank=1).shard(world_size=3, rank=worker) for worker in range(3)]
+    assert [stream(worker[:5]) for worker in workers] == [whole[1 + 2 * w :: 6][:5] for w in range(3)]
+    with pytest.raises(XDogeError, match="rank is 3; with world_size 3 it must be 0 to 2"):
+        sampler().shard(world_size=3, rank=3)
+
+
+@given(st.integers(0, 100), st.sampled_from([1, 2, 3, 4, 6]), st.sampled_from([1, 2, 3, 5]))
+def test_any_cut_resumes_exactly_on_any_number_of_ranks(taken, before, after):
+    """Also where the cut is no multiple of the new world size."""
+    whole = stream(sampler())
+    first = [sampler(world_size=before, rank=rank) for rank in range(before)]
+    read = []
+    for one in first:
+        draws = iter(one)
+        read += [tuple(next(draws)) for _ in range(taken)]
+    assert sorted(read) == sorted(whole[: taken * before])
+    states = [json.loads(json.dumps(one.state_dict())) for one in first]
+    assert all(state == states[0] for state in states)
+    rest = []
+    for rank in range(after):
+        one = sampler(world_size=after, rank=rank)
+        one.load_state_dict(states[0])
+        rest += stream(one)
+    end = taken * before + (1000 - taken * before) // after * after
+    assert sorted(rest) == sorted(whole[taken * before : end])
+
+
+def test_resumed_sampler_continues_the_same_stream():
+    one = sampler()
+    draws = iter(one)
+    head = [tuple(next(draws)) for _ in range(137)]
+    two = sampler()
+    two.load_state_dict(one.state_dict())
+    assert head + stream(two) == stream(sampler())
+
+
+def test_a_second_loop_goes_on_and_a_moved_position_is_noticed():
+    whole = stream(sampler())
+    one = sampler()
+    for _, _draw in zip(range(10), one, strict=False):
+        pass
+    assert stream(one) == whole[10:]
+    assert stream(one) == []  # the budget is read
+    one.position = 990
+    draws = iter(one)
+    assert tuple(next(draws)) == whole[990]
+    one.position = 4
+    assert tuple(next(draws)) == whole[4]
+
+
+def test_a_state_tells_what_training_consumed_where_a_loader_reads_ahead():
+    one = sampler()
+    draws = iter(one)
+    for _ in range(100):
+        next(draws)
+    assert one.state_dict()["position"] == 100
+    state = one.state_dict(60)
+    two = sampler()
+    two.load_state_dict(state)
+    assert tuple(next(iter(two))) == stream(sampler())[60]
+
+
+def test_a_state_is_small_and_plain():
+    many = {f"l{i}/s{i}": 10**12 for i in range(50)}
+    plan = Mixture.plan(
+        dict.fromkeys(many, 0.02), available_tokens=dict.fromkeys(many, 10**15), budget_tokens=2**60, max_epochs=None
+    )
+    one = MixtureSampler(plan, many, batch_size=4096, sequence_length=1000)
+    one.position = 2**49
+    state = one.state_dict()
+    assert len(json.dumps(state)) < 300
+    assert all(type(value) in (int, str) for value in state.values())
+
+
+def test_the_batch_may_change_on_resume_and_the_order_stays():
+    one = sampler(batch_size=20)
+    one.position = 40
+    two = sampler(batch_size=50)
+    assert stream(two)[:40] != stream(sampler())[:40]
+    two.load_state_dict(one.state_dict())
+    assert two.batch_size == 20
+    assert stream(two) == stream(sampler())[40:]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: sampler(seed=1),
+        lambda: sampler(mixture({**WEIGHTS, "es/web": 0.4, "eu/wiki": 0.2}, max_epochs=None)),
+        lambda: sampler(mixture(sequences=900)),
+        lambda: sampler(lengths={**LENGTHS, "es/web": 401}, sequence_length=T),
+        lambda: sampler().rebase(mixture(), at=20),
+    ],
+)
+def test_the_state_of_another_plan_is_refused(other):
+    with pytest.raises(XDogeError, match="the state is of another plan"):
+        sampler().load_state_dict(other().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "the sampler's state has version 2; this xdoge reads 1"),
+        ({"position": -1}, "position is -1; it must be a whole number >= 0"),
+        ({"position": "4"}, "position is '4'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_a_state_that_is_none_is_refused_and_changes_nothing(change, message):
+    one = sampler()
+    one.position = 60
+    with pytest.raises(XDogeError, match=message):
+        one.load_state_dict(one.state_dict() | change)
+    assert one.state_dict() == sampler().state_dict(60)
+    with pytest.raises(XDogeError, match="no state of a sampler: 'version' is missing"):
+        one.load_state_dict({})
+
+
+def test_past_the_budget_it_stops_raises_or_goes_on():
+    stop, fail, go = (sampler(past_budget=name) for name in ("stop", "raise", "continue"))
+    with pytest.raises(IndexError, match="position 1,000 lies beyond the plan's 1,000 sequences"):
+        stop[1000]
+    assert len(stop[990:2000].source) == 10
+    with pytest.raises(IndexError, match="position 1,001 lies beyond"):
+        stop.draws(990, 1002)
+    with pytest.raises(XDogeError, match='position 1,000 lies beyond .* allow repetition with past_budget "continue"'):
+        fail[1000]
+    with pytest.raises(XDogeError, match="position 1,000 lies beyond"):
+        list(fail)
+    with pytest.raises(IndexError, match="negative"):
+        go[-1]
+    draws = go.draws(0, 2500)
+    assert stream(go.draws(2490, 2500)) == stream(draws)[2490:]
+    assert np.bincount(draws.source[1000:2000]).tolist() == list(go.quotas.values())
+    mine = draws.source == 3
+    assert mine.sum() == 250
+    for epoch in range(10):
+        assert sorted(draws.index[mine & (draws.epoch == epoch)].tolist()) == list(range(25))
+    assert go.counts(2500)["eu/wiki"] == 250
+    endless = iter(go)
+    assert [tuple(next(endless)) for _ in range(1500)] == stream(draws)[:1500]
+
+
+def test_a_rebase_changes_the_weights_and_neither_loses_nor_repeats():
+    one = sampler()
+    new = mixture({**WEIGHTS, "es/web": 0.3, "gl/wiki": 0.4}, max_epochs=None)
+    two = one.rebase(new, at=600)
+    assert (two.total, two.position) == (1000, 600)
+    draws = two.draws(0, 1000)
+    assert stream(draws)[:600] == stream(one)[:600]
+    assert np.bincount(draws.source[600:]).tolist() == [120, 80, 160, 40]
+    for i, (source, length) in enumerate(LENGTHS.items()):
+        mine = draws.source == i
+        assert mine.sum() == two.counts(1000)[source]
+        order = draws.epoch[mine] * length + draws.index[mine]
+        assert len(set(order.tolist())) == mine.sum()
+        for epoch in range(draws.epoch[mine].max()):
+            assert (mine & (draws.epoch == epoch)).sum() == length
+    three = sampler().rebase(new, at=600)
+    three.load_state_dict(two.state_dict(840))
+    assert stream(three) == stream(draws)[840:]
+    longer = one.rebase(new, at=1000, tokens=320 * T)
+    assert longer.total == 1320
+    with pytest.raises(XDogeError, match="at is 610, inside a block that began at 600"):
+        one.rebase(new, at=610)
+    with pytest.raises(XDogeError, match="at is 1,001; the plan has the positions 0 to 1,000"):
+        one.rebase(new, at=1001)
+    with pytest.raises(XDogeError, match="at 1,000 nothing is left of the plan"):
+        one.rebase(new, at=1000)
+
+
+def test_a_rebase_counts_what_was_read_towards_the_caps():
+    one = sampler(mixture(max_epochs=4))  # 100 of 100 allowed of eu by the end
+    new = mixture({**WEIGHTS, "es/web": 0.2, "eu/wiki": 0.4}, max_epochs=4)
+    assert one.rebase(new, at=500).quotas["eu/wiki"] == 100
+
+
+def test_stages_play_one_after_the_other():
+    first, second = mixture(), mixture({**WEIGHTS, "es/web": 0.1, "gl/wiki": 0.6}, max_epochs=None)
+    one = MixtureSampler([(first, 410 * T), (second, 200 * T)], LENGTHS, batch_size=20)
+    assert one.total == 610
+    draws = one.draws(0, 610)
+    assert np.bincount(draws.source[:410]).tolist() == [205, 82, 82, 41]
+    assert np.bincount(draws.source[410:]).tolist() == [20, 40, 120, 20]
+    mine = draws.source == 2
+    for epoch, expected in enumerate([60, 60, 60, 22]):
+        assert len(set(draws.index[mine & (draws.epoch == epoch)].tolist())) == expected
+    shuffled = np.random.default_rng(0).permutation(610)
+    assert stream(one[shuffled]) == [stream(draws)[t] for t in shuffled]
+    with pytest.raises(XDogeError, match="there is no stage to play"):
+        MixtureSampler([], LENGTHS, batch_size=20)
+
+
+def test_a_phase_planned_after_another_goes_on_where_that_ended():
+    first = mixture(sequences=100, max_epochs=1)
+    read = {source: share.tokens for source, share in first.sources.items()}
+    second = mixture(sequences=200, max_epochs=1, read_before=read)
+    one, two = sampler(first)[:], sampler(second)[:]
+    pairs = [set(zip(draws.source.tolist(), draws.index.tolist(), strict=True)) for draws in (one, two)]
+    assert not pairs[0] & pairs[1]
+    assert len(pairs[0] | pairs[1]) == 300
+
+
+def test_far_positions_of_huge_sources_are_exact():
+    lengths = {"en/web": 10**12, "eu/web": 1, "gl/web": 10**6}
+    weights = {"en/web": 1 - 1e-9 - 1e-4, "eu/web": 1e-9, "gl/web": 1e-4}
+    plan = Mixture.plan(weights, available_tokens=lengths, budget_tokens=2**46, max_epochs=None)
+    with pytest.warns(UserWarning, match="eu is drawn less than once in a batch"):
+        one = MixtureSampler(plan, lengths, batch_size=1 << 20, sequence_length=1)
+    assert abs(one.quotas["eu/web"] - 2**46 * 1e-9) < 1
+    end = 5 << 40
+    for source, count in one.counts(end).items():
+        assert abs(count - Fraction(one.quotas[source] * end, one.total)) < 2
+    draws = one.draws(end - 1000, end + 1000)
+    assert stream(one[[end]]) == stream(draws)[1000:1001]
+    assert (draws.index < np.array(list(lengths.values()))[draws.source]).all()
+    assert set(draws.epoch[draws.source == 0].tolist()) == {5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; it must be a whole number >= 1"),
+        ({"world_size": 2, "rank": 2}, "rank is 2; with world_size 2 it must be 0 to 1"),
+        ({"past_budget": "loop"}, "past_budget is 'loop'; it must be stop, continue or raise"),
+        (
+            {"lengths": {**LENGTHS, "en/web": 3}},
+            "mixture and lengths name different sources; in one of them only: en/web",
+        ),
+        ({"lengths": {"es/web": 400}}, "in one of them only: es/wiki, eu/wiki, gl/wiki"),
+        (
+            {"lengths": {**LENGTHS, "eu/wiki": 0}, "sequence_length": T},
+            "eu/wiki has no whole sequence of 16 tokens, and",
+        ),
+        ({"lengths": {**LENGTHS, "eu/wiki": 2.5}}, r"lengths\['eu/wiki'\] is 2.5"),
+        ({"lengths": {**LENGTHS, "eu/wiki": 30}}, "sequence_length cannot be told: the lengths are not the mixture's"),
+        ({"sequence_length": 10**6}, "16,000 tokens of 'weights' are less than one sequence of 1,000,000"),
+        (
+            {"lengths": {source: length // 3 for source, length in LENGTHS.items()}, "sequence_length": T},
+            r"they give 764, and the budget is 1,000\. Plan it with sequence_length 16, or for 12,224",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(XDogeError, match=message):
+        sampler(**arguments)
+
+
+def test_the_sequence_length_is_found_only_where_it_is_certain():
+    assert sampler().sequence_length == T
+    plan = Mixture.plan({"es/web": 1.0}, available_tokens={"es/web": 100}, budget_tokens=100)
+    with pytest.raises(XDogeError, match="any of 34 to 50 fits the lengths. Give sequence_length"):
+        MixtureSampler(plan, {"es/web": 2}, batch_size=1)
+
+
+def test_a_sampler_can_be_copied_and_pickled_and_says_what_it_is():
+    one = sampler(world_size=4, rank=3)
+    one.draws(0, 100)
+    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert stream(other) == stream(sampler(world_size=4, rank=3))
+    assert repr(one) == (
+        "MixtureSampler(4 sources, 1,000 sequences of 16 tokens, batch_size=20, seed=0, position=0, rank=3 of 4)"
+    )
+    assert len(pickle.dumps(one)) < 10_000
+
+
+def test_the_order_of_blocks_and_epochs_differs_from_seed_to_seed():
+    one, two = sampler()[:], sampler(seed=1)[:]
+    assert (one.source != two.source).mean() > 0.3
+    assert (one.index != two.index).mean() > 0.9
