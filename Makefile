@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUT ?= demo
 
-.PHONY: help install demo test check lint format types pytest bench-prepare bench-step clean
+.PHONY: help install demo test check lint format types pytest bench-prepare bench-step bench-sampler clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ bench-prepare: .venv/installed
 ## bench-step     time and memory of a fit step over a plain training step
 bench-step: .venv/installed
 	@$(BIN)/python benchmarks/step.py
+
+## bench-sampler  build, draws/s, resume, state and deviation of the sampler beside others; loader tokens/s
+bench-sampler: .venv/installed
+	@$(BIN)/python benchmarks/sampler.py
 
 ## clean          remove what the demo and the caches wrote
 clean:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,18 @@ def recipe(tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(RECIPE)
     return str(path)
+
+
+@pytest.fixture
+def xdoge(monkeypatch, capsys):
+    """A function that runs the command line and returns exit status, stdout and stderr."""
+    from xdoge import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["xdoge", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return run

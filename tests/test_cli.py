@@ -13,22 +13,6 @@ import time
 import pytest
 from conftest import write_corpus
 
-from xdoge import cli
-
-
-@pytest.fixture
-def xdoge(monkeypatch, capsys):
-    """A function that runs the command line and returns exit status, stdout and stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["xdoge", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return run
-
 
 def one_line(err):
     """Return the error, having checked that it is one line and no traceback."""
@@ -179,7 +163,7 @@ def test_a_bad_corpus_is_one_line_and_leaves_nothing(xdoge, tmp_path, fault):
         (["--set", "nonsense=1"], "settings: nonsense is not a known key"),
         (["--set", "mu"], "--set mu: write it as KEY=VALUE"),
         (["--set", "mu=["], r"--set mu=\[: '\[' is not a YAML value"),
-        (["--proxy", "3b"], "proxy '3b' is unknown; the recipes are 1m"),
+        (["--proxy", "3b"], "recipe '3b' is unknown; the recipes are 1m"),
         (["--config", "no.yaml"], "no.yaml does not exist"),
         (["--resume"], "holds no run to resume"),
     ],

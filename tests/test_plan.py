@@ -128,17 +128,17 @@ def test_the_least_max_epochs_that_an_error_names_works_and_a_little_less_does_n
 
 
 def test_warnings_name_what_an_expert_would_worry_about():
-    mixture = plan(caps={"eu/wiki": 5}, budget_tokens=2_000_000, max_epochs=None)
-    assert any(line.startswith("es/web is read ") and "2305.16264" in line for line in mixture.warnings())
-    assert plan(budget_tokens=100).warnings() == [
-        "en/web: only 0.04% of its 100,000 tokens are read.",
-        "es/web: only 0.12% of its 20,000 tokens are read.",
-        "es/wiki: only 0.30% of its 5,000 tokens are read.",
-    ]
-    assert plan().warnings() == ["eu: caps cut its weight from 0.2000 to 0.1000, by 50%."]
-    tiny = {**LEARNED, "en/web": 0.4 - 1e-7, "eu/wiki": 1e-7, "es/web": 0.45}
-    assert "eu/wiki has weight 1e-07 and gets no token." in plan(tiny).warnings()
     assert plan({"en": 0.8, "es": 0.17, "eu": 0.03}).warnings() == []
+    assert plan(budget_tokens=1_000_000, max_epochs=None, caps={"eu": 1.5}).warnings()[0] == (
+        "read more than 4 times, beyond which text is worth much less than new text: "
+        "es/wiki 37.4 times, es/web 15.6 times, en/web 5.0 times."
+    )
+    assert plan(budget_tokens=100).warnings() == [
+        "less than 1% of the text is read: en/web 0.04%, es/web 0.12%, es/wiki 0.30%."
+    ]
+    assert plan().warnings() == ["caps cut the weight by more than 25%: eu by 50%."]
+    tiny = {**LEARNED, "en/web": 0.4 - 1e-7, "eu/wiki": 1e-7, "es/web": 0.45}
+    assert "gets no token: eu/wiki weight 1e-07." in plan(tiny).warnings()
 
 
 def test_a_round_trip_loses_nothing(tmp_path):

@@ -43,7 +43,7 @@ def test_what_the_user_leaves_out_comes_from_recipe_and_corpus(store, recipe):
             {"held_out": ["eu/wiki", "gl/wiki"], "batch": "sampled", "batch_size": 4},
             "batch_size 4 leaves no sequence to draw beside those of held_out",
         ),
-        ({"proxy": "2m"}, "proxy '2m' is unknown"),
+        ({"proxy": "2m"}, "recipe '2m' is unknown"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(store, recipe, given, message):

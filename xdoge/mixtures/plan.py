@@ -233,25 +233,38 @@ class Mixture:
         }
 
     def warnings(self) -> list[str]:
-        """Return what an expert would worry about, one line each, naming source or language and the number."""
-        lines = []
-        for source, share in self.sources.items():
-            if share.epochs > DEFAULT_MAX_EPOCHS:
-                lines.append(
-                    f"{source} is read {share.epochs:.1f} times; beyond {DEFAULT_MAX_EPOCHS:g} passes repeated text is "
-                    "worth much less than new text (arXiv:2305.16264)."
-                )
-            if share.tokens and share.epochs < LITTLE_READ:
-                lines.append(f"{source}: only {share.epochs:.2%} of its {share.available_tokens:,} tokens are read.")
-            if share.learned_weight and not share.tokens:
-                lines.append(f"{source} has weight {share.learned_weight:.3g} and gets no token.")
-        for language, share in self.languages.items():
-            if share.capped and share.weight < (1 - LARGE_CUT) * share.learned_weight:
-                lines.append(
-                    f"{language}: caps cut its weight from {share.learned_weight:.4f} to {share.weight:.4f}, by "
-                    f"{1 - share.weight / share.learned_weight:.0%}."
-                )
-        return lines
+        """Return what an expert would worry about, a line for each kind, naming sources or languages with numbers."""
+        shares = self.sources
+        repeated = {name: share.epochs for name, share in shares.items() if share.epochs > DEFAULT_MAX_EPOCHS}
+        hardly = {name: share.epochs for name, share in shares.items() if share.tokens and share.epochs < LITTLE_READ}
+        never = {
+            name: share.learned_weight for name, share in shares.items() if share.learned_weight > 0 == share.tokens
+        }
+        cut = {
+            name: 1 - share.weight / share.learned_weight
+            for name, share in self.languages.items()
+            if share.capped and share.weight < (1 - LARGE_CUT) * share.learned_weight
+        }
+        kinds = [
+            (
+                f"read more than {DEFAULT_MAX_EPOCHS:g} times, beyond which text is worth much less than new text",
+                {name: f"{epochs:.1f} times" for name, epochs in _largest_first(repeated)},
+            ),
+            (
+                f"less than {LITTLE_READ:.0%} of the text is read",
+                {name: f"{epochs:.2%}" for name, epochs in hardly.items()},
+            ),
+            ("gets no token", {name: f"weight {weight:.3g}" for name, weight in never.items()}),
+            (
+                f"caps cut the weight by more than {LARGE_CUT:.0%}",
+                {name: f"by {part:.0%}" for name, part in _largest_first(cut)},
+            ),
+        ]
+        return [
+            f"{what}: {', '.join(f'{name} {number}' for name, number in found.items())}."
+            for what, found in kinds
+            if found
+        ]
 
     def save(self, path: Path | str) -> None:
         """Write mixture.json, whole or not at all; every number survives the round trip exactly."""
@@ -327,6 +340,10 @@ _KINDS: dict[str, Any] = {
     "capped": bool,
 }
 """What each field of a share may be, beside the counts."""
+
+
+def _largest_first(numbers: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(numbers.items(), key=lambda item: -item[1])
 
 
 def _entry(share: Share) -> dict[str, Any]:

@@ -98,6 +98,6 @@ def load_recipe(name: str) -> Recipe:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise XDogeError(
-            f"proxy {name!r} is unknown; the recipes are {', '.join(recipe_names())}, or name a .yaml file."
+            f"recipe {name!r} is unknown; the recipes are {', '.join(recipe_names())}, or name a .yaml file."
         )
     return Recipe.load(path)

@@ -1,87 +1,29 @@
-"""The command line: read the arguments, call one function, print what it returns.
-
-Results go to stdout, progress and messages to stderr. Exit status: 0 done; 1 something the user can put right, in one
-line; 2 wrong usage; 128 + the signal's number when interrupted, 130 for Ctrl-C.
-"""
+"""`xdoge prepare`, `xdoge fit-weights` and `xdoge demo`: from text to learned weights."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-import xdoge
+from xdoge.cli.app import AsJson, Workers, app, need, open_store, stderr, stdout
+from xdoge.cli.mix import print_mixtures
 from xdoge.config import read_yaml
-from xdoge.errors import Interrupted, MissingExtraError, XDogeError
+from xdoge.errors import Interrupted, XDogeError
+from xdoge.mixtures.plan import Mixture
 from xdoge.proxy.recipes import load_recipe
 from xdoge.proxy.settings import FitSettings, settings_help
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
     from xdoge.mixtures.weights import WeightSet
-
-stdout = Console(width=None if sys.stdout.isatty() else 120)
-stderr = Console(stderr=True)
-
-app = typer.Typer(
-    name="xdoge",
-    help="Learn how much of each language a multilingual language model should be trained on.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-Workers = Annotated[int | None, typer.Option(min=1, help="Threads that tokenise.", show_default="all cores")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-def main() -> None:
-    """Run the command line and exit as the module docstring says."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        app()
-    except XDogeError as error:
-        sys.exit(_say(f"error: {error}", 1))
-    except Interrupted as stop:
-        sys.exit(_say(str(stop), stop.exit_code))
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number, "terminated; nothing is half-written, and the same command continues where it can")
-
-
-def _say(text: str, status: int) -> int:
-    print(" ".join(text.split("\n")), file=sys.stderr)
-    return status
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(xdoge.__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
-) -> None:
-    """Learn how much of each language a multilingual language model should be trained on.
-
-    The way through: `xdoge prepare` turns text into a token store, `xdoge fit-weights` learns the share of each source.
-    Try `xdoge demo` first.
-    """
 
 
 @app.command()
@@ -143,7 +85,8 @@ def fit_weights(
     ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; new or empty, unless --resume.")],
     proxy: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Proxy model: 1m 7m 60m 125m 250m 500m, or a YAML file.")
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Proxy model: 1m 7m 60m 125m 250m 500m 900m, or a YAML file."),
     ] = None,
     floor: Annotated[
         float | None, typer.Option(metavar="G", help="Least weight of a source, below 1/k for k sources.")
@@ -166,7 +109,7 @@ def fit_weights(
     where = str(config) if config else "settings"
     flags = {"proxy": proxy, "floor": floor, "steps": steps, "seed": seed}
     given = _given_settings(config, assignments or [], flags)
-    _need("proxy", "torch", "transformers", "sentencepiece")
+    need("proxy", "torch", "transformers", "sentencepiece")
     if resume:  # what is not given anew is as the run was started
         given = RunFolder(out).settings() | given
     else:
@@ -175,7 +118,7 @@ def fit_weights(
         FitSettings.for_sources(_languages(corpus), given, where=where)
         store = _prepare(corpus, out / "store", workers=workers)
     else:
-        store = _open(corpus)
+        store = open_store(corpus)
     if verify:
         store.verify()
     weights = _fit(store, FitSettings.for_store(store, given, where=where), out, resume=resume)
@@ -187,7 +130,7 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")] = Path("demo"),
     steps: Annotated[int, typer.Option(min=1, help="Steps of the fit.")] = 120,
 ) -> None:
-    """Go the whole way on the built-in sample: prepare, then fit-weights, in under two minutes on two cores.
+    """Go the whole way on the built-in sample: prepare, fit-weights, mix, in under two minutes on two cores.
 
     The sample is synthetic text in six languages made from word lists, so its weights mean nothing; the files are what
     a real run writes.
@@ -196,7 +139,7 @@ def demo(
 
     if out.is_dir() and any(out.iterdir()):
         raise XDogeError(f"{out} is not empty; remove it, or name another with --out (make demo DEMO_OUT=...).")
-    _need("proxy", "torch", "transformers", "sentencepiece")
+    need("proxy", "torch", "transformers", "sentencepiece")
     corpus = write_sample(out / "sample")
     print(f"wrote the synthetic sample: {corpus}", file=sys.stderr)
     store = _prepare(corpus, out / "store")
@@ -205,7 +148,17 @@ def demo(
     settings = FitSettings.for_store(store, given)
     weights = _fit(store, settings, out / "run")
     _print_fit(weights, store, out / "run", as_json=False)
-    print("Next: the same two commands on your own text; see README.md.", file=sys.stderr)
+    tokens = store.tokens()
+    mixture = Mixture.plan(
+        weights,
+        available_tokens=tokens,
+        budget_tokens=2 * sum(tokens.values()),
+        corpus={"name": store.name, "sha256": store.sha256},
+    )
+    mixture.save(out / "mixture.json")
+    print_mixtures([mixture])
+    print(out / "mixture.json")
+    print("Next: the same commands on your own text; see README.md.", file=sys.stderr)
 
 
 def _given_settings(config: Path | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
@@ -221,19 +174,6 @@ def _given_settings(config: Path | None, assignments: list[str], flags: dict[str
         except (yaml.YAMLError, ValueError) as error:
             raise XDogeError(f"--set {assignment}: {value!r} is not a YAML value.") from error
     return given | {key: value for key, value in flags.items() if value is not None}
-
-
-def _need(extra: str, *libraries: str) -> None:
-    """Refuse at once what would fail after a while for want of a library."""
-    for library in libraries:
-        if importlib.util.find_spec(library) is None:
-            raise MissingExtraError(library, extra)
-
-
-def _open(path: Path) -> TokenStore:
-    from xdoge.corpus.store import TokenStore
-
-    return TokenStore.open(path)
 
 
 def _languages(corpus: Path) -> dict[str, list[str]]:

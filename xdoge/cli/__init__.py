@@ -1,0 +1,58 @@
+"""The command line: read the arguments, call one function, print what it returns.
+
+Results go to stdout, progress and messages to stderr. Exit status: 0 done; 1 something the user can put right, in one
+line; 2 wrong usage; 128 + the signal's number when interrupted, 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+import xdoge
+from xdoge.cli import fit, mix, plan
+from xdoge.cli.app import app
+from xdoge.errors import Interrupted, XDogeError
+
+__all__ = ["app", "fit", "main", "mix", "plan"]
+
+
+def main() -> None:
+    """Run the command line and exit as the module docstring says."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app()
+    except XDogeError as error:
+        sys.exit(_say(f"error: {error}", 1))
+    except Interrupted as stop:
+        sys.exit(_say(str(stop), stop.exit_code))
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number, "terminated; nothing is half-written, and the same command continues where it can")
+
+
+def _say(text: str, status: int) -> int:
+    print(" ".join(text.split("\n")), file=sys.stderr)
+    return status
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(xdoge.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Learn how much of each language a multilingual language model should be trained on.
+
+    The way through: `xdoge prepare` turns text into a token store, `xdoge fit-weights` learns the share of each source.
+    Try `xdoge demo` first.
+    """

@@ -1,0 +1,54 @@
+"""What all commands share: the application, where they print, and what they refuse before they start."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from xdoge.errors import MissingExtraError, XDogeError
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+
+stdout = Console(width=None if sys.stdout.isatty() else 120)
+stderr = Console(stderr=True)
+
+app = typer.Typer(
+    name="xdoge",
+    help="Learn how much of each language a multilingual language model should be trained on.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Workers = Annotated[int | None, typer.Option(min=1, help="Threads that tokenise.", show_default="all cores")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+
+
+def need(extra: str, *libraries: str) -> None:
+    """Refuse at once what would fail after a while for want of a library."""
+    for library in libraries:
+        if importlib.util.find_spec(library) is None:
+            raise MissingExtraError(library, extra)
+
+
+def open_store(path: Path) -> TokenStore:
+    """Open a token store without loading pyarrow for commands that need none."""
+    from xdoge.corpus.store import TokenStore
+
+    return TokenStore.open(path)
+
+
+def refuse_taken(path: Path | None, force: bool) -> None:
+    """Refuse to write over a file that exists, unless told to."""
+    if path is not None and path.exists() and not force:
+        raise XDogeError(f"{path} exists; name another file, or replace it with --force.")

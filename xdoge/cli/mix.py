@@ -1,0 +1,361 @@
+"""`xdoge mix` and `xdoge export`: from weights to what a run reads, for our sampler and for other trainers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+from xdoge.cli.app import AsJson, Force, app, open_store, refuse_taken, stdout
+from xdoge.config import parse_count
+from xdoge.errors import XDogeError
+from xdoge.files import read_json, write_text
+from xdoge.mixtures.export import FORMATS, export
+from xdoge.mixtures.plan import DEFAULT_MAX_EPOCHS, Level, Mixture, Share
+from xdoge.mixtures.strategies import DEFAULT_TEMPERATURE, STRATEGIES, strategy_weights
+from xdoge.mixtures.weights import WeightSet
+
+Store = Annotated[Path | None, typer.Option(help="Token store that the run will read.")]
+
+_MIX_HELP = f"""Turn weights into tokens to read of each source, none repeated more often than allowed.
+
+Tokens are in proportion to the weights where no cap on repetition binds; what a cap cuts goes to the others. The
+result is the mixture nearest to the weights within the caps, in whole tokens that sum to the budget. A budget that the
+caps cannot spend is refused, with the least --max-epochs that would do.
+
+**Weights** are a weights.json (or a run folder of `fit-weights` with one in it), a JSON file {{"es": 0.3, ...}} by
+language or {{"es/web": 0.2, ...}} by source, or a strategy that looks at sizes only: `uniform` over languages,
+`proportional`, `temperature` (p ∝ n^(1/τ)), or `unimax`, which is uniform under the cap (arXiv:2304.09151). Where
+weights are by language, its sources share by their size.
+
+**Sizes** come from --store, or for a corpus that lies elsewhere from --tokens: JSON {{"es/web": 1200000000, ...}} or
+CSV with the columns source and tokens; numbers may be written 500M, 1.2B or 2T.
+
+**Warnings** name sources repeated more than {DEFAULT_MAX_EPOCHS:g} times, sources of which under 1 % is read, and
+languages whose weight the caps cut by more than a quarter.
+
+**Examples**
+
+- `xdoge mix runs/60m/weights.json --store store --budget 100B --out mixture.json`
+
+- `xdoge mix unimax --store store --budget 100B --max-epochs 1,2,4,8`
+
+- `xdoge mix runs/60m --tokens counts.csv --budget 2T --cap eu=8 --cap en/web=1 --out mixture.json`
+
+- `xdoge mix runs/60m --store store --budget 20B --after phase1.json --out phase2.json`
+"""
+
+
+@app.command(help=_MIX_HELP)
+def mix(  # one option for each thing that a plan depends on
+    weights: Annotated[
+        str, typer.Argument(metavar="WEIGHTS.json|STRATEGY", help="What to follow.", show_default=False)
+    ],
+    budget: Annotated[str, typer.Option(metavar="TOKENS", help="Training tokens of the run: 500M, 100B, 2T.")],
+    out: Annotated[Path | None, typer.Option(metavar="MIXTURE.json", help="File to write.")] = None,
+    store: Store = None,
+    tokens: Annotated[Path | None, typer.Option(metavar="FILE", help="Token counts by source, JSON or CSV.")] = None,
+    max_epochs: Annotated[
+        str, typer.Option(metavar="N[,N...]", help="Most passes over a source; `none`; several are shown side by side.")
+    ] = f"{DEFAULT_MAX_EPOCHS:g}",
+    cap: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=N", help="Most passes over one source, or each of a language's; may be repeated."),
+    ] = None,
+    after: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="MIXTURE.json", help="Of an earlier phase, whose reading counts; may be repeated."),
+    ] = None,
+    min_share: Annotated[float, typer.Option(metavar="G", help="Least share of the budget for each source.")] = 0.0,
+    level: Annotated[
+        Level | None,
+        typer.Option(
+            help="What competes under the caps: `sources`, each with all others, or `languages` first, so that what a "
+            "cap cuts stays within the language.",
+            show_default="languages for weights by language and for strategies",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="τ", help="Of `temperature`.", show_default=f"{DEFAULT_TEMPERATURE:.3g}")
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(min=1, metavar="T", help="Count whole sequences of T tokens only, as a loader will.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the order in which the sampler reads.")] = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    limits = [_limit(part) for part in max_epochs.split(",")]
+    if len(limits) > 1 and out is not None:
+        raise XDogeError("--out writes one mixture; choose one --max-epochs for it.")
+    if len(limits) == 1 and out is None:
+        raise XDogeError("--out is missing; only a comparison of several --max-epochs writes nothing.")
+    refuse_taken(out, force)
+    available, corpus = _available(store, tokens, sequence_length)
+    followed, by_size = _weights(weights, available, temperature)
+    common: dict[str, Any] = {
+        "available_tokens": available,
+        "budget_tokens": _count(budget, "--budget"),
+        "caps": _caps(cap or []),
+        "read_before": _read_before(after or [], available),
+        "min_share": min_share,
+        "level": level or ("languages" if by_size else None),
+        "seed": seed,
+        "corpus": corpus,
+    }
+    name = (
+        weights if weights in STRATEGIES else (followed.name if isinstance(followed, WeightSet) else Path(weights).stem)
+    )
+    planned, refused = [], []
+    for limit in limits:
+        try:
+            planned.append(Mixture.plan(followed, max_epochs=limit, name=name, **common))
+        except XDogeError as error:
+            if len(limits) == 1:
+                raise
+            refused.append(f"max_epochs {_epochs(limit)}: {error}")
+    if not planned:
+        raise XDogeError(refused[-1])
+    if out is not None:
+        planned[0].save(out)
+    if as_json:
+        values = [mixture.to_json() for mixture in planned]
+        print(json.dumps(values[0] if len(limits) == 1 else values, indent=2, ensure_ascii=False))
+    else:
+        print_mixtures(planned)
+    for line in [*refused, *_warnings(planned)]:
+        print(f"warning: {line}", file=sys.stderr)
+    if out is not None and not as_json:
+        print(out)
+
+
+@app.command(name="export")
+def export_mixture(
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="What xdoge mix wrote.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="The trainer: " + ", ".join(FORMATS) + ".")],
+    store: Annotated[
+        Path | None, typer.Option(help="Token store, whose documents are counted for trainers that draw documents.")
+    ] = None,
+    paths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEMPLATE",
+            help="Where the trainer finds a source, with {language}, {source} and {name} (language/source) in it.",
+        ),
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(min=1, metavar="T", help="Tokens of a row, for data cut into sequences.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="stdout")] = None,
+    force: Force = False,
+) -> None:
+    """Write a mixture in the form that another trainer's own mixer reads.
+
+    On stderr stands where that trainer cannot keep what the mixture promises, with numbers. `xdoge formats` lists the
+    formats, `xdoge formats FORMAT` says what its weights mean and what happens when a source is used up.
+    """
+    refuse_taken(out, force)
+    documents = open_store(store).documents() if store is not None else None
+    written = export(Mixture.load(mixture), to, paths=paths, documents=documents, sequence_length=sequence_length)
+    if out is None:
+        print(written.text, end="")
+    else:
+        write_text(out, written.text)
+        print(out)
+    for line in written.warnings:
+        print(f"warning: {line}", file=sys.stderr)
+
+
+@app.command()
+def formats(
+    name: Annotated[str | None, typer.Argument(metavar="FORMAT", help="Show its manual.", show_default=False)] = None,
+) -> None:
+    """List the formats of `xdoge export`, or show the manual of one."""
+    if name is None:
+        table = Table(box=box.SIMPLE_HEAD)
+        table.add_column("format")
+        table.add_column("what it writes")
+        for key, function in FORMATS.items():
+            table.add_row(key, (function.__doc__ or "").strip().split("\n")[0])
+        stdout.print(table)
+    elif name in FORMATS:
+        print("\n".join(line.removeprefix("    ") for line in (FORMATS[name].__doc__ or "").strip().split("\n")))
+    else:
+        raise XDogeError(f"format {name!r} is unknown; known: {', '.join(FORMATS)}.")
+
+
+def _count(text: object, what: str) -> int:
+    try:
+        return parse_count(text)
+    except ValueError as error:
+        raise XDogeError(f"{what}: {error}.") from error
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise XDogeError(f"{what}: {text!r} is not a number.") from error
+
+
+def _limit(text: str) -> float | None:
+    return None if text.strip() == "none" else _number(text, "--max-epochs")
+
+
+def _caps(assignments: Sequence[str]) -> dict[str, float]:
+    caps = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise XDogeError(f"--cap {assignment}: write it as NAME=N, such as eu/wiki=8.")
+        caps[name] = _number(value, f"--cap {assignment}")
+    return caps
+
+
+def _available(
+    store: Path | None, counts: Path | None, sequence_length: int | None
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Return unique training tokens by source, and what they were counted in."""
+    corpus: dict[str, Any] = {}
+    if (store is None) == (counts is None):
+        raise XDogeError("give the sizes of the sources with --store STORE, or with --tokens FILE.")
+    if store is not None:
+        opened = open_store(store)
+        available, corpus = opened.tokens(), {"name": opened.name, "sha256": opened.sha256}
+    else:
+        assert counts is not None
+        available = _read_counts(counts)
+    if sequence_length is None:
+        return available, corpus
+    for source, count in available.items():
+        if count < sequence_length:
+            raise XDogeError(
+                f"{source} has {count:,} tokens, less than one sequence of {sequence_length:,}; use shorter sequences."
+            )
+    return {s: n // sequence_length * sequence_length for s, n in available.items()}, corpus
+
+
+def _read_counts(path: Path) -> dict[str, int]:
+    """Read token counts: JSON {"es/web": "1.2B"}, or CSV with the columns source and tokens."""
+    if path.suffix == ".csv":
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                rows = list(csv.DictReader(file, strict=True))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise XDogeError(f"{path} cannot be read: {error}.") from error
+        if not rows or not {"source", "tokens"} <= set(rows[0]):
+            raise XDogeError(f"{path} needs a line of names with the columns source and tokens, and a line a source.")
+        pairs = [(row["source"], row["tokens"]) for row in rows]
+    else:
+        pairs = list(read_json(path).items())
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise XDogeError(f"{path}: {twice[0]} is given twice.")
+    if not pairs:
+        raise XDogeError(f"{path} names no source.")
+    return {name: _count(value, f"{path}: {name}") for name, value in pairs}
+
+
+def _weights(
+    given: str, available: Mapping[str, int], temperature: float | None
+) -> tuple[WeightSet | dict[str, float], bool]:
+    """Return the weights that the first argument names, and whether they are a strategy's."""
+    if given in STRATEGIES:
+        return strategy_weights(given, available, temperature=temperature), True
+    if temperature is not None:
+        raise XDogeError("--temperature is for the strategy temperature; leave it out.")
+    path = Path(given)
+    if path.is_dir():
+        path = path / "weights.json"
+    if not path.exists():
+        raise XDogeError(f"{given} is neither a file nor a strategy; the strategies are {', '.join(STRATEGIES)}.")
+    value = read_json(path)
+    if "schema" in value:
+        return WeightSet.load(path), False
+    for name, weight in value.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise XDogeError(f"{path}: {name} is {weight!r}, not a weight.")
+    return value, False
+
+
+def _read_before(earlier: Sequence[Path], available: Mapping[str, int]) -> dict[str, int]:
+    """Return the tokens of each source that the earlier phases read, all together."""
+    read = dict.fromkeys(available, 0)
+    for path in earlier:
+        mixture = Mixture.load(path)
+        if unknown := sorted(set(mixture.sources) - set(available)):
+            raise XDogeError(f"{path} reads {', '.join(unknown)}, which has no token count.")
+        for source, share in mixture.sources.items():
+            read[source] += share.tokens
+    return read
+
+
+def _epochs(limit: float | None) -> str:
+    return "none" if limit is None else f"{limit:g}"
+
+
+def _warnings(mixtures: Sequence[Mixture]) -> list[str]:
+    if len(mixtures) == 1:
+        return mixtures[0].warnings()
+    return [f"max_epochs {_epochs(mixture.max_epochs)}: {line}" for mixture in mixtures for line in mixture.warnings()]
+
+
+def print_mixtures(mixtures: Sequence[Mixture]) -> None:
+    """Print one mixture in full, or several side by side."""
+    first = mixtures[0]
+    print(f"{first.name}: {first.budget_tokens:,} tokens" + _sentence(first) * (len(mixtures) == 1))
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("source", min_width=2 + max(map(len, first.sources)))
+    table.add_column("weight", justify="right")
+    if len(mixtures) == 1:
+        for column in ("planned", "planned / weight", "tokens", "available", "epochs", "unread", "cap"):
+            table.add_column(column, justify="right")
+    for mixture in mixtures if len(mixtures) > 1 else []:
+        table.add_column(f"≤ {_epochs(mixture.max_epochs)} epochs: planned", justify="right")
+        table.add_column("epochs", justify="right")
+    cells = _full_cells if len(mixtures) == 1 else _short_cells
+    languages = [mixture.languages for mixture in mixtures]
+    for language in sorted(languages[0], key=lambda name: -languages[0][name].tokens):
+        table.add_row(language, *cells([shares[language] for shares in languages]), style="bold")
+        for source in first.sources:
+            if source.partition("/")[0] == language:
+                table.add_row(f"  {source}", *cells([mixture.sources[source] for mixture in mixtures]))
+    stdout.print(table)
+    if len(mixtures) > 1:
+        print("*: the cap decided")
+
+
+def _sentence(mixture: Mixture) -> str:
+    moved = math.fsum(abs(share.weight - share.learned_weight) for share in mixture.sources.values()) / 2
+    return f", at most {_epochs(mixture.max_epochs)} epochs; caps and rounding move {moved:.2%} of them"
+
+
+def _full_cells(shares: Sequence[Share]) -> list[str]:
+    (share,) = shares
+    ratio = f"{share.weight / share.learned_weight:.2f}" if share.learned_weight else "–"
+    limit = f"at {share.max_epochs:g}" if share.capped and share.max_epochs is not None else "yes" * share.capped
+    return [
+        f"{share.learned_weight:.4f}",
+        f"{share.weight:.4f}",
+        ratio,
+        f"{share.tokens:,}",
+        f"{share.available_tokens:,}",
+        f"{share.epochs:.2f}",
+        f"{share.unread:.1%}",
+        limit,
+    ]
+
+
+def _short_cells(shares: Sequence[Share]) -> list[str]:
+    cells = [f"{shares[0].learned_weight:.4f}"]
+    for share in shares:
+        cells += [f"{share.weight:.4f}", f"{share.epochs:.2f}{'*' * share.capped}"]
+    return cells
