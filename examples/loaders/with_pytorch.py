@@ -1,0 +1,78 @@
+"""PyTorch's DataLoader: a run that stops goes on with the same sequences, on other workers and other ranks.
+
+The sampler yields `Draw`s, the data set reads them. A rank makes its own view with `world_size` and `rank`, and no
+DistributedSampler: ranks 0 and 1 of 2 read the even and the odd positions. Workers read ahead, so the state to save is
+the one at the number of sequences that training has consumed, steps times the global batch, and not what the sampler
+has handed out. For the same reason set the sampler's state before going through a loader a second time.
+
+Two ways, the same sequences: with `sampler=sampler`, or by position, where the workers work out the draws themselves
+and each batch is one tensor from the start. The second is the faster one.
+
+    python with_pytorch.py STORE MIXTURE
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from common import arguments, compare
+from torch.utils.data import BatchSampler, DataLoader
+
+from xdoge.corpus.dataset import MixtureDataset
+from xdoge.corpus.store import TokenStore
+from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.sampler import MixtureSampler
+
+
+def main(argv: Sequence[str] | None = None) -> bool:
+    """Return whether every stream was the one expected."""
+    args = arguments(__doc__, argv)
+    store, mixture = TokenStore.open(args.store), Mixture.load(args.mixture)
+    length, batch, steps = args.sequence_length, args.batch_size, args.steps
+    lengths = store.sequence_counts(length)
+
+    def view(world_size: int = 1, rank: int = 0) -> MixtureSampler:
+        return MixtureSampler(
+            mixture, lengths, batch_size=batch, sequence_length=length, world_size=world_size, rank=rank
+        )
+
+    def read(sampler: MixtureSampler, *, steps: int, workers: int) -> torch.Tensor:
+        dataset = MixtureDataset(store, sampler, length)
+        loader = DataLoader(dataset, batch_size=batch // sampler.world_size, sampler=sampler, num_workers=workers)
+        return torch.cat([rows["input_ids"] for rows in islice(loader, steps)])
+
+    whole = read(view(), steps=2 * steps, workers=0)
+    equal = [compare("2 workers instead of none", read(view(), steps=2 * steps, workers=2), whole)]
+
+    stopped = view()
+    head = read(stopped, steps=steps, workers=2)
+    print(f"the workers were given {stopped.position:,} sequences, training consumed {steps * batch:,}")
+    state = stopped.state_dict(position=steps * batch)
+
+    resumed = view()
+    resumed.load_state_dict(state)
+    tail = read(resumed, steps=steps, workers=0)
+    equal.append(compare("resumed without workers", torch.cat([head, tail]), whole))
+
+    ranks = []
+    for rank in range(2):
+        resumed = view(world_size=2, rank=rank)
+        resumed.load_state_dict(state)
+        ranks.append(read(resumed, steps=steps, workers=2))
+    tail = torch.stack(ranks, dim=1).flatten(0, 1)  # positions 0, 1, 2, ... from ranks 0, 1, 0, ...
+    equal.append(compare("resumed on two ranks", torch.cat([head, tail]), whole))
+
+    dataset = MixtureDataset(store, view(), length)
+    positions = range(steps * batch, len(dataset))  # starts anywhere at once
+    batches = BatchSampler(positions, batch, drop_last=True)
+    loader = DataLoader(dataset, batch_size=None, sampler=batches, num_workers=2)
+    tail = torch.cat([rows["input_ids"] for rows in islice(loader, steps)])
+    equal.append(compare("resumed by position", torch.cat([head, tail]), whole))
+    return all(equal)
+
+
+if __name__ == "__main__":
+    sys.exit(not main())
