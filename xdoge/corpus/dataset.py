@@ -100,6 +100,8 @@ class MixtureDataset(Dataset[Tensors]):
     def __getitems__(self, where: Sequence[int] | Sequence[Draw]) -> list[Tensors]:
         """Return several items, read together; PyTorch's loaders call this for each batch."""
         batch = self._read(self._draws(where))
+        if self.documents == "ignore":  # the labels are the same tensor, split once
+            return [{"input_ids": row, "labels": row} for row in batch["input_ids"]]
         return [dict(zip(batch, rows, strict=True)) for rows in zip(*batch.values(), strict=True)]
 
     def _draws(self, where: Any) -> Draws:
@@ -112,35 +114,47 @@ class MixtureDataset(Dataset[Tensors]):
             source = np.array([numbers[draw.source] for draw in where])
         except KeyError as error:
             raise XDogeError(f"the sampler has no source {error}; it has {', '.join(numbers)}.") from None
+        for draw in where:
+            if not 0 <= draw.index < self.sampler.lengths[draw.source]:
+                raise XDogeError(
+                    f"{draw.source} has {self.sampler.lengths[draw.source]:,} sequences of {self.sequence_length:,} "
+                    f"tokens, so there is no index {draw.index:,}."
+                )
         epoch, index = (np.array([draw[field] for draw in where], dtype=np.int64) for field in (1, 2))
         return Draws(self.sampler.sources, source, epoch, index)
 
     def _read(self, draws: Draws) -> Tensors:
         length, size = self.sequence_length, len(draws.index)
-        tokens = np.empty((size, length), dtype=np.int64)  # (B, T)
-        begins = []  # of documents, as places in tokens.ravel()
-        order = np.argsort(draws.source, kind="stable")
-        numbers, cuts = np.unique(draws.source[order], return_index=True)
-        for number, rows in zip(numbers.tolist(), np.split(order, cuts[1:]), strict=False):
-            source, index = draws.sources[number], draws.index[rows]
-            tokens[rows] = self.store.sequences(source, index, length)
-            if self.documents == "separate":
-                row, column = _document_begins(self.store.document_bounds(source), index * length, length)
-                begins.append(rows[row] * length + column)
+        flat = [self.store.flat(source) for source in draws.sources]
+        begins = draws.index * length
+        rows = [
+            flat[s][begin : begin + length] for s, begin in zip(draws.source.tolist(), begins.tolist(), strict=True)
+        ]
+        rows.append(flat[0][:0])  # for a batch of none
+        tokens = np.concatenate(rows, dtype=np.int64, casting="unsafe").reshape(size, length)  # each row converted once
         input_ids = torch.from_numpy(tokens)
         if self.documents == "ignore":
             return {"input_ids": input_ids, "labels": input_ids}
+        places = self._document_places(draws)
         labels = tokens.copy()
-        first = np.arange(size) * length
-        starts = np.sort(np.concatenate([first, *begins]))
+        labels.reshape(-1)[places] = NO_LABEL
+        starts = np.sort(np.concatenate([np.arange(size) * length, places]))
         positions = np.arange(size * length) - np.repeat(starts, np.diff(starts, append=size * length))
-        for places in begins:
-            labels.reshape(-1)[places] = NO_LABEL
         return {
             "input_ids": input_ids,
             "labels": torch.from_numpy(labels),
             "position_ids": torch.from_numpy(positions.reshape(size, length)),
         }
+
+    def _document_places(self, draws: Draws) -> NDArray[np.int64]:
+        """Return where documents begin inside the rows of a batch, as places among its B * T tokens."""
+        places = [np.empty(0, dtype=np.int64)]
+        for number in np.unique(draws.source).tolist():
+            rows = np.flatnonzero(draws.source == number)
+            bounds = self.store.document_bounds(draws.sources[number])
+            row, column = _document_begins(bounds, draws.index[rows] * self.sequence_length, self.sequence_length)
+            places.append(rows[row] * self.sequence_length + column)
+        return np.concatenate(places)
 
 
 def document_mask(position_ids: torch.Tensor) -> torch.Tensor:

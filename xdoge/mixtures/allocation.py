@@ -180,6 +180,8 @@ def epoch_cap(available: int, max_epochs: float) -> int:
 
     0.3 is taken for three tenths, not for the float a little below.
     """
+    if max_epochs == int(max_epochs):
+        return available * int(max_epochs)
     return int(available * Fraction(repr(float(max_epochs))))
 
 

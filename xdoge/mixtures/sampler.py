@@ -20,14 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from xdoge.errors import XDogeError
 from xdoge.mixtures.plan import Mixture
-from xdoge.mixtures.quotas import MOST, Counts, Quotas, Stage
+from xdoge.mixtures.quotas import CHUNK, MOST, Counts, Quotas, Stage
 from xdoge.mixtures.sequences import check_at_least, check_lengths, find_sequence_length, sequence_quotas, warn_of_rare
 from xdoge.mixtures.shuffle import Permutations, derive_key, mix
 
 PastBudget = Literal["stop", "continue", "raise"]
-
-CHUNK = 8192
-"""Positions worked on at once: their arrays stay in a core's cache."""
 
 STATE_VERSION = 1
 
@@ -155,13 +152,10 @@ class MixtureSampler:
         """Return the sequences of each source in the global positions [0, position)."""
         check_at_least(0, position=position)
         self._refuse_beyond(position)
-        read, begin = self._read_before(position)
-        within = self._at(np.arange(begin, position, dtype=np.int64)).source  # of a block that is begun
-        read = read - self._stages[0].carried + np.bincount(within, minlength=len(self.sources))
+        read = self._read_before(position) - self._stages[0].carried
         return dict(zip(self.sources, read.tolist(), strict=True))
 
-    def _read_before(self, position: int) -> tuple[Counts, int]:
-        """Return what is read of each source before the block of `position`, (k,), and where that block begins."""
+    def _read_before(self, position: int) -> Counts:
         stage = next((stage for stage in self._stages if position < stage.stop), self._stages[-1])
         return stage.read_before(position)
 
@@ -212,9 +206,9 @@ class MixtureSampler:
         """Yield this rank's draws from `position` on, which moves by `world_size` with each."""
         world = self.world_size
         while True:
-            begin, count = self.position, CHUNK
+            begin, count = self.position, self._ahead_by
             if self.past_budget != "continue":
-                count = min(CHUNK, (self.total - begin) // world)
+                count = min(count, (self.total - begin) // world)
             if count <= 0:
                 if self.past_budget == "raise":
                     self._refuse_beyond(begin + world)
@@ -247,18 +241,16 @@ class MixtureSampler:
 
         Args:
             mixture: of the same sources.
-            at: where a block ends; `position` if left out.
+            at: `position` if left out. Blocks begin anew there, so that whole batches before it keep the composition of
+                those after it near exact.
             tokens: to read with the new mixture; what is left of the plan if left out.
 
         Raises:
-            XDogeError: `at` lies inside a block or beyond the plan, nothing is left, or the mixture does not fit.
+            XDogeError: `at` lies beyond the plan, nothing is left, or the mixture does not fit.
         """
         at = self.position if at is None else at
         if not 0 <= at <= self.total:
             raise XDogeError(f"at is {at:,}; the plan has the positions 0 to {self.total:,}.")
-        carried, begin = self._read_before(at)
-        if begin != at:
-            raise XDogeError(f"at is {at:,}, inside a block that began at {begin:,}; rebase where one ends.")
         if unknown := sorted(set(mixture.sources) - set(self.sources)):
             raise XDogeError(
                 f"mixture {mixture.name!r} names {', '.join(unknown)}, which this sampler has no lengths of; "
@@ -269,7 +261,7 @@ class MixtureSampler:
             raise XDogeError(f"at {at:,} nothing is left of the plan; say how many tokens to go on for.")
         other = copy.copy(self)
         other._stages = tuple(replace(stage, stop=min(stage.stop, at)) for stage in self._stages if stage.start < at)
-        other._add_stages([(mixture, tokens)], carried)
+        other._add_stages([(mixture, tokens)], self._read_before(at))
         other.position = at
         return other
 
@@ -337,6 +329,11 @@ class MixtureSampler:
             raise XDogeError(f'{message}; plan a larger budget, or allow repetition with past_budget "continue".')
         raise IndexError(message)
 
+    @property
+    def _ahead_by(self) -> int:
+        """Positions of this rank in a chunk or a block of all ranks', which take as long as one of them."""
+        return max(1, max(CHUNK, self.batch_size) // self.world_size)
+
     def _range(self, start: int, stop: int) -> Draws:
         """Return the draws at this rank's positions [start, stop), reading ahead where calls follow each other.
 
@@ -345,7 +342,7 @@ class MixtureSampler:
         """
         first, held = self._ahead
         if not (first <= start and stop <= first + held.source.size):
-            ahead = max(stop, start + CHUNK) if start == self._next else stop
+            ahead = max(stop, start + self._ahead_by) if start == self._next else stop
             if self.past_budget != "continue":
                 ahead = max(stop, min(ahead, len(self)))
             own = np.arange(start, ahead, dtype=np.int64) * self.world_size + self.rank
