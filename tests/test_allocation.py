@@ -61,6 +61,9 @@ def test_a_budget_above_all_epochs_is_refused_with_the_least_that_would_do():
         unimax({"es": 1000, "eu": 410}, token_budget=6000, max_epochs=4.255)
     with pytest.raises(XDogeError, match="eu has 0 tokens"):
         unimax({"es": 10, "eu": 0}, token_budget=5, max_epochs=1)
+    for counts, epochs in (({}, 1), ({"es": 10}, math.inf), ({"es": 10}, -1)):
+        with pytest.raises(XDogeError, match="languages at max_epochs"):
+            unimax(counts, token_budget=5, max_epochs=epochs)
 
 
 def problem(seed, k=6):
@@ -185,6 +188,7 @@ def test_a_source_that_just_reaches_its_cap_was_not_cut():
     [
         ({"caps": {"a": 3, "b": 4}}, "budget 10 cannot be spent: 2 caps give 7"),
         ({"floors": {"a": 6, "b": 5}}, "budget 10 is less than the floors, which sum to 11"),
+        ({"caps": {"c": 5}}, "c has a cap or a floor and no weight"),
         ({"floors": {"a": 6}, "caps": {"a": 5}}, "a: the floor 6 must be >= 0 and at most the cap 5"),
     ],
 )

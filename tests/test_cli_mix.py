@@ -31,11 +31,19 @@ MIX = ["mix", "weights.json", "--tokens", "counts.json", "--budget", "40K"]
 def test_mix_prints_the_plan_and_writes_it(xdoge, here):
     status, out, err = xdoge(*MIX, "--out", "m.json")
     assert status == 0
-    assert out.startswith("learned: 40,000 tokens, at most 4 epochs; caps and rounding move 10.00% of them")
-    for word in ("planned / weight", "18,000", "at 4", "m.json"):
+    assert out.startswith(
+        "learned: 40,000 tokens, at most 4 epochs unless said otherwise; caps and rounding move 10.00% of the tokens"
+    )
+    for word in ("planned / learned", "18,000", "at 4", "m.json"):
         assert word in out
     assert "warning: caps cut the weight by more than 25%: eu by 50%." in err
     assert Mixture.load("m.json").sources["eu/wiki"].tokens == 4_000
+
+
+def test_without_out_the_plan_is_only_shown(xdoge, here):
+    status, out, err = xdoge(*MIX)
+    assert (status, "18,000" in out, "nothing was written; --out" in err) == (0, True, True)
+    assert {path.name for path in here.iterdir()} == {"counts.json", "weights.json"}
 
 
 def test_json_is_the_file(xdoge, here):
@@ -49,9 +57,9 @@ def test_several_caps_stand_side_by_side_and_those_that_cannot_be_are_named(xdog
         "mix", "unimax", "--tokens", "counts.json", "--budget", "200K", "--max-epochs", "1,2,4,none"
     )
     assert status == 0
-    for word in ("≤ 2 epochs", "≤ 4 epochs", "≤ none epochs", "*: the cap decided"):
+    for word in ("≤ 2 epochs", "≤ 4 epochs", "no cap", "*: the cap decided"):
         assert word in out
-    assert "max_epochs 1: budget 200,000 cannot be spent: 4 sources at max_epochs 1 give 126,000" in err
+    assert "--max-epochs 1: budget 200,000 cannot be spent: 4 sources at --max-epochs 1 give 126,000" in err
     assert {path.name for path in here.iterdir()} == {"counts.json", "weights.json"}
     _, out, _ = xdoge("mix", "unimax", "--tokens", "counts.json", "--budget", "200K", "--max-epochs", "2,4", "--json")
     assert [value["max_epochs"] for value in json.loads(out)] == [2, 4]
@@ -98,6 +106,9 @@ def test_a_second_phase_counts_what_the_first_read(xdoge, here):
     assert xdoge(*MIX, "--out", "two.json", "--after", "one.json", "--cap", "eu=6")[0] == 0
     basque = Mixture.load("two.json").sources["eu/wiki"]
     assert (basque.read_before, basque.tokens, basque.epochs) == (4_000, 2_000, 6.0)
+    _, out, _ = xdoge(*MIX, "--out", "three.json", "--after", "two.json", "--cap", "eu=7")
+    assert "after 80,000 of earlier phases" in out
+    assert Mixture.load("three.json").sources["eu/wiki"].tokens == 1_000
 
 
 def test_whole_sequences_only(xdoge, store, here):
@@ -128,12 +139,23 @@ def test_whole_sequences_only(xdoge, store, here):
             ["mix", "weights.json", "--budget", "1K", "--out", "m.json"],
             "give the sizes of the sources with --store STORE",
         ),
-        ([*MIX], "--out is missing; only a comparison of several --max-epochs writes nothing"),
+        ([*MIX, "--store", "s"], "--store and --tokens both give the sizes"),
+        ([*MIX, "--min-share", "0.3"], "--min-share is 0.3; for 4 sources it must be 0 to 1/4"),
+        ([*MIX, "--cap", "eu=1", "--cap", "eu=2"], "--cap eu is given twice"),
+        (
+            ["mix", "emptyrun", *MIX[2:]],
+            "emptyrun has no weights.json: its fit is not finished; continue it with --resume",
+        ),
+        (["mix", "unimax", "--tokens", "emptyrun", *MIX[4:]], "emptyrun is a folder; --tokens names a file of counts"),
+        (
+            ["mix", "unimax", "--tokens", "names.json", *MIX[4:]],
+            "names.json: 'eu_wiki'; a source is named language/source",
+        ),
         ([*MIX, "--out", "m.json", "--max-epochs", "1,2"], "--out writes one mixture"),
         ([*MIX, "--out", "m.json", "--max-epochs", "four"], "--max-epochs: 'four' is not a number"),
-        ([*MIX, "--out", "m.json", "--max-epochs", "0.1"], "Raise max_epochs to 0.318 or lower the budget"),
+        ([*MIX, "--out", "m.json", "--max-epochs", "0.1"], "Raise --max-epochs to 0.318 or lower the budget"),
         ([*MIX, "--out", "m.json", "--cap", "eu"], "--cap eu: write it as NAME=N, such as eu/wiki=8"),
-        ([*MIX, "--out", "m.json", "--cap", "gl=2"], "caps names 'gl'; known: en/web"),
+        ([*MIX, "--out", "m.json", "--cap", "gl=2"], "--cap names 'gl'; "),
         ([*MIX, "--out", "m.json", "--temperature", "2"], "--temperature is for the strategy temperature"),
         ([*MIX, "--out", "m.json", "--after", "none.json"], "none.json does not exist"),
         (
@@ -151,7 +173,7 @@ def test_whole_sequences_only(xdoge, store, here):
         ),
         (["mix", "bad.json", *MIX[2:], "--out", "m.json"], "bad.json: es is 'x', not a weight"),
         (["mix", "unimax", "--tokens", "bad.csv", *MIX[4:], "--out", "m.json"], "bad.csv needs a line of names"),
-        (["mix", "unimax", "--tokens", "bad.json", *MIX[4:], "--out", "m.json"], "bad.json: es: 'x' is not a count"),
+        (["mix", "unimax", "--tokens", "badcount.json", *MIX[4:]], "badcount.json: es/w: 'x' is not a count"),
         (["export", "weights.json", "--to", "csv"], "this is another kind of file"),
         (["export", "none.json", "--to", "csv"], "none.json does not exist"),
         (["formats", "yaml"], "format 'yaml' is unknown; known: megatron"),
@@ -159,6 +181,10 @@ def test_whole_sequences_only(xdoge, store, here):
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(xdoge, here, arguments, message):
+    Path("emptyrun").mkdir()
+    Path("emptyrun/config.yaml").write_text("")
+    Path("names.json").write_text('{"eu_wiki": 5}')
+    Path("badcount.json").write_text('{"es/w": "x"}')
     Path("bad.json").write_text('{"es": "x"}')
     Path("bad.csv").write_text("a,b\n1,2\n")
     status, out, err = xdoge(*arguments)
@@ -179,6 +205,9 @@ def test_export_writes_to_stdout_or_a_file_and_warns_on_stderr(xdoge, store, her
     assert "d/eu_wiki" in Path("b.txt").read_text()
     status, _, err = xdoge("export", "m.json", "--to", "csv", "--out", "b.txt")
     assert (status, "b.txt exists" in one_line(err)) == (1, True)
+    Mixture.plan(LEARNED, available_tokens=COUNTS, budget_tokens=10_000).save("other.json")
+    status, _, err = xdoge("export", "other.json", "--to", "datasets", "--store", store.path)
+    assert (status, "has no en/web, which other.json reads; it is another corpus" in one_line(err)) == (1, True)
     status, _, err = xdoge("export", "m.json", "--to", "yaml")
     assert (status, "format 'yaml' is unknown; known: megatron" in one_line(err)) == (1, True)
 

@@ -35,6 +35,7 @@ def test_tokens_follow_the_weights_and_what_a_cap_cuts_goes_to_the_others():
     basque = mixture.sources["eu/wiki"]
     assert (basque.capped, basque.epochs, basque.weight, basque.learned_weight) == (True, 4.0, 0.1, 0.2)
     assert mixture.sources["en/web"].unread == pytest.approx(0.82)
+    assert basque.moved == pytest.approx(-0.1)
     assert mixture.languages["es"].tokens == 18_000
     assert mixture.languages["es"].learned_weight == pytest.approx(0.4)
     assert sum(language.weight for language in mixture.languages.values()) == pytest.approx(1)
@@ -92,15 +93,18 @@ def test_a_least_share_is_kept_where_the_cap_allows():
         ({"budget_tokens": 1e9}, "budget_tokens is 1000000000.0; it must be a whole number"),
         ({"max_epochs": 0}, "max_epochs is 0; it must be a number above 0"),
         ({"max_epochs": math.nan}, "max_epochs is nan"),
-        ({"caps": {"eu/web": 2}}, "caps names 'eu/web'; known: en/web, es/web, es/wiki, eu/wiki, en, es, eu"),
+        ({"caps": {"eu/web": 2}}, "caps names 'eu/web'; did you mean es/web"),
         ({"caps": {"eu": -1}}, r"caps\['eu'\] is -1; passes over a source are a number >= 0"),
         ({"read_before": {"eu": 2}}, "read_before names 'eu'"),
         ({"read_before": {"eu/wiki": -2}}, r"read_before\['eu/wiki'\] is -2"),
-        ({"min_share": 1}, "min_share is 1; it must be >= 0 and below 1"),
-        ({"min_share": 0.4}, "budget 40,000 is less than the floors, which sum to"),
+        ({"min_share": 1}, "min_share is 1; for 4 sources it must be 0 to 1/4 = 0.25"),
+        ({"max_epochs": "4"}, "max_epochs is '4'; it must be a number above 0"),
+        ({"caps": {"eu": None}}, r"caps\['eu'\] is None"),
+        ({"budget_tokens": True}, "budget_tokens is True"),
+        ({"sequence_length": 1001}, "eu/wiki has 1,000 tokens, less than one sequence of 1,001; use shorter"),
         ({"level": "both"}, "level is 'both'; it must be languages or sources"),
-        ({"weights": {"en": 1.0}}, "name different languages; in one of them only: es, eu"),
-        ({"weights": {"en/web": 1.0}}, "name different sources; in one of them only: es/web, es/wiki, eu/wiki"),
+        ({"weights": {"en": 1.0}}, "name different languages; only in the token counts: es, eu"),
+        ({"weights": {"en/web": 1.0}}, "name different sources; only in the token counts: es/web, es/wiki, eu/wiki"),
         ({"available_tokens": {**AVAILABLE, "eu/wiki": 0}}, "eu/wiki has weight 0.2 and no tokens"),
         ({"available_tokens": {**AVAILABLE, "eu/wiki": 1.5}}, r"available_tokens\['eu/wiki'\] is 1.5"),
         (
@@ -137,6 +141,10 @@ def test_warnings_name_what_an_expert_would_worry_about():
         "less than 1% of the text is read: en/web 0.04%, es/web 0.12%, es/wiki 0.30%."
     ]
     assert plan().warnings() == ["caps cut the weight by more than 25%: eu by 50%."]
+    floored = plan({**LEARNED, "en/web": 0.58, "eu/wiki": 0.02}, min_share=0.11)
+    assert "a cap allows less than min_share 0.11: eu/wiki 0.1." in floored.warnings()
+    bent = plan({**LEARNED, "en/web": 0.1, "eu/wiki": 0.5})
+    assert bent.warnings()[0] == "caps overrule the weights for more than 25% of the budget: in all 40.0%."
     tiny = {**LEARNED, "en/web": 0.4 - 1e-7, "eu/wiki": 1e-7, "es/web": 0.45}
     assert "gets no token: eu/wiki weight 1e-07." in plan(tiny).warnings()
 
@@ -160,11 +168,15 @@ def test_a_round_trip_loses_nothing(tmp_path):
         ({"schema": "xdoge.mixture/2"}, "newer than xdoge.mixture/1 of this xdoge; pip install --upgrade xdoge"),
         ({"schema": "xdoge.weights/1"}, "another kind of file"),
         ({"budget_tokens": 41_000}, "the sources' tokens sum to 40,000, not to budget_tokens 41,000"),
-        ({"budget_tokens": "40k"}, "not to budget_tokens|is not a mixture"),
+        ({"budget_tokens": "40k"}, "budget_tokens is '40k'; it must be a whole number >= 1"),
         ({"sources": {}}, "sum to 0, not to budget_tokens 40,000"),
         ({"sources": []}, "is not a mixture"),
-        ({"languages": {"es": {"tokens": 3}}}, r"languages\['(en|es|eu)'\].tokens is"),
-        ({"languages": None}, "is not a mixture"),
+        ({"languages": {"es": {"tokens": 3}}}, "languages are not the sums over the sources"),
+        ({"languages": None}, "languages are not the sums over the sources"),
+        ({"seed": "x"}, "seed is 'x', which it cannot be"),
+        ({"level": "both"}, "level is 'both'; it must be languages or sources"),
+        ({"max_epochs": "4"}, "max_epochs is '4'; it must be a number"),
+        ({"name": 5}, "name is 5, which it cannot be"),
         ({"surprise": 1}, "is not a mixture"),
     ],
 )
@@ -243,5 +255,5 @@ def test_strategies_are_what_their_names_say():
 def test_a_strategy_that_is_none_is_refused(name, arguments, message):
     with pytest.raises(XDogeError, match=message):
         strategy_weights(name, AVAILABLE, **arguments)
-    with pytest.raises(XDogeError, match="no source has any tokens"):
+    with pytest.raises(XDogeError, match="es has no tokens to share by"):
         strategy_weights("uniform", {"es/web": 0})

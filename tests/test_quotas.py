@@ -89,14 +89,16 @@ def test_ten_thousand_sources_from_one_sequence_to_a_trillion():
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any), st.integers(1, 30), st.integers(0, 2**32))
 def test_each_block_holds_what_the_counts_say_in_any_order(counts, block, key):
-    """All at once, shuffled or one alone; the sequences of a source come in order, through two cycles."""
+    """All at once, shuffled or one alone; every sequence of a source once in each of two cycles."""
     quotas = Quotas(counts)
-    carried = np.arange(len(counts))
-    stage = Stage(7, 7 + quotas.total, quotas, carried, block, np.array([key], dtype=np.uint64))
+    carried, sizes = np.arange(len(counts)), np.arange(len(counts)) * 3 + 1
+    stage = Stage(7, 7 + quotas.total, quotas, carried, sizes, block, np.array([key], dtype=np.uint64))
     positions = np.arange(7, 7 + 2 * quotas.total)
     source, read = stage.locate(positions)
     for i, count in enumerate(counts):
-        assert read[source == i].tolist() == list(range(i, i + 2 * count))
+        mine = read[source == i]
+        assert sorted(mine.tolist()) == list(range(i, i + 2 * count))
+        assert (np.diff(mine // sizes[i]) >= 0).all()  # an epoch is over before the next begins
     for begin in range(0, quotas.total, block):
         end = min(begin + block, quotas.total)
         held = np.bincount(source[begin:end], minlength=len(counts))
@@ -104,7 +106,9 @@ def test_each_block_holds_what_the_counts_say_in_any_order(counts, block, key):
         assert held.tolist() == (after - before).tolist()
     shuffled = np.random.default_rng(0).permutation(positions)
     for t in positions[:: max(1, len(positions) // 5)].tolist():
-        assert stage.read_before(t).tolist() == (carried + np.bincount(source[: t - 7], minlength=len(counts))).tolist()
+        before, begin = stage.read_before(t)
+        assert t - block < begin <= t
+        assert before.tolist() == (carried + np.bincount(source[: begin - 7], minlength=len(counts))).tolist()
     again = stage.locate(shuffled)
     assert (again[0] == source[shuffled - 7]).all()
     assert (again[1] == read[shuffled - 7]).all()

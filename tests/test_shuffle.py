@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -11,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xdoge.mixtures import shuffle
-from xdoge.mixtures.shuffle import Permutations, derive_key, permute
+from xdoge.mixtures.shuffle import Permutations, derive_key, mix, permute
 
-GOLDEN = [3, 4, 1, 8, 5, 6, 7, 9, 0, 2]
+GOLDEN = [0, 6, 1, 7, 9, 5, 3, 4, 8, 2]
 GOLDEN_LARGE = [250430713107, 830753868060, 90317639054]
 
 
@@ -102,6 +103,29 @@ def test_every_order_of_a_few_items_is_about_as_frequent(n):
     assert len(orders) == math.factorial(n)
     assert min(orders.values()) > 130
     assert max(orders.values()) < 270
+
+
+@given(st.integers(1, 2**62), st.integers(0, 2**32), st.data())
+def test_an_inverse_undoes_the_permutation(n, seed, data):
+    x = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20)), dtype=np.uint64)
+    key = np.array([derive_key(seed)], dtype=np.uint64)
+    shuffle_it = Permutations([n])
+    there = shuffle_it(x, 0, key).view(np.uint64)
+    assert shuffle_it(there, 0, key, inverse=True).tolist() == x.tolist()
+
+
+def test_neighbours_among_few_items_are_as_random_as_numpys():
+    """Chi-square of the pairs (item, next item) over 4,000 permutations, within four standard deviations."""
+    keys = mix(np.zeros(1, dtype=np.uint64), np.arange(4000))
+    for n in (2, 3, 5, 8, 12, 16, 24, 40, 64):
+        columns = [Permutations([n])(np.full(4000, j, dtype=np.uint64), 0, keys) for j in range(n)]
+        grid = np.zeros((n, n))
+        for here, after in itertools.pairwise(columns):
+            np.add.at(grid, (here, after), 1)
+        expected = 4000 / n
+        off = ~np.eye(n, dtype=bool)
+        statistic, freedom = ((grid[off] - expected) ** 2 / expected).sum(), n * (n - 1) - 1
+        assert statistic < freedom + 4 * np.sqrt(2 * freedom) + 4
 
 
 def test_several_sizes_and_keys_at_once_are_what_they_are_alone():

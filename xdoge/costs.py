@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from rich import box
 from rich.table import Table
 
@@ -33,6 +33,15 @@ if TYPE_CHECKING:
     from transformers import LlamaConfig
 
 Positive = Annotated[Count, Field(gt=0)]
+
+
+def _at_least_a_gigaflop(value: int) -> int:
+    if value < 10**9:
+        raise ValueError(f"{value} FLOP/s is no GPU; write FLOP/s such as 365T for 365 TFLOP/s")
+    return value
+
+
+Speed = Annotated[Count, AfterValidator(_at_least_a_gigaflop)]
 
 
 def training_flops(model: Recipe | LlamaConfig, tokens: int, *, sequence_length: int, vocab_size: int) -> int:
@@ -79,8 +88,8 @@ def training_flops(model: Recipe | LlamaConfig, tokens: int, *, sequence_length:
 class Hardware(Config):
     """What the runs have: FLOP/s of one GPU, achieved or as peak × utilisation, and GPUs in a node."""
 
-    achieved: Positive | None = None
-    peak: Positive | None = None
+    achieved: Speed | None = None
+    peak: Speed | None = None
     utilisation: float | None = Field(default=None, gt=0, le=1)
     gpus_per_node: int = Field(gt=0)
 
@@ -105,7 +114,7 @@ class RunSpec(Config):
     hours: float | None = Field(default=None, ge=0.01)
     tokens: Positive | None = None
     sequence_length: int | None = Field(default=None, ge=2)
-    achieved: Positive | None = None
+    achieved: Speed | None = None
     nodes: float = Field(default=1, gt=0)
     runs: int = Field(default=1, gt=0)
 

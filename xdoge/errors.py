@@ -10,6 +10,12 @@ Bugs of our own stay plain Python exceptions, with their tracebacks.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+MOST_NAMES = 5
+"""Named in one message; more would hide what it says."""
+
 
 class XDogeError(Exception):
     """Something the user can put right; the command line prints it as one line and exits with 1."""
@@ -24,6 +30,21 @@ class MissingExtraError(XDogeError):
 
 class NonFiniteLossError(XDogeError):
     """A loss became NaN or infinite, so nothing that follows could be trusted."""
+
+
+def names_that_differ(here: str, mine: Iterable[str], there: str, theirs: Iterable[str]) -> str:
+    """Return which names only one of two things has, as the end of a sentence; empty if they have the same.
+
+    A few of each are named, with what was probably meant where a name is nearly one of the other's.
+    """
+    parts = []
+    for where, some, others in ((here, set(mine), set(theirs)), (there, set(theirs), set(mine))):
+        if only := sorted(some - others):
+            near = difflib.get_close_matches(only[0], sorted(others - some), n=1, cutoff=0.7)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            more = f" and {len(only) - MOST_NAMES} more" if len(only) > MOST_NAMES else ""
+            parts.append(f"only in {where}: {', '.join(only[:MOST_NAMES])}{more}{hint}")
+    return "; ".join(parts)
 
 
 class Interrupted(Exception):

@@ -30,7 +30,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise XDogeError(
                 f"{path}: the disk is full; nothing was left half-written. Free space, run again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
             raise XDogeError(f"{path} cannot be written: {os.strerror(error.errno).lower()}.") from error
         raise
 

@@ -18,6 +18,11 @@ from xdoge.cli import fit, mix, plan
 from xdoge.cli.app import app
 from xdoge.errors import Interrupted, XDogeError
 
+ORDER = ("demo", "prepare", "fit-weights", "mix", "export", "formats", "train", "plan")
+"""In which the help lists the commands: the way through."""
+
+app.registered_commands.sort(key=lambda command: ORDER.index(command.name or command.callback.__name__))  # type: ignore[union-attr]
+
 __all__ = ["app", "fit", "main", "mix", "plan"]
 
 

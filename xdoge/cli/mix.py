@@ -60,7 +60,9 @@ def mix(  # one option for each thing that a plan depends on
         str, typer.Argument(metavar="WEIGHTS.json|STRATEGY", help="What to follow.", show_default=False)
     ],
     budget: Annotated[str, typer.Option(metavar="TOKENS", help="Training tokens of the run: 500M, 100B, 2T.")],
-    out: Annotated[Path | None, typer.Option(metavar="MIXTURE.json", help="File to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="MIXTURE.json", help="File to write; without it the plan is only shown.")
+    ] = None,
     store: Store = None,
     tokens: Annotated[Path | None, typer.Option(metavar="FILE", help="Token counts by source, JSON or CSV.")] = None,
     max_epochs: Annotated[
@@ -71,10 +73,12 @@ def mix(  # one option for each thing that a plan depends on
         typer.Option(metavar="NAME=N", help="Most passes over one source, or each of a language's; may be repeated."),
     ] = None,
     after: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="MIXTURE.json", help="Of an earlier phase, whose reading counts; may be repeated."),
+        Path | None,
+        typer.Option(metavar="MIXTURE.json", help="Of the phase before, whose reading counts, with all it counted."),
     ] = None,
-    min_share: Annotated[float, typer.Option(metavar="G", help="Least share of the budget for each source.")] = 0.0,
+    min_share: Annotated[
+        float, typer.Option(metavar="G", help="Least share of the budget for each source, where its cap allows.")
+    ] = 0.0,
     level: Annotated[
         Level | None,
         typer.Option(
@@ -87,7 +91,8 @@ def mix(  # one option for each thing that a plan depends on
         float | None, typer.Option(metavar="τ", help="Of `temperature`.", show_default=f"{DEFAULT_TEMPERATURE:.3g}")
     ] = None,
     sequence_length: Annotated[
-        int | None, typer.Option(min=1, metavar="T", help="Count whole sequences of T tokens only, as a loader will.")
+        int | None,
+        typer.Option(min=1, metavar="T", help="Count only what whole sequences of T tokens hold, as a loader will."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the order in which the sampler reads.")] = 0,
     force: Force = False,
@@ -96,20 +101,19 @@ def mix(  # one option for each thing that a plan depends on
     limits = [_limit(part) for part in max_epochs.split(",")]
     if len(limits) > 1 and out is not None:
         raise XDogeError("--out writes one mixture; choose one --max-epochs for it.")
-    if len(limits) == 1 and out is None:
-        raise XDogeError("--out is missing; only a comparison of several --max-epochs writes nothing.")
     refuse_taken(out, force)
-    available, corpus = _available(store, tokens, sequence_length)
+    available, corpus = _available(store, tokens)
     followed, by_size = _weights(weights, available, temperature)
     common: dict[str, Any] = {
         "available_tokens": available,
         "budget_tokens": _count(budget, "--budget"),
         "caps": _caps(cap or []),
-        "read_before": _read_before(after or [], available),
+        "read_before": _read_before(after, available),
         "min_share": min_share,
         "level": level or ("languages" if by_size else None),
         "seed": seed,
         "corpus": corpus,
+        "sequence_length": sequence_length,
     }
     name = (
         weights if weights in STRATEGIES else (followed.name if isinstance(followed, WeightSet) else Path(weights).stem)
@@ -119,11 +123,9 @@ def mix(  # one option for each thing that a plan depends on
         try:
             planned.append(Mixture.plan(followed, max_epochs=limit, name=name, **common))
         except XDogeError as error:
-            if len(limits) == 1:
-                raise
-            refused.append(f"max_epochs {_epochs(limit)}: {error}")
+            refused.append(f"--max-epochs {_epochs(limit)}: " * (len(limits) > 1) + _as_options(str(error)))
     if not planned:
-        raise XDogeError(refused[-1])
+        raise XDogeError(" ".join(refused))
     if out is not None:
         planned[0].save(out)
     if as_json:
@@ -131,9 +133,11 @@ def mix(  # one option for each thing that a plan depends on
         print(json.dumps(values[0] if len(limits) == 1 else values, indent=2, ensure_ascii=False))
     else:
         print_mixtures(planned)
-    for line in [*refused, *_warnings(planned)]:
+    for line in [*refused, *_warnings(planned), *_other_corpus(followed, corpus)]:
         print(f"warning: {line}", file=sys.stderr)
-    if out is not None and not as_json:
+    if out is None:
+        print("nothing was written; --out MIXTURE.json writes a plan.", file=sys.stderr)
+    elif not as_json:
         print(out)
 
 
@@ -163,8 +167,12 @@ def export_mixture(
     formats, `xdoge formats FORMAT` says what its weights mean and what happens when a source is used up.
     """
     refuse_taken(out, force)
-    documents = open_store(store).documents() if store is not None else None
-    written = export(Mixture.load(mixture), to, paths=paths, documents=documents, sequence_length=sequence_length)
+    planned, documents = Mixture.load(mixture), None
+    if store is not None:
+        documents = open_store(store).documents()
+        if missing := [name for name, share in planned.sources.items() if share.tokens and name not in documents]:
+            raise XDogeError(f"{store} has no {missing[0]}, which {mixture} reads; it is another corpus.")
+    written = export(planned, to, paths=paths, documents=documents, sequence_length=sequence_length)
     if out is None:
         print(written.text, end="")
     else:
@@ -216,35 +224,28 @@ def _caps(assignments: Sequence[str]) -> dict[str, float]:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise XDogeError(f"--cap {assignment}: write it as NAME=N, such as eu/wiki=8.")
+        if name in caps:
+            raise XDogeError(f"--cap {name} is given twice.")
         caps[name] = _number(value, f"--cap {assignment}")
     return caps
 
 
-def _available(
-    store: Path | None, counts: Path | None, sequence_length: int | None
-) -> tuple[dict[str, int], dict[str, Any]]:
+def _available(store: Path | None, counts: Path | None) -> tuple[dict[str, int], dict[str, Any]]:
     """Return unique training tokens by source, and what they were counted in."""
-    corpus: dict[str, Any] = {}
-    if (store is None) == (counts is None):
-        raise XDogeError("give the sizes of the sources with --store STORE, or with --tokens FILE.")
+    if store is not None and counts is not None:
+        raise XDogeError("--store and --tokens both give the sizes of the sources; leave one of them out.")
     if store is not None:
         opened = open_store(store)
-        available, corpus = opened.tokens(), {"name": opened.name, "sha256": opened.sha256}
-    else:
-        assert counts is not None
-        available = _read_counts(counts)
-    if sequence_length is None:
-        return available, corpus
-    for source, count in available.items():
-        if count < sequence_length:
-            raise XDogeError(
-                f"{source} has {count:,} tokens, less than one sequence of {sequence_length:,}; use shorter sequences."
-            )
-    return {s: n // sequence_length * sequence_length for s, n in available.items()}, corpus
+        return opened.tokens(), {"name": opened.name, "sha256": opened.sha256}
+    if counts is None:
+        raise XDogeError("give the sizes of the sources with --store STORE, or with --tokens FILE.")
+    return _read_counts(counts), {}
 
 
 def _read_counts(path: Path) -> dict[str, int]:
     """Read token counts: JSON {"es/web": "1.2B"}, or CSV with the columns source and tokens."""
+    if path.is_dir():
+        raise XDogeError(f"{path} is a folder; --tokens names a file of counts, --store a token store.")
     if path.suffix == ".csv":
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
@@ -261,6 +262,9 @@ def _read_counts(path: Path) -> dict[str, int]:
         raise XDogeError(f"{path}: {twice[0]} is given twice.")
     if not pairs:
         raise XDogeError(f"{path} names no source.")
+    for name in names:
+        if "/" not in name:
+            raise XDogeError(f"{path}: {name!r}; a source is named language/source, as in 'eu/wikipedia'.")
     return {name: _count(value, f"{path}: {name}") for name, value in pairs}
 
 
@@ -273,12 +277,9 @@ def _weights(
     if temperature is not None:
         raise XDogeError("--temperature is for the strategy temperature; leave it out.")
     path = Path(given)
-    if path.is_dir():
-        path = path / "weights.json"
     if not path.exists():
         raise XDogeError(f"{given} is neither a file nor a strategy; the strategies are {', '.join(STRATEGIES)}.")
-    value = read_json(path)
-    if "schema" in value:
+    if path.is_dir() or "schema" in (value := read_json(path)):
         return WeightSet.load(path), False
     for name, weight in value.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float):
@@ -286,16 +287,29 @@ def _weights(
     return value, False
 
 
-def _read_before(earlier: Sequence[Path], available: Mapping[str, int]) -> dict[str, int]:
-    """Return the tokens of each source that the earlier phases read, all together."""
-    read = dict.fromkeys(available, 0)
-    for path in earlier:
-        mixture = Mixture.load(path)
-        if unknown := sorted(set(mixture.sources) - set(available)):
-            raise XDogeError(f"{path} reads {', '.join(unknown)}, which has no token count.")
-        for source, share in mixture.sources.items():
-            read[source] += share.tokens
-    return read
+def _read_before(earlier: Path | None, available: Mapping[str, int]) -> dict[str, int]:
+    """Return the tokens of each source that were read by the end of an earlier phase."""
+    if earlier is None:
+        return {}
+    sources = Mixture.load(earlier).sources
+    if unknown := sorted(set(sources) - set(available)):
+        raise XDogeError(f"{earlier} reads {unknown[0]}, which has no token count; is it of another corpus?")
+    return {source: share.read_before + share.tokens for source, share in sources.items()}
+
+
+def _as_options(message: str) -> str:
+    """Return an error of `Mixture.plan` in the words of the command line."""
+    for argument in ("budget_tokens", "max_epochs", "min_share"):
+        message = message.replace(argument, "--" + argument.removesuffix("_tokens").replace("_", "-"))
+    return message.replace("caps names", "--cap names").replace("or None for", "or none for")
+
+
+def _other_corpus(weights: WeightSet | Mapping[str, float], corpus: Mapping[str, Any]) -> list[str]:
+    """Say that the weights were learned on other text than the store holds."""
+    learned = weights.corpus if isinstance(weights, WeightSet) else {}
+    if not (corpus and learned.get("sha256")) or learned["sha256"] == corpus["sha256"]:
+        return []
+    return [f"the weights were learned on another store ({learned.get('name')}, SHA-256 {learned['sha256'][:12]})."]
 
 
 def _epochs(limit: float | None) -> str:
@@ -314,12 +328,12 @@ def print_mixtures(mixtures: Sequence[Mixture]) -> None:
     print(f"{first.name}: {first.budget_tokens:,} tokens" + _sentence(first) * (len(mixtures) == 1))
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("source", min_width=2 + max(map(len, first.sources)))
-    table.add_column("weight", justify="right")
+    table.add_column("learned", justify="right")
     if len(mixtures) == 1:
-        for column in ("planned", "planned / weight", "tokens", "available", "epochs", "unread", "cap"):
+        for column in ("planned", "planned / learned", "tokens", "available", "epochs", "unread", "cap"):
             table.add_column(column, justify="right")
     for mixture in mixtures if len(mixtures) > 1 else []:
-        table.add_column(f"≤ {_epochs(mixture.max_epochs)} epochs: planned", justify="right")
+        table.add_column(f"{_at_most(mixture)}: planned", justify="right")
         table.add_column("epochs", justify="right")
     cells = _full_cells if len(mixtures) == 1 else _short_cells
     languages = [mixture.languages for mixture in mixtures]
@@ -334,21 +348,32 @@ def print_mixtures(mixtures: Sequence[Mixture]) -> None:
 
 
 def _sentence(mixture: Mixture) -> str:
-    moved = math.fsum(abs(share.weight - share.learned_weight) for share in mixture.sources.values()) / 2
-    return f", at most {_epochs(mixture.max_epochs)} epochs; caps and rounding move {moved:.2%} of them"
+    moved = math.fsum(abs(share.moved) for share in mixture.sources.values()) / 2
+    limit = "no cap" if mixture.max_epochs is None else f"at most {mixture.max_epochs:g} epochs unless said otherwise"
+    read = sum(share.read_before for share in mixture.sources.values())
+    before = f" after {read:,} of earlier phases, which epochs count" if read else ""
+    return f"{before}, {limit}; caps and rounding move {moved:.2%} of the tokens"
+
+
+def _at_most(mixture: Mixture) -> str:
+    return "no cap" if mixture.max_epochs is None else f"≤ {mixture.max_epochs:g} epochs"
+
+
+def _passes(share: Share) -> str:
+    return f"{share.epochs:.2f}" if share.epochs >= 0.1 else f"{share.epochs:.2g}"
 
 
 def _full_cells(shares: Sequence[Share]) -> list[str]:
     (share,) = shares
     ratio = f"{share.weight / share.learned_weight:.2f}" if share.learned_weight else "–"
-    limit = f"at {share.max_epochs:g}" if share.capped and share.max_epochs is not None else "yes" * share.capped
+    limit = f"at {share.max_epochs:g}" if share.capped and share.max_epochs is not None else "some" * share.capped
     return [
         f"{share.learned_weight:.4f}",
         f"{share.weight:.4f}",
         ratio,
         f"{share.tokens:,}",
         f"{share.available_tokens:,}",
-        f"{share.epochs:.2f}",
+        _passes(share),
         f"{share.unread:.1%}",
         limit,
     ]
@@ -357,5 +382,5 @@ def _full_cells(shares: Sequence[Share]) -> list[str]:
 def _short_cells(shares: Sequence[Share]) -> list[str]:
     cells = [f"{shares[0].learned_weight:.4f}"]
     for share in shares:
-        cells += [f"{share.weight:.4f}", f"{share.epochs:.2f}{'*' * share.capped}"]
+        cells += [f"{share.weight:.4f}", _passes(share) + "*" * share.capped]
     return cells

@@ -35,7 +35,8 @@ class MixtureDataset(Dataset[Tensors]):
     sampler=BatchSampler(...))` passes on without another copy.
 
     Each item has `input_ids` (T,) and `labels` (T,), int64, as the causal language models of `transformers` want
-    them: equal, since the model shifts the labels itself. A batch has (B, T).
+    them: one tensor under two names, since the model shifts the labels itself; copy the labels before changing them.
+    A batch has (B, T).
 
     With `documents="separate"` an item also has `position_ids` (T,) that begin at 0 with the sequence and again with
     each document, and no label (-100) where a document begins, since what came before says nothing about it. From

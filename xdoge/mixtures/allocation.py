@@ -7,6 +7,7 @@ decided in integers, since a float is a ratio of integers: the sum is exact at a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -55,6 +56,9 @@ def allocate(
     Source: Chung et al. 2023, UniMax, arXiv:2304.09151, for equal weights; docs/method.md for the rest.
     """
     names = list(weights)
+    for name in [*(caps or {}), *(floors or {})]:
+        if name not in weights:
+            raise XDogeError(f"{name} has a cap or a floor and no weight.")
     parts = as_integers(weights.values())
     low = [(floors or {}).get(name, 0) for name in names]
     high = [(caps or {}).get(name) for name in names]
@@ -136,7 +140,12 @@ def allocate_by_language(
     )
     counts, capped = {}, set[str]()
     for language, names in languages.items():
-        within = allocate({name: weights[name] for name in names}, above.counts[language], caps=caps, floors=floors)
+        within = allocate(
+            {name: weights[name] for name in names},
+            above.counts[language],
+            caps={name: caps[name] for name in names if name in caps},
+            floors={name: floors[name] for name in names if name in floors},
+        )
         counts.update(within.counts)
         capped |= within.capped if language not in above.capped else {name for name in names if weights[name]}
     return Allocation({name: counts[name] for name in weights}, frozenset(capped))
@@ -162,10 +171,14 @@ def unimax(token_counts: Mapping[str, int], *, token_budget: int, max_epochs: fl
 
     Source: Chung et al. 2023, UniMax, algorithm 1, arXiv:2304.09151; tokens here, characters there.
     """
-    caps = {name: epoch_cap(count, max_epochs) for name, count in token_counts.items()}
+    if not token_counts or not 0 < max_epochs < math.inf:
+        raise XDogeError(
+            f"{len(token_counts)} languages at max_epochs {max_epochs}; there must be some, and a number above 0."
+        )
     for name, count in token_counts.items():
         if count <= 0:
             raise XDogeError(f"{name} has {count:,} tokens; a corpus has at least 1.")
+    caps = {name: epoch_cap(count, max_epochs) for name, count in token_counts.items()}
     if token_budget > sum(caps.values()):
         least = least_max_epochs(token_counts, token_budget)
         raise XDogeError(

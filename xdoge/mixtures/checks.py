@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 
-from xdoge.errors import XDogeError
+from xdoge.errors import MOST_NAMES, XDogeError, names_that_differ
 from xdoge.mixtures.allocation import least_max_epochs
 from xdoge.mixtures.weights import WeightSet
 
@@ -18,11 +19,8 @@ def check_names(
     level: str,
 ) -> None:
     """Refuse names that do not fit together."""
-    if only := sorted(set(weights.sources) ^ set(available)):
-        raise XDogeError(
-            f"weights {weights.name!r} and the token counts name different sources; in one of them only: "
-            f"{', '.join(only)}."
-        )
+    if differing := names_that_differ("the weights", weights.sources, "the token counts", available):
+        raise XDogeError(f"weights {weights.name!r} and the token counts name different sources; {differing}.")
     for source, count in available.items():
         if not isinstance(count, int) or count < 0:
             raise XDogeError(f"available_tokens[{source!r}] is {count!r}; it must be a whole number >= 0.")
@@ -32,24 +30,37 @@ def check_names(
     for what, names in (("caps", caps), ("read_before", before)):
         for name in names:
             if name not in (known if what == "caps" else available):
-                raise XDogeError(f"{what} names {name!r}; known: {', '.join(known)}.")
+                near = difflib.get_close_matches(name, known, n=1)
+                some = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:MOST_NAMES])}, ..."
+                raise XDogeError(f"{what} names {name!r}; {some}")
     for name, limit in caps.items():
-        if not (math.isfinite(limit) and limit >= 0):
-            raise XDogeError(f"caps[{name!r}] is {limit}; passes over a source are a number >= 0.")
+        if not (_is_number(limit) and limit >= 0):
+            raise XDogeError(f"caps[{name!r}] is {limit!r}; passes over a source are a number >= 0.")
     for name, count in before.items():
         if not isinstance(count, int) or count < 0:
             raise XDogeError(f"read_before[{name!r}] is {count!r}; it must be a whole number >= 0.")
+    check_level(level)
+
+
+def check_level(level: object) -> None:
+    """Refuse a level that is none."""
     if level not in ("languages", "sources"):
         raise XDogeError(f"level is {level!r}; it must be languages or sources.")
 
 
-def check_numbers(budget: int, max_epochs: float | None, min_share: float) -> None:
-    if not isinstance(budget, int) or budget < 1:
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_numbers(budget: int, max_epochs: float | None, min_share: float, *, sources: int) -> None:
+    if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
         raise XDogeError(f"budget_tokens is {budget!r}; it must be a whole number >= 1.")
-    if max_epochs is not None and not (math.isfinite(max_epochs) and max_epochs > 0):
-        raise XDogeError(f"max_epochs is {max_epochs}; it must be a number above 0, or None for no cap.")
-    if not 0 <= min_share < 1:
-        raise XDogeError(f"min_share is {min_share}; it must be >= 0 and below 1.")
+    if max_epochs is not None and not (_is_number(max_epochs) and max_epochs > 0):
+        raise XDogeError(f"max_epochs is {max_epochs!r}; it must be a number above 0, or None for no cap.")
+    if not 0 <= min_share <= 1 / sources:
+        raise XDogeError(
+            f"min_share is {min_share:g}; for {sources} sources it must be 0 to 1/{sources} = {1 / sources:.4g}."
+        )
 
 
 def refuse_unspendable(
@@ -80,3 +91,19 @@ def refuse_unspendable(
         fixed=sum(most[source] for source in used if source not in general),
     )
     raise XDogeError(f"{message} Raise max_epochs to {least:.12g} or lower the budget.")
+
+
+def whole_sequences(available: Mapping[str, int], sequence_length: int) -> dict[str, int]:
+    """Return the tokens of each source that whole sequences hold.
+
+    Raises:
+        XDogeError: the length is none, or a source is shorter than one sequence.
+    """
+    if not isinstance(sequence_length, int) or sequence_length < 1:
+        raise XDogeError(f"sequence_length is {sequence_length!r}; it must be a whole number >= 1.")
+    for source, count in available.items():
+        if count < sequence_length:
+            raise XDogeError(
+                f"{source} has {count:,} tokens, less than one sequence of {sequence_length:,}; use shorter sequences."
+            )
+    return {source: count // sequence_length * sequence_length for source, count in available.items()}

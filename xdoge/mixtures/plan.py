@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.files import read_json, sha256_json, write_json
 from xdoge.mixtures.allocation import Allocation, allocate, allocate_by_language, epoch_cap
-from xdoge.mixtures.checks import check_names, check_numbers, refuse_unspendable
+from xdoge.mixtures.checks import check_level, check_names, check_numbers, refuse_unspendable, whole_sequences
 from xdoge.mixtures.strategies import spread_by_size
 from xdoge.mixtures.weights import WeightSet
 
@@ -67,6 +67,11 @@ class Share:
         return read / self.available_tokens if self.available_tokens else (math.inf if read else 0.0)
 
     @property
+    def moved(self) -> float:
+        """How far caps and rounding moved the weight: weight - learned_weight."""
+        return self.weight - self.learned_weight
+
+    @property
     def unread(self) -> float:
         """Part of the text that no phase has read at the end of the run."""
         return max(0.0, 1.0 - self.epochs)
@@ -85,6 +90,8 @@ class Mixture:
         level: "sources" if sources were capped against each other, "languages" if languages first.
         weights: name and SHA-256 of the weights that the plan was made from.
         corpus: name and SHA-256 of the token store that the available tokens were counted in, where there is one.
+        min_share: least share of the budget that a source was to get.
+        sequence_length: T, if only whole sequences of T tokens were counted as available; None otherwise.
         xdoge_version: the version that made it.
         created: ISO 8601 time at which it was made, UTC.
 
@@ -100,6 +107,8 @@ class Mixture:
     level: Level = "sources"
     weights: Mapping[str, Any] = field(default_factory=dict)
     corpus: Mapping[str, Any] = field(default_factory=dict)
+    min_share: float = 0.0
+    sequence_length: int | None = None
     xdoge_version: str = ""
     created: str = ""
 
@@ -112,10 +121,15 @@ class Mixture:
                     raise XDogeError(f"sources[{source!r}].{name} is {value!r}; it must be a whole number >= 0.")
             for name, kind in _KINDS.items():
                 value = getattr(share, name)
-                if not isinstance(value, kind):
+                if not isinstance(value, kind) or (name != "capped" and isinstance(value, bool)):
                     raise XDogeError(f"sources[{source!r}].{name} is {value!r}, which it cannot be.")
             if share.tokens and not share.available_tokens:
                 raise XDogeError(f"sources[{source!r}] has no tokens, but {share.tokens:,} are to be read of it.")
+        check_numbers(self.budget_tokens, self.max_epochs, self.min_share, sources=1)
+        for name, kind in (("name", str), ("seed", int), ("sequence_length", int | None)):
+            if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
+                raise XDogeError(f"{name} is {value!r}, which it cannot be.")
+        check_level(self.level)
         total = sum(share.tokens for share in self.sources.values())
         if total != self.budget_tokens:
             raise XDogeError(f"the sources' tokens sum to {total:,}, not to budget_tokens {self.budget_tokens:,}.")
@@ -142,6 +156,7 @@ class Mixture:
         seed: int = 0,
         name: str | None = None,
         corpus: Mapping[str, Any] | None = None,
+        sequence_length: int | None = None,
     ) -> Self:
         """Turn weights into tokens: in proportion to the weights where no cap on repetition binds.
 
@@ -161,6 +176,7 @@ class Mixture:
             seed: kept for the sampler.
             name: of the mixture; that of the weights if left out.
             corpus: name and SHA-256 of the store that `available_tokens` comes from.
+            sequence_length: T, to count only whole sequences of T tokens as available, as a loader will.
 
         Raises:
             XDogeError: names do not fit together, a number is out of range, or the caps leave part of the budget
@@ -173,9 +189,13 @@ class Mixture:
             shares = spread_by_size(weights, available_tokens) if by_language else weights
             weights = WeightSet(name=name or "weights", sources=shares)
         level = level or ("languages" if by_language else "sources")
+        if sequence_length is not None:
+            available_tokens = whole_sequences(available_tokens, sequence_length)
         before = {source: (read_before or {}).get(source, 0) for source in available_tokens}
         check_names(weights, available_tokens, caps or {}, read_before or {}, level)
-        check_numbers(budget_tokens, max_epochs, min_share)
+        check_numbers(
+            budget_tokens, max_epochs, min_share, sources=sum(weight > 0 for weight in weights.sources.values())
+        )
         passes = {source: _cap_of(source, caps or {}, max_epochs) for source in available_tokens}
         most = {
             source: max(0, epoch_cap(available_tokens[source], limit) - before[source])
@@ -210,6 +230,8 @@ class Mixture:
             level=level,
             weights={"name": weights.name, "sha256": sha256_json(weights.to_json())},
             corpus=corpus or {},
+            min_share=min_share,
+            sequence_length=sequence_length,
             xdoge_version=xdoge.__version__,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
@@ -245,7 +267,21 @@ class Mixture:
             for name, share in self.languages.items()
             if share.capped and share.weight < (1 - LARGE_CUT) * share.learned_weight
         }
+        short = {
+            name: share.weight
+            for name, share in shares.items()
+            if share.learned_weight and share.weight < self.min_share - 1 / self.budget_tokens
+        }
+        moved = math.fsum(abs(share.weight - share.learned_weight) for share in shares.values()) / 2
         kinds = [
+            (
+                f"caps overrule the weights for more than {LARGE_CUT:.0%} of the budget",
+                {"in all": f"{moved:.1%}"} if moved > LARGE_CUT else {},
+            ),
+            (
+                f"a cap allows less than min_share {self.min_share:g}",
+                {name: f"{weight:.4g}" for name, weight in short.items()},
+            ),
             (
                 f"read more than {DEFAULT_MAX_EPOCHS:g} times, beyond which text is worth much less than new text",
                 {name: f"{epochs:.1f} times" for name, epochs in _largest_first(repeated)},
@@ -279,6 +315,8 @@ class Mixture:
             "max_epochs": self.max_epochs,
             "seed": self.seed,
             "level": self.level,
+            "min_share": self.min_share,
+            "sequence_length": self.sequence_length,
             "sources": {source: _entry(share) for source, share in self.sources.items()},
             "languages": {language: _entry(share) for language, share in self.languages.items()},
             "weights": dict(self.weights),
@@ -298,17 +336,14 @@ class Mixture:
         try:
             entries, languages = value.pop("sources"), value.pop("languages")
             del value["schema"]
-            stated = {source: entry.pop("epochs") for source, entry in entries.items()}
+            stated = {source: {name: entry.pop(name) for name in _DERIVED} for source, entry in entries.items()}
             mixture = cls(sources={source: Share(**entry) for source, entry in entries.items()}, **value)
             for source, share in mixture.sources.items():
                 _same(f"sources[{source!r}].weight", share.weight, share.tokens / mixture.budget_tokens)
-                _same(f"sources[{source!r}].epochs", stated[source], share.epochs)
-            for language in mixture.languages.keys() | languages:
-                _same(
-                    f"languages[{language!r}].tokens",
-                    languages.get(language, {}).get("tokens", 0),
-                    mixture.languages[language].tokens if language in mixture.languages else 0,
-                )
+                for name, value in stated[source].items():
+                    _same(f"sources[{source!r}].{name}", value, getattr(share, name))
+            if languages != {language: _entry(share) for language, share in mixture.languages.items()}:
+                raise XDogeError("languages are not the sums over the sources.")
         except XDogeError as error:
             raise XDogeError(f"{path}: {error}") from error
         except (TypeError, AttributeError, ValueError, KeyError, ZeroDivisionError) as error:
@@ -316,13 +351,13 @@ class Mixture:
         return mixture
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per source, with the columns of mixture.json and `unread`."""
+        """Return one row per source, with the columns of mixture.json."""
         try:
             import pandas as pd
         except ImportError as error:
             raise MissingExtraError("pandas", "analysis") from error
         return pd.DataFrame(
-            {"language": source.partition("/")[0], "source": source, **_entry(share), "unread": share.unread}
+            {"language": source.partition("/")[0], "source": source, **_entry(share)}
             for source, share in self.sources.items()
         )
 
@@ -332,6 +367,9 @@ class Mixture:
         text = ", ".join(f"{language} {share.weight:.3f}" for language, share in shares)
         return f"Mixture({self.name!r}, {self.budget_tokens:,} tokens: {text})"
 
+
+_DERIVED = ("epochs", "moved", "unread")
+"""What mixture.json holds of a source beside the fields of `Share`."""
 
 _KINDS: dict[str, Any] = {
     "learned_weight": float | int,
@@ -356,6 +394,8 @@ def _entry(share: Share) -> dict[str, Any]:
         "capped": share.capped,
         "learned_weight": share.learned_weight,
         "read_before": share.read_before,
+        "moved": share.moved,
+        "unread": share.unread,
     }
 
 

@@ -109,14 +109,16 @@ def _cut(sums: list[int], low: int, high: int) -> int:
 class Stage:
     """A stretch of positions that has one set of quotas, cut into blocks.
 
-    Counts are those of the quotas at the ends of blocks; within a block a keyed permutation says which source comes
-    where. Beyond `quotas.total` positions the quotas begin again, and so do the blocks.
+    Counts are those of the quotas at the ends of blocks; within a block a keyed permutation gives the order, except
+    that a source ends an epoch before it begins the next. Beyond `quotas.total` positions the quotas begin again, and
+    so do the blocks.
 
     Attributes:
         start: position of the first.
         stop: position after the last, unless positions go on for ever.
         quotas: of the k sources.
         carried: (k,) sequences of each source that were read before.
+        sizes: (k,) sequences that each source has.
         block: positions of a block; the last of the quotas may be shorter.
         key: (1,) of the order within blocks.
     """
@@ -125,10 +127,10 @@ class Stage:
     stop: int
     quotas: Quotas
     carried: Counts
+    sizes: Counts
     block: int
     key: Words
     _per_cycle: int = field(init=False)
-    _widths: tuple[int, int] = field(init=False)
     _slots: Permutations = field(init=False)
 
     def __post_init__(self) -> None:
@@ -136,20 +138,19 @@ class Stage:
         blocks = -(-self.quotas.total // self.block)
         widths = self.block, self.quotas.total - (blocks - 1) * self.block
         object.__setattr__(self, "_per_cycle", blocks)
-        object.__setattr__(self, "_widths", widths)
         object.__setattr__(self, "_slots", Permutations(widths))
 
-    def read_before(self, position: int) -> Counts:
-        """Return how many sequences of each source are read before a position, what was carried included: (k,)."""
+    def read_before(self, position: int) -> tuple[Counts, int]:
+        """Return what is read of each source before the block of `position`, (k,), and where that block begins."""
         cycles, offset = divmod(position - self.start, self.quotas.total)
-        within = offset % self.block  # of a block that is begun
-        read = self.carried + cycles * np.array(self.quotas.counts)
+        within = offset % self.block
+        read: Counts = self.carried + cycles * np.array(self.quotas.counts)
         read += self.quotas.before(np.array([offset - within]))[:, 0]
-        source, _ = self.locate(np.arange(position - within, position, dtype=np.int64))
-        return read + np.bincount(source, minlength=read.size)
+        return read, position - within
 
     def locate(self, positions: Counts) -> tuple[Counts, Counts]:
-        """Return the source at each position, and how many of its sequences are read before: (n,) each."""
+        """Return the source at each position, and which of its draws that is, from 0: (n,) each."""
+        k = len(self.quotas.counts)
         cycle: Counts | int = 0
         offset = positions - self.start
         if offset.size and int(offset.max()) >= self.quotas.total:
@@ -157,40 +158,34 @@ class Stage:
         block = offset // self.block
         slot = offset - block * self.block
         blocks, which = _distinct(block + cycle * self._per_cycle)  # (b,), (n,)
-        at_once = max(1, CHUNK // self.block)
-        if blocks.size <= at_once:
-            return self._locate(blocks, which, slot)
-        found = np.empty((2, positions.size), dtype=np.int64)
-        order = np.argsort(which, kind="stable")
-        cuts = np.searchsorted(which[order], np.arange(at_once, blocks.size, at_once))
-        for number, part in enumerate(np.split(order, cuts)):
-            some = slice(number * at_once, (number + 1) * at_once)
-            found[:, part] = self._locate(blocks[some], which[part] - some.start, slot[part])
-        return found[0], found[1]
-
-    def _locate(self, blocks: Counts, which: NDArray[np.intp], slot: Counts) -> tuple[Counts, Counts]:
-        """Return the same for slots of blocks, all of whose positions are worked out.
-
-        The keyed permutation decides which source a position gets; the sequences of a source then follow in order.
-        """
-        k = len(self.quotas.counts)
         before, after = self._edges(blocks)  # (b, k) each
-        quota = (after - before).ravel()
-        last = blocks % self._per_cycle == self._per_cycle - 1
-        widths = np.where(last, self._widths[1], self._widths[0])  # (b,)
-        begins = np.cumsum(widths) - widths
-        block = np.repeat(np.arange(blocks.size), widths)  # of each position of the blocks
-        slots = np.arange(block.size) - begins[block]
+        read, quota = before.ravel(), (after - before).ravel()
+        ends = np.cumsum(quota)
+        starts = ends - quota  # where each source of each block begins, block after block
+        begins = starts[::k]
         keys = mix(self.key, self.start + blocks * self.block)
-        width = last.astype(np.intp)[block] if last.any() else 0
-        places = begins[block] + self._slots(slots.view(np.uint64), width, keys[block])
-        small = np.uint16 if quota.size <= 1 << 16 else np.int64  # few bits are sorted faster
-        group = np.repeat(np.arange(quota.size).astype(small), quota)[places]  # block and source of each position
-        at = np.empty_like(places)
-        at[np.argsort(group, kind="stable")] = np.arange(places.size)
-        wanted = begins[which] + slot
-        group = group[wanted].astype(np.intp)
-        return group % k, at[wanted] + (before.ravel() - np.cumsum(quota) + quota)[group]
+        last = (blocks % self._per_cycle == self._per_cycle - 1).astype(np.intp)
+        width = last[which] if last.any() else 0
+        at = begins[which] + self._slots(slot.view(np.uint64), width, keys[which])
+        if at.size * 16 < self.block * blocks.size:  # few positions of large blocks
+            group = np.searchsorted(ends, at, side="right")
+        else:
+            group = np.repeat(np.arange(quota.size), quota)[at]
+        nth = at - starts[group]
+        sizes = np.tile(self.sizes, blocks.size)
+        ending = quota > sizes - read % sizes  # an epoch ends before the source's last draw in the block
+        if ending.any() and (some := np.flatnonzero(ending[group])).size:
+            found, where = np.unique(group[some], return_inverse=True)
+            counts = quota[found]
+            first = np.cumsum(counts) - counts
+            of = np.repeat(np.arange(found.size), counts)
+            places = (starts - np.repeat(begins, k))[found][of] + np.arange(of.size) - first[of]  # slots in the block
+            mine = found[of] // k
+            came = self._slots(places.view(np.uint64), last[mine], keys[mine], inverse=True)  # the position of each
+            order = np.empty(of.size, dtype=np.int64)
+            order[np.lexsort((came, of))] = np.arange(of.size)
+            nth[some] = (order - first[of])[first[where] + nth[some]]
+        return group % k, read[group] + nth
 
     def _edges(self, blocks: Counts) -> tuple[Counts, Counts]:
         """Return what of each source is read before each block and after it, (b, k) each, what was carried included."""

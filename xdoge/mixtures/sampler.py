@@ -21,16 +21,27 @@ from numpy.typing import ArrayLike, NDArray
 from xdoge.errors import XDogeError
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.quotas import CHUNK, MOST, Counts, Quotas, Stage
-from xdoge.mixtures.sequences import check_at_least, check_lengths, find_sequence_length, sequence_quotas, warn_of_rare
+from xdoge.mixtures.sequences import (
+    check_lengths,
+    check_rank,
+    find_sequence_length,
+    sequence_quotas,
+    warn_of_other_lengths,
+    warn_of_rare,
+    whole_number,
+)
 from xdoge.mixtures.shuffle import Permutations, derive_key, mix
 
 PastBudget = Literal["stop", "continue", "raise"]
+
+AT_ONCE = 1 << 20
+"""Counts (sources × blocks) held at once, where positions lie far apart."""
 
 STATE_VERSION = 1
 
 
 class Draw(NamedTuple):
-    """One sequence: `index` counts the sequences of `source`, `epoch` the passes over it before this one."""
+    """One sequence: `index` counts the sequences of `source` and `epoch` the passes over it, both from 0."""
 
     source: str
     epoch: int
@@ -62,10 +73,13 @@ class MixtureSampler:
         lengths: sequences of each source, such as `store.sequence_counts(2048)`.
         batch_size: sequences of the global batch, over all ranks and accumulation steps.
         seed: of every order; that of the (first) mixture if left out.
-        sequence_length: tokens per sequence; found from `lengths` where these are the mixture's available tokens cut
-            into sequences of one length.
+        sequence_length: tokens per sequence; that of the mixture if left out, or found from `lengths` where these are
+            the mixture's available tokens cut into sequences of one length.
         past_budget: "stop" ends there, "continue" goes on in the same proportions and so beyond the caps, "raise"
             makes reading on an error.
+        read_before: sequences of each source that an earlier phase read with the same seed, such as the `quotas` of its
+            sampler; each source goes on after them. Left out: the mixture's own tokens read before, in whole sequences,
+            which may be one sequence off.
         world_size: number of ranks; rank r has the positions r, r + world_size, ...
         rank: this one's number, from 0.
 
@@ -73,17 +87,18 @@ class MixtureSampler:
         sources: names, in the mixture's order.
         quotas: sequences of each source in the whole plan.
         total: sequences of the whole plan.
-        position: sequences that all ranks together have read; where iteration goes on.
+        position: sequences that all ranks together have read; where iteration goes on. May be set.
 
     Raises:
         XDogeError: names or lengths do not fit the mixture, a source is shorter than one sequence, or whole sequences
             are too few to keep the caps.
 
     Warns:
-        UserWarning: a language or source is drawn less than once in a block, or never.
+        UserWarning: a language or source is drawn less than once in a block, or never; or the lengths are not the
+            mixture's available tokens cut into sequences of `sequence_length`.
     """
 
-    def __init__(
+    def __init__(  # one argument for each thing that the order depends on
         self,
         mixture: Mixture | Sequence[tuple[Mixture, int]],
         lengths: Mapping[str, int],
@@ -92,36 +107,44 @@ class MixtureSampler:
         seed: int | None = None,
         sequence_length: int | None = None,
         past_budget: PastBudget = "stop",
+        read_before: Mapping[str, int] | None = None,
         world_size: int = 1,
         rank: int = 0,
     ) -> None:
+        if isinstance(mixture, str) or not isinstance(lengths, Mapping):
+            raise XDogeError(
+                "MixtureSampler takes Mixture.load(path), and lengths such as store.sequence_counts(2048)."
+            )
         parts = [(mixture, mixture.budget_tokens)] if isinstance(mixture, Mixture) else list(mixture)
         if not parts:
             raise XDogeError("there is no stage to play; give at least one (mixture, tokens).")
         if past_budget not in get_args(PastBudget):
             raise XDogeError(f"past_budget is {past_budget!r}; it must be stop, continue or raise.")
-        check_at_least(1, batch_size=batch_size, world_size=world_size)
-        if not 0 <= rank < world_size:
-            raise XDogeError(f"rank is {rank}; with world_size {world_size} it must be 0 to {world_size - 1}.")
+        self.world_size = whole_number("world_size", world_size, least=1)
+        self.rank = check_rank(rank, self.world_size)
         self.sources = tuple(dict.fromkeys(source for part, _ in parts for source in part.sources))
         check_lengths(self.sources, lengths)
         self.lengths = {source: int(lengths[source]) for source in self.sources}
-        self.sequence_length = sequence_length or find_sequence_length(parts, self.lengths)
-        check_at_least(1, sequence_length=self.sequence_length)
-        self.batch_size = batch_size
-        self.seed = parts[0][0].seed if seed is None else seed
+        if sequence_length is None:
+            sequence_length = find_sequence_length(parts, self.lengths)
+        self.sequence_length = whole_number("sequence_length", sequence_length, least=1)
+        warn_of_other_lengths(parts, self.lengths, self.sequence_length)
+        self.batch_size = whole_number("batch_size", batch_size, least=1)
+        self.seed = whole_number("seed", parts[0][0].seed if seed is None else seed)
         self.past_budget: PastBudget = past_budget
-        self.world_size, self.rank = world_size, rank
         self.position = 0
         self._sizes = np.array(list(self.lengths.values()), dtype=np.int64)  # (k,)
         self._permutations = Permutations(list(self.lengths.values()))
         keys = [derive_key(self.seed, source) for source in self.sources]
         self._source_keys = np.array(keys, dtype=np.uint64)  # (k,)
         self._block_key = np.array([derive_key(self.seed, "blocks")], dtype=np.uint64)
-        first = parts[0][0]
-        before = [first.sources[s].read_before if s in first.sources else 0 for s in self.sources]
+        first = parts[0][0].sources
+        before = read_before or {s: share.read_before // self.sequence_length for s, share in first.items()}
+        if unknown := sorted(set(before) - set(self.sources)):
+            raise XDogeError(f"read_before names {unknown[0]}, which the mixture does not.")
+        carried = [whole_number(f"read_before[{s!r}]", before.get(s, 0), least=0) for s in self.sources]
         self._stages: tuple[Stage, ...] = ()
-        self._add_stages(parts, np.array(before, dtype=np.int64) // self.sequence_length)
+        self._add_stages(parts, np.array(carried, dtype=np.int64))
 
     def _add_stages(self, parts: Sequence[tuple[Mixture, int]], carried: Counts) -> None:
         for mixture, tokens in parts:
@@ -131,12 +154,21 @@ class MixtureSampler:
             stop = start + sum(counts)
             if stop >= MOST:
                 raise XDogeError(f"the plan has {stop:,} sequences; the sampler counts up to 2^56.")
-            stage = Stage(start, stop, Quotas(counts), carried, self.batch_size, self._block_key)
+            stage = Stage(start, stop, Quotas(counts), carried, self._sizes, self.batch_size, self._block_key)
             self._stages = (*self._stages, stage)
             carried = carried + np.array(counts)
         self._ahead = self._nothing = (0, Draws(self.sources, *np.empty((3, 0), dtype=np.int64)))
         self._next = -1
         self.fingerprint = self._fingerprint()
+
+    @property
+    def position(self) -> int:
+        """Sequences that all ranks together have read; where iteration goes on."""
+        return self._position
+
+    @position.setter
+    def position(self, value: int) -> None:
+        self._position = whole_number("position", value, least=0)
 
     @property
     def total(self) -> int:
@@ -150,12 +182,13 @@ class MixtureSampler:
 
     def counts(self, position: int) -> dict[str, int]:
         """Return the sequences of each source in the global positions [0, position)."""
-        check_at_least(0, position=position)
-        self._refuse_beyond(position)
-        read = self._read_before(position) - self._stages[0].carried
+        self._refuse_beyond(whole_number("position", position, least=0))
+        read, begin = self._read_before(position)
+        within = self._at(np.arange(begin, position, dtype=np.int64)).source  # of a block that is begun
+        read = read - self._stages[0].carried + np.bincount(within, minlength=len(self.sources))
         return dict(zip(self.sources, read.tolist(), strict=True))
 
-    def _read_before(self, position: int) -> Counts:
+    def _read_before(self, position: int) -> tuple[Counts, int]:
         stage = next((stage for stage in self._stages if position < stage.stop), self._stages[-1])
         return stage.read_before(position)
 
@@ -178,8 +211,12 @@ class MixtureSampler:
             XDogeError: the same, with "raise".
         """
         if isinstance(positions, slice):
-            return self[np.arange(*positions.indices(len(self)))]
-        wanted = np.atleast_1d(np.asarray(positions, dtype=np.int64))
+            beyond = positions.stop if self.past_budget != "stop" and positions.stop is not None else 0
+            return self[np.arange(*positions.indices(max(len(self), beyond)), dtype=np.int64)]
+        wanted = np.atleast_1d(np.asarray(positions))
+        if wanted.ndim > 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise IndexError(f"positions are whole numbers, a slice or a flat array of them, not {positions!r}")
+        wanted = wanted.astype(np.int64)
         if not wanted.size:
             return self._nothing[1]
         low, high = int(wanted.min()), int(wanted.max())
@@ -196,9 +233,8 @@ class MixtureSampler:
 
     def draws(self, start: int, stop: int) -> Draws:
         """Return the draws at this rank's positions [start, stop); errors as for a single position."""
-        check_at_least(0, start=start)
-        if stop < start:
-            raise XDogeError(f"stop is {stop:,}; it must be at least start, {start:,}.")
+        start = whole_number("start", start, least=0)
+        stop = whole_number("stop", stop, least=start)
         self._refuse_beyond(self.rank + self.world_size * (stop - 1) + 1)
         return self._range(start, stop)
 
@@ -216,18 +252,18 @@ class MixtureSampler:
             # the positions of this rank in the rounds of `world` positions that begin there
             own = begin + (self.rank - begin) % world + world * np.arange(count)
             _, source, epoch, index = self._at(own)
+            stages = self._stages
             columns = zip(source.tolist(), epoch.tolist(), index.tolist(), strict=True)
             for number, (s, e, i) in enumerate(columns, start=1):
                 self.position = expected = begin + number * world  # before the yield: a state asked for after it has it
                 yield Draw(self.sources[s], e, i)
-                if self.position != expected:  # moved from outside
+                if self.position != expected or self._stages is not stages:  # moved from outside
                     break
 
     def shard(self, *, world_size: int, rank: int) -> Self:
         """Return a view of every `world_size`-th position of this view, from `rank` on, with a position of its own."""
-        check_at_least(1, world_size=world_size)
-        if not 0 <= rank < world_size:
-            raise XDogeError(f"rank is {rank}; with world_size {world_size} it must be 0 to {world_size - 1}.")
+        world_size = whole_number("world_size", world_size, least=1)
+        rank = check_rank(rank, world_size)
         view = copy.copy(self)
         view.world_size, view.rank = self.world_size * world_size, self.rank + self.world_size * rank
         view._ahead = self._nothing
@@ -237,20 +273,24 @@ class MixtureSampler:
         """Return a sampler that goes on with another mixture, nothing read twice or left out by the change.
 
         Positions before `at` stay as they are. From there on the sources are drawn in the proportions of `mixture`,
-        each going on in its own order where it stood; caps count all passes, those before `at` included.
+        each going on in its own order where it stood; caps count all passes, those before `at` included. This sampler
+        itself stays as it is. To resume such a run, make the first sampler, rebase it at the same position, and load
+        the state.
 
         Args:
             mixture: of the same sources.
-            at: `position` if left out. Blocks begin anew there, so that whole batches before it keep the composition of
-                those after it near exact.
+            at: where a block ends; `position` if left out.
             tokens: to read with the new mixture; what is left of the plan if left out.
 
         Raises:
-            XDogeError: `at` lies beyond the plan, nothing is left, or the mixture does not fit.
+            XDogeError: `at` lies inside a block or beyond the plan, nothing is left, or the mixture does not fit.
         """
-        at = self.position if at is None else at
-        if not 0 <= at <= self.total:
+        at = self.position if at is None else whole_number("at", at, least=0)
+        if at > self.total:
             raise XDogeError(f"at is {at:,}; the plan has the positions 0 to {self.total:,}.")
+        carried, begin = self._read_before(at)
+        if begin != at:
+            raise XDogeError(f"at is {at:,}, inside a block that began at {begin:,}; rebase where one ends.")
         if unknown := sorted(set(mixture.sources) - set(self.sources)):
             raise XDogeError(
                 f"mixture {mixture.name!r} names {', '.join(unknown)}, which this sampler has no lengths of; "
@@ -261,7 +301,7 @@ class MixtureSampler:
             raise XDogeError(f"at {at:,} nothing is left of the plan; say how many tokens to go on for.")
         other = copy.copy(self)
         other._stages = tuple(replace(stage, stop=min(stage.stop, at)) for stage in self._stages if stage.start < at)
-        other._add_stages([(mixture, tokens)], self._read_before(at))
+        other._add_stages([(mixture, tokens)], carried)
         other.position = at
         return other
 
@@ -274,7 +314,7 @@ class MixtureSampler:
         """
         return {
             "version": STATE_VERSION,
-            "position": self.position if position is None else int(position),
+            "position": self.position if position is None else whole_number("position", position, least=0),
             "batch_size": self.batch_size,
             "plan": self.fingerprint,
         }
@@ -290,16 +330,20 @@ class MixtureSampler:
         try:
             version, position, block, plan = (state[key] for key in ("version", "position", "batch_size", "plan"))
         except (KeyError, TypeError) as error:
-            raise XDogeError(f"this is no state of a sampler: {error} is missing.") from error
+            raise XDogeError(
+                f"this is no state of a sampler, which has version, position, batch_size, plan: {state!r}."
+            ) from error
         if version != STATE_VERSION:
             raise XDogeError(f"the sampler's state has version {version}; this xdoge reads {STATE_VERSION}.")
         if plan != self.fingerprint:
             raise XDogeError(
                 f"the state is of another plan ({plan}, this one is {self.fingerprint}): mixture, lengths, sequence "
-                "length, seed and stages must be those it was taken with; rebase changes the mixture in mid-run."
+                "length, seed and stages must be those it was taken with. After a rebase, make the first sampler, "
+                "rebase it at the same position, then load the state."
             )
-        check_at_least(0, position=position)
-        check_at_least(1, batch_size=block)
+        position, block = whole_number("position", position, least=0), whole_number("batch_size", block, least=1)
+        if position > self.total and self.past_budget != "continue":
+            raise XDogeError(f"the state's position {position:,} lies beyond the plan's {self.total:,} sequences.")
         self.position, self.batch_size, self._ahead = position, block, self._nothing
         self._stages = tuple(replace(stage, block=block) for stage in self._stages)
 
@@ -331,8 +375,8 @@ class MixtureSampler:
 
     @property
     def _ahead_by(self) -> int:
-        """Positions of this rank in a chunk or a block of all ranks', which take as long as one of them."""
-        return max(1, max(CHUNK, self.batch_size) // self.world_size)
+        """Positions of this rank to work out at once: a chunk of all ranks', or of as many blocks as cost no more."""
+        return min(CHUNK, max(CHUNK // self.world_size, 2 * CHUNK // len(self.sources), 1))
 
     def _range(self, start: int, stop: int) -> Draws:
         """Return the draws at this rank's positions [start, stop), reading ahead where calls follow each other.
@@ -353,8 +397,9 @@ class MixtureSampler:
 
     def _at(self, positions: NDArray[np.int64]) -> Draws:
         """Return the draws at global positions, in any order, a chunk at a time."""
-        if positions.size > CHUNK:
-            parts = [self._at(positions[i : i + CHUNK]) for i in range(0, positions.size, CHUNK)]
+        size = min(CHUNK, max(64, AT_ONCE // len(self.sources)))
+        if positions.size > size:
+            parts = [self._at(positions[i : i + size]) for i in range(0, positions.size, size)]
             columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
             return Draws(self.sources, *columns)
         if len(self._stages) == 1:

@@ -8,27 +8,49 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, names_that_differ
 from xdoge.mixtures.allocation import allocate, epoch_cap
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.quotas import Counts
 
 
-def check_at_least(least: int, **values: object) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise XDogeError(f"{name} is {value!r}; it must be a whole number >= {least}.")
+def whole_number(name: str, value: object, *, least: int | None = None) -> int:
+    """Return `value`, one of Python's or NumPy's whole numbers, as Python's.
+
+    Raises:
+        XDogeError: it is something else, or less than `least`.
+    """
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and (least is None or value >= least):
+        return int(value)
+    raise XDogeError(
+        f"{name} is {value!r}; it must be a whole number" + (f" >= {least}." if least is not None else ".")
+    )
+
+
+def check_rank(rank: object, world_size: int) -> int:
+    """Return the number of a rank, one of 0 to world_size - 1."""
+    number = whole_number("rank", rank)
+    if not 0 <= number < world_size:
+        raise XDogeError(f"rank is {number}; with world_size {world_size} it must be 0 to {world_size - 1}.")
+    return number
 
 
 def check_lengths(sources: Sequence[str], lengths: Mapping[str, int]) -> None:
-    if only := sorted(set(sources) ^ set(lengths)):
-        raise XDogeError(f"mixture and lengths name different sources; in one of them only: {', '.join(only)}.")
+    if differing := names_that_differ("the mixture", sources, "lengths", lengths):
+        raise XDogeError(f"mixture and lengths name different sources; {differing}.")
     for source, length in lengths.items():
-        check_at_least(0, **{f"lengths[{source!r}]": length})
+        whole_number(f"lengths[{source!r}]", length, least=0)
 
 
 def find_sequence_length(parts: Sequence[tuple[Mixture, int]], lengths: Mapping[str, int]) -> int:
-    """Return the one number of tokens that cuts every source's available tokens into its number of sequences."""
+    """Return the one number of tokens that cuts every source's available tokens into its number of sequences.
+
+    That which the mixture was planned with, if it was planned in whole sequences.
+    """
+    if planned := {mixture.sequence_length for mixture, _ in parts if mixture.sequence_length is not None}:
+        if len(planned) > 1:
+            raise XDogeError(f"stages were planned in sequences of {sorted(planned)} tokens; give sequence_length.")
+        return planned.pop()
     least, most, bounded = 1, 1, False
     for mixture, _ in parts:
         for source, share in mixture.sources.items():
@@ -76,6 +98,23 @@ def sequence_quotas(
         )
     allocation = allocate(shares, count, caps=caps)
     return list(allocation.counts.values())
+
+
+def warn_of_other_lengths(
+    parts: Sequence[tuple[Mixture, int]], lengths: Mapping[str, int], sequence_length: int
+) -> None:
+    """Warn where lengths are not what the available tokens hold, which a packing of one's own may mean to be so."""
+    for mixture, _ in parts:
+        held = {source: share.available_tokens // sequence_length for source, share in mixture.sources.items()}
+        other = [source for source, count in held.items() if count != lengths[source]]
+        if other:
+            source = other[0]
+            warnings.warn(
+                f"lengths of {len(other)} of {len(held)} sources are not the mixture's tokens in sequences of "
+                f"{sequence_length:,}: {source} has {lengths[source]:,} where {held[source]:,} are expected.",
+                stacklevel=3,
+            )
+            return
 
 
 def warn_of_rare(mixture: Mixture, sources: Sequence[str], quotas: Sequence[int], batch_size: int) -> None:

@@ -30,7 +30,7 @@ MULTIPLIERS = tuple(
 """One round each: odd numbers without structure, those of splitmix64 and of known mixers. After four rounds
 neighbouring pairs of a million items are measurably not random, after six they are within the spread of NumPy's."""
 
-LEAST_COLUMN_BITS, LEAST_ROWS = 2, 4
+LEAST_COLUMN_BITS, LEAST_ROWS = 3, 8
 """Of the table for 2 items and more: on fewer cells the network makes some orders far more often than others."""
 
 _HALF = np.uint64(32)
@@ -78,34 +78,38 @@ class Permutations:
         self._bits = np.array(bits, dtype=np.uint64)  # p
         self._masks = np.array([(1 << p) - 1 for p in bits], dtype=np.uint64)
 
-    def __call__(self, x: Words, which: int | NDArray[np.intp], keys: Words) -> NDArray[np.int64]:
-        """Return where each x goes: (n,).
+    def __call__(
+        self, x: Words, which: int | NDArray[np.intp], keys: Words, *, inverse: bool = False
+    ) -> NDArray[np.int64]:
+        """Return where each x goes, or with `inverse` where it came from: (n,).
 
         Args:
             x: (n,) positions, each below the size it belongs to.
             which: (n,) indices of the size of each, or one for all.
             keys: (n,) or (1,) uint64.
+            inverse: undo the permutation.
         """
         sizes, rows, bits, masks = (
             np.atleast_1d(table[which]) for table in (self.sizes, self._rows, self._bits, self._masks)
         )
-        out = _scramble(x, rows, bits, masks, keys)
+        out = _scramble(x, rows, bits, masks, keys, inverse)
         beyond = np.flatnonzero(out >= sizes)
         while beyond.size:
-            again = (part if part.size == 1 else part[beyond] for part in (rows, bits, masks, keys))
-            moved = out[beyond] = _scramble(out[beyond], *again)
+            r, b, m, k = (part if part.size == 1 else part[beyond] for part in (rows, bits, masks, keys))
+            moved = out[beyond] = _scramble(out[beyond], r, b, m, k, inverse)
             beyond = beyond[moved >= (sizes if sizes.size == 1 else sizes[beyond])]
         return out.view(np.int64)
 
 
-def _scramble(x: Words, rows: Words, bits: Words, masks: Words, keys: Words) -> Words:
+def _scramble(x: Words, rows: Words, bits: Words, masks: Words, keys: Words, inverse: bool) -> Words:
     """Six rounds; the hash is the upper half of the square of (half + key) · multiplier.
 
     Every line works in place: at this size a temporary array costs more than its arithmetic.
     """
     left, right = x >> bits, x & masks
     h, t = np.empty_like(x), np.empty_like(x)
-    for number, multiplier in enumerate(MULTIPLIERS):
+    rounds = list(enumerate(MULTIPLIERS))
+    for number, multiplier in reversed(rounds) if inverse else rounds:
         np.add(left if number & 1 else right, keys, out=h)
         h *= multiplier
         h *= h
@@ -113,12 +117,16 @@ def _scramble(x: Words, rows: Words, bits: Words, masks: Words, keys: Words) -> 
         if number & 1:
             h &= masks
             right ^= h
+            continue
+        h *= rows
+        h >>= _HALF  # uniform in [0, a)
+        if inverse:
+            left -= h
+            np.add(left, rows, out=t)
         else:
-            h *= rows
-            h >>= _HALF  # uniform in [0, a)
             left += h
-            np.subtract(left, rows, out=t)  # wraps round to a huge number where left < a
-            np.minimum(left, t, out=left)
+            np.subtract(left, rows, out=t)
+        np.minimum(left, t, out=left)  # the one of both that did not wrap round to a huge number is in [0, a)
     left <<= bits
     left |= right
     return left

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, names_that_differ
 from xdoge.mixtures.weights import WeightSet
 
 Strategy = Literal["uniform", "proportional", "temperature", "unimax"]
@@ -49,9 +49,9 @@ def strategy_weights(
     exponent = {"proportional": 1.0, "temperature": 1 / tau}.get(strategy, 0.0)
     groups = available_tokens if level == "sources" else _by_language(available_tokens)
     masses = {name: count**exponent if count else 0.0 for name, count in groups.items()}
+    if empty := [name for name, mass in masses.items() if not mass]:
+        raise XDogeError(f"{empty[0]} has no tokens to share by.")
     total = math.fsum(masses.values())
-    if total == 0:
-        raise XDogeError("no source has any tokens to share by.")
     shares = {name: mass / total for name, mass in masses.items()}
     settings = {"strategy": strategy, "level": level} | ({"temperature": tau} if strategy == "temperature" else {})
     return WeightSet(
@@ -72,10 +72,8 @@ def spread_by_size(languages: Mapping[str, float], available_tokens: Mapping[str
         XDogeError: the languages are not those of the sources, or one of weight above 0 has no tokens.
     """
     sizes = _by_language(available_tokens)
-    if unknown := sorted(set(languages) ^ set(sizes)):
-        raise XDogeError(
-            f"weights and token counts name different languages; in one of them only: {', '.join(unknown)}."
-        )
+    if differing := names_that_differ("the weights", languages, "the token counts", sizes):
+        raise XDogeError(f"weights and token counts name different languages; {differing}.")
     for language, weight in languages.items():
         if weight and not sizes[language]:
             raise XDogeError(f"{language} has weight {weight:g} and no tokens.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.errors import MissingExtraError, XDogeError, names_that_differ
 from xdoge.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -187,12 +187,20 @@ class WeightSet:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read weights.json.
+        """Read weights.json, or the one in the run folder of a fit.
 
         Raises:
-            XDogeError: the file is missing, of another kind or newer, or its numbers contradict each other.
+            XDogeError: the file is missing or its fit not finished, it is of another kind or newer, or its numbers
+                contradict each other.
         """
-        value = read_json(Path(path), schema="xdoge.weights", version=1)
+        path = Path(path)
+        if path.is_dir():
+            if not (path / "weights.json").exists():
+                unfinished = (path / "config.yaml").exists()
+                hint = "its fit is not finished; continue it with --resume" if unfinished else "it is no run of a fit"
+                raise XDogeError(f"{path} has no weights.json: {hint}.")
+            path = path / "weights.json"
+        value = read_json(path, schema="xdoge.weights", version=1)
         try:
             languages = dict(value.pop("languages"))
             del value["schema"]
@@ -280,9 +288,8 @@ def _kl(p: np.ndarray[Any, np.dtype[np.float64]], q: np.ndarray[Any, np.dtype[np
 
 
 def _same_names(name: str, mine: Mapping[str, float], other: str, theirs: Mapping[str, float]) -> None:
-    if set(mine) != set(theirs):
-        missing = ", ".join(sorted(set(mine) ^ set(theirs)))
-        raise XDogeError(f"weights {name!r} and {other!r} name different sources; in one of them only: {missing}.")
+    if differing := names_that_differ(name, mine, other, theirs):
+        raise XDogeError(f"weights {name!r} and {other!r} name different sources; {differing}.")
 
 
 def _descending(weights: Mapping[str, float]) -> list[tuple[str, float]]:

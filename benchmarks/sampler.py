@@ -1,0 +1,398 @@
+"""Speed, state and exactness of `MixtureSampler`, beside other libraries that mix sources, and of reading through it.
+
+    python benchmarks/sampler.py [--rounds 5] [--draws 1000000] [--without NAME]... [--corpus CORPUS.yaml] [--repeat N]
+
+One mixture of 28 sources, the largest 500 times the smallest, at most 4 passes over any, a million draws; each library
+takes its turn in every round, and a figure is the median of the rounds, in brackets the least and the greatest.
+
+    build     from the sources and weights to the first draw
+    resume    in a new object: from the state of draw 499,712 to the draw after it
+    state     bytes of that state, as JSON where it is plain and pickled where not; `index`, bytes of a stored order
+    draws/s   ranges of 1,024 one after another, by the wall clock; /CPU s, over the process's processor time
+    off by    the largest |drawn - weight × draws| of any source at any multiple of 1,024 draws
+    early     draws of a row that was drawn before, while other rows of its source were not yet drawn as often
+    passes    over the source that is repeated most, when the library stops or the million is full
+
+Ours is measured besides at 10^12 draws. `loader` is tokens/s of `MixtureDataset` in batches over those of reading the
+same store from front to back in batches of the same shape: files in the page cache, one thread, processor time; as
+bare arrays made tensors (`ratio`, `bare_ratio` in the last line), and both through torch's `DataLoader`, without
+workers, which splits and collates them (`data_loader_ratio`, `loader_ratio`).
+A library that is not installed is reported as such. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import copy
+import gc
+import itertools
+import json
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sampler_peers import PEERS, RANGE, Contestant, Cursor, Problem, spread, state_bytes, timed
+
+from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.sampler import MixtureSampler
+
+SOURCES, SMALLEST, LARGEST = 28, 400, 200_000
+SEQUENCE_LENGTH = 2048
+MAX_EPOCHS = 4
+RESUME_AT = 488 * RANGE  # near half of a million, where a batch ends
+FAR = 10**12  # draws of a long run
+SECONDS = 0.25  # of drawing, per library and round
+LOADER_SHAPES = [(1024, 1024), (256, 1024), (64, 1024)]  # sequences of a batch, tokens of a sequence
+
+Figures = dict[str, Any]
+
+
+def plan(draws: int, *, scale: int = 1) -> tuple[Mixture, dict[str, int]]:
+    """Return the mixture and the sequences of each source; `scale` multiplies the sources."""
+    lengths = np.round(np.geomspace(SMALLEST, LARGEST, SOURCES)).astype(int)
+    names = [f"l{number % 6}/s{number}" for number in range(SOURCES)]
+    counts = {name: length * scale for name, length in zip(names, lengths.tolist(), strict=True)}
+    weights = lengths**0.5 / np.sum(lengths**0.5)
+    mixture = Mixture.plan(
+        dict(zip(names, weights.tolist(), strict=True)),
+        available_tokens={name: count * SEQUENCE_LENGTH for name, count in counts.items()},
+        budget_tokens=draws * SEQUENCE_LENGTH,
+        max_epochs=MAX_EPOCHS,
+    )
+    return mixture, counts
+
+
+def ours(mixture: Mixture, counts: dict[str, int], resume_at: int) -> Contestant:
+    """Return `MixtureSampler` as a contestant."""
+    starts = np.array([0, *itertools.accumulate(counts.values())][:-1])
+
+    def make() -> MixtureSampler:
+        return MixtureSampler(mixture, lengths=counts, batch_size=RANGE, sequence_length=SEQUENCE_LENGTH)
+
+    def begin(sampler: MixtureSampler, state: Any) -> MixtureSampler:
+        if state:
+            sampler.load_state_dict(state)
+        sampler[sampler.position]
+        return sampler
+
+    return Contestant(
+        make=make,
+        begin=begin,
+        draw=lambda sampler, position, count: sampler.draws(position, position + count),
+        rows=lambda draws: starts[draws.source] + draws.index,
+        state=lambda: make().state_dict(position=resume_at),
+        limit=make().total,
+    )
+
+
+def speed(contestant: Contestant, cursor: Any) -> tuple[float, float]:
+    """Return draws per second and per second of processor time, in ranges from the second on, none of them twice."""
+    limit, position = contestant.limit or sys.maxsize, RANGE
+    used, begin = time.process_time(), time.perf_counter()
+    while (now := time.perf_counter()) < begin + SECONDS and position + 2 * RANGE <= limit:
+        contestant.draw(cursor, position, RANGE)
+        position += RANGE
+    drawn = position - RANGE
+    return drawn / (now - begin), drawn / (time.process_time() - used)
+
+
+def one_round(contestant: Contestant, state: Any) -> Figures:
+    """Return build, resume and speed, each measured once."""
+    gc.collect()
+    build, cursor = timed(lambda: contestant.begin(contestant.make(), None))
+    rate, cpu_rate = speed(contestant, cursor)
+    contestant.close(cursor)
+    del cursor
+    gc.collect()
+    fresh, own_state = contestant.make(), copy.deepcopy(state)  # some libraries go on to write into it
+    resume, cursor = timed(lambda: contestant.begin(fresh, own_state))
+    contestant.close(cursor)
+    return {
+        "build_ms": 1000 * build,
+        "resume_ms": 1000 * resume,
+        "draws_per_second": rate,
+        "draws_per_cpu_second": cpu_rate,
+    }
+
+
+def drawn_rows(contestant: Contestant, state: Any, position: int, count: int) -> NDArray[np.int64]:
+    """Return the rows of `count` draws from `position` on, which is where the state was taken."""
+    cursor = contestant.begin(contestant.make(), copy.deepcopy(state))
+    if isinstance(cursor, Cursor):
+        drawn = [*cursor.first, *contestant.draw(cursor, position, count - cursor.size)]
+    else:
+        drawn = contestant.draw(cursor, position, count)
+    rows = contestant.rows(drawn)
+    contestant.close(cursor)
+    return rows
+
+
+def exactness(contestant: Contestant, problem: Problem, state: Any) -> Figures:
+    """Return how far the draws are off their weights, and whether a resumed run draws the same."""
+    if contestant.stream is None:
+        rows = drawn_rows(contestant, None, 0, contestant.limit or problem.total)
+    else:
+        rows = contestant.stream()
+    gc.collect()
+    resume_at = problem.resume_at if contestant.resume_at is None else contestant.resume_at
+    after = drawn_rows(contestant, state, resume_at, 4 * RANGE)
+    source = np.searchsorted(problem.bounds, rows, side="right") - 1
+    return {
+        "worst_deviation": round(deviation(source, problem.weights), 2),
+        "early_repeats": early_repeats(rows, source, problem.lengths),
+        "most_passes": round(float(np.max(np.bincount(source, minlength=SOURCES) / problem.lengths)), 2),
+        "draws": len(rows),
+        "resumed_at": resume_at,
+        "resumes_the_same": bool(np.array_equal(after, rows[resume_at : resume_at + len(after)])),
+    }
+
+
+def deviation(source: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
+    """Return the largest |drawn - weight × draws| of any source at any multiple of RANGE draws."""
+    n_blocks = len(source) // RANGE
+    block = np.repeat(np.arange(n_blocks), RANGE)
+    counts = np.bincount(block * SOURCES + source[: len(block)], minlength=n_blocks * SOURCES)
+    drawn = counts.reshape(n_blocks, SOURCES).cumsum(axis=0)
+    return float(np.abs(drawn - np.outer(np.arange(1, n_blocks + 1) * RANGE, weights)).max())
+
+
+def early_repeats(rows: NDArray[np.int64], source: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
+    """Return how many draws repeat a row before all of its source were drawn equally often."""
+    early = 0
+    for number, length in enumerate(lengths.tolist()):
+        own = rows[source == number]
+        early += sum(len(part) - len(np.unique(part)) for part in np.split(own, range(length, len(own), length)))
+    return early
+
+
+def far_figures(rounds: int) -> Figures:
+    """Return ours in a plan of 10^12 draws: build, resume, draws per second, and the largest exact deviation.
+
+    The deviation is taken in integers from `counts` at a thousand block ends, and in ten stretches of 100 blocks from
+    the draws themselves.
+    """
+    mixture, counts = plan(FAR, scale=10**6)
+    contestant = ours(mixture, counts, FAR // 2 // RANGE * RANGE)
+    measured = [one_round(contestant, contestant.state()) for _ in range(rounds)]
+    sampler = contestant.make()
+    tokens = [share.tokens for share in mixture.sources.values()]
+
+    def off(position: int, found: list[int]) -> Fraction:
+        pairs = zip(found, tokens, strict=True)
+        return max(abs(number - Fraction(position * share, mixture.budget_tokens)) for number, share in pairs)
+
+    ends = np.random.default_rng(0).integers(1, sampler.total // RANGE - 100, size=1000) * RANGE
+    worst = max(off(end, list(sampler.counts(end).values())) for end in [*ends.tolist(), sampler.total])
+    for begin in ends[:10].tolist():
+        drawn = np.array(list(sampler.counts(begin).values()))
+        for block in range(begin, begin + 100 * RANGE, RANGE):
+            drawn += np.bincount(sampler.draws(block, block + RANGE).source, minlength=SOURCES)
+            worst = max(worst, off(block + RANGE, drawn.tolist()))
+    medians = {key: round(statistics.median(found[key] for found in measured), 3) for key in measured[0]}
+    return medians | {"worst_deviation": round(float(worst), 3), "state_bytes": state_bytes(contestant.state())}
+
+
+def our_speeds(contestant: Contestant, rounds: int) -> Figures:
+    """Return draws per second of processor time: larger ranges, scattered positions, a rank's own, iteration.
+
+    No position is asked for twice of the same sampler, which may remember it.
+    """
+    total = contestant.make().total
+    scattered = np.random.default_rng(0).integers(0, total, size=(16, 8192))
+
+    def in_ranges(sampler: MixtureSampler, count: int) -> int:
+        starts = range(0, len(sampler) - count + 1, count)
+        for start in starts:
+            sampler.draws(start, start + count)
+        return count * len(starts)
+
+    actions: dict[str, Callable[[MixtureSampler], int]] = {
+        f"ranges of {count:,}": partial(in_ranges, count=count) for count in (RANGE, 8192, 1 << 17, total)
+    }
+    actions |= {
+        "ranges of 1,024, one rank of 8": lambda sampler: in_ranges(sampler.shard(world_size=8, rank=3), RANGE),
+        "8,192 scattered positions": lambda sampler: sum(sampler[positions].index.size for positions in scattered),
+        "one position at a time": lambda sampler: len([sampler[position] for position in range(4096)]),
+        "iteration": lambda sampler: len(list(itertools.islice(sampler, 1 << 17))),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            sampler, start = contestant.make(), time.process_time()
+            rates[name].append(action(sampler) / (time.process_time() - start))
+    return {name: round(statistics.median(values)) for name, values in rates.items()}
+
+
+def loader_figures(corpus: Path | None, repeat: int, rounds: int, folder: Path) -> list[Figures]:
+    """Return tokens per second through the sampler over those of sequential reading, for each batch shape."""
+    import torch
+    from prepare import repeated
+
+    from xdoge.corpus.prepare import prepare
+    from xdoge.corpus.sample import write_sample
+
+    torch.set_num_threads(1)
+    path = corpus or write_sample(folder / "sample", scale=1)
+    store = prepare(repeated(path, folder, repeat=repeat).path, folder / "store")
+    results = []
+    for batch, length in LOADER_SHAPES:
+        tokens, actions = loader_actions(store, batch, length)
+        seconds: dict[str, list[float]] = {name: [] for name in actions}
+        for number in range(rounds + 1):
+            for name, action in actions.items():
+                start = time.process_time()
+                action()
+                if number:  # the first round brings the files into the page cache
+                    seconds[name].append(time.process_time() - start)
+        found: Figures = {"batch": batch, "sequence_length": length, "tokens": tokens}
+        for name, plain, mixed in (("ratio", "sequential", "mixed"), ("data_loader_ratio", "plain loader", "loader")):
+            found |= spread(name, [p / m for p, m in zip(seconds[plain], seconds[mixed], strict=True)])
+        found |= {f"{name} tokens/s": round(tokens / statistics.median(taken)) for name, taken in seconds.items()}
+        results.append(found)
+    return results
+
+
+def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, Callable[[], None]]]:
+    """Return how many tokens each action reads, and the actions: sequential, mixed, and drawing without reading."""
+    import torch
+
+    from xdoge.corpus.dataset import MixtureDataset
+
+    available, lengths = store.tokens(), store.sequence_counts(length)
+    whole = {source: n // batch * batch for source, n in lengths.items()}
+    count = sum(whole.values())
+    if not count:
+        sys.exit(f"no source has {batch:,} sequences of {length:,} tokens; raise --repeat")
+    total = sum(tokens**0.5 for tokens in available.values())
+    weights = {source: tokens**0.5 / total for source, tokens in available.items()}
+    mixture = Mixture.plan(weights, available_tokens=available, budget_tokens=count * length, max_epochs=None)
+    make = partial(MixtureSampler, mixture, lengths=lengths, batch_size=batch, sequence_length=length)
+    flats = [store.flat(source)[: n * length].reshape(-1, batch, length) for source, n in whole.items()]
+    ranges = [slice(at, at + batch) for at in range(0, count, batch)]
+
+    def consume(batches: Iterable[object]) -> None:
+        collections.deque(batches, maxlen=0)
+
+    class Sequential(MixtureDataset):
+        """The same items and collation, read from front to back and split as simply as can be."""
+
+        def __getitems__(self, where: Any) -> list[dict[str, torch.Tensor]]:
+            rows = torch.from_numpy(front_to_back[where[0] // batch].astype(np.int64))
+            return [{"input_ids": row, "labels": row} for row in rows]
+
+    front_to_back = [rows for flat in flats for rows in flat]
+    loader = partial(torch.utils.data.DataLoader, batch_size=batch)
+    # an item of both is a fresh int64 tensor (batch, length); each round has a sampler of its own, which remembers none
+    return count * length, {
+        "plain loader": lambda: consume(loader(Sequential(store, make(), length))),
+        "loader": lambda: consume(loader(MixtureDataset(store, make(), length))),
+        "sequential": lambda: consume(torch.from_numpy(rows.astype(np.int64)) for flat in flats for rows in flat),
+        "mixed": lambda: consume(map(MixtureDataset(store, make(), length).__getitem__, ranges)),
+        "drawing": lambda: consume(map(make().__getitem__, ranges)),
+    }
+
+
+def contestants(problem: Problem, own: Contestant, folder: Path, without: list[str]) -> dict[str, Contestant | str]:
+    """Return what takes part, or why it does not."""
+    found: dict[str, Contestant | str] = {"xdoge": own}
+    for name, set_up in PEERS.items():
+        if name.split(",")[0] in without:
+            found[name] = "left out"
+            continue
+        (folder / name).mkdir()
+        try:
+            found[name] = set_up(problem, folder / name)
+        except ImportError as error:
+            found[name] = f"not installed ({error})"
+        except Exception as error:  # another release than the one this was written for; the others go on
+            found[name] = f"failed to set up ({type(error).__name__}: {error})"
+    return found
+
+
+def line(name: str, found: Figures) -> str:
+    """Return a row of the table."""
+    low, high = found["draws_per_second_range"]
+    return (
+        f"{name:<31}{found['build_ms']:>9.2f} ms {found['resume_ms']:>9.2f} ms {found['state_bytes']:>7,} B "
+        f"{found['index_bytes']:>11,} B {found['draws_per_second']:>13,.0f} {f'({low:,.0f}–{high:,.0f})':<29}"
+        f"{found['draws_per_cpu_second']:>13,.0f} {found['worst_deviation']:>8.1f} {found['early_repeats']:>8,} "
+        f"{found['most_passes']:>6.2f} {found['draws']:>10,}"
+        f"{'' if found['resumes_the_same'] else '  RESUMES DIFFERENTLY'}"
+    )
+
+
+def measure(taking_part: dict[str, Contestant | str], problem: Problem, rounds: int) -> Figures:
+    """Return the figures of each, measured in turn."""
+    figures: Figures = {name: entry for name, entry in taking_part.items() if isinstance(entry, str)}
+    for name, reason in figures.items():
+        print(f"{name:<31}{reason}")
+    racing = {name: entry for name, entry in taking_part.items() if isinstance(entry, Contestant)}
+    states = {name: contestant.state() for name, contestant in racing.items()}
+    measured: dict[str, list[Figures]] = {name: [] for name in racing}
+    for _ in range(rounds):
+        for name, contestant in racing.items():
+            measured[name].append(one_round(contestant, states[name]))
+    for name, contestant in racing.items():
+        found: Figures = {}
+        for key in measured[name][0]:
+            found |= spread(key, [once[key] for once in measured[name]])
+        found |= {"state_bytes": state_bytes(states[name]), "index_bytes": contestant.index_bytes}
+        found |= exactness(contestant, problem, states[name]) | {"note": contestant.note}
+        figures[name] = found
+        print(line(name, found), flush=True)
+    return figures
+
+
+def main() -> None:
+    """Measure everything, print the tables and, last, one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--draws", type=int, default=1_000_000)
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="a library to leave out")
+    parser.add_argument("--corpus", type=Path, help="for the loader; else XDOGE_REAL_DATA's, or the built-in sample")
+    parser.add_argument("--repeat", type=int, default=32, help="copies of each of the corpus's files")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")  # those of other libraries
+    if arguments.corpus is None and "XDOGE_REAL_DATA" in os.environ:
+        arguments.corpus = Path(os.environ["XDOGE_REAL_DATA"]) / "corpus" / "corpus.yaml"
+    rounds, draws = arguments.rounds, arguments.draws
+
+    mixture, counts = plan(draws)
+    weights = np.array([share.tokens / mixture.budget_tokens for share in mixture.sources.values()])
+    resume_at = min(RESUME_AT, draws // 2 // RANGE * RANGE)
+    problem = Problem(np.array(list(counts.values())), weights, draws, resume_at)
+    own = ours(mixture, counts, resume_at)
+    print(f"{SOURCES} sources of {SMALLEST:,} to {LARGEST:,} rows, {draws:,} draws, {rounds} rounds")
+    print(
+        f"{'':<31}{'build':>12} {'resume':>12} {'state':>9} {'index':>13} {'draws/s':>13} {'(least–greatest)':<29}"
+        f"{'/CPU s':>13} {'off by':>8} {'early':>8} {'passes':>6} {'draws':>10}"
+    )
+    with tempfile.TemporaryDirectory() as name:
+        figures = measure(contestants(problem, own, Path(name), arguments.without), problem, rounds)
+    far, speeds = far_figures(rounds), our_speeds(own, rounds)
+    print("xdoge in a plan of 10^12 draws: " + ", ".join(f"{key} {value:,}" for key, value in far.items()))
+    print("xdoge, draws per second of processor time: " + ", ".join(f"{key} {v:,}" for key, v in speeds.items()))
+    with tempfile.TemporaryDirectory() as name:
+        loader = loader_figures(arguments.corpus, arguments.repeat, rounds, Path(name))
+    for found in loader:
+        print("loader: " + ", ".join(f"{key} {value}" for key, value in found.items()))
+    ratios = {"loader_ratio": loader[0]["data_loader_ratio"], "bare_ratio": loader[0]["ratio"]}
+    result = figures.pop("xdoge") | ratios | {"far": far, "speeds": speeds}
+    print(json.dumps(result | {"loader": loader, "peers": figures}))
+
+
+if __name__ == "__main__":
+    main()
