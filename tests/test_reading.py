@@ -25,7 +25,7 @@ LINES = ["Kaixo, mundua!", "", "Ola, «mundo»", "  ", "日本語 😀"]
 
 def compressed(data: bytes, ending: str) -> bytes:
     if ending == ".gz":
-        return gzip.compress(data)
+        return gzip.compress(data, mtime=0)
     return bytes(pa.Codec("zstd").compress(data, asbytes=True)) if ending == ".zst" else data
 
 
@@ -211,7 +211,7 @@ def test_byte_order_marks_and_carriage_returns_are_not_text(tmp_path: Path) -> N
 
 def test_gzip_members_one_after_the_other_are_one_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.gz"
-    path.write_bytes(gzip.compress(b"a\n") + gzip.compress(b"b\n"))
+    path.write_bytes(gzip.compress(b"a\n", mtime=0) + gzip.compress(b"b\n"))
     assert read(path) == ["a", "b"]
 
 
@@ -226,7 +226,7 @@ def test_what_pyarrow_refuses_and_python_takes_is_read(tmp_path: Path) -> None:
     [
         ("a.jsonl", b"", r"a\.jsonl is empty\."),
         ("a.txt", b"\n \n\n", r"a\.txt is empty: it has no rows"),
-        ("a.jsonl.gz", gzip.compress(b""), r"a\.jsonl\.gz is empty: it has no rows"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0), r"a\.jsonl\.gz is empty: it has no rows"),
         ("a.csv", b"text\n", r"a\.csv is empty: it has no rows"),
         ("a.json", b"[]", r"a\.json is empty: it has no rows"),
         ("a.jsonl", b'{"body": "x", "id": 1}\n', r"has no column 'text'; it has body, id\. Set text: COLUMN"),
@@ -239,14 +239,14 @@ def test_what_pyarrow_refuses_and_python_takes_is_read(tmp_path: Path) -> None:
         ("a.json", b'[{"body": "x"}]', r"has no column 'text' in its first rows"),
         ("a.txt", b"one\ntwo\nthr\xff\n", r"a\.txt: line 3 is not UTF-8 \(byte 0xff: invalid start byte\)"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"a\.jsonl: line 2 is not UTF-8 \(byte 0xe9"),
-        ("a.csv.gz", gzip.compress(b"text\n\xc3\n"), r"a\.csv\.gz: line 2 is not UTF-8"),
+        ("a.csv.gz", gzip.compress(b"text\n\xc3\n", mtime=0), r"a\.csv\.gz: line 2 is not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": 3}\n', r"a\.jsonl: line 3: 'text' is '3', which is not text"),
         ("a.jsonl", b'{"text": "a"}\nnonsense\n', r"a\.jsonl: line 2 is not JSON"),
         ("a.jsonl", b'{"text": "a"}\n["a"]\n', r"a\.jsonl: line 2 is a JSON list, not an object"),
         ("a.jsonl", b'{"text": "\\ud83d"}\n', r"a\.jsonl: line 1: 'text' has half a surrogate pair"),
         ("a.json", b'[{"text": "a"}, {"text"', r"a\.json: row 2 is not JSON"),
         ("a.json", b'[{"text": "a"}, 7]', r"a\.json: row 2 is a JSON int, not an object"),
-        ("a.jsonl.gz", gzip.compress(as_jsonl(TEXTS))[:-12], r"a\.jsonl\.gz cannot be read: .*runcated"),
+        ("a.jsonl.gz", gzip.compress(as_jsonl(TEXTS), mtime=0)[:-12], r"a\.jsonl\.gz cannot be read: .*runcated"),
         ("a.jsonl.zst", b"not zstd", r"a\.jsonl\.zst cannot be read"),
         ("a.parquet", b"PAR1 not really", r"a\.parquet cannot be read"),
         ("a.arrow", b"not arrow at all", r"a\.arrow cannot be read"),
