@@ -204,9 +204,13 @@ def test_a_row_that_says_too_little_or_too_much_is_refused(tmp_path, run, messag
     [
         ({"hardware": None}, "runs.a needs hardware: for its hours add hardware: {achieved: 365T, gpus_per_node: 4}"),
         ({"hardware": {"gpus_per_node": 4}}, "hardware: give either achieved, or peak and utilisation"),
-        ({"hardware": HARDWARE | {"peak": 5}}, "hardware: give either achieved, or peak and utilisation"),
-        ({"hardware": {"peak": 5, "gpus_per_node": 4}}, "hardware: give either achieved, or peak and utilisation"),
-        ({"hardware": {"achieved": 5}}, "hardware.gpus_per_node is missing"),
+        ({"hardware": HARDWARE | {"peak": "5T"}}, "hardware: give either achieved, or peak and utilisation"),
+        ({"hardware": {"peak": "5T", "gpus_per_node": 4}}, "hardware: give either achieved, or peak and utilisation"),
+        ({"hardware": {"achieved": "5T"}}, "hardware.gpus_per_node is missing"),
+        (
+            {"hardware": HARDWARE | {"achieved": 365}},
+            "hardware.achieved: 365 FLOP/s is no GPU; write FLOP/s such as 365T",
+        ),
         ({"runs": {}}, "runs: dictionary should have at least 1 item"),
         ({"runs": {"a b": {"hours": 1}}}, "runs: the name 'a b' is not made of letters, digits, and - _ . / only"),
         ({"run": 3}, r"run is not a known key; did you mean runs\?"),

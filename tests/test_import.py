@@ -23,8 +23,8 @@ def test_importing_the_light_names_brings_in_nothing_heavy():
 
 
 def test_importing_takes_less_than_a_third_of_a_second():
-    """The best of five fresh interpreters, since the machine may be busy."""
-    code = "import time; a = time.perf_counter(); import xdoge; print(time.perf_counter() - a)"
+    """Of processor time, in the best of five fresh interpreters, since the machine may be busy."""
+    code = "import time; a = time.process_time(); import xdoge; print(time.process_time() - a)"
     assert min(fresh(code) for _ in range(5)) < 0.3
 
 

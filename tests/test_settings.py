@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from xdoge.config import settings_help
 from xdoge.errors import XDogeError
-from xdoge.proxy.settings import FitSettings, settings_help
+from xdoge.proxy.settings import FitSettings
 
 
 def test_what_the_user_leaves_out_comes_from_recipe_and_corpus(store, recipe):
@@ -83,7 +84,7 @@ def test_targets_become_tau_in_the_stores_order(store, recipe, targets, tau):
 
 
 def test_help_names_every_setting_with_its_default():
-    text = settings_help()
+    text = settings_help(FitSettings)
     for name in FitSettings.model_fields:
         assert f"- `{name}`:" in text
     assert "stratified or sampled [stratified]" in text

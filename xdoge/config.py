@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -63,6 +63,19 @@ class Config(BaseModel):
             XDogeError: the file is missing, not YAML, or does not hold what it should.
         """
         return cls.parse(read_yaml(Path(path)), where=str(path))
+
+
+def settings_help(settings: type[Config]) -> str:
+    """Return every setting with its meaning, its choices and its default, as a Markdown list."""
+    lines = []
+    for name, info in settings.model_fields.items():
+        about = info.description or name.replace("_", " ")
+        if get_origin(info.annotation) is Literal:
+            about += f": {' or '.join(get_args(info.annotation))}"
+        if not info.is_required() and not about.endswith("]"):
+            about += f" [{'none' if info.default in (None, ()) else str(info.default).lower()}]"
+        lines.append(f"- `{name}`: {about}")
+    return "\n\n".join(lines)
 
 
 def explain(error: ValidationError, *, where: str, known: Iterable[str] = ()) -> str:

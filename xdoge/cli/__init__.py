@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import xdoge
-from xdoge.cli import fit, mix, plan
+from xdoge.cli import fit, mix, plan, train
 from xdoge.cli.app import app
 from xdoge.errors import Interrupted, XDogeError
 
@@ -23,7 +23,7 @@ ORDER = ("demo", "prepare", "fit-weights", "mix", "export", "formats", "train", 
 
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name or command.callback.__name__))  # type: ignore[union-attr]
 
-__all__ = ["app", "fit", "main", "mix", "plan"]
+__all__ = ["app", "fit", "main", "mix", "plan", "train"]
 
 
 def main() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 
+from xdoge.config import read_yaml
 from xdoge.errors import MissingExtraError, XDogeError
 
 if TYPE_CHECKING:
@@ -52,3 +54,18 @@ def refuse_taken(path: Path | None, force: bool) -> None:
     """Refuse to write over a file that exists, unless told to."""
     if path is not None and path.exists() and not force:
         raise XDogeError(f"{path} exists; name another file, or replace it with --force.")
+
+
+def given_settings(config: Path | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
+    """Merge the settings file, --set and the options, later ones winning."""
+    given = read_yaml(config) if config else {}
+    given = dict(given.get("settings", given))  # a run's own config.yaml does as well
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise XDogeError(f"--set {assignment}: write it as KEY=VALUE.")
+        try:
+            given[key] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise XDogeError(f"--set {assignment}: {value!r} is not a YAML value.") from error
+    return given | {key: value for key, value in flags.items() if value is not None}

@@ -6,20 +6,20 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, Workers, app, need, open_store, stderr, stdout
+from xdoge.cli.app import AsJson, Workers, app, given_settings, need, open_store, stderr, stdout
 from xdoge.cli.mix import print_mixtures
-from xdoge.config import read_yaml
+from xdoge.config import settings_help
 from xdoge.errors import Interrupted, XDogeError
 from xdoge.mixtures.plan import Mixture
 from xdoge.proxy.recipes import load_recipe
-from xdoge.proxy.settings import FitSettings, settings_help
+from xdoge.proxy.settings import FitSettings
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -66,7 +66,7 @@ with the same versions and threads (on a CPU; GPUs are not made deterministic).
 
 **Settings**, for `--set KEY=VALUE` and for the YAML file of `--config`; the options above it win:
 
-{settings_help()}
+{settings_help(FitSettings)}
 
 **Examples**
 
@@ -108,7 +108,7 @@ def fit_weights(
 
     where = str(config) if config else "settings"
     flags = {"proxy": proxy, "floor": floor, "steps": steps, "seed": seed}
-    given = _given_settings(config, assignments or [], flags)
+    given = given_settings(config, assignments or [], flags)
     need("proxy", "torch", "transformers", "sentencepiece")
     if resume:  # what is not given anew is as the run was started
         given = RunFolder(out).settings() | given
@@ -159,21 +159,6 @@ def demo(
     print_mixtures([mixture])
     print(out / "mixture.json")
     print("Next: the same commands on your own text; see README.md.", file=sys.stderr)
-
-
-def _given_settings(config: Path | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
-    """Merge the settings file, --set and the options, later ones winning."""
-    given = read_yaml(config) if config else {}
-    given = dict(given.get("settings", given))  # a run's own config.yaml does as well
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise XDogeError(f"--set {assignment}: write it as KEY=VALUE.")
-        try:
-            given[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:
-            raise XDogeError(f"--set {assignment}: {value!r} is not a YAML value.") from error
-    return given | {key: value for key, value in flags.items() if value is not None}
 
 
 def _languages(corpus: Path) -> dict[str, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -15,7 +15,18 @@ BETAS = (0.9, 0.95)
 """AdamW's, as GPT-3 and Llama were trained (Brown et al. 2020, appendix B; Touvron et al. 2023, section 2.3)."""
 
 
-def learning_rate_ratio(step: int, settings: FitSettings) -> float:
+class Schedule(Protocol):
+    """What decides the learning rate: settings of a fit or of a training."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def final_learning_rate(self) -> float: ...
+
+
+def learning_rate_ratio(step: int, settings: Schedule) -> float:
     """Return the learning rate of a step, numbered from 1, as a share of the peak: warm-up, then a cosine."""
     warm = settings.warmup * settings.steps
     if step <= warm:

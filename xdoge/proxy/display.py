@@ -1,4 +1,4 @@
-"""What a fit shows on stderr while it runs: progress with the time left, and the moving weights of the languages."""
+"""What a fit or a training shows on stderr: progress with the time left, and a number for each language."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SECONDS_BETWEEN_LINES = 10.0
 class FitDisplay:
     """A context that draws the rows of a fit as they come: live on a terminal, as lines elsewhere."""
 
-    def __init__(self, console: Console, *, steps: int) -> None:
+    def __init__(self, console: Console, *, steps: int, what: str = "fit") -> None:
         self.console, self.steps = console, steps
         self.progress = Progress(
-            TextColumn("fit"),
+            TextColumn(what),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[losses]}"),
@@ -30,7 +30,7 @@ class FitDisplay:
             TimeRemainingColumn(),
             console=console,
         )
-        self.task = self.progress.add_task("fit", total=steps, losses="")
+        self.task = self.progress.add_task(what, total=steps, losses="")
         self.live = Live(self.progress, console=console, refresh_per_second=4, transient=True)
         self.first: tuple[int, float] | None = None
         self.last_line = 0.0

@@ -34,7 +34,7 @@ from xdoge.files import disk_errors, locked, read_json, replacing, replacing_fol
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_LIBRARIES = ("xdoge", "numpy", "torch", "transformers", "safetensors", "pyarrow")
+_LIBRARIES = ("xdoge", "numpy", "torch", "transformers", "accelerate", "safetensors", "pyarrow")
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -189,16 +189,3 @@ class FitSettings(Config):
             )
         if self.batch == "sampled" and self.batch_size <= least * len(self.held_out):
             raise XDogeError(f"batch_size {self.batch_size} leaves no sequence to draw beside those of held_out.")
-
-
-def settings_help() -> str:
-    """Return every setting with its meaning, its choices and its default, as a Markdown list."""
-    lines = []
-    for name, info in FitSettings.model_fields.items():
-        about = info.description or name.replace("_", " ")
-        if get_origin(info.annotation) is Literal:
-            about += f": {' or '.join(get_args(info.annotation))}"
-        if not info.is_required():
-            about += f" [{str(info.default).lower() if info.default != () else 'none'}]"
-        lines.append(f"- `{name}`: {about}")
-    return "\n\n".join(lines)

@@ -1,0 +1,543 @@
+"""Training target models: the very same sequences whatever interrupts it, and one line for each thing that is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from xdoge.corpus.dataset import MixtureDataset
+from xdoge.errors import Interrupted, NonFiniteLossError, XDogeError
+from xdoge.files import sha256_file
+from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.sampler import MixtureSampler
+from xdoge.proxy.descent import learning_rate_ratio
+from xdoge.train import trainer as training
+from xdoge.train.record import Record, beyond_plan, common_budget
+from xdoge.train.settings import Layout, TrainSettings
+from xdoge.train.start import Start, freeze, peak_learning_rate
+from xdoge.train.trainer import train
+from xdoge.train.validation import by_language, sequence_nats, validation_losses
+
+LENGTH, BATCH = 16, 8
+QUICK = {"steps": 6, "batch_size": BATCH, "eval_every": 3, "checkpoint_every": 2, "eval_sequences": 4}
+
+
+@pytest.fixture(scope="module")
+def mixture(store):
+    """Unequal shares of 160 sequences."""
+    weights = dict(zip(store.sources, (0.4, 0.1, 0.2, 0.3), strict=True))
+    corpus = {"name": store.name, "sha256": store.sha256}
+    return Mixture.plan(
+        weights, available_tokens=store.tokens(), budget_tokens=160 * LENGTH, name="unequal", corpus=corpus
+    )
+
+
+def settings_for(mixture, store, model, **given):
+    given = {**QUICK, "model": str(model), **given}
+    return TrainSettings.for_run(mixture, store, given, start=Start.find(given["model"]))
+
+
+def expected(mixture, store, count):
+    """Return the first sequences of the plan, (count, T)."""
+    sampler = MixtureSampler(mixture, store.sequence_counts(LENGTH), batch_size=BATCH, sequence_length=LENGTH)
+    return MixtureDataset(store, sampler, LENGTH)[:count]["input_ids"]
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    """A list that receives every batch that is trained on, (B, T)."""
+    seen = []
+    step = training._MixtureTrainer.training_step
+
+    def record(self, model, inputs, *rest):
+        seen.append(inputs["input_ids"])
+        return step(self, model, inputs, *rest)
+
+    monkeypatch.setattr(training._MixtureTrainer, "training_step", record)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def finished(mixture, store, recipe, tmp_path_factory):
+    """A run folder, its rows and its summary; read only."""
+    run, rows = tmp_path_factory.mktemp("train") / "run", []
+    summary = train(mixture, store, settings_for(mixture, store, recipe), run, on_row=rows.append)
+    return run, rows, summary
+
+
+def metrics(run):
+    """Return the rows without what depends on the clock."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{key: row[key] for key in row if key not in ("seconds", "tokens_per_second")} for row in rows]
+
+
+def weights(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same_weights(one, other, **tolerance):
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], **tolerance)
+
+
+def test_a_run_writes_everything_it_promises(finished, mixture, store):
+    run, rows, summary = finished
+    assert json.loads((run / "train.json").read_text()) == summary
+    assert summary["schema"] == "xdoge.train/1"
+    assert summary["tokens_seen"] == 6 * BATCH * LENGTH
+    assert summary["mixture"]["sha256"] == sha256_file(run / "mixture.json")
+    assert summary["store"]["sha256"] == store.sha256
+    assert summary["repeated_beyond_plan"] == {}
+    assert Mixture.load(run / "mixture.json") == mixture
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["settings"]["batch_size"] == BATCH
+    assert config["model"]["hidden_size"] == 16
+    assert "torch" in config["versions"]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 3, 4, 5, 6, 6]
+    assert [row["step"] for row in rows if "validation" in row] == [0, 3, 6]
+    assert (run / "model" / "tokenizer.model").exists()
+    assert AutoModelForCausalLM.from_pretrained(run / "model").config.eos_token_id == store.end_of_document
+    assert not any(path.suffix == ".bin" for path in (run / "model").iterdir())
+
+
+def test_epochs_are_those_of_the_sequences_read(finished, mixture, store):
+    sampler = MixtureSampler(mixture, store.sequence_counts(LENGTH), batch_size=BATCH, sequence_length=LENGTH)
+    read = [draw.source for draw, _ in zip(sampler, range(6 * BATCH), strict=False)]
+    for source, epochs in finished[2]["epochs"].items():
+        assert epochs == read.count(source) * LENGTH / store.tokens()[source]
+
+
+def test_the_validation_loss_is_that_of_transformers(finished, store):
+    run, _, summary = finished
+    model = AutoModelForCausalLM.from_pretrained(run / "model").eval().requires_grad_(False)
+    counts = store.sequence_counts(LENGTH, split="validation")
+    losses = validation_losses(lambda rows: sequence_nats(model, rows), store, LENGTH, most=4, rows=3)
+    assert losses == pytest.approx(summary["validation_by_source"], rel=1e-5)
+    whole = validation_losses(lambda rows: sequence_nats(model, rows), store, LENGTH, most=10**6, rows=5)
+    for source, count in counts.items():
+        rows = torch.tensor(store.sequences(source, range(count), LENGTH, split="validation").astype("int64"))
+        assert whole[source] == pytest.approx(float(model(input_ids=rows, labels=rows).loss), rel=1e-5)
+    spanish = {source: counts[source] for source in store.languages["es"]}
+    mean = sum(whole[source] * n for source, n in spanish.items()) / sum(spanish.values())
+    assert by_language(whole, store, LENGTH)["es"] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(("world_size", "rows"), [(2, 3), (3, 1), (5, 4)])
+def test_processes_that_share_the_validation_find_the_same_losses(store, world_size, rows):
+    def nats(batch):
+        calls.append(len(batch))
+        return batch.double().sum(-1)
+
+    calls: list[int] = []
+    alone = validation_losses(nats, store, LENGTH, most=7, rows=4)
+    parts: list[torch.Tensor] = []
+    called = []
+    for rank in range(world_size):
+        calls.clear()
+
+        def keep(sums):
+            parts.append(sums)
+            return torch.cat([sums] * world_size)
+
+        kept = {"most": 7, "rows": rows, "rank": rank, "world_size": world_size}
+        validation_losses(nats, store, LENGTH, **kept, gather=keep)
+        called.append(list(calls))
+    assert all(one == called[0] for one in called)  # or sharded models wait for each other forever
+    together = validation_losses(nats, store, LENGTH, **kept, gather=lambda _: torch.cat(parts))
+    assert together == pytest.approx(alone)
+
+
+def test_training_reads_the_plan_in_its_order(mixture, store, recipe, stream, tmp_path):
+    train(mixture, store, settings_for(mixture, store, recipe, workers=0), tmp_path / "run")
+    assert torch.equal(torch.cat(stream), expected(mixture, store, 6 * BATCH))
+
+
+@pytest.mark.parametrize("documents", ["ignore", "separate"])
+def test_accumulation_changes_nothing_but_rounding(mixture, store, recipe, stream, tmp_path, documents):
+    given = {"documents": documents, "steps": 3}
+    train(mixture, store, settings_for(mixture, store, recipe, **given), tmp_path / "one")
+    accumulated = settings_for(mixture, store, recipe, **given, per_device_batch_size=2)
+    train(mixture, store, accumulated, tmp_path / "four")
+    assert [len(batch) for batch in stream] == [8] * 3 + [2] * 12
+    same_weights(tmp_path / "one", tmp_path / "four", atol=1e-4, rtol=1e-3)
+    losses = [[row["loss"] for row in metrics(tmp_path / run) if "loss" in row] for run in ("one", "four")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_rate_follows_the_schedule_from_the_first_step(finished, mixture, store, recipe):
+    settings = settings_for(mixture, store, recipe)
+    rates = [row["learning_rate"] for row in finished[1] if "learning_rate" in row]
+    assert rates == pytest.approx([0.01 * learning_rate_ratio(step, settings) for step in range(1, 7)])
+    assert rates[0] > 0
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(mixture, store, recipe, finished, stream, tmp_path, step):
+    sent = []
+
+    def stop(row):
+        if row["step"] == step - 1 and not sent:
+            sent.append(row)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    settings, notes = settings_for(mixture, store, recipe), []
+    with pytest.raises(Interrupted, match=rf"stopped after step {step} of 6; --resume continues") as stopped:
+        train(mixture, store, settings, tmp_path / "run", on_row=stop)
+    assert stopped.value.exit_code == 143
+    train(mixture, store, settings, tmp_path / "run", resume=True, on_note=notes.append)
+    assert f"resuming after step {step} of 6" in notes
+    assert torch.equal(torch.cat(stream), expected(mixture, store, 6 * BATCH))
+    same_weights(tmp_path / "run", finished[0], atol=0, rtol=0)
+    assert metrics(tmp_path / "run") == metrics(finished[0])
+
+
+def test_killed_between_checkpoints_it_goes_on_from_the_last_whole_one(
+    mixture, store, recipe, finished, stream, tmp_path
+):
+    class Killed(Exception):
+        pass
+
+    def kill(row):
+        if row["step"] == 5:
+            raise Killed
+
+    settings, run = settings_for(mixture, store, recipe), tmp_path / "run"
+    with pytest.raises(Killed):
+        train(mixture, store, settings, run, on_row=kill)
+    broken = run / "checkpoints" / "checkpoint-5"  # as a kill in the midst of writing leaves one
+    shutil.copytree(run / "checkpoints" / "checkpoint-4", broken)
+    (broken / "trainer_state.json").write_text('{"global_step": 5')
+    stream.clear()
+    train(mixture, store, settings, run, resume=True)
+    assert torch.equal(torch.cat(stream), expected(mixture, store, 6 * BATCH)[4 * BATCH :])
+    same_weights(run, finished[0], atol=0, rtol=0)
+    assert metrics(run) == metrics(finished[0])
+    assert not broken.exists()
+
+
+def test_two_processes_go_on_where_one_stopped(mixture, store, recipe, finished, stream, tmp_path):
+    def stop(row):
+        if row["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    settings, run = settings_for(mixture, store, recipe, device="cpu"), tmp_path / "run"
+    with pytest.raises(Interrupted, match="stopped after step 3 of 6") as stopped:
+        train(mixture, store, settings, run, on_row=stop)
+    assert stopped.value.exit_code == 130
+    mixture.save(tmp_path / "mixture.json")
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import sys, torch\n"
+        "import xdoge.cli.train\n"
+        "from xdoge.cli import main\n"
+        "from xdoge.train.trainer import _MixtureTrainer as T\n"
+        "folder, step = sys.argv.pop(1), T.training_step\n"
+        "def record(self, model, inputs, *rest):\n"
+        "    torch.save(inputs['input_ids'], f'{folder}/{self.state.global_step}-{self.args.process_index}.pt')\n"
+        "    return step(self, model, inputs, *rest)\n"
+        "T.training_step = record\n"
+        "main()\n"
+    )
+    (tmp_path / "seen").mkdir()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    argv = ["train", "mixture.json", "--store", store.path, "--out", run, "--resume", "--set", "device=cpu", "--json"]
+    done = subprocess.run(
+        [*torchrun, script, tmp_path / "seen", *map(str, argv)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["tokens_seen"] == 6 * BATCH * LENGTH
+    assert "4 sequences at once × 2 processes" in done.stderr
+    shared = [torch.load(tmp_path / "seen" / f"{step}-{rank}.pt") for step in (3, 4, 5) for rank in (0, 1)]
+    assert torch.equal(torch.cat([*stream, *shared]), expected(mixture, store, 6 * BATCH))
+    same_weights(run, finished[0], atol=1e-4, rtol=1e-3)
+
+
+def test_only_parameters_of_the_pattern_move(mixture, store, finished, tmp_path):
+    run, notes = tmp_path / "run", []
+    settings = settings_for(mixture, store, finished[0] / "model", train_only=r"layers\.(1)\.", steps=2)
+    train(mixture, store, settings, run, on_note=notes.append)
+    before, after = weights(finished[0]), weights(run)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "layers.1." in name}
+    trained = sum(before[name].numel() for name in moved)
+    frozen = sum(tensor.numel() for tensor in before.values()) - trained
+    assert any(f"{trained:,} parameters are trained, {frozen:,} frozen" in note for note in notes)
+
+
+def test_a_pattern_that_is_found_nowhere_is_refused(recipe):
+    model = Start.find(recipe).recipe.build(vocab_size=300, seed=0)
+    with pytest.raises(XDogeError, match=r"train_only 'layer9' is found in no parameter's name, such as model\."):
+        freeze(model, "layer9")
+    with pytest.raises(XDogeError, match=r"train_only 'layers\(' is no regular expression"):
+        freeze(model, "layers(")
+    assert freeze(model, "lm_head")[0] == 300 * 16  # tied to the embedding, which has the other name
+
+
+def test_a_model_goes_on_with_its_own_context_and_half_the_peak_of_its_size(mixture, store, finished):
+    settings = settings_for(mixture, store, finished[0] / "model")
+    assert (settings.sequence_length, settings.warmup) == (LENGTH, 0.01)
+    assert settings.learning_rate == peak_learning_rate(10_000) / 2 == 3e-4
+    assert peak_learning_rate(7 * 10**9) == 1.2e-4
+
+
+def test_continued_training_begins_where_the_model_was(mixture, store, finished, tmp_path):
+    train(mixture, store, settings_for(mixture, store, finished[0] / "model", steps=1), tmp_path / "run")
+    first = metrics(tmp_path / "run")[0]
+    assert first["step"] == 0
+    assert first["validation"] == pytest.approx(finished[2]["validation_by_source"], rel=1e-5)
+
+
+def model_folder(source, target, **changes):
+    """Copy a model, its config changed."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | changes))
+    return target
+
+
+def test_a_model_that_does_not_fit_the_store_is_refused(mixture, store, finished, tmp_path):
+    model = finished[0] / "model"
+
+    def refused(folder, message, **given):
+        with pytest.raises(XDogeError, match=message) as error:
+            train(mixture, store, settings_for(mixture, store, folder, **given), tmp_path / "run")
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "run").exists()
+
+    refused(model, r"sequence_length 32 is longer than the context of .*model, 16", sequence_length=32, batch_size=2)
+    bare = model_folder(model, tmp_path / "bare")
+    for path in [*bare.glob("token*"), *bare.glob("xdoge*")]:
+        path.unlink()
+    refused(bare, r"bare has no tokenizer, so nothing says whether the store's tokens are its own; copy")
+    narrow = model_folder(model, tmp_path / "narrow", vocab_size=200)
+    refused(narrow, r"narrow has an embedding for 200 tokens, and its tokenizer makes 300")
+    other = tmp_path / "other"
+    LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(other)
+    write_tokenizer(other)
+    refused(
+        other,
+        r"store was prepared with another tokenizer \(\w{12}\) than that of .*other \(\w{12}\).*"
+        r"`tokenizer: \{huggingface: .*other\}`",
+    )
+    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision" / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    refused(tmp_path / "vision", r"is a vit, which is no causal language model")
+    quantised = model_folder(model, tmp_path / "quantised", quantization_config={"quant_method": "gptq", "bits": 4})
+    refused(quantised, r"quantised' is quantised; train the one in full precision")
+    refused(tmp_path / "nothing", r"nothing' is no recipe \(1m, .* or a .yaml file\) and cannot be read as a model's")
+
+
+SMALL = {
+    "vocab_size": 400,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": LENGTH,
+}
+
+
+def write_tokenizer(folder):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["</s>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
+
+
+def test_a_mixture_that_does_not_fit_the_store_is_refused(mixture, store, recipe):
+    def refused(changed, message, **given):
+        with pytest.raises(XDogeError, match=message):
+            settings_for(changed, store, recipe, **given)
+
+    other = replace(mixture, corpus={"name": "elsewhere", "sha256": "f" * 64})
+    refused(
+        other, r"'unequal' was planned for the store 'elsewhere' with SHA-256 f{12}, and .* has \w{12}; plan it anew"
+    )
+    shares = dict(mixture.sources)
+    renamed = replace(mixture, sources={("pt/wiki" if s == "gl/wiki" else s): shares[s] for s in shares})
+    refused(renamed, r"name different sources; in one of them only: gl/wiki, pt/wiki")
+    larger = {s: replace(share, available_tokens=share.available_tokens + 1) for s, share in shares.items()}
+    refused(replace(mixture, sources=larger), r"takes es/web to have [\d,]+ tokens, and .* has [\d,]+")
+    refused(
+        mixture,
+        r"steps 21 × batch_size 8 are 168 sequences of 16 tokens, more than the 160 that 'unequal' was planned for; "
+        r"take at most 20 steps, or plan a larger budget",
+        steps=21,
+    )
+    refused(mixture, r"'unequal' has 160 sequences of 16 tokens, less than one batch_size of 161", batch_size=161)
+
+
+def test_settings_are_refused_by_name(mixture, store, recipe, monkeypatch):
+    for given, message in [
+        ({"lerning_rate": 1}, "settings: lerning_rate is not a known key; did you mean learning_rate?"),
+        ({"batch_size": 0}, "settings: batch_size: "),
+        ({"sequence_length": "long"}, "settings: sequence_length: "),
+        ({"steps": 2.5}, "settings: steps: "),
+        ({"report_to": ["wandb"]}, "report_to names wandb, which is not installed; pip install wandb"),
+    ]:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(XDogeError, match=f"^{message.replace('?', '[?]')}"):
+            settings_for(mixture, store, recipe, **given)
+
+
+@pytest.mark.parametrize(
+    ("processes", "given", "layout"),
+    [
+        (1, {}, (1, 8, 1)),
+        (2, {}, (2, 4, 1)),
+        (2, {"per_device_batch_size": 1}, (2, 1, 4)),
+        (1, {"accumulation": 4}, (1, 2, 4)),
+        (3, {}, "per_device_batch_size 2 × 3 processes × accumulation 1 = 6, and batch_size is 8; they must be equal"),
+        (1, {"per_device_batch_size": 3}, "per_device_batch_size 3 × 1 processes × accumulation 2 = 6, and batch_size"),
+        (16, {}, "per_device_batch_size 1 × 16 processes × accumulation 1 = 16, and batch_size is 8"),
+    ],
+)
+def test_the_processes_make_up_the_global_batch_or_are_refused(
+    mixture, store, recipe, monkeypatch, processes, given, layout
+):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    settings = settings_for(mixture, store, recipe, **given)
+    if isinstance(layout, tuple):
+        assert Layout.of(settings) == Layout(*layout)
+    else:
+        with pytest.raises(XDogeError, match=layout):
+            Layout.of(settings)
+
+
+def test_a_folder_with_something_in_it_is_refused(mixture, store, recipe, finished, tmp_path):
+    settings = settings_for(mixture, store, recipe)
+    with pytest.raises(XDogeError, match=r"run is not empty. Continue that run with --resume, or name another folder"):
+        train(mixture, store, settings, finished[0])
+    with pytest.raises(XDogeError, match=r"holds no run to resume; leave out --resume"):
+        train(mixture, store, settings, tmp_path / "nothing", resume=True)
+
+
+def test_resuming_with_other_settings_is_refused_but_not_with_another_layout(mixture, store, recipe, finished):
+    run, _, summary = finished
+    with pytest.raises(XDogeError, match=r"cannot be resumed with other settings: settings.clip was 1.0, is now 2.0"):
+        train(mixture, store, settings_for(mixture, store, recipe, clip=2.0), run, resume=True)
+    with pytest.raises(XDogeError, match=r"mixture.sha256 was '\w+', is now '\w+'"):
+        train(replace(mixture, seed=1), store, settings_for(mixture, store, recipe), run, resume=True)
+    notes = []
+    again = settings_for(mixture, store, recipe, per_device_batch_size=1)
+    assert train(mixture, store, again, run, resume=True, on_note=notes.append) == summary
+    assert "is finished already" in notes[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_written(mixture, store, recipe, tmp_path, monkeypatch):
+    step = training._MixtureTrainer.training_step
+
+    def spoil(self, model, inputs, *rest):
+        loss = step(self, model, inputs, *rest)
+        return loss * float("nan") if self.state.global_step == 3 else loss
+
+    monkeypatch.setattr(training._MixtureTrainer, "training_step", spoil)
+    with pytest.raises(NonFiniteLossError, match=r"^step 4: loss is nan. Last good checkpoint: .*checkpoint-2\. Lower"):
+        train(mixture, store, settings_for(mixture, store, recipe), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "checkpoint-4").exists()
+
+
+def test_diverged_weights_are_noticed_in_the_validation_loss(mixture, store, recipe, tmp_path, monkeypatch):
+    def spoiled(*args, **kwargs):
+        return {"es/web": float("inf")}
+
+    monkeypatch.setattr(training, "validation_losses", spoiled)
+    with pytest.raises(NonFiniteLossError, match=r"^step 0: es/web is inf. Last good checkpoint: none yet"):
+        train(mixture, store, settings_for(mixture, store, recipe), tmp_path / "run")
+
+
+def test_bfloat16_and_recomputed_activations_train_too(mixture, store, recipe, finished, tmp_path):
+    given = {"precision": "bfloat16", "activation_checkpointing": True, "device": "cpu", "steps": 2}
+    summary = train(mixture, store, settings_for(mixture, store, recipe, **given), tmp_path / "run")
+    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
+    at_two = [row["loss"] for row in finished[1] if "loss" in row][1]
+    assert metrics(tmp_path / "run")[2]["loss"] == pytest.approx(at_two, rel=0.02)
+    assert summary["steps"] == 2
+
+
+def test_more_repetition_than_planned_is_counted(mixture, store):
+    planned = {source: share.epochs for source, share in mixture.sources.items()}
+    assert beyond_plan(mixture, planned, LENGTH) == {}
+    rounding = {s: epochs + LENGTH / store.tokens()[s] for s, epochs in planned.items()}
+    assert beyond_plan(mixture, rounding, LENGTH) == {}
+    found = beyond_plan(mixture, planned | {"gl/wiki": planned["gl/wiki"] + 0.5}, LENGTH)
+    assert found == {"gl/wiki": pytest.approx(0.5)}
+
+
+def test_runs_of_other_budgets_are_not_compared(finished, tmp_path):
+    run, _, summary = finished
+    (tmp_path / "longer").mkdir()
+    (tmp_path / "longer" / "train.json").write_text(json.dumps(summary | {"tokens_seen": 9999}))
+    assert common_budget([run, run]) == 768
+    with pytest.raises(XDogeError, match=r"different numbers of tokens and cannot be .*run 768, .*longer 9,999"):
+        common_budget([run, tmp_path / "longer"])
+    with pytest.raises(XDogeError, match=r"train.json does not exist"):
+        common_budget([run, tmp_path])
+
+
+def test_the_command_trains_resumes_and_prints_what_came_of_it(xdoge, mixture, store, recipe, tmp_path, monkeypatch):
+    mixture.save(tmp_path / "mixture.json")
+    (tmp_path / "train.yaml").write_text("steps: 9\nclip: 0.5\neval_sequences: 2\neval_every: 9\n")
+    command = ["train", tmp_path / "mixture.json", "--store", store.path, "--out", tmp_path / "run"]
+    options = ["--config", tmp_path / "train.yaml", "--set", "clip=0.7", "--set", "steps=8", "--steps", 4]
+    write = Record.write
+
+    def stop(self, step, values):
+        write(self, step, values)
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Record, "write", stop)
+        status, _, err = xdoge(*command, "--model", recipe, "--batch-size", 8, *options)
+    assert (status, "stopped after step 2 of 4; --resume continues" in err) == (143, True)
+    assert "clip: 0.7" in err
+    status, out, err = xdoge(*command, "--resume")
+    assert status == 0, err
+    assert "resuming after step 2 of 4" in err
+    assert "step 4/4" in err
+    assert "ETA" in err
+    for word in ("on unequal: 512 tokens, 4 steps", "validation loss", "epochs", "gl", str(tmp_path / "run" / "model")):
+        assert word in out
+    settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["settings"]
+    assert (settings["steps"], settings["clip"], settings["eval_sequences"]) == (4, 0.7, 2)
+    assert json.loads(xdoge(*command, "--resume", "--json")[1])["steps"] == 4
+
+
+def test_the_command_says_what_is_missing(xdoge, mixture, store, tmp_path):
+    mixture.save(tmp_path / "mixture.json")
+    command = ["train", tmp_path / "mixture.json", "--out", tmp_path / "run", "--store"]
+    status, _, err = xdoge(*command, store.path)
+    assert (status, err.startswith("error: --model is missing: a recipe such as 125m")) == (1, True)
+    status, _, err = xdoge(*command, tmp_path, "--model", "1m")
+    assert (status, "is not a token store" in err) == (1, True)
+
+
+def test_help_teaches(xdoge):
+    status, out, _ = xdoge("train", "--help")
+    assert status == 0
+    for word in ("From scratch", "Continual pre-training", "2403.08763", "Several GPUs", "Settings", "learning_rate"):
+        assert word in out

@@ -1,0 +1,165 @@
+"""`xdoge train`: a target model, from scratch or continued, on a mixture."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich import box
+from rich.table import Table
+
+from xdoge.cli.app import AsJson, app, given_settings, need, open_store, stderr, stdout
+from xdoge.config import settings_help
+from xdoge.errors import XDogeError
+from xdoge.mixtures.plan import Mixture
+from xdoge.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+
+_TRAIN_HELP = f"""Train a target model on a mixture, from scratch or by continual pre-training.
+
+The model reads the sequences of the mixture in the order of its sampler: every step is one block of it, in which each
+language has its share. AdamW warms up and decays along a cosine. The validation loss of every source and language is
+measured before the first step and on a schedule.
+
+**From scratch**: --model is a recipe, one that ships or a YAML file, and gives shape, batch, sequence length and rate.
+
+**Continual pre-training**: --model is the folder of a causal language model, or its name on the Hub. The store must
+have been prepared with its tokenizer: `tokenizer: {{huggingface: MODEL}}` in corpus.yaml. The rate re-warms over 1 % of
+the steps to half the peak of GPT-3 at that size, and re-decays to a tenth (Ibrahim et al. 2024, arXiv:2403.08763);
+where the model's own peak is known, `--set learning_rate=` half of that is better. A higher one learns more of the new
+text and forgets more of the old. --train-only 'layers\\.(0|1|22|23)\\.' updates those layers and freezes all else.
+
+**What it writes** into RUN: `model/`, which transformers loads; `train.json` with tokens seen, validation by language
+and epochs by source; `metrics.jsonl`, a row a step; `config.yaml`, every setting as resolved; `mixture.json`; and
+`checkpoints/`.
+
+**Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge train ...`, or `accelerate launch --config_file FSDP.yaml -m
+xdoge train ...` for a model that one GPU cannot hold. batch_size is that of all processes together, and must be
+per_device_batch_size × processes × accumulation.
+
+**Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with 130 and 143. After that, or
+after a kill at any moment, the same command with `--resume` goes on with the very next sequence, on as many processes
+or others.
+
+**Settings**, for `--set KEY=VALUE` and for the YAML file of `--config`; the options above it win:
+
+{settings_help(TrainSettings)}
+
+**Examples**
+
+- `xdoge train mixture.json --store store --model 125m --out runs/125m`
+
+- `xdoge train mixture.json --store store --model HuggingFaceTB/SmolLM2-135M --out runs/cpt --steps 1000`
+
+- `xdoge train mixture.json --store store --model 125m --out runs/125m --set report_to="[tensorboard]" --resume`
+"""
+
+
+@app.command(help=_TRAIN_HELP)
+def train(  # one option for each thing that runs differ in most often
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="What xdoge mix wrote.")],
+    store: Annotated[Path, typer.Option(help="Token store that the mixture was planned for.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; new or empty, unless --resume.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME|PATH", help="A recipe, or a model to go on with.", show_default=False)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="B", help="Sequences per step, of all processes together.")
+    ] = None,
+    train_only: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Freeze all parameters but those whose names it is found in.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="S", help="Of a recipe's first weights.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, on the same sequences.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    from xdoge.proxy.run import RunFolder
+
+    flags = {"model": model, "steps": steps, "batch_size": batch_size, "train_only": train_only, "seed": seed}
+    given = given_settings(config, assignments or [], flags)
+    need("proxy", "torch", "transformers", "accelerate")
+    if resume:  # what is not given anew is as the run was started
+        given = RunFolder(out).settings() | given
+    if "model" not in given:
+        raise XDogeError("--model is missing: a recipe such as 125m, or the folder or Hub name of a model.")
+    opened, planned = open_store(store), Mixture.load(mixture)
+    summary = _train(planned, opened, given, out, resume=resume, where=str(config) if config else "settings")
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    else:
+        _print_run(summary, planned, out)
+
+
+def _train(
+    mixture: Mixture, store: TokenStore, given: dict[str, Any], out: Path, *, resume: bool, where: str
+) -> dict[str, Any]:
+    from xdoge.proxy.display import FitDisplay
+    from xdoge.train.start import Start
+    from xdoge.train.trainer import train
+
+    settings = TrainSettings.for_run(mixture, store, given, start=Start.find(str(given["model"])), where=where)
+    if not resume and os.environ.get("RANK", "0") == "0":
+        print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True), file=sys.stderr)
+    measured = _validations(out) if resume else []
+    languages = measured[-1] if measured else {"no validation text": 0.0}
+    with FitDisplay(stderr, steps=settings.steps, what="train") as display:
+
+        def show(row: dict[str, Any]) -> None:
+            nonlocal languages
+            languages = row.get("validation_by_language") or languages
+            if "loss" in row:
+                display.on_step({"target_loss": None, "languages": languages, **row})
+            elif row["validation"]:
+                losses = " ".join(f"{language} {loss:.3f}" for language, loss in languages.items())
+                display.note(f"step {row['step']}/{settings.steps}, validation loss, nats/token: {losses}")
+
+        return train(mixture, store, settings, out, resume=resume, on_row=show, on_note=display.note)
+
+
+def _print_run(summary: dict[str, Any], mixture: Mixture, out: Path) -> None:
+    """Print the validation loss and what was read of each language, and where everything lies."""
+    name, steps = summary["model"]["from"], summary["steps"]
+    print(f"{name} on {mixture.name}: {summary['tokens_seen']:,} tokens, {steps:,} steps")
+    first = next(iter(_validations(out)), {})
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("language")
+    for column in ("first loss", "validation loss", "perplexity", "epochs"):
+        table.add_column(column, justify="right")
+    for language, share in mixture.languages.items():
+        sources = [source for source in mixture.sources if source.partition("/")[0] == language]
+        available = {source: mixture.sources[source].available_tokens for source in sources}
+        epochs = sum(summary["epochs"][source] * available[source] for source in sources) / share.available_tokens
+        loss = summary["validation"].get(language)
+        numbers = ("–", "–", "–")
+        if loss is not None:
+            numbers = (f"{first[language]:.4f}", f"{loss:.4f}", f"{math.exp(loss):.2f}")
+        table.add_row(language, *numbers, f"{epochs:.3f}")
+    stdout.print(table)
+    if beyond := summary["repeated_beyond_plan"]:
+        print(f"warning: repeated more often than planned, a bug: {', '.join(beyond)}", file=sys.stderr)
+    for name in ("train.json", "model", "metrics.jsonl", "config.yaml", "mixture.json"):
+        print(out / name)
+
+
+def _validations(out: Path) -> list[dict[str, float]]:
+    """Return the validation losses by language that a run has measured so far, in order."""
+    with contextlib.suppress(OSError, json.JSONDecodeError):  # a kill may have cut the last row short
+        rows = map(json.loads, (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        return [row["validation_by_language"] for row in rows if row.get("validation_by_language")]
+    return []

@@ -1,0 +1,180 @@
+"""What a training run writes beside its checkpoints: rows of metrics, the model, and train.json at the end."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xdoge
+from xdoge.corpus.store import TokenStore
+from xdoge.errors import NonFiniteLossError, XDogeError
+from xdoge.files import read_json, sha256_json, write_json
+from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.sampler import MixtureSampler
+from xdoge.proxy.run import RunFolder, saving_tensors
+from xdoge.train.settings import Layout, TrainSettings
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+SCHEMA = "xdoge.train"
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Record:
+    """What a run reads, where it writes, and what it has to tell."""
+
+    run: RunFolder
+    store: TokenStore
+    mixture: Mixture
+    settings: TrainSettings
+    sampler: MixtureSampler
+    first: bool  # of the processes
+    parameters: tuple[int, int]  # trained, frozen
+    on_row: Callable[[Row], None]
+    on_note: Callable[[str], None]
+    seconds: float = 0.0  # before this process
+    began: float = 0.0
+
+    def rewind(self, checkpoint: Path | None) -> None:
+        """Drop what was written after the checkpoint, and checkpoints that a kill cut short."""
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        for folder in self.run.checkpoints.glob("checkpoint-*"):
+            if not _whole(folder):
+                shutil.rmtree(folder)
+        self.run.rewind_metrics(step if checkpoint else -1)
+        self.seconds = max((row["seconds"] for row in self.rows()), default=0.0)
+        self.on_note(f"resuming after step {step} of {self.settings.steps}")
+
+    def rows(self) -> list[Row]:
+        """Return the rows of metrics.jsonl."""
+        path = self.run.metrics
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def describe(self, layout: Layout) -> str:
+        trained, frozen = self.parameters
+        left = self.sampler.total - self.settings.steps * self.settings.batch_size
+        return (
+            f"{trained:,} parameters are trained, {frozen:,} frozen; learning rate {self.settings.learning_rate:.3g}; "
+            f"{layout.per_device} sequences at once × {layout.processes} processes × {layout.accumulation} "
+            f"accumulated = {self.settings.batch_size}"
+            + (f"; {left:,} sequences of the mixture stay unread" if left else "")
+        )
+
+    def tokens(self, step: int) -> int:
+        """Return the tokens read after so many steps."""
+        return step * self.settings.batch_size * self.settings.sequence_length
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """Return the passes over each source after so many steps, those of earlier phases included."""
+        counts = self.sampler.counts(step * self.settings.batch_size)
+        shares, length = self.mixture.sources, self.settings.sequence_length
+        return {
+            source: (shares[source].read_before + count * length) / max(1, shares[source].available_tokens)
+            for source, count in counts.items()
+        }
+
+    def write(self, step: int, values: Row) -> None:
+        """Append a row to metrics.jsonl and show it, after refusing numbers that nothing good can follow from."""
+        for name, value in [*values.items(), *values.get("validation", {}).items()]:
+            if isinstance(value, float) and not math.isfinite(value):
+                good = latest_checkpoint(self.run.checkpoints)
+                raise NonFiniteLossError(
+                    f"step {step}: {name} is {value}. Last good checkpoint: {good or 'none yet'}. "
+                    "Lower learning_rate or clip, or look at the text."
+                )
+        if not self.first:
+            return
+        seconds = self.seconds + time.perf_counter() - self.began
+        row = {"step": step, "tokens": self.tokens(step), **values, "seconds": round(seconds, 3)}
+        self.run.log(row)
+        self.on_row(row)
+
+    def finish(self, trainer: Trainer) -> dict[str, Any]:
+        """Write the model and, last, train.json."""
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # by all processes
+        if not self.first:
+            return {}
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        model.config.use_cache = True  # Trainer's False is for training
+        shutil.rmtree(self.run.path / "model", ignore_errors=True)
+        with saving_tensors(self.run.path / "model") as folder:
+            model.save_pretrained(folder, state_dict=state)
+            self.store.tokenizer().export(folder)
+        settings, steps = self.settings, self.settings.steps
+        measured = [row for row in self.rows() if "validation" in row]
+        summary = {
+            "schema": f"{SCHEMA}/1",
+            "model": {
+                "path": "model",
+                "from": self.settings.model,
+                "trained_parameters": self.parameters[0],
+                "frozen_parameters": self.parameters[1],
+            },
+            "mixture": {"name": self.mixture.name, "sha256": sha256_json(self.mixture.to_json())},
+            "store": {"name": self.store.name, "sha256": self.store.sha256},
+            "tokens_seen": self.tokens(steps),
+            "steps": steps,
+            "batch_size": settings.batch_size,
+            "sequence_length": settings.sequence_length,
+            "seed": settings.seed,
+            "validation": measured[-1]["validation_by_language"] if measured else {},
+            "validation_by_source": measured[-1]["validation"] if measured else {},
+            "epochs": self.epochs(steps),
+            "repeated_beyond_plan": beyond_plan(self.mixture, self.epochs(steps), settings.sequence_length),
+            "seconds": round(self.seconds + time.perf_counter() - self.began, 3),
+            "xdoge_version": xdoge.__version__,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        write_json(self.run.path / "train.json", summary)
+        return summary
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, None where there is none."""
+    whole = [path for path in folder.glob("checkpoint-*") if _whole(path)]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def beyond_plan(mixture: Mixture, epochs: Mapping[str, float], sequence_length: int) -> dict[str, float]:
+    """Return the passes of each source that exceed the plan by more than its rounding to whole sequences.
+
+    Anything in it is a bug of the sampler.
+    """
+    excess = {}
+    for source, share in mixture.sources.items():
+        allowed = share.epochs + 2 * sequence_length / max(1, share.available_tokens)
+        if epochs[source] > allowed:
+            excess[source] = epochs[source] - share.epochs
+    return excess
+
+
+def common_budget(runs: Sequence[Path | str]) -> int:
+    """Return the training tokens that all these finished runs have seen.
+
+    Raises:
+        XDogeError: a run is not finished, or they have seen different numbers of tokens.
+    """
+    seen = {str(run): read_json(Path(run) / "train.json", schema=SCHEMA)["tokens_seen"] for run in runs}
+    if len(set(seen.values())) > 1:
+        numbers = ", ".join(f"{run} {tokens:,}" for run, tokens in seen.items())
+        raise XDogeError(f"the runs have seen different numbers of tokens and cannot be compared: {numbers}.")
+    return int(next(iter(seen.values())))
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether the file that Trainer writes last is there and complete."""
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True

@@ -1,0 +1,157 @@
+"""Settings of a training run: what the user may choose, what the model and the mixture fill in, what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field
+
+from xdoge.config import Config
+from xdoge.errors import XDogeError
+from xdoge.mixtures.plan import Mixture
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+    from xdoge.train.start import Start
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+ELASTIC = ("per_device_batch_size", "accumulation", "device", "workers", "report_to", "keep_checkpoints")
+"""Settings that a run may be resumed without or with others: they change no number but for rounding."""
+
+
+class TrainSettings(Config):
+    """Every setting of `xdoge train`, all of them resolved; `for_run` fills in what the user left out."""
+
+    model: str = Field(description="a recipe, or the folder or Hub name of a causal language model to go on with")
+    seed: int = Field(0, ge=0, description="of a recipe's first weights; the order of text is the mixture's")
+    steps: int = Field(gt=0, description="optimiser steps [as many as the mixture has]")
+    batch_size: int = Field(gt=0, description="sequences per step, of all processes together [recipe; 32]")
+    sequence_length: int = Field(ge=2, description="tokens per sequence [recipe; the context, at most 2048]")
+    documents: Literal["ignore", "separate"] = Field(
+        "ignore", description="whether tokens may attend to the documents before their own"
+    )
+
+    learning_rate: float = Field(gt=0, lt=1e6, description="peak, of AdamW [recipe; half of GPT-3's at that size]")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises [0.05; 0.01]")
+    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak at the end of the cosine")
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    train_only: str | None = Field(None, description="regular expression; parameters without it in a name are frozen")
+
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
+    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    device: Literal["auto", "cpu"] = Field("auto", description="what to compute on")
+    per_device_batch_size: int | None = Field(
+        None, gt=0, description="sequences at once on each device [batch_size / processes / accumulation]"
+    )
+    accumulation: int | None = Field(
+        None, gt=0, description="backward passes per step [1, or what per_device_batch_size leaves]"
+    )
+    workers: int = Field(0, ge=0, description="processes that read ahead, per device")
+
+    eval_every: int = Field(gt=0, description="steps between validation losses [a tenth of the steps]")
+    eval_sequences: int = Field(64, gt=0, description="validation sequences per source, at most")
+    checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
+    keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
+    report_to: tuple[Tracker, ...] = Field((), description="trackers that get the metrics too: tensorboard, ...")
+
+    @classmethod
+    def for_run(
+        cls, mixture: Mixture, store: TokenStore, given: Mapping[str, Any], *, start: Start, where: str = "settings"
+    ) -> Self:
+        """Return what the user gave, completed by the defaults of the model and the mixture.
+
+        Args:
+            mixture: what the run reads.
+            store: where the tokens are.
+            given: any of the fields; the rest is filled in.
+            start: `Start.find(given["model"])`.
+            where: what errors call the settings, such as the file they were read from.
+
+        Raises:
+            XDogeError: a setting is unknown or not allowed, the mixture is of another store, or it has fewer tokens
+                than the steps read.
+        """
+        check_mixture(mixture, store)
+        defaults = start.defaults()
+        filled = {**defaults, **given}
+        whole = [filled[key] for key in ("sequence_length", "batch_size")]
+        length, batch = (
+            value if isinstance(value, int) and value > 0 else 1 for value in whole
+        )  # parse refuses it by name
+        total = mixture.budget_tokens // length
+        if total < batch:
+            raise XDogeError(
+                f"{mixture.name!r} has {total:,} sequences of {length:,} tokens, less than one batch_size of {batch:,}."
+            )
+        steps = given.get("steps", total // batch)
+        steps = steps if isinstance(steps, int) else 1
+        every = {"eval_every": max(1, steps // 10), "checkpoint_every": max(1, steps // 20)}
+        settings = cls.parse({"steps": steps, **every, **filled}, where=where)
+        if settings.steps * batch > total:
+            raise XDogeError(
+                f"steps {settings.steps:,} × batch_size {batch:,} are {settings.steps * batch:,} sequences of "
+                f"{length:,} tokens, more than the {total:,} that {mixture.name!r} was planned for; take at most "
+                f"{total // batch:,} steps, or plan a larger budget."
+            )
+        for tracker in settings.report_to:
+            if importlib.util.find_spec(tracker) is None:
+                raise XDogeError(f"report_to names {tracker}, which is not installed; pip install {tracker}.")
+        return settings
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the global batch is spread: per_device × processes × accumulation sequences."""
+
+    processes: int
+    per_device: int
+    accumulation: int
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> Layout:
+        """Return the layout on the processes that torchrun or accelerate started.
+
+        Raises:
+            XDogeError: it does not make up the global batch, which is the sampler's block.
+        """
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        batch, device, accumulation = settings.batch_size, settings.per_device_batch_size, settings.accumulation
+        accumulation = accumulation or max(1, batch // (processes * (device or batch)))
+        device = device or max(1, batch // (processes * accumulation))
+        if device * processes * accumulation != batch:
+            raise XDogeError(
+                f"per_device_batch_size {device} × {processes} processes × accumulation {accumulation} = "
+                f"{device * processes * accumulation}, and batch_size is {batch}; they must be equal."
+            )
+        return cls(processes, device, accumulation)
+
+
+def check_mixture(mixture: Mixture, store: TokenStore) -> None:
+    """Refuse a mixture that was planned for another store.
+
+    Raises:
+        XDogeError: names, hash or sizes differ; the line says which.
+    """
+    planned = mixture.corpus.get("sha256")
+    if planned is not None and planned != store.sha256:
+        raise XDogeError(
+            f"mixture {mixture.name!r} was planned for the store {mixture.corpus.get('name')!r} with SHA-256 "
+            f"{planned[:12]}, and {store.path} ({store.name!r}) has {store.sha256[:12]}; plan it anew with xdoge mix."
+        )
+    if only := sorted(set(mixture.sources) ^ set(store.sources)):
+        raise XDogeError(
+            f"mixture {mixture.name!r} and {store.path} name different sources; in one of them only: {', '.join(only)}."
+        )
+    for source, tokens in store.tokens().items():
+        available = mixture.sources[source].available_tokens
+        if available > tokens:
+            raise XDogeError(
+                f"mixture {mixture.name!r} takes {source} to have {available:,} tokens, and {store.path} has "
+                f"{tokens:,}; plan it anew with xdoge mix."
+            )

@@ -1,0 +1,287 @@
+"""The training of a target model: transformers' Trainer reads a mixture in its order.
+
+Position t of the sampler is sequence t of the run, whatever the processes, so a checkpoint at step n goes on at
+position n × batch_size. The run folder holds
+
+config.yaml     store, mixture, model and every setting but those of `ELASTIC`, resolved; versions at the start
+mixture.json    what is read, with the SHA-256 that config.yaml and train.json name
+metrics.jsonl   a row a step, and one with "validation" and "epochs" at each evaluation
+checkpoints/    the latest, as Trainer writes them: weights in safetensors, and optimiser, schedule and random states in
+                torch's own format, which torch reads back as plain tensors only (`weights_only`)
+model/          the trained model in float32, as transformers saves it, with the tokenizer
+train.json      what eval and compare need; its presence says that the run is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Subset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+from xdoge.corpus.dataset import MixtureDataset
+from xdoge.corpus.store import TokenStore
+from xdoge.errors import Interrupted, XDogeError
+from xdoge.files import read_json, sha256_json
+from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.sampler import MixtureSampler
+from xdoge.proxy.descent import BETAS, learning_rate_ratio, pick_autocast
+from xdoge.proxy.run import RunFolder
+from xdoge.signals import stop_requests
+from xdoge.train.record import SCHEMA, Record, Row, latest_checkpoint
+from xdoge.train.settings import ELASTIC, Layout, TrainSettings, check_mixture
+from xdoge.train.start import Start, freeze
+from xdoge.train.validation import by_language, sequence_nats, validation_losses
+
+
+def train(
+    mixture: Mixture,
+    store: TokenStore,
+    settings: TrainSettings,
+    out: Path | str,
+    *,
+    resume: bool = False,
+    on_row: Callable[[Row], None] = lambda row: None,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Train a model on the mixture and return what `out`/train.json holds.
+
+    Under torchrun or `accelerate launch` every process calls it; the first one writes and reports. Killed at any
+    moment and resumed, on as many processes or others, it trains on the very same sequences in the same steps.
+
+    Args:
+        mixture: what to read.
+        store: the tokens.
+        settings: from `TrainSettings.for_run`.
+        out: the run folder, empty or new.
+        resume: continue the run that lies in `out`.
+        on_row: called with each row of metrics.jsonl.
+        on_note: called with what the user should know and no row says.
+
+    Raises:
+        XDogeError: the folder is taken, a setting differs from the run's that is resumed, the processes cannot share
+            the batch, or model, mixture and store do not belong together.
+        NonFiniteLossError: training diverged.
+        Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
+    """
+    run, first = RunFolder(Path(out)), os.environ.get("RANK", "0") == "0"
+    if not first:
+        on_row = on_note = _ignore
+    start = Start.find(settings.model)
+    check_mixture(mixture, store)
+    start.check(store, settings.sequence_length)
+    layout = Layout.of(settings)
+    config = resolved_config(mixture, store, settings, start)
+    if resume:
+        for change in run.check(config) if first else ():
+            on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
+        if (run.path / "train.json").exists():
+            on_note(f"{run.path} is finished already.")
+            return read_json(run.path / "train.json", schema=SCHEMA)
+    elif first:
+        run.refuse_taken()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        sampler = MixtureSampler(
+            mixture,
+            store.sequence_counts(settings.sequence_length),
+            batch_size=settings.batch_size,
+            sequence_length=settings.sequence_length,
+        )
+    for warning in caught:
+        on_note(f"note: {warning.message}")
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    model = start.build(store, sequence_length=settings.sequence_length, seed=settings.seed)
+    parameters = freeze(model, settings.train_only)
+    record = Record(run, store, mixture, settings, sampler, first, parameters, on_row, on_note)
+    with run.claimed() if first else contextlib.nullcontext(), _process_group(), stop_requests() as stop:
+        checkpoint = latest_checkpoint(run.checkpoints) if resume else None
+        if first:
+            if resume:
+                record.rewind(checkpoint)
+            else:
+                run.start(config)
+                mixture.save(run.path / "mixture.json")
+        trainer = _MixtureTrainer(
+            record, model, training_arguments(settings, layout, run, eval_on_start=not checkpoint)
+        )
+        on_note(record.describe(layout))
+        trainer.add_callback(_Stop(stop, settings.eval_every))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        done = trainer.state.global_step
+        if done < settings.steps:
+            raise Interrupted(stop[0], f"stopped after step {done} of {settings.steps}; --resume continues")
+        return record.finish(trainer)
+
+
+class _MixtureTrainer(Trainer):
+    """Trainer over a mixture, with our schedule, validation by source and metrics."""
+
+    def __init__(self, record: Record, model: Any, arguments: TrainingArguments) -> None:
+        settings = record.settings
+        dataset = MixtureDataset(record.store, record.sampler, settings.sequence_length, documents=settings.documents)
+        read = Subset(dataset, range(settings.steps * settings.batch_size))  # one epoch, to Trainer
+        super().__init__(model, arguments, train_dataset=read)
+        self.remove_callback(PrinterCallback)  # prints to stdout
+        self.record = record
+        self.last = record.began = time.perf_counter()
+        if self.is_fsdp_enabled and "FULL" not in (kind := str(self.accelerator.state.fsdp_plugin.state_dict_type)):
+            raise XDogeError(
+                f"fsdp_state_dict_type {kind.rpartition('.')[2]} writes what only pickle reads back, and no "
+                "safetensors; set FULL_STATE_DICT in the config of accelerate."
+            )
+        if (total := self.get_total_train_batch_size(arguments)) != settings.batch_size:
+            raise XDogeError(
+                f"the processes train on {total} sequences a step, and batch_size is {settings.batch_size}."
+            )
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda done: learning_rate_ratio(done + 1, self.record.settings),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Hand the logs to the trackers, and write a row of those of a step."""
+        super().log(logs, start_time)
+        self.state.log_history.clear()  # metrics.jsonl keeps it; here it would grow with each checkpoint
+        if "loss" in logs:
+            now = time.perf_counter()
+            speed = self.record.tokens(1) / (now - self.last)
+            self.last = now
+            values = {key: float(logs[key]) for key in ("loss", "grad_norm", "learning_rate")}
+            self.record.write(self.state.global_step, {**values, "tokens_per_second": round(speed, 1)})
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure the validation loss of each source, in a row of its own."""
+        record, settings, model = self.record, self.record.settings, self.model
+        assert model is not None
+        model.eval()
+        losses = validation_losses(
+            lambda rows: sequence_nats(model, rows.to(self.args.device)),
+            record.store,
+            settings.sequence_length,
+            most=settings.eval_sequences,
+            rows=self.args.per_device_train_batch_size,
+            rank=self.args.process_index,
+            world_size=self.args.world_size,
+            gather=self.accelerator.gather,
+        )
+        languages = by_language(losses, record.store, settings.sequence_length)
+        step = self.state.global_step
+        record.write(step, {"validation": losses, "validation_by_language": languages, "epochs": record.epochs(step)})
+        self.last = time.perf_counter()
+        metrics = {f"eval_{language}": loss for language, loss in languages.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class _Stop(TrainerCallback):
+    """Evaluates on schedule, and ends training after a step when a signal came to any process."""
+
+    def __init__(self, stop: list[int], eval_every: int) -> None:
+        self.stop, self.eval_every = stop, eval_every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_evaluate = state.global_step % self.eval_every == 0 or state.global_step == state.max_steps
+        number = self.stop[0] if self.stop else 0
+        if args.world_size > 1:
+            everyone = torch.tensor(number, device=args.device)
+            torch.distributed.all_reduce(everyone, op=torch.distributed.ReduceOp.MAX)
+            number = int(everyone)
+            self.stop[:] = [number] if number else []
+        if number:
+            control.should_save = control.should_training_stop = True
+
+
+def training_arguments(settings: TrainSettings, layout: Layout, run: RunFolder, *, eval_on_start: bool) -> Any:
+    """Return Trainer's arguments: nothing shuffled, one block of the sampler a step, a row of logs a step.
+
+    Raises:
+        XDogeError: one process sees several GPUs, among which Trainer would split each batch in its own way.
+    """
+    if "tensorboard" in settings.report_to:  # Trainer's own choice is a folder beside the caller
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
+    cuda = settings.device == "auto" and torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(run.checkpoints),
+        run_name=run.path.name,
+        train_sampling_strategy="sequential",
+        dataloader_drop_last=True,
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=cuda,
+        per_device_train_batch_size=layout.per_device,
+        gradient_accumulation_steps=layout.accumulation,
+        max_steps=settings.steps,
+        seed=settings.seed,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
+        max_grad_norm=settings.clip,
+        ddp_find_unused_parameters=False,
+        bf16=pick_autocast(settings.precision, torch.device("cuda" if cuda else "cpu")) is not None,
+        use_cpu=settings.device == "cpu",
+        activation_checkpointing=settings.activation_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if settings.activation_checkpointing else None,
+        eval_on_start=eval_on_start,
+        save_steps=settings.checkpoint_every,
+        save_total_limit=settings.keep_checkpoints,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=list(settings.report_to) or "none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+    if arguments.n_gpu > 1:
+        raise XDogeError(
+            f"one process sees {arguments.n_gpu} GPUs; start one for each with torchrun --nproc-per-node "
+            f"{arguments.n_gpu} -m xdoge train ..., or leave it one with CUDA_VISIBLE_DEVICES=0."
+        )
+    return arguments
+
+
+def resolved_config(mixture: Mixture, store: TokenStore, settings: TrainSettings, start: Start) -> dict[str, Any]:
+    """Return what config.yaml holds: store, mixture, model, and every setting that decides the numbers."""
+    return {
+        "store": {"path": str(store.path), "name": store.name, "sha256": store.sha256},
+        "mixture": {"name": mixture.name, "sha256": sha256_json(mixture.to_json())},
+        "settings": settings.model_dump(mode="json", exclude=set(ELASTIC)),
+        "model": start.to_config(),
+    }
+
+
+@contextlib.contextmanager
+def _process_group() -> Iterator[None]:
+    """End the process group that Trainer begins, unless there was one before or training failed."""
+    before = torch.distributed.is_available() and torch.distributed.is_initialized()
+    try:
+        yield
+    except Interrupted:
+        _leave(before)
+        raise
+    _leave(before)
+
+
+def _leave(before: bool) -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and not before:
+        torch.distributed.destroy_process_group()
+
+
+def _ignore(_: object) -> None:
+    """Say nothing: another process does."""
