@@ -541,3 +541,11 @@ def test_help_teaches(xdoge):
     assert status == 0
     for word in ("From scratch", "Continual pre-training", "2403.08763", "Several GPUs", "Settings", "learning_rate"):
         assert word in out
+    assert r"'layers\.(0|1|22|23)\.'" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("key", ["steps", "batch_size", "sequence_length"])
+def test_counts_that_only_look_whole_are_refused_before_the_run(store, mixture, recipe, key):
+    for value in (8.0, "8", True):
+        with pytest.raises(XDogeError, match=f"settings: {key}: input should be a valid integer"):
+            TrainSettings.for_run(mixture, store, {"model": recipe, key: value}, start=Start.find(recipe))

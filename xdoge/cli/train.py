@@ -36,7 +36,7 @@ measured before the first step and on a schedule.
 have been prepared with its tokenizer: `tokenizer: {{huggingface: MODEL}}` in corpus.yaml. The rate re-warms over 1 % of
 the steps to half the peak of GPT-3 at that size, and re-decays to a tenth (Ibrahim et al. 2024, arXiv:2403.08763);
 where the model's own peak is known, `--set learning_rate=` half of that is better. A higher one learns more of the new
-text and forgets more of the old. --train-only 'layers\\.(0|1|22|23)\\.' updates those layers and freezes all else.
+text and forgets more of the old. `--train-only 'layers\\.(0|1|22|23)\\.'` updates those layers and freezes all else.
 
 **What it writes** into RUN: `model/`, which transformers loads; `train.json` with tokens seen, validation by language
 and epochs by source; `metrics.jsonl`, a row a step; `config.yaml`, every setting as resolved; `mixture.json`; and
@@ -59,6 +59,8 @@ or others.
 - `xdoge train mixture.json --store store --model 125m --out runs/125m`
 
 - `xdoge train mixture.json --store store --model HuggingFaceTB/SmolLM2-135M --out runs/cpt --steps 1000`
+
+- `xdoge train mixture.json --store store --model 125m --out runs/125m --set per_device_batch_size=16`
 
 - `xdoge train mixture.json --store store --model 125m --out runs/125m --set report_to="[tensorboard]" --resume`
 """
@@ -118,7 +120,8 @@ def _train(
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True), file=sys.stderr)
     measured = _validations(out) if resume else []
     languages = measured[-1] if measured else {"no validation text": 0.0}
-    with FitDisplay(stderr, steps=settings.steps, what="train") as display:
+    display = FitDisplay(stderr, steps=settings.steps, what="train")
+    with display if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():  # one of all processes draws
 
         def show(row: dict[str, Any]) -> None:
             nonlocal languages
@@ -148,7 +151,7 @@ def _print_run(summary: dict[str, Any], mixture: Mixture, out: Path) -> None:
         loss = summary["validation"].get(language)
         numbers = ("–", "–", "–")
         if loss is not None:
-            numbers = (f"{first[language]:.4f}", f"{loss:.4f}", f"{math.exp(loss):.2f}")
+            numbers = (f"{first.get(language, loss):.4f}", f"{loss:.4f}", f"{math.exp(loss):.2f}")
         table.add_row(language, *numbers, f"{epochs:.3f}")
     stdout.print(table)
     if beyond := summary["repeated_beyond_plan"]:

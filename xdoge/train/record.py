@@ -90,7 +90,7 @@ class Record:
                 good = latest_checkpoint(self.run.checkpoints)
                 raise NonFiniteLossError(
                     f"step {step}: {name} is {value}. Last good checkpoint: {good or 'none yet'}. "
-                    "Lower learning_rate or clip, or look at the text."
+                    "Start anew with a lower learning_rate or clip, or look at the text."
                 )
         if not self.first:
             return

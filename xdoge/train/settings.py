@@ -29,9 +29,11 @@ class TrainSettings(Config):
 
     model: str = Field(description="a recipe, or the folder or Hub name of a causal language model to go on with")
     seed: int = Field(0, ge=0, description="of a recipe's first weights; the order of text is the mixture's")
-    steps: int = Field(gt=0, description="optimiser steps [as many as the mixture has]")
-    batch_size: int = Field(gt=0, description="sequences per step, of all processes together [recipe; 32]")
-    sequence_length: int = Field(ge=2, description="tokens per sequence [recipe; the context, at most 2048]")
+    steps: int = Field(gt=0, strict=True, description="optimiser steps [as many as the mixture has]")
+    batch_size: int = Field(gt=0, strict=True, description="sequences per step, of all processes together [recipe; 32]")
+    sequence_length: int = Field(
+        ge=2, strict=True, description="tokens per sequence [recipe; the context, at most 2048]"
+    )
     documents: Literal["ignore", "separate"] = Field(
         "ignore", description="whether tokens may attend to the documents before their own"
     )
