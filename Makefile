@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUT ?= demo
 
-.PHONY: help install demo test check lint format types pytest bench-prepare bench-step bench-sampler clean
+.PHONY: help install demo test check lint format types pytest bench-prepare bench-step bench-sampler bench-eval clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ bench-step: .venv/installed
 ## bench-sampler  build, draws/s, resume, state and deviation of the sampler beside others; loader tokens/s
 bench-sampler: .venv/installed
 	@$(BIN)/python benchmarks/sampler.py
+
+## bench-eval     tokens/s of perplexity over the harness's rolling log-likelihood
+bench-eval: .venv/installed
+	@$(BIN)/python benchmarks/perplexity.py
 
 ## clean          remove what the demo and the caches wrote
 clean:

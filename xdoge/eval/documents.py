@@ -1,0 +1,254 @@
+"""What a model is asked to predict: documents as its own tokens, with the words and bytes they stand for.
+
+A token store is read as it is if the model was trained on that tokenizer's tokens; any other model reads the text
+itself, from files. Either way a document is the tokens of its text and no other: the end-of-document token of a store
+is left out, since it stands for no byte and the text of other models has none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from xdoge.corpus.reading import file_blocks, reading, scan
+from xdoge.corpus.spec import Corpus, text_format
+from xdoge.corpus.store import TokenStore
+from xdoge.corpus.tokenizer import Tokenizer, huggingface, sentencepiece_model
+from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.files import sha256_file
+from xdoge.mixtures.shuffle import derive_key
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text of one source.
+
+    Attributes:
+        files: JSONL, JSON, CSV, Parquet, Arrow or text, the first and the last two compressed or not; one document a
+            row.
+        column: that holds the document.
+        id: column of JSONL and Parquet that names the document, the same in every language; None to take it for text
+            without translations. A file without the column has none either.
+    """
+
+    files: tuple[Path, ...]
+    column: str = "text"
+    id: str | None = "id"
+
+
+@dataclass(frozen=True)
+class Documents:
+    """D documents of one source.
+
+    Attributes:
+        tokens: of each document, (T,) with a T of its own.
+        words: (D,) separated by white space.
+        n_bytes: (D,) of UTF-8.
+        ids: of each document, the same for its translations; None where it has none.
+    """
+
+    tokens: Sequence[NDArray[Any]]
+    words: NDArray[np.float64]
+    n_bytes: NDArray[np.float64]
+    ids: Sequence[str | None]
+
+    def some(self, most: int | None) -> Documents:
+        """Return at most so many of them, those whose ids (without ids: numbers) have the smallest hashes."""
+        if most is None or len(self.tokens) <= most:
+            return self
+        hashes = [derive_key("documents", str(n if name is None else name)) for n, name in enumerate(self.ids)]
+        chosen = sorted(sorted(range(len(hashes)), key=hashes.__getitem__)[:most])
+        return Documents(
+            [self.tokens[i] for i in chosen], self.words[chosen], self.n_bytes[chosen], [self.ids[i] for i in chosen]
+        )
+
+
+class StoreText:
+    """The validation split of a token store.
+
+    Raises:
+        XDogeError: the tokens are of another tokenizer than the model's.
+    """
+
+    def __init__(self, store: TokenStore, model: str) -> None:
+        own = _fingerprint(model, store.tokenizer_fingerprint)
+        if own != store.tokenizer_fingerprint:
+            raise XDogeError(
+                f"{store.path} was prepared with another tokenizer ({store.tokenizer_fingerprint[:12]}) than that of "
+                f"{model} ({own[:12]}), so its tokens mean something else to the model. Give the validation text "
+                "itself, as files: the model's own tokenizer reads it, and bits per byte compares."
+            )
+        self.store = store
+        self.fingerprint, self.end_of_document = store.tokenizer_fingerprint, store.end_of_document
+        counts = store.documents("validation")
+        self.sources = [source for source in store.sources if counts[source]]
+        self.empty = [source for source in store.sources if not counts[source]]
+        self._decode = _decoder(store.path / "tokenizer")
+
+    def identity(self, source: str) -> dict[str, Any]:
+        """Return what shows that the text changed."""
+        return {"store": self.store.sha256, "source": source}
+
+    def read(self, source: str) -> Documents:
+        """Return the documents of a source.
+
+        Words and bytes are those of the decoded tokens, which can differ from the text where the tokenizer normalises
+        it; the bytes are scaled to the sum that the store counted.
+        """
+        flat = self.store.flat(source, "validation")
+        bounds = self.store.document_bounds(source, "validation").tolist()
+        tokens = [flat[start : end - 1] for start, end in itertools.pairwise(bounds)]
+        texts = self._decode([document.tolist() for document in tokens])
+        n_bytes = _count(len(text.encode("utf-8", "replace")) for text in texts)
+        n_bytes *= self.store.n_bytes("validation")[source] / n_bytes.sum()
+        return Documents(tokens, _count(len(text.split()) for text in texts), n_bytes, [None] * len(tokens))
+
+
+class FileText:
+    """Text files, read with the model's own tokenizer.
+
+    Raises:
+        XDogeError: a source's name cannot be one, a file cannot be read, or the model has no tokenizer.
+    """
+
+    empty: Sequence[str] = ()
+
+    def __init__(self, texts: Mapping[str, Text], model: str) -> None:
+        for source in texts:
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", source):
+                raise XDogeError(f"{source!r} cannot be a source; write LANGUAGE or LANGUAGE/NAME, such as es/web.")
+        self.tokenizer = model_tokenizer(model)
+        self.fingerprint, self.end_of_document = self.tokenizer.fingerprint, self.tokenizer.end_of_document
+        self.sources = list(texts)
+        self._texts = texts
+        self._inputs = {
+            source: [scan(file, text.column, name=str(file)) for file in text.files] for source, text in texts.items()
+        }
+
+    def identity(self, source: str) -> dict[str, Any]:
+        """Return what shows that the text, or the way it is read, changed."""
+        text = self._texts[source]
+        return {
+            "files": [asdict(found)["sha256"] for found in self._inputs[source]],
+            "column": text.column,
+            "id": text.id,
+            "tokenizer": self.fingerprint,
+        }
+
+    def read(self, source: str) -> Documents:
+        """Return the documents of a source; rows that are null, empty or white space are none.
+
+        Raises:
+            XDogeError: a row is damaged.
+        """
+        text = self._texts[source]
+        pairs: list[tuple[str, str | None]] = []
+        for file in text.files:
+            rows = [row for block in file_blocks(file, text.column) for row in block.texts(text.column)]
+            names = _ids(file, text.id) if text.id else None
+            pairs += [pair for pair in zip(rows, names or [None] * len(rows), strict=True) if pair[0].strip()]
+        texts = [row for row, _ in pairs]
+        flat, lengths = self.tokenizer.encode(texts)
+        ends = np.cumsum(lengths).tolist()
+        return Documents(
+            [flat[end - length : end - 1] for end, length in zip(ends, lengths.tolist(), strict=True)],
+            _count(len(row.split()) for row in texts),
+            _count(len(row.encode("utf-8")) for row in texts),
+            [name for _, name in pairs],
+        )
+
+
+def validation_texts(corpus: Corpus) -> dict[str, Text]:
+    """Return the validation files that corpus.yaml names, for a model with another tokenizer than its store's.
+
+    Raises:
+        XDogeError: a source names none, so that its validation documents are chosen by hash and only in the store.
+    """
+    for source in corpus.sources:
+        if not source.validation:
+            raise XDogeError(f"{source.where} has no validation files; name the text of {source.name} itself.")
+    return {source.name: Text(source.validation, source.spec.text) for source in corpus.sources}
+
+
+def model_tokenizer(model: str) -> Tokenizer:
+    """Return the tokenizer of a model's folder or name on the Hub.
+
+    Where there is a SentencePiece model and no tokenizer.json, SentencePiece itself reads it: what transformers 5.23
+    makes of such a file gives other tokens.
+
+    Raises:
+        XDogeError: there is none, or it cannot be read.
+    """
+    path = model_file(model, "tokenizer.model")
+    if path is not None and model_file(model, "tokenizer.json") is None:
+        return sentencepiece_model(path.read_bytes(), where=str(path))
+    if Path(model).is_dir() and not any(
+        re.search(r"^(tokenizer|vocab|tiktoken)|\.model$", child.name) for child in Path(model).iterdir()
+    ):
+        raise XDogeError(f"{model} has no tokenizer; copy the files of the one it was trained with into that folder.")
+    return huggingface(model)
+
+
+def model_file(model: str, name: str) -> Path | None:
+    """Return where a file of a model lies, downloaded if need be; None where the model has no such file."""
+    if Path(model).is_dir():
+        path = Path(model) / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, name))
+    except (EntryNotFoundError, OSError):  # there is none, or none in the cache of a machine without network
+        return None
+
+
+def _fingerprint(model: str, wanted: str) -> str:
+    """Return the fingerprint of the model's tokenizer, by its SentencePiece model if that is the one wanted."""
+    path = model_file(model, "tokenizer.model")
+    return wanted if path is not None and sha256_file(path) == wanted else model_tokenizer(model).fingerprint
+
+
+def _decoder(folder: Path) -> Callable[[list[list[int]]], list[str]]:
+    """Return what turns the tokens of documents back into text."""
+    try:
+        if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+            import sentencepiece
+
+            processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+            return lambda documents: [processor.decode(document) for document in documents]
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingExtraError(error.name or "sentencepiece", "proxy") from error
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return lambda documents: tokenizer.batch_decode(documents, clean_up_tokenization_spaces=False)
+
+
+def _ids(path: Path, column: str) -> list[str | None] | None:
+    """Return the id of every row; None where the format or the file has none."""
+    kind, _ = text_format(path)
+    if kind == ".parquet":
+        with reading(path), pa.parquet.ParquetFile(path) as parquet:
+            if column not in parquet.schema_arrow.names:
+                return None
+            values = parquet.read(columns=[column]).column(0).to_pylist()
+    elif kind == ".jsonl":
+        lines = (line for block in file_blocks(path, column) for line in block.data.split(b"\n"))
+        values = [json.loads(line.removeprefix(b"\xef\xbb\xbf")).get(column) for line in lines if line.strip()]
+    else:
+        return None
+    return [None if value is None else str(value) for value in values]
+
+
+def _count(numbers: Any) -> NDArray[np.float64]:
+    return np.fromiter(numbers, dtype=np.float64)

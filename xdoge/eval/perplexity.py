@@ -1,0 +1,350 @@
+"""How well a causal language model predicts text: perplexity per token and word, and bits per byte.
+
+Before a document stands one token that is given and not scored: the model's beginning-of-text token, or the
+end-of-document token, which comes before every document in training, where the model has none. Every token of the
+text is scored, so models of any tokenizer are charged for the same bytes, and bits per byte compares them. A document
+longer than the window is read in windows that each score the next `stride` tokens, with at least window - stride
+tokens before each. That is lm-eval's rolling log-likelihood where the stride is the window, and the text tokenised
+without special tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from xdoge.config import Config
+from xdoge.corpus.progress import Event, Progress, silent
+from xdoge.corpus.store import TokenStore
+from xdoge.errors import NonFiniteLossError, XDogeError
+from xdoge.eval.documents import FileText, StoreText, Text
+from xdoge.eval.results import ALL, Row
+from xdoge.eval.scoring import CausalModel, LoadedModel, Processes
+from xdoge.files import read_json, sha256_json, write_json
+from xdoge.mixtures.shuffle import derive_key
+
+SCHEMA = "xdoge.perplexity"
+TASK = "perplexity"
+WINDOW = 2048
+"""Tokens, where the model's context is not shorter."""
+
+Floats = NDArray[np.float64]
+
+
+class PerplexitySettings(Config):
+    """Every setting of a measurement; what is None is filled in from the model and the machine."""
+
+    window: int | None = Field(None, ge=2, description="tokens the model sees at once [its context, at most 2048]")
+    stride: int | None = Field(None, ge=1, description="tokens that a window of a long document scores [half of it]")
+    max_documents: int | None = Field(
+        None, gt=0, description="documents per source at most, drawn by a hash that draws translations together"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
+    device: Literal["auto", "cpu", "split"] = Field(
+        "auto", description="what to compute on; split: the layers over all GPUs, for a model too large for one"
+    )
+    batch_tokens: int | None = Field(
+        None, gt=0, description="tokens in one batch, padding included [2048 on a CPU, 16384 on a GPU]"
+    )
+    reference: str = Field("en", description="language that the bits of parallel text are relative to")
+    resamples: int = Field(1000, ge=2, description="of the documents, for standard errors")
+    seed: int = Field(0, ge=0, description="of the resamples")
+
+
+@dataclass(frozen=True)
+class SourceScores:
+    """What D documents of a source cost.
+
+    Attributes:
+        totals: nats, tokens, words and UTF-8 bytes of each document, (D, 4).
+        ids: of each document, the same for its translations; None where it has none.
+    """
+
+    totals: Floats
+    ids: tuple[str | None, ...]
+
+    def nats_by_id(self) -> dict[str, float]:
+        """Return the nats of each document whose id no other has."""
+        counts = Counter(self.ids)
+        pairs = zip(self.ids, self.totals[:, 0].tolist(), strict=True)
+        return {name: nats for name, nats in pairs if name is not None and counts[name] == 1}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one model.
+
+    Attributes:
+        model: what to call it in tables.
+        sources: by "language/source".
+        settings: all of them resolved.
+        about: what the numbers depend on beside the settings: the model, its tokenizer, the text.
+        not_measured: sources without a document.
+    """
+
+    model: str
+    sources: Mapping[str, SourceScores]
+    settings: PerplexitySettings
+    about: Mapping[str, Any]
+    not_measured: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what results.json says about the measurement."""
+        names = ("nats", "tokens", "words", "n_bytes")
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            **self.about,
+            "sources": {
+                source: {"documents": len(found.totals), **dict(zip(names, found.totals.sum(0).tolist(), strict=True))}
+                for source, found in self.sources.items()
+            },
+            "not_measured": list(self.not_measured),
+        }
+
+    def rows(self) -> list[Row]:
+        """Return the numbers as rows of results.json.
+
+        Of each language (task "perplexity"), of each of its sources (task "perplexity/SOURCE"), and of the average
+        over languages (language `ALL`), all of equal weight whatever their text. A language's number is that of all
+        its sources' text together. `n` counts documents. The standard error is that of a bootstrap over documents,
+        drawn within each source; None for a single document. A perplexity too large for a float, as of words in a
+        language that does not separate them, has no row.
+        """
+        return [*self._own_rows(), *self._relative_rows()]
+
+    def _own_rows(self) -> Iterator[Row]:
+        resampled = {source: self._resample(source, scores.totals) for source, scores in self.sources.items()}
+        languages = _by_language(self.sources)
+        averages: list[tuple[int, Floats, Floats]] = []
+        for language, sources in languages.items():
+            parts = [(TASK, sources), *((f"{TASK}/{short}", [s]) for s in sources if (short := s.partition("/")[2]))]
+            for task, members in parts:
+                n = sum(len(self.sources[source].totals) for source in members)
+                value = _metrics(np.sum([self.sources[source].totals.sum(0) for source in members], axis=0))  # (3,)
+                spread = _metrics(np.sum([resampled[source] for source in members], axis=0))  # (resamples, 3)
+                yield from self._rows(language, task, n, value, spread)
+                if task == TASK:
+                    averages.append((n, value, spread))
+        if len(languages) > 1:
+            counts, values, spreads = zip(*averages, strict=True)
+            yield from self._rows(ALL, TASK, sum(counts), np.mean(values, axis=0), np.mean(spreads, axis=0))
+
+    def _rows(self, language: str, task: str, n: int, value: Floats, spread: Floats) -> Iterator[Row]:
+        for metric, number, numbers in zip(METRICS, value.tolist(), spread.T, strict=True):
+            if math.isfinite(number):
+                yield Row(self.model, language, task, metric, number, _stderr(numbers), n, False)
+
+    def _relative_rows(self) -> Iterator[Row]:
+        """Of parallel text: nats of the documents that the reference language has too, over its nats for them."""
+        reference = self.settings.reference
+        averages: list[tuple[int, float, Floats]] = []
+        for language, sources in _by_language(self.sources).items():
+            paired = {s: self._pairs(s, reference + s[len(language) :]) for s in sources if language != reference}
+            found = {source: pairs for source, pairs in paired.items() if len(pairs)}
+            if not found:
+                continue
+            resampled = {source: self._resample(source, pairs) for source, pairs in found.items()}
+            parts = [(TASK, list(found)), *((f"{TASK}/{short}", [s]) for s in found if (short := s.partition("/")[2]))]
+            for task, members in parts:
+                n = sum(len(found[source]) for source in members)
+                own, other = np.sum([found[source].sum(0) for source in members], axis=0).tolist()
+                drawn = np.sum([resampled[source] for source in members], axis=0)  # (resamples, 2)
+                ratios = drawn[:, 0] / drawn[:, 1]
+                yield self._relative_row(language, task, n, own / other, ratios)
+                if task == TASK:
+                    averages.append((n, own / other, ratios))
+        if len(averages) > 1:
+            counts, values, spreads = zip(*averages, strict=True)
+            yield self._relative_row(ALL, TASK, sum(counts), float(np.mean(values)), np.mean(spreads, axis=0))
+
+    def _relative_row(self, language: str, task: str, n: int, value: float, ratios: Floats) -> Row:
+        metric = f"bits_relative_to_{self.settings.reference}"
+        return Row(self.model, language, task, metric, value, _stderr(ratios), n, False)
+
+    def _pairs(self, source: str, other: str) -> Floats:
+        """Nats of each document that both sources have, (pairs, 2); ids that name several documents name none."""
+        if other not in self.sources:
+            return np.empty((0, 2))
+        nats = [self.sources[one].nats_by_id() for one in (source, other)]
+        common = [name for name in nats[0] if name in nats[1]]
+        return np.array([[nats[0][name], nats[1][name]] for name in common]).reshape(-1, 2)
+
+    def _resample(self, source: str, totals: Floats) -> Floats:
+        """Sums over as many documents drawn with replacement: (D, m) to (resamples, m)."""
+        generator = np.random.default_rng(derive_key("bootstrap", self.settings.seed, source))
+        count = len(totals)
+        draws = (generator.integers(count, size=count) for _ in range(self.settings.resamples))
+        return np.stack([np.bincount(drawn, minlength=count) @ totals for drawn in draws])
+
+
+METRICS = ("perplexity_per_token", "perplexity_per_word", "bits_per_byte")
+
+
+def _metrics(totals: Floats) -> Floats:
+    """Return the three metrics of sums of nats, tokens, words and bytes: (..., 4) to (..., 3)."""
+    nats, tokens, words, n_bytes = np.moveaxis(totals, -1, 0)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        return np.stack([np.exp(nats / tokens), np.exp(nats / words), nats / n_bytes / math.log(2)], axis=-1)
+
+
+def _stderr(drawn: Floats) -> float | None:
+    if np.ptp(drawn) == 0 or not np.isfinite(drawn).all():
+        return None
+    return float(np.std(drawn, ddof=1))
+
+
+def _by_language(sources: Mapping[str, SourceScores]) -> dict[str, list[str]]:
+    languages: dict[str, list[str]] = {}
+    for source in sources:
+        languages.setdefault(source.partition("/")[0], []).append(source)
+    return languages
+
+
+def evaluate(
+    model: str,
+    text: TokenStore | Mapping[str, Text],
+    *,
+    settings: PerplexitySettings | None = None,
+    name: str | None = None,
+    partial: Path | None = None,
+    on_progress: Progress = silent,
+) -> list[Row]:
+    """Return the perplexity of a model on each source and language, as rows of results.json; see `measure`."""
+    return measure(model, text, settings=settings, name=name, partial=partial, on_progress=on_progress).rows()
+
+
+def measure(
+    model: str,
+    text: TokenStore | Mapping[str, Text],
+    *,
+    settings: PerplexitySettings | None = None,
+    name: str | None = None,
+    partial: Path | None = None,
+    on_progress: Progress = silent,
+) -> Measured:
+    """Return what every document costs a model.
+
+    Under torchrun or `accelerate launch` every process calls it, scores its part of each source, and returns the same.
+
+    Args:
+        model: folder or name on the Hub of a causal language model.
+        text: a token store, whose validation split is read, if the model's tokenizer made it; or text files by
+            "language/source" or language.
+        settings: all defaults if left out.
+        name: what to call the model in tables; `model` if left out.
+        partial: folder that keeps each source as it is finished. What lies there of the same model, text and settings
+            is not measured again.
+        on_progress: called after every batch and source, in the first process.
+
+    Raises:
+        XDogeError: the model or the text cannot be read, the store is of another tokenizer, or a setting does not fit.
+        NonFiniteLossError: the model predicts nan.
+    """
+    causal = CausalModel.find(model)
+    feed = StoreText(text, model) if isinstance(text, TokenStore) else FileText(text, model)
+    if not feed.sources:
+        raise XDogeError(f"there is no validation text to measure {model} on.")
+    processes = Processes.join(cpu=(settings or PerplexitySettings()).device == "cpu")
+    settings = resolved(settings or PerplexitySettings(), causal, processes)
+    begin = feed.end_of_document if causal.begin is None else causal.begin
+    about = {"model": causal.identity(), "tokenizer": feed.fingerprint, "before_document": begin}
+    loaded: LoadedModel | None = None
+    texts, sources = {}, {}
+    for source in feed.sources:
+        texts[source] = feed.identity(source)
+        keys = ("window", "stride", "precision", "max_documents")
+        key = {**about, "text": texts[source], **{name: getattr(settings, name) for name in keys}}
+        file = partial / f"{source.replace('/', '.')}-{sha256_json(key)[:16]}.json" if partial else None
+        scores = processes.share(_load(file) if processes.first else None)
+        if scores is None:
+            documents = feed.read(source).some(settings.max_documents)
+            report = on_progress if processes.first else silent
+            loaded = loaded or causal.load(processes, settings.precision, split=settings.device == "split")
+            nats = _nats(loaded, documents.tokens, settings, begin, processes, source, report)
+            tokens = [len(document) for document in documents.tokens]
+            totals = np.stack([nats, np.array(tokens, dtype=float), documents.words, documents.n_bytes], axis=1)
+            scores = SourceScores(totals, tuple(documents.ids))
+            if file and processes.first:
+                write_json(file, {"schema": f"{SCHEMA}/1", "key": key, "source": source, **_plain(scores)})
+        elif processes.first:
+            on_progress(Event("skip", source))
+        sources[source] = scores
+    about = {"path": model, **about, "text": texts}
+    return Measured(name or model, sources, settings, about, tuple(feed.empty))
+
+
+def resolved(settings: PerplexitySettings, causal: CausalModel, processes: Processes) -> PerplexitySettings:
+    """Return the settings with nothing left open.
+
+    Raises:
+        XDogeError: the window is longer than the model's context, or shorter than the stride.
+    """
+    window = settings.window or min(causal.context or WINDOW, WINDOW)
+    if causal.context is not None and window > causal.context:
+        raise XDogeError(
+            f"window {window:,} is longer than the context of {causal.name}, {causal.context:,}; lower it or leave it "
+            "out."
+        )
+    stride = settings.stride or window // 2
+    if stride > window:
+        raise XDogeError(f"stride {stride:,} is longer than the window, {window:,}; some tokens would not be scored.")
+    update = {
+        "window": window,
+        "stride": stride,
+        "batch_tokens": settings.batch_tokens or (2048 if processes.device == "cpu" else 16384),
+        "precision": settings.precision if settings.precision != "auto" else processes.precision(),
+    }
+    return settings.model_copy(update=update)
+
+
+def _nats(
+    model: LoadedModel,
+    documents: Sequence[NDArray[Any]],
+    settings: PerplexitySettings,
+    begin: int,
+    processes: Processes,
+    source: str,
+    report: Progress,
+) -> Floats:
+    """Return what each document costs, (D,), the same in every process."""
+    total, count = sum(map(len, documents)), len(documents)
+
+    def on_batch(tokens: int) -> None:
+        done = count * tokens // max(1, total)  # the longest come first; by tokens it foretells the time
+        report(Event("source", source, done=done, total=count, tokens=tokens))
+
+    nats = model.nats(
+        documents,
+        begin=begin,
+        window=settings.window or 0,  # resolved, and so never 0
+        stride=settings.stride or 0,
+        batch_tokens=settings.batch_tokens or 0,
+        share=(processes.rank, processes.count),
+        on_batch=on_batch,
+    )
+    nats = processes.sum(nats)
+    for number, value in enumerate(nats.tolist()):
+        if not math.isfinite(value):
+            raise NonFiniteLossError(f"{model.name} gives document {number} of {source} a loss of {value}.")
+    report(Event("done", source, done=count, total=count, tokens=total))
+    return nats
+
+
+def _plain(scores: SourceScores) -> dict[str, Any]:
+    return {"totals": scores.totals.tolist(), "ids": list(scores.ids)}
+
+
+def _load(file: Path | None) -> SourceScores | None:
+    """Read what an earlier run finished; the name of the file says that it is of the same model, text and settings."""
+    if file is None or not file.is_file():
+        return None
+    value = read_json(file, schema=SCHEMA, version=1)
+    return SourceScores(np.array(value["totals"]).reshape(-1, 4), tuple(value["ids"]))

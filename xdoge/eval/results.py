@@ -1,0 +1,170 @@
+"""results.json: one tidy table for perplexity and benchmarks alike, a row per model, language, task and metric."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.files import read_json, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = "xdoge.results"
+
+ALL = "*"
+"""Stands for the language in rows that average over languages; no language can be called so."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number.
+
+    Attributes:
+        model: what to call the model in tables.
+        language: ISO code, or `ALL`.
+        task: what was measured on, such as "perplexity", "perplexity/wikipedia" or "xnli_eu".
+        metric: what was measured, such as "bits_per_byte" or "acc"; its unit is in the name where it has one.
+        value: the number, finite.
+        stderr: its standard error; None where there is none, as for a single document.
+        n: documents or questions behind it.
+        higher_is_better: which way is better.
+
+    Raises:
+        XDogeError: a field is not what it should be; the line names the row and the field.
+    """
+
+    model: str
+    language: str
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    higher_is_better: bool
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for name in ("model", "language", "task", "metric"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise XDogeError(f"{name} is {value!r}; it must be text, and not empty.")
+        where = " ".join(self.key)
+        if not _is_number(self.value):
+            raise XDogeError(f"{where}: value is {self.value!r}; it must be a finite number.")
+        if self.stderr is not None and not (_is_number(self.stderr) and self.stderr >= 0):
+            raise XDogeError(f"{where}: stderr is {self.stderr!r}; it must be a number >= 0, or null.")
+        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 0:
+            raise XDogeError(f"{where}: n is {self.n!r}; it must be a whole number >= 0.")
+        if not isinstance(self.higher_is_better, bool):
+            raise XDogeError(f"{where}: higher_is_better is {self.higher_is_better!r}; it must be true or false.")
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What no two rows of a table share: model, language, task, metric."""
+        return self.model, self.language, self.task, self.metric
+
+
+@dataclass(frozen=True)
+class Results:
+    """The table, and how it came about.
+
+    Args:
+        rows: in the order they are shown.
+        settings: what the numbers depend on, by task or kind of task.
+        xdoge_version: the version that made it.
+        created: ISO 8601 time at which it was made, UTC.
+
+    Raises:
+        XDogeError: two rows are of the same model, language, task and metric.
+    """
+
+    rows: tuple[Row, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    xdoge_version: str = ""
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that every number is there once."""
+        object.__setattr__(self, "rows", tuple(self.rows))
+        seen: set[tuple[str, ...]] = set()
+        for row in self.rows:
+            if row.key in seen:
+                raise XDogeError(f"two rows are {' '.join(row.key)}; a table has one number for each.")
+            seen.add(row.key)
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], *, settings: Mapping[str, Any]) -> Self:
+        """Return a table of now, made by this xdoge."""
+        import xdoge
+
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return cls(tuple(rows), settings, xdoge_version=xdoge.__version__, created=now)
+
+    def save(self, path: Path | str) -> None:
+        """Write results.json, whole or not at all; every number survives the round trip exactly."""
+        write_json(Path(path), self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what results.json holds."""
+        return {
+            "schema": f"{SCHEMA}/1",
+            "rows": [asdict(row) for row in self.rows],
+            "settings": dict(self.settings),
+            "xdoge_version": self.xdoge_version,
+            "created": self.created,
+        }
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read results.json.
+
+        Raises:
+            XDogeError: the file is missing, of another kind or newer, or a row is not one; the line names it.
+        """
+        value = read_json(Path(path), schema=SCHEMA, version=1)
+        rows = value.get("rows")
+        if not isinstance(rows, list) or not isinstance(value.get("settings"), dict):
+            raise XDogeError(f"{path} is not a results table: it needs a list of rows, and settings.")
+        try:
+            return cls(
+                tuple(_row_of(entry, number) for number, entry in enumerate(rows)),
+                value["settings"],
+                xdoge_version=value.get("xdoge_version", ""),
+                created=value.get("created", ""),
+            )
+        except XDogeError as error:
+            raise XDogeError(f"{path}: {error}") from error
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the rows as a data frame, a column for each field."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("pandas", "analysis") from error
+        return pd.DataFrame([asdict(row) for row in self.rows], columns=list(_FIELDS))
+
+
+_FIELDS = tuple(one.name for one in fields(Row))
+
+
+def _row_of(entry: object, number: int) -> Row:
+    where = f"rows[{number}]"
+    if not isinstance(entry, dict):
+        raise XDogeError(f"{where} is {entry!r}, not an object.")
+    if entry.keys() != set(_FIELDS):
+        wrong = sorted(entry.keys() ^ set(_FIELDS))
+        raise XDogeError(f"{where} has other fields than {', '.join(_FIELDS)}: {', '.join(wrong)}.")
+    try:
+        return Row(**entry)
+    except XDogeError as error:
+        raise XDogeError(f"{where}: {error}") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

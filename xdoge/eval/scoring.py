@@ -1,0 +1,298 @@
+"""What each document costs a causal language model: windows, batches of like length, and the sums of all processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdoge.errors import MissingExtraError, XDogeError
+
+if TYPE_CHECKING:
+    import torch
+
+LOGIT_ROWS = 256
+"""Positions whose logits are held at once: 16 MB at a vocabulary of 16,000, which a CPU's cache holds. There the head
+and the softmax of 2,048 positions of width 256 took 0.39 s of one core, all at once 0.57 s, by 64 0.56 s; at a
+vocabulary of 49,000 from 128 on it made no difference."""
+
+
+class Window(NamedTuple):
+    """Inputs [start, end) of a document that its begin token stands before; the last `scored` of them predict."""
+
+    document: int
+    start: int
+    end: int
+    scored: int
+
+    @property
+    def length(self) -> int:
+        """Number of inputs."""
+        return self.end - self.start
+
+
+def windows(document: int, tokens: int, *, window: int, stride: int) -> Iterator[Window]:
+    """Yield the windows that score each of a document's tokens once, in order.
+
+    The first scores as many as fit, each further one the next `stride`, or what is left; all but the first are
+    `window` long.
+    """
+    done, end = 0, min(window, tokens)
+    while done < tokens:
+        yield Window(document, max(0, end - window), end, end - done)
+        done, end = end, min(end + stride, tokens)
+
+
+def batches(found: Sequence[Window], *, batch_tokens: int) -> Iterator[list[Window]]:
+    """Yield windows in groups of like length, longest first, each of at most `batch_tokens` with its padding.
+
+    A window longer than that is a batch of its own.
+    """
+    ordered = sorted(found, key=lambda one: -one.length)
+    start = 0
+    while start < len(ordered):
+        rows = max(1, batch_tokens // ordered[start].length)
+        yield ordered[start : start + rows]
+        start += rows
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that torchrun or `accelerate launch` started, or the only one, and the device of this one."""
+
+    rank: int
+    count: int
+    device: str
+
+    @classmethod
+    def join(cls, *, cpu: bool) -> Self:
+        """Return where this process stands among them; accelerate is asked only if there are others."""
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingExtraError("torch", "proxy") from error
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls(0, 1, "cuda" if torch.cuda.is_available() and not cpu else "cpu")
+        from accelerate import PartialState  # type: ignore[import-untyped]
+
+        state = PartialState(cpu=cpu)
+        return cls(state.process_index, state.num_processes, str(state.device))
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def precision(self) -> str:
+        """Return bfloat16 where the GPU has it."""
+        import torch
+
+        return "bfloat16" if self.device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the sum over processes, in each of them."""
+        if self.count == 1:
+            return values
+        import torch
+        from accelerate.utils import reduce  # type: ignore[import-untyped]
+
+        summed: torch.Tensor = reduce(torch.from_numpy(values).to(self.device), "sum")
+        return np.asarray(summed.cpu().numpy())
+
+    def share(self, value: Any) -> Any:
+        """Return the first process's value, in each of them."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+
+@dataclass(frozen=True)
+class CausalModel:
+    """A causal language model by its folder or its name on the Hub, with the configuration transformers reads."""
+
+    name: str
+    config: Any
+
+    @classmethod
+    def find(cls, name: str) -> Self:
+        """Return the model of that name; no weights are loaded yet.
+
+        Raises:
+            XDogeError: it cannot be read, or is no causal language model.
+        """
+        try:
+            from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+        except ImportError as error:
+            raise MissingExtraError("transformers", "proxy") from error
+        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+            inside = [str(file.parent) for file in sorted(Path(name).glob("*/config.json"))]
+            hint = f"; a model lies in {' and '.join(inside)}" if inside else ""
+            raise XDogeError(f"{name} is no model: it has no config.json{hint}.")
+        try:
+            config = AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            message = " ".join(str(error).split())[:200]
+            raise XDogeError(f"model {name!r} cannot be read as a folder or a name on the Hub: {message}") from error
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise XDogeError(f"model {name!r} is a {config.model_type}, which is no causal language model.")
+        return cls(name, config)
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence the model takes; None where it has no limit."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def begin(self) -> int | None:
+        """The token that begins a text; None where the model has none."""
+        return getattr(self.config.get_text_config(), "bos_token_id", None)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what shows that the model changed: sizes and times of its files, or the commit on the Hub."""
+        if not Path(self.name).is_dir():
+            return {"name": self.name, "commit": getattr(self.config, "_commit_hash", None)}
+        files = [file for file in sorted(Path(self.name).iterdir()) if file.suffix in (".safetensors", ".bin", ".json")]
+        return {"files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}}
+
+    def load(self, processes: Processes, precision: str, *, split: bool) -> LoadedModel:
+        """Return the model with its weights, on this process's device or, to `split`, over all GPUs.
+
+        Raises:
+            XDogeError: the weights cannot be loaded.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        options = {"device_map": "auto"} if split else {}
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(self.name, dtype=getattr(torch, precision), **options)
+        except (OSError, ValueError, RuntimeError) as error:
+            message = " ".join(str(error).split())[:200]
+            raise XDogeError(f"the weights of {self.name} cannot be loaded: {message}") from error
+        return LoadedModel(self.name, (model if split else model.to(processes.device)).eval())
+
+
+class LoadedModel:
+    """A causal language model with its weights, ready to score."""
+
+    def __init__(self, name: str, model: Any) -> None:
+        self.name, self.model = name, model
+        self._head: Any = None
+        self._tried = False
+
+    def nats(
+        self,
+        documents: Sequence[NDArray[Any]],
+        *,
+        begin: int,
+        window: int,
+        stride: int,
+        batch_tokens: int,
+        share: tuple[int, int] = (0, 1),
+        on_batch: Callable[[int], None] = lambda tokens: None,
+    ) -> NDArray[np.float64]:
+        """Return the nats of each document, summed over its tokens, (D,).
+
+        Args:
+            documents: tokens of each.
+            begin: token that stands before each document.
+            window: tokens the model sees at once.
+            stride: tokens scored by each window of a document but its first.
+            batch_tokens: tokens in a batch, at most.
+            share: rank and count: only every count-th batch is scored, the others add 0.
+            on_batch: called with the tokens scored so far, by all processes if they go at the same pace.
+
+        Raises:
+            XDogeError: a token is not in the model's vocabulary.
+        """
+        import torch
+
+        largest = max((int(document.max()) for document in documents if len(document)), default=0)
+        size = self.model.get_input_embeddings().weight.shape[0]
+        if max(begin, largest) >= size:
+            raise XDogeError(
+                f"{self.name} has an embedding for {size:,} tokens, and its tokenizer made the token "
+                f"{max(begin, largest):,}; these are not the files of one model."
+            )
+        found = [
+            one
+            for number, document in enumerate(documents)
+            for one in windows(number, len(document), window=window, stride=stride)
+        ]
+        rank, count = share
+        nats, done = np.zeros(len(documents)), 0
+        with torch.inference_mode():
+            for turn, batch in enumerate(batches(found, batch_tokens=batch_tokens)):
+                done += sum(one.scored for one in batch)
+                if turn % count == rank:
+                    owners, losses = self._losses(*_tensors(documents, batch, begin))
+                    nats += np.bincount(np.array([one.document for one in batch])[owners], losses, len(nats))
+                    on_batch(done)
+        return nats
+
+    def _losses(self, ids: torch.Tensor, targets: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return row and cross-entropy of every target that is not -1, from (B, T) inputs and targets: (n,), (n,)."""
+        import torch
+        import torch.nn.functional as F
+
+        device = self.model.device
+        # right of a row's inputs is padding; a mask costs time, and few batches of like length need one
+        padded = bool((ids == -1).any())
+        options = {"attention_mask": (ids != -1).long().to(device)} if padded else {}
+        keep = targets != -1  # (B, T)
+        ids = ids.clamp(min=0).to(device)
+        head = self._own_head(ids)
+        if head is None:
+            outputs = self.model(input_ids=ids, use_cache=False, **options).logits  # (B, T, V)
+        else:
+            outputs = self.model.base_model(input_ids=ids, use_cache=False, **options).last_hidden_state  # (B, T, H)
+        outputs = outputs[keep.to(outputs.device)]  # (n, V or H)
+        losses = []
+        for part, wanted in zip(torch.split(outputs, LOGIT_ROWS), torch.split(targets[keep], LOGIT_ROWS), strict=True):
+            logits = (part if head is None else head(part)).float()  # (rows, V)
+            losses.append(F.cross_entropy(logits, wanted.to(logits.device), reduction="none"))
+        return keep.nonzero()[:, 0].numpy(), torch.cat(losses).double().cpu().numpy()
+
+    def _own_head(self, ids: torch.Tensor) -> Any:
+        """Return the output embedding, if the model's logits are that of its last hidden state and nothing more.
+
+        Then it is applied to the scored positions alone. Some models scale or cap their logits afterwards; a few
+        tokens tell, once.
+        """
+        import torch
+
+        if not self._tried:
+            self._tried = True
+            body, head = self.model.base_model, self.model.get_output_embeddings()
+            if body is not self.model and head is not None:
+                some = ids[:1, :8]
+                hidden = getattr(body(input_ids=some, use_cache=False), "last_hidden_state", None)
+                wanted = self.model(input_ids=some, use_cache=False).logits
+                if hidden is not None and torch.equal(head(hidden), wanted):
+                    self._head = head
+        return self._head
+
+
+def _tensors(
+    documents: Sequence[NDArray[Any]], batch: Sequence[Window], begin: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return inputs and targets of a batch, (B, T) each; -1 where there is none."""
+    import torch
+
+    ids = np.full((len(batch), max(one.length for one in batch)), -1)
+    targets = ids.copy()
+    for row, one in enumerate(batch):
+        document = documents[one.document]
+        first = max(0, one.start - 1)
+        ids[row, one.length - (one.end - 1 - first) : one.length] = document[first : one.end - 1]
+        if one.start == 0:
+            ids[row, 0] = begin
+        targets[row, one.length - one.scored : one.length] = document[one.end - one.scored : one.end]
+    return torch.from_numpy(ids), torch.from_numpy(targets)
