@@ -455,7 +455,9 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_written(mixture,
         return loss * float("nan") if self.state.global_step == 3 else loss
 
     monkeypatch.setattr(training._MixtureTrainer, "training_step", spoil)
-    with pytest.raises(NonFiniteLossError, match=r"^step 4: loss is nan. Last good checkpoint: .*checkpoint-2\. Start anew"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"^step 4: loss is nan. Last good checkpoint: .*checkpoint-2\. Start anew"
+    ):
         train(mixture, store, settings_for(mixture, store, recipe), tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints" / "checkpoint-4").exists()
 
