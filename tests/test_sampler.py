@@ -347,6 +347,9 @@ def test_a_phase_planned_after_another_goes_on_where_that_ended():
     pairs = [set(zip(some[:].source.tolist(), some[:].index.tolist(), strict=True)) for some in (one, two)]
     assert not pairs[0] & pairs[1]
     assert len(pairs[0] | pairs[1]) == 303
+    anew = sampler(second, read_before={})[:]  # as said: nothing was read
+    assert anew.epoch.max() == 0
+    assert len(pairs[0] & set(zip(anew.source.tolist(), anew.index.tolist(), strict=True))) > 90
     nearly = sampler(second)[:]  # by its tokens, to within a sequence of each source
     again = pairs[0] & set(zip(nearly.source.tolist(), nearly.index.tolist(), strict=True))
     assert len(again) <= len(LENGTHS)

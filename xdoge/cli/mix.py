@@ -84,7 +84,7 @@ def mix(  # one option for each thing that a plan depends on
         typer.Option(
             help="What competes under the caps: `sources`, each with all others, or `languages` first, so that what a "
             "cap cuts stays within the language.",
-            show_default="languages for weights by language and for strategies",
+            show_default="sources; for weights by language and for strategies, languages",
         ),
     ] = None,
     temperature: Annotated[

@@ -139,7 +139,9 @@ class MixtureSampler:
         self._source_keys = np.array(keys, dtype=np.uint64)  # (k,)
         self._block_key = np.array([derive_key(self.seed, "blocks")], dtype=np.uint64)
         first = parts[0][0].sources
-        before = read_before or {s: share.read_before // self.sequence_length for s, share in first.items()}
+        before = read_before
+        if before is None:
+            before = {s: share.read_before // self.sequence_length for s, share in first.items()}
         if unknown := sorted(set(before) - set(self.sources)):
             raise XDogeError(f"read_before names {unknown[0]}, which the mixture does not.")
         carried = [whole_number(f"read_before[{s!r}]", before.get(s, 0), least=0) for s in self.sources]

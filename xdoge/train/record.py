@@ -77,11 +77,7 @@ class Record:
     def epochs(self, step: int) -> dict[str, float]:
         """Return the passes over each source after so many steps, those of earlier phases included."""
         counts = self.sampler.counts(step * self.settings.batch_size)
-        shares, length = self.mixture.sources, self.settings.sequence_length
-        return {
-            source: (shares[source].read_before + count * length) / max(1, shares[source].available_tokens)
-            for source, count in counts.items()
-        }
+        return passes(self.mixture, counts, self.settings.sequence_length)
 
     def write(self, step: int, values: Row) -> None:
         """Append a row to metrics.jsonl and show it, after refusing numbers that nothing good can follow from."""
@@ -130,7 +126,9 @@ class Record:
             "validation": measured[-1]["validation_by_language"] if measured else {},
             "validation_by_source": measured[-1]["validation"] if measured else {},
             "epochs": self.epochs(steps),
-            "repeated_beyond_plan": beyond_plan(self.mixture, self.epochs(steps), settings.sequence_length),
+            "repeated_beyond_plan": beyond_plan(
+                passes(self.mixture, self.sampler.quotas, settings.sequence_length), self.epochs(steps)
+            ),
             "seconds": round(self.seconds + time.perf_counter() - self.began, 3),
             "xdoge_version": xdoge.__version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -145,17 +143,18 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def beyond_plan(mixture: Mixture, epochs: Mapping[str, float], sequence_length: int) -> dict[str, float]:
-    """Return the passes of each source that exceed the plan by more than its rounding to whole sequences.
+def passes(mixture: Mixture, counts: Mapping[str, int], sequence_length: int) -> dict[str, float]:
+    """Return the passes over each source that so many sequences of it make, those of earlier phases included."""
+    shares = mixture.sources
+    return {
+        source: (shares[source].read_before + count * sequence_length) / max(1, shares[source].available_tokens)
+        for source, count in counts.items()
+    }
 
-    Anything in it is a bug of the sampler.
-    """
-    excess = {}
-    for source, share in mixture.sources.items():
-        allowed = share.epochs + 2 * sequence_length / max(1, share.available_tokens)
-        if epochs[source] > allowed:
-            excess[source] = epochs[source] - share.epochs
-    return excess
+
+def beyond_plan(planned: Mapping[str, float], epochs: Mapping[str, float]) -> dict[str, float]:
+    """Return the passes of each source that exceed those planned in whole sequences; any in it are a bug."""
+    return {source: epochs[source] - most for source, most in planned.items() if epochs[source] > most}
 
 
 def common_budget(runs: Sequence[Path | str]) -> int:
