@@ -272,7 +272,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_source_and_a_checkpoint_that_
 
 
 def test_divergence_is_noticed_in_the_very_last_step(store, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("xdoge.proxy.trainer._Fit.nats", lambda self, rows: float("inf"))
+    monkeypatch.setattr("xdoge.proxy.trainer._Fit.nats", lambda self, rows: torch.full((len(rows),), torch.inf))
     with pytest.raises(NonFiniteLossError, match="step 1: the validation loss of es/web is inf"):
         fit(store, settings_for(store, recipe, steps=1), tmp_path / "run")
     assert not (tmp_path / "run" / "weights.json").exists()

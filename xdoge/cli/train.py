@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,9 +18,9 @@ from rich.table import Table
 
 from xdoge.cli.app import AsJson, app, given_settings, need, open_store, stderr, stdout
 from xdoge.config import settings_help
-from xdoge.errors import XDogeError
+from xdoge.errors import Interrupted, XDogeError
 from xdoge.mixtures.plan import Mixture
-from xdoge.train.settings import TrainSettings
+from xdoge.train.settings import ELASTIC, MemoryFullError, TrainSettings
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -31,24 +32,29 @@ language has its share. AdamW warms up and decays along a cosine. The validation
 measured before the first step and on a schedule.
 
 **From scratch**: --model is a recipe, one that ships or a YAML file, and gives shape, batch, sequence length and rate.
+A mixture planned with `xdoge mix --sequence-length` gives the sequence length instead.
 
 **Continual pre-training**: --model is the folder of a causal language model, or its name on the Hub. The store must
 have been prepared with its tokenizer: `tokenizer: {{huggingface: MODEL}}` in corpus.yaml. The rate re-warms over 1 % of
-the steps to half the peak of GPT-3 at that size, and re-decays to a tenth (Ibrahim et al. 2024, arXiv:2403.08763);
-where the model's own peak is known, `--set learning_rate=` half of that is better. A higher one learns more of the new
-text and forgets more of the old. `--train-only 'layers\\.(0|1|22|23)\\.'` updates those layers and freezes all else.
+the steps and re-decays to a tenth, which with some of the old text in the mixture was enough to match training anew on
+both (Ibrahim et al. 2024, arXiv:2403.08763). The peak, half of GPT-3's at that size, is a cautious choice of ours; if
+the model's own is known, set half of that with `--set learning_rate=`. A higher one learns more of the new text and
+forgets more of the old. `--train-only 'layers\\.(0|1|22|23)\\.'` updates those layers and freezes all else.
 
-**What it writes** into RUN: `model/`, which transformers loads; `train.json` with tokens seen, validation by language
-and epochs by source; `metrics.jsonl`, a row a step; `config.yaml`, every setting as resolved; `mixture.json`; and
-`checkpoints/`.
+**What it writes** into RUN: `model/`, which transformers loads; `train.json` with tokens seen, validation by language,
+tokens and epochs by source; `metrics.jsonl`, a row a step; `config.yaml`, every setting as resolved; `mixture.json`;
+and `checkpoints/`, the latest two, each with the optimiser's state and so three times as large as the model. Once
+`train.json` is there, they may be deleted.
 
 **Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge train ...`, or `accelerate launch --config_file FSDP.yaml -m
 xdoge train ...` for a model that one GPU cannot hold. batch_size is that of all processes together, and must be
-per_device_batch_size × processes × accumulation.
+per_device_batch_size × processes × accumulation. Out of memory, lower per_device_batch_size: by default a device takes
+its part of the batch at once.
 
-**Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with 130 and 143. After that, or
-after a kill at any moment, the same command with `--resume` goes on with the very next sequence, on as many processes
-or others.
+**Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with 130 and 143 (torchrun and
+accelerate exit with a status of their own). After that, or after a kill at any moment, the same command with `--resume`
+goes on with the very next sequence, on as many processes or others. It takes the settings of the run; these alone may
+differ: {", ".join(ELASTIC)}.
 
 **Settings**, for `--set KEY=VALUE` and for the YAML file of `--config`; the options above it win:
 
@@ -58,11 +64,13 @@ or others.
 
 - `xdoge train mixture.json --store store --model 125m --out runs/125m`
 
-- `xdoge train mixture.json --store store --model HuggingFaceTB/SmolLM2-135M --out runs/cpt --steps 1000`
+- `xdoge train mixture.json --store store --model HuggingFaceTB/SmolLM2-135M --out runs/cpt --set learning_rate=1e-4`
+
+- `xdoge train mixture.json --store store --model smollm2 --out runs/ends --train-only 'layers\\.(0|1|28|29)\\.'`
 
 - `xdoge train mixture.json --store store --model 125m --out runs/125m --set per_device_batch_size=16`
 
-- `xdoge train mixture.json --store store --model 125m --out runs/125m --set report_to="[tensorboard]" --resume`
+- `xdoge train mixture.json --store store --model 125m --out runs/125m --resume --set report_to=tensorboard`
 """
 
 
@@ -92,20 +100,35 @@ def train(  # one option for each thing that runs differ in most often
     from xdoge.proxy.run import RunFolder
 
     flags = {"model": model, "steps": steps, "batch_size": batch_size, "train_only": train_only, "seed": seed}
-    given = given_settings(config, assignments or [], flags)
-    need("proxy", "torch", "transformers", "accelerate")
-    if resume:  # what is not given anew is as the run was started
-        given = RunFolder(out).settings() | given
-    if "model" not in given:
-        raise XDogeError("--model is missing: a recipe such as 125m, or the folder or Hub name of a model.")
-    opened, planned = open_store(store), Mixture.load(mixture)
-    summary = _train(planned, opened, given, out, resume=resume, where=str(config) if config else "settings")
+    with _one_voice():
+        given = given_settings(config, assignments or [], flags)
+        need("proxy", "torch", "transformers", "accelerate")
+        if resume:  # what is not given anew is as the run was started
+            given = RunFolder(out).settings() | given
+        if "model" not in given:
+            raise XDogeError("--model is missing: a recipe such as 125m, or the folder or Hub name of a model.")
+        opened, planned = open_store(store), Mixture.load(mixture)
+        summary = _train(planned, opened, given, out, resume=resume, where=str(config) if config else "settings")
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
         print(json.dumps(summary, indent=2))
     else:
         _print_run(summary, planned, out)
+
+
+@contextlib.contextmanager
+def _one_voice() -> Iterator[None]:
+    """Let one process of a node say what all of its processes see, and each say what it may be alone to see."""
+    alone = os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        yield
+    except MemoryFullError:
+        raise
+    except XDogeError as error:
+        raise (error if alone else typer.Exit(1)) from None
+    except Interrupted as stop:
+        raise (stop if os.environ.get("RANK", "0") == "0" else typer.Exit(stop.exit_code)) from None
 
 
 def _train(
@@ -119,27 +142,29 @@ def _train(
     if not resume and os.environ.get("RANK", "0") == "0":
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True), file=sys.stderr)
     measured = _validations(out) if resume else []
-    languages = measured[-1] if measured else {"no validation text": 0.0}
+    step, languages = measured[-1] if measured else (0, {})
     display = FitDisplay(stderr, steps=settings.steps, what="train")
     with display if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():  # one of all processes draws
 
         def show(row: dict[str, Any]) -> None:
-            nonlocal languages
-            languages = row.get("validation_by_language") or languages
+            nonlocal step, languages
             if "loss" in row:
-                display.on_step({"target_loss": None, "languages": languages, **row})
+                about = f"validation loss at step {step}"
+                display.on_step({"target_loss": None, "languages": languages, **row}, about)
             elif row["validation"]:
+                step, languages = row["step"], row["validation_by_language"]
                 losses = " ".join(f"{language} {loss:.3f}" for language, loss in languages.items())
                 display.note(f"step {row['step']}/{settings.steps}, validation loss, nats/token: {losses}")
 
-        return train(mixture, store, settings, out, resume=resume, on_row=show, on_note=display.note)
+        with contextlib.redirect_stdout(sys.stderr):  # some trackers print
+            return train(mixture, store, settings, out, resume=resume, on_row=show, on_note=display.note)
 
 
 def _print_run(summary: dict[str, Any], mixture: Mixture, out: Path) -> None:
     """Print the validation loss and what was read of each language, and where everything lies."""
     name, steps = summary["model"]["from"], summary["steps"]
     print(f"{name} on {mixture.name}: {summary['tokens_seen']:,} tokens, {steps:,} steps")
-    first = next(iter(_validations(out)), {})
+    _, first = next(iter(_validations(out)), (0, {}))
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("language")
     for column in ("first loss", "validation loss", "perplexity", "epochs"):
@@ -160,9 +185,9 @@ def _print_run(summary: dict[str, Any], mixture: Mixture, out: Path) -> None:
         print(out / name)
 
 
-def _validations(out: Path) -> list[dict[str, float]]:
-    """Return the validation losses by language that a run has measured so far, in order."""
-    with contextlib.suppress(OSError, json.JSONDecodeError):  # a kill may have cut the last row short
-        rows = map(json.loads, (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-        return [row["validation_by_language"] for row in rows if row.get("validation_by_language")]
-    return []
+def _validations(out: Path) -> list[tuple[int, dict[str, float]]]:
+    """Return step and validation losses by language of each evaluation of a run so far, in order."""
+    from xdoge.train.record import read_rows
+
+    rows = read_rows(out / "metrics.jsonl")
+    return [(row["step"], row["validation_by_language"]) for row in rows if row.get("validation_by_language")]

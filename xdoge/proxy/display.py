@@ -46,20 +46,23 @@ class FitDisplay:
         """Leave the terminal as it was."""
         self.live.stop()
 
-    def on_step(self, row: Mapping[str, Any]) -> None:
-        """Show a row of metrics.jsonl."""
+    def on_step(self, row: Mapping[str, Any], about: str = "weights") -> None:
+        """Show a row of metrics.jsonl; `about` says what its number for each language is."""
         now = time.monotonic()
         self.first = self.first or (row["step"], now)
         if losses := row.get("validation"):
-            self.validation = f", validation {sum(losses.values()) / len(losses):.3f}"
-        text = f"loss {row['target_loss'] or row['loss']:.3f}{self.validation} nats/token"
+            self.validation = f", validation {sum(losses.values()) / len(losses):.3f} at step {row['step']}"
+        text = f"loss {row['target_loss'] or row['loss']:.3f} nats/token{self.validation}"
+        if speed := row.get("tokens_per_second"):
+            text += f", {speed:,.0f} tokens/s"
         self.progress.update(self.task, completed=row["step"], losses=text)
         if self.console.is_terminal:
-            self.live.update(Group(self.progress, language_bars(row["languages"])))
+            self.live.update(Group(self.progress, language_bars(row["languages"], about)))
         elif losses or now - self.last_line >= SECONDS_BETWEEN_LINES:
             self.last_line = now
-            shares = " ".join(f"{language} {share:.3f}" for language, share in row["languages"].items())
-            self.note(f"step {row['step']}/{self.steps}, {text}, {shares}, ETA {self._left(row, now)}")
+            numbers = "".join(f" {language} {number:.3f}" for language, number in row["languages"].items())
+            numbers = f"{about}{numbers}, " if numbers else ""
+            self.note(f"step {row['step']}/{self.steps}, {text}, {numbers}ETA {self._left(row, now)}")
 
     def note(self, text: str) -> None:
         """Show a message that stays."""
@@ -74,10 +77,10 @@ class FitDisplay:
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
-def language_bars(languages: Mapping[str, float]) -> Table:
-    """Return one bar per language, largest weight first."""
-    table = Table(box=None, show_header=False, padding=(0, 1))
-    largest = max(languages.values()) or 1.0
-    for language, share in sorted(languages.items(), key=lambda item: -item[1]):
-        table.add_row(language, f"{share:.3f}", "█" * round(40 * share / largest))
+def language_bars(languages: Mapping[str, float], about: str) -> Table:
+    """Return one bar per language, largest number first, under what the numbers are."""
+    table = Table(box=None, show_header=False, padding=(0, 1), title=about if languages else None, title_justify="left")
+    largest = max(languages.values(), default=0.0) or 1.0
+    for language, number in sorted(languages.items(), key=lambda item: -item[1]):
+        table.add_row(language, f"{number:.3f}", "█" * round(40 * number / largest))
     return table

@@ -19,7 +19,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _LIBRARIES = ("xdoge", "numpy", "torch", "transformers", "accelerate", "safetensors", "pyarrow")
+
+UNCHECKED = ("store.path", "mixture.sha256", "pin")
+"""How keys of config.yaml begin that say where things were and when they were made."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -92,8 +95,10 @@ class RunFolder:
         text = yaml.safe_dump({**config, "versions": versions()}, sort_keys=False, allow_unicode=True)
         write_text(self.path / "config.yaml", text)
 
-    def check(self, config: Mapping[str, Any]) -> list[str]:
+    def check(self, config: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
         """Compare with the config that the run was started with; return what changed since in `versions`.
+
+        The settings that `free` names may differ.
 
         Raises:
             XDogeError: there is no run here, or a setting differs from the run's.
@@ -105,7 +110,8 @@ class RunFolder:
         changed = [
             f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"
             for key in [*old, *(key for key in new if key not in old)]
-            if key != "store.path" and old.get(key) != new.get(key)
+            if not key.startswith(UNCHECKED) and key.removeprefix("settings.") not in free
+            if old.get(key) != new.get(key)
         ]
         if changed:
             raise XDogeError(f"{self.path} cannot be resumed with other settings: {'; '.join(changed)}.")

@@ -17,12 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import xdoge
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted, NonFiniteLossError
-from xdoge.mixtures.shuffle import derive_key, permute
 from xdoge.mixtures.weights import WeightSet
 from xdoge.proxy import reweight, transfer
 from xdoge.proxy.batches import Counts, draw, gradient_weights, sequence_counts
@@ -31,6 +29,7 @@ from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
 from xdoge.proxy.recipes import Recipe, load_recipe
 from xdoge.proxy.run import Arrays, RunFolder, saving_tensors
 from xdoge.proxy.settings import FitSettings
+from xdoge.proxy.validation import sequence_nats, validation_losses
 from xdoge.signals import stop_requests
 from xdoge.simplex import Floats
 
@@ -210,32 +209,21 @@ class _Fit:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return the validation loss, nats per token, of each source that has validation sequences.
-
-        A source with more than `eval_sequences` is measured on as many of them, drawn once and for all.
-        """
-        length, losses = self.settings.sequence_length, {}
-        available = self.store.sequence_counts(length, split="validation")
+        """Return the validation loss, nats per token, of each source that has validation sequences."""
+        settings = self.settings
         self.model.eval()
-        for source, count in available.items():
-            if count == 0:
-                continue
-            size = min(count, self.settings.eval_sequences)
-            indices = permute(np.arange(size), count, derive_key("validation", source))
-            total = 0.0
-            for part in np.array_split(indices, -(-size // EVAL_ROWS)):
-                rows = self.store.sequences(source, part, length, split="validation").astype(np.int64)
-                total += self.nats(torch.from_numpy(rows).to(self.device))
-            losses[source] = total / (size * (length - 1))
-            self.refuse_non_finite(self.state.step, "validation loss", [losses[source]], [1], sources=[source])
+        losses = validation_losses(
+            self.nats, self.store, settings.sequence_length, most=settings.eval_sequences, rows=EVAL_ROWS
+        )
         self.model.train()
+        ones = [1] * len(losses)
+        self.refuse_non_finite(self.state.step, "validation loss", losses.values(), ones, sources=losses)
         return losses
 
-    def nats(self, rows: torch.Tensor) -> float:
-        """Return the next-token cross-entropy summed over all predictions in (B, T) token ids."""
+    def nats(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the next-token cross-entropy summed over each sequence of (B, T) token ids, (B,)."""
         with autocasting(self.device, self.autocast):
-            logits = self.model(input_ids=rows[:, :-1]).logits  # (B, T - 1, V)
-        return float(F.cross_entropy(logits.float().flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
+            return sequence_nats(self.model, rows.to(self.device))
 
     def refuse_non_finite(
         self, step: int, what: str, values: Iterable[float], counts: Iterable[int], *, sources: Iterable[str] = ()

@@ -7,15 +7,17 @@ import json
 import math
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xdoge
+from xdoge.config import read_yaml
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import NonFiniteLossError, XDogeError
-from xdoge.files import read_json, sha256_json, write_json
+from xdoge.files import read_json, sha256_file, write_json
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.sampler import MixtureSampler
 from xdoge.proxy.run import RunFolder, saving_tensors
@@ -40,14 +42,20 @@ class Record:
     sampler: MixtureSampler
     first: bool  # of the processes
     parameters: tuple[int, int]  # trained, frozen
+    layers: tuple[int, int]  # with a trained parameter, all
     on_row: Callable[[Row], None]
     on_note: Callable[[str], None]
+    before: Counter[str] = field(default_factory=Counter)  # sequences that training read before this process
     seconds: float = 0.0  # before this process
     began: float = 0.0
 
     def rewind(self, checkpoint: Path | None) -> None:
-        """Drop what was written after the checkpoint, and checkpoints that a kill cut short."""
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        """Take up what was read until the checkpoint; drop what was written later, and what a kill cut short."""
+        step = step_of(checkpoint)
+        if checkpoint:
+            self.before.update(read_json(checkpoint / "read.json")["sequences"])
+        if not self.first:
+            return
         for folder in self.run.checkpoints.glob("checkpoint-*"):
             if not _whole(folder):
                 shutil.rmtree(folder)
@@ -57,14 +65,20 @@ class Record:
 
     def rows(self) -> list[Row]:
         """Return the rows of metrics.jsonl."""
-        path = self.run.metrics
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return read_rows(self.run.metrics)
+
+    def owes_validation(self, step: int) -> bool:
+        """Whether the losses after so many steps are due and not measured yet, as after a stop."""
+        due = step % self.settings.eval_every == 0
+        return due and not any(row["step"] == step and "validation" in row for row in self.rows())
 
     def describe(self, layout: Layout) -> str:
         trained, frozen = self.parameters
         left = self.sampler.total - self.settings.steps * self.settings.batch_size
+        found = f" (train_only is found in {self.layers[0]} of {self.layers[1]} layers)"
         return (
-            f"{trained:,} parameters are trained, {frozen:,} frozen; learning rate {self.settings.learning_rate:.3g}; "
+            f"{trained:,} parameters are trained, {frozen:,} frozen{found if self.settings.train_only else ''}; "
+            f"learning rate {self.settings.learning_rate:.3g}; "
             f"{layout.per_device} sequences at once × {layout.processes} processes × {layout.accumulation} "
             f"accumulated = {self.settings.batch_size}"
             + (f"; {left:,} sequences of the mixture stay unread" if left else "")
@@ -74,10 +88,11 @@ class Record:
         """Return the tokens read after so many steps."""
         return step * self.settings.batch_size * self.settings.sequence_length
 
-    def epochs(self, step: int) -> dict[str, float]:
-        """Return the passes over each source after so many steps, those of earlier phases included."""
-        counts = self.sampler.counts(step * self.settings.batch_size)
-        return passes(self.mixture, counts, self.settings.sequence_length)
+    def reading(self, counts: Mapping[str, int]) -> Row:
+        """Return what so many sequences of each source are in tokens, and in passes with those of earlier phases."""
+        length = self.settings.sequence_length
+        tokens = {source: count * length for source, count in counts.items()}
+        return {"tokens_by_source": tokens, "epochs": passes(self.mixture, counts, length)}
 
     def write(self, step: int, values: Row) -> None:
         """Append a row to metrics.jsonl and show it, after refusing numbers that nothing good can follow from."""
@@ -85,8 +100,8 @@ class Record:
             if isinstance(value, float) and not math.isfinite(value):
                 good = latest_checkpoint(self.run.checkpoints)
                 raise NonFiniteLossError(
-                    f"step {step}: {name} is {value}. Last good checkpoint: {good or 'none yet'}. "
-                    "Start anew with a lower learning_rate or clip, or look at the text."
+                    f"step {step}: {name} is {value}. Last good checkpoint: {good or 'none yet'}. Start anew in "
+                    "another RUN with a lower learning_rate or clip, from there if --model names it; look at the text."
                 )
         if not self.first:
             return
@@ -95,8 +110,8 @@ class Record:
         self.run.log(row)
         self.on_row(row)
 
-    def finish(self, trainer: Trainer) -> dict[str, Any]:
-        """Write the model and, last, train.json."""
+    def finish(self, trainer: Trainer, counts: Mapping[str, int]) -> dict[str, Any]:
+        """Write the model and, last, train.json; `counts` are the sequences of each source that training read."""
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # by all processes
         if not self.first:
             return {}
@@ -106,29 +121,34 @@ class Record:
         with saving_tensors(self.run.path / "model") as folder:
             model.save_pretrained(folder, state_dict=state)
             self.store.tokenizer().export(folder)
-        settings, steps = self.settings, self.settings.steps
+        settings, steps, reading = self.settings, self.settings.steps, self.reading(counts)
+        planned = self.sampler.counts(steps * settings.batch_size)
+        config = read_yaml(self.run.path / "config.yaml")
         measured = [row for row in self.rows() if "validation" in row]
         summary = {
             "schema": f"{SCHEMA}/1",
             "model": {
                 "path": "model",
-                "from": self.settings.model,
+                "from": settings.model,
+                "base": {**config["model"], **config["pin"]},
                 "trained_parameters": self.parameters[0],
                 "frozen_parameters": self.parameters[1],
             },
-            "mixture": {"name": self.mixture.name, "sha256": sha256_json(self.mixture.to_json())},
-            "store": {"name": self.store.name, "sha256": self.store.sha256},
-            "tokens_seen": self.tokens(steps),
+            "mixture": {**config["mixture"], "sha256": sha256_file(self.run.path / "mixture.json")},
+            "store": {
+                "name": self.store.name,
+                "sha256": self.store.sha256,
+                "tokenizer_fingerprint": self.store.tokenizer_fingerprint,
+            },
+            "tokens_seen": sum(reading["tokens_by_source"].values()),
             "steps": steps,
             "batch_size": settings.batch_size,
             "sequence_length": settings.sequence_length,
             "seed": settings.seed,
             "validation": measured[-1]["validation_by_language"] if measured else {},
             "validation_by_source": measured[-1]["validation"] if measured else {},
-            "epochs": self.epochs(steps),
-            "repeated_beyond_plan": beyond_plan(
-                passes(self.mixture, self.sampler.quotas, settings.sequence_length), self.epochs(steps)
-            ),
+            **reading,
+            "repeated_beyond_plan": beyond_plan(self.reading(planned)["epochs"], reading["epochs"]),
             "seconds": round(self.seconds + time.perf_counter() - self.began, 3),
             "xdoge_version": xdoge.__version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -137,10 +157,26 @@ class Record:
         return summary
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a metrics.jsonl, without a last one that a kill cut short; none where there is no file."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end, None where there is none."""
     whole = [path for path in folder.glob("checkpoint-*") if _whole(path)]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """Return after how many steps a checkpoint was written; 0 for none."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def passes(mixture: Mixture, counts: Mapping[str, int], sequence_length: int) -> dict[str, float]:
@@ -153,7 +189,7 @@ def passes(mixture: Mixture, counts: Mapping[str, int], sequence_length: int) ->
 
 
 def beyond_plan(planned: Mapping[str, float], epochs: Mapping[str, float]) -> dict[str, float]:
-    """Return the passes of each source that exceed those planned in whole sequences; any in it are a bug."""
+    """Return by how many passes each source was read more than planned; any in it are a bug."""
     return {source: epochs[source] - most for source, most in planned.items() if epochs[source] > most}
 
 

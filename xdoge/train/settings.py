@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from xdoge.config import Config
 from xdoge.errors import XDogeError
@@ -20,32 +20,51 @@ if TYPE_CHECKING:
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
-ELASTIC = ("per_device_batch_size", "accumulation", "device", "workers", "report_to", "keep_checkpoints")
-"""Settings that a run may be resumed without or with others: they change no number but for rounding."""
+ELASTIC = (
+    "per_device_batch_size",
+    "accumulation",
+    "activation_checkpointing",
+    "device",
+    "workers",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "report_to",
+)
+"""Settings that may differ when a run is resumed: they change no number but for rounding."""
 
 
 class TrainSettings(Config):
     """Every setting of `xdoge train`, all of them resolved; `for_run` fills in what the user left out."""
 
     model: str = Field(description="a recipe, or the folder or Hub name of a causal language model to go on with")
-    seed: int = Field(0, ge=0, description="of a recipe's first weights; the order of text is the mixture's")
+    seed: int = Field(
+        0, ge=0, description="of a recipe's first weights and of dropout; the order of text is the mixture's own"
+    )
     steps: int = Field(gt=0, strict=True, description="optimiser steps [as many as the mixture has]")
-    batch_size: int = Field(gt=0, strict=True, description="sequences per step, of all processes together [recipe; 32]")
+    batch_size: int = Field(
+        gt=0, strict=True, description="sequences per step, of all processes together [the recipe's; CPT: 32]"
+    )
     sequence_length: int = Field(
-        ge=2, strict=True, description="tokens per sequence [recipe; the context, at most 2048]"
+        ge=2,
+        strict=True,
+        description="tokens per sequence [the mixture's, if planned with one; the recipe's; CPT: the context, to 2048]",
     )
     documents: Literal["ignore", "separate"] = Field(
-        "ignore", description="whether tokens may attend to the documents before their own"
+        "ignore", description="whether tokens attend to the documents before their own, in training and validation"
     )
 
-    learning_rate: float = Field(gt=0, lt=1e6, description="peak, of AdamW [recipe; half of GPT-3's at that size]")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises [0.05; 0.01]")
+    learning_rate: float = Field(
+        gt=0, lt=1e6, description="peak, of AdamW [the recipe's; CPT: half of GPT-3's at that size]"
+    )
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises [0.05; CPT: 0.01]")
     final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak at the end of the cosine")
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(0.1, ge=0, description="of AdamW, on matrices; norms and biases are left alone")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     train_only: str | None = Field(None, description="regular expression; parameters without it in a name are frozen")
 
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of matrix products, weights stay float32; auto is bfloat16 where the GPU has it"
+    )
     activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     device: Literal["auto", "cpu"] = Field("auto", description="what to compute on")
     per_device_batch_size: int | None = Field(
@@ -60,7 +79,14 @@ class TrainSettings(Config):
     eval_sequences: int = Field(64, gt=0, description="validation sequences per source, at most")
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
     keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
-    report_to: tuple[Tracker, ...] = Field((), description="trackers that get the metrics too: tensorboard, ...")
+    report_to: tuple[Tracker, ...] = Field(
+        (), description="trackers that get the metrics too: tensorboard, wandb, trackio, or a list of them"
+    )
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @classmethod
     def for_run(
@@ -76,16 +102,22 @@ class TrainSettings(Config):
             where: what errors call the settings, such as the file they were read from.
 
         Raises:
-            XDogeError: a setting is unknown or not allowed, the mixture is of another store, or it has fewer tokens
-                than the steps read.
+            XDogeError: a setting is unknown or not allowed, the mixture is of another store or another sequence
+                length, or it has fewer tokens than the steps read.
         """
         check_mixture(mixture, store)
-        defaults = start.defaults()
-        filled = {**defaults, **given}
+        planned = {"sequence_length": mixture.sequence_length} if mixture.sequence_length else {}
+        filled = {**start.defaults(), **planned, **given}
         whole = [filled[key] for key in ("sequence_length", "batch_size")]
         length, batch = (
             value if isinstance(value, int) and value > 0 else 1 for value in whole
         )  # parse refuses it by name
+        start.check_context(length)
+        if planned and length == whole[0] != mixture.sequence_length:
+            raise XDogeError(
+                f"sequence_length is {length:,}, and {mixture.name!r} was planned for whole sequences of "
+                f"{mixture.sequence_length:,} tokens; leave it out, or plan with xdoge mix --sequence-length {length}."
+            )
         total = mixture.budget_tokens // length
         if total < batch:
             raise XDogeError(
@@ -105,6 +137,10 @@ class TrainSettings(Config):
             if importlib.util.find_spec(tracker) is None:
                 raise XDogeError(f"report_to names {tracker}, which is not installed; pip install {tracker}.")
         return settings
+
+
+class MemoryFullError(XDogeError):
+    """A device has too little memory; of several processes, perhaps only this one's."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +165,12 @@ class Layout:
         if device * processes * accumulation != batch:
             raise XDogeError(
                 f"per_device_batch_size {device} × {processes} processes × accumulation {accumulation} = "
-                f"{device * processes * accumulation}, and batch_size is {batch}; they must be equal."
+                f"{device * processes * accumulation}, and batch_size is {batch}; they must be equal: "
+                + (
+                    f"start a number of processes which divides {batch}, or take another batch_size."
+                    if batch % processes
+                    else f"set per_device_batch_size or accumulation such that their product is {batch // processes}."
+                )
             )
         return cls(processes, device, accumulation)
 

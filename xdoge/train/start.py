@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from xdoge.corpus.tokenizer import huggingface
@@ -33,8 +36,9 @@ PEAKS = {
 REWARM = 0.5
 """Share of the peak that continual pre-training re-warms to.
 
-Ibrahim et al. 2024 (arXiv:2403.08763, section 6.1) compare half, once and twice the peak of pre-training, each with a
-linear warm-up and a cosine to a tenth: a higher one adapts more and forgets more. Half is the gentlest of theirs.
+Warm-up and cosine decay anew are those of Ibrahim et al. 2024 (arXiv:2403.08763), who find that a higher peak adapts
+more and forgets more, as Gupta et al. 2023 (arXiv:2308.04014) did before. Half is a choice of ours, on the side of
+forgetting less.
 """
 
 CONTEXT = 2048
@@ -58,6 +62,13 @@ class Start:
         """
         if name in recipe_names() or Path(name).suffix in (".yaml", ".yml"):
             return cls(name, recipe=load_recipe(name))
+        folder = Path(name)
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            inside = [str(file.parent) for file in sorted(folder.glob("*/config.json"))]
+            hint = f"; a model lies in {' and '.join(inside)}" if inside else ""
+            raise XDogeError(f"model {name!r} is no model: it has no config.json{hint}.")
+        if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+            raise XDogeError(f"model {name!r} does not exist.")
         try:
             from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
         except ImportError as error:
@@ -65,10 +76,13 @@ class Start:
         try:
             config = AutoConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
-            raise XDogeError(
-                f"model {name!r} is no recipe ({', '.join(recipe_names())}, or a .yaml file) and cannot be read as a "
-                f"model's folder or name on the Hub: {' '.join(str(error).split())[:200]}"
-            ) from error
+            near = difflib.get_close_matches(name, recipe_names(), n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            what = (
+                f"is no recipe ({', '.join(recipe_names())}, or a .yaml file), no folder, and no model found on the Hub"
+            )
+            what = "is a folder that cannot be read as a model" if folder.is_dir() else what
+            raise XDogeError(f"model {name!r} {what}; {hint}{shorten(str(error), 200)}") from error
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise XDogeError(f"model {name!r} is a {config.model_type}, which is no causal language model.")
         if getattr(config, "quantization_config", None):
@@ -88,7 +102,7 @@ class Start:
             "sequence_length": min(self.context or CONTEXT, CONTEXT),
             "batch_size": 32,
             "learning_rate": REWARM * peak_learning_rate(self._parameters()),
-            "warmup": 0.01,  # its length makes no lasting difference, section 6.1.1 there
+            "warmup": 0.01,  # from 0 to 2 % made no lasting difference (Gupta et al. 2023, section 4.1)
         }
 
     def _parameters(self) -> int:
@@ -99,6 +113,18 @@ class Start:
             model = AutoModelForCausalLM.from_config(self.config)  # type: ignore[no-untyped-call]
         return sum(parameter.numel() for parameter in model.parameters())
 
+    def check_context(self, sequence_length: int) -> None:
+        """Refuse sequences that a trained model cannot take.
+
+        Raises:
+            XDogeError: they are longer than its context.
+        """
+        if self.context is not None and sequence_length > self.context:
+            raise XDogeError(
+                f"sequence_length {sequence_length:,} is longer than the context of {self.name}, {self.context:,}; "
+                "lower it or leave it out."
+            )
+
     def check(self, store: TokenStore, sequence_length: int) -> None:
         """Refuse a store that a trained model cannot go on with.
 
@@ -107,11 +133,7 @@ class Start:
         """
         if self.recipe:
             return
-        if self.context is not None and sequence_length > self.context:
-            raise XDogeError(
-                f"sequence_length {sequence_length:,} is longer than the context of {self.name}, {self.context:,}; "
-                "lower it or leave it out."
-            )
+        self.check_context(sequence_length)
         fingerprint = self._tokenizer_fingerprint(store.tokenizer_fingerprint)
         if fingerprint != store.tokenizer_fingerprint:
             raise XDogeError(
@@ -165,10 +187,33 @@ class Start:
         """Return what config.yaml keeps of it."""
         return self.recipe.model_dump(mode="json") if self.recipe else {"architecture": self.config.model_type}
 
+    def pin(self) -> dict[str, Any]:
+        """Return what identifies the weights of a trained model: SHA-256 of its files, or the commit on the Hub."""
+        if self.recipe:
+            return {}
+        if not Path(self.name).is_dir():
+            return {"commit": getattr(self.config, "_commit_hash", None)}
+        names = re.compile(r"config\.json|.*\.safetensors|pytorch_model.*\.bin")
+        files = [path for path in sorted(Path(self.name).iterdir()) if names.fullmatch(path.name)]
+        return {"sha256": {path.name: sha256_file(path) for path in files}}
+
 
 def peak_learning_rate(parameters: int) -> float:
     """Return the peak of pre-training at the nearest size of `PEAKS`."""
     return PEAKS[min(PEAKS, key=lambda size: abs(math.log(parameters / size)))]
+
+
+def check_documents(model: torch.nn.Module, documents: str) -> None:
+    """Refuse documents apart where the model has no notion of positions to tell them by.
+
+    Raises:
+        XDogeError: it takes no position_ids.
+    """
+    if documents == "separate" and "position_ids" not in inspect.signature(model.forward).parameters:
+        raise XDogeError(
+            f"documents=separate needs a model that takes position_ids, and {type(model).__name__} does not; "
+            "use documents=ignore."
+        )
 
 
 def freeze(model: torch.nn.Module, train_only: str | None) -> tuple[int, int]:
@@ -192,3 +237,12 @@ def freeze(model: torch.nn.Module, train_only: str | None) -> tuple[int, int]:
         some = [found[0] for found in names.values()]
         raise XDogeError(f"train_only {train_only!r} is found in no parameter's name, such as {', '.join(some[:3])}.")
     return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
+
+
+def layers_trained(model: torch.nn.Module) -> tuple[int, int]:
+    """Return in how many layers a parameter is trained, and how many there are."""
+    layers: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        if found := re.match(r".*?\.\d+\.", name):
+            layers[found[0]] = layers.get(found[0], False) or parameter.requires_grad
+    return sum(layers.values()), len(layers)

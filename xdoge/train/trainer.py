@@ -3,11 +3,12 @@
 Position t of the sampler is sequence t of the run, whatever the processes, so a checkpoint at step n goes on at
 position n × batch_size. The run folder holds
 
-config.yaml     store, mixture, model and every setting but those of `ELASTIC`, resolved; versions at the start
+config.yaml     store, mixture, model and every setting, resolved; versions at the start
 mixture.json    what is read, with the SHA-256 that config.yaml and train.json name
-metrics.jsonl   a row a step, and one with "validation" and "epochs" at each evaluation
+metrics.jsonl   a row a step, and one with "validation", "tokens_by_source" and "epochs" at each evaluation
 checkpoints/    the latest, as Trainer writes them: weights in safetensors, and optimiser, schedule and random states in
-                torch's own format, which torch reads back as plain tensors only (`weights_only`)
+                torch's own format, which torch reads back as plain tensors only (`weights_only`); with the tokenizer,
+                so that --model takes one, and read.json, the sequences of each source that training has read
 model/          the trained model in float32, as transformers saves it, with the tokenizer
 train.json      what eval and compare need; its presence says that the run is finished
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 from torch.utils.data import Subset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
@@ -30,16 +32,16 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 from xdoge.corpus.dataset import MixtureDataset
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted, XDogeError
-from xdoge.files import read_json, sha256_json
+from xdoge.files import read_json, sha256_json, write_json
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.sampler import MixtureSampler
 from xdoge.proxy.descent import BETAS, learning_rate_ratio, pick_autocast
 from xdoge.proxy.run import RunFolder
+from xdoge.proxy.validation import by_language, sequence_nats, validation_losses
 from xdoge.signals import stop_requests
-from xdoge.train.record import SCHEMA, Record, Row, latest_checkpoint
-from xdoge.train.settings import ELASTIC, Layout, TrainSettings, check_mixture
-from xdoge.train.start import Start, freeze
-from xdoge.train.validation import by_language, sequence_nats, validation_losses
+from xdoge.train.record import SCHEMA, Record, Row, latest_checkpoint, step_of
+from xdoge.train.settings import ELASTIC, Layout, MemoryFullError, TrainSettings, check_mixture
+from xdoge.train.start import Start, check_documents, freeze, layers_trained
 
 
 def train(
@@ -70,6 +72,7 @@ def train(
         XDogeError: the folder is taken, a setting differs from the run's that is resumed, the processes cannot share
             the batch, or model, mixture and store do not belong together.
         NonFiniteLossError: training diverged.
+        MemoryFullError: a device of this process has too little memory.
         Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
     """
     run, first = RunFolder(Path(out)), os.environ.get("RANK", "0") == "0"
@@ -79,15 +82,56 @@ def train(
     check_mixture(mixture, store)
     start.check(store, settings.sequence_length)
     layout = Layout.of(settings)
-    config = resolved_config(mixture, store, settings, start)
+    refuse_other_precision(settings)
+    sampler = _sampler(mixture, store, settings, on_note)
+    config = resolved_config(mixture, store, settings, start, sampler)
     if resume:
-        for change in run.check(config) if first else ():
+        for change in run.check(config, free=ELASTIC) if first else ():
             on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
         if (run.path / "train.json").exists():
             on_note(f"{run.path} is finished already.")
             return read_json(run.path / "train.json", schema=SCHEMA)
     elif first:
         run.refuse_taken()
+    if start.recipe and Path(start.name).is_dir():
+        on_note(f"note: {start.name} is taken as the recipe; write ./{start.name} for the folder of that name")
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    set_verbosity_error()  # type: ignore[no-untyped-call]
+    model = start.build(store, sequence_length=settings.sequence_length, seed=settings.seed)
+    check_documents(model, settings.documents)
+    parameters = freeze(model, settings.train_only)
+    layers = layers_trained(model)
+    record = Record(run, store, mixture, settings, sampler, first, parameters, layers, on_row, on_note)
+    with run.claimed() if first else contextlib.nullcontext(), _process_group(), stop_requests() as stop:
+        checkpoint = latest_checkpoint(run.checkpoints) if resume else None
+        if first and not resume:
+            run.start({**config, "pin": start.pin()})
+        if first and not (run.path / "mixture.json").exists():  # nor where a kill came between the two
+            mixture.save(run.path / "mixture.json")
+        if resume:
+            record.rewind(checkpoint)
+        return _run(record, model, layout, checkpoint, stop)
+
+
+def _run(record: Record, model: Any, layout: Layout, checkpoint: Path | None, stop: list[int]) -> dict[str, Any]:
+    """Train from the checkpoint, or from the beginning, to the end or until a signal comes."""
+    settings = record.settings
+    trainer = _MixtureTrainer(record, model, training_arguments(settings, layout, record.run))
+    (trainer.args.eval_on_start,) = broadcast_object_list([record.owes_validation(step_of(checkpoint))])
+    trainer.add_callback(_Schedule(stop, settings))
+    record.on_note(record.describe(layout))
+    with _memory_errors(layout):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    done = trainer.state.global_step
+    if done < settings.steps:
+        raise Interrupted(stop[0], f"stopped after step {done} of {settings.steps}; --resume continues")
+    return record.finish(trainer, trainer.sequences())
+
+
+def _sampler(
+    mixture: Mixture, store: TokenStore, settings: TrainSettings, on_note: Callable[[str], None]
+) -> MixtureSampler:
+    """Return the order that the run reads in; what is odd about it is noted."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         sampler = MixtureSampler(
@@ -98,29 +142,31 @@ def train(
         )
     for warning in caught:
         on_note(f"note: {warning.message}")
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    set_verbosity_error()  # type: ignore[no-untyped-call]
-    model = start.build(store, sequence_length=settings.sequence_length, seed=settings.seed)
-    parameters = freeze(model, settings.train_only)
-    record = Record(run, store, mixture, settings, sampler, first, parameters, on_row, on_note)
-    with run.claimed() if first else contextlib.nullcontext(), _process_group(), stop_requests() as stop:
-        checkpoint = latest_checkpoint(run.checkpoints) if resume else None
-        if first:
-            if resume:
-                record.rewind(checkpoint)
-            else:
-                run.start(config)
-                mixture.save(run.path / "mixture.json")
-        trainer = _MixtureTrainer(
-            record, model, training_arguments(settings, layout, run, eval_on_start=not checkpoint)
-        )
-        on_note(record.describe(layout))
-        trainer.add_callback(_Stop(stop, settings.eval_every))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        done = trainer.state.global_step
-        if done < settings.steps:
-            raise Interrupted(stop[0], f"stopped after step {done} of {settings.steps}; --resume continues")
-        return record.finish(trainer)
+    return sampler
+
+
+@contextlib.contextmanager
+def _memory_errors(layout: Layout) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise MemoryFullError(
+            f"out of memory with {layout.per_device} sequences at once; lower per_device_batch_size (the step stays "
+            "the same, in more parts), or set activation_checkpointing=true. Both may change on --resume."
+        ) from error
+
+
+class _Labelled(Subset[dict[str, torch.Tensor]]):
+    """Items of a `MixtureDataset`, each with the number of its source."""
+
+    dataset: MixtureDataset
+
+    def __getitems__(self, positions: list[int]) -> list[dict[str, torch.Tensor]]:
+        sources = torch.from_numpy(self.dataset.sampler[positions].source)
+        items = self.dataset.__getitems__(positions)
+        return [{**item, "source": source} for item, source in zip(items, sources, strict=True)]
 
 
 class _MixtureTrainer(Trainer):
@@ -129,10 +175,11 @@ class _MixtureTrainer(Trainer):
     def __init__(self, record: Record, model: Any, arguments: TrainingArguments) -> None:
         settings = record.settings
         dataset = MixtureDataset(record.store, record.sampler, settings.sequence_length, documents=settings.documents)
-        read = Subset(dataset, range(settings.steps * settings.batch_size))  # one epoch, to Trainer
+        read = _Labelled(dataset, range(settings.steps * settings.batch_size))  # one epoch, to Trainer
         super().__init__(model, arguments, train_dataset=read)
         self.remove_callback(PrinterCallback)  # prints to stdout
         self.record = record
+        self.read = torch.zeros(len(record.sampler.sources), dtype=torch.int64, device=arguments.device)
         self.last = record.began = time.perf_counter()
         if self.is_fsdp_enabled and "FULL" not in (kind := str(self.accelerator.state.fsdp_plugin.state_dict_type)):
             raise XDogeError(
@@ -143,6 +190,27 @@ class _MixtureTrainer(Trainer):
             raise XDogeError(
                 f"the processes train on {total} sequences a step, and batch_size is {settings.batch_size}."
             )
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
+        """Train on a batch, and count what is in it."""
+        sources = inputs.pop("source")
+        self.read.index_add_(0, sources, torch.ones_like(sources))
+        return super().training_step(model, inputs, *rest)
+
+    def sequences(self) -> dict[str, int]:
+        """Return the sequences of each source that all processes have trained on since the run began."""
+        everyone: Any = self.accelerator.reduce(self.read, "sum")
+        named = zip(self.record.sampler.sources, everyone.tolist(), strict=True)
+        return {source: self.record.before[source] + count for source, count in named}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write what was read and the tokenizer, then all that Trainer writes, by the end of which it is whole."""
+        read, record = self.sequences(), self.record
+        if record.first:
+            folder = record.run.checkpoints / f"checkpoint-{self.state.global_step}"
+            write_json(folder / "read.json", {"sequences": read})
+            record.store.tokenizer().export(folder)
+        super()._save_checkpoint(model, trial)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         optimizer = optimizer or self.optimizer
@@ -172,18 +240,19 @@ class _MixtureTrainer(Trainer):
         assert model is not None
         model.eval()
         losses = validation_losses(
-            lambda rows: sequence_nats(model, rows.to(self.args.device)),
+            lambda *batch: sequence_nats(model, *(tensor.to(self.args.device) for tensor in batch)),
             record.store,
             settings.sequence_length,
             most=settings.eval_sequences,
             rows=self.args.per_device_train_batch_size,
+            documents=settings.documents,
             rank=self.args.process_index,
             world_size=self.args.world_size,
             gather=self.accelerator.gather,
         )
         languages = by_language(losses, record.store, settings.sequence_length)
-        step = self.state.global_step
-        record.write(step, {"validation": losses, "validation_by_language": languages, "epochs": record.epochs(step)})
+        found = {"validation": losses, "validation_by_language": languages}
+        record.write(self.state.global_step, {**found, **record.reading(self.sequences())})
         self.last = time.perf_counter()
         metrics = {f"eval_{language}": loss for language, loss in languages.items()}
         self.log(dict(metrics))
@@ -191,25 +260,45 @@ class _MixtureTrainer(Trainer):
         return metrics
 
 
-class _Stop(TrainerCallback):
-    """Evaluates on schedule, and ends training after a step when a signal came to any process."""
+class _Schedule(TrainerCallback):
+    """Evaluates and saves on schedule; when a signal came to any process, saves at once and ends training."""
 
-    def __init__(self, stop: list[int], eval_every: int) -> None:
-        self.stop, self.eval_every = stop, eval_every
+    def __init__(self, stop: list[int], settings: TrainSettings) -> None:
+        self.stop, self.settings = stop, settings
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_evaluate = state.global_step % self.eval_every == 0 or state.global_step == state.max_steps
         number = self.stop[0] if self.stop else 0
         if args.world_size > 1:
             everyone = torch.tensor(number, device=args.device)
             torch.distributed.all_reduce(everyone, op=torch.distributed.ReduceOp.MAX)
             number = int(everyone)
             self.stop[:] = [number] if number else []
-        if number:
-            control.should_save = control.should_training_stop = True
+        step, last = state.global_step, state.global_step == self.settings.steps
+        control.should_evaluate = last or (step % self.settings.eval_every == 0 and not number)
+        control.should_save = last or bool(number) or step % self.settings.checkpoint_every == 0
+        control.should_training_stop = last or bool(number)
 
 
-def training_arguments(settings: TrainSettings, layout: Layout, run: RunFolder, *, eval_on_start: bool) -> Any:
+def refuse_other_precision(settings: TrainSettings) -> None:
+    """Refuse what `accelerate launch` would compute in, where the setting is another.
+
+    Raises:
+        XDogeError: the two differ.
+    """
+    there = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if there not in ("no", "bf16" if _autocasts(settings) else "no"):
+        raise XDogeError(
+            f"accelerate is set to mixed_precision {there} (its config, or ACCELERATE_MIXED_PRECISION), and precision "
+            f"{settings.precision} is {'bfloat16' if _autocasts(settings) else 'float32'}; set both alike."
+        )
+
+
+def _autocasts(settings: TrainSettings) -> bool:
+    cuda = settings.device == "auto" and torch.cuda.is_available()
+    return pick_autocast(settings.precision, torch.device("cuda" if cuda else "cpu")) is not None
+
+
+def training_arguments(settings: TrainSettings, layout: Layout, run: RunFolder) -> Any:
     """Return Trainer's arguments: nothing shuffled, one block of the sampler a step, a row of logs a step.
 
     Raises:
@@ -217,14 +306,14 @@ def training_arguments(settings: TrainSettings, layout: Layout, run: RunFolder, 
     """
     if "tensorboard" in settings.report_to:  # Trainer's own choice is a folder beside the caller
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
-    cuda = settings.device == "auto" and torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
         run_name=run.path.name,
         train_sampling_strategy="sequential",
         dataloader_drop_last=True,
         dataloader_num_workers=settings.workers,
-        dataloader_pin_memory=cuda,
+        dataloader_pin_memory=settings.device == "auto" and torch.cuda.is_available(),
+        remove_unused_columns=False,  # they would take the number of the source
         per_device_train_batch_size=layout.per_device,
         gradient_accumulation_steps=layout.accumulation,
         max_steps=settings.steps,
@@ -235,12 +324,11 @@ def training_arguments(settings: TrainSettings, layout: Layout, run: RunFolder, 
         adam_beta2=BETAS[1],
         max_grad_norm=settings.clip,
         ddp_find_unused_parameters=False,
-        bf16=pick_autocast(settings.precision, torch.device("cuda" if cuda else "cpu")) is not None,
+        bf16=_autocasts(settings),
         use_cpu=settings.device == "cpu",
         activation_checkpointing=settings.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if settings.activation_checkpointing else None,
-        eval_on_start=eval_on_start,
-        save_steps=settings.checkpoint_every,
+        save_steps=settings.checkpoint_every,  # as `_Schedule` says
         save_total_limit=settings.keep_checkpoints,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -256,12 +344,15 @@ def training_arguments(settings: TrainSettings, layout: Layout, run: RunFolder, 
     return arguments
 
 
-def resolved_config(mixture: Mixture, store: TokenStore, settings: TrainSettings, start: Start) -> dict[str, Any]:
-    """Return what config.yaml holds: store, mixture, model, and every setting that decides the numbers."""
+def resolved_config(
+    mixture: Mixture, store: TokenStore, settings: TrainSettings, start: Start, sampler: MixtureSampler
+) -> dict[str, Any]:
+    """Return what config.yaml holds: store, mixture, model and every setting."""
+    plan = sampler.fingerprint  # the same for the same plan made again; the file's SHA-256 has its date in it
     return {
         "store": {"path": str(store.path), "name": store.name, "sha256": store.sha256},
-        "mixture": {"name": mixture.name, "sha256": sha256_json(mixture.to_json())},
-        "settings": settings.model_dump(mode="json", exclude=set(ELASTIC)),
+        "mixture": {"name": mixture.name, "sha256": sha256_json(mixture.to_json()), "plan": plan},
+        "settings": settings.model_dump(mode="json"),
         "model": start.to_config(),
     }
 
