@@ -28,6 +28,7 @@ class Event:
         done: documents (files, when scanning) so far.
         total: of how many; None when unknown, an estimate for formats of lines.
         tokens: of the source so far.
+        unit: what `done` and `total` count.
     """
 
     kind: Literal["scan", "tokenizer", "skip", "source", "done"]
@@ -35,6 +36,7 @@ class Event:
     done: int = 0
     total: int | None = None
     tokens: int = 0
+    unit: str = "documents"
 
 
 Progress = Callable[[Event], None]
@@ -101,10 +103,11 @@ def _lines() -> Progress:
 
 def _sentence(event: Event) -> str:
     of = f" of {event.total:,}" if event.total else ""
+    tokens = f", {event.tokens:,} tokens" if event.tokens or event.unit == "documents" else ""
     return {
         "scan": f"reading files: {event.done:,}{of}",
         "tokenizer": event.name,
         "skip": f"{event.name}: finished before, kept",
-        "source": f"{event.name}: {event.done:,}{of} documents, {event.tokens:,} tokens",
-        "done": f"{event.name}: {event.done:,} documents, {event.tokens:,} tokens",
+        "source": f"{event.name}: {event.done:,}{of} {event.unit}{tokens}",
+        "done": f"{event.name}: {event.done:,} {event.unit}{tokens}",
     }[event.kind]

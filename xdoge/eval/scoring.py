@@ -88,6 +88,13 @@ class Processes:
         """Whether this is the process that writes and reports."""
         return self.rank == 0
 
+    def leave(self) -> None:
+        """End the group of processes; without that some of them abort at exit."""
+        if self.count > 1:
+            import torch
+
+            torch.distributed.destroy_process_group()
+
     def precision(self) -> str:
         """Return bfloat16 where the GPU has it."""
         import torch

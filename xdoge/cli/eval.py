@@ -1,0 +1,325 @@
+"""`xdoge eval`: perplexity by language and benchmarks of one model or several, in one table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich import box
+from rich.table import Table
+
+from xdoge.cli.app import AsJson, Force, app, given_settings, need, open_store, refuse_taken, stdout
+from xdoge.config import Config, settings_help
+from xdoge.corpus.progress import Event, Progress, show_progress, silent
+from xdoge.errors import XDogeError
+from xdoge.eval import report
+from xdoge.eval.documents import Text, validation_texts
+from xdoge.eval.perplexity import PerplexitySettings, measure
+from xdoge.eval.results import Results, Row
+from xdoge.eval.suite import HarnessSettings, Suite
+from xdoge.files import disk_errors, locked
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+
+_EVAL_HELP = f"""Measure perplexity by language and benchmarks of one model or several, in one table.
+
+**Models** are run folders of `xdoge train` or `xdoge fit-weights`, folders of causal language models, or names on the
+Hub; `NAME=MODEL` says what to call one in tables.
+
+**Perplexity** (--store or --text): the validation split of a token store, for models that were trained on its tokens;
+or text files, which each model reads with its own tokenizer. Every token of a document is scored, given those before
+it. Reported per token, per word and as bits per UTF-8 byte, by source and language, with a standard error from a
+bootstrap over documents. Models of different tokenizers are compared by bits per byte alone. Where documents have an
+`id` that their translations share, so are the bits they cost relative to English (`--set reference=`).
+
+**Benchmarks** (--suite): `iberobench`, every task of the published tables; `iberobench-mc`, its multiple-choice tasks,
+which are fast; `belebele`; `flores-iberian`; or a YAML file of your own. The evaluation harness (lm-eval) runs them,
+with as many examples in the prompt as the suite says (`--num-fewshot` overrides it) and all questions (`--limit` takes
+the first so many). Beside the raw score stands the normalised one, (score - chance) / (best - chance) × 100, which is
+averaged over the tasks of a language that ran; what did not run is named with the reason.
+
+**Without network**: `--local-data DIR` reads the questions of each task from DIR/TASK/SPLIT.jsonl. What is not there
+comes from the cache of the Hub; fill it before, on a machine with network: `xdoge eval --prefetch --suite iberobench`.
+With HF_DATASETS_OFFLINE=1 that only lists what is there and what is missing.
+
+**Stopping.** Each source and task is kept in RESULTS.json.partial/ as soon as it is finished; the same command, started
+again, goes on from there and removes that folder in the end.
+
+**Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge eval ...`; `--set device=split` spreads a model that is too
+large for one.
+
+**Settings of the perplexity**, for `--set KEY=VALUE` and for the YAML file of `--config`:
+
+{settings_help(PerplexitySettings)}
+
+**Settings of the benchmarks**:
+
+{settings_help(HarnessSettings)}
+
+**Examples**
+
+- `xdoge eval uniform=runs/uniform learned=runs/learned --store store --baseline uniform --out results.json`
+
+- `xdoge eval runs/learned HuggingFaceTB/SmolLM2-135M --text corpus.yaml --out results.json`
+
+- `xdoge eval runs/learned --text gl=flores.jsonl:sentence_glg_Latn --text en=flores.jsonl:sentence_eng_Latn
+  --out flores.json`
+
+- `xdoge eval runs/learned --suite iberobench-mc --local-data benchmarks --limit 200 --out results.json`
+"""
+
+
+@dataclass(frozen=True)
+class _Model:
+    name: str
+    path: str
+
+
+@app.command(name="eval", help=_EVAL_HELP)
+def evaluate(  # one option for each thing that evaluations differ in most often
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME=]MODEL...", help="What to measure.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RESULTS.json", help="File to write.", show_default=False)] = None,
+    store: Annotated[Path | None, typer.Option(help="Token store whose validation split is read.")] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CORPUS.yaml|SOURCE=FILE[:COLUMN]",
+            help="Validation files of a corpus, or one file of a language or source; may be repeated.",
+        ),
+    ] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|FILE", help="Benchmarks to run; may be repeated.")
+    ] = None,
+    local_data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with the benchmarks' questions, TASK/SPLIT.jsonl.")
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(metavar="K", help="Examples in the prompt of every task.", show_default="suite's")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Questions per task.", show_default="all")] = None,
+    max_documents: Annotated[
+        int | None, typer.Option(metavar="N", help="Documents per source, for perplexity.", show_default="all")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model that the others' changes are shown against.")
+    ] = None,
+    prefetch: Annotated[
+        bool, typer.Option("--prefetch", help="Fetch what the suites need into the cache of the Hub, and list it.")
+    ] = False,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    suites = [Suite.find(name) for name in suite or []]
+    if local_data is not None and not local_data.is_dir():
+        raise XDogeError(f"--local-data {local_data} is not a folder.")
+    if suites:
+        need("eval", "lm_eval")
+    if prefetch:
+        _prefetch(suites, local_data, as_json=as_json)
+        return
+    need("proxy", "torch", "transformers")
+    flags = {"num_fewshot": num_fewshot, "limit": limit, "max_documents": max_documents}
+    given = given_settings(config, assignments or [], flags)
+    perplexity, harness = _settings(given, where=str(config) if config else "settings")
+    found = [_model(model) for model in models or []]
+    _refuse_wrong_use(found, out, bool(store or text or suites), baseline)
+    assert out is not None
+    refuse_taken(out, force)
+    if store and text:
+        raise XDogeError("--store and --text are two ways to name the text; give one.")
+    opened = open_store(store) if store else _texts(text or [])
+    results = _evaluate(found, opened, suites, perplexity, harness, local_data, out)
+    if results is None:  # another process reports
+        return
+    results.save(out)
+    shutil.rmtree(_partial(out), ignore_errors=True)
+    if as_json:
+        print(json.dumps(results.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print_results(results, baseline=baseline)
+        print(out)
+
+
+def print_results(results: Results, *, baseline: str | None = None) -> None:
+    """Print languages × models, the raw scores of the tasks, and what did not run and why."""
+    models = {row.model for row in results.rows}
+    shown = report.measures(results)
+    together = [shown] if len(shown) * len(models) <= 6 else [[one] for one in shown]
+    for part in together:
+        stdout.print(report.summary(results, part, baseline=baseline))
+    if len(report.tokenizers(results)) > 1:
+        print("The models have different tokenizers: bits per byte compares them, perplexity per token does not.")
+    table = report.task_scores(results)
+    if table.row_count:
+        stdout.print(table)
+    for line in report.not_run(results):
+        print(line)
+    if benchmarks := report.outcomes(results):
+        ran = sum(outcome["outcome"] == "ran" for outcome in benchmarks)
+        print(f"{ran:,} of {len(benchmarks):,} tasks ran; results.json has what became of each.")
+        if cut := sum(outcome.get("truncated") or 0 for outcome in benchmarks):
+            print(f"{cut:,} prompts were longer than the context of the model, and were read without their beginning.")
+
+
+def _evaluate(
+    models: Sequence[_Model],
+    text: TokenStore | Mapping[str, Text] | None,
+    suites: Sequence[Suite],
+    perplexity: PerplexitySettings,
+    harness: HarnessSettings,
+    local_data: Path | None,
+    out: Path,
+) -> Results | None:
+    from huggingface_hub.utils import logging as hub
+    from transformers.utils.logging import disable_progress_bar
+
+    from xdoge.eval import iberobench
+    from xdoge.eval.documents import FileText, StoreText
+    from xdoge.eval.scoring import CausalModel, Processes
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    hub.set_verbosity_error()  # type: ignore[no-untyped-call]  # a task without data says so in its outcome
+    for model in models:  # what can be refused is refused before the first is measured
+        CausalModel.find(model.path)
+        if text is not None:
+            StoreText(text, model.path) if not isinstance(text, Mapping) else FileText(text, model.path)
+    partial, first = _partial(out), os.environ.get("RANK", "0") == "0"
+    rows: dict[Row, None] = {}  # two suites that share a task give the same rows
+    settings: dict[str, Any] = {}
+    with _kept(partial) if first else contextlib.nullcontext(), show_progress() as show:
+        for model in models:
+            options: dict[str, Any] = {
+                "name": model.name,
+                "partial": partial,
+                "on_progress": _named(show, model.name if len(models) > 1 else "") if first else silent,
+            }
+            if text is not None:
+                measured = measure(model.path, text, settings=perplexity, **options)
+                rows |= dict.fromkeys(measured.rows())
+                settings.setdefault("perplexity", {})[model.name] = measured.to_json()
+            for suite in suites:
+                benchmarked = iberobench.evaluate(model.path, suite, settings=harness, local_data=local_data, **options)
+                rows |= dict.fromkeys(benchmarked.rows())
+                settings.setdefault("benchmarks", {}).setdefault(suite.name, {})[model.name] = benchmarked.to_json()
+    Processes.join(cpu=perplexity.device == "cpu").leave()
+    return Results.of(rows, settings=settings) if first else None
+
+
+def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool) -> None:
+    """Fetch and list the data sets of the suites."""
+    from xdoge.eval import iberobench
+
+    if not suites:
+        raise XDogeError("--prefetch needs --suite: the benchmarks whose questions are wanted.")
+    with show_progress() as show:
+        found = [one for suite in suites for one in iberobench.prefetch(suite, local_data, on_progress=show)]
+    if as_json:
+        print(json.dumps([one.to_json() for one in found], indent=2))
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("task", "data set", "where", "note"):
+        table.add_column(column)
+    for one in found:
+        table.add_row(one.task, one.dataset, one.where, one.note)
+    stdout.print(table)
+    missing = sum(one.where == "missing" for one in found)
+    print(f"{len(found) - missing} of {len(found)} tasks have their questions here.")
+
+
+def _refuse_wrong_use(models: Sequence[_Model], out: Path | None, anything: bool, baseline: str | None) -> None:
+    if not models:
+        raise XDogeError("name at least one model: a run folder, the folder of a model, or its name on the Hub.")
+    if out is None:
+        raise XDogeError("--out is missing: the results.json to write.")
+    if not anything:
+        raise XDogeError("nothing to measure: give --store or --text for perplexity, --suite for benchmarks.")
+    names = [model.name for model in models]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise XDogeError(f"two models are called {twice[0]}; write NAME={twice[0]} to tell them apart.")
+    report.check_baseline(names, baseline)
+
+
+def _model(argument: str) -> _Model:
+    """Read [NAME=]MODEL; a run folder stands for the model it ended with."""
+    name, equals, path = argument.rpartition("=")
+    if not equals or Path(argument).exists():
+        name, path = argument.rstrip("/"), argument
+    folder = Path(path)
+    for file, inside in (("train.json", "model"), ("weights.json", "proxy")):
+        if (folder / file).is_file() and (folder / inside).is_dir():
+            return _Model(name, str(folder / inside))
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+        raise XDogeError(f"{path} is a run that is not finished; --resume finishes it.")
+    return _Model(name, path)
+
+
+def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:
+    """Read every --text."""
+    from xdoge.corpus import Corpus
+
+    texts: dict[str, Text] = {}
+    for argument in arguments:
+        if argument.endswith((".yaml", ".yml")):
+            new = validation_texts(Corpus.load(argument))
+        else:
+            source, equals, file = argument.partition("=")
+            if not equals:
+                raise XDogeError(f"--text {argument}: write it as SOURCE=FILE, or name a corpus.yaml.")
+            path, colon, column = file.rpartition(":")
+            text = Text((Path(path),), column) if colon and not Path(file).exists() else Text((Path(file),))
+            new = {source: text}
+        for source, found in new.items():
+            before = texts.get(source)
+            texts[source] = replace(found, files=(*before.files, *found.files)) if before else found
+    return texts or None
+
+
+_Settings = TypeVar("_Settings", bound=Config)
+
+
+def _settings(given: Mapping[str, Any], *, where: str) -> tuple[PerplexitySettings, HarnessSettings]:
+    """Return the settings of both kinds; one that both know, such as device, goes to both."""
+
+    def of(kind: type[_Settings], other: type[Config]) -> _Settings:
+        own = {key: value for key, value in given.items() if key in kind.model_fields or key not in other.model_fields}
+        return kind.parse(own, where=where)
+
+    return of(PerplexitySettings, HarnessSettings), of(HarnessSettings, PerplexitySettings)
+
+
+def _named(show: Progress, model: str) -> Progress:
+    def named(event: Event) -> None:
+        show(replace(event, name=f"{model}: {event.name}" if model else event.name))
+
+    return named
+
+
+def _partial(out: Path) -> Path:
+    return out.with_name(out.name + ".partial")
+
+
+@contextlib.contextmanager
+def _kept(partial: Path) -> Iterator[None]:
+    """Keep what is finished, and other processes out; say what was there before."""
+    before = partial.is_dir()
+    with disk_errors(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial):
+        if before:
+            print(f"going on with what {partial} holds", file=sys.stderr)
+        yield

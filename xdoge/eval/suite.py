@@ -1,0 +1,178 @@
+"""Which benchmarks to run, how, and what their scores mean: the suites that ship, and the YAML files of users.
+
+A suite lists tasks of the evaluation harness, each with its language, its metric, what chance scores and what the best
+possible answer scores. A suite may instead extend another and keep only some of its tasks, so that the numbers stand
+in one place.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from xdoge.config import Config, read_yaml
+from xdoge.errors import XDogeError
+
+_FOLDER = Path(__file__).with_name("suites")
+
+FEWSHOT_SEED = 1234
+"""That of lm-eval, so that the examples in the prompt are those of other people's runs."""
+
+
+class HarnessSettings(Config):
+    """Every setting of a run; what is None is filled in from the suite, the model and the machine."""
+
+    num_fewshot: int | None = Field(
+        None, ge=0, description="examples in every prompt, except of tasks defined without any [the suite's]"
+    )
+    limit: int | None = Field(None, gt=0, description="questions per task, the first ones [all]")
+    batch_size: int | None = Field(None, gt=0, description="prompts at once [4 on a CPU, 16 on a GPU]")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
+    device: Literal["auto", "cpu", "split"] = Field(
+        "auto", description="what to compute on; split: the layers over all GPUs, for a model too large for one"
+    )
+    seed: int = Field(FEWSHOT_SEED, ge=0, description="of the choice of examples in the prompts")
+
+
+class SuiteTask(Config):
+    """One benchmark.
+
+    The normalised score is (score - chance) / (max - chance) × 100: 0 for guessing, 100 for the best there is.
+    """
+
+    task: str = Field(min_length=1, description="name in lm-eval of a task, group or tag, or of a task of xdoge's own")
+    language: str = Field(min_length=1, description="ISO code of the language whose average it enters")
+    name: str = Field("", description="what the published tables call it [the task]")
+    metric: str = Field("acc", description="as the harness names it")
+    output_type: Literal["multiple_choice", "generate_until"] = "multiple_choice"
+    choices: int | None = Field(None, ge=2, description="answers to choose from; chance is max / choices")
+    chance: float | None = Field(None, description="score of guessing, in the metric's unit [0 without choices]")
+    max: float = Field(1.0, description="best possible score, in the metric's unit")
+    filter: str | None = Field(None, description="of the answers, where the harness applies several [its first]")
+    num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt [the suite's]")
+    group: str | None = Field(None, description="tasks of a group are averaged, and count as one in their language")
+    data: str | None = Field(None, description="folder of the questions under --local-data [the task]")
+
+    @field_validator("task", "language", "group", "data")
+    @classmethod
+    def _plain(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or "/" in value or value.startswith(".") or value == "*"):
+            raise ValueError(f"{value!r} cannot be a name")
+        return value
+
+    @model_validator(mode="after")
+    def _scale(self) -> Self:
+        if self.choices is not None and self.chance is not None:
+            raise ValueError(f"{self.task} has choices and chance; give one, chance is max / choices")
+        if self.guessing >= self.max:
+            raise ValueError(f"{self.task} has chance {self.guessing:g}, which is not below max {self.max:g}")
+        return self
+
+    @property
+    def guessing(self) -> float:
+        """Score of guessing."""
+        if self.choices is not None:
+            return self.max / self.choices
+        return self.chance or 0.0
+
+    @property
+    def folder(self) -> str:
+        """Where its questions lie under --local-data."""
+        return self.data or self.task
+
+    def normalised(self, score: float) -> float:
+        """Return the score on the scale on which guessing is 0 and the best is 100; worse than guessing is negative."""
+        return (score - self.guessing) * self.per_unit
+
+    @property
+    def per_unit(self) -> float:
+        """Points of the normalised score in one unit of the raw one."""
+        return 100.0 / (self.max - self.guessing)
+
+
+class Suite(Config):
+    """Benchmarks that are run and averaged together."""
+
+    name: str = Field(min_length=1, description="what its averages are called in tables")
+    about: str = ""
+    num_fewshot: int = Field(0, ge=0, description="examples in the prompt of the tasks that say nothing else")
+    tasks: tuple[SuiteTask, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        seen: set[str] = set()
+        for one in self.tasks:
+            if one.task in seen:
+                raise ValueError(f"{one.task} is listed twice")
+            seen.add(one.task)
+            if self.name in (one.task, one.group):
+                raise ValueError(f"{self.name} is the suite and one of its tasks; tables could not tell them apart")
+        for group in {one.group for one in self.tasks if one.group}:
+            members = [one for one in self.tasks if one.group == group]
+            if len({(one.language, one.metric) for one in members}) > 1:
+                raise ValueError(f"the tasks of {group} have several languages or metrics; a group has one of each")
+            if any(one.task == group for one in self.tasks):
+                raise ValueError(f"{group} is a task and a group of others; list one of the two")
+        return self
+
+    @classmethod
+    def find(cls, name: str) -> Self:
+        """Return the suite of a name that ships with xdoge, or of a YAML file.
+
+        Raises:
+            XDogeError: there is no such suite or file, or it does not hold what it should.
+        """
+        return cls._read(name, ())
+
+    @classmethod
+    def _read(cls, name: str, below: tuple[str, ...]) -> Self:
+        path = _path(name)
+        if str(path) in below:
+            raise XDogeError(f"{name}: suites extend each other in a circle.")
+        value = read_yaml(path)
+        if "extends" in value:
+            value = cls._extended(dict(value), path, (*below, str(path)))
+        return cls.parse(value, where=str(path))
+
+    @classmethod
+    def _extended(cls, value: dict[str, Any], path: Path, below: tuple[str, ...]) -> dict[str, Any]:
+        """Return what a suite that extends another stands for: those of its tasks that fit `only`, and its own."""
+        other, only = value.pop("extends"), value.pop("only", {})
+        base = cls._read(str(path.parent / other) if str(other).endswith((".yaml", ".yml")) else str(other), below)
+        if not isinstance(only, Mapping) or (unknown := only.keys() - SuiteTask.model_fields.keys()):
+            known = ", ".join(SuiteTask.model_fields)
+            wrong = (
+                f"has {', '.join(sorted(unknown))}, which no task has" if isinstance(only, Mapping) else "is no mapping"
+            )
+            raise XDogeError(f"{path}: only {wrong}; it takes {known}.")
+        kept = [task for task in base.tasks if all(_fits(getattr(task, key), wanted) for key, wanted in only.items())]
+        if not kept:
+            raise XDogeError(f"{path}: no task of {base.name} fits only {dict(only)}.")
+        own = value.get("tasks", [])
+        return {"num_fewshot": base.num_fewshot, **value, "tasks": [*(task.model_dump() for task in kept), *own]}
+
+
+def suite_names() -> list[str]:
+    """Return the names of the suites that ship with xdoge."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def _path(name: str) -> Path:
+    if name in suite_names():
+        return _FOLDER / f"{name}.yaml"
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    near = difflib.get_close_matches(name, suite_names(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    raise XDogeError(f"{name} is no suite: there are {', '.join(suite_names())}, or name a YAML file{hint}")
+
+
+def _fits(value: object, wanted: object) -> bool:
+    """Whether a field has one of the wanted values, or fits one of the wanted patterns such as belebele_*."""
+    alternatives = wanted if isinstance(wanted, list) else [wanted]
+    return any(value == one or (value is not None and fnmatchcase(str(value), str(one))) for one in alternatives)
