@@ -14,16 +14,16 @@ from typing import Annotated
 import typer
 
 import xdoge
-from xdoge.cli import fit, mix, plan, train
+from xdoge.cli import card, compare, eval, fit, mix, plan, train
 from xdoge.cli.app import app
 from xdoge.errors import Interrupted, XDogeError
 
-ORDER = ("demo", "prepare", "fit-weights", "mix", "export", "formats", "train", "plan")
+ORDER = ("demo", "prepare", "fit-weights", "mix", "export", "formats", "train", "eval", "compare", "card", "plan")
 """In which the help lists the commands: the way through."""
 
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name or command.callback.__name__))  # type: ignore[union-attr]
 
-__all__ = ["app", "fit", "main", "mix", "plan", "train"]
+__all__ = ["app", "card", "compare", "eval", "fit", "main", "mix", "plan", "train"]
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ from xdoge.mixtures.weights import WeightSet
 if TYPE_CHECKING:
     import pandas as pd
 
+    from xdoge.analysis.charts.drawing import LayerChart
+
 SCHEMA = "xdoge.mixture"
 
 DEFAULT_MAX_EPOCHS = 4.0
@@ -360,6 +362,12 @@ class Mixture:
             {"language": source.partition("/")[0], "source": source, **_entry(share)}
             for source, share in self.sources.items()
         )
+
+    def chart(self) -> LayerChart:
+        """Return an Altair chart of each source's learned weight and planned share, with the caps."""
+        from xdoge.analysis.charts import planned_shares
+
+        return planned_shares(self)
 
     def __repr__(self) -> str:
         """Name, budget, and the language shares, largest first."""

@@ -1,0 +1,119 @@
+"""The report's page: nothing in it is markup that should be text, and a browser without network draws every chart."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import altair as alt
+import pandas as pd
+import pytest
+
+from xdoge.analysis.page import Figure, Section, TableOf, render
+
+HOSTILE = "</script><script>alert('x')</script><b>&amp;"
+
+
+def chart(name="a"):
+    frame = pd.DataFrame({"language": [name, "eu"], "weight": [0.25, 0.75]})
+    return alt.Chart(frame).mark_bar().encode(x="language", y="weight", tooltip=["language", "weight"])
+
+
+class Outline(HTMLParser):
+    """Tags, and the text of headings, captions and cells."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.headings, self.labels = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        given = dict(attributes)
+        if tag == "th":
+            assert given["scope"] in ("col", "row")
+        if given.get("role") == "img":
+            self.labels.append(given["aria-label"])
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] in ("h1", "h2") and data.strip():
+            self.headings.append(data)
+
+
+def page(*figures):
+    table = TableOf("Weights", ("language", "weight"), [("eu", "0.75"), (HOSTILE, "0.25")])
+    section = Section(HOSTILE, (HOSTILE,), (HOSTILE,), figures, (table,), (f"xdoge compare {HOSTILE}",))
+    return render("Title", HOSTILE, [section, Section("Second")])
+
+
+def test_text_is_escaped_wherever_it_stands():
+    found = Outline(page())
+    assert "script" not in found.tags
+    assert "b" not in found.tags
+    assert found.headings == ["Title", HOSTILE, "Second"]
+    assert found.tags.count("th") == 4
+    assert found.tags.count("td") == 2
+
+
+def test_text_of_a_chart_ends_no_script():
+    text = page(Figure(chart(HOSTILE), "caption", "A describes it."))
+    found = Outline(text)
+    assert found.tags.count("script") == 3  # the library, the charts as data, ours
+    assert found.labels == ["A describes it."]
+    assert "<script>alert" not in text
+
+
+def test_a_page_without_charts_carries_no_library():
+    assert len(page()) < 20_000
+
+
+def test_nothing_is_fetched():
+    text = page(Figure(chart(), "caption", "description"))
+    own = text.split("<script>")[0]
+    assert "src=" not in own.replace("default-src", "")
+    assert "<link" not in own
+    assert len(text) < 10_000_000
+
+
+def browse(path, *options):
+    """Open a file in Chromium without network; return its document and what it logged."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser is None:
+        pytest.skip("no chromium on this machine; apt-get install chromium")
+    profile = path.parent / "profile"
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        "--proxy-server=127.0.0.1:9",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=20000",
+    ]
+    command = [browser, *flags, f"--user-data-dir={profile}", *options, "--dump-dom", path.as_uri()]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return ran.stdout, [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.parametrize("options", [(), ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")])
+def test_a_browser_draws_every_chart(tmp_path, options):
+    path = tmp_path / "page.html"
+    path.write_text(page(Figure(chart(), "one", "first"), Figure(chart(HOSTILE), "two", "second")), encoding="utf-8")
+    document, errors = browse(path, *options)
+    assert errors == []
+    assert document.count('data-drawn="yes"') == 2
+
+
+def test_the_test_would_see_a_chart_that_fails(tmp_path):
+    path = tmp_path / "page.html"
+    broken = page(Figure(chart(), "one", "first")).replace('"mark": {"type": "bar"}', '"mark": {"type": "no such"}')
+    path.write_text(broken, encoding="utf-8")
+    document, errors = browse(path)
+    assert 'data-drawn="yes"' not in document
+    assert "chart 0" in errors[0]

@@ -1,0 +1,26 @@
+"""The charts that people look at, each built by the function of its name.
+
+They are Altair charts: `chart.save("x.svg")` (or .png, .pdf, .html) works without network, and Jupyter shows them.
+"""
+
+try:
+    import altair  # noqa: F401
+except ImportError as error:
+    from xdoge.errors import MissingExtraError
+
+    raise MissingExtraError("altair", "analysis") from error
+
+from xdoge.analysis.charts.fits import trajectory, transfer
+from xdoge.analysis.charts.models import improvement, perplexity_change, validation_change
+from xdoge.analysis.charts.shares import planned_shares, unimax_and_temperature, weights_by_language
+
+__all__ = [
+    "improvement",
+    "perplexity_change",
+    "planned_shares",
+    "trajectory",
+    "transfer",
+    "unimax_and_temperature",
+    "validation_change",
+    "weights_by_language",
+]

@@ -1,0 +1,225 @@
+"""Charts of one fit: the weights over its steps, and who helps whom."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from xdoge.analysis.charts.drawing import (
+    INK,
+    QUIET,
+    SHARE,
+    LayerChart,
+    by_language,
+    data,
+    end_labels,
+    layered,
+    lines,
+)
+from xdoge.analysis.shares import union
+from xdoge.errors import XDogeError
+from xdoge.mixtures.weights import WeightSet
+
+MOST_POINTS = 400
+"""Of a line; a longer fit is shown at as many steps, evenly spaced."""
+
+DARK = 0.6
+"""Cosines beyond this have squares so dark that their numbers are white."""
+
+
+def trajectory(run: Path | str) -> LayerChart:
+    """Draw the weight of each language over the steps of a fit.
+
+    Args:
+        run: folder of the fit, with trajectory.parquet; where weights.json lies beside it, diamonds mark the learned
+            weights, which are means over the steps.
+
+    Raises:
+        XDogeError: there is no trajectory.parquet.
+    """
+    import pyarrow.parquet as pq
+
+    folder = Path(run)
+    if not (folder / "trajectory.parquet").exists():
+        raise XDogeError(f"{run} has no trajectory.parquet; it is no run folder of a fit.")
+    table = pq.read_table(folder / "trajectory.parquet", columns=["step", "source", "weight"])
+    numbers = table["step"].to_numpy()
+    sources = table["source"].slice(0, int((numbers == numbers[0]).sum())).to_pylist()
+    steps = numbers[:: len(sources)]  # (steps,)
+    weights = table["weight"].to_numpy().reshape(-1, len(sources))  # (steps, k)
+    languages = union([source.partition("/")[0]] for source in sources)
+    summed = {one: weights[:, [source.partition("/")[0] == one for source in sources]].sum(1) for one in languages}
+    kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).round().astype(int))
+    rows: list[dict[str, Any]] = [
+        {"step": int(steps[i]), "language": one, "weight": float(summed[one][i])} for one in languages for i in kept
+    ]
+    learned = WeightSet.load(folder).languages if (folder / "weights.json").exists() else {}
+    means = [{"step": int(steps[-1]), "language": one, "weight": learned[one]} for one in languages if one in learned]
+    ends = {one: float(summed[one][-1]) for one in languages}
+    x = alt.X("step:Q", title="step of the fit", scale=alt.Scale(domain=[0, int(steps[-1])], nice=False))
+    y = alt.Y("weight:Q", title="weight: share of training tokens", axis=SHARE, scale=alt.Scale(zero=False))
+    drawn = lines(rows, languages, x, y, ["step:Q", "language:N", alt.Tooltip("weight:Q", format=".4f")])
+    diamonds = (
+        alt.Chart(data(means))
+        .mark_point(shape="diamond", filled=True, size=70, clip=False, stroke="white", opacity=1)
+        .encode(x=x, y=y, color=by_language(languages), tooltip=["language:N", alt.Tooltip("weight:Q", format=".4f")])
+    )
+    texts = {one: f"{one} {learned.get(one, ends[one]):.3f}" for one in languages}
+    return layered(
+        [
+            drawn,
+            *([diamonds] if means else []),
+            end_labels(ends, texts, int(steps[-1]), y, spread=[row["weight"] for row in rows]),
+        ],
+        title="Weights over the fit",
+        subtitle="diamonds and numbers: the mean over the steps, which is the learned weight"
+        if means
+        else "numbers: the last step",
+        description=f"Weight of each language over {int(steps[-1]):,} steps; learned: "
+        + ", ".join(f"{one} {value:.3f}" for one, value in (learned or ends).items())
+        + ".",
+        width=460,
+        height=300,
+    )
+
+
+def transfer(run: Path | str, *, families: Mapping[str, str | None] | None = None) -> LayerChart:
+    """Draw who helps whom: cosines between the languages' gradients, averaged over the fit.
+
+    Args:
+        run: folder of the fit, with gram.parquet.
+        families: of the languages, which stand together; found in the fit's token store if left out and it is there.
+
+    Raises:
+        XDogeError: there is no gram.parquet.
+    """
+    known = families if families is not None else _families(Path(run))
+    cosines = _cosines(Path(run), known)
+    languages = list(cosines)
+    cells: list[dict[str, Any]] = [
+        {"language": one, "other": other, "cosine": value, "left": j, "right": j + 1, "top": i, "bottom": i + 1}
+        for i, one in enumerate(languages)
+        for j, (other, value) in enumerate(cosines[one].items())
+    ]
+    for cell in cells:
+        value = cell["cosine"]
+        cell["text"] = "–" if value is None else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+        cell["dark"] = value is not None and abs(value) > DARK
+    frame, size = _squares(languages), 46 * len(languages)
+    scale = alt.Scale(scheme="blueorange", domain=[-1, 1], reverse=True)
+    legend = alt.Legend(title="cosine", orient="bottom", gradientLength=min(size, 184))
+    coloured = alt.condition(
+        "isValid(datum.cosine)", alt.Color("cosine:Q", scale=scale, legend=legend), alt.value("#EDEDED")
+    )
+    tooltip = ["language:N", "other:N", alt.Tooltip("cosine:Q", format=".3f")]
+    heat = alt.Chart(data(cells)).mark_rect(stroke="white", strokeWidth=1)
+    text = alt.Chart(data([{**cell, "left": cell["left"] + 0.5, "top": cell["top"] + 0.5} for cell in cells]))
+    ink = alt.condition("datum.dark", alt.value("white"), alt.value(INK))
+    pairs = (f"{cell['language']} and {cell['other']} {cell['text']}" for cell in cells if cell["top"] < cell["left"])
+    return layered(
+        [
+            heat.encode(x2="right:Q", y2="bottom:Q", color=coloured, tooltip=tooltip, **frame),
+            text.mark_text(fontSize=11).encode(text="text:N", color=ink, **frame),
+            *(_family_lines(languages, known, frame) if any(known.get(one) for one in languages) else []),
+        ],
+        title="Who helps whom",
+        subtitle=[
+            "cosine of the languages' loss gradients, averaged over the fit;",
+            "above 0, training on one lowers the loss of the other; –: lost in noise",
+        ],
+        description=f"Cosines of the languages' gradients: {', '.join(pairs)}.",
+        width=size,
+        height=size,
+    )
+
+
+def _cosines(run: Path, families: Mapping[str, str | None]) -> dict[str, dict[str, float | None]]:
+    """Return the cosine between every two languages, those of one family together; None where it is not known."""
+    import pyarrow.parquet as pq
+
+    from xdoge.proxy.transfer import language_cosines, read_products
+
+    path = run / "gram.parquet"
+    if not path.exists():
+        raise XDogeError(f"{run} has no gram.parquet; the map of transfer needs a fit that kept its Gram matrix.")
+    table = pq.read_table(path, columns=["first_step", "other"])
+    pairs = int((table["first_step"].to_numpy() == table["first_step"][0].as_py()).sum())
+    sources = table["other"].slice(0, math.isqrt(pairs)).to_pylist()
+    members: dict[str, list[str]] = {}
+    for source in sources:
+        members.setdefault(source.partition("/")[0], []).append(source)
+    ordered = _by_family(list(members), families)
+    cosines = language_cosines(read_products(path, sources), {one: members[one] for one in ordered}, sources)
+    return {
+        one: {other: None if math.isnan(value) else value for other, value in zip(ordered, row, strict=True)}
+        for one, row in zip(ordered, cosines.tolist(), strict=True)
+    }
+
+
+def _squares(languages: Sequence[str]) -> dict[str, Any]:
+    """Return axes on which row and column i, counted from the top left, lie between i and i + 1."""
+    axis: dict[str, Any] = {
+        "values": [i + 0.5 for i in range(len(languages))],
+        "labelExpr": f"{json.dumps(languages)}[floor(datum.value)]",
+        "ticks": False,
+        "domain": False,
+        "grid": False,
+        "labelAngle": 0,
+    }
+    scale: dict[str, Any] = {"domain": [0, len(languages)], "nice": False, "zero": False}
+    return {
+        "x": alt.X("left:Q", scale=alt.Scale(**scale), axis=alt.Axis(orient="top", **axis), title=None),
+        "y": alt.Y("top:Q", scale=alt.Scale(reverse=True, **scale), axis=alt.Axis(**axis), title=None),
+    }
+
+
+def _families(run: Path) -> dict[str, str | None]:
+    """Return the families of the languages, from the token store that a fit was started with, if it is still there."""
+    from xdoge.config import read_yaml
+    from xdoge.corpus.store import TokenStore
+
+    if not (run / "config.yaml").exists():
+        return {}
+    started = read_yaml(run / "config.yaml").get("store", {})
+    for path in (Path(str(started.get("path"))), run.parent / str(started.get("path")), run / "store"):
+        if (path / "store.json").exists() and (store := TokenStore.open(path)).sha256 == started.get("sha256"):
+            return dict(store.families)
+    return {}
+
+
+def _by_family(languages: Sequence[str], families: Mapping[str, str | None]) -> list[str]:
+    """Put languages of one family together, and families of one branch, in the order of first appearance."""
+    branches = union([str(families.get(one) or one).partition("/")[0]] for one in languages)
+    groups = union([str(families.get(one) or one)] for one in languages)
+
+    def place(one: str) -> tuple[int, int]:
+        family = str(families.get(one) or one)
+        return branches.index(family.partition("/")[0]), groups.index(family)
+
+    return sorted(languages, key=place)
+
+
+def _family_lines(
+    ordered: Sequence[str], families: Mapping[str, str | None], frame: Mapping[str, Any]
+) -> list[alt.Chart]:
+    """Draw lines between families, and name each at the right of its rows."""
+    names = [str(families.get(one) or one) for one in ordered]
+    starts = [i for i in range(len(names)) if i == 0 or names[i] != names[i - 1]]
+    count, inner = len(names), starts[1:]
+    rows = [{"left": 0, "right": count, "top": i} for i in inner]
+    columns = [{"left": i, "top": 0, "bottom": count} for i in inner]
+    labels = [
+        {"left": count, "top": (i + j) / 2, "family": names[i] if families.get(ordered[i]) else "–"}
+        for i, j in zip(starts, [*inner, count], strict=True)
+    ]
+    return [
+        alt.Chart(data(rows)).mark_rule(color=INK, strokeWidth=1.5).encode(x2="right:Q", **frame),
+        alt.Chart(data(columns)).mark_rule(color=INK, strokeWidth=1.5).encode(y2="bottom:Q", **frame),
+        alt.Chart(data(labels)).mark_text(align="left", dx=8, color=QUIET, clip=False).encode(text="family:N", **frame),
+    ]

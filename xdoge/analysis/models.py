@@ -1,0 +1,186 @@
+"""Trained models side by side: what results.json and training runs say, with changes against a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from xdoge.analysis.reading import TrainRun
+from xdoge.analysis.shares import Rows
+from xdoge.analysis.statistics import exceeds
+from xdoge.errors import XDogeError
+from xdoge.eval.perplexity import TASK as PERPLEXITY
+from xdoge.eval.results import ALL, Results, Row
+from xdoge.train.record import common_budget
+
+RULE = (
+    "A difference exceeds the errors if |Δ| > 1.96 · sqrt(stderr² + stderr² of the baseline), as for independent "
+    "numbers. Models measured on the same documents err together, so that their differences are surer than that; a "
+    "paired test needs the scores of single documents, which results.json does not hold."
+)
+
+
+def score_rows(results: Results, *, baseline: str | None) -> Rows:
+    """Return the rows of results.json with differences to the baseline model.
+
+    `difference` is value - baseline's, `change` that over the baseline's; both are None for the baseline itself and
+    where the two numbers do not compare, and then `not_compared` says why. `difference_stderr` and `exceeds` follow
+    `RULE`; `better` says which way the difference goes.
+    """
+    base = {row.key[1:]: row for row in results.rows if row.model == baseline}
+    rows = []
+    for row in results.rows:
+        other = base.get(row.key[1:])
+        why = _not_compared(results, row, other) if baseline is not None and row.model != baseline else None
+        compared = other is not None and row.model != baseline and why is None
+        difference = row.value - other.value if compared and other else None
+        error, beyond = (
+            exceeds(difference, row.stderr, other.stderr) if difference is not None and other else (None,) * 2
+        )
+        rows.append(
+            {
+                **vars(row),
+                "tokenizer": _about(results, row.model).get("tokenizer") if _is_perplexity(row) else None,
+                "baseline": baseline,
+                "baseline_value": other.value if other else None,
+                "baseline_stderr": other.stderr if other else None,
+                "difference": difference,
+                "change": difference / other.value if difference is not None and other and other.value > 0 else None,
+                "difference_stderr": error,
+                "exceeds": beyond,
+                "better": None if not difference else (difference > 0) == row.higher_is_better,
+                "not_compared": why,
+            }
+        )
+    return rows
+
+
+def validation_rows(runs: Mapping[str, TrainRun], *, baseline: str | None) -> Rows:
+    """Return a row for each run, step of validation and language, with the change against the baseline.
+
+    Runs compare where they have read as many tokens, of the same planned budget, and are validated on the same text.
+    `difference` is in nats per token, `change` that of the perplexity.
+    """
+    base = runs.get(baseline or "")
+    losses = {row["tokens"]: row["validation_by_language"] for row in base.validations} if base else {}
+    rows = []
+    for name, run in runs.items():
+        compared = base is not None and run is not base and run.text == base.text and run.budget == base.budget
+        for row in run.validations:
+            for language, loss in row["validation_by_language"].items():
+                other = losses.get(row["tokens"], {}).get(language) if compared else None
+                rows.append(
+                    {
+                        "run": name,
+                        "step": row["step"],
+                        "tokens": row["tokens"],
+                        "language": language,
+                        "loss": loss,
+                        "perplexity": math.exp(loss),
+                        "baseline": baseline if base else None,
+                        "difference": None if other is None else loss - other,
+                        "change": None if other is None else math.expm1(loss - other),
+                    }
+                )
+    return rows
+
+
+def reading_rows(runs: Mapping[str, TrainRun]) -> Rows:
+    """Return a row for each run and source: what was read of it so far."""
+    rows = []
+    for name, run in runs.items():
+        state = run.summary or next((row for row in reversed(run.rows) if "epochs" in row), {})
+        for source, passes in state.get("epochs", {}).items():
+            rows.append(
+                {
+                    "run": name,
+                    "model": run.config["settings"]["model"],
+                    "mixture": run.config["mixture"]["name"],
+                    "finished": run.summary is not None,
+                    "tokens_seen": state.get("tokens_seen", state.get("tokens")),
+                    "budget": run.budget,
+                    "language": source.partition("/")[0],
+                    "source": source,
+                    "tokens": state.get("tokens_by_source", {}).get(source),
+                    "epochs": passes,
+                }
+            )
+    return rows
+
+
+def score_notes(scores: Rows, *, baseline: str | None) -> list[str]:
+    """Return what keeps models from being compared, a line for each reason."""
+    reasons: dict[str, dict[str, None]] = {}
+    for row in scores:
+        if row["not_compared"]:
+            reasons.setdefault(row["not_compared"], {})[row["model"]] = None
+    return [f"{', '.join(models)} against {baseline}: {reason}." for reason, models in reasons.items()]
+
+
+def run_notes(runs: Mapping[str, TrainRun], *, baseline: str | None) -> list[str]:
+    """Return what keeps training runs from being compared, a line for each reason."""
+    lines = []
+    for name, run in runs.items():
+        if run.summary is None:
+            step, steps = run.rows[-1]["step"] if run.rows else 0, run.config["settings"]["steps"]
+            lines.append(f"{name} is not finished: step {step:,} of {steps:,}.")
+    base = runs.get(baseline or "")
+    other = [name for name, run in runs.items() if base is not None and run.text != base.text]
+    if other:
+        lines.append(f"{', '.join(other)} against {baseline}: validated on different text, so no change is given.")
+    finished = [run.path for run in runs.values() if run.summary is not None]
+    try:
+        if len(finished) > 1:
+            common_budget(finished)
+    except XDogeError as error:
+        lines.append(str(error))
+    return lines
+
+
+def _not_compared(results: Results, row: Row, other: Row | None) -> str | None:
+    """Return why two numbers do not compare; None if they do."""
+    if other is None:
+        return None
+    mine, theirs = _about(results, row.model), _about(results, other.model)
+    if _is_perplexity(row):
+        if row.metric == "perplexity_per_token" and mine.get("tokenizer") != theirs.get("tokenizer"):
+            return "perplexity per token is not compared between tokenizers; bits per byte is"
+        if _texts(mine, row) != _texts(theirs, other):
+            return "perplexity was measured on different text"
+    if row.n != other.n:
+        return "some numbers rest on different numbers of documents or questions"
+    if _questions(results, row) != _questions(results, other):
+        return "some benchmarks, or averages of them, are of other tasks, questions or examples in the prompt"
+    return None
+
+
+def _is_perplexity(row: Row) -> bool:
+    return row.task == PERPLEXITY or row.task.startswith(f"{PERPLEXITY}/")
+
+
+def _about(results: Results, model: str) -> Mapping[str, Any]:
+    about: Mapping[str, Any] = results.settings.get("perplexity", {}).get(model, {})
+    return about
+
+
+def _texts(about: Mapping[str, Any], row: Row) -> dict[str, Any]:
+    """Return what identifies the text behind a row, by source."""
+    source = row.task.partition("/")[2]
+    return {
+        name: text
+        for name, text in about.get("text", {}).items()
+        if row.language in (ALL, name.partition("/")[0]) and (not source or name == f"{row.language}/{source}")
+    }
+
+
+def _questions(results: Results, row: Row) -> set[tuple[Any, ...]]:
+    """Return what identifies the questions behind a row: of a task, of a group, or of all that an average is over."""
+    return {
+        tuple(one.get(key) for key in ("task", "metric", "prompts", "num_fewshot", "n"))
+        for suite, models in results.settings.get("benchmarks", {}).items()
+        for one in models.get(row.model, {}).get("outcomes", ())
+        if one.get("outcome") == "ran"
+        and row.language in (ALL, one.get("language"))
+        and row.task in (suite, one.get("task"), one.get("group"))
+    }

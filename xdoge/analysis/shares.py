@@ -1,0 +1,240 @@
+"""Weight sets and mixtures side by side: differences, distances, and whether several fits agree."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from xdoge.analysis.statistics import TIE, rank_correlations
+from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.weights import WeightSet
+
+Rows = list[dict[str, Any]]
+
+UNITS = {
+    "total_variation": "share of tokens",
+    "jensen_shannon": "bits",
+    "kendall_tau_b": "",
+    "spearman_rho": "",
+}
+"""Of each distance; the rank correlations have none."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weight sets learned on the same corpus: of several seeds, proxy sizes or settings.
+
+    Attributes:
+        name: the proxy's, or "all" for those of several proxies.
+        sets: by name.
+        differ: settings of the fit or the proxy in which they are not all the same.
+    """
+
+    name: str
+    sets: Mapping[str, WeightSet]
+    differ: tuple[str, ...]
+
+
+def planned(mixture: Mixture) -> WeightSet:
+    """Return the shares that a mixture plans, as a weight set."""
+    shares = {source: share.weight for source, share in mixture.sources.items()}
+    return WeightSet(mixture.name, shares, corpus=mixture.corpus)
+
+
+def weight_rows(sets: Mapping[str, WeightSet], *, baseline: str | None) -> Rows:
+    """Return a row for each set and language or source, with the difference to the baseline's weight."""
+    base = sets.get(baseline or "")
+    rows = []
+    for name, one in sets.items():
+        deviation = (one.spread or {}).get("standard_deviation", {})
+        for level in ("languages", "sources"):
+            weights = getattr(one, level)
+            others = getattr(base, level) if base is not None else {}
+            for key, weight in weights.items():
+                rows.append(
+                    {
+                        "set": name,
+                        "level": level[:-1],
+                        "language": key.partition("/")[0],
+                        "source": key if level == "sources" else None,
+                        "weight": weight,
+                        "standard_deviation": deviation.get(key),
+                        "baseline": baseline if base is not None else None,
+                        "difference": weight - others[key] if key in others else None,
+                    }
+                )
+    return rows
+
+
+def distance_rows(sets: Mapping[str, WeightSet]) -> Rows:
+    """Return a row for each two sets, level and distance; sets over other languages or sources are left out."""
+    rows = []
+    for (name, one), (other_name, other) in itertools.combinations(sets.items(), 2):
+        for level in ("languages", "sources"):
+            mine, theirs = getattr(one, level), getattr(other, level)
+            if mine.keys() != theirs.keys():
+                continue
+            tau, rho = rank_correlations(list(mine.values()), [theirs[key] for key in mine])
+            values = {
+                "total_variation": one.distance(other, level=level),
+                "jensen_shannon": one.distance(other, metric="jensen_shannon", level=level) / math.log(2),
+                "kendall_tau_b": tau,
+                "spearman_rho": rho,
+            }
+            rows += [
+                {"set": name, "other": other_name, "level": level[:-1], "metric": metric, "value": value, "unit": unit}
+                for (metric, value), unit in zip(values.items(), UNITS.values(), strict=True)
+            ]
+    return rows
+
+
+def groups(sets: Mapping[str, WeightSet]) -> list[Group]:
+    """Return which learned sets are summarised together: those of each proxy, and of all proxies, on one corpus.
+
+    Strategies and averages are not learned by one fit, and are left out; so is a group of one.
+    """
+    learned = {name: one for name, one in sets.items() if one.proxy and one.spread is None}
+    found = []
+    for _, names in _grouped(learned, lambda one: (one.corpus.get("sha256"), frozenset(one.sources))).items():
+        corpus = {name: learned[name] for name in names}
+        proxies = _grouped(corpus, lambda one: one.proxy.get("name", "?"))
+        parts = {**{str(proxy): members for proxy, members in proxies.items()}, "all": names}
+        found += [
+            Group(name, {member: corpus[member] for member in members}, _differing([corpus[m] for m in members]))
+            for name, members in parts.items()
+            if len(members) > 1 and (name != "all" or len(proxies) > 1)
+        ]
+    return found
+
+
+def summary_rows(group: Group) -> Rows:
+    """Return a row for each language and source: mean, standard deviation, least and greatest weight."""
+    rows = []
+    sets = list(group.sets.values())
+    for level in ("languages", "sources"):
+        for key in getattr(sets[0], level):
+            values = np.array([getattr(one, level)[key] for one in sets])
+            rows.append(
+                {
+                    "group": group.name,
+                    "sets": len(sets),
+                    "level": level[:-1],
+                    "language": key.partition("/")[0],
+                    "source": key if level == "sources" else None,
+                    "mean": float(values.mean()),
+                    "standard_deviation": float(values.std(ddof=1)),
+                    "least": float(values.min()),
+                    "greatest": float(values.max()),
+                }
+            )
+    return rows
+
+
+def order_rows(group: Group) -> Rows:
+    """Return a row for each two languages: in how many sets the first weighs more, and by how much.
+
+    The language of the greater mean stands first. They swap if another set has them the other way round.
+    """
+    languages = {name: np.array([one.languages[name] for one in group.sets.values()]) for name in _languages(group)}
+    rows = []
+    for above, below in itertools.combinations(sorted(languages, key=lambda name: -languages[name].mean()), 2):
+        differences = languages[above] - languages[below]
+        rows.append(
+            {
+                "group": group.name,
+                "sets": len(differences),
+                "language": above,
+                "other": below,
+                "sets_above": int((differences > TIE).sum()),
+                "sets_below": int((differences < -TIE).sum()),
+                "swaps": bool((differences > TIE).any() and (differences < -TIE).any()),
+                "mean_difference": float(differences.mean()),
+                "standard_deviation": float(differences.std(ddof=1)),
+            }
+        )
+    return rows
+
+
+def agreement(group: Group) -> float | None:
+    """Return the mean Kendall's τ-b over all two sets of the order of languages; None where none has an order."""
+    found = [
+        rank_correlations([one.languages[name] for name in _languages(group)], list(other.languages.values()))[0]
+        for one, other in itertools.combinations([_ordered(one, group) for one in group.sets.values()], 2)
+    ]
+    known = [tau for tau in found if tau is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def mixture_rows(mixtures: Mapping[str, Mixture]) -> Rows:
+    """Return a row for each mixture and language or source, with what mixture.json says of it."""
+    rows: Rows = []
+    for name, mixture in mixtures.items():
+        value = mixture.to_json()
+        for level in ("languages", "sources"):
+            rows += [
+                {
+                    "mixture": name,
+                    "level": level[:-1],
+                    "language": key.partition("/")[0],
+                    "source": key if level == "sources" else None,
+                    **entry,
+                }
+                for key, entry in value[level].items()
+            ]
+    return rows
+
+
+def notes(sets: Mapping[str, WeightSet]) -> list[str]:
+    """Return what makes weight sets hard to compare: other corpora, or other languages and sources."""
+    lines = []
+    digests: dict[str, list[str]] = {}
+    for name, one in sets.items():
+        if digest := one.corpus.get("sha256"):
+            digests.setdefault(digest, []).append(name)
+    if len(digests) > 1:
+        stores = "; ".join(f"{', '.join(names)}: store {digest[:12]}" for digest, names in digests.items())
+        lines.append(f"weights of different corpora stand side by side, whose sources may differ in text: {stores}.")
+    if len({frozenset(one.sources) for one in sets.values()}) > 1:
+        lines.append(
+            "the weight sets name different sources; – where a set has none, and distances are given only between sets "
+            "that name the same."
+        )
+    return lines
+
+
+def _languages(group: Group) -> list[str]:
+    return list(next(iter(group.sets.values())).languages)
+
+
+def _ordered(one: WeightSet, group: Group) -> WeightSet:
+    """Return the set with its sources in the order of the group's first."""
+    first = next(iter(group.sets.values()))
+    return WeightSet(one.name, {source: one.sources[source] for source in first.sources})
+
+
+def _differing(sets: Sequence[WeightSet]) -> tuple[str, ...]:
+    found = []
+    for part in ("method", "proxy"):
+        keys = dict.fromkeys(key for one in sets for key in getattr(one, part))
+        for key in keys:
+            values = [getattr(one, part).get(key) for one in sets]
+            if any(value != values[0] for value in values):
+                found.append(key)
+    return tuple(dict.fromkeys(found))
+
+
+def _grouped(sets: Mapping[str, WeightSet], key: Any) -> dict[Any, list[str]]:
+    grouped: dict[Any, list[str]] = {}
+    for name, one in sets.items():
+        grouped.setdefault(key(one), []).append(name)
+    return grouped
+
+
+def union(names: Iterable[Iterable[str]]) -> list[str]:
+    """Return every name once, in the order of first appearance."""
+    return list(dict.fromkeys(name for some in names for name in some))

@@ -1,0 +1,47 @@
+"""`xdoge card`: what a mixture trains on, for people outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xdoge.cli.app import Force, app, open_store, refuse_taken
+from xdoge.files import write_text
+from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.weights import WeightSet
+
+
+@app.command()
+def card(
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="What xdoge mix wrote.")],
+    store: Annotated[
+        Path | None, typer.Option(help="Token store that it was planned for: origins, licences, sizes, tokenizer.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="WEIGHTS.json|RUN", help="Weights that it follows: how they were learned.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="stdout")] = None,
+    force: Force = False,
+) -> None:
+    """Write a data card of a mixture in Markdown: languages, sources, licences, tokens, epochs, hashes.
+
+    The headings follow the AI Office's template for the public summary of training content (Regulation (EU) 2024/1689,
+    Article 53(1)(d)), where a mixture has something to say; what only the provider of the model knows is marked.
+
+    - `xdoge card mixture.json --store store --weights runs/60m --out CARD.md`
+    """
+    from xdoge.analysis.card import mixture_card
+
+    refuse_taken(out, force)
+    text = mixture_card(
+        Mixture.load(mixture),
+        store=open_store(store) if store is not None else None,
+        weights=WeightSet.load(weights) if weights is not None else None,
+    )
+    if out is None:
+        print(text, end="")
+    else:
+        write_text(out, text)
+        print(out)

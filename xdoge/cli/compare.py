@@ -1,0 +1,85 @@
+"""`xdoge compare`: weight sets, mixtures, training runs and results side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from xdoge.analysis.comparison import compare as compare_files
+from xdoge.analysis.page import TableOf
+from xdoge.cli.app import AsJson, app, stdout
+
+_COMPARE_HELP = """Set weight sets, mixtures, training runs and results side by side, with differences.
+
+**Files** are weights.json, mixture.json and results.json, and run folders of `fit-weights` and `train`, in any mix and
+order; `NAME=FILE` says what to call one in tables. Of the models in a results.json, `NAME=FILE` renames the one, or
+puts NAME/ before each of several.
+
+**Weights** of languages and sources, learned or planned, stand in one table with their differences to the baseline.
+Distances between every two: total variation, the share of tokens that would have to move; Jensen–Shannon divergence in
+bits; and how far the orders agree, Kendall's τ-b and Spearman's ρ. Several fits on one corpus, of other seeds or
+proxies, are summarised: mean, standard deviation, and which pairs of languages swap.
+
+**Models** are compared by the numbers of results.json: the change in per cent, starred where it exceeds the errors,
+|Δ| > 1.96 · sqrt(stderr² + stderr²). Numbers that do not compare (of different text, of different tokenizers per token,
+of another number of questions) get no difference, and a line on stderr says why. Training runs are compared by the
+perplexity of their validation text where they have read as many tokens.
+
+**Examples**
+
+- `xdoge compare runs/60m-seed0 runs/60m-seed1 runs/125m-seed0`
+
+- `xdoge compare runs/60m uniform.json learned.json --baseline uniform`
+
+- `xdoge compare uniform=runs/uniform learned=runs/learned results.json --baseline uniform`
+"""
+
+
+@app.command(name="compare", help=_COMPARE_HELP)
+def compare(
+    files: Annotated[list[str], typer.Argument(metavar="[NAME=]FILE...", help="What to compare.", show_default=False)],
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What differences are taken against.", show_default="the first of each kind"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    compared = compare_files([_named(file) for file in files], baseline=baseline)
+    if as_json:
+        print(json.dumps(compared.to_json(), indent=2, ensure_ascii=False))
+    else:
+        for table in compared.tables:
+            print_table(table)
+        for line in compared.remarks:
+            print(line)
+    for line in compared.notes:
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def print_table(table: TableOf) -> None:
+    """Print a table of text, its caption above it."""
+    print(table.caption)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(table.header):
+        drawn.add_column(Text(column), justify="left" if number in table.text_columns else "right", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*map(Text, row), style="bold" if _heads(row[0], table) else "")
+    stdout.print(drawn)
+
+
+def _heads(name: str, table: TableOf) -> bool:
+    """Whether a row is of a language that has its sources below it."""
+    return any(row[0].startswith(f"  {name}/") for row in table.rows)
+
+
+def _named(argument: str) -> tuple[str | None, str]:
+    """Read [NAME=]FILE; a path that exists as it is written has no name before it."""
+    name, equals, path = argument.rpartition("=")
+    return (name, path) if equals and not Path(argument).exists() else (None, argument)
