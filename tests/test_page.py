@@ -10,6 +10,7 @@ import altair as alt
 import pandas as pd
 import pytest
 
+from xdoge import Mixture, WeightSet, compare
 from xdoge.analysis.page import Figure, Section, TableOf, render
 
 HOSTILE = "</script><script>alert('x')</script><b>&amp;"
@@ -77,7 +78,7 @@ def test_nothing_is_fetched():
 
 
 def browse(path, *options):
-    """Open a file in Chromium without network; return its document and what it logged."""
+    """Open a file in Chromium without network; return its document and the errors it logged."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no chromium on this machine; apt-get install chromium")
@@ -98,7 +99,8 @@ def browse(path, *options):
     ]
     command = [browser, *flags, f"--user-data-dir={profile}", *options, "--dump-dom", path.as_uri()]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return ran.stdout, [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+    said = [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+    return ran.stdout, [line for line in said if '"WARN ' not in line]  # Vega's remarks on a chart that it draws
 
 
 @pytest.mark.parametrize("options", [(), ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")])
@@ -117,3 +119,30 @@ def test_the_test_would_see_a_chart_that_fails(tmp_path):
     document, errors = browse(path)
     assert 'data-drawn="yes"' not in document
     assert "chart 0" in errors[0]
+
+
+def test_the_report_of_a_comparison_is_drawn_and_says_how_to_repeat_it(xdoge, tmp_path):
+    sizes = {"es/web": 40_000, "eu/web": 3_000}
+    for name, share in (("uniform", 0.5), ("learned", 0.7)):
+        weights = WeightSet(name, {"es/web": share, "eu/web": 1 - share})
+        weights.save(tmp_path / f"{name}-weights.json")
+        planned = Mixture.plan(weights, available_tokens=sizes, budget_tokens=40_000, max_epochs=4)
+        planned.save(tmp_path / f"{name}.json")
+    files = [tmp_path / f"{name}{end}.json" for name in ("uniform", "learned") for end in ("-weights", "")]
+    out = tmp_path / "report.html"
+    status, printed, err = xdoge("compare", *files, "--html", out)
+    assert (status, printed.splitlines()[-1]) == (0, str(out)), err
+    assert xdoge("compare", *files, "--html", out)[::2] == (
+        1, f"error: {out} exists; name another file, or replace it with --force.\n",
+    )  # fmt: skip
+    text = out.read_text(encoding="utf-8")
+    found = Outline(text)
+    assert found.headings[1:] == ["Files", "Warnings", "Weights", "Mixtures", "To repeat it"]
+    assert all(file.sha256 in text for file in compare(files).files)
+    assert f"xdoge compare {files[0]}" in text
+    assert "xdoge mix learned --store STORE --budget 40000 --max-epochs 4 --seed 0" in text
+    charts = len(compare(files).charts)
+    assert text.count("<figure") == charts >= 4
+    document, errors = browse(out)
+    assert errors == []
+    assert document.count('data-drawn="yes"') == charts

@@ -109,23 +109,33 @@ class Comparison:
         return tuple(lines)
 
     @functools.cached_property
-    def tables(self) -> tuple[TableOf, ...]:
-        """The tables, in the order in which they are read."""
-        rows, found = self.rows, []
+    def parts(self) -> dict[str, tuple[TableOf, ...]]:
+        """The tables by what they are about, in the order in which they are read; only parts that have some."""
+        rows, weights, runs = self.rows, list[TableOf](), list[TableOf]()
         if "weights" in rows:
-            found += tables.weights_tables(rows["weights"], baseline=self.baseline_of(self.sets))
+            weights += tables.weights_tables(rows["weights"], baseline=self.baseline_of(self.sets))
         for level in ("language", "source"):
             if any(row["level"] == level for row in rows.get("distances", ())):
-                found.append(tables.distances_table(rows["distances"], level=level))
+                weights.append(tables.distances_table(rows["distances"], level=level))
         for group in self.groups:
-            found += [tables.summary_table(group, rows["summary"]), tables.order_table(group, rows["order"])]
-        if "mixtures" in rows:
-            found.append(tables.mixtures_table(rows["mixtures"]))
+            weights += [tables.summary_table(group, rows["summary"]), tables.order_table(group, rows["order"])]
         if "validation" in rows:
-            found.append(tables.validation_table(rows["validation"], baseline=self.baseline_of(self.inputs.runs)))
+            runs.append(tables.validation_table(rows["validation"], baseline=self.baseline_of(self.inputs.runs)))
         if "reading" in rows:
-            found.append(tables.reading_table(rows["reading"]))
-        return tuple(one for one in [*found, *self._score_tables()] if one.rows)
+            runs.append(tables.reading_table(rows["reading"]))
+        found = {
+            "Weights": weights,
+            "Mixtures": [tables.mixtures_table(rows["mixtures"])] if "mixtures" in rows else [],
+            "Training runs": runs,
+            "Models": self._score_tables(),
+        }
+        kept = {title: tuple(one for one in some if one.rows) for title, some in found.items()}
+        return {title: some for title, some in kept.items() if some}
+
+    @property
+    def tables(self) -> tuple[TableOf, ...]:
+        """All tables."""
+        return tuple(one for some in self.parts.values() for one in some)
 
     def _score_tables(self) -> list[TableOf]:
         results, rows, baseline = self.inputs.results, self.rows.get("scores", []), self.baseline_of(self.models)
@@ -139,6 +149,12 @@ class Comparison:
         order = self.rows.get("order", [])
         found = [tables.stability(group, order) for group in self.groups]
         return (*found, *tables.exceeding_rule(self.rows.get("scores", [])))
+
+    def to_html(self, command: str = "") -> str:
+        """Return a self-contained page: files, tables, charts, warnings and the commands to repeat it."""
+        from xdoge.analysis.report import report
+
+        return report(self, command)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the charts, as `xdoge compare --json` prints it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,8 @@ from rich.text import Text
 
 from xdoge.analysis.comparison import compare as compare_files
 from xdoge.analysis.page import TableOf
-from xdoge.cli.app import AsJson, app, stdout
+from xdoge.cli.app import AsJson, Force, app, need, refuse_taken, stdout
+from xdoge.files import write_text
 
 _COMPARE_HELP = """Set weight sets, mixtures, training runs and results side by side, with differences.
 
@@ -32,13 +34,16 @@ proxies, are summarised: mean, standard deviation, and which pairs of languages 
 of another number of questions) get no difference, and a line on stderr says why. Training runs are compared by the
 perplexity of their validation text where they have read as many tokens.
 
+**--html** writes one page with what was compared, from which files, tables, charts with hover, warnings and the
+commands to repeat it. It needs no network, and shows tables and still pictures without JavaScript.
+
 **Examples**
 
 - `xdoge compare runs/60m-seed0 runs/60m-seed1 runs/125m-seed0`
 
 - `xdoge compare runs/60m uniform.json learned.json --baseline uniform`
 
-- `xdoge compare uniform=runs/uniform learned=runs/learned results.json --baseline uniform`
+- `xdoge compare uniform=runs/uniform learned=runs/learned results.json --baseline uniform --html report.html`
 """
 
 
@@ -49,8 +54,15 @@ def compare(
         str | None,
         typer.Option(metavar="NAME", help="What differences are taken against.", show_default="the first of each kind"),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="REPORT.html", help="Write tables, charts and warnings as one page.")
+    ] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
+    refuse_taken(html, force)
+    if html is not None:
+        need("analysis", "altair", "vl_convert", "pandas")
     compared = compare_files([_named(file) for file in files], baseline=baseline)
     if as_json:
         print(json.dumps(compared.to_json(), indent=2, ensure_ascii=False))
@@ -61,6 +73,10 @@ def compare(
             print(line)
     for line in compared.notes:
         print(f"warning: {line}", file=sys.stderr)
+    if html is not None:
+        command = shlex.join(["xdoge", "compare", *files, *(["--baseline", baseline] if baseline else [])])
+        write_text(html, compared.to_html(f"{command} --html {shlex.quote(str(html))}"))
+        print(html, file=sys.stderr if as_json else sys.stdout)
 
 
 def print_table(table: TableOf) -> None:

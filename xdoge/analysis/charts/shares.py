@@ -69,7 +69,9 @@ def weights_by_language(sets: Mapping[str, WeightSet | Sequence[WeightSet]] | Se
         .encode(
             x=x,
             color=by_language(languages),
-            opacity=alt.Opacity("source:N", scale=tones, legend=marked if 1 < len(sources) <= 10 else None),
+            opacity=alt.Opacity(
+                "source:O", sort=sources, scale=tones, legend=marked if 1 < len(sources) <= 10 else None
+            ),
             order="order:Q",
             tooltip=["set:N", "language:N", "source:N", alt.Tooltip("weight:Q", format=".4f")],
             **place,

@@ -1,0 +1,117 @@
+"""A comparison as one page that can be sent to somebody: what was compared, tables, charts, warnings, commands."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import xdoge
+from xdoge.analysis.page import Figure, Section, TableOf, render
+
+if TYPE_CHECKING:
+    from xdoge.analysis.comparison import Comparison
+
+_PARTS = {
+    "weights": "Weights",
+    "trajectory": "Weights",
+    "transfer": "Weights",
+    "planned": "Mixtures",
+    "unimax": "Mixtures",
+    "validation_change": "Training runs",
+    "improvement": "Training runs",
+    "perplexity_change": "Models",
+}
+"""Under which heading a chart stands, by the first word of its name."""
+
+_CAPTIONS = {
+    "weights": "Share of training tokens of each language, stacked by source",
+    "trajectory": "Weights of the languages over the steps of the fit",
+    "transfer": "Who helps whom: cosine between the gradients of two languages",
+    "planned": "What was asked for and what the caps on repetition left of it",
+    "unimax": "UniMax against temperature sampling: passes and sampling probability by language rank",
+    "validation_change": "Change of the validation perplexity against the baseline",
+    "improvement": "Validation perplexity against the baseline's, over the tokens trained on",
+    "perplexity_change": "Change of the perplexity against the baseline",
+}
+
+
+def report(compared: Comparison, command: str = "") -> str:
+    """Return the page as HTML.
+
+    Args:
+        compared: what to show.
+        command: with which the page was made, for whoever repeats it.
+    """
+    names = ", ".join(file.name for file in compared.files)
+    made = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes")
+    subtitle = f"{names}. Made by xdoge {xdoge.__version__} at {made}."
+    return render("What was compared, and how it differs", subtitle, list(_sections(compared, command)))
+
+
+def _sections(compared: Comparison, command: str) -> Iterator[Section]:
+    baseline = f"Differences are taken against {compared.baseline}." if compared.baseline else ""
+    yield Section(
+        "Files",
+        paragraphs=[
+            "Each file with the SHA-256 of its bytes: the same hash, the same numbers.",
+            baseline or "Differences are taken against the first of each kind.",
+        ],
+        tables=[_files(compared)],
+    )
+    if compared.notes:
+        yield Section("Warnings", warnings=compared.notes)
+    figures: dict[str, list[Figure]] = {}
+    for name, chart in compared.charts.items():
+        kind, _, of = name.partition(": ")
+        caption = _CAPTIONS[kind] + (f": {of}" if of else "")
+        figures.setdefault(_PARTS[kind], []).append(Figure(chart, caption, _description(chart, caption)))
+    for title in dict.fromkeys((*_PARTS.values(), *compared.parts)):
+        tables = compared.parts.get(title, ())
+        if tables or title in figures:
+            yield Section(title, figures=figures.get(title, ()), tables=tables)
+    if compared.remarks:
+        yield Section("How to read the differences", paragraphs=compared.remarks)
+    yield Section("To repeat it", paragraphs=[_made_with()], commands=_commands(compared, command))
+
+
+def _files(compared: Comparison) -> TableOf:
+    header = ("name", "kind", "file", "xdoge", "created", "SHA-256")
+    rows = [
+        (file.name, file.kind, file.path or "a Python object", file.xdoge_version, file.created, file.sha256)
+        for file in compared.files
+    ]
+    return TableOf("What was compared", header, rows, tuple(range(len(header))))
+
+
+def _description(chart: Any, caption: str) -> str:
+    described = chart.to_dict().get("description")
+    return str(described) if described else caption
+
+
+def _made_with() -> str:
+    return f"xdoge {xdoge.__version__}, Python {platform.python_version()}."
+
+
+def _commands(compared: Comparison, command: str) -> list[str]:
+    """Return the command of the page, and those that made the weights that were compared."""
+    lines = [command] if command else []
+    for name, one in compared.inputs.weights.items():
+        if one.proxy.get("name"):
+            options = {"proxy": one.proxy["name"], "floor": one.floor}
+            options |= {key: one.method[key] for key in ("steps", "seed") if key in one.method}
+            options |= {key: one.proxy[key] for key in ("steps", "seed") if key in one.proxy}
+            given = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in options.items())
+            lines.append(f"xdoge fit-weights STORE --out RUN {given}    # {name}; all settings: config.yaml of its run")
+    for name, mixture in compared.inputs.mixtures.items():
+        epochs = "none" if mixture.max_epochs is None else f"{mixture.max_epochs:g}"
+        weights = mixture.weights.get("name", "WEIGHTS.json")
+        lines.append(
+            f"xdoge mix {shlex.quote(str(weights))} --store STORE --budget {mixture.budget_tokens} "
+            f"--max-epochs {epochs} --seed {mixture.seed} --out MIXTURE.json    # {name}"
+        )
+    for name, run in compared.inputs.runs.items():
+        lines.append(f"xdoge train MIXTURE.json --store STORE --config {run.path}/config.yaml --out RUN    # {name}")
+    return lines
