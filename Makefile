@@ -1,11 +1,11 @@
 # Two commands do everything on a machine that has Python 3.11+ and nothing else:
-#   make demo    make .venv, install, learn weights on the built-in sample
+#   make demo    make .venv, install, go the whole way on the built-in sample
 #   make test    make .venv if missing, install, run every check
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUT ?= demo
 
-.PHONY: help install demo test check lint format types pytest bench-prepare bench-step bench-sampler bench-eval clean
+.PHONY: help install demo test check lint format types pytest notebooks bench-prepare bench-step bench-sampler bench-eval clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ install: .venv/installed
 	@$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
-## demo           learn weights on the built-in sample, under two minutes
+## demo           the whole way on the built-in sample, to a report, in some minutes
 demo: .venv/installed
 	@echo "== xdoge demo --out $(DEMO_OUT)"
 	@$(BIN)/xdoge demo --out $(DEMO_OUT)
@@ -43,6 +43,10 @@ types: .venv/installed
 pytest: .venv/installed
 	@echo "== pytest, warnings are errors"
 	@$(BIN)/pytest -q -n 2
+
+## notebooks      run the notebooks of examples/notebooks again and keep what they print
+notebooks: .venv/installed
+	@$(BIN)/jupyter-execute --inplace examples/notebooks/*.ipynb
 
 ## format         put the code into the project's format
 format: .venv/installed

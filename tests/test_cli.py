@@ -296,8 +296,19 @@ def test_real_text_goes_the_whole_way(xdoge, tmp_path):
 def test_the_demo_goes_the_whole_way(xdoge, tmp_path):
     status, out, err = xdoge("demo", "--out", tmp_path / "demo", "--steps", 2)
     assert status == 0
-    for path in ("run/weights.json", "run/trajectory.parquet", "run/proxy"):
+    written = (
+        "run/weights.json",
+        "run/trajectory.parquet",
+        "run/proxy",
+        "learned.json",
+        "learned/model",
+        "report.html",
+    )
+    for path in written:
         assert str(tmp_path / "demo" / path) in out
+        assert (tmp_path / "demo" / path).exists()
+    assert out.splitlines()[-1] == str(tmp_path / "demo" / "report.html")
+    assert "perplexity per token" in out
     assert "synthetic" in err
     status, _, err = xdoge("demo", "--out", tmp_path / "demo")
     assert (status, "is not empty; remove it, or name another" in one_line(err)) == (1, True)

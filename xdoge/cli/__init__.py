@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import xdoge
-from xdoge.cli import card, compare, eval, fit, mix, plan, train
+from xdoge.cli import card, compare, demo, eval, fit, mix, plan, train
 from xdoge.cli.app import app
 from xdoge.errors import Interrupted, XDogeError
 
@@ -23,7 +23,7 @@ ORDER = ("demo", "prepare", "fit-weights", "mix", "export", "formats", "train", 
 
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name or command.callback.__name__))  # type: ignore[union-attr]
 
-__all__ = ["app", "card", "compare", "eval", "fit", "main", "mix", "plan", "train"]
+__all__ = ["app", "card", "compare", "demo", "eval", "fit", "main", "mix", "plan", "train"]
 
 
 def main() -> None:
@@ -58,6 +58,9 @@ def root(
 ) -> None:
     """Learn how much of each language a multilingual language model should be trained on.
 
-    The way through: `xdoge prepare` turns text into a token store, `xdoge fit-weights` learns the share of each source.
+    The way through: `xdoge prepare` turns text into a token store, `xdoge fit-weights` learns the share of each source,
+    `xdoge mix` plans what a run reads, `xdoge train` trains on it, `xdoge eval` measures perplexity and benchmarks, and
+    `xdoge compare` sets all of it side by side.
+
     Try `xdoge demo` first.
     """

@@ -79,7 +79,9 @@ large for one.
 
 
 @dataclass(frozen=True)
-class _Model:
+class Model:
+    """A model to measure: what to call it in tables, and its folder or its name on the Hub."""
+
     name: str
     path: str
 
@@ -143,11 +145,9 @@ def evaluate(  # one option for each thing that evaluations differ in most often
     if store and text:
         raise XDogeError("--store and --text are two ways to name the text; give one.")
     opened = open_store(store) if store else _texts(text or [])
-    results = _evaluate(found, opened, suites, perplexity, harness, local_data, out)
+    results = run_evaluation(found, opened, suites, perplexity, harness, local_data, out)
     if results is None:  # another process reports
         return
-    results.save(out)
-    shutil.rmtree(_partial(out), ignore_errors=True)
     if as_json:
         print(json.dumps(results.to_json(), indent=2, ensure_ascii=False))
     else:
@@ -176,8 +176,8 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
             print(f"{cut:,} prompts were longer than the context of the model, and were read without their beginning.")
 
 
-def _evaluate(
-    models: Sequence[_Model],
+def run_evaluation(
+    models: Sequence[Model],
     text: TokenStore | Mapping[str, Text] | None,
     suites: Sequence[Suite],
     perplexity: PerplexitySettings,
@@ -185,6 +185,7 @@ def _evaluate(
     local_data: Path | None,
     out: Path,
 ) -> Results | None:
+    """Measure every model, write `out` and return it; None in all processes but the first."""
     from huggingface_hub.utils import logging as hub
     from transformers.utils.logging import disable_progress_bar
 
@@ -217,7 +218,12 @@ def _evaluate(
                 rows |= dict.fromkeys(benchmarked.rows())
                 settings.setdefault("benchmarks", {}).setdefault(suite.name, {})[model.name] = benchmarked.to_json()
     Processes.join(cpu=perplexity.device == "cpu").leave()
-    return Results.of(rows, settings=settings) if first else None
+    if not first:
+        return None
+    results = Results.of(rows, settings=settings)
+    results.save(out)
+    shutil.rmtree(partial, ignore_errors=True)
+    return results
 
 
 def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool) -> None:
@@ -241,7 +247,7 @@ def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool
     print(f"{len(found) - missing} of {len(found)} tasks have their questions here.")
 
 
-def _refuse_wrong_use(models: Sequence[_Model], out: Path | None, anything: bool, baseline: str | None) -> None:
+def _refuse_wrong_use(models: Sequence[Model], out: Path | None, anything: bool, baseline: str | None) -> None:
     if not models:
         raise XDogeError("name at least one model: a run folder, the folder of a model, or its name on the Hub.")
     if out is None:
@@ -254,7 +260,7 @@ def _refuse_wrong_use(models: Sequence[_Model], out: Path | None, anything: bool
     report.check_baseline(names, baseline)
 
 
-def _model(argument: str) -> _Model:
+def _model(argument: str) -> Model:
     """Read [NAME=]MODEL; a run folder stands for the model it ended with."""
     name, equals, path = argument.rpartition("=")
     if not equals or Path(argument).exists():
@@ -262,10 +268,10 @@ def _model(argument: str) -> _Model:
     folder = Path(path)
     for file, inside in (("train.json", "model"), ("weights.json", "proxy")):
         if (folder / file).is_file() and (folder / inside).is_dir():
-            return _Model(name, str(folder / inside))
+            return Model(name, str(folder / inside))
     if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
         raise XDogeError(f"{path} is a run that is not finished; --resume finishes it.")
-    return _Model(name, path)
+    return Model(name, path)
 
 
 def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:

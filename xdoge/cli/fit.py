@@ -1,4 +1,4 @@
-"""`xdoge prepare`, `xdoge fit-weights` and `xdoge demo`: from text to learned weights."""
+"""`xdoge prepare` and `xdoge fit-weights`: from text to learned weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from rich import box
 from rich.table import Table
 
 from xdoge.cli.app import AsJson, Workers, app, given_settings, need, open_store, stderr, stdout
-from xdoge.cli.mix import print_mixtures
 from xdoge.config import settings_help
-from xdoge.errors import Interrupted, XDogeError
-from xdoge.mixtures.plan import Mixture
+from xdoge.errors import Interrupted
 from xdoge.proxy.recipes import load_recipe
 from xdoge.proxy.settings import FitSettings
 
@@ -41,11 +39,11 @@ def prepare(
     Checks every file first, then tokenises source by source on all cores. A run that was killed continues when it is
     started again: finished sources are kept. Prints documents, tokens, bytes, bytes per token and share by source.
     """
-    store = _prepare(corpus, out, workers=workers, refresh=refresh)
+    store = prepare_store(corpus, out, workers=workers, refresh=refresh)
     if as_json:
         print(json.dumps([row._asdict() for row in store.table()], indent=2))
     else:
-        _print_store(store)
+        print_store(store)
 
 
 _FIT_HELP = f"""Learn one weight per source with a small proxy model.
@@ -116,49 +114,13 @@ def fit_weights(
         RunFolder(out).refuse_taken()
     if corpus.suffix in (".yaml", ".yml"):  # hours of preparing come after all that can be known before
         FitSettings.for_sources(_languages(corpus), given, where=where)
-        store = _prepare(corpus, out / "store", workers=workers)
+        store = prepare_store(corpus, out / "store", workers=workers)
     else:
         store = open_store(corpus)
     if verify:
         store.verify()
-    weights = _fit(store, FitSettings.for_store(store, given, where=where), out, resume=resume)
-    _print_fit(weights, store, out, as_json=as_json)
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the fit.")] = 120,
-) -> None:
-    """Go the whole way on the built-in sample: prepare, fit-weights, mix, in under two minutes on two cores.
-
-    The sample is synthetic text in six languages made from word lists, so its weights mean nothing; the files are what
-    a real run writes.
-    """
-    from xdoge.corpus.sample import write_sample
-
-    if out.is_dir() and any(out.iterdir()):
-        raise XDogeError(f"{out} is not empty; remove it, or name another with --out (make demo DEMO_OUT=...).")
-    need("proxy", "torch", "transformers", "sentencepiece")
-    corpus = write_sample(out / "sample")
-    print(f"wrote the synthetic sample: {corpus}", file=sys.stderr)
-    store = _prepare(corpus, out / "store")
-    _print_store(store)
-    given = {"proxy": "1m", "steps": steps, "sequence_length": 64, "batch_size": 48, "eval_every": max(1, steps // 4)}
-    settings = FitSettings.for_store(store, given)
-    weights = _fit(store, settings, out / "run")
-    _print_fit(weights, store, out / "run", as_json=False)
-    tokens = store.tokens()
-    mixture = Mixture.plan(
-        weights,
-        available_tokens=tokens,
-        budget_tokens=2 * sum(tokens.values()),
-        corpus={"name": store.name, "sha256": store.sha256},
-    )
-    mixture.save(out / "mixture.json")
-    print_mixtures([mixture])
-    print(out / "mixture.json")
-    print("Next: the same commands on your own text; see README.md.", file=sys.stderr)
+    weights = run_fit(store, FitSettings.for_store(store, given, where=where), out, resume=resume)
+    print_fit(weights, store, out, as_json=as_json)
 
 
 def _languages(corpus: Path) -> dict[str, list[str]]:
@@ -171,13 +133,13 @@ def _languages(corpus: Path) -> dict[str, list[str]]:
     return languages
 
 
-def _prepare(corpus: Path, out: Path, *, workers: int | None = None, refresh: bool = False) -> TokenStore:
-    from xdoge.corpus.prepare import prepare as prepare_store
+def prepare_store(corpus: Path, out: Path, *, workers: int | None = None, refresh: bool = False) -> TokenStore:
+    from xdoge.corpus.prepare import prepare as prepare_corpus
     from xdoge.corpus.progress import show_progress
 
     try:
         with show_progress() as progress:
-            store = prepare_store(corpus, out, workers=workers, refresh=refresh, progress=progress)
+            store = prepare_corpus(corpus, out, workers=workers, refresh=refresh, progress=progress)
     except KeyboardInterrupt:
         raise Interrupted(2, "interrupted; the same command continues and keeps the finished sources") from None
     for warning in store.warnings:
@@ -185,7 +147,7 @@ def _prepare(corpus: Path, out: Path, *, workers: int | None = None, refresh: bo
     return store
 
 
-def _fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = False) -> WeightSet:
+def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = False) -> WeightSet:
     from transformers.utils.logging import disable_progress_bar
 
     from xdoge.proxy.display import FitDisplay
@@ -200,7 +162,7 @@ def _fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = 
         return fit(store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)
 
 
-def _print_store(store: TokenStore) -> None:
+def print_store(store: TokenStore) -> None:
     print(f"{store.name}: {store.path}")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("source", min_width=max(map(len, store.sources)))
@@ -226,7 +188,7 @@ def _print_store(store: TokenStore) -> None:
     stdout.print(table)
 
 
-def _print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:
+def print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:
     """Print the weights beside the shares of the corpus, who helps whom, and where everything lies."""
     if as_json:
         print(json.dumps({"languages": weights.languages, "sources": dict(weights.sources)}, indent=2))

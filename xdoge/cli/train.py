@@ -108,13 +108,13 @@ def train(  # one option for each thing that runs differ in most often
         if "model" not in given:
             raise XDogeError("--model is missing: a recipe such as 125m, or the folder or Hub name of a model.")
         opened, planned = open_store(store), Mixture.load(mixture)
-        summary = _train(planned, opened, given, out, resume=resume, where=str(config) if config else "settings")
+        summary = run_training(planned, opened, given, out, resume=resume, where=str(config) if config else "settings")
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
         print(json.dumps(summary, indent=2))
     else:
-        _print_run(summary, planned, out)
+        print_run(summary, planned, out)
 
 
 @contextlib.contextmanager
@@ -131,8 +131,8 @@ def _one_voice() -> Iterator[None]:
         raise (stop if os.environ.get("RANK", "0") == "0" else typer.Exit(stop.exit_code)) from None
 
 
-def _train(
-    mixture: Mixture, store: TokenStore, given: dict[str, Any], out: Path, *, resume: bool, where: str
+def run_training(
+    mixture: Mixture, store: TokenStore, given: dict[str, Any], out: Path, *, resume: bool, where: str = "settings"
 ) -> dict[str, Any]:
     from xdoge.proxy.display import FitDisplay
     from xdoge.train.start import Start
@@ -160,7 +160,7 @@ def _train(
             return train(mixture, store, settings, out, resume=resume, on_row=show, on_note=display.note)
 
 
-def _print_run(summary: dict[str, Any], mixture: Mixture, out: Path) -> None:
+def print_run(summary: dict[str, Any], mixture: Mixture, out: Path) -> None:
     """Print the validation loss and what was read of each language, and where everything lies."""
     name, steps = summary["model"]["from"], summary["steps"]
     print(f"{name} on {mixture.name}: {summary['tokens_seen']:,} tokens, {steps:,} steps")

@@ -76,11 +76,12 @@ def summary(results: Results, shown: Sequence[Measure], *, baseline: str | None 
     check_baseline(models, baseline)
     rows = {row.key: row for row in results.rows}
     languages = list(dict.fromkeys(row.language for row in results.rows if row.language != ALL))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    alone = shown[0].title if len(shown) == 1 else None  # said once, above the table
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=alone, title_justify="left")
     table.add_column("language")
     for measure in shown:
         for model in models:
-            table.add_column(f"{measure.title}\n{model}", justify="right")
+            table.add_column(model if alone else f"{measure.title}\n{model}", justify="right")
     for language in [*languages, ALL]:
         cells: list[Text] = []
         for measure in shown:
