@@ -20,7 +20,7 @@ from xdoge.files import write_text
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.strategies import strategy_weights
 
-SIZE: dict[str, Any] = {"sequence_length": 64, "batch_size": 48}
+SIZE: dict[str, Any] = {"sequence_length": 64, "batch_size": 48, "eval_sequences": 16}
 
 
 @app.command()
@@ -68,12 +68,13 @@ def demo(
     for name, mixture in mixtures.items():
         mixture.save(out / f"{name}.json")
         print(out / f"{name}.json")
-        summary = run_training(mixture, store, {"model": "1m", "steps": every, **SIZE}, out / name, resume=False)
+        given = {"model": "1m", "steps": every, "eval_every": every, **SIZE}
+        summary = run_training(mixture, store, given, out / name, resume=False)
         print_run(summary, mixture, out / name)
 
     models = [Model(name, str(out / name / "model")) for name in mixtures]
     results = run_evaluation(
-        models, store, [], PerplexitySettings(max_documents=40), HarnessSettings(), None, out / "results.json"
+        models, store, [], PerplexitySettings(max_documents=20), HarnessSettings(), None, out / "results.json"
     )
     assert results is not None  # there is one process
     print_results(results, baseline="uniform")
