@@ -36,7 +36,10 @@ BEC = SuiteTask(task="bec2016eu", language="eu", metric="f1", choices=3)
 COCOTEROS = SuiteTask(task="cocoteros_es", language="es", metric="rouge1", output_type="generate_until")
 XQUAD = SuiteTask(task="xquad_ca", language="ca", metric="f1", output_type="generate_until")
 VERITAS = [
-    SuiteTask(task=f"veritasqa_{kind}_ca", language="ca", metric=metric, output_type=how, max=top, data="veritasqa_ca")
+    SuiteTask(
+        task=f"veritasqa_{kind}_ca", language="ca", metric=metric, output_type=how,
+        max=top, chance=0, data="veritasqa_ca",
+    )
     for kind, metric, how, top in (
         ("gen", "bleu_max", "generate_until", 100),
         ("mc1", "mc1", "multiple_choice", 1),
@@ -366,10 +369,10 @@ def test_every_task_has_an_outcome_and_none_stops_the_others(model, data, tmp_pa
         model,
         tmp_path,
         QNLI,
-        SuiteTask(task="assin2_rte", language="pt"),
+        SuiteTask(task="assin2_rte", language="pt", choices=2),
         SuiteTask(task="xquad_es", language="es", metric="f1", output_type="generate_until"),
         SuiteTask(task="hellaswag", language="en", choices=4),
-        SuiteTask(task="nothing_of_the_kind", language="en"),
+        SuiteTask(task="nothing_of_the_kind", language="en", choices=2),
         ESCOLA,
         BEC.model_copy(update={"metric": "acc"}),
         BEC.model_copy(update={"task": "vaxx_stance", "data": "bec2016eu"}),
@@ -416,7 +419,7 @@ def test_without_network_the_hub_is_asked_once(model, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    tasks = [SuiteTask(task=name, language="en") for name in ("hellaswag", "piqa", "arc_easy")]
+    tasks = [SuiteTask(task=name, language="en", choices=2) for name in ("hellaswag", "piqa", "arc_easy")]
     found = run(model, None, *tasks)
     assert {one.outcome for one in found.outcomes} == {"no data"}
     assert asked == [False, True, True]  # a second attempt would wait half a minute for nothing
@@ -494,7 +497,8 @@ def test_a_group_of_the_harness_stands_for_its_tasks():
 
 
 def outcome(task, value, *, stderr=None, language="eu", reason="", **fields):
-    spec = SuiteTask(task=task, language=language, **fields)
+    scale = {} if "choices" in fields or "chance" in fields else {"chance": 0}
+    spec = SuiteTask(task=task, language=language, **scale, **fields)
     if value is None:
         return Outcome(spec, "no data", reason)
     return Outcome(spec, "ran", score=Score(value, stderr, 100, True, "none", 0, "0"))
@@ -557,7 +561,8 @@ def test_several_processes_give_the_same_numbers(model, data, tmp_path):
         "import json, os, pathlib\n"
         "from xdoge.eval.iberobench import evaluate\n"
         "from xdoge.eval.suite import HarnessSettings, Suite, SuiteTask\n"
-        "tasks = SuiteTask(task='qnlieu', language='eu'), SuiteTask(task='bec2016eu', language='eu', metric='f1')\n"
+        "wanted = ('qnlieu', 'acc'), ('bec2016eu', 'f1')\n"
+        "tasks = [SuiteTask(task=name, language='eu', metric=metric, choices=2) for name, metric in wanted]\n"
         "suite = Suite(name='mine', num_fewshot=2, tasks=tasks)\n"
         f"folder, data = pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(data)!r})\n"
         f"found = evaluate({model!r}, suite, settings=HarnessSettings(device='cpu'), local_data=data,\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,7 @@ def test_what_is_wrong_with_a_suite_is_one_line(tmp_path, monkeypatch, text, mes
     ],
 )
 def test_tasks_that_tables_could_not_tell_apart_are_refused(tasks, message):
+    tasks = [one if one.keys() & {"choices", "chance"} else {**one, "choices": 2} for one in tasks]
     with pytest.raises(XDogeError, match=message):
         suite(*tasks)
 
@@ -175,3 +177,39 @@ def test_every_setting_says_what_it_is_for():
     assert all(field.description for field in HarnessSettings.model_fields.values())
     with pytest.raises(XDogeError, match="limit: input should be greater than 0"):
         HarnessSettings.parse({"limit": 0}, where="settings")
+
+
+def test_a_suite_of_published_tasks_need_only_name_them(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("tasks: [{task: qnlieu, num_fewshot: 0}, {task: cola}, {task: xquad_ca}]")
+    suite, published = Suite.find(str(path)), {task.task: task for task in Suite.find("iberobench").tasks}
+    assert suite.name == "mine"
+    assert suite.tasks[0] == published["qnlieu"].model_copy(update={"num_fewshot": 0})
+    assert suite.tasks[1:] == (published["cola"], published["xquad_ca"])
+
+
+def test_another_scale_replaces_the_published_one(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("tasks: [{task: qnlieu, chance: 0.4}]")
+    assert Suite.find(str(path)).tasks[0].guessing == 0.4
+
+
+def test_a_published_suite_needs_no_name_to_be_extended(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: iberobench\nonly: {language: gl}")
+    suite = Suite.find(str(path))
+    assert (suite.name, {task.language for task in suite.tasks}) == ("mine", {"gl"})
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ("[truthfulqa]", "tasks.0 is 'truthfulqa'; write it as {task: NAME, language: gl, choices: 4}."),
+        ("[{task: t, language: gl}]", "t is multiple choice: give choices, or chance, the score of guessing"),
+    ],
+)
+def test_what_a_task_lacks_is_named(tmp_path, tasks, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"tasks: {tasks}")
+    with pytest.raises(XDogeError, match=re.escape(message)):
+        Suite.find(str(path))

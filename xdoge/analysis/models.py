@@ -11,6 +11,7 @@ from xdoge.analysis.shares import Rows
 from xdoge.analysis.statistics import exceeds
 from xdoge.errors import XDogeError
 from xdoge.eval.perplexity import TASK as PERPLEXITY
+from xdoge.eval.report import NORMALISED
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.train.record import common_budget
 
@@ -24,9 +25,9 @@ RULE = (
 def score_rows(results: Results, *, baseline: str | None) -> Rows:
     """Return the rows of results.json with differences to the baseline model.
 
-    `difference` is value - baseline's, `change` that over the baseline's; both are None for the baseline itself and
-    where the two numbers do not compare, and then `not_compared` says why. `difference_stderr` and `exceeds` follow
-    `RULE`; `better` says which way the difference goes.
+    `difference` is value - baseline's, `change` that over the baseline's, which normalised scores have not; both are
+    None for the baseline itself and where the two numbers do not compare, and then `not_compared` says why.
+    `difference_stderr` and `exceeds` follow `RULE`; `better` says which way the difference goes.
     """
     base = {row.key[1:]: row for row in results.rows if row.model == baseline}
     rows = []
@@ -46,7 +47,7 @@ def score_rows(results: Results, *, baseline: str | None) -> Rows:
                 "baseline_value": other.value if other else None,
                 "baseline_stderr": other.stderr if other else None,
                 "difference": difference,
-                "change": difference / other.value if difference is not None and other and other.value > 0 else None,
+                "change": _change(row, other) if compared and other else None,
                 "difference_stderr": error,
                 "exceeds": beyond,
                 "better": None if not difference else (difference > 0) == row.higher_is_better,
@@ -153,6 +154,11 @@ def _not_compared(results: Results, row: Row, other: Row | None) -> str | None:
     if _questions(results, row) != _questions(results, other):
         return "some benchmarks, or averages of them, are of other tasks, questions or examples in the prompt"
     return None
+
+
+def _change(row: Row, other: Row) -> float | None:
+    """Return the change over the baseline's number; None for scores that are counted in points from chance."""
+    return None if row.metric == NORMALISED or other.value <= 0 else (row.value - other.value) / other.value
 
 
 def _is_perplexity(row: Row) -> bool:

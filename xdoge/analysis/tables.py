@@ -249,7 +249,7 @@ def _score(row: Mapping[str, Any] | None) -> str:
 
 
 def _change(row: Mapping[str, Any] | None) -> str:
-    """Return a change in per cent, in points where the baseline's number is not above 0, starred if it exceeds."""
+    """Return a change in per cent, of normalised scores in points, starred if it exceeds the errors."""
     if row is None or row["difference"] is None:
         return NONE
     text = _percent(row["change"]) if row["change"] is not None else f"{row['difference']:+.1f} points"

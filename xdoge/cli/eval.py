@@ -91,7 +91,10 @@ def evaluate(  # one option for each thing that evaluations differ in most often
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME=]MODEL...", help="What to measure.", show_default=False)
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="RESULTS.json", help="File to write.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="RESULTS.json", help="File to write; needed unless --prefetch.", show_default=False),
+    ] = None,
     store: Annotated[Path | None, typer.Option(help="Token store whose validation split is read.")] = None,
     text: Annotated[
         list[str] | None,
@@ -159,7 +162,7 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
     """Print languages × models, the raw scores of the tasks, and what did not run and why."""
     models = {row.model for row in results.rows}
     shown = report.measures(results)
-    together = [shown] if len(shown) * len(models) <= 6 else [[one] for one in shown]
+    together = [shown] if 1 < len(shown) * len(models) <= 4 else [[one] for one in shown]
     for part in together:
         stdout.print(report.summary(results, part, baseline=baseline))
     if len(report.tokenizers(results)) > 1:
@@ -171,9 +174,9 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
         print(line)
     if benchmarks := report.outcomes(results):
         ran = sum(outcome["outcome"] == "ran" for outcome in benchmarks)
-        print(f"{ran:,} of {len(benchmarks):,} tasks ran; results.json has what became of each.")
-        if cut := sum(outcome.get("truncated") or 0 for outcome in benchmarks):
-            print(f"{cut:,} prompts were longer than the context of the model, and were read without their beginning.")
+        print(f"{ran:,} of {len(benchmarks):,} tasks ran; the table has what became of each.")
+        if cut := {outcome["task"]: None for outcome in benchmarks if outcome.get("truncated")}:
+            print(f"Longer than the context, and read without their beginning: some prompts of {', '.join(cut)}.")
 
 
 def run_evaluation(

@@ -47,6 +47,7 @@ class Model:
     Attributes:
         tokenizer: its fingerprint.
         begin: token that is put before every prompt; None where the model's own tokenizer decides.
+        context: tokens that it sees at once; 0 before the first task.
     """
 
     def __init__(self, causal: CausalModel, processes: Processes, settings: HarnessSettings) -> None:
@@ -54,7 +55,7 @@ class Model:
         tokenizer = model_tokenizer(causal.name)
         self.tokenizer, self.begin = tokenizer.fingerprint, _begin(causal, tokenizer)
         self._lm: Any = None
-        self._context = 0
+        self.context = 0
 
     def score(self, task: Any, metric: str, wanted_filter: str | None) -> Score | None:
         """Return the score in a built task, in every process; None if the harness gave no such number."""
@@ -101,9 +102,9 @@ class Model:
     def _truncates(self, context: str, answer: str | Mapping[str, Any]) -> bool:
         """Whether a prompt and its answer are longer than the model's context."""
         if isinstance(answer, str):
-            return len(self._lm.tok_encode(context + answer)) - 1 > self._context  # the last token predicts nothing
+            return len(self._lm.tok_encode(context + answer)) - 1 > self.context  # the last token predicts nothing
         room = int(answer.get("max_gen_toks", self._lm.max_gen_toks))
-        return len(self._lm.tok_encode(context)) + room > self._context
+        return len(self._lm.tok_encode(context)) + room > self.context
 
     def _load(self) -> Any:
         from lm_eval.models.huggingface import HFLM
@@ -128,7 +129,7 @@ class Model:
             from accelerate import Accelerator  # type: ignore[import-untyped]
 
             lm.accelerator = Accelerator(cpu=self._processes.device == "cpu")
-        self._context = int(lm.max_length)
+        self.context = int(lm.max_length)
         return lm
 
 

@@ -279,6 +279,9 @@ class _Run:
             score = self.asked.score(task, spec.metric, spec.filter)
         except (Interrupted, XDogeError):
             raise
+        except AssertionError as error:  # lm-eval's own, without a word
+            reason = f"an answer is empty, or longer than the context of the model, {self.asked.context} tokens"
+            raise TaskError("failed", str(error) or reason) from error
         except Exception as error:  # one task that fails must not stop a night's run
             raise TaskError("failed", f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]) from error
         if score is None or not math.isfinite(score.value):

@@ -33,6 +33,9 @@ from xdoge.mixtures.shuffle import derive_key
 
 SCHEMA = "xdoge.perplexity"
 TASK = "perplexity"
+RELATIVE = "bits_relative_to_"
+"""Begins the name of the metric of parallel text; the reference language ends it."""
+
 WINDOW = 2048
 """Tokens, where the model's context is not shorter."""
 
@@ -166,7 +169,7 @@ class Measured:
             yield self._relative_row(ALL, TASK, sum(counts), float(np.mean(values)), np.mean(spreads, axis=0))
 
     def _relative_row(self, language: str, task: str, n: int, value: float, ratios: Floats) -> Row:
-        metric = f"bits_relative_to_{self.settings.reference}"
+        metric = RELATIVE + self.settings.reference
         return Row(self.model, language, task, metric, value, _stderr(ratios), n, False)
 
     def _pairs(self, source: str, other: str) -> Floats:

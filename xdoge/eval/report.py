@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xdoge.errors import XDogeError
+from xdoge.eval.perplexity import RELATIVE
 from xdoge.eval.perplexity import TASK as PERPLEXITY
 from xdoge.eval.results import ALL, Results, Row
 
@@ -37,14 +38,16 @@ def measures(results: Results) -> list[Measure]:
     """Return what the models are compared by: perplexity, and each suite that was run.
 
     Perplexity is per token if all models share one tokenizer. If not, a token is not the same piece of text to them,
-    and bits per UTF-8 byte take its place.
+    and bits per UTF-8 byte take its place. Parallel text adds its bits relative to the reference language.
     """
     found = {(row.task, row.metric) for row in results.rows}
     suites = [task for task, metric in sorted(found) if metric == NORMALISED and task in _suites(results)]
     measured = [Measure(f"{suite}, 0 is chance, 100 best", suite, NORMALISED) for suite in suites]
     if any(task == PERPLEXITY for task, _ in found):
         metric = "perplexity_per_token" if len(tokenizers(results)) == 1 else "bits_per_byte"
-        measured.insert(0, Measure(metric.replace("_", " "), PERPLEXITY, metric))
+        parallel = sorted(metric for task, metric in found if task == PERPLEXITY and metric.startswith(RELATIVE))
+        shown = [Measure(one.replace("_", " "), PERPLEXITY, one) for one in (metric, *parallel)]
+        measured = [*shown, *measured]
     return measured
 
 
@@ -67,7 +70,7 @@ def summary(results: Results, shown: Sequence[Measure], *, baseline: str | None 
     """Return a table of languages × models for each measure, side by side.
 
     The best number of a language is bold. Below each number stands its change against the baseline: in per cent, or
-    in points where the baseline's is no better than chance.
+    in points for normalised scores.
 
     Raises:
         XDogeError: the baseline is none of the models.
@@ -160,7 +163,8 @@ def _cell(row: Row | None, best: Row | None, baseline: Row | None, *, digits: in
     cell = Text(text, style="bold" if row is best else "")
     if baseline is not None and row is not baseline:
         difference = row.value - baseline.value
-        change = f"{difference / baseline.value:+.1%}" if baseline.value > 0 else f"{difference:+.1f} points"
+        points = row.metric == NORMALISED or baseline.value <= 0  # from chance; a share of them means nothing
+        change = f"{difference:+.1f} points" if points else f"{difference / baseline.value:+.1%}"
         cell.append(f"\n{change}", style="not bold")
     return cell
 

@@ -138,6 +138,8 @@ class CausalModel:
             from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
         except ImportError as error:
             raise MissingExtraError("transformers", "proxy") from error
+        if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+            raise XDogeError(f"{name} does not exist.")
         if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
             inside = [str(file.parent) for file in sorted(Path(name).glob("*/config.json"))]
             hint = f"; a model lies in {' and '.join(inside)}" if inside else ""

@@ -8,6 +8,7 @@ in one place.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -73,6 +74,12 @@ class SuiteTask(Config):
             raise ValueError(f"{self.task} has chance {self.guessing:g}, which is not below max {self.max:g}")
         return self
 
+    @model_validator(mode="after")
+    def _chance_known(self) -> Self:
+        if self.output_type == "multiple_choice" and self.metric != "mcc" and self.choices is self.chance is None:
+            raise ValueError(f"{self.task} is multiple choice: give choices, or chance, the score of guessing")
+        return self
+
     @property
     def guessing(self) -> float:
         """Score of guessing."""
@@ -134,7 +141,9 @@ class Suite(Config):
         path = _path(name)
         if str(path) in below:
             raise XDogeError(f"{name}: suites extend each other in a circle.")
-        value = read_yaml(path)
+        value = {"name": path.stem, **read_yaml(path)}
+        if isinstance(value.get("tasks"), list):
+            value["tasks"] = [_filled(one, f"{path}: tasks.{n}") for n, one in enumerate(value["tasks"])]
         if "extends" in value:
             value = cls._extended(dict(value), path, (*below, str(path)))
         return cls.parse(value, where=str(path))
@@ -160,6 +169,24 @@ class Suite(Config):
 def suite_names() -> list[str]:
     """Return the names of the suites that ship with xdoge."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+@functools.cache
+def _published() -> dict[str, dict[str, Any]]:
+    """Return the tasks of the published tables by name, as iberobench.yaml writes them."""
+    return {one["task"]: one for one in read_yaml(_FOLDER / "iberobench.yaml")["tasks"]}
+
+
+def _filled(entry: object, where: str) -> dict[str, Any]:
+    """Return a task of a suite, with what it leaves out taken from the published one of that name."""
+    if not isinstance(entry, Mapping):
+        raise XDogeError(f"{where} is {entry!r}; write it as {{task: NAME, language: gl, choices: 4}}.")
+    published = dict(_published().get(str(entry.get("task")), {}))
+    if "chance" in entry or "choices" in entry:
+        published = {key: value for key, value in published.items() if key not in ("chance", "choices")}
+    if entry.get("metric", published.get("metric")) != published.get("metric"):
+        published = {key: published[key] for key in ("language", "name", "data", "group") if key in published}
+    return {**published, **entry}
 
 
 def _path(name: str) -> Path:

@@ -75,7 +75,7 @@ def trajectory(run: Path | str) -> LayerChart:
         [
             drawn,
             *([diamonds] if means else []),
-            end_labels(ends, texts, int(steps[-1]), y, spread=[row["weight"] for row in rows]),
+            end_labels(ends | learned, texts, int(steps[-1]), y, spread=[row["weight"] for row in rows]),
         ],
         title="Weights over the fit",
         subtitle="diamonds and numbers: the mean over the steps, which is the learned weight"
