@@ -465,16 +465,21 @@ def test_a_model_that_does_not_fit_the_store_is_refused(mixture, store, finished
     refused(model.parent, r"run' is no model: it has no config.json; a model lies in .*run/model\.$")
 
 
-def test_a_misspelt_recipe_is_told_its_name_and_no_address_is_cut(monkeypatch):
+def test_a_misspelt_recipe_is_told_its_name_without_asking_the_hub(monkeypatch):
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name: pytest.fail("asked the Hub"))
+    with pytest.raises(XDogeError, match=r"^model '125' is no recipe \(1m, .*\), no folder; did you mean 125m\?$"):
+        Start.find("125")
+
+
+def test_no_address_of_the_hub_s_words_is_cut(monkeypatch):
     def fail(name):
         raise OSError(f"{name} is not a local folder. See " + "it or " * 28 + "https://huggingface.co/models for more")
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
-    message = (
-        r"^model '125' is no recipe \(1m, .*\), no folder, and no model found on the Hub; did you mean 125m\? 125 is"
-    )
-    with pytest.raises(XDogeError, match=message) as error:
-        Start.find("125")
+    with pytest.raises(
+        XDogeError, match=r"^model 'a/b' is no recipe .*, no folder, no model on the Hub: a/b is"
+    ) as error:
+        Start.find("a/b")
     assert "http" not in str(error.value)
 
 

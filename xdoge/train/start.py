@@ -69,6 +69,9 @@ class Start:
             raise XDogeError(f"model {name!r} is no model: it has no config.json{hint}.")
         if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
             raise XDogeError(f"model {name!r} does not exist.")
+        recipes = f"is no recipe ({', '.join(recipe_names())}, or a .yaml file), no folder"
+        if not folder.exists() and (near := difflib.get_close_matches(name, recipe_names(), n=1)):
+            raise XDogeError(f"model {name!r} {recipes}; did you mean {near[0]}?")
         try:
             from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
         except ImportError as error:
@@ -76,13 +79,10 @@ class Start:
         try:
             config = AutoConfig.from_pretrained(name)
         except (OSError, ValueError) as error:
-            near = difflib.get_close_matches(name, recipe_names(), n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
             what = (
-                f"is no recipe ({', '.join(recipe_names())}, or a .yaml file), no folder, and no model found on the Hub"
+                "is a folder that cannot be read as a model" if folder.is_dir() else f"{recipes}, no model on the Hub"
             )
-            what = "is a folder that cannot be read as a model" if folder.is_dir() else what
-            raise XDogeError(f"model {name!r} {what}; {hint}{shorten(str(error), 200)}") from error
+            raise XDogeError(f"model {name!r} {what}: {shorten(str(error), 200)}") from error
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise XDogeError(f"model {name!r} is a {config.model_type}, which is no causal language model.")
         if getattr(config, "quantization_config", None):
