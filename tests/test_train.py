@@ -776,9 +776,9 @@ def test_of_several_processes_one_says_what_all_see(xdoge, mixture, store, tmp_p
     command = ["train", tmp_path / "mixture.json", "--out", tmp_path / "run", "--store", store.path]
     status, _, err = xdoge(*command)
     assert (status, err.startswith("error: --model is missing")) == (1, says)
-    monkeypatch.setattr("xdoge.cli.train._train", lambda *_, **__: _raise(MemoryFullError("out of memory")))
+    monkeypatch.setattr("xdoge.cli.train.run_training", lambda *_, **__: _raise(MemoryFullError("out of memory")))
     assert xdoge(*command, "--model", "1m")[0::2] == (1, "error: out of memory\n")  # perhaps only its own
-    monkeypatch.setattr("xdoge.cli.train._train", lambda *_, **__: _raise(Interrupted(15, "stopped")))
+    monkeypatch.setattr("xdoge.cli.train.run_training", lambda *_, **__: _raise(Interrupted(15, "stopped")))
     assert xdoge(*command, "--model", "1m")[0::2] == (143, "stopped\n" if says else "")
 
 
