@@ -101,15 +101,13 @@ class SourceSpec(Config):
     Attributes:
         files: paths, relative to the YAML file; their extensions say what they are.
         dataset: name on the Hugging Face Hub, or a local folder laid out like one.
-        megatron: prefixes of Megatron-LM data sets, PREFIX.bin and PREFIX.idx, tokens of the corpus's tokenizer.
         text: the column that holds the document; a line of a .txt file is one document.
         max_tokens: training tokens to take; reading stops after the document that reaches it.
-        validation: files held out instead of a fraction of this source; prefixes beside `megatron`.
+        validation: files held out instead of a fraction of this source.
     """
 
     files: Patterns | None = None
     dataset: str | None = None
-    megatron: Patterns | None = None
     config: str | None = None
     split: str = "train"
     revision: str | None = None
@@ -121,22 +119,15 @@ class SourceSpec(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        kinds = [name for name in ("files", "dataset", "megatron") if getattr(self, name) is not None]
-        if not kinds:
-            raise ValueError("needs files or dataset or megatron")
-        if len(kinds) > 1:
-            raise ValueError(f"has both {' and '.join(kinds)}; a source is one of them")
-        foreign = [] if self.dataset else ["config", "split", "revision", "data_dir"]
-        for name in [*foreign, "text"] if self.megatron else foreign:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                home = "files and dataset" if name == "text" else "dataset"
-                raise ValueError(f"{name} belongs to {home}, and this source has {kinds[0]}")
+        if self.files is None and self.dataset is None:
+            raise ValueError("needs files or dataset")
+        if self.files is not None and self.dataset is not None:
+            raise ValueError("has both files and dataset; a source is one of them")
+        if self.files is not None:
+            for name in ("config", "split", "revision", "data_dir"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} belongs to dataset, and this source has files")
         return self
-
-    @property
-    def kind(self) -> str:
-        """The key that says where the documents come from: files, dataset or megatron."""
-        return next(name for name in ("files", "dataset", "megatron") if getattr(self, name) is not None)
 
 
 class LanguageSpec(Config):
@@ -154,17 +145,6 @@ class CorpusSpec(Config):
     validation: ValidationSpec = ValidationSpec()
     languages: dict[Name, LanguageSpec] = Field(min_length=1)
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for language, entry in self.languages.items():
-            for name, source in entry.sources.items():
-                if source.megatron and self.tokenizer.train:
-                    raise ValueError(
-                        f"tokenizer.train does not go with {language}/{name}, whose megatron tokens are of a "
-                        "tokenizer that exists; name that one"
-                    )
-        return self
-
 
 @dataclass(frozen=True)
 class Source:
@@ -173,7 +153,7 @@ class Source:
     Attributes:
         name: `language/source`.
         where: file and key that errors begin with: `corpus.yaml: languages.LANGUAGE.sources.SOURCE`.
-        files: the files to read, sorted within each pattern, each .bin before its .idx; empty for a data set.
+        files: the files to read, sorted within each pattern; empty for a data set.
         validation: files held out; empty when the hash decides.
         dataset: name or, when a folder of that name lies beside the YAML file, its path.
     """
@@ -189,7 +169,8 @@ class Source:
 
     def field(self, split: str) -> str:
         """Return `where` with the key that a split's text comes from."""
-        return f"{self.where}.{'validation' if split == 'validation' else self.spec.kind}"
+        kind = "files" if self.dataset is None else "dataset"
+        return f"{self.where}.{'validation' if split == 'validation' else kind}"
 
 
 @dataclass(frozen=True)
@@ -217,7 +198,6 @@ class Corpus:
                 dataset = source.dataset
                 if dataset is not None and (path.parent / dataset).is_dir():
                     dataset = str(path.parent / dataset)
-                find = _find_text if source.megatron is None else _find_megatron
                 sources.append(
                     Source(
                         name=f"{language}/{short}",
@@ -225,12 +205,8 @@ class Corpus:
                         language=language,
                         family=entry.family,
                         spec=source,
-                        files=find(
-                            source.megatron or source.files or (),
-                            path.parent,
-                            where=f"{where}.{source.kind}",
-                        ),
-                        validation=find(source.validation or (), path.parent, where=f"{where}.validation"),
+                        files=_find(source.files or (), path.parent, where=f"{where}.files"),
+                        validation=_find(source.validation or (), path.parent, where=f"{where}.validation"),
                         dataset=dataset,
                     )
                 )
@@ -284,25 +260,10 @@ def _find(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, .
                 raise XDogeError(f"{where}: {pattern!r} matches no file in {folder.resolve()}.")
             kind = "is a folder, not a file" if (folder / pattern).is_dir() else "does not exist"
             raise XDogeError(f"{where}: {folder / pattern} {kind}.")
+        for file in files:
+            with naming(where):
+                text_format(file)
         found.extend(files)
-    return tuple(found)
-
-
-def _find_text(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
-    found = _find(patterns, folder, where=where)
-    for file in found:
-        with naming(where):
-            text_format(file)
-    return found
-
-
-def _find_megatron(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
-    prefixes = [pattern.removesuffix(".bin").removesuffix(".idx") for pattern in patterns]
-    found: list[Path] = []
-    for file in _find([f"{prefix}.bin" for prefix in prefixes], folder, where=where):
-        found += [file, file.with_suffix(".idx")]
-        if not found[-1].is_file():
-            raise XDogeError(f"{where}: {found[-1]} does not exist, and {file.name} cannot be read without it.")
     return tuple(found)
 
 
@@ -312,7 +273,7 @@ def _refuse_twice(path: Path, sources: Iterable[Source]) -> None:
     for source in sources:
         spec = source.spec
         places: list[tuple[Any, str, str]] = [
-            *((file.resolve(), str(file), f"{source.name} {spec.kind}") for file in source.files),
+            *((file.resolve(), str(file), f"{source.name} files") for file in source.files),
             *((file.resolve(), str(file), f"{source.name} validation") for file in source.validation),
         ]
         if source.dataset is not None:

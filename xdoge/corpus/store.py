@@ -3,14 +3,10 @@
 A store is a folder: `store.json` says what is in it, and `tokens/<language>/<source>.<split>.arrow` holds one row
 of `input_ids` per document, its end-of-document token included. Each file is one Arrow record batch, so all tokens
 of a source lie one after the other on disk; a sequence is a view into them and costs no copy.
-
-The tokens of a source may also lie outside, in raw files that somebody else wrote, such as Megatron-LM's. Then the
-Arrow file holds `bounds` alone, where documents begin and the last one ends, and store.json names the raw files.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +27,7 @@ PREPARING = "preparing.json"
 """Lies in a store's folder until the store is finished."""
 SPLITS = ("train", "validation")
 Split = Literal["train", "validation"]
-Tokens = npt.NDArray[Any]
-"""Of whole numbers: uint16 or uint32, or what the raw files of a source hold."""
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 
 class Row(NamedTuple):
@@ -47,48 +42,6 @@ class Row(NamedTuple):
     validation_tokens: int
 
 
-class Joined:
-    """Tokens of several files, to be sliced as if they lay one after the other; a slice within one file is a view."""
-
-    def __init__(self, parts: Sequence[Tokens]) -> None:
-        self._parts = parts
-        self._ends = np.cumsum([len(part) for part in parts]).tolist()
-
-    def __len__(self) -> int:
-        """Return the number of tokens."""
-        return int(self._ends[-1])
-
-    def __getitem__(self, where: slice) -> Tokens:
-        """Return the tokens of a slice without a step, (T,)."""
-        begin, end, step = where.indices(len(self))
-        if step != 1:
-            raise ValueError("tokens of several files can only be sliced one after the other")
-        pieces = []
-        for number in range(bisect_right(self._ends, begin), len(self._parts)):
-            part = self._parts[number]
-            start = self._ends[number] - len(part)
-            pieces.append(part[max(0, begin - start) : max(0, end - start)])
-            if end <= self._ends[number]:
-                break
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [self._parts[0][:0]])
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """Tokens [begin, end) of a file of token ids and nothing else, outside of the store."""
-
-    file: Path
-    dtype: np.dtype[Any]
-    sha256: str
-    size: int
-    begin: int
-    end: int
-
-    def map(self) -> Tokens:
-        mapped = np.memmap(self.file, self.dtype, "r", shape=(self.size // self.dtype.itemsize,))
-        return np.asarray(mapped)[self.begin : self.end]
-
-
 @dataclass(frozen=True)
 class _Part:
     """One file of the store: a source in one split."""
@@ -99,7 +52,6 @@ class _Part:
     documents: int
     tokens: int
     n_bytes: int
-    raw: tuple[_Raw, ...] | None
 
 
 class TokenStore:
@@ -156,7 +108,6 @@ class TokenStore:
                     documents=part["documents"],
                     tokens=part["tokens"],
                     n_bytes=part["n_bytes"],
-                    raw=_raw_files(path, part["raw"]) if "raw" in part else None,
                 )
         self.sources = tuple(content["sources"])
         self.languages = {language: tuple(sources) for language, sources in grouped.items()}
@@ -180,16 +131,15 @@ class TokenStore:
             store = cls(path, content, sha256=sha256_file(manifest))
         except (KeyError, TypeError, AttributeError) as error:
             raise XDogeError(f"{manifest} is damaged: {error!r}. Prepare the store again.") from error
-        for file, (size, _) in store._files().items():
-            outside = "" if file.is_relative_to(path) else f", or put the file that {path} was made from back"
+        for part in store._parts.values():
             try:
-                found = file.stat().st_size
+                size = part.file.stat().st_size
             except OSError as error:
-                raise XDogeError(f"{file} is missing from the store; run xdoge prepare again{outside}.") from error
-            if found != size:
+                raise XDogeError(f"{part.file} is missing from the store; run xdoge prepare again.") from error
+            if size != part.size:
                 raise XDogeError(
-                    f"{file} has {found:,} bytes where store.json says {size:,}; it was cut or changed: "
-                    f"delete it and run xdoge prepare again{outside}."
+                    f"{part.file} has {size:,} bytes where store.json says {part.size:,}; "
+                    "it was cut or changed: delete it and run xdoge prepare again."
                 )
         return store
 
