@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from xdoge.errors import XDogeError
-from xdoge.proxy import gram as gram_module
+from xdoge.proxy import onepass
 from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
 from xdoge.proxy.taps import HeadLoss
 
@@ -189,8 +189,8 @@ def test_any_counts_and_any_split_into_microbatches_are_exact(
 
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_slicing_changes_nothing(monkeypatch: pytest.MonkeyPatch, microbatches: int) -> None:
-    monkeypatch.setattr(gram_module, "MAX_COLUMNS", 5)
-    monkeypatch.setattr(gram_module, "MIN_ROWS", 7)
+    monkeypatch.setattr(onepass, "MAX_COLUMNS", 5)
+    monkeypatch.setattr(onepass, "MIN_ROWS", 7)
     monkeypatch.setattr(HeadLoss, "SLICE_BYTES", 3 * 8 * VOCABULARY)
     model = prepare(MODELS["llama biases"]())
     assert_exact(model, make_batch(), engine=OnePass(model, 5, chunk_bytes=1), microbatches=microbatches)

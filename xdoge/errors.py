@@ -2,6 +2,8 @@
 
     XDogeError              one line that names the thing, the value got, what is allowed, the way out
     ├── MissingExtraError   an optional library is not installed
+    ├── LostProcessError    another process of the job died
+    ├── MemoryFullError     a device has too little memory
     └── NonFiniteLossError  training diverged
     Interrupted             SIGINT or SIGTERM came, and what is needed to continue was written
 
@@ -30,6 +32,14 @@ class MissingExtraError(XDogeError):
 
 class NonFiniteLossError(XDogeError):
     """A loss became NaN or infinite, so nothing that follows could be trusted."""
+
+
+class LostProcessError(XDogeError):
+    """Another process of the same job died or no longer answers; every process that is left says so."""
+
+
+class MemoryFullError(XDogeError):
+    """A device has too little memory; of several processes, perhaps only this one's."""
 
 
 def names_that_differ(here: str, mine: Iterable[str], there: str, theirs: Iterable[str]) -> str:

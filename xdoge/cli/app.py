@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from xdoge.config import read_yaml
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.errors import Interrupted, LostProcessError, MemoryFullError, MissingExtraError, XDogeError
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -69,3 +72,22 @@ def given_settings(config: Path | None, assignments: list[str], flags: dict[str,
         except (yaml.YAMLError, ValueError) as error:
             raise XDogeError(f"--set {assignment}: {value!r} is not a YAML value.") from error
     return given | {key: value for key, value in flags.items() if value is not None}
+
+
+def is_first() -> bool:
+    """Whether this is the first, or the only, process of a job that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Let one process of a node say what all of its processes see, and each say what it may be alone to see."""
+    alone = os.environ.get("LOCAL_RANK", "0") == "0"
+    try:
+        yield
+    except (MemoryFullError, LostProcessError):
+        raise
+    except XDogeError as error:
+        raise (error if alone else typer.Exit(1)) from None
+    except Interrupted as stop:
+        raise (stop if is_first() else typer.Exit(stop.exit_code)) from None

@@ -194,7 +194,8 @@ def run_evaluation(
 
     from xdoge.eval import iberobench
     from xdoge.eval.documents import FileText, StoreText
-    from xdoge.eval.scoring import CausalModel, Processes
+    from xdoge.eval.scoring import CausalModel
+    from xdoge.processes import Processes
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     hub.set_verbosity_error()  # type: ignore[no-untyped-call]  # a task without data says so in its outcome

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +15,20 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, Workers, app, given_settings, need, open_store, stderr, stdout
+from xdoge.cli.app import (
+    AsJson,
+    Workers,
+    app,
+    given_settings,
+    is_first,
+    need,
+    one_voice,
+    open_store,
+    stderr,
+    stdout,
+)
 from xdoge.config import settings_help
-from xdoge.errors import Interrupted
+from xdoge.errors import Interrupted, XDogeError
 from xdoge.proxy.recipes import load_recipe
 from xdoge.proxy.settings import FitSettings
 
@@ -62,6 +75,11 @@ the mean of the weights over the steps.
 after a kill at any moment, the same command with `--resume` ends with the same weights, to the bit on the same machine
 with the same versions and threads (on a CPU; GPUs are not made deterministic).
 
+**Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge fit-weights STORE ...`, or `accelerate launch -m xdoge ...`, on
+any number of nodes that see the same folders. Each process runs its part of every batch; scores and weights are those
+of one process, but for rounding. A process that dies or hangs stops the others after `timeout` seconds at most. The
+launchers exit with a status of their own.
+
 **Settings**, for `--set KEY=VALUE` and for the YAML file of `--config`; the options above it win:
 
 {settings_help(FitSettings)}
@@ -106,21 +124,25 @@ def fit_weights(
 
     where = str(config) if config else "settings"
     flags = {"proxy": proxy, "floor": floor, "steps": steps, "seed": seed}
-    given = given_settings(config, assignments or [], flags)
-    need("proxy", "torch", "transformers", "sentencepiece")
-    if resume:  # what is not given anew is as the run was started
-        given = RunFolder(out).settings() | given
-    else:
-        RunFolder(out).refuse_taken()
-    if corpus.suffix in (".yaml", ".yml"):  # hours of preparing come after all that can be known before
-        FitSettings.for_sources(_languages(corpus), given, where=where)
-        store = prepare_store(corpus, out / "store", workers=workers)
-    else:
-        store = open_store(corpus)
-    if verify:
-        store.verify()
-    weights = run_fit(store, FitSettings.for_store(store, given, where=where), out, resume=resume)
-    print_fit(weights, store, out, as_json=as_json)
+    with one_voice():
+        given = given_settings(config, assignments or [], flags)
+        need("proxy", "torch", "transformers", "sentencepiece")
+        if resume:  # what is not given anew is as the run was started
+            given = RunFolder(out).settings() | given
+        elif is_first():
+            RunFolder(out).refuse_taken()
+        if corpus.suffix in (".yaml", ".yml"):  # hours of preparing come after all that can be known before
+            if os.environ.get("WORLD_SIZE", "1") != "1":
+                raise XDogeError(f"{corpus}: several processes fit on a store; make it with xdoge prepare first.")
+            FitSettings.for_sources(_languages(corpus), given, where=where)
+            store = prepare_store(corpus, out / "store", workers=workers)
+        else:
+            store = open_store(corpus)
+        if verify and is_first():
+            store.verify()
+        weights = run_fit(store, FitSettings.for_store(store, given, where=where), out, resume=resume)
+    if is_first():
+        print_fit(weights, store, out, as_json=as_json)
 
 
 def _languages(corpus: Path) -> dict[str, list[str]]:
@@ -154,11 +176,12 @@ def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool
     from xdoge.proxy.trainer import fit
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    if not resume:
+    if not resume and is_first():
         shape = load_recipe(settings.proxy).model_dump(mode="json", exclude={"about", *FitSettings.model_fields})
         config = {"settings": settings.model_dump(mode="json"), "recipe": shape}
         print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), file=sys.stderr)
-    with FitDisplay(stderr, steps=settings.steps) as display:
+    display = FitDisplay(stderr, steps=settings.steps)
+    with display if is_first() else contextlib.nullcontext():
         return fit(store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)
 
 

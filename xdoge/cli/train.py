@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,11 +14,11 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, app, given_settings, need, open_store, stderr, stdout
+from xdoge.cli.app import AsJson, app, given_settings, is_first, need, one_voice, open_store, stderr, stdout
 from xdoge.config import settings_help
-from xdoge.errors import Interrupted, XDogeError
+from xdoge.errors import XDogeError
 from xdoge.mixtures.plan import Mixture
-from xdoge.train.settings import ELASTIC, MemoryFullError, TrainSettings
+from xdoge.train.settings import ELASTIC, TrainSettings
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -100,7 +98,7 @@ def train(  # one option for each thing that runs differ in most often
     from xdoge.proxy.run import RunFolder
 
     flags = {"model": model, "steps": steps, "batch_size": batch_size, "train_only": train_only, "seed": seed}
-    with _one_voice():
+    with one_voice():
         given = given_settings(config, assignments or [], flags)
         need("proxy", "torch", "transformers", "accelerate")
         if resume:  # what is not given anew is as the run was started
@@ -109,26 +107,12 @@ def train(  # one option for each thing that runs differ in most often
             raise XDogeError("--model is missing: a recipe such as 125m, or the folder or Hub name of a model.")
         opened, planned = open_store(store), Mixture.load(mixture)
         summary = run_training(planned, opened, given, out, resume=resume, where=str(config) if config else "settings")
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first():
         return
     if as_json:
         print(json.dumps(summary, indent=2))
     else:
         print_run(summary, planned, out)
-
-
-@contextlib.contextmanager
-def _one_voice() -> Iterator[None]:
-    """Let one process of a node say what all of its processes see, and each say what it may be alone to see."""
-    alone = os.environ.get("LOCAL_RANK", "0") == "0"
-    try:
-        yield
-    except MemoryFullError:
-        raise
-    except XDogeError as error:
-        raise (error if alone else typer.Exit(1)) from None
-    except Interrupted as stop:
-        raise (stop if os.environ.get("RANK", "0") == "0" else typer.Exit(stop.exit_code)) from None
 
 
 def run_training(
@@ -139,12 +123,12 @@ def run_training(
     from xdoge.train.trainer import train
 
     settings = TrainSettings.for_run(mixture, store, given, start=Start.find(str(given["model"])), where=where)
-    if not resume and os.environ.get("RANK", "0") == "0":
+    if not resume and is_first():
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True), file=sys.stderr)
     measured = _validations(out) if resume else []
     step, languages = measured[-1] if measured else (0, {})
     display = FitDisplay(stderr, steps=settings.steps, what="train")
-    with display if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():  # one of all processes draws
+    with display if is_first() else contextlib.nullcontext():  # one of all processes draws
 
         def show(row: dict[str, Any]) -> None:
             nonlocal step, languages

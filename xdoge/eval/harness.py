@@ -9,10 +9,11 @@ from typing import Any
 from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.eval.catalogue import quiet
 from xdoge.eval.documents import model_file, model_tokenizer
-from xdoge.eval.scoring import CausalModel, Processes
+from xdoge.eval.scoring import CausalModel
 from xdoge.eval.suite import HarnessSettings
 from xdoge.files import sha256_json
 from xdoge.mixtures.shuffle import derive_key
+from xdoge.processes import Processes
 
 RESAMPLES = 100
 """Of the questions, for the standard error of a score that is not a mean: as many as lm-eval takes for BLEU."""

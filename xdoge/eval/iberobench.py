@@ -19,9 +19,10 @@ from xdoge.errors import Interrupted, XDogeError
 from xdoge.eval.catalogue import Catalogue, TaskError, is_unreachable, lm_eval_version, offline
 from xdoge.eval.harness import Model, Score
 from xdoge.eval.results import ALL, Row
-from xdoge.eval.scoring import CausalModel, Processes
+from xdoge.eval.scoring import CausalModel
 from xdoge.eval.suite import HarnessSettings, Suite, SuiteTask
 from xdoge.files import read_json, sha256_json, write_json
+from xdoge.processes import Processes
 
 SCHEMA = "xdoge.benchmark"
 NORMALISED = "normalised"

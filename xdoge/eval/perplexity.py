@@ -27,9 +27,10 @@ from xdoge.corpus.store import TokenStore
 from xdoge.errors import NonFiniteLossError, XDogeError
 from xdoge.eval.documents import FileText, StoreText, Text
 from xdoge.eval.results import ALL, Row
-from xdoge.eval.scoring import CausalModel, LoadedModel, Processes
+from xdoge.eval.scoring import CausalModel, LoadedModel
 from xdoge.files import read_json, sha256_json, write_json
 from xdoge.mixtures.shuffle import derive_key
+from xdoge.processes import Processes
 
 SCHEMA = "xdoge.perplexity"
 TASK = "perplexity"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.processes import Processes
 
 if TYPE_CHECKING:
     import torch
@@ -59,65 +59,6 @@ def batches(found: Sequence[Window], *, batch_tokens: int) -> Iterator[list[Wind
         rows = max(1, batch_tokens // ordered[start].length)
         yield ordered[start : start + rows]
         start += rows
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes that torchrun or `accelerate launch` started, or the only one, and the device of this one."""
-
-    rank: int
-    count: int
-    device: str
-
-    @classmethod
-    def join(cls, *, cpu: bool) -> Self:
-        """Return where this process stands among them; accelerate is asked only if there are others."""
-        try:
-            import torch
-        except ImportError as error:
-            raise MissingExtraError("torch", "proxy") from error
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls(0, 1, "cuda" if torch.cuda.is_available() and not cpu else "cpu")
-        from accelerate import PartialState  # type: ignore[import-untyped]
-
-        state = PartialState(cpu=cpu)
-        return cls(state.process_index, state.num_processes, str(state.device))
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and reports."""
-        return self.rank == 0
-
-    def leave(self) -> None:
-        """End the group of processes; without that some of them abort at exit."""
-        if self.count > 1:
-            import torch
-
-            torch.distributed.destroy_process_group()
-
-    def precision(self) -> str:
-        """Return bfloat16 where the GPU has it."""
-        import torch
-
-        return "bfloat16" if self.device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
-
-    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the sum over processes, in each of them."""
-        if self.count == 1:
-            return values
-        import torch
-        from accelerate.utils import reduce  # type: ignore[import-untyped]
-
-        summed: torch.Tensor = reduce(torch.from_numpy(values).to(self.device), "sum")
-        return np.asarray(summed.cpu().numpy())
-
-    def share(self, value: Any) -> Any:
-        """Return the first process's value, in each of them."""
-        if self.count == 1:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([value])[0]
 
 
 @dataclass(frozen=True)

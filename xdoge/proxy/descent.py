@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from typing import Any, Protocol
 
 import torch
 
 from xdoge.errors import XDogeError
+from xdoge.processes import Processes
 from xdoge.proxy.settings import FitSettings
 
 BETAS = (0.9, 0.95)
@@ -69,6 +71,34 @@ def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
     return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def check_launch(processes: Processes, settings: FitSettings) -> None:
+    """Refuse what the launcher asks for and a fit does not do.
+
+    Raises:
+        XDogeError: the batch is too small for the processes, the device is one process's, or accelerate is set to
+            shard the proxy or to another precision.
+    """
+    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(variable, "false").lower() == "true":
+            raise XDogeError(
+                f"accelerate is set to {name}, and a fit keeps the whole proxy on every GPU: gradients per source are "
+                "formed from whole layers. Start it with torchrun, or with a config of accelerate without it."
+            )
+    if processes.count == 1:
+        return
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    ours = pick_autocast(settings.precision, torch.device(processes.device))
+    if precision not in ("no", "bf16" if ours else "no"):
+        raise XDogeError(
+            f"accelerate is set to mixed_precision {precision}, and precision {settings.precision} is "
+            f"{'bfloat16' if ours else 'float32'} here; set both alike."
+        )
+    if settings.device not in ("auto", "cpu", "cuda"):
+        raise XDogeError(f"device {settings.device} is one, for {processes.count} processes; write cuda, auto or cpu.")
+    if settings.batch_size < processes.count:
+        raise XDogeError(f"batch_size {settings.batch_size} leaves some of {processes.count} processes without a row.")
 
 
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:

@@ -19,7 +19,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +29,27 @@ from numpy.typing import NDArray
 
 from xdoge.config import read_yaml
 from xdoge.errors import XDogeError
-from xdoge.files import disk_errors, locked, read_json, replacing, replacing_folder, write_json, write_text
+from xdoge.files import (
+    disk_errors,
+    locked,
+    read_json,
+    replacing,
+    replacing_folder,
+    sha256_file,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _LIBRARIES = ("xdoge", "numpy", "torch", "transformers", "accelerate", "safetensors", "pyarrow")
 
-UNCHECKED = ("store.path", "mixture.sha256", "pin")
-"""How keys of config.yaml begin that say where things were and when they were made."""
+UNCHECKED = ("store.path", "mixture.sha256", "pin", "settings.timeout")
+"""How keys of config.yaml begin that decide no number: where things were, when they were made, how long to wait."""
+
+SUMS = "SHA256SUMS"
+"""Written last into a checkpoint: the SHA-256 of each of its files, as `sha256sum -c` reads them."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -121,6 +133,10 @@ class RunFolder:
         """The newest checkpoint folder, None before the first."""
         return max(self._checkpoints(), default=None)
 
+    def good_checkpoint(self, on_note: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint that is what was written, None before the first; refuses as `newest_whole` does."""
+        return newest_whole(self._checkpoints(), on_note)
+
     def save_checkpoint(
         self, step: int, *, numbers: Mapping[str, Any], arrays: Arrays, tensors: Any, keep: int
     ) -> None:
@@ -140,6 +156,7 @@ class RunFolder:
             save_file(arrays, folder / "arrays.safetensors")
             save_tensors(tensors, folder / "tensors.safetensors")
             write_json(folder / "state.json", {"schema": "xdoge.checkpoint/1", "step": step, **numbers})
+            seal(folder)
         for old in self._checkpoints()[:-keep]:
             shutil.rmtree(old)
 
@@ -185,16 +202,27 @@ class RunFolder:
             **{name: values.ravel() for name, values in history.items()},
         }
         with replacing(self.trajectory) as file:
-            pq.write_table(pa.table(columns), file)
+            pq.write_table(pa.table(columns), file, write_page_checksum=True)
 
     def read_trajectory(self, step: int, columns: tuple[str, ...], k: int) -> dict[str, list[NDArray[np.float64]]]:
-        """Read the first `step` steps of trajectory.parquet back into lists of (k,) arrays."""
+        """Read the first `step` steps of trajectory.parquet back into lists of (k,) arrays.
+
+        Raises:
+            XDogeError: it is not what was written.
+        """
         if step == 0:
             return {name: [] for name in columns}
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        table = pq.read_table(self.trajectory, columns=list(columns)).slice(0, step * k)
-        return {name: list(table[name].to_numpy().reshape(step, k)) for name in columns}
+        try:
+            table = pq.read_table(self.trajectory, columns=list(columns), page_checksum_verification=True)
+            return {name: list(table[name].to_numpy()[: step * k].reshape(step, k)) for name in columns}
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise XDogeError(
+                f"{self.trajectory} is damaged, and what it held of the first {step:,} steps lies nowhere else. Put "
+                f"back a copy, or remove {self.checkpoints} and --resume from the first step."
+            ) from error
 
     def write_gram(self, table: pa.Table) -> None:
         """Write gram.parquet."""
@@ -220,6 +248,63 @@ def saving_tensors(path: Path) -> Iterator[Path]:
             raise
 
 
+def seal(folder: Path) -> None:
+    """Write the checksums of a checkpoint's files, which are on the disk by then; this makes it whole."""
+    lines = []
+    for file in _contents(folder):
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+        lines.append(f"{sha256_file(file)}  {file.relative_to(folder)}\n")
+    write_text(folder / SUMS, "".join(lines))
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with a sealed checkpoint, None where every file is what was written."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        for file in _contents(folder):
+            if (name := str(file.relative_to(folder))) not in sums:
+                return f"{name} is not in {SUMS}"
+        for name, expected in sums.items():
+            if sha256_file(folder / name) != expected:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).relative_to(folder)} is missing"
+    except (OSError, ValueError) as error:
+        return f"{SUMS} or a file that it names cannot be read: {error}"
+    return None
+
+
+def newest_whole(checkpoints: Sequence[Path], on_note: Callable[[str], None]) -> Path | None:
+    """Return the newest of some sealed checkpoints, oldest first, that is undamaged; say so and remove those after it.
+
+    Raises:
+        XDogeError: there are checkpoints, and all are damaged.
+    """
+    damaged: dict[Path, str] = {}
+    for folder in reversed(checkpoints):
+        if what := damage(folder):
+            damaged[folder] = what
+            continue
+        for later, what in damaged.items():
+            on_note(f"{later} is damaged, {what}; going back to the checkpoint before it")
+            shutil.rmtree(later)
+        return folder
+    if damaged:
+        raise XDogeError(
+            f"every checkpoint is damaged: {'; '.join(f'{folder}: {what}' for folder, what in damaged.items())}. Put "
+            f"back a copy of one, or remove {checkpoints[0].parent} and --resume from the first step."
+        )
+    return None
+
+
+def _contents(folder: Path) -> list[Path]:
+    """Return the files that a checkpoint is made of."""
+    shown = (path for path in folder.rglob("*") if not path.name.startswith("."))
+    return sorted(path for path in shown if path.is_file() and path.name != SUMS)
+
+
 def _harmless(path: Path) -> bool:
     """Whether a new run may start beside this: the store made for it, or what a kill left half-written."""
     return path.name in ("store", ".lock") or (path.name.startswith(".") and path.name.endswith(".tmp"))
@@ -243,5 +328,6 @@ def versions() -> dict[str, str]:
         **{name: importlib.metadata.version(name) for name in _LIBRARIES},
         "machine": platform.machine(),
         "threads": str(torch.get_num_threads()),
+        "processes": os.environ.get("WORLD_SIZE", "1"),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }

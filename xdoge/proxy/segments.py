@@ -99,32 +99,62 @@ class Layout:
 
 @dataclass(frozen=True)
 class Segments:
-    """The segments of a batch and the order its rows are run in.
+    """The segments of a process's rows and the order these are run in.
 
-    Sources are ordered by their number of rows, so that segments of equal length are neighbours; first the first
-    halves of all sources, then the second halves of those that have two rows. Segment i of the first halves and
-    segment i of the second are then the same source's.
+    First come the first halves of the sources that lie here whole, then the segments of those that other processes
+    have rows of too, then the second halves of the whole ones that have two rows. Segment i of the first halves and
+    segment i of the second are the same source's. Within each, segments of equal length are neighbours.
+
+    A segment's *slot* is the number of its source, plus k for a second half: the same on all processes.
     """
 
-    sources: np.ndarray  # (s,) source of each segment
+    slots: np.ndarray  # (s,) below 2k
     n_rows: np.ndarray  # (s,) rows of each segment
-    order: np.ndarray  # (B,) rows of the batch in the order of the segments
-    n_pairs: int  # sources split in two halves
+    order: np.ndarray  # (B,) this process's rows in the order of the segments
+    n_pairs: int  # whole sources cut in two halves
+    shared: slice  # the segments of sources that lie on several processes
 
     @classmethod
-    def of(cls, counts: Sequence[int], *, halves: bool) -> Segments:
-        """Cut sources with `counts` rows each into halves, or leave them whole."""
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        present = sorted((j for j, n in enumerate(counts) if n), key=lambda j: -counts[j])
-        cuts = {j: starts[j] + (-(-counts[j] // 2) if halves else counts[j]) for j in present}
-        first = [(j, starts[j], cuts[j]) for j in present]
-        second = [(j, cuts[j], starts[j + 1]) for j in present if cuts[j] < starts[j + 1]]
-        segments = first + second
+    def of(
+        cls,
+        counts: Sequence[int],
+        *,
+        halves: bool,
+        own: Sequence[int] | None = None,
+        before: Sequence[int] | None = None,
+        shared: Sequence[bool] | None = None,
+    ) -> Segments:
+        """Cut sources into halves, or leave them whole.
+
+        Args:
+            counts: (k,) rows of each source on all processes.
+            halves: whether to cut those with two rows or more.
+            own: (k,) those of this process; all of them where it is alone.
+            before: (k,) those of the processes before this one.
+            shared: (k,) whose segments stand in the middle.
+        """
+        k = len(counts)
+        own, before, shared = own or counts, before or [0] * k, shared or [False] * k
+        starts = np.concatenate([[0], np.cumsum(own)]).tolist()
+        first, middle, second = [], [], []
+        for j in sorted((j for j in range(k) if own[j]), key=lambda j: -own[j]):
+            start, stop = starts[j], starts[j + 1]
+            half = -(-counts[j] // 2) if halves else counts[j]
+            cut = start + min(max(half - before[j], 0), own[j])
+            if shared[j]:
+                middle += [part for part in ((j, start, cut), (k + j, cut, stop)) if part[1] < part[2]]
+                continue
+            first.append((j, start, cut))
+            if cut < stop:
+                second.append((k + j, cut, stop))
+        middle.sort(key=lambda part: part[1] - part[2])
+        segments = first + middle + second
         return cls(
-            sources=np.array([j for j, _, _ in segments], dtype=np.int64),
+            slots=np.array([slot for slot, _, _ in segments], dtype=np.int64),
             n_rows=np.array([stop - start for _, start, stop in segments], dtype=np.int64),
             order=np.concatenate([np.arange(start, stop) for _, start, stop in segments]),
             n_pairs=len(second),
+            shared=slice(len(first), len(first) + len(middle)),
         )
 
     def layout(self, first_row: int, end_row: int, n_tokens: int) -> Layout:

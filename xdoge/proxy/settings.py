@@ -55,6 +55,7 @@ class FitSettings(Config):
     clip: float = Field(1.0, gt=0, description="largest norm of the proxy's gradient")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    timeout: float = Field(600, gt=0, description="seconds in which one of several processes must answer the others")
     activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
 
     eval_every: int = Field(gt=0, description="steps between validation losses [a tenth of the steps]")

@@ -6,6 +6,7 @@ proxy along Σ α_i g_i and moves α. `fit` is the whole of it; what it reads an
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import shutil
@@ -20,12 +21,21 @@ import torch
 
 import xdoge
 from xdoge.corpus.store import TokenStore
-from xdoge.errors import Interrupted, NonFiniteLossError
+from xdoge.errors import Interrupted, NonFiniteLossError, XDogeError
 from xdoge.mixtures.weights import WeightSet
+from xdoge.processes import Processes
 from xdoge.proxy import reweight, transfer
 from xdoge.proxy.batches import Counts, draw, gradient_weights, sequence_counts
-from xdoge.proxy.descent import autocasting, learning_rate_ratio, make_optimiser, pick_autocast, pick_device
+from xdoge.proxy.descent import (
+    autocasting,
+    check_launch,
+    learning_rate_ratio,
+    make_optimiser,
+    pick_autocast,
+    pick_device,
+)
 from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
+from xdoge.proxy.placement import place
 from xdoge.proxy.recipes import Recipe, load_recipe
 from xdoge.proxy.run import Arrays, RunFolder, saving_tensors
 from xdoge.proxy.settings import FitSettings
@@ -64,6 +74,8 @@ def fit(
     """Learn one weight per source of `store` and return them, written to `out`/weights.json.
 
     Killed at any moment and resumed, it ends with the same numbers: to the bit on one CPU with the same versions.
+    Under torchrun or `accelerate launch` every process calls it and returns the same; each runs its part of every
+    batch, and the first writes and reports. How many there are changes the numbers by rounding only.
 
     Args:
         store: the tokens.
@@ -76,38 +88,50 @@ def fit(
     Raises:
         XDogeError: the folder is taken, or a setting differs from the run's that is resumed.
         NonFiniteLossError: training diverged.
+        LostProcessError: another process died.
         Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
     """
     run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
     config = resolved_config(store, settings, recipe)
+    processes = Processes.join(cpu=settings.device == "cpu", timeout=settings.timeout)
+    first = processes.first
+    if not first:
+        on_step = on_note = _ignore
+    check_launch(processes, settings)
     if resume:
-        for change in run.check(config):
+        for change in run.check(config) if first else ():
             on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
         if run.weights.exists():
             on_note(f"{run.path} is finished already.")
             return WeightSet.load(run.weights)
-    else:
+    elif first:
         run.refuse_taken()
     for line in settings.notes(store):
         on_note(f"note: {line}")
-    fitting = _Fit(store, settings, recipe, run)
-    with run.claimed():
-        if resume:
-            on_note(f"resuming after step {fitting.rewind()} of {settings.steps}")
-        else:
+    fitting = _Fit(store, settings, recipe, run, processes)
+    with processes.together(), run.claimed() if first else contextlib.nullcontext(), stop_requests() as stop:
+        if first and not resume:
             run.start(config)
-        with stop_requests() as stop:
-            fitting.train(OnePass(fitting.model, len(store.sources)), stop, on_step)
+        if resume:
+            on_note(f"resuming after step {fitting.rewind(on_note)} of {settings.steps}")
+        fitting.train(OnePass(fitting.model, len(store.sources), processes=processes), stop, on_step)
         return fitting.finish()
 
 
-class _Fit:
-    """The proxy, its optimiser and the state of one fit, and what a step does to them."""
+def _ignore(_: object) -> None:
+    """Say nothing: another process does."""
 
-    def __init__(self, store: TokenStore, settings: FitSettings, recipe: Recipe, run: RunFolder) -> None:
+
+class _Fit:
+    """The proxy, its optimiser and the state of one fit, and what a step does to them: the same on every process."""
+
+    def __init__(
+        self, store: TokenStore, settings: FitSettings, recipe: Recipe, run: RunFolder, processes: Processes
+    ) -> None:
         self.store, self.settings, self.recipe, self.run = store, settings, recipe, run
+        self.processes = processes
         self.rule = settings.rule(store.languages)
-        self.device = pick_device(settings.device)
+        self.device = pick_device(settings.device if processes.count == 1 else processes.device)
         self.autocast = pick_autocast(settings.precision, self.device)
         model = recipe.build(vocab_size=store.vocab_size, seed=settings.seed)
         if settings.activation_checkpointing:
@@ -135,21 +159,25 @@ class _Fit:
         for step in range(self.state.step + 1, settings.steps + 1):
             weights, read = self.state.weights.now, self.state.read
             counts = sequence_counts(weights, trained=self.rule.trained, settings=settings, step=step)
-            rows = torch.from_numpy(draw(self.store, read, counts, settings=settings))
+            placement, rank = place(counts, self.processes.count), self.processes.rank
+            own = placement.rows[rank]
+            rows = torch.from_numpy(draw(self.store, read + placement.before(rank), own, settings=settings))
             products = engine.backward(
-                SourceBatch(input_ids=rows.to(self.device), counts=tuple(counts.tolist())),
+                SourceBatch(input_ids=rows.to(self.device), counts=tuple(own.tolist())),
                 weights=gradient_weights(weights, counts, settings=settings),
                 targets=self.rule.targets,
                 gram=settings.gram_every > 0 and step % settings.gram_every == 0,
                 microbatches=settings.microbatches,
                 autocast=self.autocast,
+                placement=placement,
             )
             self.refuse_non_finite(step, "loss", products.losses, counts)
             self.refuse_non_finite(step, "gradient norm", products.square_norms, counts)
-            if (step - 1) % settings.checkpoint_every == 0 or stop:
+            signal = self.processes.largest(stop[0] if stop else 0)  # which may have come to some of them only
+            if (step - 1) % settings.checkpoint_every == 0 or signal:
                 self.save()
-            if stop:
-                raise Interrupted(stop[0], f"stopped after step {step - 1} of {settings.steps}; --resume continues")
+            if signal:
+                raise Interrupted(signal, f"stopped after step {step - 1} of {settings.steps}; --resume continues")
             ratio = learning_rate_ratio(step, settings)
             grad_norm = self.descend(ratio)
             scores = self.reweight(step, products, counts, ratio)
@@ -158,7 +186,8 @@ class _Fit:
                 row["validation"] = self.evaluate()
             self.seconds = time.perf_counter() - began
             row["seconds"] = round(self.seconds, 3)
-            self.run.log(row)
+            if self.processes.first:
+                self.run.log(row)
             on_step(row)
         self.save()
 
@@ -213,7 +242,14 @@ class _Fit:
         settings = self.settings
         self.model.eval()
         losses = validation_losses(
-            self.nats, self.store, settings.sequence_length, most=settings.eval_sequences, rows=EVAL_ROWS
+            self.nats,
+            self.store,
+            settings.sequence_length,
+            most=settings.eval_sequences,
+            rows=EVAL_ROWS,
+            rank=self.processes.rank,
+            world_size=self.processes.count,
+            gather=self.processes.gather,
         )
         self.model.train()
         ones = [1] * len(losses)
@@ -240,6 +276,10 @@ class _Fit:
     def save(self) -> None:
         """Write the trajectory, then a checkpoint, each whole, unless they lie there already."""
         if self.state.step == self.saved:
+            return
+        self.saved = self.state.step
+        self.refuse_drift()
+        if not self.processes.first:
             return
         weights = self.state.weights
         history = {name: np.array(values) for name, values in self.history.items()}
@@ -269,16 +309,30 @@ class _Fit:
             tensors=model | optimiser,
             keep=self.settings.keep_checkpoints,
         )
-        self.saved = self.state.step
 
-    def rewind(self) -> int:
-        """Go back to the newest checkpoint, or to the start where there is none; return its step."""
-        folder = self.run.latest_checkpoint()
+    def refuse_drift(self) -> None:
+        """Stop if the processes' proxies are no longer the same one."""
+        with torch.no_grad():
+            total = math.fsum(float(parameter.double().sum()) for parameter in self.model.parameters())
+        bits = int(np.float64(total).view(np.int64))
+        if self.processes.largest(bits) != -self.processes.largest(-bits):
+            raise XDogeError(
+                f"after step {self.state.step} the processes hold different proxies, which is a fault of this machine "
+                "or of ours; --resume continues from the last checkpoint."
+            )
+
+    def rewind(self, on_note: Callable[[str], None]) -> int:
+        """Go back to the newest checkpoint that is whole, or to the start where there is none; return its step."""
+        first = self.processes.first
+        folder = self.processes.share(self.run.good_checkpoint(on_note) if first else None)
         if folder is not None:
+            if not folder.is_dir():
+                raise XDogeError(f"process {self.processes.rank} finds no {folder}; all must see the same run folder.")
             numbers, arrays, tensors = self.run.load_checkpoint(folder)
             self.load(numbers, arrays, tensors)
         self.history = self.run.read_trajectory(self.state.step, COLUMNS, len(self.store.sources))
-        self.run.rewind_metrics(self.state.step)
+        if first:
+            self.run.rewind_metrics(self.state.step)
         return self.state.step
 
     def load(self, numbers: Mapping[str, Any], arrays: Arrays, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -310,12 +364,6 @@ class _Fit:
     def finish(self) -> WeightSet:
         """Write the proxy, the averaged Gram matrix and, last, the weights."""
         store, settings, run = self.store, self.settings, self.run
-        if self.state.transfer.counts.any():
-            run.write_gram(self.state.transfer.to_table(store.sources, steps=settings.steps))
-        shutil.rmtree(run.proxy, ignore_errors=True)
-        with saving_tensors(run.proxy) as folder:
-            self.model.save_pretrained(folder)
-            store.tokenizer().export(folder)
         recipe = self.recipe
         weights = WeightSet(
             name=f"{store.name}-{recipe.name}-seed{settings.seed}",
@@ -332,7 +380,14 @@ class _Fit:
             xdoge_version=xdoge.__version__,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-        weights.save(run.weights)
+        if self.processes.first:
+            if self.state.transfer.counts.any():
+                run.write_gram(self.state.transfer.to_table(store.sources, steps=settings.steps))
+            shutil.rmtree(run.proxy, ignore_errors=True)
+            with saving_tensors(run.proxy) as folder:
+                self.model.save_pretrained(folder)
+                store.tokenizer().export(folder)
+            weights.save(run.weights)
         return weights
 
 

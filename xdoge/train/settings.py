@@ -139,10 +139,6 @@ class TrainSettings(Config):
         return settings
 
 
-class MemoryFullError(XDogeError):
-    """A device has too little memory; of several processes, perhaps only this one's."""
-
-
 @dataclass(frozen=True)
 class Layout:
     """How the global batch is spread: per_device × processes × accumulation sequences."""

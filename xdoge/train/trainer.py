@@ -31,7 +31,7 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from xdoge.corpus.dataset import MixtureDataset
 from xdoge.corpus.store import TokenStore
-from xdoge.errors import Interrupted, XDogeError
+from xdoge.errors import Interrupted, MemoryFullError, XDogeError
 from xdoge.files import read_json, sha256_json, write_json
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.sampler import MixtureSampler
@@ -40,7 +40,7 @@ from xdoge.proxy.run import RunFolder
 from xdoge.proxy.validation import by_language, sequence_nats, validation_losses
 from xdoge.signals import stop_requests
 from xdoge.train.record import SCHEMA, Record, Row, latest_checkpoint, step_of
-from xdoge.train.settings import ELASTIC, Layout, MemoryFullError, TrainSettings, check_mixture
+from xdoge.train.settings import ELASTIC, Layout, TrainSettings, check_mixture
 from xdoge.train.start import Start, check_documents, freeze, layers_trained
 
 

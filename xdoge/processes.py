@@ -1,0 +1,167 @@
+"""The processes that share one job: how many they are, which of them this is, and how their numbers come together."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xdoge.errors import Interrupted, LostProcessError, MissingExtraError
+
+if TYPE_CHECKING:
+    import torch
+
+ROLL_CALL = 5.0
+"""Seconds that a process which lost another waits for the rest to say that they are there."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that torchrun or `accelerate launch` started, or the only one, and the device of this one."""
+
+    rank: int
+    count: int
+    device: str
+
+    @classmethod
+    def join(cls, *, cpu: bool, timeout: float | None = None) -> Self:
+        """Return where this process stands among them; accelerate is asked only if there are others.
+
+        Args:
+            cpu: use the CPU where there is a GPU.
+            timeout: seconds after which a process that does not answer is lost; None leaves it to torch.
+        """
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingExtraError("torch", "proxy") from error
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls(0, 1, "cuda" if torch.cuda.is_available() and not cpu else "cpu")
+        from accelerate import PartialState  # type: ignore[import-untyped]
+
+        options = {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
+        state = PartialState(cpu=cpu or not torch.cuda.is_available(), **options)
+        return cls(state.process_index, state.num_processes, str(state.device))
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and reports."""
+        return self.rank == 0
+
+    def leave(self) -> None:
+        """End the group of processes; without that some of them abort at exit."""
+        if self.count > 1:
+            import torch
+
+            torch.distributed.destroy_process_group()
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Leave at the end, but not after an error: the others may be waiting in the middle of something."""
+        try:
+            yield
+        except Interrupted:
+            self.leave()
+            raise
+        self.leave()
+
+    def precision(self) -> str:
+        """Return bfloat16 where the GPU has it."""
+        import torch
+
+        return "bfloat16" if self.device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the sum over processes, in each of them."""
+        if self.count == 1:
+            return values
+        import torch
+
+        summed = torch.from_numpy(values).to(self.device)
+        self.finish(self.begin_sum(summed))
+        return np.asarray(summed.cpu().numpy())
+
+    def begin_sum(self, tensor: torch.Tensor, *, largest: bool = False) -> Any:
+        """Begin to put the sum over processes (or the largest of theirs) in the tensor's place; see `finish`.
+
+        Every process begins the same sums in the same order.
+        """
+        import torch
+
+        op = torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.SUM
+        with self._answering():
+            return torch.distributed.all_reduce(tensor, op=op, async_op=True)
+
+    def finish(self, work: Any) -> None:
+        """Wait until what was begun is there.
+
+        Raises:
+            LostProcessError: a process died or does not answer in time.
+        """
+        with self._answering():
+            work.wait()
+
+    def largest(self, value: int) -> int:
+        """Return the largest of the processes' values, in each of them."""
+        if self.count == 1:
+            return value
+        import torch
+
+        tensor = torch.tensor([value], device=self.device)
+        self.finish(self.begin_sum(tensor, largest=True))
+        return int(tensor.item())
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the processes' tensors of one shape behind each other, in the order of their ranks."""
+        if self.count == 1:
+            return tensor
+        import torch
+
+        parts = [torch.empty_like(tensor) for _ in range(self.count)]
+        with self._answering():
+            torch.distributed.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def share(self, value: Any) -> Any:
+        """Return the first process's value, in each of them."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
+
+        with self._answering():
+            return broadcast_object_list([value])[0]
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Say which process is gone, where torch says that a connection is closed or that time is out."""
+        try:
+            yield
+        except RuntimeError as error:
+            lost = ", ".join(map(str, self._missing())) or "unknown"
+            raise LostProcessError(
+                f"process {lost} of {self.count} (numbered from 0) died or no longer answers, so process {self.rank} "
+                "stops. Its own messages say why; what was saved is kept, so start again, with --resume where there is one."
+            ) from error
+
+    def _missing(self) -> list[int]:
+        """Return who does not say, through the store that all connected to, that it lost somebody as well."""
+        import torch
+
+        try:
+            store = torch.distributed.distributed_c10d._get_default_store()
+            store.set(f"xdoge/{self.rank}", "here")
+            until = time.monotonic() + ROLL_CALL
+            missing = [rank for rank in range(self.count) if rank != self.rank]
+            while missing and time.monotonic() < until:
+                missing = [rank for rank in missing if not store.check([f"xdoge/{rank}"])]
+                time.sleep(0.05)
+        except RuntimeError:
+            return [0]  # the store lived in the first process, or in the launcher that ended with it
+        return missing
