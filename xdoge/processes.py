@@ -147,7 +147,7 @@ class Processes:
             lost = ", ".join(map(str, self._missing())) or "unknown"
             raise LostProcessError(
                 f"process {lost} of {self.count} (numbered from 0) died or no longer answers, so process {self.rank} "
-                "stops. Its own messages say why; what was saved is kept, so start again, with --resume where there is one."
+                "stops. Its own messages say why. What was saved is kept: start again, with --resume if there is one."
             ) from error
 
     def _missing(self) -> list[int]:
