@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from dataclasses import fields
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import ranks
@@ -32,8 +32,7 @@ CASES += [case | {"dtype": torch.float32} for case in CASES[::4]]
 
 def spawn(count: int, cases: list[dict[str, Any]], folder: Any) -> list[list[tuple[SourceProducts, torch.Tensor]]]:
     """Return what each process found in each case."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ranks"])
+    context = forked.context()
     started = [context.Process(target=ranks.work, args=(rank, count, cases, str(folder))) for rank in range(count)]
     for process in started:
         process.start()
