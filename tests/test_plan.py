@@ -176,7 +176,7 @@ def test_a_round_trip_loses_nothing(tmp_path):
         ({"seed": "x"}, "seed is 'x', which it cannot be"),
         ({"level": "both"}, "level is 'both'; it must be languages or sources"),
         ({"max_epochs": "4"}, "max_epochs is '4'; it must be a number"),
-        ({"name": 5}, "name is 5, which it cannot be"),
+        ({"name": 5}, "name is 5; it must be text on one line"),
         ({"surprise": 1}, "is not a mixture"),
     ],
 )

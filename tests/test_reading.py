@@ -141,14 +141,26 @@ def test_a_json_file_is_never_held_whole(tmp_path: Path, layout: str) -> None:
     assert count == len(texts)
 
 
+def test_a_text_is_checked_in_pieces_much_smaller_than_a_block(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("día 😀 " * 400_000 + "\n", encoding="utf-8")
+    assert path.stat().st_size > 6 * BLOCK_BYTES
+    tracemalloc.start()
+    try:
+        assert scan(path, "text", name="a").rows == 1
+        assert tracemalloc.get_traced_memory()[1] < BLOCK_BYTES  # its SHA-256 takes half of that
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_bad_value_ends_the_reading_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"}, {"text" "b"}' + ', {"text": "c"}' * 500_000 + "]")
     read_so_far = []
     chunks = reading._chunks
 
-    def counted(stream: pa.NativeFile) -> Iterator[bytes]:
-        for chunk in chunks(stream):
+    def counted(stream: pa.NativeFile, n_bytes: int) -> Iterator[bytes]:
+        for chunk in chunks(stream, n_bytes):
             read_so_far.append(len(chunk))
             yield chunk
 
@@ -173,7 +185,7 @@ def test_json_may_be_cut_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_invalid_byte_is_found_where_chunks_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "BLOCK_BYTES", 4)
+    monkeypatch.setattr(reading, "SCAN_BYTES", 4)
     for name, data, message in (
         ("a.txt", b"a\nb\nc\xc3x\n", "line 3 is not UTF-8 .byte 0xc3: invalid continuation byte"),
         ("b.txt", b"a\n\n\nb\n\xe2\x82", "line 5 is not UTF-8 .byte 0xe2: unexpected end of data"),

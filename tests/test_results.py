@@ -21,7 +21,9 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 def test_a_table_survives_the_round_trip_exactly(tmp_path_factory, value, stderr, n):
     path = tmp_path_factory.mktemp("results") / "results.json"
     row = replace(ROW, value=value, stderr=stderr, n=n)
-    table = Results.of([row, replace(ROW, language="eu")], settings={"perplexity": {"window": 128}})
+    table = Results.of(
+        [row, replace(ROW, language="eu")], settings={"perplexity": {"125m": {"tokenizer": "ab", "window": 128}}}
+    )
     table.save(path)
     assert Results.load(path) == table
     assert json.loads(path.read_text())["rows"][0] == asdict(row)

@@ -100,6 +100,22 @@ def test_a_hugging_face_tokenizer_gives_the_ids_of_auto_tokenizer(hugging_face: 
     assert again(documents)["input_ids"] == theirs(documents)["input_ids"]
 
 
+def test_decoding_gives_the_text_without_special_tokens(model: bytes, hugging_face: Path, tmp_path: Path) -> None:
+    from transformers import ByT5Tokenizer
+
+    ByT5Tokenizer().save_pretrained(tmp_path / "bytes")
+    tokenizer_of(hugging_face).save(tmp_path / "saved")
+    documents = [*(text.replace("\n", " ") for text in texts(3, 5)), "日本語 , don 't", ""]
+    for one, first in (
+        (sentencepiece_model(model, where="here"), 1),
+        (tokenizer_of(hugging_face), 0),
+        (Tokenizer.load(tmp_path / "saved"), 0),
+        (tokenizer_of(tmp_path / "bytes"), 0),
+    ):
+        tokens = [[first, *one.encode([document])[0].tolist()] for document in documents]
+        assert one.decode(tokens) == documents
+
+
 def test_special_tokens_in_the_text_follow_the_tokenizers_own_setting(hugging_face: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -142,6 +158,7 @@ def test_large_vocabularies_take_four_bytes() -> None:
         return Tokenizer(
             "huggingface",
             encoder=lambda texts: [[vocab_size - 1] for _ in texts],
+            decoder=lambda documents: ["" for _ in documents],
             vocab_size=vocab_size,
             end_of_document=1,
             fingerprint="",
@@ -184,7 +201,7 @@ def test_a_signal_while_a_tokenizer_is_loaded_is_no_fault_of_it(
 ) -> None:
     import transformers
 
-    def stop(name: str) -> None:
+    def stop(name: str, **_: object) -> None:
         raise Interrupted(15, "terminated")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", stop)

@@ -466,13 +466,13 @@ def test_a_model_that_does_not_fit_the_store_is_refused(mixture, store, finished
 
 
 def test_a_misspelt_recipe_is_told_its_name_without_asking_the_hub(monkeypatch):
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name: pytest.fail("asked the Hub"))
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name, **_: pytest.fail("asked the Hub"))
     with pytest.raises(XDogeError, match=r"^model '125' is no recipe \(1m, .*\), no folder; did you mean 125m\?$"):
         Start.find("125")
 
 
 def test_no_address_of_the_hub_s_words_is_cut(monkeypatch):
-    def fail(name):
+    def fail(name, **_):
         raise OSError(f"{name} is not a local folder. See " + "it or " * 28 + "https://huggingface.co/models for more")
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)

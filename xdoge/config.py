@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from xdoge.errors import XDogeError
+from xdoge.names import CONTROLS, shown
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -23,19 +24,25 @@ def parse_count(value: object) -> int:
         ValueError: not of that form, or not a whole number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{value!r} is not a count; write a number such as 250000, 500M or 2B")
+        raise ValueError(f"{shown(value)} is not a count; write a number such as 250000, 500M or 2B")
     match = re.fullmatch(r"(\d[\d_,]*)(?:\.(\d+))?\s*([KMBT]?)", str(value).strip(), flags=re.IGNORECASE)
     if match is None:
-        raise ValueError(f"{value!r} is not a count; write a number such as 250000, 500M or 2B")
+        raise ValueError(f"{shown(value)} is not a count; write a number such as 250000, 500M or 2B")
     whole, fraction, unit = match[1].replace(",", "").replace("_", ""), match[2] or "", match[3].upper()
     scaled, rest = divmod(int(whole + fraction) * _UNITS[unit], int(10 ** len(fraction)))
     if rest:
-        raise ValueError(f"{value!r} is not a whole number")
+        raise ValueError(f"{shown(value)} is not a whole number")
+    if scaled >= 1 << 63:
+        raise ValueError(f"{shown(value)} is too large; a count is below 2^63")
     return scaled
 
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 """A whole number that may be written with K, M, B or T."""
+
+
+_LONGEST_NUMBER = 40
+"""Digits: more than any setting has, and less than Python refuses to print."""
 
 
 class Config(BaseModel):
@@ -86,7 +93,7 @@ def explain(error: ValidationError, *, where: str, known: Iterable[str] = ()) ->
     )
     first, *more = found
     key = ".".join(part for part in map(str, first["loc"]) if re.fullmatch(r"[\w/.-]+", part))  # no tags of unions
-    got = "" if first["type"] in ("missing", "extra_forbidden") or "ctx" in first else f" (got {first['input']!r})"
+    got = "" if first["type"] in ("missing", "extra_forbidden") or "ctx" in first else f" (got {shown(first['input'])})"
     messages = {"extra_forbidden": "is not a known key", "missing": "is missing"}
     message = messages.get(first["type"], first["msg"].removeprefix("Value error, "))
     message = message[0].lower() + message[1:] if message[:2].istitle() else message
@@ -99,7 +106,15 @@ def explain(error: ValidationError, *, where: str, known: Iterable[str] = ()) ->
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and a key that YAML turned into something else."""
+    """SafeLoader that refuses a key given twice, a key that YAML turned into something else, and control characters."""
+
+    def construct_scalar(self, node: Any) -> Any:
+        line = node.start_mark.line + 1
+        if found := CONTROLS.search(re.sub("[\t\n]", "", node.value)):
+            raise XDogeError(f"line {line}: {found[0]!a} is a control character, which no value may hold.")
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _LONGEST_NUMBER:
+            raise XDogeError(f"line {line}: a number has at most {_LONGEST_NUMBER} digits.")
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -112,11 +127,15 @@ class _StrictLoader(yaml.SafeLoader):
                     f'write "{key_node.value}" in quotes.'
                 )
             if not isinstance(key, str):
-                raise XDogeError(f"line {line}: the key {key!r} is not text; put it in quotes.")
+                raise XDogeError(f"line {line}: the key {shown(key)} is not text; put it in quotes.")
             if key in seen:
-                raise XDogeError(f"line {line}: {key!r} is given twice.")
+                raise XDogeError(f"line {line}: {shown(key)} is given twice.")
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
+
+
+_PYYAML = (ArithmeticError, LookupError, AttributeError, TypeError)
+"""What PyYAML itself trips with over `!!timestamp x`, `!!int ""` and the like."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -136,7 +155,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise XDogeError(f"{path} cannot be read: {error.strerror}.") from error
     except XDogeError as error:
         raise XDogeError(f"{path}: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, *_PYYAML) as error:
         raise XDogeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise XDogeError(f"{path} does not hold a mapping of keys to values.")

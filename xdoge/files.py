@@ -12,12 +12,15 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from xdoge.errors import XDogeError
+from xdoge.names import CONTROLS, shown
 
 
 @contextlib.contextmanager
@@ -47,6 +50,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise XDogeError(f"{folder} is in use by another process; wait for it or stop it.") from error
+        os.register_at_fork(after_in_child=file.close)  # a loader's worker may outlive this process for a while
         yield
 
 
@@ -77,8 +81,10 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         with disk_errors(path):
             temporary.mkdir(parents=True)
             yield temporary
-            for child in temporary.rglob("*"):
-                if child.is_file():
+            for child in (*temporary.rglob("*"), temporary):
+                if child.is_dir():
+                    sync_folder(child)
+                else:
                     with child.open("rb") as file:
                         os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -120,15 +126,19 @@ def read_json(path: Path, *, schema: str | None = None, version: int = 1) -> dic
     """Read a JSON object, and check that its "schema" is `schema`/`version` or older.
 
     Raises:
-        XDogeError: the file is missing, not a JSON object, of another kind, or of a newer schema.
+        XDogeError: the file is missing, not a JSON object, of another kind, or of a newer schema; or it holds what
+            `write_json` would not write: a key twice in one object, NaN, half a character.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object, parse_constant=_constant)
+        _json_text(value).encode("utf-8")
     except FileNotFoundError as error:
         raise XDogeError(f"{path} does not exist.") from error
     except IsADirectoryError as error:
         raise XDogeError(f"{path} is a folder, not a JSON file.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise XDogeError(f"{path} cannot be read: {str(error.strerror).lower()}.") from error
+    except (ValueError, RecursionError) as error:
         raise XDogeError(f"{path} is not JSON: {error}.") from error
     if not isinstance(value, dict):
         raise XDogeError(f"{path} holds a JSON {type(value).__name__}, not an object.")
@@ -137,12 +147,28 @@ def read_json(path: Path, *, schema: str | None = None, version: int = 1) -> dic
     return value
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{shown(twice)} is given twice")
+    if odd := next(filter(CONTROLS.search, value), None):
+        raise ValueError(f"the key {shown(odd)} holds a control character")
+    return value
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
 def check_schema(where: str, found: object, *, schema: str, version: int) -> None:
     """Refuse another kind of file, and a file written by a newer xdoge."""
-    kind, _, number = str(found).partition("/")
-    if kind != schema or not number.isdigit():
-        raise XDogeError(f'{where}: "schema" is {found!r}, not "{schema}/{version}"; this is another kind of file.')
-    if int(number) > version:
+    number = re.fullmatch(f"{schema}/([0-9]{{1,9}})", str(found))
+    if number is None:
+        raise XDogeError(
+            f'{where}: "schema" is {shown(found)}, not "{schema}/{version}"; this is another kind of file.'
+        )
+    if int(number[1]) > version:
         raise XDogeError(
             f"{where}: written with schema {found}, newer than {schema}/{version} of this xdoge; "
             "pip install --upgrade xdoge to read it."

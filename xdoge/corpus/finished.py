@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from xdoge import __version__
 from xdoge.corpus.hub import local_files
 from xdoge.corpus.reading import Input, relative
 from xdoge.corpus.spec import Corpus, Source, naming
-from xdoge.corpus.store import PREPARING, SPLITS
+from xdoge.corpus.store import PREPARING, SCHEMA, SPLITS, TokenStore
 from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.errors import XDogeError
-from xdoge.files import read_json, sha256_file, write_json
+from xdoge.files import read_json, sha256_file, write_json, write_text
 
 MARKER = "xdoge.source"
 SPOOL = ".spool"
@@ -126,6 +127,8 @@ def unchanged(
         file = out / marker[split]["file"]
         if not file.is_file() or file.stat().st_size != marker[split]["size"]:
             return None
+        if not all((out / raw["file"]).is_file() for raw in marker[split].get("raw", ())):
+            return None  # the store was moved away from what it refers to
     with naming(source.field("train")):
         change = _change(source, corpus, tokenizer, marker)
     if change is None:
@@ -163,3 +166,44 @@ def _change(source: Source, corpus: Corpus, tokenizer: Tokenizer | None, marker:
 def _file_changed(entry: Input, folder: Path) -> bool:
     path = folder / entry.path
     return not path.is_file() or (not entry.same_time(folder) and sha256_file(path) != entry.sha256)
+
+
+def finish(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStore:
+    """Write store.json from the markers of all sources, unless it says the same already."""
+    sources, warnings = {}, []
+    for source in corpus.sources:
+        marker = read_json(marker_path(out, source), schema=MARKER)
+        sources[source.name] = {
+            "language": source.language,
+            "family": source.family,
+            "license": source.spec.license,
+            **{key: marker[key] for key in ("inputs", "validation_inputs", *SPLITS)},
+        }
+        if marker["skipped"]:
+            warnings.append(f"{source.name}: {marker['skipped']:,} empty rows left out.")
+        tokens, decoded = (marker["train"].get(key) for key in ("tokens", "decoded"))
+        if decoded is not None and decoded < tokens:
+            warnings.append(f"{source.name}: its bytes are estimated from {decoded:,} of {tokens:,} tokens.")
+        if marker["validation"]["documents"] == 0:
+            warnings.append(f"{source.name}: no document fell to validation; its validation loss cannot be measured.")
+    content = {
+        "schema": f"{SCHEMA}/1",
+        "name": corpus.spec.name,
+        "corpus": {"file": "corpus.yaml", "sha256": sha256_file(corpus.path)},
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_document": tokenizer.end_of_document,
+        },
+        "dtype": tokenizer.dtype.name,
+        "sources": sources,
+        "warnings": warnings,
+        "xdoge_version": __version__,
+    }
+    path = out / "store.json"
+    before = read_json(path) if path.is_file() else {}
+    if {key: value for key, value in before.items() if key != "created"} != content:
+        write_text(out / "corpus.yaml", corpus.path.read_text(encoding="utf-8"))
+        write_json(path, {**content, "created": datetime.now(UTC).isoformat(timespec="seconds")})
+    return TokenStore.open(out)

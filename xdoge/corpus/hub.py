@@ -116,5 +116,5 @@ def _hub_errors(where: str) -> Iterator[None]:
 
     try:
         yield
-    except (DatasetsError, OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (DatasetsError, OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
         raise XDogeError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from error

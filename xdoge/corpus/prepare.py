@@ -15,18 +15,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from xdoge import __version__
 from xdoge.corpus.encoding import Encoded, encode
 from xdoge.corpus.finished import (
     MARKER,
     SPOOL,
     claimed,
+    finish,
     forget,
     marker_path,
     refuse_foreign,
@@ -36,11 +35,13 @@ from xdoge.corpus.finished import (
     unfinished_said,
 )
 from xdoge.corpus.hub import HubData, open_dataset
+from xdoge.corpus.megatron import refer
+from xdoge.corpus.megatron import scan as scan_megatron
 from xdoge.corpus.progress import Event, Progress, silent
 from xdoge.corpus.reading import Block, Input, file_blocks, relative, scan
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.spool import Spool
-from xdoge.corpus.store import SCHEMA, SPLITS, TokenStore
+from xdoge.corpus.store import SPLITS, TokenStore
 from xdoge.corpus.tokenizer import (
     Tokenizer,
     level,
@@ -52,7 +53,7 @@ from xdoge.corpus.tokenizer import (
     train,
 )
 from xdoge.errors import XDogeError
-from xdoge.files import disk_errors, read_json, sha256_file, write_json, write_text
+from xdoge.files import disk_errors, write_json
 
 BLOCKS_PER_WORKER = 4
 """Blocks in flight: enough that no thread waits while another has a long document, few enough to stay small."""
@@ -103,7 +104,7 @@ def prepare(
             tokenizer = _known_tokenizer(loaded, out)
             markers = {source: unchanged(source, loaded, out, tokenizer, refresh) for source in loaded.sources}
             works = [_Work(source, loaded) for source, marker in markers.items() if marker is None]
-            _scan(works, pool, progress)
+            _scan(works, tokenizer, pool, progress)
             with claimed(out), unfinished_said(out):
                 if tokenizer is None:
                     tokenizer = _train(loaded, works, progress)
@@ -112,7 +113,7 @@ def prepare(
                     if marker is not None:
                         progress(Event("skip", source.name))
                 _tokenise(works, tokenizer, out, pool, workers, progress)
-                return _finish(loaded, out, tokenizer)
+                return finish(loaded, out, tokenizer)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -194,6 +195,7 @@ class _Work:
         self.validation_inputs: tuple[Input, ...] = ()
         self.rows: int | None = None
         self.spools: dict[str, Spool] = {}
+        self.tokens = 0
         self.seen = 0
         self.skipped = 0
         self.full = False
@@ -214,7 +216,8 @@ class _Work:
 
     def event(self, kind: Literal["source", "done"]) -> Event:
         """Return how far it is."""
-        return Event(kind, self.source.name, self.seen, self.rows, self.spools["train"].tokens)
+        tokens = self.spools["train"].tokens if self.spools else self.tokens
+        return Event(kind, self.source.name, self.seen, self.rows, tokens)
 
     def take(self, split: str, encoded: Encoded) -> None:
         """Add the documents of one block, up to max_tokens."""
@@ -235,13 +238,17 @@ class _Work:
             self.spools[name].add(tokens, encoded.lengths[chosen], int(encoded.n_bytes[chosen].sum()))
 
 
-def _scan(works: Sequence[_Work], pool: ThreadPoolExecutor, progress: Progress) -> None:
+def _scan(works: Sequence[_Work], tokenizer: Tokenizer | None, pool: ThreadPoolExecutor, progress: Progress) -> None:
     """Look at every input once, in parallel, before anything is written."""
+
+    def submit(file: Path, work: _Work) -> Future[Input]:
+        name = relative(file, work.folder)
+        if tokenizer is not None and work.source.spec.megatron is not None:
+            return pool.submit(scan_megatron, file, tokenizer, name=name)
+        return pool.submit(scan, file, work.source.spec.text, name=name)
+
     jobs = [
-        [
-            [pool.submit(scan, file, work.source.spec.text, name=relative(file, work.folder)) for file in files]
-            for files in (work.source.files, work.source.validation)
-        ]
+        [[submit(file, work) for file in files] for files in (work.source.files, work.source.validation)]
         for work in works
     ]
     total, done = sum(len(files) for job in jobs for files in job), 0
@@ -302,6 +309,9 @@ def _tokenise(
         ThreadPoolExecutor(1, thread_name_prefix="finish") as finisher,
     ):
         for work in works:
+            if work.source.spec.megatron is not None:
+                pending.append((work, "", None))
+                continue
             work.spools = {split: Spool(out / SPOOL / work.source.name, split) for split in SPLITS}
             for spool in work.spools.values():
                 spools.callback(spool.drop)
@@ -318,17 +328,15 @@ def _tokenise(
 
 
 def _finish_source(work: _Work, tokenizer: Tokenizer, out: Path) -> None:
-    source, spools = work.source, work.spools
-    if spools["train"].documents == 0:
-        why = "every document fell to validation" if spools["validation"].documents else "all its rows are empty"
-        raise XDogeError(f"{source.field('train')}: no document to train on: {why}.")
+    source, files = work.source, {split: token_file(work.source, split) for split in SPLITS}
     _refuse_moving(work)
-    forget(out, source)
-    parts = {}
-    for split, spool in spools.items():
-        file = token_file(source, split)
-        parts[split] = {"file": file, **spool.assemble(out / file, tokenizer.dtype)}
-    shutil.rmtree(out / SPOOL / source.name)
+    if source.spec.megatron is None:
+        parts = _assemble(work, files, tokenizer, out)
+    else:
+        entries = zip((*source.files, *source.validation), (*work.inputs, *work.validation_inputs), strict=True)
+        forget(out, source)
+        parts = refer(source, out, inputs=dict(entries), files=files, fraction=work.fraction, decode=tokenizer.decode)
+        work.seen, work.tokens = parts["train"]["documents"], parts["train"]["tokens"]
     marker = {
         "schema": f"{MARKER}/1",
         "source": source.name,
@@ -342,6 +350,19 @@ def _finish_source(work: _Work, tokenizer: Tokenizer, out: Path) -> None:
     write_json(marker_path(out, source), marker)
 
 
+def _assemble(work: _Work, files: dict[str, str], tokenizer: Tokenizer, out: Path) -> dict[str, dict[str, Any]]:
+    spools = work.spools
+    if spools["train"].documents == 0:
+        why = "every document fell to validation" if spools["validation"].documents else "all its rows are empty"
+        raise XDogeError(f"{work.source.field('train')}: no document to train on: {why}.")
+    forget(out, work.source)
+    parts = {
+        split: {"file": file, **spools[split].assemble(out / file, tokenizer.dtype)} for split, file in files.items()
+    }
+    shutil.rmtree(out / SPOOL / work.source.name)
+    return parts
+
+
 def _refuse_moving(work: _Work) -> None:
     """The checksum was taken before the reading; what changed in between would go unnoticed ever after."""
     for split, entries in zip(SPLITS, (work.inputs, work.validation_inputs), strict=True):
@@ -350,41 +371,3 @@ def _refuse_moving(work: _Work) -> None:
                 raise XDogeError(
                     f"{work.source.field(split)}: {entry.path} changed while it was being read; run again."
                 )
-
-
-def _finish(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStore:
-    """Write store.json from the markers of all sources, unless it says the same already."""
-    sources, warnings = {}, []
-    for source in corpus.sources:
-        marker = read_json(marker_path(out, source), schema=MARKER)
-        sources[source.name] = {
-            "language": source.language,
-            "family": source.family,
-            "license": source.spec.license,
-            **{key: marker[key] for key in ("inputs", "validation_inputs", *SPLITS)},
-        }
-        if marker["skipped"]:
-            warnings.append(f"{source.name}: {marker['skipped']:,} empty rows left out.")
-        if marker["validation"]["documents"] == 0:
-            warnings.append(f"{source.name}: no document fell to validation; its validation loss cannot be measured.")
-    content = {
-        "schema": f"{SCHEMA}/1",
-        "name": corpus.spec.name,
-        "corpus": {"file": "corpus.yaml", "sha256": sha256_file(corpus.path)},
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "end_of_document": tokenizer.end_of_document,
-        },
-        "dtype": tokenizer.dtype.name,
-        "sources": sources,
-        "warnings": warnings,
-        "xdoge_version": __version__,
-    }
-    path = out / "store.json"
-    before = read_json(path) if path.is_file() else {}
-    if {key: value for key, value in before.items() if key != "created"} != content:
-        write_text(out / "corpus.yaml", corpus.path.read_text(encoding="utf-8"))
-        write_json(path, {**content, "created": datetime.now(UTC).isoformat(timespec="seconds")})
-    return TokenStore.open(out)

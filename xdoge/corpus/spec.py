@@ -18,18 +18,30 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from xdoge.config import Config, Count
 from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.names import CONTROLS, shown
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
 COMPRESSED = (".gz", ".zst")
 """Compressions of the formats made of text; Parquet and Arrow compress inside."""
+
+LONGEST_PART = 255
+"""Bytes of a file's name, more than which Linux refuses."""
 
 _TEXT_FORMATS = (".jsonl", ".json", ".csv", ".txt")
 
 
 def _check_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
-        raise ValueError(f"{name!r} cannot be a name: it becomes a file name, so use letters, digits, '-', '_' and '.'")
+        raise ValueError(
+            f"{shown(name)} cannot be a name: it becomes a file name, so use letters, digits, '-', '_' and '.'"
+        )
     return name
+
+
+def _check_line(text: str) -> str:
+    if CONTROLS.search(text) or any(len(part.encode()) > LONGEST_PART for part in text.split("/")):
+        raise ValueError(f"{shown(text)} is not one line of names of at most {LONGEST_PART} bytes")
+    return text
 
 
 def _check_patterns(value: object) -> object:
@@ -38,11 +50,13 @@ def _check_patterns(value: object) -> object:
         raise ValueError("must be a path or a list of paths")
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern.strip():
-            raise ValueError(f"{pattern!r} is not a path")
+            raise ValueError(f"{shown(pattern)} is not a path")
+        _check_line(pattern)
     return tuple(patterns)
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
+Line = Annotated[str, AfterValidator(_check_line)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_check_patterns)]
 """One path or several, `*`, `?`, `[...]` and `**` allowed."""
 Positive = Annotated[Count, Field(gt=0)]
@@ -61,7 +75,7 @@ class TrainTokenizer(Config):
     byte_fallback: bool = True
     character_coverage: float = Field(default=0.9998, ge=0.9, le=1.0)
     characters_per_language: Positive = 6_000_000
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -75,8 +89,8 @@ class TrainTokenizer(Config):
 class TokenizerSpec(Config):
     """Where the tokenizer comes from: exactly one of the three."""
 
-    sentencepiece: str | None = None
-    huggingface: str | None = None
+    sentencepiece: Line | None = None
+    huggingface: Line | None = None
     train: TrainTokenizer | None = None
 
     @model_validator(mode="after")
@@ -90,7 +104,10 @@ class TokenizerSpec(Config):
 
 
 class ValidationSpec(Config):
-    """Documents held out by the hash of their text, the same ones in every run and every source."""
+    """Documents held out by the hash of their text, the same ones in every run and every source.
+
+    Of `megatron` sources the last ones of each data set are held out, as Megatron's own --split does.
+    """
 
     fraction: float = Field(default=0.005, ge=0.0, le=0.5)
 
@@ -101,39 +118,48 @@ class SourceSpec(Config):
     Attributes:
         files: paths, relative to the YAML file; their extensions say what they are.
         dataset: name on the Hugging Face Hub, or a local folder laid out like one.
+        megatron: prefixes of Megatron-LM data sets, PREFIX.bin and PREFIX.idx, tokens of the corpus's tokenizer.
         text: the column that holds the document; a line of a .txt file is one document.
         max_tokens: training tokens to take; reading stops after the document that reaches it.
-        validation: files held out instead of a fraction of this source.
+        validation: files held out instead of a fraction of this source; prefixes beside `megatron`.
     """
 
     files: Patterns | None = None
-    dataset: str | None = None
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    data_dir: str | None = None
-    text: str = Field(default="text", min_length=1)
+    dataset: Line | None = None
+    megatron: Patterns | None = None
+    config: Line | None = None
+    split: Line = "train"
+    revision: Line | None = None
+    data_dir: Line | None = None
+    text: Line = Field(default="text", min_length=1)
     max_tokens: Positive | None = None
-    license: str | None = None
+    license: Line | None = None
     validation: Patterns | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.files is None and self.dataset is None:
-            raise ValueError("needs files or dataset")
-        if self.files is not None and self.dataset is not None:
-            raise ValueError("has both files and dataset; a source is one of them")
-        if self.files is not None:
-            for name in ("config", "split", "revision", "data_dir"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} belongs to dataset, and this source has files")
+        kinds = [name for name in ("files", "dataset", "megatron") if getattr(self, name) is not None]
+        if not kinds:
+            raise ValueError("needs files or dataset or megatron")
+        if len(kinds) > 1:
+            raise ValueError(f"has both {' and '.join(kinds)}; a source is one of them")
+        foreign = [] if self.dataset else ["config", "split", "revision", "data_dir"]
+        for name in [*foreign, "text"] if self.megatron else foreign:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                home = "files and dataset" if name == "text" else "dataset"
+                raise ValueError(f"{name} belongs to {home}, and this source has {kinds[0]}")
         return self
+
+    @property
+    def kind(self) -> str:
+        """The key that says where the documents come from: files, dataset or megatron."""
+        return next(name for name in ("files", "dataset", "megatron") if getattr(self, name) is not None)
 
 
 class LanguageSpec(Config):
     """The sources of one language, and the family it is compared within."""
 
-    family: str | None = None
+    family: Line | None = None
     sources: dict[Name, SourceSpec] = Field(min_length=1)
 
 
@@ -145,6 +171,17 @@ class CorpusSpec(Config):
     validation: ValidationSpec = ValidationSpec()
     languages: dict[Name, LanguageSpec] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for language, entry in self.languages.items():
+            for name, source in entry.sources.items():
+                if source.megatron and self.tokenizer.train:
+                    raise ValueError(
+                        f"tokenizer.train does not go with {language}/{name}, whose megatron tokens are of a "
+                        "tokenizer that exists; name that one"
+                    )
+        return self
+
 
 @dataclass(frozen=True)
 class Source:
@@ -153,7 +190,7 @@ class Source:
     Attributes:
         name: `language/source`.
         where: file and key that errors begin with: `corpus.yaml: languages.LANGUAGE.sources.SOURCE`.
-        files: the files to read, sorted within each pattern; empty for a data set.
+        files: the files to read, sorted within each pattern, each .bin before its .idx; empty for a data set.
         validation: files held out; empty when the hash decides.
         dataset: name or, when a folder of that name lies beside the YAML file, its path.
     """
@@ -169,8 +206,7 @@ class Source:
 
     def field(self, split: str) -> str:
         """Return `where` with the key that a split's text comes from."""
-        kind = "files" if self.dataset is None else "dataset"
-        return f"{self.where}.{'validation' if split == 'validation' else kind}"
+        return f"{self.where}.{'validation' if split == 'validation' else self.spec.kind}"
 
 
 @dataclass(frozen=True)
@@ -191,27 +227,32 @@ class Corpus:
         """
         path = Path(path)
         spec = CorpusSpec.load(path)
-        sources = []
+        try:
+            sources = tuple(cls._sources(path, spec))
+            _refuse_twice(path, sources)
+        except OSError as error:
+            raise XDogeError(f"{path}: {error.filename} cannot be read: {str(error.strerror).lower()}.") from error
+        return cls(path=path, spec=spec, sources=sources)
+
+    @staticmethod
+    def _sources(path: Path, spec: CorpusSpec) -> Iterator[Source]:
         for language, entry in spec.languages.items():
             for short, source in entry.sources.items():
                 where = f"{path}: languages.{language}.sources.{short}"
                 dataset = source.dataset
                 if dataset is not None and (path.parent / dataset).is_dir():
                     dataset = str(path.parent / dataset)
-                sources.append(
-                    Source(
-                        name=f"{language}/{short}",
-                        where=where,
-                        language=language,
-                        family=entry.family,
-                        spec=source,
-                        files=_find(source.files or (), path.parent, where=f"{where}.files"),
-                        validation=_find(source.validation or (), path.parent, where=f"{where}.validation"),
-                        dataset=dataset,
-                    )
+                find = _find_text if source.megatron is None else _find_megatron
+                yield Source(
+                    name=f"{language}/{short}",
+                    where=where,
+                    language=language,
+                    family=entry.family,
+                    spec=source,
+                    files=find(source.megatron or source.files or (), path.parent, where=f"{where}.{source.kind}"),
+                    validation=find(source.validation or (), path.parent, where=f"{where}.validation"),
+                    dataset=dataset,
                 )
-        _refuse_twice(path, sources)
-        return cls(path=path, spec=spec, sources=tuple(sources))
 
     @property
     def folder(self) -> Path:
@@ -260,10 +301,25 @@ def _find(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, .
                 raise XDogeError(f"{where}: {pattern!r} matches no file in {folder.resolve()}.")
             kind = "is a folder, not a file" if (folder / pattern).is_dir() else "does not exist"
             raise XDogeError(f"{where}: {folder / pattern} {kind}.")
-        for file in files:
-            with naming(where):
-                text_format(file)
         found.extend(files)
+    return tuple(found)
+
+
+def _find_text(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
+    found = _find(patterns, folder, where=where)
+    for file in found:
+        with naming(where):
+            text_format(file)
+    return found
+
+
+def _find_megatron(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
+    prefixes = [pattern.removesuffix(".bin").removesuffix(".idx") for pattern in patterns]
+    found: list[Path] = []
+    for file in _find([f"{prefix}.bin" for prefix in prefixes], folder, where=where):
+        found += [file, file.with_suffix(".idx")]
+        if not found[-1].is_file():
+            raise XDogeError(f"{where}: {found[-1]} does not exist, and {file.name} cannot be read without it.")
     return tuple(found)
 
 
@@ -273,7 +329,7 @@ def _refuse_twice(path: Path, sources: Iterable[Source]) -> None:
     for source in sources:
         spec = source.spec
         places: list[tuple[Any, str, str]] = [
-            *((file.resolve(), str(file), f"{source.name} files") for file in source.files),
+            *((file.resolve(), str(file), f"{source.name} {spec.kind}") for file in source.files),
             *((file.resolve(), str(file), f"{source.name} validation") for file in source.validation),
         ]
         if source.dataset is not None:

@@ -3,10 +3,15 @@
 A store is a folder: `store.json` says what is in it, and `tokens/<language>/<source>.<split>.arrow` holds one row
 of `input_ids` per document, its end-of-document token included. Each file is one Arrow record batch, so all tokens
 of a source lie one after the other on disk; a sequence is a view into them and costs no copy.
+
+The tokens of a source may also lie outside, in raw files that somebody else wrote, such as Megatron-LM's. Then the
+Arrow file holds `bounds` alone, where documents begin and the last one ends, and store.json names the raw files.
 """
 
 from __future__ import annotations
 
+import stat
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from xdoge.corpus.raw import OUTSIDE, Joined, Raw, Tokens
 from xdoge.errors import XDogeError
 from xdoge.files import read_json, sha256_file
+from xdoge.mixtures.checks import is_count
+from xdoge.names import check_source, check_text, shown
 
 if TYPE_CHECKING:
     from xdoge.corpus.tokenizer import Tokenizer
@@ -27,7 +35,9 @@ PREPARING = "preparing.json"
 """Lies in a store's folder until the store is finished."""
 SPLITS = ("train", "validation")
 Split = Literal["train", "validation"]
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+INSIDE = "delete it and run xdoge prepare again"
+"""What to do about a file that is not what store.json says."""
+_TOKENS = pa.large_list(pa.uint16()), pa.large_list(pa.uint32())
 
 
 class Row(NamedTuple):
@@ -52,6 +62,7 @@ class _Part:
     documents: int
     tokens: int
     n_bytes: int
+    raw: tuple[Raw, ...] | None
 
 
 class TokenStore:
@@ -90,17 +101,25 @@ class TokenStore:
         self.end_of_document = tokenizer["end_of_document"]
         self.tokenizer_fingerprint = tokenizer["fingerprint"]
         self.warnings = tuple(content["warnings"])
-        self._dtype = np.dtype(content["dtype"])
         self._content = content
-        self._mapped: dict[tuple[str, str], tuple[Tokens, npt.NDArray[np.int64]]] = {}
+        self._mapped: dict[tuple[str, str], tuple[Tokens | Joined, npt.NDArray[np.int64]]] = {}
         self._parts: dict[tuple[str, str], _Part] = {}
         grouped: dict[str, list[str]] = {}
         self.families = {}
+        for text in (self.name, self.tokenizer_fingerprint, *self.warnings):
+            check_text("a name or warning", text)
+        _check_counts(self.vocab_size, self.end_of_document)
         for source, entry in content["sources"].items():
-            grouped.setdefault(entry["language"], []).append(source)
-            self.families[entry["language"]] = entry["family"]
+            check_source(source, where="sources")
+            language, family = source.partition("/")[0], entry["family"]
+            check_text(f"the family of {source}", family or "")
+            grouped.setdefault(language, []).append(source)
+            self.families[language] = family
             for split in SPLITS:
                 part = entry[split]
+                if part["file"] != (file := f"tokens/{source}.{split}.arrow"):
+                    raise XDogeError(f"the tokens of {source} are said to lie in {shown(part['file'])}, not in {file}.")
+                _check_counts(part["size"], part["documents"], part["tokens"], part["n_bytes"])
                 self._parts[source, split] = _Part(
                     file=path / part["file"],
                     sha256=part["sha256"],
@@ -108,6 +127,7 @@ class TokenStore:
                     documents=part["documents"],
                     tokens=part["tokens"],
                     n_bytes=part["n_bytes"],
+                    raw=_raw_files(path, part["raw"]) if "raw" in part else None,
                 )
         self.sources = tuple(content["sources"])
         self.languages = {language: tuple(sources) for language, sources in grouped.items()}
@@ -129,17 +149,21 @@ class TokenStore:
         content = read_json(manifest, schema=SCHEMA)
         try:
             store = cls(path, content, sha256=sha256_file(manifest))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise XDogeError(f"{manifest} is damaged: {error!r}. Prepare the store again.") from error
-        for part in store._parts.values():
+        except XDogeError as error:
+            raise XDogeError(f"{manifest}: {error}") from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise XDogeError(f"{manifest} is damaged: {shown(error)}. Prepare the store again.") from error
+        for file, size, _, remedy in store._files():
             try:
-                size = part.file.stat().st_size
+                found = file.stat()
             except OSError as error:
-                raise XDogeError(f"{part.file} is missing from the store; run xdoge prepare again.") from error
-            if size != part.size:
+                raise XDogeError(f"{file} is missing from the store; {remedy}.") from error
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, and a device have no end
+                raise XDogeError(f"{file} is no file, nor a link to one; {remedy}.")
+            if found.st_size != size:
                 raise XDogeError(
-                    f"{part.file} has {size:,} bytes where store.json says {part.size:,}; "
-                    "it was cut or changed: delete it and run xdoge prepare again."
+                    f"{file} has {found.st_size:,} bytes where store.json says {size:,}; "
+                    f"it was cut or changed: {remedy}."
                 )
         return store
 
@@ -173,8 +197,8 @@ class TokenStore:
             raise XDogeError(f"length is {length}; a sequence has at least 1 token.")
         return {source: tokens // length for source, tokens in self.tokens(split).items()}
 
-    def flat(self, source: str, split: Split = "train") -> Tokens:
-        """Return all tokens of a source, a read-only view of the file on disk."""
+    def flat(self, source: str, split: Split = "train") -> Tokens | Joined:
+        """Return all tokens of a source, a read-only view of what is on disk; `Joined` if that is several files."""
         return self._map(source, split)[0]
 
     def document_bounds(self, source: str, split: Split = "train") -> npt.NDArray[np.int64]:
@@ -183,6 +207,8 @@ class TokenStore:
 
     def sequence(self, source: str, index: int, length: int, split: Split = "train") -> Tokens:
         """Return tokens [index * length, (index + 1) * length) of a source as a view, (length,).
+
+        Of a source of several files, a sequence that ends in another than it begins in is a copy.
 
         Raises:
             XDogeError: the source has no such sequence.
@@ -211,7 +237,22 @@ class TokenStore:
                 f"{source} ({split}) has {count:,} sequences of {length:,} tokens, "
                 f"and indices go from {int(chosen.min()):,} to {int(chosen.max()):,}."
             )
+        if isinstance(flat, Joined):
+            rows = [flat[i * length : (i + 1) * length] for i in chosen.tolist()]
+            return np.concatenate([*rows, flat[:0]]).reshape(-1, length)  # (n, T)
         return flat[: count * length].reshape(count, length)[chosen]  # (n, T)
+
+    def check_ids(self, source: str, ids: Tokens, split: Split = "train") -> None:
+        """Refuse ids that the tokenizer does not have, which a model would trip over.
+
+        Raises:
+            XDogeError: there is one, so the file was damaged after it was written.
+        """
+        if ids.size and (largest := int(ids.max())) >= self.vocab_size:
+            raise XDogeError(
+                f"{self._part(source, split).file} is damaged: it leads to the token id {largest:,}, and there are "
+                f"{self.vocab_size:,}. xdoge fit-weights --verify checks every file of {self.path}."
+            )
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer the store was made with."""
@@ -225,12 +266,10 @@ class TokenStore:
         Raises:
             XDogeError: a file is not the one that prepare wrote; the line names it.
         """
-        for part in self._parts.values():
-            if sha256_file(part.file) != part.sha256:
-                raise XDogeError(
-                    f"{part.file} is not what prepare wrote: its SHA-256 differs from store.json. "
-                    "Delete it and run xdoge prepare again."
-                )
+        for file, _, sha256, remedy in self._files():
+            if sha256_file(file) != sha256:
+                did = "read" if remedy == OUTSIDE else "wrote"
+                raise XDogeError(f"{file} is not what prepare {did}: its SHA-256 differs from store.json; {remedy}.")
         if self.tokenizer().fingerprint != self.tokenizer_fingerprint:
             raise XDogeError(
                 f"{self.path / 'tokenizer'} is not the tokenizer that made the tokens: its SHA-256 differs."
@@ -255,6 +294,14 @@ class TokenStore:
             )
         return rows
 
+    def _files(self) -> list[tuple[Path, int, str, str]]:
+        """Return each file once, with its size, its SHA-256 and what to do when it is no longer the same."""
+        files = {}
+        for part in self._parts.values():
+            files[part.file] = (part.file, part.size, part.sha256, INSIDE)
+            files.update((raw.file, (raw.file, raw.size, raw.sha256, OUTSIDE)) for raw in part.raw or ())
+        return list(files.values())
+
     def _part(self, source: str, split: str) -> _Part:
         try:
             return self._parts[source, split]
@@ -263,11 +310,11 @@ class TokenStore:
                 raise XDogeError(f"split is {split!r}; a store has {' and '.join(SPLITS)}.") from None
             raise XDogeError(f"{self.path} has no source {source!r}; it has {', '.join(self.sources)}.") from None
 
-    def _map(self, source: str, split: str) -> tuple[Tokens, npt.NDArray[np.int64]]:
+    def _map(self, source: str, split: str) -> tuple[Tokens | Joined, npt.NDArray[np.int64]]:
         mapped = self._mapped.get((source, split))
         if mapped is None:
             part = self._part(source, split)
-            mapped = map_tokens(part.file)
+            mapped = map_tokens(part.file) if part.raw is None else _map_raw(part.file, part.raw)
             if (len(mapped[0]), len(mapped[1]) - 1) != (part.tokens, part.documents):
                 raise XDogeError(f"{part.file} does not hold what store.json says; run xdoge prepare again.")
             self._mapped[source, split] = mapped
@@ -280,11 +327,45 @@ def map_tokens(file: Path) -> tuple[Tokens, npt.NDArray[np.int64]]:
     Raises:
         XDogeError: not a token file.
     """
+    column = _column(file, "input_ids", _TOKENS)
+    return column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True)
+
+
+def _map_raw(file: Path, raw: Sequence[Raw]) -> tuple[Tokens | Joined, npt.NDArray[np.int64]]:
+    parts = [one.map() for one in raw] or [np.empty(0, dtype=np.uint16)]
+    bounds = _column(file, "bounds", (pa.int64(),)).to_numpy(zero_copy_only=True)
+    return parts[0] if len(parts) == 1 else Joined(parts), bounds
+
+
+def _column(file: Path, name: str, types: Sequence[pa.DataType]) -> Any:
     try:
         with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
-            column = reader.read_next_batch().column("input_ids")
-    except (pa.ArrowInvalid, KeyError, StopIteration) as error:
-        raise XDogeError(f"{file} is not a token file: {' '.join(str(error).split())}") from error
-    flat = column.values.to_numpy(zero_copy_only=True)
-    bounds = column.offsets.to_numpy(zero_copy_only=True)
-    return flat, bounds
+            column = reader.read_next_batch().column(name)
+        column.validate(full=True)  # lengths and offsets, which are what a damaged file leads astray with
+    except (pa.ArrowException, OSError, KeyError, StopIteration) as error:
+        message = textwrap.shorten(str(error), 200, placeholder=" ...")
+        raise XDogeError(f"{file} is not a token file: {message}") from error
+    if column.type not in types or column.null_count:
+        found = f"{str(column.type)[:80]} with {column.null_count:,} nulls"
+        raise XDogeError(f"{file} is not a token file: {name} is {found}.")
+    return column
+
+
+def _check_counts(*values: object) -> None:
+    for value in values:
+        if not is_count(value):
+            raise TypeError(f"{shown(value)} is no count")
+
+
+def _raw_files(folder: Path, entries: list[dict[str, Any]]) -> tuple[Raw, ...]:
+    found = tuple(
+        Raw(**{**entry, "file": folder / entry["file"], "dtype": np.dtype(entry["dtype"])}) for entry in entries
+    )
+    for raw in found:
+        _check_counts(raw.begin, raw.end, raw.size)
+        check_text("a raw file", str(raw.file))
+        if raw.file.suffix != ".bin":
+            raise XDogeError(f"{raw.file} is said to hold tokens, and only a .bin file can.")
+        if raw.dtype.kind not in "iu" or not 0 <= raw.begin <= raw.end <= raw.size // raw.dtype.itemsize:
+            raise TypeError(f"{raw.file} cannot hold {raw.dtype} tokens {raw.begin:,} to {raw.end:,}")
+    return found

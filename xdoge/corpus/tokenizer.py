@@ -36,10 +36,11 @@ LONGEST_LINE = 1 << 16
 
 Lengths = npt.NDArray[np.int64]
 _Encoder = Callable[[Sequence[str]], list[Any]]
+_Decoder = Callable[[Sequence[list[int]]], list[str]]
 
 
 class Tokenizer:
-    """Encodes documents, each followed by the end-of-document id.
+    """Encodes documents, each followed by the end-of-document id, and decodes them.
 
     Attributes:
         kind: which library encodes.
@@ -54,6 +55,7 @@ class Tokenizer:
         kind: Literal["sentencepiece", "huggingface"],
         *,
         encoder: _Encoder,
+        decoder: _Decoder,
         vocab_size: int,
         end_of_document: int,
         fingerprint: str,
@@ -65,6 +67,7 @@ class Tokenizer:
         self.fingerprint = fingerprint
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
         self._encoder = encoder
+        self._decoder = decoder
         self._write = write
 
     def __repr__(self) -> str:
@@ -88,6 +91,10 @@ class Tokenizer:
         else:
             flat[inside] = np.fromiter(chain.from_iterable(encoded), dtype=self.dtype)
         return flat, lengths
+
+    def decode(self, documents: Sequence[list[int]]) -> list[str]:
+        """Return the text of the tokens of each document, in which special tokens leave no trace."""
+        return self._decoder(documents)
 
     def export(self, folder: Path) -> None:
         """Write the tokenizer's own files into a folder that exists, such as a model's."""
@@ -137,6 +144,7 @@ class Tokenizer:
         return cls(
             "huggingface",
             encoder=_encoder_of(backend),
+            decoder=backend.decode_batch,
             vocab_size=meta["vocab_size"],
             end_of_document=meta["end_of_document"],
             fingerprint=hashlib.sha256(content).hexdigest(),
@@ -196,6 +204,7 @@ def sentencepiece_model(model: bytes, *, where: str) -> Tokenizer:
     return Tokenizer(
         "sentencepiece",
         encoder=encode,
+        decoder=lambda documents: processor.decode(documents, num_threads=1),
         vocab_size=processor.vocab_size(),
         end_of_document=processor.eos_id(),
         fingerprint=hashlib.sha256(model).hexdigest(),
@@ -214,7 +223,7 @@ def huggingface(name: str) -> Tokenizer:
     except ImportError as error:
         raise MissingExtraError("transformers", "proxy") from error
     with _huggingface_errors(name):
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise XDogeError(
             f"{name} has no end-of-sentence token to end documents with; set eos_token in its tokenizer_config.json."
@@ -226,13 +235,19 @@ def huggingface(name: str) -> Tokenizer:
         backend.no_padding()
         backend.encode_special_tokens = tokenizer.split_special_tokens
         content = backend.to_str(pretty=True).encode("utf-8")
-        encoder = _encoder_of(backend)
+        encoder, decoder = _encoder_of(backend), backend.decode_batch
     else:
         content = json.dumps([type(tokenizer).__name__, sorted(vocabulary.items())]).encode("utf-8")
 
         def encoder(texts: Sequence[str]) -> list[Any]:
             ids: list[Any] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
             return ids
+
+        def decoder(documents: Sequence[list[int]]) -> list[str]:
+            texts: list[str] = tokenizer.batch_decode(
+                list(documents), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            return texts
 
     def write(folder: Path) -> None:
         tokenizer.save_pretrained(folder)
@@ -242,6 +257,7 @@ def huggingface(name: str) -> Tokenizer:
     return Tokenizer(
         "huggingface",
         encoder=encoder,
+        decoder=decoder,
         vocab_size=max(len(tokenizer), max(vocabulary.values()) + 1),  # ids may have holes
         end_of_document=tokenizer.eos_token_id,
         fingerprint=hashlib.sha256(content).hexdigest(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from xdoge.corpus.reading import file_blocks, reading, scan
 from xdoge.corpus.spec import Corpus, text_format
 from xdoge.corpus.store import TokenStore
 from xdoge.corpus.tokenizer import Tokenizer, huggingface, sentencepiece_model
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.errors import XDogeError
 from xdoge.files import sha256_file
 from xdoge.mixtures.shuffle import derive_key
 
@@ -93,7 +93,7 @@ class StoreText:
         counts = store.documents("validation")
         self.sources = [source for source in store.sources if counts[source]]
         self.empty = [source for source in store.sources if not counts[source]]
-        self._decode = _decoder(store.path / "tokenizer")
+        self._decode = store.tokenizer().decode
 
     def identity(self, source: str) -> dict[str, Any]:
         """Return what shows that the text changed."""
@@ -106,6 +106,7 @@ class StoreText:
         it; the bytes are scaled to the sum that the store counted.
         """
         flat = self.store.flat(source, "validation")
+        self.store.check_ids(source, flat[:], "validation")
         bounds = self.store.document_bounds(source, "validation").tolist()
         tokens = [flat[start : end - 1] for start, end in itertools.pairwise(bounds)]
         texts = self._decode([document.tolist() for document in tokens])
@@ -172,9 +173,12 @@ def validation_texts(corpus: Corpus) -> dict[str, Text]:
     """Return the validation files that corpus.yaml names, for a model with another tokenizer than its store's.
 
     Raises:
-        XDogeError: a source names none, so that its validation documents are chosen by hash and only in the store.
+        XDogeError: a source names none, so that its validation documents are chosen by hash and only in the store, or
+            is not text.
     """
     for source in corpus.sources:
+        if source.spec.megatron is not None:
+            raise XDogeError(f"{source.where} has tokens, which another tokenizer cannot read; name the text itself.")
         if not source.validation:
             raise XDogeError(f"{source.where} has no validation files; name the text of {source.name} itself.")
     return {source.name: Text(source.validation, source.spec.text) for source in corpus.sources}
@@ -217,21 +221,6 @@ def _fingerprint(model: str, wanted: str) -> str:
     """Return the fingerprint of the model's tokenizer, by its SentencePiece model if that is the one wanted."""
     path = model_file(model, "tokenizer.model")
     return wanted if path is not None and sha256_file(path) == wanted else model_tokenizer(model).fingerprint
-
-
-def _decoder(folder: Path) -> Callable[[list[list[int]]], list[str]]:
-    """Return what turns the tokens of documents back into text."""
-    try:
-        if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
-            import sentencepiece
-
-            processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-            return lambda documents: [processor.decode(document) for document in documents]
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError(error.name or "sentencepiece", "proxy") from error
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return lambda documents: tokenizer.batch_decode(documents, clean_up_tokenization_spaces=False)
 
 
 def _ids(path: Path, column: str) -> list[str | None] | None:

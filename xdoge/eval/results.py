@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from xdoge.errors import MissingExtraError, XDogeError
+from pydantic import Field
+
+from xdoge.config import Config
+from xdoge.errors import MOST_NAMES, MissingExtraError, XDogeError
 from xdoge.files import read_json, write_json
+from xdoge.names import check_text, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,16 +57,17 @@ class Row:
         for name in ("model", "language", "task", "metric"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
-                raise XDogeError(f"{name} is {value!r}; it must be text, and not empty.")
+                raise XDogeError(f"{name} is {shown(value)}; it must be text, and not empty.")
+            check_text(name, value)
         where = " ".join(self.key)
         if not _is_number(self.value):
-            raise XDogeError(f"{where}: value is {self.value!r}; it must be a finite number.")
+            raise XDogeError(f"{where}: value is {shown(self.value)}; it must be a finite number.")
         if self.stderr is not None and not (_is_number(self.stderr) and self.stderr >= 0):
-            raise XDogeError(f"{where}: stderr is {self.stderr!r}; it must be a number >= 0, or null.")
+            raise XDogeError(f"{where}: stderr is {shown(self.stderr)}; it must be a number >= 0, or null.")
         if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 0:
-            raise XDogeError(f"{where}: n is {self.n!r}; it must be a whole number >= 0.")
+            raise XDogeError(f"{where}: n is {shown(self.n)}; it must be a whole number >= 0.")
         if not isinstance(self.higher_is_better, bool):
-            raise XDogeError(f"{where}: higher_is_better is {self.higher_is_better!r}; it must be true or false.")
+            raise XDogeError(f"{where}: higher_is_better is {shown(self.higher_is_better)}; it must be true or false.")
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -92,6 +97,8 @@ class Results:
     def __post_init__(self) -> None:
         """Check that every number is there once."""
         object.__setattr__(self, "rows", tuple(self.rows))
+        for name in ("xdoge_version", "created"):
+            check_text(name, getattr(self, name))
         seen: set[tuple[str, ...]] = set()
         for row in self.rows:
             if row.key in seen:
@@ -131,6 +138,7 @@ class Results:
         rows = value.get("rows")
         if not isinstance(rows, list) or not isinstance(value.get("settings"), dict):
             raise XDogeError(f"{path} is not a results table: it needs a list of rows, and settings.")
+        _Settings.parse(value["settings"], where=f"{path}: settings")
         try:
             return cls(
                 tuple(_row_of(entry, number) for number, entry in enumerate(rows)),
@@ -150,15 +158,42 @@ class Results:
         return pd.DataFrame([asdict(row) for row in self.rows], columns=list(_FIELDS))
 
 
+class _Perplexity(Config, extra="ignore"):
+    tokenizer: str
+    text: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Outcome(Config, extra="ignore"):
+    task: str
+    outcome: str
+    metric: str
+    language: str = ""
+    group: str | None = None
+    prompts: str | None = None
+    num_fewshot: int | None = None
+    n: int | None = None
+
+
+class _Benchmarked(Config, extra="ignore"):
+    outcomes: list[_Outcome]
+
+
+class _Settings(Config, extra="ignore"):
+    """What comparisons look up in the settings; the rest is free."""
+
+    perplexity: dict[str, _Perplexity] = Field(default_factory=dict)
+    benchmarks: dict[str, dict[str, _Benchmarked]] = Field(default_factory=dict)
+
+
 _FIELDS = tuple(one.name for one in fields(Row))
 
 
 def _row_of(entry: object, number: int) -> Row:
     where = f"rows[{number}]"
     if not isinstance(entry, dict):
-        raise XDogeError(f"{where} is {entry!r}, not an object.")
+        raise XDogeError(f"{where} is {shown(entry)}, not an object.")
     if entry.keys() != set(_FIELDS):
-        wrong = sorted(entry.keys() ^ set(_FIELDS))
+        wrong = sorted(entry.keys() ^ set(_FIELDS))[:MOST_NAMES]
         raise XDogeError(f"{where} has other fields than {', '.join(_FIELDS)}: {', '.join(wrong)}.")
     try:
         return Row(**entry)
@@ -167,4 +202,4 @@ def _row_of(entry: object, number: int) -> Row:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

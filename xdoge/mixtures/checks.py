@@ -9,6 +9,10 @@ from collections.abc import Mapping
 from xdoge.errors import MOST_NAMES, XDogeError, names_that_differ
 from xdoge.mixtures.allocation import least_max_epochs
 from xdoge.mixtures.weights import WeightSet
+from xdoge.names import shown
+
+TOO_MANY = 1 << 63
+"""Tokens; counts are kept in 64 bits."""
 
 
 def check_names(
@@ -45,21 +49,26 @@ def check_names(
 def check_level(level: object) -> None:
     """Refuse a level that is none."""
     if level not in ("languages", "sources"):
-        raise XDogeError(f"level is {level!r}; it must be languages or sources.")
+        raise XDogeError(f"level is {shown(level)}; it must be languages or sources.")
+
+
+def is_count(value: object) -> bool:
+    """Say whether a value can be a number of tokens."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < TOO_MANY
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def check_numbers(budget: int, max_epochs: float | None, min_share: float, *, sources: int) -> None:
-    if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
-        raise XDogeError(f"budget_tokens is {budget!r}; it must be a whole number >= 1.")
+    if not is_count(budget) or budget < 1:
+        raise XDogeError(f"budget_tokens is {shown(budget)}; it must be a whole number >= 1, and below 2^63.")
     if max_epochs is not None and not (_is_number(max_epochs) and max_epochs > 0):
-        raise XDogeError(f"max_epochs is {max_epochs!r}; it must be a number above 0, or None for no cap.")
-    if not 0 <= min_share <= 1 / sources:
+        raise XDogeError(f"max_epochs is {shown(max_epochs)}; it must be a number above 0, or None for no cap.")
+    if not (_is_number(min_share) and 0 <= min_share <= 1 / sources):
         raise XDogeError(
-            f"min_share is {min_share:g}; for {sources} sources it must be 0 to 1/{sources} = {1 / sources:.4g}."
+            f"min_share is {shown(min_share)}; for {sources} sources it must be 0 to 1/{sources} = {1 / sources:.4g}."
         )
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.files import read_json, sha256_json, write_json
 from xdoge.mixtures.allocation import Allocation, allocate, allocate_by_language, epoch_cap
-from xdoge.mixtures.checks import check_level, check_names, check_numbers, refuse_unspendable, whole_sequences
+from xdoge.mixtures.checks import check_level, check_names, check_numbers, is_count, refuse_unspendable, whole_sequences
 from xdoge.mixtures.strategies import spread_by_size
-from xdoge.mixtures.weights import WeightSet
+from xdoge.mixtures.weights import SUM_TOLERANCE, WeightSet
+from xdoge.names import check_source, check_text, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,26 +119,38 @@ class Mixture:
     def __post_init__(self) -> None:
         """Check that the numbers agree with each other, and freeze the mappings."""
         for source, share in self.sources.items():
+            check_source(source, where="sources")
             for name in ("tokens", "available_tokens", "read_before"):
-                value = getattr(share, name)
-                if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                    raise XDogeError(f"sources[{source!r}].{name} is {value!r}; it must be a whole number >= 0.")
+                if not is_count(value := getattr(share, name)):
+                    raise XDogeError(f"sources[{source!r}].{name} is {shown(value)}; it must be a whole number >= 0.")
             for name, kind in _KINDS.items():
                 value = getattr(share, name)
                 if not isinstance(value, kind) or (name != "capped" and isinstance(value, bool)):
-                    raise XDogeError(f"sources[{source!r}].{name} is {value!r}, which it cannot be.")
+                    raise XDogeError(f"sources[{source!r}].{name} is {shown(value)}, which it cannot be.")
+            if not 0 <= (value := share.learned_weight) <= 1 + SUM_TOLERANCE:
+                raise XDogeError(f"sources[{source!r}].learned_weight is {shown(value)}; a share is from 0 to 1.")
+            if share.max_epochs is not None and not 0 <= share.max_epochs < math.inf:
+                raise XDogeError(f"sources[{source!r}].max_epochs is {shown(share.max_epochs)}; it must be >= 0.")
             if share.tokens and not share.available_tokens:
                 raise XDogeError(f"sources[{source!r}] has no tokens, but {share.tokens:,} are to be read of it.")
         check_numbers(self.budget_tokens, self.max_epochs, self.min_share, sources=1)
-        for name, kind in (("name", str), ("seed", int), ("sequence_length", int | None)):
+        for name in ("name", "xdoge_version", "created"):
+            check_text(name, getattr(self, name))
+        for name, kind in (("seed", int), ("sequence_length", int | None)):
             if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
-                raise XDogeError(f"{name} is {value!r}, which it cannot be.")
+                raise XDogeError(f"{name} is {shown(value)}, which it cannot be.")
+        if self.sequence_length is not None and self.sequence_length < 1:
+            raise XDogeError(f"sequence_length is {self.sequence_length}; it must be a whole number >= 1.")
         check_level(self.level)
         total = sum(share.tokens for share in self.sources.values())
         if total != self.budget_tokens:
             raise XDogeError(f"the sources' tokens sum to {total:,}, not to budget_tokens {self.budget_tokens:,}.")
         for key in ("sources", "weights", "corpus"):
+            if not isinstance(getattr(self, key), Mapping):
+                raise XDogeError(f"{key} is {shown(getattr(self, key))}, which it cannot be.")
             object.__setattr__(self, key, MappingProxyType(dict(getattr(self, key))))
+        for key, part in itertools.product(("weights", "corpus"), ("name", "sha256")):
+            check_text(f"{key}.{part}", getattr(self, key).get(part, ""))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy as the plain values that made it."""
@@ -348,7 +362,7 @@ class Mixture:
                 raise XDogeError("languages are not the sums over the sources.")
         except XDogeError as error:
             raise XDogeError(f"{path}: {error}") from error
-        except (TypeError, AttributeError, ValueError, KeyError, ZeroDivisionError) as error:
+        except (TypeError, AttributeError, ValueError, KeyError) as error:
             raise XDogeError(f"{path} is not a mixture: {error}.") from error
         return mixture
 
@@ -409,7 +423,7 @@ def _entry(share: Share) -> dict[str, Any]:
 
 def _same(what: str, stated: float, actual: float) -> None:
     if stated != actual:
-        raise XDogeError(f"{what} is {stated}, but the tokens make it {actual}.")
+        raise XDogeError(f"{what} is {shown(stated)}, but the tokens make it {actual}.")
 
 
 def _cap_of(source: str, caps: Mapping[str, float], max_epochs: float | None) -> float | None:

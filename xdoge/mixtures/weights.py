@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from xdoge.errors import MissingExtraError, XDogeError, names_that_differ
-from xdoge.files import read_json, write_json
+from xdoge.files import read_json, sha256_json, write_json
+from xdoge.names import check_source, check_text, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,8 @@ class WeightSet:
         method: every setting of the fit.
         proxy: the proxy model the weights were learned with.
         corpus: name, SHA-256 and tokens of the token store.
-        spread: for an average of several sets: their number and the standard deviation of each weight.
+        spread: for an average of several sets: which they were, and the standard deviation, least and greatest of each
+            weight.
         xdoge_version: the version that made the set.
         created: ISO 8601 time at which it was made, UTC.
 
@@ -58,30 +60,41 @@ class WeightSet:
 
     def __post_init__(self) -> None:
         """Check the weights and freeze every mapping."""
+        name = shown(self.name)
         if not self.sources:
-            raise XDogeError(f"weights {self.name!r} name no source.")
+            raise XDogeError(f"weights {name} name no source.")
         for source, weight in self.sources.items():
-            language, slash, rest = source.partition("/")
-            if not (language and slash and rest):
-                raise XDogeError(f"weights[{source!r}]: a source is named language/source, as in 'eu/wikipedia'.")
+            check_source(source, where="weights")
             if isinstance(weight, bool) or not isinstance(weight, int | float | np.floating):
-                raise XDogeError(f"weights[{source!r}] is {weight!r}, not a number.")
-            if not (math.isfinite(weight) and weight >= 0):
-                raise XDogeError(f"weights[{source!r}] is {weight}; weights must be >= 0 and sum to 1.")
+                raise XDogeError(f"weights[{source!r}] is {shown(weight)}, not a number.")
+            if not 0 <= weight < math.inf:
+                raise XDogeError(f"weights[{source!r}] is {shown(weight)}; weights must be >= 0 and sum to 1.")
         total = math.fsum(self.sources.values())
         if abs(total - 1) > SUM_TOLERANCE:
             raise XDogeError(
-                f"weights {self.name!r} sum to {total:.9g}; they must sum to 1 within {SUM_TOLERANCE:g}. "
+                f"weights {name} sum to {total:.9g}; they must sum to 1 within {SUM_TOLERANCE:g}. "
                 f"Divide each by {total:.9g} if their proportions are meant."
             )
         object.__setattr__(self, "sources", {source: float(weight) for source, weight in self.sources.items()})
         for key, kind in _KINDS.items():
             value = getattr(self, key)
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise XDogeError(f"weights {self.name!r}: {key} is {value!r}, which it cannot be.")
+                raise XDogeError(f"weights {name}: {key} is {shown(value)}, which it cannot be.")
+            if kind is str:
+                check_text(key, value)
             object.__setattr__(self, key, _frozen(value))
         if not 0 <= self.floor < 1:
-            raise XDogeError(f"weights {self.name!r}: floor is {self.floor}; it must be >= 0 and below 1.")
+            raise XDogeError(f"weights {name}: floor is {shown(self.floor)}; it must be >= 0 and below 1.")
+        for (key, part), kind in _PARTS.items():
+            if not isinstance(value := getattr(self, key).get(part, kind()), kind):
+                raise XDogeError(f"weights {name}: {key}.{part} is {shown(value)}, which it cannot be.")
+        deviation = (self.spread or {}).get("standard_deviation", dict.fromkeys(self.sources, 0.0))
+        if (
+            not isinstance(deviation, Mapping)
+            or deviation.keys() != self.sources.keys()
+            or not all(isinstance(one, int | float) for one in deviation.values())
+        ):
+            raise XDogeError(f"weights {name}: spread.standard_deviation is not one number for each source.")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy as the plain values that made it."""
@@ -139,7 +152,7 @@ class WeightSet:
 
     @classmethod
     def average(cls, sets: Sequence[WeightSet], *, name: str = "average") -> Self:
-        """Return the mean of several sets, with the standard deviation of each weight as its spread.
+        """Return the mean of several sets, with how far they lie apart by source and by language as its spread.
 
         What the sets agree on (floor, method, proxy, corpus) is kept; of the method and the proxy, settings that
         differ, such as the seed, are left out.
@@ -154,18 +167,18 @@ class WeightSet:
             _same_names(first.name, first.sources, other.name, other.sources)
             if (other.corpus.get("sha256"), other.floor) != (first.corpus.get("sha256"), first.floor):
                 raise XDogeError(f"weights {first.name!r} and {other.name!r} differ in corpus or floor.")
-        table = np.array([[one.sources[source] for source in first.sources] for one in sets])  # (n, k)
-        deviation = table.std(axis=0, ddof=1) if len(sets) > 1 else np.zeros(table.shape[1])
         return cls(
             name=name,
-            sources=dict(zip(first.sources, table.mean(axis=0).tolist(), strict=True)),
+            sources={source: math.fsum(one.sources[source] for one in sets) / len(sets) for source in first.sources},
             floor=first.floor,
             method=_common([one.method for one in sets]),
             proxy=_common([one.proxy for one in sets]),
             corpus=first.corpus,
             spread={
                 "sets": len(sets),
-                "standard_deviation": dict(zip(first.sources, deviation.tolist(), strict=True)),
+                **_spread([one.sources for one in sets]),
+                "languages": _spread([one.languages for one in sets]),
+                "weights": [{"name": one.name, "sha256": sha256_json(one.to_json())} for one in sets],
             },
             xdoge_version=first.xdoge_version,
             created=max(one.created for one in sets),
@@ -205,13 +218,16 @@ class WeightSet:
             languages = dict(value.pop("languages"))
             del value["schema"]
             weights = cls(**value)
-            for language in languages | weights.languages:
-                stated, actual = languages.get(language, 0.0), weights.languages.get(language, 0.0)
+            sums = weights.languages
+            for language in languages | sums:
+                stated, actual = languages.get(language, 0.0), sums.get(language, 0.0)
                 if not abs(actual - stated) <= SUM_TOLERANCE:
-                    raise XDogeError(f"languages[{language!r}] is {stated}, but its sources sum to {actual:.9g}.")
+                    raise XDogeError(
+                        f"languages[{shown(language)}] is {shown(stated)}, but its sources sum to {actual:.9g}."
+                    )
         except XDogeError as error:
             raise XDogeError(f"{path}: {error}") from error
-        except (TypeError, AttributeError, ValueError, KeyError) as error:
+        except (TypeError, AttributeError, ValueError, KeyError, OverflowError, RecursionError) as error:
             raise XDogeError(f"{path} is not a weight set: {error}.") from error
         return weights
 
@@ -268,6 +284,16 @@ _KINDS: dict[str, Any] = {
 """What each field of a weight set may be, in the order of its arguments."""
 
 
+_PARTS: dict[tuple[str, str], Any] = {
+    ("proxy", "name"): str,
+    ("proxy", "parameters"): int,
+    ("proxy", "tokens_seen"): int,
+    ("corpus", "name"): str,
+    ("corpus", "sha256"): str,
+}
+"""What the parts that tables and cards show may be; any may be missing."""
+
+
 def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
         return MappingProxyType({key: _frozen(item) for key, item in value.items()})
@@ -299,3 +325,13 @@ def _descending(weights: Mapping[str, float]) -> list[tuple[str, float]]:
 def _common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first, *rest = settings
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
+
+
+def _spread(tables: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return how far the weights of several sets lie apart, each by source or language."""
+    values = {name: np.array([table[name] for table in tables]) for name in tables[0]}  # (n,) each
+    return {
+        "standard_deviation": {name: float(n.std(ddof=1)) if len(n) > 1 else 0.0 for name, n in values.items()},
+        "least": {name: float(n.min()) for name, n in values.items()},
+        "greatest": {name: float(n.max()) for name, n in values.items()},
+    }

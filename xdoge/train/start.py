@@ -77,7 +77,7 @@ class Start:
         except ImportError as error:
             raise MissingExtraError("transformers", "proxy") from error
         try:
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             what = (
                 "is a folder that cannot be read as a model" if folder.is_dir() else f"{recipes}, no model on the Hub"
@@ -174,12 +174,14 @@ class Start:
             model = recipe.build(vocab_size=store.vocab_size, seed=seed)
             model.config.eos_token_id = model.generation_config.eos_token_id = store.end_of_document
             return model
+        from pickle import UnpicklingError
+
         import torch
         from transformers import AutoModelForCausalLM
 
         try:
-            return AutoModelForCausalLM.from_pretrained(self.name, dtype=torch.float32)
-        except (OSError, ValueError, RuntimeError) as error:
+            return AutoModelForCausalLM.from_pretrained(self.name, dtype=torch.float32, trust_remote_code=False)
+        except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
             message = " ".join(str(error).split())[:200]
             raise XDogeError(f"the weights of {self.name} cannot be loaded: {message}") from error
 
