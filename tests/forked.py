@@ -17,6 +17,7 @@ IMPORTED = (
     "transformers.models.llama.modeling_llama",
     "xdoge.cli",
     "xdoge.corpus.prepare",
+    "xdoge.eval.iberobench",
     "xdoge.eval.perplexity",
     "xdoge.proxy.trainer",
     "xdoge.train.trainer",
@@ -39,6 +40,7 @@ def start(*arguments: object, printed: Path, environment: Mapping[str, str] = Ma
 
 
 def _command(arguments: list[str], printed: Path, environment: dict[str, str]) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as in a process that nobody forked
     os.setpgrp()
     os.environ.update(environment)
     file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -11,7 +11,10 @@ from types import FrameType
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Yield a list that receives SIGINT or SIGTERM, so that the running step can end; a second one ends at once."""
+    """Yield a list that receives SIGINT or SIGTERM, so that the running step can end; a second Ctrl-C ends at once.
+
+    A second SIGTERM does nothing: under torchrun the scheduler's comes to every process, and torchrun's after it.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -20,7 +23,8 @@ def stop_requests() -> Iterator[list[int]]:
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        signal.signal(number, before[number])
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     for number in before:
         signal.signal(number, receive)

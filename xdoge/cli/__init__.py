@@ -14,16 +14,45 @@ from typing import Annotated
 import typer
 
 import xdoge
-from xdoge.cli import card, compare, demo, eval, fit, mix, plan, train
+from xdoge.cli import baseline, card, compare, demo, eval, fit, merge, mix, plan, study, train
 from xdoge.cli.app import app
 from xdoge.errors import Interrupted, XDogeError
 
-ORDER = ("demo", "prepare", "fit-weights", "mix", "export", "formats", "train", "eval", "compare", "card", "plan")
+ORDER = (
+    "demo",
+    "prepare",
+    "fit-weights",
+    "baseline",
+    "merge",
+    "mix",
+    "export",
+    "formats",
+    "train",
+    "eval",
+    "compare",
+    "card",
+    "study",
+    "plan",
+)
 """In which the help lists the commands: the way through."""
 
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name or command.callback.__name__))  # type: ignore[union-attr]
 
-__all__ = ["app", "card", "compare", "demo", "eval", "fit", "main", "mix", "plan", "train"]
+__all__ = [
+    "app",
+    "baseline",
+    "card",
+    "compare",
+    "demo",
+    "eval",
+    "fit",
+    "main",
+    "merge",
+    "mix",
+    "plan",
+    "study",
+    "train",
+]
 
 
 def main() -> None:
@@ -59,8 +88,8 @@ def root(
     """Learn how much of each language a multilingual language model should be trained on.
 
     The way through: `xdoge prepare` turns text into a token store, `xdoge fit-weights` learns the share of each source,
-    `xdoge mix` plans what a run reads, `xdoge train` trains on it, `xdoge eval` measures perplexity and benchmarks, and
-    `xdoge compare` sets all of it side by side.
+    `xdoge merge` averages several fits, `xdoge mix` plans what a run reads, `xdoge train` trains on it, `xdoge eval`
+    measures perplexity and benchmarks, and `xdoge compare` sets all of it side by side.
 
     Try `xdoge demo` first.
     """

@@ -55,6 +55,8 @@ def open_store(path: Path) -> TokenStore:
 
 def refuse_taken(path: Path | None, force: bool) -> None:
     """Refuse to write over a file that exists, unless told to."""
+    if path is not None and path.is_dir():
+        raise XDogeError(f"{path} is a folder; name a file.")
     if path is not None and path.exists() and not force:
         raise XDogeError(f"{path} exists; name another file, or replace it with --force.")
 

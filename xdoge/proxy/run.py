@@ -95,10 +95,15 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Make the folder and keep other processes out of it."""
+        """Make the folder, keep other processes out of it, and clear away what a killed one had half written."""
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
+            for left in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+                if left.is_dir():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
             yield
 
     def start(self, config: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from xdoge.errors import NonFiniteLossError, XDogeError
 from xdoge.files import read_json, sha256_file, write_json
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.sampler import MixtureSampler
-from xdoge.proxy.run import RunFolder, saving_tensors
+from xdoge.proxy.run import SUMS, RunFolder, newest_whole, saving_tensors
 from xdoge.train.settings import Layout, TrainSettings
 
 if TYPE_CHECKING:
@@ -50,15 +50,12 @@ class Record:
     began: float = 0.0
 
     def rewind(self, checkpoint: Path | None) -> None:
-        """Take up what was read until the checkpoint; drop what was written later, and what a kill cut short."""
+        """Take up what was read until the checkpoint; drop what was written later."""
         step = step_of(checkpoint)
         if checkpoint:
             self.before.update(read_json(checkpoint / "read.json")["sequences"])
         if not self.first:
             return
-        for folder in self.run.checkpoints.glob("checkpoint-*"):
-            if not _whole(folder):
-                shutil.rmtree(folder)
         self.run.rewind_metrics(step if checkpoint else -1)
         self.seconds = max((row["seconds"] for row in self.rows()), default=0.0)
         self.on_note(f"resuming after step {step} of {self.settings.steps}")
@@ -168,10 +165,27 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints that were written to their end, oldest first."""
+    return sorted((path for path in folder.glob("checkpoint-*") if (path / SUMS).exists()), key=step_of)
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end, None where there is none."""
-    whole = [path for path in folder.glob("checkpoint-*") if _whole(path)]
-    return max(whole, key=step_of, default=None)
+    return max(checkpoints(folder), key=step_of, default=None)
+
+
+def good_checkpoint(folder: Path, on_note: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint that is what was written; drop what a kill cut short.
+
+    Raises:
+        XDogeError: all are damaged.
+    """
+    found = checkpoints(folder)
+    for path in folder.glob("checkpoint-*"):
+        if path not in found:
+            shutil.rmtree(path)
+    return newest_whole(found, on_note)
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -204,12 +218,3 @@ def common_budget(runs: Sequence[Path | str]) -> int:
         numbers = ", ".join(f"{run} {tokens:,}" for run, tokens in seen.items())
         raise XDogeError(f"the runs have seen different numbers of tokens and cannot be compared: {numbers}.")
     return int(next(iter(seen.values())))
-
-
-def _whole(checkpoint: Path) -> bool:
-    """Whether the file that Trainer writes last is there and complete."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True

@@ -8,7 +8,8 @@ mixture.json    what is read, with the SHA-256 that config.yaml and train.json n
 metrics.jsonl   a row a step, and one with "validation", "tokens_by_source" and "epochs" at each evaluation
 checkpoints/    the latest, as Trainer writes them: weights in safetensors, and optimiser, schedule and random states in
                 torch's own format, which torch reads back as plain tensors only (`weights_only`); with the tokenizer,
-                so that --model takes one, and read.json, the sequences of each source that training has read
+                so that --model takes one, read.json, the sequences of each source that training has read, and
+                SHA256SUMS of all these files, written last
 model/          the trained model in float32, as transformers saves it, with the tokenizer
 train.json      what eval and compare need; its presence says that the run is finished
 """
@@ -17,7 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import signal
+import textwrap
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,21 +30,22 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
-from torch.utils.data import Subset
+from safetensors import SafetensorError
+from torch.utils.data import Subset, get_worker_info
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from xdoge.corpus.dataset import MixtureDataset
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted, MemoryFullError, XDogeError
-from xdoge.files import read_json, sha256_json, write_json
+from xdoge.files import disk_errors, read_json, sha256_json, write_json
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.sampler import MixtureSampler
 from xdoge.proxy.descent import BETAS, learning_rate_ratio, pick_autocast
-from xdoge.proxy.run import RunFolder
+from xdoge.proxy.run import RunFolder, seal
 from xdoge.proxy.validation import by_language, sequence_nats, validation_losses
 from xdoge.signals import stop_requests
-from xdoge.train.record import SCHEMA, Record, Row, latest_checkpoint, step_of
+from xdoge.train.record import SCHEMA, Record, Row, checkpoints, good_checkpoint, step_of
 from xdoge.train.settings import ELASTIC, Layout, TrainSettings, check_mixture
 from xdoge.train.start import Start, check_documents, freeze, layers_trained
 
@@ -103,24 +109,25 @@ def train(
     layers = layers_trained(model)
     record = Record(run, store, mixture, settings, sampler, first, parameters, layers, on_row, on_note)
     with run.claimed() if first else contextlib.nullcontext(), _process_group(), stop_requests() as stop:
-        checkpoint = latest_checkpoint(run.checkpoints) if resume else None
         if first and not resume:
             run.start({**config, "pin": start.pin()})
         if first and not (run.path / "mixture.json").exists():  # nor where a kill came between the two
             mixture.save(run.path / "mixture.json")
-        if resume:
-            record.rewind(checkpoint)
-        return _run(record, model, layout, checkpoint, stop)
+        return _run(record, model, layout, stop, resume=resume)
 
 
-def _run(record: Record, model: Any, layout: Layout, checkpoint: Path | None, stop: list[int]) -> dict[str, Any]:
-    """Train from the checkpoint, or from the beginning, to the end or until a signal comes."""
-    settings = record.settings
-    trainer = _MixtureTrainer(record, model, training_arguments(settings, layout, record.run))
+def _run(record: Record, model: Any, layout: Layout, stop: list[int], *, resume: bool) -> dict[str, Any]:
+    """Train from the last checkpoint, or from the beginning, to the end or until a signal comes."""
+    settings, run = record.settings, record.run
+    trainer = _MixtureTrainer(record, model, training_arguments(settings, layout, run))
+    checkpoint = good_checkpoint(run.checkpoints, record.on_note) if resume and record.first else None
+    (checkpoint,) = broadcast_object_list([checkpoint])
+    if resume:
+        record.rewind(checkpoint)
     (trainer.args.eval_on_start,) = broadcast_object_list([record.owes_validation(step_of(checkpoint))])
     trainer.add_callback(_Schedule(stop, settings))
     record.on_note(record.describe(layout))
-    with _memory_errors(layout):
+    with _loader_ended(), _memory_errors(layout):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     done = trainer.state.global_step
     if done < settings.steps:
@@ -146,6 +153,18 @@ def _sampler(
 
 
 @contextlib.contextmanager
+def _loader_ended() -> Iterator[None]:
+    """Let the loader end its workers after an error too, which holds on to it, for no signal ends them."""
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        if isinstance(error, XDogeError) and "in DataLoader worker" in str(error):  # with a traceback, as text
+            raise type(error)(str(error).rpartition("Error: ")[2].strip()) from error
+        raise
+
+
+@contextlib.contextmanager
 def _memory_errors(layout: Layout) -> Iterator[None]:
     try:
         yield
@@ -158,14 +177,36 @@ def _memory_errors(layout: Layout) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _whole_or_not(folder: Path) -> Iterator[None]:
+    """Take away a checkpoint that could not be written to its end, and say what the disk has to do with it."""
+    try:
+        with disk_errors(folder):
+            yield
+    except (XDogeError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, SafetensorError) or "inline_container.cc" in str(error):  # a RuntimeError of torch.save
+            what = textwrap.shorten(str(error), 200, placeholder=" ...")
+            raise XDogeError(
+                f"{folder} cannot be written, as when the disk is full ({what}); it was taken away again. Free space, "
+                "then --resume."
+            ) from error
+        raise
+
+
 class _Labelled(Subset[dict[str, torch.Tensor]]):
     """Items of a `MixtureDataset`, each with the number of its source."""
 
     dataset: MixtureDataset
 
     def __getitems__(self, positions: list[int]) -> list[dict[str, torch.Tensor]]:
+        if get_worker_info() is not None:  # a scheduler and Ctrl-C signal the loader's workers too
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
         sources = torch.from_numpy(self.dataset.sampler[positions].source)
         items = self.dataset.__getitems__(positions)
+        for source, item in zip(sources.tolist(), items, strict=True):
+            self.dataset.store.check_ids(self.dataset.sampler.sources[source], item["input_ids"].numpy())
         return [{**item, "source": source} for item, source in zip(items, sources, strict=True)]
 
 
@@ -204,13 +245,20 @@ class _MixtureTrainer(Trainer):
         return {source: self.record.before[source] + count for source, count in named}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write what was read and the tokenizer, then all that Trainer writes, by the end of which it is whole."""
+        """Write what was read, the tokenizer and all that Trainer writes, then seal it and drop the oldest."""
         read, record = self.sequences(), self.record
+        folder = record.run.checkpoints / f"checkpoint-{self.state.global_step}"
+        with _whole_or_not(folder):
+            if record.first:
+                write_json(folder / "read.json", {"sequences": read})
+                record.store.tokenizer().export(folder)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each has a file in it
+            if record.first:
+                seal(folder)
         if record.first:
-            folder = record.run.checkpoints / f"checkpoint-{self.state.global_step}"
-            write_json(folder / "read.json", {"sequences": read})
-            record.store.tokenizer().export(folder)
-        super()._save_checkpoint(model, trial)
+            for old in checkpoints(record.run.checkpoints)[: -record.settings.keep_checkpoints]:
+                shutil.rmtree(old)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         optimizer = optimizer or self.optimizer
@@ -329,7 +377,6 @@ def training_arguments(settings: TrainSettings, layout: Layout, run: RunFolder) 
         activation_checkpointing=settings.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if settings.activation_checkpointing else None,
         save_steps=settings.checkpoint_every,  # as `_Schedule` says
-        save_total_limit=settings.keep_checkpoints,
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=list(settings.report_to) or "none",

@@ -1,0 +1,100 @@
+"""Memory and open files of `xdoge fit-weights` over an hour: both must stay flat.
+
+    python benchmarks/soak.py [--minutes 60] [--store STORE] [--proxy 1m] [--set KEY=VALUE]...
+
+Runs the command with short steps, a checkpoint and a validation every hundred, and looks every few seconds at what
+the system says of the process: resident memory, the anonymous part of it (the rest is files that are mapped, the store
+among them), and open files. The table has the medians of each tenth of the time. In the first tenth buffers and caches
+fill; it fails where the last tenth is more than 2 % above the second. In the end SIGTERM must end the command in good
+order. Without --store it reads the built-in sample. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SECONDS = 5.0
+"""Between two looks, or less, so that there are ten in each tenth."""
+MOST = 1.02
+"""Of the second tenth, in the last."""
+STEPS = 1_000_000
+"""More than an hour can hold."""
+COLUMNS = ("resident", "anonymous", "files")
+
+
+def look(pid: int) -> dict[str, float]:
+    """Return what a process holds: MB of memory, and open files."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    memory = {
+        name: int(lines[key].split()[0]) / 1024 for name, key in (("resident", "VmRSS"), ("anonymous", "RssAnon"))
+    }
+    return {**memory, "files": len(list(Path(f"/proc/{pid}/fd").iterdir()))}
+
+
+def watch(process: subprocess.Popen[bytes], minutes: float, metrics: Path) -> list[dict[str, float]]:
+    """Return the medians of each tenth of the time, from the first step on."""
+    while not metrics.exists() and process.poll() is None:
+        time.sleep(0.1)
+    began, tenths = time.monotonic(), []
+    for tenth in range(1, 11):
+        looks = []
+        while process.poll() is None and time.monotonic() - began < 60 * minutes * tenth / 10:
+            looks.append(look(process.pid))
+            time.sleep(min(SECONDS, 60 * minutes / 100))
+        if process.poll() is not None:
+            sys.exit(f"the command ended with {process.returncode} before its time")
+        row = {name: statistics.median(one[name] for one in looks) for name in COLUMNS}
+        row["steps"] = len(metrics.read_bytes().splitlines())
+        tenths.append(row)
+        print(
+            f"{tenth:5}  {tenth * minutes / 10:8.1f}  {row['steps']:8,}  {row['resident']:11.1f}  "
+            f"{row['anonymous']:12.1f}  {row['files']:5.0f}",
+            flush=True,
+        )
+    return tenths
+
+
+def main() -> None:
+    """Run, print the table and the verdict; exit with 1 where something grew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--proxy", default="1m")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of the fit")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        store, run = given.store or Path(folder, "store"), Path(folder, "run")
+        if given.store is None:
+            from xdoge.corpus.prepare import prepare
+            from xdoge.corpus.sample import write_sample
+
+            prepare(write_sample(Path(folder, "sample")), store)
+        settings = ["sequence_length=32", "checkpoint_every=100", "eval_every=100", "eval_sequences=2", *given.set]
+        options = [word for setting in settings for word in ("--set", setting)]
+        command = [sys.executable, "-m", "xdoge", "fit-weights", str(store), "--out", str(run), "--proxy", given.proxy]
+        print("tenth   minutes     steps  resident MB  anonymous MB  files")
+        with Path(folder, "printed").open("wb") as printed:
+            process = subprocess.Popen([*command, "--steps", str(STEPS), *options], stdout=printed, stderr=printed)
+            try:
+                tenths = watch(process, given.minutes, run / "metrics.jsonl")
+                process.send_signal(signal.SIGTERM)
+                process.wait(60)
+            finally:
+                process.kill()
+        grown = [name for name in COLUMNS if tenths[-1][name] > MOST * tenths[1][name]]
+        in_order = process.returncode == 128 + signal.SIGTERM
+        print(f"grown by more than {MOST - 1:.0%}: {', '.join(grown) or 'nothing'}; exit code {process.returncode}")
+        print(json.dumps({"minutes": given.minutes, "proxy": given.proxy, "settings": settings, "tenths": tenths}))
+        sys.exit(bool(grown) or not in_order)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Submit all jobs, each after those it reads from. Options go to every sbatch: ./submit.sh --account=a --partition=gpu
+# Submitted again, what is finished ends at once and what was stopped goes on.
+# shellcheck source=settings.sh
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+source "$here/settings.sh"
+
+# The login node has a network, the others have none.
+if [ -n "$SUITE" ]; then
+  $XDOGE eval --prefetch --suite "$SUITE"
+fi
+mkdir -p "$RUNS/logs"
+
+# Print the number of the job that runs a script; what is left of a chain that broke is cancelled.
+submit() {
+  local script=$1 && shift
+  sbatch --parsable --kill-on-invalid-dep=yes --output="$RUNS/logs/%x-%j.log" "$@" \
+    "$here/$script" "$here/settings.sh" | cut -d ';' -f 1
+}
+
+read -ra sizes <<<"$SIZES"
+fits=$(submit fit-array.sbatch --array="0-$((${#sizes[@]} * SEEDS - 1))" "$@")
+merged=$(submit merge.sbatch --dependency="afterok:$fits" "$@")
+trained=$(submit train-array.sbatch --dependency="afterok:$merged" --array=0-1 "$@")
+evaluated=$(submit eval.sbatch --dependency="afterok:$trained" "$@")
+echo "fits $fits, merge and mix $merged, train $trained, eval $evaluated; logs in $RUNS/logs"

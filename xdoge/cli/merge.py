@@ -1,0 +1,151 @@
+"""`xdoge merge`: the fits of several seeds and proxies as one set of weights that says how far they lie apart."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xdoge.analysis.shares import groups, order_rows, summary_rows
+from xdoge.analysis.tables import stability, summary_table
+from xdoge.cli.app import AsJson, Force, app, refuse_taken
+from xdoge.cli.compare import print_table
+from xdoge.errors import MOST_NAMES, XDogeError
+from xdoge.mixtures.weights import WeightSet
+
+UNSETTLED = 0.05
+"""Part of a language's weight, and so of its epochs, that one more fit may be expected to move without a warning; a
+choice of ours. Three fits with a standard deviation of 17 % of the mean reach it, five with 27 %."""
+
+QUESTION = ("baseline", "targets", "held_out", "score", "mu", "normalise", "burn_in", "batch")
+"""Settings that change what a fit estimates; seed, proxy and what comes with the proxy's recipe do not."""
+
+_MERGE_HELP = f"""Average the weights of several fits, and say how far they lie apart.
+
+One fit is one draw: another seed gives other digits. Fit a few seeds, and proxies of several sizes if you can, and
+go on with their average, which `xdoge mix` reads like the weights of one fit.
+
+**Runs** are run folders of `fit-weights`, or weights.json files, of one corpus (by the SHA-256 of its store) and one
+floor, and each counts as much as any other. Refused are runs of different corpora, a run that is not finished, the same
+fit twice (no setting differs, not even the seed) and what is an average already.
+
+**What it prints**: mean, standard deviation, least and greatest weight of every language, and with --sources of every
+source; how many pairs of languages swap from fit to fit; and the fit that lies furthest from the mean. `xdoge compare`
+sets the fits side by side.
+
+**What it writes**: a weights.json whose `spread` holds the same by language and source, with name and SHA-256 of the
+weights of each fit. Of the settings, those that all fits share are kept. Without --out nothing is written.
+
+**Warnings** name languages that one more fit would be expected to move by more than {UNSETTLED:.0%} of their weight
+(standard deviation / √(n (n + 1)) for n fits), proxies that were fitted more often than others and so count for more,
+and settings that change the question itself, such as `targets` or `mu`.
+
+**Examples**
+
+- `xdoge merge runs/125m-seed0 runs/125m-seed1 runs/125m-seed2 --out weights.json`
+
+- `xdoge merge runs/*-seed* --sources`
+
+- `xdoge mix weights.json --store store --budget 100B --out mixture.json`, to go on with it
+"""
+
+
+@app.command(help=_MERGE_HELP)
+def merge(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders of fits, or weights.json.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="WEIGHTS.json", help="File to write; without it the mean is only shown.")
+    ] = None,
+    sources: Annotated[bool, typer.Option("--sources", help="Show every source, and not languages only.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    refuse_taken(out, force)
+    fits = _fits(runs)
+    proxies = Counter(str(fit.proxy.get("name")) for fit in fits.values())
+    first = next(iter(fits.values()))
+    method = [first.method["baseline"]] if "baseline" in first.method else []
+    name = "-".join([str(first.corpus.get("name")), *method, "+".join(proxies), f"mean-of-{len(fits)}"])
+    mean = WeightSet.average(list(fits.values()), name=name)
+    if out is not None:
+        mean.save(out)
+    if as_json:
+        print(json.dumps(mean.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print_mean(mean, fits, sources=sources)
+    for line in _warnings(mean, fits, proxies):
+        print(f"warning: {line}", file=sys.stderr)
+    if out is None:
+        print("nothing was written; --out WEIGHTS.json writes the mean.", file=sys.stderr)
+    elif not as_json:
+        print(out)
+
+
+def _fits(runs: list[Path]) -> dict[str, WeightSet]:
+    """Read the weights of each run, by its path as the user wrote it; refuse what is no set of fits on one corpus."""
+    if len(runs) < 2:
+        raise XDogeError(f"{runs[0]} is one run; name two or more.")
+    fits: dict[str, WeightSet] = {}
+    for run in runs:
+        fit = WeightSet.load(run)
+        if fit.spread is not None:
+            raise XDogeError(f"{run} is an average already; name the fits that it was made of instead.")
+        if not (fit.method and fit.proxy and fit.corpus.get("sha256")):
+            raise XDogeError(
+                f"{run} does not say with which settings, proxy and corpus it was learned; it is no fit's."
+            )
+        for path, other in fits.items():
+            if fit.corpus["sha256"] != other.corpus["sha256"]:
+                raise XDogeError(
+                    f"{path} and {run} were learned on different corpora: {_corpus(other)} and {_corpus(fit)}. "
+                    "Fit both on one store."
+                )
+            if (fit.method, fit.proxy) == (other.method, other.proxy):
+                raise XDogeError(f"{path} and {run} are the same fit: no setting differs, the seed included. Drop one.")
+            if fit.floor != other.floor:
+                raise XDogeError(f"{path} has the floor {other.floor:g} and {run} {fit.floor:g}; fit both with one.")
+        fits[str(run)] = fit
+    return fits
+
+
+def _corpus(fit: WeightSet) -> str:
+    return f"{fit.corpus.get('name')} (SHA-256 {fit.corpus['sha256'][:12]})"
+
+
+def print_mean(mean: WeightSet, fits: Mapping[str, WeightSet], *, sources: bool) -> None:
+    """Print mean and spread, whether the fits order the languages alike, and which lies furthest from the mean."""
+    together = groups(fits)[-1]
+    rows = [row for row in summary_rows(together) if sources or row["level"] == "language"]
+    print_table(summary_table(together, rows))
+    print(stability(together, order_rows(together)))
+    distances = {path: mean.distance(fit) for path, fit in fits.items()}
+    furthest = max(distances, key=lambda path: distances[path])
+    print(f"furthest from the mean: {furthest}, by {distances[furthest]:.1%} of the tokens.")
+
+
+def _warnings(mean: WeightSet, fits: Mapping[str, WeightSet], proxies: Mapping[str, int]) -> list[str]:
+    n, lines = len(fits), []
+    assert mean.spread is not None
+    moves = {
+        language: deviation / math.sqrt(n * (n + 1)) / mean[language]
+        for language, deviation in mean.spread["languages"]["standard_deviation"].items()
+        if mean[language] > 0
+    }
+    if unsettled := sorted((name for name in moves if moves[name] > UNSETTLED), key=lambda name: -moves[name]):
+        named = ", ".join(f"{name} by {moves[name]:.0%}" for name in unsettled[:MOST_NAMES])
+        more = f" and {len(unsettled) - MOST_NAMES} more" * (len(unsettled) > MOST_NAMES)
+        lines.append(f"one more fit would be expected to move the weight of {named}{more}; fit another seed.")
+    if len(set(proxies.values())) > 1:
+        counts = ", ".join(f"{proxy} {count}" for proxy, count in proxies.items())
+        lines.append(f"the proxies do not have as many fits each ({counts}), so those with more count for more.")
+    if other := [key for key in QUESTION if len({repr(fit.method.get(key)) for fit in fits.values()}) > 1]:
+        lines.append(f"the fits differ in {', '.join(other)}, so they do not answer the same question.")
+    return lines
