@@ -86,5 +86,6 @@ def reference_step(
         square_norms=np.diag(gram) + absent,
         half_products=half_products(model, batch),
         gram=gram + absent[:, None] + absent,
+        progress=gram @ weights + absent,
     )
     return products, torch.from_numpy(weights).to(grads.dtype) @ grads

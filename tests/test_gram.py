@@ -137,7 +137,8 @@ def assert_exact(
     model.zero_grad()
     products = (engine or OnePass(model, len(batch.counts))).backward(batch, weights=WEIGHTS, targets=TARGETS, **how)
     assert (gradient(model) - direction).norm() <= 1e-9 * direction.norm()
-    for name in ("losses", "scores", "square_norms", *(["half_products"] if how.get("halves", True) else [])):
+    names = ["losses", "scores", "progress", "square_norms"] + ["half_products"] * how.get("halves", True)
+    for name in names:
         assert relative_error(getattr(products, name), getattr(expected, name)) <= 1e-9, name
     if how.get("gram"):
         assert products.gram is not None

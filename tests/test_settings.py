@@ -34,7 +34,7 @@ def test_what_the_user_leaves_out_comes_from_recipe_and_corpus(store, recipe):
         ({"targets": {"eu/wiki": 0}}, "must be >= 0 and not all zero"),
         ({"targets": {"eu/wiki": -1, "es/web": 1}}, "must be >= 0 and not all zero"),
         ({"targets": {"eu/wiki": float("nan")}}, "s: targets.*eu/wiki: input should be a finite number"),
-        ({"targets": "both"}, "s: targets: input should be 'sources' or 'languages'"),
+        ({"targets": "both"}, "s: targets: input should be 'sources', 'languages' or 'robust'"),
         ({"mu": float("inf")}, "s: mu: input should be a finite number"),
         ({"learning_rate": float("inf")}, "s: learning_rate: input should be a finite number"),
         ({"held_out": ["gl/web"]}, "held_out names 'gl/web'"),

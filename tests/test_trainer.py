@@ -128,6 +128,7 @@ def test_weights_move_and_losses_fall(store, recipe, tmp_path):
         {"targets": "languages", "microbatches": 3},
         {"targets": {"gl/wiki": 1.0}, "held_out": ["gl/wiki"]},
         {"normalise": "mean_norm", "burn_in": 0.5},
+        {"targets": "robust", "no_worse_than": "uniform:1%", "target_budget": 5000},
         {"precision": "bfloat16", "activation_checkpointing": True},
     ],
     ids=lambda given: "-".join(map(str, given.values())),

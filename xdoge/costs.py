@@ -85,6 +85,24 @@ def training_flops(model: Recipe | LlamaConfig, tokens: int, *, sequence_length:
     return tokens * (6 * weights + 12 * layers * heads * head_size * sequence_length)
 
 
+def fit_flops(
+    recipe: Recipe, tokens: int, *, sequence_length: int, vocab_size: int, sources: int, parameters: int, steps: int
+) -> int:
+    """Return the FLOPs of a fit: of training its proxy, and of the inner products of the sources' gradients.
+
+    Args:
+        recipe: of the proxy.
+        tokens: all tokens of all sequences.
+        sequence_length: T.
+        vocab_size: V.
+        sources: k.
+        parameters: all of the proxy's.
+        steps: of the fit; those that measure the map between sources count like the others.
+    """
+    trained = training_flops(recipe, tokens, sequence_length=sequence_length, vocab_size=vocab_size)
+    return trained + 8 * sources * parameters * steps
+
+
 class Hardware(Config):
     """What the runs have: FLOP/s of one GPU, achieved or as peak × utilisation, and GPUs in a node."""
 

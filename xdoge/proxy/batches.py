@@ -52,7 +52,8 @@ def gradient_weights(weights: Floats, counts: Counts, *, settings: FitSettings) 
 def draw(store: TokenStore, read: Counts, counts: Counts, *, settings: FitSettings) -> NDArray[np.int64]:
     """Return the batch's token ids, rows sorted by source: (B, T).
 
-    Every epoch of a source is a fresh permutation of its sequences, so none comes twice before all have come.
+    Every epoch of a source is a fresh permutation of the sequences that the proxy sees of it, so none comes twice
+    before all have come.
 
     Args:
         store: the tokens.
@@ -61,14 +62,17 @@ def draw(store: TokenStore, read: Counts, counts: Counts, *, settings: FitSettin
         settings: of the fit.
     """
     length = settings.sequence_length
-    available = store.sequence_counts(length)
+    available, seen = store.sequence_counts(length), settings.sequences_seen(store)
     rows = []
     for source, start, count in zip(store.sources, read.tolist(), counts.tolist(), strict=True):
-        n = available[source]
+        n = seen[source]
         positions = np.arange(start, start + count)
         indices = np.empty(count, dtype=np.int64)
         for epoch in np.unique(positions // n).tolist():
             here = positions // n == epoch
             indices[here] = permute(positions[here] % n, n, derive_key(settings.seed, source, epoch))
+        if n < available[source]:
+            indices = permute(indices, available[source], derive_key(settings.seed, source, "seen"))
         rows.append(store.sequences(source, indices, length))
+        store.check_ids(source, rows[-1])
     return np.concatenate(rows).astype(np.int64)

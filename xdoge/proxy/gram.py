@@ -70,6 +70,8 @@ class SourceProducts:
     square_norms: np.ndarray  # (k,) |g_j|²
     half_products: np.ndarray  # (k,) ⟨g_j^A, g_j^B⟩ of the halves of j's rows; NaN too with fewer than two rows
     gram: np.ndarray | None  # (k, k) ⟨g_i, g_j⟩, where asked for
+    progress: np.ndarray  # (k,) ⟨g_j, Σ_i α_i g_i⟩, how much the training step lowers each loss
+    reference: np.ndarray | None = None  # (k,) the same with reference weights, where asked for
 
 
 class OnePass:
@@ -117,6 +119,7 @@ class OnePass:
         *,
         weights: np.ndarray,
         targets: np.ndarray,
+        reference: np.ndarray | None = None,
         gram: bool = False,
         halves: bool = True,
         microbatches: int = 1,
@@ -133,6 +136,7 @@ class OnePass:
             batch: the rows of all sources; of several processes, each gives its own.
             weights: (k,) α, what each source's gradient counts for in training.
             targets: (k,) τ, what each source counts for in the direction that scores are taken along.
+            reference: (k,) other weights to take the sources' progress under, None for none.
             gram: also return all products between sources; costs k per parameter in place of 1.
             halves: also return the products between the two halves of each source's rows.
             microbatches: number of parts that the batch is run in, one after the other.
@@ -147,8 +151,7 @@ class OnePass:
         device = next(self.model.parameters()).device
         run = Pass(
             batch,
-            weights,
-            targets,
+            [targets, weights] + ([] if reference is None else [reference]),
             gram=gram,
             halves=halves,
             device=device,

@@ -57,8 +57,7 @@ class Pass:
     def __init__(
         self,
         batch: SourceBatch,
-        weights: np.ndarray,
-        targets: np.ndarray,
+        directions: list[np.ndarray],
         *,
         gram: bool,
         halves: bool,
@@ -85,17 +84,16 @@ class Pass:
         else:  # all cut parameters into the same slices, for the one that has most segments, and send the same rows
             self.width = int((placement.rows > 0).sum(1).max()) * (1 + halves)
             self.shared_slots = np.flatnonzero(np.concatenate([shared & (self.counts > 0), cut]))
-            self.shared_rows = torch.from_numpy(2 + np.searchsorted(self.shared_slots, here)).to(device)
+            self.shared_rows = torch.from_numpy(np.searchsorted(self.shared_slots, here)).to(device)
         sources = self.segments.slots % k
         self.n_tokens = batch.input_ids.shape[1]
         scale = 1 / (self.counts[sources] * (self.n_tokens - 1))  # sums over tokens become means over sources
-        mix = np.stack([np.asarray(targets)[sources], np.asarray(weights)[sources]]) * scale
-        self.mix = torch.tensor(mix, device=device)  # (2, s)
-        self.targets = np.asarray(targets)
+        self.mix = torch.tensor(np.stack(directions)[:, sources] * scale, device=device)  # (m, s)
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         s, m = len(sources), len(self.shared_slots)
         new = partial(torch.zeros, dtype=torch.float64, device=device)
-        self.losses, self.dots, self.squares, self.pairs = new(s), new(s), new(s), new(self.segments.n_pairs)
+        self.losses, self.squares, self.pairs = new(s), new(s), new(self.segments.n_pairs)
+        self.dots = new(s, len(directions))
         self.matrix = new(m, m)  # of what is shared: all of it where a Gram matrix was asked for
         self.gram = gram
         self.noted: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
@@ -191,13 +189,13 @@ class Pass:
         """Note a slice's products and put its training gradient where it belongs, at once or when all have sent it."""
         self.turn += 1
         if self.processes.count == 1:
-            mixed = mix @ grads  # (2, n) the slices of Σ τ_i g_i and Σ α_i g_i
-            self.note(grads, mixed[0], grads[self.segments.shared])
+            mixed = mix @ grads  # (m, n) the slices of Σ τ_i g_i, Σ α_i g_i and so on
+            self.note(grads, mixed, grads[self.segments.shared])
             put(mixed[1])
             return
-        sums = grads.new_zeros(2 + len(self.shared_slots), grads.shape[1])
-        torch.mm(mix, grads, out=sums[:2])
-        sums[self.shared_rows] = grads[self.segments.shared]
+        sums = grads.new_zeros(len(mix) + len(self.shared_slots), grads.shape[1])
+        torch.mm(mix, grads, out=sums[: len(mix)])
+        sums[len(mix) + self.shared_rows] = grads[self.segments.shared]
         self.message_bytes += sums.numel() * sums.itemsize
         self.messages.append(_Message(self.processes.begin_sum(sums), sums, grads, put))
         if len(self.messages) > IN_FLIGHT:
@@ -209,12 +207,13 @@ class Pass:
         self.processes.finish(message.work)
         self.received += 1
         mine = self.received % self.processes.count == self.processes.rank
-        self.note(message.grads, message.sums[0], message.sums[2:] if mine else message.sums[:0])
+        m = len(self.mix)
+        self.note(message.grads, message.sums[:m], message.sums[m:] if mine else message.sums[:0])
         message.put(message.sums[1])
 
-    def note(self, grads: torch.Tensor, direction: torch.Tensor, shared: torch.Tensor) -> None:
-        """Note the products of own segments with the direction and, if it is this process's turn, of shared ones."""
-        self.noted["dots"].append(torch.mv(grads, direction))
+    def note(self, grads: torch.Tensor, directions: torch.Tensor, shared: torch.Tensor) -> None:
+        """Note the products of own segments with the directions and, if it is this process's turn, of shared ones."""
+        self.noted["dots"].append(grads @ directions.T)
         self.noted["norms"].append(torch.linalg.vector_norm(grads, dim=1))
         if n_pairs := self.segments.n_pairs:
             self.noted["pairs"].append((grads[:n_pairs] * grads[-n_pairs:]).sum(1))
@@ -232,21 +231,23 @@ class Pass:
                 self.pairs += noted["pairs"].sum(0)
 
     def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the sums over all processes: losses (2k,), products with the direction (2k,), products (2k, 2k).
+        """Return the sums over all processes: losses (2k,), products with directions (2k, m), products (2k, 2k).
 
         Of the products between slots there are, where no Gram matrix was asked for, only those of a slot with itself
         and of the two halves of a source.
         """
         k, slots, shared = len(self.counts), self.segments.slots, self.segments.shared
-        losses, dots, own = np.zeros(2 * k), np.zeros(2 * k), np.zeros((2 * k, 2 * k))
+        m = len(self.mix)
+        losses, dots, own = np.zeros(2 * k), np.zeros((2 * k, m)), np.zeros((2 * k, 2 * k))
         losses[slots], dots[slots] = self.losses.cpu().numpy(), self.dots.cpu().numpy()
         alone = np.delete(np.arange(len(slots)), shared)
         own[slots[alone], slots[alone]] = self.squares.cpu().numpy()[alone]
         first = slots[: self.segments.n_pairs]
         own[first, first + k] = own[first + k, first] = self.pairs.cpu().numpy()
         own[np.ix_(self.shared_slots, self.shared_slots)] = self.matrix.cpu().numpy()
-        summed = self.processes.sum(np.concatenate([losses, dots, own.ravel()]))
-        return summed[: 2 * k], summed[2 * k : 4 * k], summed[4 * k :].reshape(2 * k, 2 * k)
+        summed = self.processes.sum(np.concatenate([losses, dots.ravel(), own.ravel()]))
+        losses, dots, own = np.split(summed, [2 * k, 2 * k * (1 + m)])
+        return losses, dots.reshape(2 * k, m), own.reshape(2 * k, 2 * k)
 
     def products(self) -> SourceProducts:
         """Bring the segments' sums together into those of the sources."""
@@ -261,9 +262,12 @@ class Pass:
         of_halves = self.counts // 2 * -(-self.counts // 2) * (self.n_tokens - 1) ** 2
         half_products[cut] = own[cut, cut + k] / of_halves[cut]
         gram = own.reshape(2, k, 2, k).sum((0, 2)) / n_predictions[:, None] / n_predictions
+        along = dots.reshape(2, k, -1).sum(0).T / n_predictions + absent  # (m, k)
         return SourceProducts(
             losses=losses.reshape(2, k).sum(0) / n_predictions + absent,
-            scores=dots.reshape(2, k).sum(0) / n_predictions + absent,
+            scores=along[0],
+            progress=along[1],
+            reference=along[2] if len(along) > 2 else None,
             square_norms=np.diag(gram) + absent,
             half_products=half_products,
             gram=gram + absent[:, None] + absent if self.gram else None,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from xdoge.config import Config
-from xdoge.errors import XDogeError
+from xdoge.config import Config, Count
+from xdoge.errors import XDogeError, names_that_differ
+from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
+from xdoge.mixtures.weights import WeightSet
+from xdoge.proxy.aims import Goal, language_shares
 from xdoge.proxy.recipes import load_recipe
 from xdoge.proxy.reweight import Normalisation, Rule, Score
 
@@ -36,8 +40,21 @@ class FitSettings(Config):
     floor: float = Field(ge=0, description="γ, least weight of a source, below 1/k [1/(20 k)]")
     mu: float = Field(0.1, gt=0, description="μ, the lead in score over the whole fit that gains a factor e")
     score: Score = Field("unbiased", description="⟨g_j, g_j⟩ between independent halves, or as in the paper")
-    targets: Literal["sources", "languages"] | dict[str, float] = Field(
-        "sources", description="whose loss counts: all sources alike, all languages alike, or {source: τ}"
+    targets: Literal["sources", "languages", "robust"] | dict[str, float] = Field(
+        "sources",
+        description="whose loss counts: all sources alike, all languages alike, more those languages that progress "
+        "least (robust), or {source: τ}",
+    )
+    no_worse_than: str | None = Field(
+        None,
+        description="limit on each language's estimated loss: REFERENCE:PERCENT above it, as uniform:1%; REFERENCE is "
+        "a strategy or a weights.json",
+    )
+    target_budget: Count | None = Field(
+        None,
+        gt=0,
+        description="tokens of the run that the weights are for; the proxy then sees so little of each source that it "
+        "repeats as often as that run will",
     )
     held_out: tuple[str, ...] = Field((), description="sources that steer as targets and are never trained on")
     normalise: Normalisation = Field("mean_square", description="what makes the scores dimensionless")
@@ -121,6 +138,45 @@ class FitSettings(Config):
             **given,
         }
 
+    def goal(self, store: TokenStore) -> Goal:
+        """Return what the fit aims at, by language.
+
+        Raises:
+            XDogeError: no_worse_than names no reference for these sources.
+        """
+        rule, index = self.rule(store.languages), {source: i for i, source in enumerate(store.sources)}
+        members = [[index[source] for source in sources] for sources in store.languages.values()]
+        reference, allowance = None, Goal.allowance
+        if self.no_worse_than is not None:
+            name, _, percent = self.no_worse_than.rpartition(":")
+            allowance = float(percent.removesuffix("%")) / 100
+            trained = {s: n for s, n in store.tokens().items() if rule.trained[index[s]]}
+            weights = strategy_weights(name, trained) if name in STRATEGIES else WeightSet.load(name)
+            if difference := names_that_differ(name, weights.sources, "the fit", trained):
+                raise XDogeError(f"no_worse_than {self.no_worse_than!r} has other sources: {difference}.")
+            reference = np.array([weights.sources.get(source, 0.0) for source in store.sources])
+        return Goal(
+            shares=language_shares(members, rule.targets),
+            base=rule.targets,
+            robust=self.targets == "robust",
+            mu=self.mu,
+            reference=reference,
+            allowance=allowance,
+        )
+
+    def sequences_seen(self, store: TokenStore) -> dict[str, int]:
+        """Return how many sequences of each source the proxy sees: all, or what `target_budget` leaves."""
+        counts = store.sequence_counts(self.sequence_length)
+        if self.target_budget is None:
+            return counts
+        share = self.proxy_tokens / self.target_budget
+        return {source: min(n, max(self.least_sequences, round(n * share))) for source, n in counts.items()}
+
+    @property
+    def proxy_tokens(self) -> int:
+        """Tokens that the proxy trains on."""
+        return self.steps * self.batch_size * self.sequence_length
+
     @property
     def least_sequences(self) -> int:
         """Sequences that each source has in a stratified batch at the least: the unbiased score needs two halves."""
@@ -131,7 +187,7 @@ class FitSettings(Config):
         sources = [source for members in languages.values() for source in members]
         if self.targets == "sources":
             targets = dict.fromkeys(sources, 1.0)
-        elif self.targets == "languages":
+        elif not isinstance(self.targets, dict):
             targets = {source: 1 / len(members) for members in languages.values() for source in members}
         else:
             targets = self.targets
@@ -150,7 +206,7 @@ class FitSettings(Config):
         silent = [s for s, n in store.sequence_counts(self.sequence_length, split="validation").items() if n == 0]
         if silent:
             lines.append(f"no validation sequence of {self.sequence_length} tokens, so no loss: {', '.join(silent)}")
-        counts = store.sequence_counts(self.sequence_length)
+        counts = self.sequences_seen(store)
         few = [f"{source} ({count})" for source, count in counts.items() if count < FEW_SEQUENCES]
         if few and self.score == "unbiased":
             lines.append(f"few sequences, so their own products are estimated too low: {', '.join(few)}")
@@ -182,6 +238,19 @@ class FitSettings(Config):
         for source in self.held_out:
             if rule.targets[sources.index(source)] == 0:
                 raise XDogeError(f"held_out names {source!r}, which is no target either, so nothing would use it.")
+        if self.target_budget is not None and self.target_budget <= self.proxy_tokens:
+            raise XDogeError(
+                f"target_budget {self.target_budget:,} is no more than the {self.proxy_tokens:,} tokens that the proxy "
+                "trains on itself, so it would repeat nothing more often; leave it out."
+            )
+        if self.no_worse_than is not None and not re.fullmatch(r".+:\d+(\.\d+)?%", self.no_worse_than):
+            raise XDogeError(
+                f"no_worse_than {self.no_worse_than!r} must be REFERENCE:PERCENT, such as uniform:1% "
+                f"(REFERENCE: {', '.join(STRATEGIES)}, or a weights.json)."
+            )
+        moving = self.targets == "robust" or self.no_worse_than is not None
+        if moving and self.normalise == "none":
+            raise XDogeError("normalise none keeps the scale of targets, and moving targets have none; leave it out.")
         least = self.least_sequences
         if self.batch == "stratified" and self.batch_size < least * len(sources):
             raise XDogeError(

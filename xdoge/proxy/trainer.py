@@ -11,8 +11,8 @@ import datetime
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ import torch
 
 import xdoge
 from xdoge.corpus.store import TokenStore
+from xdoge.costs import fit_flops
 from xdoge.errors import Interrupted, NonFiniteLossError, XDogeError
 from xdoge.mixtures.weights import WeightSet
 from xdoge.processes import Processes
-from xdoge.proxy import reweight, transfer
+from xdoge.proxy import aims, reweight, transfer
 from xdoge.proxy.batches import Counts, draw, gradient_weights, sequence_counts
 from xdoge.proxy.descent import (
     autocasting,
@@ -37,8 +38,9 @@ from xdoge.proxy.descent import (
 from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
 from xdoge.proxy.placement import place
 from xdoge.proxy.recipes import Recipe, load_recipe
-from xdoge.proxy.run import Arrays, RunFolder, saving_tensors
+from xdoge.proxy.run import RunFolder, saving_tensors
 from xdoge.proxy.settings import FitSettings
+from xdoge.proxy.state import State, from_tensors, to_tensors
 from xdoge.proxy.validation import sequence_nats, validation_losses
 from xdoge.signals import stop_requests
 from xdoge.simplex import Floats
@@ -50,16 +52,6 @@ EVAL_ROWS = 16
 """Sequences per forward pass of an evaluation."""
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class State:
-    """Everything but the proxy, its optimiser and the record of the past that the next step depends on."""
-
-    step: int
-    weights: reweight.Weights
-    read: Counts  # (k,) sequences of each source trained on so far
-    transfer: transfer.Windows
 
 
 def fit(
@@ -130,7 +122,7 @@ class _Fit:
     ) -> None:
         self.store, self.settings, self.recipe, self.run = store, settings, recipe, run
         self.processes = processes
-        self.rule = settings.rule(store.languages)
+        self.rule, self.goal = settings.rule(store.languages), settings.goal(store)
         self.device = pick_device(settings.device if processes.count == 1 else processes.device)
         self.autocast = pick_autocast(settings.precision, self.device)
         model = recipe.build(vocab_size=store.vocab_size, seed=settings.seed)
@@ -144,6 +136,7 @@ class _Fit:
             step=0,
             weights=reweight.Weights.uniform(self.rule.trained),
             read=np.zeros(k, dtype=np.int64),
+            aims=aims.Aims.start(len(store.languages)),
             transfer=transfer.Windows.empty(k),
         )
         self.history = self.run.read_trajectory(0, COLUMNS, k)
@@ -159,13 +152,15 @@ class _Fit:
         for step in range(self.state.step + 1, settings.steps + 1):
             weights, read = self.state.weights.now, self.state.read
             counts = sequence_counts(weights, trained=self.rule.trained, settings=settings, step=step)
+            targets, mixed = self.state.aims.targets(self.goal), gradient_weights(weights, counts, settings=settings)
             placement, rank = place(counts, self.processes.count), self.processes.rank
             own = placement.rows[rank]
             rows = torch.from_numpy(draw(self.store, read + placement.before(rank), own, settings=settings))
             products = engine.backward(
                 SourceBatch(input_ids=rows.to(self.device), counts=tuple(own.tolist())),
-                weights=gradient_weights(weights, counts, settings=settings),
-                targets=self.rule.targets,
+                weights=mixed,
+                targets=targets,
+                reference=self.goal.reference,
                 gram=settings.gram_every > 0 and step % settings.gram_every == 0,
                 microbatches=settings.microbatches,
                 autocast=self.autocast,
@@ -178,10 +173,8 @@ class _Fit:
                 self.save()
             if signal:
                 raise Interrupted(signal, f"stopped after step {step - 1} of {settings.steps}; --resume continues")
-            ratio = learning_rate_ratio(step, settings)
-            grad_norm = self.descend(ratio)
-            scores = self.reweight(step, products, counts, ratio)
-            row = self.row(weights, products, scores, ratio, grad_norm)
+            grad_norm = self.descend(learning_rate_ratio(step, settings))
+            row = self.row(weights, products, *self.reweight(step, products, counts, mixed, targets), grad_norm)
             if step % settings.eval_every == 0 or step == settings.steps:
                 row["validation"] = self.evaluate()
             self.seconds = time.perf_counter() - began
@@ -200,20 +193,35 @@ class _Fit:
         self.optimiser.zero_grad(set_to_none=True)
         return float(norm)
 
-    def reweight(self, step: int, products: SourceProducts, counts: Counts, ratio: float) -> Floats:
-        """Move the weights and everything else that a step moves; return the scores."""
+    def reweight(
+        self, step: int, products: SourceProducts, counts: Counts, mixed: Floats, targets: Floats
+    ) -> tuple[Floats, Floats]:
+        """Move the weights and everything else that a step moves.
+
+        Args:
+            step: its number.
+            products: of its batch.
+            counts: (k,) its sequences of each source.
+            mixed: (k,) what each source's gradient counted for in the training gradient.
+            targets: (k,) what each source counted for in the direction of the scores.
+
+        Returns:
+            The scores (k,), and the relative progress of the languages (L,).
+        """
+        rule, eta = replace(self.rule, targets=targets), learning_rate_ratio(step, self.settings) / self.rate_total
         after, scores = reweight.step(
             self.state.weights,
             products,
-            rule=self.rule,
-            eta=ratio / self.rate_total,
+            rule=rule,
+            eta=eta,
             counts=step > self.settings.burn_in * self.settings.steps,
         )
         windows = self.state.transfer.add(products, step=step, steps=self.settings.steps)
-        self.state = State(step=step, weights=after, read=self.state.read + counts, transfer=windows)
-        return scores
+        moved, progress = aims.advance(self.state.aims, products, mixed, goal=self.goal, rule=rule, eta=eta)
+        self.state = State(step=step, weights=after, read=self.state.read + counts, aims=moved, transfer=windows)
+        return scores, progress
 
-    def row(self, weights: Floats, products: SourceProducts, scores: Floats, ratio: float, grad_norm: float) -> Row:
+    def row(self, weights: Floats, products: SourceProducts, scores: Floats, progress: Floats, grad_norm: float) -> Row:
         """Add the step to the trajectory and return its row of metrics.jsonl; `weights` are those that trained."""
         now, targets = self.state.weights.now, self.rule.targets
         seen = ~np.isnan(products.losses)
@@ -225,15 +233,32 @@ class _Fit:
             language: math.fsum(now[self.store.sources.index(source)] for source in sources)
             for language, sources in self.store.languages.items()
         }
-        return {
+        row = {
             "step": self.state.step,
             "loss": float(weights @ losses / weights[seen].sum()),
             "target_loss": float(targets @ losses / targets[seen].sum()) if targets[seen].any() else None,
             "grad_norm": grad_norm,
             "noise_share": reweight.noise_share(products, self.rule),
-            "learning_rate": self.settings.learning_rate * ratio,
+            "learning_rate": self.settings.learning_rate * learning_rate_ratio(self.state.step, self.settings),
             "tokens": int(self.state.read.sum()) * self.settings.sequence_length,
             "languages": languages,
+            "progress": self.by_language(progress),
+        }
+        moved = self.state.aims
+        if self.goal.robust:
+            row["targets"] = self.by_language(moved.tau)
+        if self.goal.reference is not None:
+            row["excess"], row["multipliers"] = (
+                self.by_language(moved.excess()),
+                self.by_language(moved.multiplier),
+            )
+        return row
+
+    def by_language(self, values: Floats) -> dict[str, float | None]:
+        """Return a number of each language by its name, None for NaN."""
+        return {
+            language: None if math.isnan(value) else value
+            for language, value in zip(self.store.languages, values.tolist(), strict=True)
         }
 
     @torch.no_grad()
@@ -281,32 +306,14 @@ class _Fit:
         self.refuse_drift()
         if not self.processes.first:
             return
-        weights = self.state.weights
         history = {name: np.array(values) for name, values in self.history.items()}
         self.run.write_trajectory(history, self.store.sources)
-        optimiser = {
-            f"optimiser.{index}.{name}": value
-            for index, values in self.optimiser.state_dict()["state"].items()
-            for name, value in values.items()
-        }
-        model = {f"model.{name}": value.detach() for name, value in self.model.named_parameters()}
+        numbers, arrays = self.state.apart()
         self.run.save_checkpoint(
             self.state.step,
-            numbers={
-                "averaged_steps": weights.steps,
-                "signal": weights.signal,
-                "square_norm": weights.square_norm,
-                "mass": weights.mass,
-                "seconds": self.seconds,
-            },
-            arrays={
-                "weights_now": weights.now,
-                "weights_total": weights.total,
-                "read": self.state.read,
-                "transfer_products": self.state.transfer.products,
-                "transfer_counts": self.state.transfer.counts,
-            },
-            tensors=model | optimiser,
+            numbers={**numbers, "seconds": self.seconds},
+            arrays=arrays,
+            tensors=to_tensors(self.model, self.optimiser),
             keep=self.settings.keep_checkpoints,
         )
 
@@ -329,52 +336,47 @@ class _Fit:
             if not folder.is_dir():
                 raise XDogeError(f"process {self.processes.rank} finds no {folder}; all must see the same run folder.")
             numbers, arrays, tensors = self.run.load_checkpoint(folder)
-            self.load(numbers, arrays, tensors)
+            from_tensors(self.model, self.optimiser, tensors)
+            self.state, self.seconds, self.saved = State.together(numbers, arrays), numbers["seconds"], numbers["step"]
         self.history = self.run.read_trajectory(self.state.step, COLUMNS, len(self.store.sources))
         if first:
             self.run.rewind_metrics(self.state.step)
         return self.state.step
 
-    def load(self, numbers: Mapping[str, Any], arrays: Arrays, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put everything back as `save` found it."""
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in tensors.items():
-            kind, index, *name = key.split(".")
-            if kind == "optimiser":
-                moments.setdefault(int(index), {})[".".join(name)] = value
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
-        self.seconds, self.saved = numbers["seconds"], numbers["step"]
-        self.state = State(
-            step=numbers["step"],
-            weights=reweight.Weights(
-                now=arrays["weights_now"],
-                total=arrays["weights_total"],
-                steps=numbers["averaged_steps"],
-                signal=numbers["signal"],
-                square_norm=numbers["square_norm"],
-                mass=numbers["mass"],
-            ),
-            read=arrays["read"],
-            transfer=transfer.Windows(arrays["transfer_products"], arrays["transfer_counts"]),
-        )
+    def found(self) -> dict[str, Any]:
+        """Return what the fit found out about the languages, where it followed them."""
+        found: dict[str, Any] = {}
+        if self.goal.robust:
+            found["mean_targets"] = self.by_language(self.state.aims.total / self.settings.steps)
+        if self.goal.reference is not None:
+            found["excess"] = self.by_language(self.state.aims.excess())
+        return found
 
     def finish(self) -> WeightSet:
         """Write the proxy, the averaged Gram matrix and, last, the weights."""
         store, settings, run = self.store, self.settings, self.run
         recipe = self.recipe
+        parameters, tokens = sum(parameter.numel() for parameter in self.model.parameters()), int(self.state.read.sum())
+        tokens *= settings.sequence_length
         weights = WeightSet(
             name=f"{store.name}-{recipe.name}-seed{settings.seed}",
             sources=dict(zip(store.sources, self.state.weights.average.tolist(), strict=True)),
             floor=settings.floor,
-            method=settings.model_dump(mode="json"),
+            method={**settings.model_dump(mode="json"), **self.found()},
             proxy={
                 **recipe.model_dump(mode="json", exclude={"about"}),
                 "non_embedding_parameters": recipe.non_embedding_parameters,
-                "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-                "tokens_seen": int(self.state.read.sum()) * settings.sequence_length,
+                "parameters": parameters,
+                "tokens_seen": tokens,
+                "flops": fit_flops(
+                    recipe,
+                    tokens,
+                    sequence_length=settings.sequence_length,
+                    vocab_size=store.vocab_size,
+                    sources=len(store.sources),
+                    parameters=parameters,
+                    steps=settings.steps,
+                ),
             },
             corpus={"name": store.name, "sha256": store.sha256, "tokens": store.tokens()},
             xdoge_version=xdoge.__version__,

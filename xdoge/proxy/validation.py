@@ -54,6 +54,11 @@ def validation_losses(
     if not chosen:
         return {}
 
+    def sequence(source: str, index: int) -> NDArray[Any]:
+        ids = store.sequence(source, index, sequence_length, "validation")
+        store.check_ids(source, ids, "validation")
+        return ids
+
     def positions(source: str, index: int) -> NDArray[np.int64]:
         bounds = store.document_bounds(source, "validation")
         return document_positions(bounds, index * sequence_length, sequence_length)
@@ -63,7 +68,7 @@ def validation_losses(
     sums = []
     for part in np.split(own, calls):
         picked = [chosen[i] for i in part.tolist()]
-        batch = [np.stack([store.sequence(source, index, sequence_length, "validation") for source, index in picked])]
+        batch = [np.stack([sequence(*one) for one in picked])]
         if documents == "separate":
             batch.append(np.stack([positions(*one) for one in picked]))
         sums.append(nats(*(torch.from_numpy(array.astype(np.int64)) for array in batch)))
