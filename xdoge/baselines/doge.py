@@ -1,0 +1,131 @@
+"""DoGE as its authors' code has it, step for step, on this library's gradients and training.
+
+Where `xdoge fit-weights` parts from that code, this follows the code: gradients clipped before the products, scores
+clipped to a range, no floor, batches that do not follow the weights, and in the published configuration one target, a
+mix of all sources. `docs/method.md`, "DoGE by its authors' code", has it in equations, and what is not as there.
+
+Source: Fan et al. 2023, arXiv:2310.15393, and github.com/Olivia-fsm/DoGE, `src/trainer.py` at 1fb7f7b with
+`config/doge.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from xdoge.baselines.job import Job, Trajectory, equal_parts, follow
+from xdoge.baselines.settings import DogeSettings
+from xdoge.baselines.training import Proxy, Row
+from xdoge.costs import fit_flops
+from xdoge.mixtures.weights import WeightSet
+from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
+from xdoge.simplex import Floats
+
+LARGEST_NORM = 5.0
+"""To which the gradient of every source is clipped before the products: `max_grad_norm`."""
+
+SCORES = 0.0, 5.0
+"""Range that scores are clipped to: `dw_min`, `dw_max`."""
+
+
+def update(
+    weights: Floats, products: Floats, norms: Floats, *, rate: float, mu: float, smoothing: float
+) -> tuple[Floats, Floats]:
+    """Return the weights after a step, and the scores that moved them.
+
+    Args:
+        weights: (k,) α.
+        products: (k,) of each source's clipped gradient with the target's.
+        norms: (k,) of the clipped gradients.
+        rate: learning rate of the step.
+        mu: μ.
+        smoothing: share of uniform weights that is mixed in.
+    """
+    scores = np.clip(products / (norms.mean() + 1e-6), *SCORES)
+    with np.errstate(divide="ignore"):
+        logs = np.log(weights) + rate / mu * scores
+    moved = np.exp(logs - logs.max())
+    return (1 - smoothing) * moved / moved.sum() + smoothing / weights.size, scores
+
+
+def clipped(products: SourceProducts, k: int) -> tuple[Floats, Floats]:
+    """Return the products of each source's gradient with the target's, and the sources' norms, all gradients clipped.
+
+    Args:
+        products: of k sources and the mix, or of k sources and with their Gram matrix, where these are the target.
+        k: number of sources.
+    """
+    norms = np.sqrt(products.square_norms)
+    scale = np.minimum(1.0, LARGEST_NORM / (norms + 1e-6))  # as torch's clip_grad_norm_
+    to_mix = products.gram is None
+    along = scale[:k] * scale[k] * products.scores[:k] if to_mix else scale * (products.gram @ scale)
+    return along, (scale * norms)[:k]
+
+
+def doge(job: Job[DogeSettings]) -> WeightSet:
+    """Train the proxy, from the newest checkpoint on, and return the mean of the weights."""
+    store, settings, run = job.store, job.settings, job.run
+    proxy, trajectory = (
+        Proxy(store, settings, job.recipe),
+        Trajectory(len(store.sources), ("score", "loss", "grad_norm")),
+    )
+    if folder := run.good_checkpoint(job.on_note):
+        numbers, arrays, tensors = run.load_checkpoint(folder)
+        proxy.load(numbers["step"], arrays, tensors)
+        trajectory.load(run, proxy.step, arrays)
+    job.rewind(proxy.step)
+
+    def save() -> None:
+        arrays, tensors = proxy.state()
+        arrays |= trajectory.write(run, store.sources)
+        run.save_checkpoint(proxy.step, numbers={}, arrays=arrays, tensors=tensors, keep=settings.keep_checkpoints)
+
+    follow(job, _steps(job, proxy, trajectory), proxy, save)
+    stuck = sum(bool((scores >= SCORES[1]).all()) for scores in trajectory.history["score"])
+    if stuck:
+        job.on_note(
+            f"in {stuck} of {settings.steps} steps every score was clipped to {SCORES[1]:g}, so that no weight moved, "
+            "as none would in the authors' code"
+        )
+    cost = fit_flops(
+        job.recipe,
+        proxy.tokens,
+        sequence_length=settings.sequence_length,
+        vocab_size=store.vocab_size,
+        sources=settings.parts(len(store.sources)),
+        parameters=job.parameters,
+        steps=settings.steps,
+    )
+    return job.finish(trajectory.mean, flops=cost, tokens=proxy.tokens, floor=settings.smoothing / len(store.sources))
+
+
+def _steps(job: Job[DogeSettings], proxy: Proxy, trajectory: Trajectory) -> Iterator[Row]:
+    """Take the steps that are left, and yield each one's row of metrics."""
+    settings, k = job.settings, len(job.store.sources)
+    parts = settings.parts(k)
+    engine = OnePass(proxy.model, parts)
+    sizes = equal_parts(settings, parts)
+    mixed = parts > k
+    targets = np.array([0.0] * k + [1.0] if mixed else [1.0] * k)
+    while proxy.step < settings.steps:
+        rows = proxy.draw(sizes[:k])
+        if mixed:
+            generator = np.random.Generator(np.random.Philox(key=[settings.seed, proxy.step + 1]))
+            rows = torch.cat([rows, proxy.draw(generator.multinomial(sizes[k], np.full(k, 1 / k)))])
+        products = engine.backward(
+            SourceBatch(input_ids=rows, counts=tuple(sizes.tolist())),
+            weights=np.append(trajectory.now, [0.0] * mixed),  # the code has the next ones, not known here yet
+            targets=targets,
+            gram=not mixed,
+            halves=False,
+            autocast=proxy.autocast,
+        )
+        losses = products.losses[:k]
+        row = proxy.descend(float(trajectory.now @ losses))
+        rate = row["learning_rate"]
+        along, norms = clipped(products, k)
+        weights, scores = update(trajectory.now, along, norms, rate=rate, mu=settings.mu, smoothing=settings.smoothing)
+        trajectory.move(weights, score=scores, loss=losses, grad_norm=np.sqrt(products.square_norms[:k]))
+        yield row | {"target_loss": float(losses.mean()), "languages": job.by_language(weights)}

@@ -1,0 +1,104 @@
+"""DoReMi: the weights at which a proxy falls short of a reference model the most, averaged over its training.
+
+A reference model is trained on fixed weights. A proxy of the same size then plays against the weights: each source's
+excess loss over the reference, per token and never below 0, pulls its weight up, and the proxy descends on the losses
+so weighted. `docs/method.md`, "DoReMi", has the equations and what was taken where the paper leaves a choice.
+
+Source: Xie et al. 2023, arXiv:2305.10429, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from xdoge.baselines.job import Job, Trajectory, equal_parts, follow, means
+from xdoge.baselines.settings import DoremiSettings
+from xdoge.baselines.training import Proxy, Row, flops, train_on
+from xdoge.mixtures.weights import WeightSet
+from xdoge.simplex import Floats
+
+
+def update(weights: Floats, excess: Floats, *, eta: float, smoothing: float) -> Floats:
+    """Return the weights after a step: α ⊙ exp(η λ), normalised, with a share of uniform weights mixed in.
+
+    Args:
+        weights: (k,) α.
+        excess: (k,) λ >= 0, each source's clipped excess loss, nats per token.
+        eta: η.
+        smoothing: c.
+    """
+    with np.errstate(divide="ignore"):
+        logs = np.log(weights) + eta * excess
+    moved = np.exp(logs - logs.max())
+    smoothed: Floats = (1 - smoothing) * moved / moved.sum() + smoothing / weights.size
+    return smoothed
+
+
+def doremi(job: Job[DoremiSettings]) -> WeightSet:
+    """Train the reference and then the proxy, from the newest checkpoint on, and return the mean of the weights."""
+    store, settings, run = job.store, job.settings, job.run
+    k = len(store.sources)
+    reference, proxy = (Proxy(store, settings, job.recipe) for _ in range(2))
+    trajectory = Trajectory(k, ("score", "loss", "reference_loss"))
+    begun = 0
+    if folder := run.good_checkpoint(job.on_note):
+        numbers, arrays, tensors = run.load_checkpoint(folder)
+        begun = numbers["step"]
+        if begun <= settings.steps:
+            reference.load(begun, arrays, tensors)
+        else:
+            theirs = {name.removeprefix("reference."): value for name, value in tensors.items()}
+            own = {name: value for name, value in tensors.items() if not name.startswith("reference.")}
+            reference.load(settings.steps, {"read": arrays["reference_read"]}, theirs)
+            proxy.load(begun - settings.steps, arrays, own)
+            trajectory.load(run, proxy.step, arrays)
+    job.rewind(begun)
+
+    def save_reference() -> None:
+        arrays, tensors = reference.state()
+        keep = settings.keep_checkpoints
+        run.save_checkpoint(reference.step, numbers={}, arrays=arrays, tensors=tensors, keep=keep)
+
+    def save() -> None:
+        arrays, tensors = proxy.state()
+        arrays |= trajectory.write(run, store.sources) | {"reference_read": reference.read}
+        tensors |= {f"reference.{name}": value for name, value in reference.state()[1].items()}
+        step = settings.steps + proxy.step
+        run.save_checkpoint(step, numbers={}, arrays=arrays, tensors=tensors, keep=settings.keep_checkpoints)
+
+    tokens = np.array([store.tokens()[source] for source in store.sources], dtype=np.float64)
+    fixed = tokens / tokens.sum() if settings.reference == "proportional" else np.full(k, 1 / k)
+    follow(job, train_on(fixed, reference), reference, save_reference)
+    reference.model.eval()
+    follow(job, _play(job, proxy, reference, trajectory), proxy, save, before=settings.steps)
+    trained = reference.tokens + proxy.tokens
+    cost = flops(store, settings, job.recipe, trained=trained, forward=proxy.tokens)
+    return job.finish(trajectory.mean, flops=cost, tokens=trained, floor=settings.smoothing / k)
+
+
+def _play(job: Job[DoremiSettings], proxy: Proxy, reference: Proxy, trajectory: Trajectory) -> Iterator[Row]:
+    """Take the steps that are left of the proxy and the weights, and yield each one's row of metrics."""
+    settings = job.settings
+    counts = equal_parts(settings, len(job.store.sources))
+    while proxy.step < settings.steps:
+        rows = proxy.draw(counts)
+        with torch.no_grad():
+            before = reference.losses(rows)
+        losses = proxy.losses(rows)
+        excess = means((losses.detach() - before).clamp(min=0).double(), counts)
+        weights = update(trajectory.now, excess.cpu().numpy(), eta=settings.eta, smoothing=settings.smoothing)
+        by_source = means(losses, counts)
+        loss = (torch.from_numpy(weights).to(by_source) * by_source).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        row = proxy.descend(loss.item())
+        found = by_source.detach().double().cpu().numpy()
+        trajectory.move(
+            weights,
+            score=excess.cpu().numpy(),
+            loss=found,
+            reference_loss=means(before.double(), counts).cpu().numpy(),
+        )
+        yield row | {"target_loss": float(found.mean()), "languages": job.by_language(weights)}

@@ -1,0 +1,160 @@
+"""RegMix: tiny models on random mixtures, a regression of their loss on the weights, and the best it predicts.
+
+`docs/method.md`, "RegMix", has what was taken where the paper and its code leave a choice.
+
+Source: Liu et al. 2024, arXiv:2407.01492, and github.com/sail-sg/regmix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from xdoge.baselines.job import Job
+from xdoge.baselines.settings import RegmixSettings
+from xdoge.baselines.training import Proxy, Row, flops, train_on
+from xdoge.errors import MissingExtraError
+from xdoge.mixtures.weights import WeightSet
+from xdoge.simplex import Floats
+
+STRENGTHS = 15
+"""Concentrations between the least and the greatest, evenly in their logarithm, one of which each mixture draws."""
+
+HELD_OUT = 0.2
+"""Share of the tiny models, the last ones, that the regressor is not fitted on: they end the boosting and check it."""
+
+FAIR = 0.5
+"""Rank correlation below which the user is told; a choice of ours. The authors report 0.9 and more."""
+
+BOOSTING = {"objective": "regression", "metric": "l2", "learning_rate": 0.01, "verbosity": -1}
+"""Of LightGBM, with at most 1,000 trees and an end after 3 that help the held-out models no more, as the authors'."""
+
+
+def regmix(job: Job[RegmixSettings]) -> WeightSet:
+    """Train the tiny models that are left, regress, simulate, and return the mean of the best mixtures."""
+    store, settings = job.store, job.settings
+    refuse_without_regressor(settings)
+    tokens = np.array([store.tokens()[source] for source in store.sources], dtype=np.float64)
+    shares = tokens / tokens.sum()
+    generator = np.random.default_rng(settings.seed)
+    planned = mixtures(shares, settings.runs, generator, settings)
+    simulated = mixtures(shares, settings.simulations, generator, settings)
+    done = job.rewind(settings.runs)
+    targets = settings.target_weights(store)
+    for index in range(len(done), settings.runs):
+        proxy = Proxy(store, settings, job.recipe)  # all from the same parameters, and with the same order of text
+        row: Row = {}
+        for last in train_on(planned[index], proxy):
+            job.refuse_to_go_on(index, "run")
+            row = last
+        validation = proxy.evaluate()
+        row |= {
+            "step": index + 1,
+            "target_loss": sum(weight * validation[source] for source, weight in targets.items()),
+            "tokens": (index + 1) * proxy.tokens,
+            "languages": job.by_language(planned[index]),
+            "sources": dict(zip(store.sources, planned[index].tolist(), strict=True)),
+            "validation": validation,
+        }
+        done.append(row)
+        job.log(row)
+    tried = np.array([[row["sources"][source] for source in store.sources] for row in done])  # (runs, k)
+    losses = np.array([row["target_loss"] for row in done])
+    weights, correlation = best_mixture(tried, losses, simulated, settings)
+    told = "" if correlation >= FAIR else "; so low, the weights say little: take more runs or more steps"
+    job.on_note(f"rank correlation of predicted and true loss over the held-out runs: {correlation:.2f}{told}")
+    trained = done[-1]["tokens"]
+    heard = store.sequence_counts(settings.sequence_length, split="validation").values()
+    scored = sum(min(count, settings.eval_sequences) for count in heard) * settings.sequence_length * settings.runs
+    cost = flops(store, settings, job.recipe, trained=trained, forward=scored)
+    about = {"held_out_rank_correlation": None if np.isnan(correlation) else correlation}
+    return job.finish(weights, flops=cost, tokens=trained, about=about)
+
+
+def mixtures(shares: Floats, count: int, generator: np.random.Generator, settings: RegmixSettings) -> Floats:
+    """Return random weights around the shares of the corpus: (count, k).
+
+    Each is of a Dirichlet distribution whose mean is the shares to a power below 1, normalised, and whose concentration
+    is drawn anew: small ones give mixtures of few sources, large ones of all.
+    """
+    centre = shares**settings.temperature / (shares**settings.temperature).sum()
+    strengths = np.geomspace(settings.least_strength, settings.greatest_strength, STRENGTHS)
+    drawn = generator.integers(STRENGTHS, size=count)
+    found = np.empty((count, shares.size))
+    for index, strength in enumerate(strengths):
+        chosen = drawn == index
+        found[chosen] = generator.dirichlet(centre * strength, size=int(chosen.sum()))
+    return found
+
+
+def best_mixture(tried: Floats, losses: Floats, simulated: Floats, settings: RegmixSettings) -> tuple[Floats, float]:
+    """Return the mean of the simulated mixtures that are predicted best, and how well predictions rank held-out runs.
+
+    Args:
+        tried: (n, k) weights of the runs.
+        losses: (n,) what they led to.
+        simulated: (m, k) weights to choose from.
+        settings: which regressor, and how many of the best are averaged.
+
+    Returns:
+        (k,) weights, and Spearman's rank correlation over the held-out runs, NaN where a regressor predicts one number.
+    """
+    cut = len(losses) - max(2, round(HELD_OUT * len(losses)))
+    fit = _linear if settings.regressor == "linear" else _lightgbm
+    predict = fit(tried[:cut], losses[:cut], tried[cut:], losses[cut:], settings.seed)
+    order = np.argsort(predict(simulated), kind="stable")[: settings.best]
+    mean: Floats = simulated[order].mean(axis=0)
+    return mean / mean.sum(), _rank_correlation(predict(tried[cut:]), losses[cut:])
+
+
+def refuse_without_regressor(settings: RegmixSettings) -> None:
+    """Say that LightGBM is missing before, and not after, the tiny models are trained.
+
+    Raises:
+        MissingExtraError: it is.
+    """
+    if settings.regressor == "lightgbm":
+        try:
+            import lightgbm  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("lightgbm", "baselines") from error
+
+
+def _linear(x: Floats, y: Floats, x_held: Floats, y_held: Floats, seed: int) -> Callable[[Floats], Floats]:
+    """Least squares without an intercept, which weights that sum to 1 have already."""
+    coefficients = np.linalg.lstsq(x, y, rcond=None)[0]
+    return lambda weights: weights @ coefficients
+
+
+def _lightgbm(x: Floats, y: Floats, x_held: Floats, y_held: Floats, seed: int) -> Callable[[Floats], Floats]:
+    import lightgbm
+
+    options = {
+        **BOOSTING,
+        "seed": seed,
+        "min_data_in_leaf": max(1, min(20, len(y) // 10)),  # the default, 20, leaves nothing to split with few runs
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": 1,
+    }
+    data = lightgbm.Dataset(x, label=y)
+    held = lightgbm.Dataset(x_held, label=y_held, reference=data)
+    stop = lightgbm.early_stopping(3, verbose=False)
+    model = lightgbm.train(options, data, num_boost_round=1000, valid_sets=[held], callbacks=[stop])
+
+    def predict(weights: Floats) -> Floats:
+        return np.asarray(model.predict(weights, num_iteration=model.best_iteration), dtype=np.float64)
+
+    return predict
+
+
+def _rank_correlation(a: Floats, b: Floats) -> float:
+    """Return Spearman's rank correlation, ties at their mean rank."""
+    mean_ranks: list[Floats] = []
+    for values in (a, b):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        mean_ranks.append((counts.cumsum() - (counts - 1) / 2)[inverse])
+    if any(np.ptp(rank) == 0 for rank in mean_ranks):
+        return float("nan")
+    return float(np.asarray(np.corrcoef(mean_ranks))[0, 1])

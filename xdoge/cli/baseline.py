@@ -1,0 +1,153 @@
+"""`xdoge baseline`: weights by DoReMi, RegMix or DoGE, on the same store, proxies and training as a fit."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich import box
+from rich.table import Table
+
+from xdoge.baselines import METHODS, BaselineSettings, check_method, learn
+from xdoge.cli.app import AsJson, app, given_settings, need, open_store, stderr, stdout
+from xdoge.config import read_yaml, settings_help
+from xdoge.corpus.store import TokenStore
+from xdoge.errors import XDogeError
+from xdoge.mixtures.weights import WeightSet
+
+
+def _only(method: str) -> str:
+    """Return the help of the settings that a method has beside those of all."""
+    lines = settings_help(METHODS[method]).split("\n\n")
+    common = settings_help(BaselineSettings).split("\n\n")
+    return "\n\n".join(line for line in lines if line not in common)
+
+
+_BASELINE_HELP = f"""Learn weights by another method, to compare with.
+
+Same store, same proxy recipes, same optimiser, batches and files as `xdoge fit-weights`, so that what differs is the
+method. What each cost, the exact FLOPs of all models it ran, stands in weights.json as `proxy: flops`.
+
+- `doremi` (Xie et al. 2023): a reference model is trained on fixed weights; then a proxy, on losses weighted towards
+the sources in which it lies furthest behind the reference. The answer is the mean of those weights. Costs two proxies.
+
+- `regmix` (Liu et al. 2024): many tiny models, each on a random mixture; a regression of validation loss on weights;
+the mean of the simulated mixtures that it predicts best. Costs `runs` tiny models; needs pip install
+'xdoge[baselines]', or `--set regressor=linear`.
+
+- `doge` (Fan et al. 2023): as its authors' published code computes it, where fit-weights deliberately does not. Costs
+one proxy.
+
+Weights that need no proxy (uniform, proportional, temperature, unimax) are strategies of `xdoge mix`; XDoGE as in its
+paper is `xdoge fit-weights --set score=paper`.
+
+**What it writes** into RUN: `weights.json`, the answer, last; `config.yaml`, every setting as resolved;
+`metrics.jsonl`, a row a step (regmix: a row a tiny model); for doremi and doge `trajectory.parquet` and `checkpoints/`.
+
+**Stopping.** Ctrl-C and SIGTERM end the running step and write a checkpoint (regmix begins the running model anew).
+After that, or after a kill, the same command with `--resume` ends with the same weights, to the bit on the same
+machine. One process does all.
+
+**Examples**
+
+- `xdoge baseline doremi store --out runs/doremi --proxy 60m --steps 2000`
+
+- `xdoge baseline regmix store --out runs/regmix --steps 200 --set runs=128`
+
+- `xdoge mix runs/doremi/weights.json --store store --budget 100B --out mixture.json`, to go on with it
+
+**Settings of all** (`--set KEY=VALUE` or `--config`)
+
+{settings_help(BaselineSettings)}
+
+**Of doremi**
+
+{_only("doremi")}
+
+**Of regmix** (whose proxy is 1m by default)
+
+{_only("regmix")}
+
+**Of doge**
+
+{_only("doge")}
+"""
+
+
+@app.command(help=_BASELINE_HELP)
+def baseline(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help=f"{', '.join(METHODS)}.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A token store, of `xdoge prepare`.")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; new or empty, unless --resume.")],
+    proxy: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="Proxy model: 1m 7m 60m 125m 250m 500m 900m, or a YAML file."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps of each proxy.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="S", help="Of the initial proxies and the order of text.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, to the same numbers.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    from xdoge.proxy.run import RunFolder
+
+    check_method(method)
+    given = given_settings(config, assignments or [], {"proxy": proxy, "steps": steps, "seed": seed})
+    need("proxy", "torch", "transformers", "sentencepiece")
+    run = RunFolder(out)
+    if resume:  # what is not given anew is as the run was started
+        started = run.settings()
+        before = read_yaml(out / "config.yaml").get("baseline", "fit-weights")
+        if before != method:
+            raise XDogeError(f"{out} holds a run of {before}, not of {method}.")
+        given = started | given
+    else:
+        run.refuse_taken()
+    tokens = open_store(store)
+    settings = METHODS[method].for_store(tokens, given, where=str(config) if config else "settings")
+    print_baseline(run_baseline(method, tokens, settings, out, resume=resume), tokens, out, as_json=as_json)
+
+
+def run_baseline(
+    method: str, store: TokenStore, settings: BaselineSettings, out: Path, *, resume: bool = False
+) -> WeightSet:
+    from xdoge.proxy.display import FitDisplay
+
+    if not resume:
+        print(yaml.safe_dump({"settings": settings.model_dump(mode="json")}, sort_keys=False), file=sys.stderr)
+    display = FitDisplay(stderr, steps=settings.n_rows, what=method)
+    with display:
+        return learn(method, store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)
+
+
+def print_baseline(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:
+    """Print the weights beside the shares of the corpus, what they cost, and where everything lies."""
+    flops = weights.proxy["flops"]
+    if as_json:
+        answer = {"languages": weights.languages, "sources": dict(weights.sources), "flops": flops}
+        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        return
+    tokens = store.tokens()
+    total = sum(tokens.values())
+    print(f"{weights.name}: learned shares of training tokens, for {flops:.3g} FLOPs")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("source", min_width=2 + max(map(len, store.sources)))
+    for column in ("weight", "share of corpus", "weight / share"):
+        table.add_column(column, justify="right")
+    for language, weight in sorted(weights.languages.items(), key=lambda item: -item[1]):
+        share = sum(tokens[source] for source in store.languages[language]) / total
+        table.add_row(language, f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}", style="bold")
+        for source in store.languages[language]:
+            weight, share = weights.sources[source], tokens[source] / total
+            table.add_row(f"  {source}", f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}")
+    stdout.print(table)
+    for name in ("weights.json", "trajectory.parquet", "metrics.jsonl", "config.yaml"):
+        if (out / name).exists():
+            print(out / name)
