@@ -18,7 +18,7 @@ install: .venv/installed
 	  || { echo "xdoge needs Python 3.11 or newer; name one with make PYTHON=..."; exit 1; }
 	@echo "== installing into .venv (about two minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install --disable-pip-version-check -q -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/pip install --disable-pip-version-check --no-compile -q -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
 ## demo           the whole way on the built-in sample, to a report, in some minutes

@@ -95,7 +95,7 @@ def test_four_rounds_would_be_too_few(monkeypatch):
     assert max(means) > 225 + 4 * np.sqrt(2 * 225 / orders)
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 5])
+@pytest.mark.parametrize("n", [2, 3, 4])
 def test_every_order_of_a_few_items_is_about_as_frequent(n):
     """Of 200 keys per order, none is a quarter more or less frequent than it should be by more than chance."""
     keys = 200 * math.factorial(n)
