@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from xdoge import XDogeError
+from xdoge.analysis import charts
 from xdoge.proxy import reweight
 from xdoge.proxy.aims import Aims, Goal, advance, language_shares
 from xdoge.proxy.gram import SourceProducts
 from xdoge.proxy.reweight import Rule
 from xdoge.proxy.settings import FitSettings
+from xdoge.proxy.trainer import fit
 
 STEPS = 1500
 MEMBERS = [[0], [1, 2], [3, 4, 5]]
@@ -170,11 +173,35 @@ def test_the_proxy_sees_what_repeats_as_often_as_in_the_target_run(store, recipe
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"no_worse_than": "uniform"}, r"no_worse_than 'uniform' must be REFERENCE:PERCENT, such as uniform:1%"),
+        (
+            {"no_worse_than": "uniform"},
+            r"no_worse_than 'uniform' must be REFERENCE:PERCENT, above 0, such as uniform:1%",
+        ),
         ({"no_worse_than": "uniform:much%"}, "must be REFERENCE:PERCENT"),
+        ({"no_worse_than": "uniform:0.0%"}, "must be REFERENCE:PERCENT, above 0"),
         ({"targets": "robust", "normalise": "none"}, "normalise none keeps the scale of targets"),
     ],
 )
 def test_aims_that_cannot_work_are_refused(store, recipe, given, message):
     with pytest.raises(XDogeError, match=message):
         FitSettings.for_store(store, {"proxy": recipe} | given)
+
+
+def test_a_fit_follows_the_languages_and_says_what_it_found(store, recipe, tmp_path):
+    given = {"proxy": recipe, "steps": 6, "targets": "robust", "no_worse_than": "uniform:0.001%"}
+    notes: list[str] = []
+    weights = fit(store, FitSettings.for_store(store, given), tmp_path / "run", on_note=notes.append)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert sum(row["targets"].values()) == pytest.approx(1)
+        assert row["progress"].keys() == row["excess"].keys() == row["multipliers"].keys() == store.languages.keys()
+    mean = {one: np.mean([row["targets"][one] for row in rows]) for one in store.languages}
+    assert weights.method["mean_targets"] == pytest.approx(mean)
+    assert weights.method["excess"] == rows[-1]["excess"]
+    worse = [one for one, excess in rows[-1]["excess"].items() if excess > 1e-5]
+    assert [f"warning: the loss of {one} is" in "\n".join(notes) for one in worse] == [True] * len(worse)
+    assert worse
+    spec = charts.targets(tmp_path / "run").to_dict()
+    assert spec["title"]["text"] == "Targets over the fit"
+    with pytest.raises(XDogeError, match=r"has no targets that moved in metrics\.jsonl"):
+        charts.targets(tmp_path)

@@ -108,7 +108,7 @@ def test_a_fit_step_costs_a_training_step_and_the_map_next_to_nothing():
         with FlopCounterMode(display=False) as counter:
             batch = SourceBatch(rows, (8,) * k)
             OnePass(model, k).backward(batch, weights=np.full(k, 1 / k), targets=np.ones(k), gram=gram)
-        assert 0.99 < counter.get_total_flops() / plain < 1.01
+        assert 0.99 < counter.get_total_flops() / plain < 1.02
 
 
 def test_without_head_and_attention_the_exact_count_is_six_n_d_but_for_the_norms():

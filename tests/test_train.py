@@ -29,7 +29,7 @@ from typer.main import get_command
 
 from xdoge.cli import app
 from xdoge.corpus.dataset import MixtureDataset
-from xdoge.errors import Interrupted, NonFiniteLossError, XDogeError
+from xdoge.errors import Interrupted, MemoryFullError, NonFiniteLossError, XDogeError
 from xdoge.files import sha256_file
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.sampler import MixtureSampler
@@ -40,7 +40,7 @@ from xdoge.proxy.run import RunFolder
 from xdoge.proxy.validation import by_language, document_positions, sequence_nats, validation_losses
 from xdoge.train import trainer as training
 from xdoge.train.record import Record, beyond_plan, common_budget, passes, read_rows
-from xdoge.train.settings import ELASTIC, Layout, MemoryFullError, TrainSettings
+from xdoge.train.settings import ELASTIC, Layout, TrainSettings
 from xdoge.train.start import Start, check_documents, freeze, layers_trained, peak_learning_rate
 from xdoge.train.trainer import train
 

@@ -60,8 +60,8 @@ def training_flops(model: Recipe | LlamaConfig, tokens: int, *, sequence_length:
     the look-up as a product with the embedding, and softmax; Kaplan et al. 2020 (eq. 2.2) have half of the attention.
 
     A step of `fit-weights` is such a training step: the gradients per source take the same products, in parts. Their
-    inner products add some 8 k FLOPs a parameter and step for k sources, and 8 k² to steps that measure the map between
-    them (`gram_every`), however large the batch: counted so by `FlopCounterMode` on the `1m` recipe.
+    inner products add some 16 k FLOPs a parameter and step for k sources, and 8 k² to steps that measure the map
+    between them (`gram_every`), however large the batch: counted so by `FlopCounterMode` on the `1m` recipe.
 
     Args:
         model: a recipe, or the configuration of a Llama of transformers.
@@ -100,7 +100,7 @@ def fit_flops(
         steps: of the fit; those that measure the map between sources count like the others.
     """
     trained = training_flops(recipe, tokens, sequence_length=sequence_length, vocab_size=vocab_size)
-    return trained + 8 * sources * parameters * steps
+    return trained + 16 * sources * parameters * steps
 
 
 class Hardware(Config):

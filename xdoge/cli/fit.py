@@ -65,6 +65,12 @@ A proxy trains on all sources of all languages. At each step every source is sco
 lowers the losses of all targets; its weight is multiplied by exp(η score / μ) and kept above the floor. The answer is
 the mean of the weights over the steps.
 
+**Whom it helps.** A sum over targets is a vote: related languages vote for each other, and one without relatives may
+pay. `--targets robust` raises the targets of the languages that progress least, relative to what they could progress;
+`--no-worse-than uniform:1%` limits how far the loss of any language is estimated to end above what other weights would
+have reached. `--target-budget 100B` lets the proxy repeat each source as often as that run will, so that what overfits
+there overfits here.
+
 **What it reads.** A store made by `xdoge prepare`, or a corpus.yaml, which is prepared into RUN/store first.
 
 **What it writes** into RUN: `weights.json`, the answer; `config.yaml`, every setting as resolved;
@@ -88,6 +94,8 @@ launchers exit with a status of their own.
 
 - `xdoge fit-weights store --out runs/60m --proxy 60m --floor 0.002`
 
+- `xdoge fit-weights store --out runs/robust --proxy 60m --targets robust --target-budget 100B`
+
 - `xdoge fit-weights store --out runs/gl --set targets="{{gl/wikipedia: 1}}" --set held_out="[gl/wikipedia]"`
 
 - `xdoge fit-weights store --out runs/60m --proxy 60m --floor 0.002 --resume`
@@ -109,6 +117,16 @@ def fit_weights(
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="Of the initial proxy and the order of text.")] = None,
+    targets: Annotated[
+        str | None, typer.Option(metavar="WHOM", help="Whose loss counts: sources, languages, or robust.")
+    ] = None,
+    no_worse_than: Annotated[
+        str | None,
+        typer.Option(metavar="REF:PERCENT", help="Limit on each language's estimated loss, such as uniform:1%."),
+    ] = None,
+    target_budget: Annotated[
+        str | None, typer.Option(metavar="N", help="Tokens of the run that the weights are for, such as 100B.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
@@ -123,7 +141,15 @@ def fit_weights(
     from xdoge.proxy.run import RunFolder
 
     where = str(config) if config else "settings"
-    flags = {"proxy": proxy, "floor": floor, "steps": steps, "seed": seed}
+    flags = {
+        "proxy": proxy,
+        "floor": floor,
+        "steps": steps,
+        "seed": seed,
+        "targets": targets,
+        "no_worse_than": no_worse_than,
+        "target_budget": target_budget,
+    }
     with one_voice():
         given = given_settings(config, assignments or [], flags)
         need("proxy", "torch", "transformers", "sentencepiece")

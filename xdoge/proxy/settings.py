@@ -243,9 +243,9 @@ class FitSettings(Config):
                 f"target_budget {self.target_budget:,} is no more than the {self.proxy_tokens:,} tokens that the proxy "
                 "trains on itself, so it would repeat nothing more often; leave it out."
             )
-        if self.no_worse_than is not None and not re.fullmatch(r".+:\d+(\.\d+)?%", self.no_worse_than):
+        if self.no_worse_than is not None and not re.fullmatch(r".+:(?=.*[1-9])\d+(\.\d+)?%", self.no_worse_than):
             raise XDogeError(
-                f"no_worse_than {self.no_worse_than!r} must be REFERENCE:PERCENT, such as uniform:1% "
+                f"no_worse_than {self.no_worse_than!r} must be REFERENCE:PERCENT, above 0, such as uniform:1% "
                 f"(REFERENCE: {', '.join(STRATEGIES)}, or a weights.json)."
             )
         moving = self.targets == "robust" or self.no_worse_than is not None

@@ -107,7 +107,16 @@ def fit(
         if resume:
             on_note(f"resuming after step {fitting.rewind(on_note)} of {settings.steps}")
         fitting.train(OnePass(fitting.model, len(store.sources), processes=processes), stop, on_step)
-        return fitting.finish()
+        weights = fitting.finish()
+    for language, excess in weights.method.get("excess", {}).items():
+        if excess is None or excess > fitting.goal.allowance:
+            what = (
+                "could not be estimated"
+                if excess is None
+                else f"is estimated to end {excess:.1%} above the reference's"
+            )
+            on_note(f"warning: the loss of {language} {what}; no_worse_than asked for {settings.no_worse_than}")
+    return weights
 
 
 def _ignore(_: object) -> None:

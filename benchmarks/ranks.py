@@ -1,0 +1,119 @@
+"""Tokens per second and bytes sent of a step of a fit, on one process and on several.
+
+Each process has one thread and runs its part of the same global batch (strong scaling); gloo carries the messages over
+loopback. Processes take turns within each repetition with one process alone, and a figure is the median over
+repetitions of the ratio of the slowest process's wall clock. Two contestants:
+
+    data parallel   plain training: backward, then one sum over processes of all gradients
+    fit             xdoge.proxy.gram.OnePass.backward
+
+Sent are the bytes that go into sums over processes; a ring sends each 2 (R - 1) / R times. The last line is one JSON
+object.
+
+    python benchmarks/ranks.py [RECIPE] [PROCESSES ...]     default: 7m 1 2, some three minutes on two idle cores
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaForCausalLM
+
+from xdoge.processes import Processes
+from xdoge.proxy.gram import OnePass, SourceBatch
+from xdoge.proxy.placement import place
+from xdoge.proxy.recipes import load_recipe
+
+SOURCES, ROWS, TOKENS, VOCABULARY, REPETITIONS = 28, 4, 128, 16384, 5
+
+
+def work(rank: int, count: int, port: int, recipe: str, queue: Any) -> None:
+    """Time steps as one of `count` processes; the first reports the slowest's."""
+    torch.set_num_threads(1)
+    if count > 1:
+        address = f"tcp://127.0.0.1:{port}"
+        torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
+    processes = Processes(rank, count, "cpu")
+    model = load_recipe(recipe).build(vocab_size=VOCABULARY, seed=0)
+    counts = np.full(SOURCES, ROWS)
+    placement = place(counts, count)
+    own = placement.rows[rank]
+    ids = torch.randint(0, VOCABULARY, (int(own.sum()), TOKENS), generator=torch.Generator().manual_seed(rank))
+    engine, batch = OnePass(model, SOURCES, processes=processes), SourceBatch(ids, tuple(own.tolist()))
+    alpha, tau = np.full(SOURCES, 1 / SOURCES), np.ones(SOURCES)
+    steps = {
+        "data parallel": lambda: plain(model, ids, processes),
+        "fit": lambda: engine.backward(batch, weights=alpha, targets=tau, placement=placement),
+        "fit, gram": lambda: engine.backward(batch, weights=alpha, targets=tau, placement=placement, gram=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    sent = {"data parallel": 4 * sum(p.numel() for p in model.parameters())}
+    for repetition in range(REPETITIONS + 1):
+        for name, step in steps.items():
+            model.zero_grad(set_to_none=True)
+            processes.largest(0)
+            began = time.perf_counter()
+            step()
+            taken = processes.largest(int(1e6 * (time.perf_counter() - began))) / 1e6
+            sent.setdefault(name, engine.message_bytes)
+            if repetition:
+                seconds[name].append(taken)
+    if rank == 0:
+        split = int(placement.split.sum())
+        queue.put({"seconds": seconds, "sent": sent, "split": split, "parameters": sent["data parallel"] // 4})
+    processes.leave()
+
+
+def plain(model: LlamaForCausalLM, ids: torch.Tensor, processes: Processes) -> None:
+    """Take an ordinary data-parallel step, all gradients in one sum."""
+    model(input_ids=ids, labels=ids).loss.backward()
+    if processes.count > 1:
+        flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        processes.finish(processes.begin_sum(flat))
+
+
+def measure(count: int, recipe: str) -> dict[str, Any]:
+    """Return what the processes found."""
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    jobs = [context.Process(target=work, args=(rank, count, port, recipe, queue)) for rank in range(count)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    found: dict[str, Any] = queue.get()
+    return found
+
+
+def main() -> None:
+    """Print the table."""
+    recipe = sys.argv[1] if len(sys.argv) > 1 else "7m"
+    counts = [int(text) for text in sys.argv[2:]] or [1, 2]
+    found = {count: measure(count, recipe) for count in counts}
+    tokens = SOURCES * ROWS * TOKENS
+    print(f"{recipe}, {found[counts[0]]['parameters']:,} parameters; k = {SOURCES}, {tokens:,} tokens a step")
+    alone = found[counts[0]]["seconds"]
+    for count, one in found.items():
+        for name, taken in one["seconds"].items():
+            seconds = statistics.median(taken)
+            ratio = statistics.median(alone[name]) / seconds
+            sent = one["sent"][name] / one["parameters"] / 4 if count > 1 else 0
+            print(
+                f"{count} processes  {name:>13}  {tokens / seconds:9,.0f} tokens/s  × {ratio:.2f}  "
+                f"sent {sent:.2f} × parameters"
+            )
+    print(json.dumps({"recipe": recipe, "tokens": tokens, "processes": found}))
+
+
+if __name__ == "__main__":
+    main()
