@@ -99,6 +99,20 @@ class Processes:
         with self._answering():
             return torch.distributed.all_reduce(tensor, op=op, async_op=True)
 
+    def begin_send(self, tensor: torch.Tensor, to: int, number: int) -> Any:
+        """Begin to send a tensor, the `number`-th of this pair of processes; see `finish`."""
+        import torch
+
+        with self._answering():
+            return torch.distributed.isend(tensor, to, tag=number)
+
+    def begin_receive(self, tensor: torch.Tensor, of: int, number: int) -> Any:
+        """Begin to receive what another process sends under that number into the tensor's place; see `finish`."""
+        import torch
+
+        with self._answering():
+            return torch.distributed.irecv(tensor, of, tag=number)
+
     def finish(self, work: Any) -> None:
         """Wait until what was begun is there.
 
@@ -137,6 +151,17 @@ class Processes:
 
         with self._answering():
             return broadcast_object_list([value])[0]
+
+    def collect(self, value: Any) -> list[Any]:
+        """Return every process's value, in the order of their ranks, in each of them."""
+        if self.count == 1:
+            return [value]
+        import torch
+
+        values = [None] * self.count
+        with self._answering():
+            torch.distributed.all_gather_object(values, value)
+        return values
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:

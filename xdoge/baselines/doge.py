@@ -83,7 +83,7 @@ def doge(job: Job[DogeSettings]) -> WeightSet:
         run.save_checkpoint(proxy.step, numbers={}, arrays=arrays, tensors=tensors, keep=settings.keep_checkpoints)
 
     follow(job, _steps(job, proxy, trajectory), proxy, save)
-    stuck = sum(bool((scores >= SCORES[1]).all()) for scores in trajectory.history["score"])
+    stuck = sum(bool((scores >= SCORES[1]).all()) for scores in np.array(trajectory.history["score"]))
     if stuck:
         job.on_note(
             f"in {stuck} of {settings.steps} steps every score was clipped to {SCORES[1]:g}, so that no weight moved, "

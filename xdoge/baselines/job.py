@@ -21,7 +21,7 @@ from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted
 from xdoge.mixtures.weights import WeightSet
 from xdoge.proxy.recipes import Recipe
-from xdoge.proxy.run import RunFolder
+from xdoge.proxy.run import History, RunFolder
 from xdoge.simplex import Floats, largest_remainder
 
 Settings = TypeVar("Settings", bound=BaselineSettings)
@@ -116,7 +116,7 @@ class Trajectory:
     def __init__(self, k: int, columns: tuple[str, ...]) -> None:
         self.now: Floats = np.full(k, 1 / k)
         self.total: Floats = np.zeros(k)
-        self.history: dict[str, list[NDArray[np.float64]]] = {name: [] for name in ("weight", *columns)}
+        self.history = {name: History(k) for name in ("weight", *columns)}
 
     @property
     def mean(self) -> Floats:
@@ -131,7 +131,7 @@ class Trajectory:
 
     def write(self, run: RunFolder, sources: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         """Write trajectory.parquet, and return the arrays that a checkpoint keeps."""
-        if self.history["weight"]:
+        if len(self.history["weight"]):
             run.write_trajectory({name: np.array(values) for name, values in self.history.items()}, sources)
         return {"weights_now": self.now, "weights_total": self.total}
 

@@ -1,9 +1,9 @@
 """One call of `OnePass.backward`: how per-source gradients are formed, reduced and, over processes, brought together.
 
 Every process forms the gradients of its own rows only, a slice of a parameter at a time. Of each slice the processes
-sum (a *message*) the slices of Σ τ_i g_i and Σ α_i g_i, and those of the gradients of sources that lie on more than
-one of them; with the sums in hand each reduces its own sources to numbers, and at the end the numbers are summed. A
-message travels while the next slices, and the layers below, are computed.
+sum (a *message*) the slices of Σ τ_i g_i and Σ α_i g_i, and for a Gram matrix those of all sources; `chain.py` sums the
+gradients of sources that lie on more than one of them. With the sums in hand each reduces its own sources to numbers,
+and at the end the numbers are summed. A message travels while the next slices, and the layers below, are computed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import nn
 
 from xdoge.errors import XDogeError
 from xdoge.processes import Processes
+from xdoge.proxy.chain import Chain, Slice
 from xdoge.proxy.placement import Placement
 from xdoge.proxy.segments import Layout, Lookup, Piece, Segments, working_dtype
 from xdoge.proxy.taps import matrix_shape
@@ -42,8 +43,9 @@ class _Message:
     """A slice of which the sums over processes are under way."""
 
     work: Any
-    sums: torch.Tensor  # (2 + m, n) Σ τ_i g_i, Σ α_i g_i and the gradients of what is shared
+    sums: torch.Tensor  # (m, n) Σ τ_i g_i, Σ α_i g_i and so on; for a Gram matrix then the gradients of all slots
     grads: torch.Tensor  # (s, n) of this process's segments
+    link: Slice | None
     put: Callable[[torch.Tensor], None]  # takes the slice of Σ α_i g_i
 
 
@@ -78,23 +80,24 @@ class Pass:
             before=placement.before(processes.rank).tolist(),
             shared=shared.tolist(),
         )
-        here, cut = self.segments.slots[self.segments.shared], shared & (self.counts > 1) & halves
-        if alone:
-            self.width, self.shared_slots = len(self.segments.slots), here
-        else:  # all cut parameters into the same slices, for the one that has most segments, and send the same rows
-            self.width = int((placement.rows > 0).sum(1).max()) * (1 + halves)
-            self.shared_slots = np.flatnonzero(np.concatenate([shared & (self.counts > 0), cut]))
-            self.shared_rows = torch.from_numpy(np.searchsorted(self.shared_slots, here)).to(device)
+        # all processes cut parameters into the same slices, for the one that has most segments
+        self.width = len(self.segments.slots) if alone else int((placement.rows > 0).sum(1).max()) * (1 + halves)
+        self.chain = None if alone or gram else Chain(placement, self.segments, processes, halves=halves, device=device)
+        self.gram_slots = self.segments.slots if gram else self.segments.slots[:0]
+        if gram and not alone:  # all send the same rows
+            cut = (self.counts > 1) & halves
+            self.gram_slots = np.flatnonzero(np.concatenate([self.counts > 0, cut]))
+            self.gram_rows = torch.from_numpy(np.searchsorted(self.gram_slots, self.segments.slots)).to(device)
         sources = self.segments.slots % k
         self.n_tokens = batch.input_ids.shape[1]
         scale = 1 / (self.counts[sources] * (self.n_tokens - 1))  # sums over tokens become means over sources
         self.mix = torch.tensor(np.stack(directions)[:, sources] * scale, device=device)  # (m, s)
         self.anchor = torch.zeros((), device=device, requires_grad=True)
-        s, m = len(sources), len(self.shared_slots)
+        s = len(sources)
         new = partial(torch.zeros, dtype=torch.float64, device=device)
         self.losses, self.squares, self.pairs = new(s), new(s), new(self.segments.n_pairs)
         self.dots = new(s, len(directions))
-        self.matrix = new(m, m)  # of what is shared: all of it where a Gram matrix was asked for
+        self.matrix = new(len(self.gram_slots), len(self.gram_slots))
         self.gram = gram
         self.noted: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
         self.messages: deque[_Message] = deque()
@@ -190,14 +193,17 @@ class Pass:
         self.turn += 1
         if self.processes.count == 1:
             mixed = mix @ grads  # (m, n) the slices of Σ τ_i g_i, Σ α_i g_i and so on
-            self.note(grads, mixed, grads[self.segments.shared])
+            self.note(grads, mixed, grads if self.gram else grads[:0])
             put(mixed[1])
             return
-        sums = grads.new_zeros(len(mix) + len(self.shared_slots), grads.shape[1])
+        sums = grads.new_zeros(len(mix) + len(self.gram_slots), grads.shape[1])
         torch.mm(mix, grads, out=sums[: len(mix)])
-        sums[len(mix) + self.shared_rows] = grads[self.segments.shared]
-        self.message_bytes += sums.numel() * sums.itemsize
-        self.messages.append(_Message(self.processes.begin_sum(sums), sums, grads, put))
+        if self.gram:
+            sums[len(mix) + self.gram_rows] = grads
+        link = self.chain.begin(grads, self.turn) if self.chain else None
+        rows = len(sums) + (self.chain.tail.n_rows if self.chain and self.chain.tail else 0)
+        self.message_bytes += rows * sums.shape[1] * sums.itemsize
+        self.messages.append(_Message(self.processes.begin_sum(sums), sums, grads, link, put))
         if len(self.messages) > IN_FLIGHT:
             self.receive()
 
@@ -207,18 +213,20 @@ class Pass:
         self.processes.finish(message.work)
         self.received += 1
         mine = self.received % self.processes.count == self.processes.rank
+        if self.chain and message.link:
+            self.chain.end(message.link, message.grads)
         m = len(self.mix)
         self.note(message.grads, message.sums[:m], message.sums[m:] if mine else message.sums[:0])
         message.put(message.sums[1])
 
-    def note(self, grads: torch.Tensor, directions: torch.Tensor, shared: torch.Tensor) -> None:
-        """Note the products of own segments with the directions and, if it is this process's turn, of shared ones."""
+    def note(self, grads: torch.Tensor, directions: torch.Tensor, every: torch.Tensor) -> None:
+        """Note the products of own segments with the directions and, if it is this process's turn, of all slots."""
         self.noted["dots"].append(grads @ directions.T)
         self.noted["norms"].append(torch.linalg.vector_norm(grads, dim=1))
         if n_pairs := self.segments.n_pairs:
             self.noted["pairs"].append((grads[:n_pairs] * grads[-n_pairs:]).sum(1))
-        if len(shared):
-            self.matrix += shared @ shared.T
+        if len(every):
+            self.matrix += every @ every.T
 
     def fold(self) -> None:
         """Add what was noted of some slices to the totals, in float64."""
@@ -244,7 +252,10 @@ class Pass:
         own[slots[alone], slots[alone]] = self.squares.cpu().numpy()[alone]
         first = slots[: self.segments.n_pairs]
         own[first, first + k] = own[first + k, first] = self.pairs.cpu().numpy()
-        own[np.ix_(self.shared_slots, self.shared_slots)] = self.matrix.cpu().numpy()
+        if self.gram:
+            own[np.ix_(self.gram_slots, self.gram_slots)] = self.matrix.cpu().numpy()
+        elif self.chain:
+            self.chain.add_to(own)
         summed = self.processes.sum(np.concatenate([losses, dots.ravel(), own.ravel()]))
         losses, dots, own = np.split(summed, [2 * k, 2 * k * (1 + m)])
         return losses, dots.reshape(2 * k, m), own.reshape(2 * k, 2 * k)
