@@ -154,5 +154,8 @@ def test_the_command_writes_the_card_and_no_file_over_another(xdoge, planned, st
     assert (status, out) == (0, mixture_card(mixture, store=store, weights=weights))
     assert xdoge(*given, "--out", tmp_path / "CARD.md")[:2] == (0, f"{tmp_path / 'CARD.md'}\n")
     assert (tmp_path / "CARD.md").read_text() == out
+    assert xdoge("card", tmp_path)[:2] == (0, mixture_card(mixture))  # a training run has its mixture.json
+    status, out, err = xdoge("card", store.path)
+    assert (status, out, err) == (1, "", f"error: {store.path}/mixture.json does not exist.\n")
     status, _, err = xdoge(*given, "--out", tmp_path / "CARD.md")
     assert (status, "exists; name another file" in err) == (1, True)

@@ -18,6 +18,7 @@ from xdoge import Mixture, WeightSet, XDogeError, compare
 from xdoge.analysis import charts
 from xdoge.analysis.charts import colours
 from xdoge.analysis.charts.drawing import apart
+from xdoge.analysis.gallery import Drawn, named
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.mixtures.allocation import unimax
 from xdoge.mixtures.strategies import strategy_weights
@@ -104,18 +105,27 @@ def values(spec):
 
 
 def test_a_comparison_of_everything_fills_every_chart(drawn, runs):
-    name = WeightSet.load(runs / "fit").name
     assert list(drawn) == [
         "weights",
-        f"trajectory: {name}",
-        f"transfer: {name}",
-        "planned: uniform",
-        "planned: learned",
+        "trajectory-fit",
+        "transfer-fit",
+        "planned-uniform",
+        "planned-learned",
         "unimax",
         "perplexity_change",
         "validation_change",
         "improvement",
     ]
+
+
+def test_names_of_charts_can_be_those_of_files_and_each_has_its_own():
+    drawn = [Drawn("trajectory", of, of) for of in ("a/60m", "a 60m", "größe", "")]
+    assert named(drawn) == {
+        "trajectory-a-60m": "a/60m",
+        "trajectory-a-60m-2": "a 60m",
+        "trajectory-größe": "größe",
+        "trajectory": "",
+    }
 
 
 def test_every_chart_is_valid_has_a_title_and_units_and_says_in_words_what_it_shows(drawn):
@@ -186,7 +196,7 @@ def test_the_trajectory_ends_where_the_fit_ended_and_marks_the_learned_weights(r
     weights = WeightSet.load(runs / "fit")
     table = pq.read_table(runs / "fit" / "trajectory.parquet").to_pandas()
     last = table[table["step"] == 6].groupby(table["source"].astype(str).str[:2])["weight"].sum()
-    rows = values(drawn[f"trajectory: {weights.name}"].to_dict())
+    rows = values(drawn["trajectory-fit"].to_dict())
     for language in weights.languages:
         found = [row["weight"] for row in rows if (row.get("step"), row["language"]) == (6, language)]
         assert found == [pytest.approx(last[language]), pytest.approx(weights.languages[language])]
@@ -244,7 +254,7 @@ def test_planned_shares_show_where_the_cap_decided():
     mixture = Mixture.plan(weights, available_tokens=AVAILABLE, budget_tokens=800, max_epochs=2, name="m")
     rows = values(mixture.chart().to_dict())
     basque = next(row for row in rows if row["source"] == "eu/wiki")
-    assert (basque["learned"], basque["planned"], basque["cap"]) == (0.3, 0.125, 0.125)  # 100 of 800 tokens
+    assert (basque["weight"], basque["planned"], basque["cap"]) == (0.3, 0.125, 0.125)  # 100 of 800 tokens
     assert (basque["capped"], basque["label"]) == (True, "capped at 2 epochs")
     assert mixture.chart().to_dict()["description"] == "2 of 5 sources are decided by their caps: eu/wiki, nl/wiki."
 

@@ -12,6 +12,7 @@ from xdoge import cli
 from xdoge.cli.eval import print_results
 from xdoge.errors import XDogeError
 from xdoge.eval import report
+from xdoge.eval.catalogue import TaskError, offline
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.proxy.recipes import load_recipe
 
@@ -127,6 +128,23 @@ def test_text_files_by_name_column_and_corpus(xdoge, models, tmp_path):
             "settings: windw is not a known key; did you mean window?",
         ),
         (["M", "--text", "es", "--out", "r.json"], "--text es: write it as SOURCE=FILE, or name a corpus.yaml."),
+        (
+            ["M", "--text", "es=a.txt", "--limit", "3", "--out", "r.json"],
+            "--limit is for benchmarks; name some with --suite, or leave it out.",
+        ),
+        (
+            ["M", "--text", "es=a.jsonl:x", "--text", "es=b.jsonl:y", "--out", "r.json"],
+            "--text es: files of one source are read from one column, not from x and y; "
+            "name two sources, such as es/y.",
+        ),
+        (
+            ["M", "--text", "es=a.txt", "--set", "reference=fr", "--out", "r.json"],
+            "reference fr is none of the languages of the text: es.",
+        ),
+        (
+            ["=M", "--text", "es=a.txt", "--out", "r.json"],
+            "=M has no name before the equals sign; write NAME=MODEL, or the model alone.",
+        ),
         (["--prefetch"], "--prefetch needs --suite: the benchmarks whose questions are wanted."),
         (["M", "--local-data", "nowhere", "--out", "r.json"], "--local-data nowhere is not a folder."),
     ],
@@ -219,6 +237,46 @@ def test_tasks_that_did_not_run_are_told_by_reason():
         "no data: 2 tasks (nothing in DIR/a): a, b",
         "broken upstream: 1 task (needs a loading script): c",
     ]
+
+
+SUITE = "tasks: [{task: qnlieu}, {task: xnli_eu}]"
+
+
+def test_a_table_in_which_nothing_ran_is_not_written(xdoge, models, tmp_path):
+    (tmp_path / "mine.yaml").write_text(SUITE)
+    out = tmp_path / "results.json"
+    with offline():
+        status, printed, err = xdoge("eval", models / "m0", "--suite", tmp_path / "mine.yaml", "--out", out)
+    assert (status, printed) == (1, "")
+    assert err.splitlines()[-2:] == [
+        "no data: 2 tasks (neither among the local data nor in the cache of the Hub): qnlieu, xnli_eu",
+        f"error: none of the 2 tasks ran, for the reasons above; {out} is not written.",
+    ]
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_why_questions_are_missing_is_said_once(xdoge, tmp_path, monkeypatch):
+    monkeypatch.setattr("xdoge.eval.catalogue.Source.load", without_network)
+    (tmp_path / "mine.yaml").write_text(SUITE)
+    status, printed, _ = xdoge("eval", "--prefetch", "--suite", tmp_path / "mine.yaml")
+    assert status == 0
+    assert printed.count("not here") == 1
+    assert printed.splitlines()[-2:] == [
+        "missing: 2 tasks (not here): qnlieu, xnli_eu",
+        "0 of 2 tasks have their questions here.",
+    ]
+
+
+def without_network(self):
+    raise TaskError("no data", "not here")
+
+
+def test_a_misspelt_task_is_refused_before_the_model_is_loaded(xdoge, models, store, tmp_path):
+    (tmp_path / "mine.yaml").write_text("tasks: [{task: xnli_euu, language: eu, choices: 3}]")
+    command = ("eval", models / "m0", "--store", store.path, "--suite", tmp_path / "mine.yaml")
+    status, _, err = xdoge(*command, "--out", tmp_path / "results.json")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert err.endswith("has no task xnli_euu; did you mean xnli_eu?\n")
 
 
 def test_help_names_every_setting():

@@ -55,10 +55,11 @@ def results(*rows, tokenizers=None, texts=None, **settings):
     return Results.of(made, settings={"perplexity": about, **settings})
 
 
-def training(folder, losses, *, steps=4, finished=True, tokens=256, store="s"):
+def training(folder, losses, *, steps=4, finished=True, tokens=256, store="s", **more):
     """Write the files of a training run, with a validation every two steps."""
     folder.mkdir(parents=True)
     settings = {"model": "tiny", "steps": steps, "batch_size": 8, "sequence_length": tokens // 8, "eval_sequences": 4}
+    settings |= more
     config = {"store": {"sha256": store}, "mixture": {"name": "m", "sha256": "0"}, "settings": settings}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [
@@ -153,7 +154,7 @@ def test_several_fits_are_summarised_and_their_order_is_compared():
     third = weights("third", 0.2, 0.1, 0.3, 0.4, seed=2)
     compared = compare([FIRST, SECOND, third])
     (group,) = compared.groups
-    assert (group.name, list(group.sets), group.differ) == ("60m", ["first", "second", "third"], ("seed",))
+    assert (group.name, list(group.sets), group.differ) == ("proxy 60m", ["first", "second", "third"], ("seed",))
     basque = found(compared.rows["summary"], language="eu", level="language")
     assert basque["mean"] == pytest.approx(0.85 / 3)
     assert basque["standard_deviation"] == pytest.approx(np.std([0.35, 0.2, 0.3], ddof=1))
@@ -185,8 +186,8 @@ def test_fits_are_grouped_by_proxy_and_together_and_only_on_one_corpus():
     averaged = WeightSet.average([FIRST, SECOND], name="mean")
     compared = compare([FIRST, SECOND, larger, elsewhere, averaged])
     assert [(group.name, list(group.sets)) for group in compared.groups] == [
-        ("60m", ["first", "second"]),
-        ("all", ["first", "second", "larger"]),
+        ("proxy 60m, corpus 1 (aaaaaaaaaaaa)", ["first", "second"]),
+        ("all proxies, corpus 1 (aaaaaaaaaaaa)", ["first", "second", "larger"]),
     ]
     assert compared.groups[1].differ == ("seed", "name")
     (note,) = compared.notes
@@ -195,6 +196,24 @@ def test_fits_are_grouped_by_proxy_and_together_and_only_on_one_corpus():
     assert found(compared.rows["weights"], set="mean", source="eu/wiki")["standard_deviation"] == pytest.approx(
         0.15 / math.sqrt(2)
     )
+
+
+def test_fits_of_one_proxy_on_two_corpora_are_summarised_apart():
+    other = [weights(f"other{seed}", 0.7, 0.1, 0.1, 0.1, corpus="b" * 64, seed=seed) for seed in (0, 1)]
+    compared = compare([FIRST, SECOND, *other])
+    means = [row["mean"] for row in compared.rows["summary"] if row["language"] == "eu" and row["level"] == "language"]
+    assert means == pytest.approx([0.275, 0.1])
+    shown = [table.rows for table in compared.tables if table.caption.startswith("Weights of 2 fits")]
+    assert [next(row[1] for row in rows if row[0] == "eu") for rows in shown] == ["0.2750", "0.1000"]
+    assert len({group.name for group in compared.groups}) == 2
+
+
+def test_a_missing_rank_correlation_says_which_weights_have_no_order():
+    flat = weights("flat", 1 / 6, 1 / 6, 1 / 3, 1 / 3)
+    assert compare([FIRST, flat]).remarks[-1] == (
+        "– for τ-b and ρ: all languages weigh the same in flat, which leaves no order to compare."
+    )
+    assert not any(line.startswith("–") for line in compare([FIRST, SECOND]).remarks)
 
 
 def test_sets_of_other_sources_have_no_distance_but_a_dash():
@@ -277,9 +296,34 @@ def test_benchmarks_of_other_prompts_and_averages_over_other_tasks_are_not_compa
     differences = {(row["task"], row["difference"]) for row in compared.rows["scores"] if row["model"] == "two"}
     assert differences == {("xnli_es", None), ("xquad_es", 0.0), ("suite", None)}
     assert compared.notes == (
-        "two against one: some benchmarks, or averages of them, are of other tasks, questions or examples in the "
-        "prompt.",
+        "two against one: some benchmarks, or averages of them, are of other tasks, questions, examples in the prompt "
+        "or chances.",
     )
+
+
+def test_normalised_scores_of_other_chances_are_not_compared():
+    def table(model, chance):
+        task = {"task": "t", "language": "es", "metric": "acc", "outcome": "ran", "prompts": "a", "max": 1.0}
+        rows = [Row(model, "es", "t", metric, 0.6, 0.1, 9, True) for metric in ("acc", "normalised")]
+        return results(*rows, benchmarks={"s": {model: {"outcomes": [{**task, "chance": chance}]}}})
+
+    scores = compare([table("one", 0.5), table("two", 0.25)]).rows["scores"]
+    differences = {row["metric"]: row["difference"] for row in scores if row["model"] == "two"}
+    assert differences == {"acc": 0.0, "normalised": None}
+
+
+def test_other_windows_are_compared_with_a_warning():
+    def table(model, window):
+        about = {"tokenizer": "t", "text": {"es": "x"}, "settings": {"window": window, "stride": window // 2}}
+        return replace(results((model, "es", 20.0, 0.1)), settings={"perplexity": {model: about}})
+
+    compared = compare([table("one", 2048), table("two", 512)])
+    assert found(compared.rows["scores"], model="two")["difference"] == 0.0
+    assert compared.notes == (
+        "two against one: read in windows of 512 tokens, each scoring 256, not in windows of 2,048 and 1,024; part of "
+        "a difference in perplexity is that.",
+    )
+    assert compare([table("one", 512), table("two", 512)]).notes == ()
 
 
 def test_a_baseline_no_better_than_chance_gives_points_and_not_per_cent():
@@ -298,11 +342,35 @@ def test_tables_of_several_files_are_one_and_contradictions_are_refused(tmp_path
     compared = compare([tmp_path / "a.json", tmp_path / "b.json"])
     assert found(compared.rows["scores"], model="two")["change"] == -0.5
     results(("one", "es", 21.0, 0.1)).save(tmp_path / "c.json")
-    with pytest.raises(XDogeError, match=r"c.json has another number .* one es perplexity perplexity_per_token"):
+    with pytest.raises(XDogeError, match=r"a.json and .*c.json have different numbers of one for es perplexity"):
         compare([tmp_path / "a.json", tmp_path / "c.json"])
     named = compare([tmp_path / "a.json", ("later", tmp_path / "c.json")])
     assert named.models == ["one", "later"]
     assert found(named.rows["scores"], model="later")["change"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("language", "value", "how", "what"),
+    [
+        (
+            "es",
+            19.0,
+            {"texts": {"one": {"es": "y"}}},
+            "for es perplexity perplexity_per_token, measured with another text",
+        ),
+        ("eu", 19.0, {"tokenizers": {"one": "u"}}, "of perplexity, measured with another tokenizer"),
+    ],
+)
+def test_one_model_measured_in_two_ways_is_refused_with_both_files(tmp_path, language, value, how, what):
+    results(("one", "es", 20.0, 0.1)).save(tmp_path / "a.json")
+    results(("one", language, value, 0.1), **how).save(tmp_path / "b.json")
+    with pytest.raises(XDogeError) as error:
+        compare([tmp_path / "a.json", tmp_path / "b.json"])
+    assert str(error.value) == (
+        f"{tmp_path}/a.json and {tmp_path}/b.json have different numbers of one {what}. Compare them one at a time, or "
+        "write NAME=FILE to call the models of one table otherwise."
+    )
+    assert compare([f"first={tmp_path / 'a.json'}", tmp_path / "b.json"]).models == ["first", "one"]
 
 
 # Training runs
@@ -329,12 +397,13 @@ def test_runs_of_unequal_budgets_or_text_or_unfinished_ones_get_no_change(tmp_pa
     training(tmp_path / "uniform", losses)
     training(tmp_path / "longer", losses, steps=6)
     training(tmp_path / "elsewhere", losses, store="t")
+    training(tmp_path / "apart", losses, documents="separate")
     training(tmp_path / "running", losses, finished=False)
-    compared = compare([tmp_path / name for name in ("uniform", "longer", "elsewhere", "running")])
+    compared = compare([tmp_path / name for name in ("uniform", "longer", "elsewhere", "apart", "running")])
     changes = {row["run"]: row["change"] for row in compared.rows["validation"]}
-    assert changes == {"uniform": None, "longer": None, "elsewhere": None, "running": 0.0}
+    assert changes == {"uniform": None, "longer": None, "elsewhere": None, "apart": None, "running": 0.0}
     assert compared.notes[0] == "running is not finished: step 2 of 4."
-    assert compared.notes[1] == "elsewhere against uniform: validated on different text, so no change is given."
+    assert compared.notes[1] == "elsewhere, apart against uniform: validated on different text, so no change is given."
     assert "have seen different numbers of tokens and cannot be compared" in compared.notes[2]
     assert found(compared.rows["reading"], run="running")["finished"] is False
 
@@ -355,7 +424,7 @@ def test_every_kind_is_told_apart_and_says_where_it_came_from(tmp_path):
     ]
     assert all(len(file.sha256) == 64 for file in compared.files)
     assert compare({"mine": tmp_path / "fit"}).sets["mine"].sources == FIRST.sources
-    assert compare(tmp_path / "fit").sets["first"] == FIRST
+    assert compare(tmp_path / "fit").sets["fit"] == replace(FIRST, name="fit")
     assert set(compared.frames) == {"weights", "distances", "mixtures", "scores", "validation", "reading"}
     assert compared.frames["weights"]["weight"].sum() == pytest.approx(4)  # two sets, by language and by source
 
@@ -368,7 +437,7 @@ def test_every_kind_is_told_apart_and_says_where_it_came_from(tmp_path):
         (["other.json"], r"other.json cannot be compared; weights.json, mixture.json, results.json"),
         (["run/train.json"], r"train.json is part of a training run; name its folder, .*run"),
         (["empty"], r"empty has no weights.json: it is no run of a fit"),
-        (["fit", "fit/weights.json"], r"two weight sets are called first: .*fit and .*weights.json. Write NAME=FILE"),
+        (["fit", "fit/weights.json"], r"two weight sets are called fit: .*fit and .*weights.json. Write NAME=FILE"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_by_name(tmp_path, arguments, message):
@@ -379,6 +448,31 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path, arguments, message
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(XDogeError, match=message):
         compare([tmp_path / argument for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["runs/60m/weights.json", "runs/125m", "w.json"], ["60m", "125m", "w"]),
+        (["a/60m", "b/60m", "c/weights.json"], ["a/60m", "b/60m", "c"]),
+        (["a/x/weights.json", "a/y/weights.json", "weights.json"], ["x", "y", "weights"]),
+        (["a/x/w", "b/x/w", "a/y/w"], ["a/x/w", "b/x/w", "y/w"]),
+        (["mine=a/60m", "60m"], ["mine", "60m"]),
+    ],
+)
+def test_a_thing_is_called_as_the_user_said_or_by_the_end_of_its_path(tmp_path, monkeypatch, paths, names):
+    monkeypatch.chdir(tmp_path)
+    for path in (path.rpartition("=")[2] for path in paths):
+        FIRST.save(path if path.endswith(".json") else f"{path}/weights.json")
+    assert list(compare(paths).sets) == names
+
+
+def test_a_name_before_the_file_is_read_in_python_as_in_the_shell(tmp_path):
+    FIRST.save(tmp_path / "w.json")
+    assert list(compare([f"u={tmp_path / 'w.json'}"]).sets) == ["u"]
+    assert list(compare(f"u={tmp_path / 'w.json'}").sets) == ["u"]
+    with pytest.raises(XDogeError, match=r"w.json has no name before the equals sign; write NAME=FILE"):
+        compare(f"={tmp_path / 'w.json'}")
 
 
 def test_a_baseline_that_is_nothing_is_refused_with_what_there_is():
@@ -412,26 +506,26 @@ def test_the_command_prints_tables_and_json(xdoge, tmp_path):
     assert "2 fits, proxy 60m: " in out
     line = next(line for line in out.splitlines() if line.strip().startswith("eu"))
     assert line.split() == ["eu", "0.3500", "0.2000", "-0.1500"]
-    status, out, err = xdoge("compare", tmp_path / "a.json", tmp_path / "b.json", "--json", "--baseline", "second")
+    status, out, err = xdoge("compare", tmp_path / "a.json", tmp_path / "b.json", "--json", "--baseline", "b")
     value = json.loads(out)
     assert value["schema"] == "xdoge.comparison/1"
-    assert [file["name"] for file in value["files"]] == ["first", "second"]
-    assert found(value["weights"], set="first", source="eu/wiki")["difference"] == pytest.approx(0.15)
+    assert [file["name"] for file in value["files"]] == ["a", "b"]
+    assert found(value["weights"], set="a", source="eu/wiki")["difference"] == pytest.approx(0.15)
 
 
 def test_the_command_warns_on_stderr_and_refuses_in_one_line(xdoge, tmp_path):
     plan = mixture(
         {"es/web": 0.1, "es/wiki": 0.1, "eu/wiki": 0.7, "gl/wiki": 0.1}, name="basque", max_epochs=2, budget=4_000
     )
-    plan.save(tmp_path / "mixture.json")
-    status, _, err = xdoge("compare", tmp_path / "mixture.json")
+    plan.save(tmp_path / "basque.json")
+    status, _, err = xdoge("compare", tmp_path / "basque.json")
     assert (status, err) == (0, "warning: basque: caps cut the weight by more than 25%: eu by 29%.\n")
     status, out, err = xdoge("compare", tmp_path / "none.json")
     assert (status, out, err) == (1, "", f"error: {tmp_path / 'none.json'} does not exist.\n")
-    shutil.copy(tmp_path / "mixture.json", tmp_path / "a=b.json")
+    shutil.copy(tmp_path / "basque.json", tmp_path / "a=b.json")
     assert xdoge("compare", tmp_path / "a=b.json")[0] == 0  # a path that exists has no name before it
 
 
 def test_names_are_text_and_not_markup(xdoge, tmp_path):
-    weights("[red]x[/red]", 0.3, 0.1, 0.35, 0.25).save(tmp_path / "a.json")
-    assert "[red]x[/red]" in xdoge("compare", tmp_path / "a.json")[1]
+    weights("x", 0.3, 0.1, 0.35, 0.25).save(tmp_path / "a.json")
+    assert "[red]x[/red]" in xdoge("compare", f"[red]x[/red]={tmp_path / 'a.json'}")[1]

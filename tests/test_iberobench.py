@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +17,14 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from xdoge.errors import XDogeError
-from xdoge.eval import harness
+from xdoge.eval import harness, iberobench
 from xdoge.eval.bridge import bridged, compute_exact, compute_f1, load_metric
 from xdoge.eval.catalogue import Catalogue, Source, TaskError, offline
 from xdoge.eval.harness import Score, sentencepiece_tokenizer
-from xdoge.eval.iberobench import Benchmarked, Outcome, evaluate, expanded, needed, prefetch
+from xdoge.eval.iberobench import Benchmarked, Outcome, check, evaluate, expanded
+from xdoge.eval.prefetch import prefetch
 from xdoge.eval.results import ALL, Results
-from xdoge.eval.suite import HarnessSettings, Suite, SuiteTask
+from xdoge.eval.suite import HarnessSettings, Suite, SuiteTask, check_together
 from xdoge.eval.tasks.veritasqa import answers
 
 real = pytest.mark.skipif("XDOGE_REAL_DATA" not in os.environ, reason="XDOGE_REAL_DATA names no folder of real text")
@@ -360,6 +360,7 @@ def test_every_task_has_an_outcome_and_none_stops_the_others(model, data, tmp_pa
         return score(self, task, metric, wanted)
 
     monkeypatch.setattr(harness.Model, "score", failing)
+    monkeypatch.setattr(iberobench, "is_published", lambda task: True)
     rows_of(tmp_path / "qnlieu", test=[{"question": "a", "label": 0}])
     rows_of(tmp_path / "assin2_rte", train=[{}])
     (tmp_path / "xquad_es").mkdir()
@@ -387,7 +388,7 @@ def test_every_task_has_an_outcome_and_none_stops_the_others(model, data, tmp_pa
         ("hellaswag", "no data", "neither among the local data nor in the cache of the Hub"),
         ("nothing_of_the_kind", "broken upstream", "lm-eval 0.4.13 has no task of that name"),
         ("escola", "failed", "RuntimeError: CUDA out of memory"),
-        ("bec2016eu", "broken upstream", "bec2016eu has no metric acc; it has f1"),
+        ("bec2016eu", "wrong suite", "bec2016eu has no metric acc; it has f1"),
         ("vaxx_stance", "ran", ""),
     ]
     assert {row.task for row in found.rows()} == {"vaxx_stance", "mine"}
@@ -406,7 +407,7 @@ def test_code_that_comes_with_a_data_set_is_never_run(model, monkeypatch):
     outcome = only(run(model, None, task))
     assert outcome.outcome == "broken upstream"
     assert outcome.reason == "gplsi/xnli_va needs a loading script, which `datasets` no longer runs"
-    (need,) = needed(Suite(name="mine", tasks=(task,)))
+    (need,) = prefetch(Suite(name="mine", tasks=(task,)))
     assert (need.where, need.note) == ("missing", outcome.reason)
     assert asked == [("gplsi/xnli_va", {})] * 2
 
@@ -440,7 +441,6 @@ def test_what_a_suite_needs_is_listed(data):
     ]
     assert found[1].to_json()["note"] == "neither among the local data nor in the cache of the Hub"
     assert (events[-1].kind, events[-1].done) == ("done", 3)
-    assert needed(suite, data) == found
 
 
 def test_a_killed_run_goes_on_where_it_was(model, data, tmp_path, monkeypatch):
@@ -495,6 +495,55 @@ def test_a_group_of_the_harness_stands_for_its_tasks():
     assert {task.task for task in tasks} == {task.task for task in wanted}
     assert {(task.group, task.folder, task.max) for task in tasks} == {("flores_gl", "flores", 100)}
     assert all(catalogue.source(task, None).dataset == "facebook/flores" for task in tasks)
+
+
+def test_a_task_that_the_harness_does_not_have_is_refused_before_anything_runs():
+    mine = Suite(name="mine", tasks=(QNLI, SuiteTask(task="xnli_euu", language="eu", choices=3)))
+    with pytest.raises(XDogeError, match=r"suite mine: lm-eval \S+ has no task xnli_euu; did you mean xnli_eu\?"):
+        check([mine], HarnessSettings())
+
+
+def test_a_task_by_its_name_and_by_that_of_its_group_is_refused():
+    one, other = (
+        SuiteTask(task=name, language="gl", metric="bleu", output_type="generate_until", max=100)
+        for name in ("flores_gl", "galician_bench_flores_gl-ca")
+    )
+    with pytest.raises(XDogeError, match="flores_gl-ca is listed twice, by its own name and as one of a group"):
+        expanded(Suite(name="mine", tasks=(one, other)))
+
+
+@pytest.mark.parametrize(
+    ("other", "settings", "message"),
+    [
+        ({"num_fewshot": 2}, {}, None),
+        ({"num_fewshot": 2}, {"num_fewshot": 0}, None),
+        ({}, {"num_fewshot": 0}, None),
+        ({}, {}, "mine and other differ in num_fewshot of qnlieu, and a table has one number for it; run them one at"),
+        ({"num_fewshot": 2, "choices": 3}, {}, "mine and other differ in choices of qnlieu"),
+        ({"num_fewshot": 2, "group": "g"}, {}, "mine and other differ in group of qnlieu"),
+        ({"num_fewshot": 2, "group": "mine"}, {}, "mine is a suite and a task of other"),
+    ],
+)
+def test_suites_that_would_give_a_row_two_numbers_are_refused_before_anything_runs(other, settings, message):
+    mine = Suite(name="mine", num_fewshot=2, tasks=(QNLI,))
+    suites = [mine, Suite(name="other", tasks=(QNLI.model_copy(update=other),))]
+    if message is None:
+        check(suites, HarnessSettings(**settings))
+    else:
+        with pytest.raises(XDogeError, match=message):
+            check(suites, HarnessSettings(**settings))
+
+
+def test_suites_of_one_name_or_of_groups_of_other_tasks_are_refused():
+    mine = Suite(name="mine", tasks=(QNLI,))
+    with pytest.raises(XDogeError, match="two suites are called mine; give one of the files another `name:`"):
+        check([mine, mine], HarnessSettings())
+    one, two = (
+        SuiteTask(task=f"flores_{pair}", language="gl", metric="bleu", output_type="generate_until", group="g")
+        for pair in ("gl", "ca")
+    )
+    with pytest.raises(XDogeError, match="all and some differ in the tasks of g, and a table has one number for it"):
+        check_together({"all": [one, two], "some": [one]})
 
 
 def outcome(task, value, *, stderr=None, language="eu", reason="", **fields):
@@ -554,49 +603,6 @@ def test_prompts_that_do_not_fit_are_counted(model, data, tmp_path):
     rows_of(tmp_path / "qnlieu", test=[*long, {"question": "a", "sentence": "b", "label": 1}])
     found = only(run(model, tmp_path, QNLI, settings={"num_fewshot": 0}))
     assert (found.score.truncated, found.score.n) == (3, 4)
-
-
-def test_several_processes_give_the_same_numbers(model, data, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
-        "import json, os, pathlib\n"
-        "from xdoge.eval.iberobench import evaluate\n"
-        "from xdoge.eval.suite import HarnessSettings, Suite, SuiteTask\n"
-        "wanted = ('qnlieu', 'acc'), ('bec2016eu', 'f1')\n"
-        "tasks = [SuiteTask(task=name, language='eu', metric=metric, choices=2) for name, metric in wanted]\n"
-        "suite = Suite(name='mine', num_fewshot=2, tasks=tasks)\n"
-        f"folder, data = pathlib.Path({str(tmp_path)!r}), pathlib.Path({str(data)!r})\n"
-        f"found = evaluate({model!r}, suite, settings=HarnessSettings(device='cpu'), local_data=data,\n"
-        "                  partial=folder / 'partial')\n"
-        "scores = [outcome['value'] for outcome in found.to_json()['outcomes']]\n"
-        "scores += [outcome['prompts'] for outcome in found.to_json()['outcomes']]\n"
-        "(folder / f\"rank{os.environ['RANK']}.json\").write_text(json.dumps(scores))\n"
-        "import torch\n"
-        "torch.distributed.destroy_process_group()\n",
-        encoding="utf-8",
-    )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    started = [  # what torchrun would start
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            env={**shared, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors[-2000:]
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
-    alone = run(model, data, QNLI, BEC)
-    assert first == second == [
-        *(pytest.approx(one.score.value) for one in alone.outcomes), *(one.score.prompts for one in alone.outcomes),
-    ]  # fmt: skip
-    assert len(list((tmp_path / "partial").iterdir())) == 2
 
 
 def test_importing_brings_in_nothing_heavy():

@@ -137,10 +137,19 @@ def test_the_report_of_a_comparison_is_drawn_and_says_how_to_repeat_it(xdoge, tm
     )  # fmt: skip
     text = out.read_text(encoding="utf-8")
     found = Outline(text)
-    assert found.headings[1:] == ["Files", "Warnings", "Weights", "Mixtures", "To repeat it"]
+    assert found.headings[1:] == [
+        "Files",
+        "Warnings",
+        "Weights",
+        "Mixtures",
+        "How to read the differences",
+        "To repeat it",
+    ]
     assert all(file.sha256 in text for file in compare(files).files)
     assert f"xdoge compare {files[0]}" in text
-    assert "xdoge mix learned --store STORE --budget 40000 --max-epochs 4 --seed 0" in text
+    assert "xdoge mix uniform --store STORE --budget 40000 --max-epochs 4 --level sources --seed 0" in text
+    assert "xdoge mix WEIGHTS.json --store STORE --budget 40000 --max-epochs 4 --level sources --seed 0" in text
+    assert "# learned, which follows learned" in text
     charts = len(compare(files).charts)
     assert text.count("<figure") == charts >= 4
     document, errors = browse(out)

@@ -6,9 +6,6 @@ import itertools
 import json
 import math
 import os
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +17,12 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from xdoge.corpus import Corpus
-from xdoge.errors import NonFiniteLossError, XDogeError
+from xdoge.errors import MemoryFullError, NonFiniteLossError, XDogeError
 from xdoge.eval.documents import Documents, Text, validation_texts
 from xdoge.eval.perplexity import Measured, PerplexitySettings, SourceScores, evaluate, measure
 from xdoge.eval.results import ALL
 from xdoge.eval.scoring import CausalModel, LoadedModel, batches, windows
+from xdoge.processes import Processes
 from xdoge.proxy.recipes import load_recipe
 
 CONTEXT = 16  # of the recipe in conftest.py
@@ -278,6 +276,27 @@ def test_the_bootstrap_agrees_with_the_standard_error_of_a_mean():
     assert rows != Measured("m", sources, PerplexitySettings(resamples=4000, seed=1), {}).rows()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_an_average_over_translations_is_no_surer_than_one_of_them(seed):
+    """Were the languages drawn apart, the average of n equal ones would seem surer by the root of n."""
+    generator = np.random.default_rng(seed)
+    totals = np.stack([generator.normal(300, 60, size=30), *np.full((3, 30), 100.0)], axis=1)
+    reference = np.stack([generator.normal(300, 60, size=30), *np.full((3, 30), 100.0)], axis=1)
+    order = generator.permutation(30)
+    sources = {
+        "en": SourceScores(reference, tuple(map(str, range(30)))),
+        "gl": SourceScores(totals, tuple(map(str, range(30)))),
+        "pt": SourceScores(totals[order], tuple(map(str, order))),
+    }
+    rows = {row.key[1:]: row for row in Measured("m", sources, PerplexitySettings(resamples=50), {}).rows()}
+    for relative in (rows[language, "perplexity", "bits_relative_to_en"] for language in ("pt", ALL)):
+        assert relative.stderr == pytest.approx(rows["gl", "perplexity", "bits_relative_to_en"].stderr)
+    del sources["en"]
+    rows = {row.key[1:]: row for row in Measured("m", sources, PerplexitySettings(resamples=50), {}).rows()}
+    average, one = (rows[language, "perplexity", "bits_per_byte"] for language in (ALL, "gl"))
+    assert average.stderr == pytest.approx(one.stderr)
+
+
 def test_parallel_text_gives_bits_relative_to_the_reference(hub_model, parallel):
     found = measure(hub_model, parallel)
     nats = {language: scores.totals[:, 0].sum() for language, scores in found.sources.items()}
@@ -361,45 +380,6 @@ def test_what_was_kept_of_other_text_settings_or_weights_is_not_used(hub_model, 
     assert measured_again() == ["en", "gl", "eu"]
 
 
-def test_several_processes_give_the_same_numbers(hub_model, parallel, tmp_path):
-    script = tmp_path / "measure.py"
-    files = {language: str(text.files[0]) for language, text in parallel.items()}
-    script.write_text(
-        "import json, os, pathlib\n"
-        "from xdoge.eval.documents import Text\n"
-        "from xdoge.eval.perplexity import PerplexitySettings, measure\n"
-        f"texts = {{language: Text((pathlib.Path(file),)) for language, file in {files!r}.items()}}\n"
-        f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "settings = PerplexitySettings(batch_tokens=48, device='cpu')\n"
-        f"found = measure({hub_model!r}, texts, settings=settings, partial=folder / 'partial')\n"
-        "totals = {source: scores.totals.tolist() for source, scores in found.sources.items()}\n"
-        "(folder / f\"rank{os.environ['RANK']}.json\").write_text(json.dumps(totals))\n",
-        encoding="utf-8",
-    )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    started = [  # what torchrun would start
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            env={**shared, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors[-2000:]
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
-    assert first == second
-    assert len(list((tmp_path / "partial").iterdir())) == 3
-    alone = measure(hub_model, parallel, settings=PerplexitySettings(batch_tokens=48))
-    for source, scores in alone.sources.items():
-        np.testing.assert_allclose(first[source], scores.totals, rtol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -433,6 +413,20 @@ def test_a_token_outside_the_vocabulary_and_a_loss_of_nan_are_refused(hub_model,
     monkeypatch.setattr(CausalModel, "load", lambda *_, **__: LoadedModel("it", model))
     with pytest.raises(NonFiniteLossError, match="it gives document 0 of en a loss of nan"):
         evaluate(hub_model, parallel)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("alloc: can't allocate memory: you")])
+def test_too_little_memory_is_told_in_one_line_with_the_way_out(hub_model, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    model = LoadedModel("it", AutoModelForCausalLM.from_pretrained(hub_model).eval())
+    monkeypatch.setattr(model, "_losses", full)
+    with pytest.raises(MemoryFullError, match="^out of memory while scoring 64 tokens at once with it; lower"):
+        model.nats([np.arange(9)], begin=0, window=24, stride=12, batch_tokens=64)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(MemoryFullError, match=r"^out of memory while loading .*device=split"):
+        CausalModel.find(hub_model).load(Processes(0, 1, "cpu"), "float32", split=False)
 
 
 def test_the_validation_files_of_a_corpus_are_found(tmp_path, corpus):

@@ -137,6 +137,8 @@ def test_a_misspelt_suite_is_named_with_those_there_are():
         ("name: a\nextends: belebel\n", "belebel is no suite.* did you mean belebele"),
         ("name: a\ntasks: []\n", "a.yaml: tasks: "),
         ("name: a\ntasks: [{task: t}]\n", "a.yaml: tasks.0.language is missing"),
+        ("extends: belebele\ntasks: [{task: t}]\n", "a.yaml: tasks.0.language is missing"),  # as the file counts
+        ("name: perplexity\ntasks: [{task: t, language: eu, choices: 2}]\n", "name: 'perplexity' cannot be a name"),
         ("name: a\ntasks: [{task: t, language: eu, metrc: f1}]\n", "a.yaml: tasks.0.metrc is not a known key"),
     ],
 )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import altair as alt
     import pandas as pd
 
+    from xdoge.analysis.gallery import Drawn
+
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
@@ -87,11 +89,18 @@ class Comparison:
         return {kind: pd.DataFrame(rows) for kind, rows in self.rows.items()}
 
     @functools.cached_property
-    def charts(self) -> dict[str, alt.TopLevelMixin]:
-        """Every chart of `xdoge.analysis.charts` that these files can fill, by name."""
+    def drawn(self) -> list[Drawn]:
+        """Every chart of `xdoge.analysis.charts` that these files can fill, with what it shows."""
         from xdoge.analysis.gallery import charts_of
 
         return charts_of(self)
+
+    @property
+    def charts(self) -> dict[str, alt.TopLevelMixin]:
+        """The same charts by names that can be those of files: "weights", "trajectory-60m"."""
+        from xdoge.analysis.gallery import named
+
+        return named(self.drawn)
 
     @property
     def models(self) -> list[str]:
@@ -104,6 +113,7 @@ class Comparison:
         given = self.inputs
         lines = shares.notes(self.sets)
         lines += models.score_notes(self.rows.get("scores", []), baseline=self.baseline_of(self.models))
+        lines += models.window_notes(given.results, baseline=self.baseline_of(self.models))
         lines += models.run_notes(given.runs, baseline=self.baseline_of(given.runs))
         lines += [f"{name}: {line}" for name, mixture in given.mixtures.items() for line in mixture.warnings()]
         return tuple(lines)
@@ -145,9 +155,10 @@ class Comparison:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences that belong to the tables: how stable several fits are, and what is starred."""
+        """Sentences that belong to the tables: how stable several fits are, what has no order, and what is starred."""
         order = self.rows.get("order", [])
         found = [tables.stability(group, order) for group in self.groups]
+        found += tables.without_order(self.rows.get("distances", []), self.sets)
         return (*found, *tables.exceeding_rule(self.rows.get("scores", [])))
 
     def to_html(self, command: str = "") -> str:
@@ -179,8 +190,9 @@ def compare(
     """Compare any mix of weights.json, mixture.json, results.json and run folders.
 
     Args:
-        given: paths, or what was read from them (`WeightSet`, `Mixture`, `Results`); pairs or a mapping say what to
-            call each.
+        given: paths, or what was read from them (`WeightSet`, `Mixture`, `Results`); a string "NAME=FILE", a pair or a
+            mapping says what to call one. A path without a name is called by its end, as long as it takes to tell it
+            from the others.
         baseline: name of the weight set, mixture, run or model that the others' differences are taken against; the
             first of each kind if left out. Kinds that have none of that name show no differences.
 

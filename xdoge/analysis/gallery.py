@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xdoge.analysis import charts
@@ -16,25 +18,51 @@ if TYPE_CHECKING:
     from xdoge.mixtures.weights import WeightSet
 
 
-def charts_of(compared: Comparison) -> dict[str, alt.TopLevelMixin]:
-    """Return every chart that the files can fill, by name, in the order in which they are looked at.
+@dataclass(frozen=True)
+class Drawn:
+    """A chart of a comparison.
 
-    Of several fits, mixtures or models there are several, named "trajectory: NAME" and so on.
+    Attributes:
+        kind: what it shows, such as "trajectory".
+        of: the fit or mixture that it shows; empty where it shows all.
+        chart: it.
     """
-    given = compared.inputs
+
+    kind: str
+    of: str
+    chart: alt.TopLevelMixin
+
+
+def named(drawn: Iterable[Drawn]) -> dict[str, alt.TopLevelMixin]:
+    """Return charts by names that can be those of files, such as "trajectory-60m"."""
     found: dict[str, alt.TopLevelMixin] = {}
+    for one in drawn:
+        name = plain = re.sub(r"[^\w.-]+", "-", f"{one.kind}-{one.of}" if one.of else one.kind)
+        number = 2
+        while name in found:  # "a/b" and "a b" are both "a-b"
+            name, number = f"{plain}-{number}", number + 1
+        found[name] = one.chart
+    return found
+
+
+def charts_of(compared: Comparison) -> list[Drawn]:
+    """Return every chart that the files can fill, in the order in which they are looked at."""
+    given = compared.inputs
+    found: list[Drawn] = []
     if compared.sets:
-        found["weights"] = charts.weights_by_language(_bars(compared))
+        found.append(Drawn("weights", "", charts.weights_by_language(_bars(compared))))
     for name, fit in given.fits.items():
-        found[f"trajectory: {name}"] = charts.trajectory(fit)
+        found.append(Drawn("trajectory", name, charts.trajectory(fit)))
+        with contextlib.suppress(XDogeError):  # of most fits they stay as they are
+            found.append(Drawn("targets", name, charts.targets(fit)))
         if (fit / "gram.parquet").exists():
-            found[f"transfer: {name}"] = charts.transfer(fit)
-    for name, mixture in given.mixtures.items():
-        found[f"planned: {name}"] = charts.planned_shares(mixture)
+            found.append(Drawn("transfer", name, charts.transfer(fit)))
+    found += [Drawn("planned", name, charts.planned_shares(mixture)) for name, mixture in given.mixtures.items()]
     if given.mixtures:
         mixture = next(iter(given.mixtures.values()))
         available = {source: share.available_tokens for source, share in mixture.sources.items()}
-        found["unimax"] = charts.unimax_and_temperature(available, budget_tokens=mixture.budget_tokens)
+        curves = charts.unimax_and_temperature(available, budget_tokens=mixture.budget_tokens)
+        found.append(Drawn("unimax", "", curves))
     model, run = compared.baseline_of(compared.models), compared.baseline_of(given.runs)
     builders: dict[str, Callable[[], alt.TopLevelMixin]] = {
         "perplexity_change": lambda: charts.perplexity_change(given.results, baseline=model or ""),
@@ -43,18 +71,18 @@ def charts_of(compared: Comparison) -> dict[str, alt.TopLevelMixin]:
     }
     for name, build in builders.items():
         with contextlib.suppress(XDogeError):  # nothing of the kind compares; the notes say why
-            found[name] = build()
+            found.append(Drawn(name, "", build()))
     return found
 
 
 def _bars(compared: Comparison) -> dict[str, WeightSet | list[WeightSet]]:
     """Return the sets that are drawn as one bar each: those of one proxy together, and all others."""
     bars: dict[str, WeightSet | list[WeightSet]] = {}
-    groups = [group for group in compared.groups if group.name != "all"]
+    groups = [group for group in compared.groups if not group.of_all]
     for name, one in compared.sets.items():
         group = next((group for group in groups if name in group.sets), None)
         if group is None:
             bars[name] = one
         else:
-            bars[f"proxy {group.name}, mean of {len(group.sets)}"] = list(group.sets.values())
+            bars[f"{group.name}, mean of {len(group.sets)}"] = list(group.sets.values())
     return bars

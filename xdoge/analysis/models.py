@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from xdoge.analysis.reading import TrainRun
+from xdoge.analysis.reading import TrainRun, text_behind
 from xdoge.analysis.shares import Rows
 from xdoge.analysis.statistics import exceeds
 from xdoge.errors import XDogeError
 from xdoge.eval.perplexity import TASK as PERPLEXITY
-from xdoge.eval.report import NORMALISED
 from xdoge.eval.results import ALL, Results, Row
+from xdoge.eval.suite import NORMALISED
 from xdoge.train.record import common_budget
 
 RULE = (
@@ -119,6 +119,22 @@ def score_notes(scores: Rows, *, baseline: str | None) -> list[str]:
     return [f"{', '.join(models)} against {baseline}: {reason}." for reason, models in reasons.items()]
 
 
+def window_notes(results: Results, *, baseline: str | None) -> list[str]:
+    """Return a line for each model whose perplexity was read with more or less context than the baseline's."""
+    read = {
+        model: (about["settings"].get("window"), about["settings"].get("stride"))
+        for model, about in results.settings.get("perplexity", {}).items()
+        if about.get("settings")
+    }
+    mine = read.get(baseline or "")
+    return [
+        f"{model} against {baseline}: read in windows of {window:,} tokens, each scoring {stride:,}, not in windows of "
+        f"{mine[0]:,} and {mine[1]:,}; part of a difference in perplexity is that."
+        for model, (window, stride) in read.items()
+        if mine is not None and (window, stride) != mine
+    ]
+
+
 def run_notes(runs: Mapping[str, TrainRun], *, baseline: str | None) -> list[str]:
     """Return what keeps training runs from being compared, a line for each reason."""
     lines = []
@@ -147,12 +163,12 @@ def _not_compared(results: Results, row: Row, other: Row | None) -> str | None:
     if _is_perplexity(row):
         if row.metric == "perplexity_per_token" and mine.get("tokenizer") != theirs.get("tokenizer"):
             return "perplexity per token is not compared between tokenizers; bits per byte is"
-        if _texts(mine, row) != _texts(theirs, other):
+        if text_behind(mine, row) != text_behind(theirs, other):
             return "perplexity was measured on different text"
     if row.n != other.n:
         return "some numbers rest on different numbers of documents or questions"
     if _questions(results, row) != _questions(results, other):
-        return "some benchmarks, or averages of them, are of other tasks, questions or examples in the prompt"
+        return "some benchmarks, or averages of them, are of other tasks, questions, examples in the prompt or chances"
     return None
 
 
@@ -170,20 +186,11 @@ def _about(results: Results, model: str) -> Mapping[str, Any]:
     return about
 
 
-def _texts(about: Mapping[str, Any], row: Row) -> dict[str, Any]:
-    """Return what identifies the text behind a row, by source."""
-    source = row.task.partition("/")[2]
-    return {
-        name: text
-        for name, text in about.get("text", {}).items()
-        if row.language in (ALL, name.partition("/")[0]) and (not source or name == f"{row.language}/{source}")
-    }
-
-
 def _questions(results: Results, row: Row) -> set[tuple[Any, ...]]:
     """Return what identifies the questions behind a row: of a task, of a group, or of all that an average is over."""
+    keys = ("task", "metric", "prompts", "num_fewshot", "n", *(("chance", "max") if row.metric == NORMALISED else ()))
     return {
-        tuple(one.get(key) for key in ("task", "metric", "prompts", "num_fewshot", "n"))
+        tuple(one.get(key) for key in keys)
         for suite, models in results.settings.get("benchmarks", {}).items()
         for one in models.get(row.model, {}).get("outcomes", ())
         if one.get("outcome") == "ran"

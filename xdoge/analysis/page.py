@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,15 @@ class Section:
     commands: Sequence[str] = ()
 
 
+@functools.cache
+def _library() -> str:
+    """Return what draws the charts, as JavaScript; bundling it takes seconds."""
+    import vl_convert
+
+    library: str = vl_convert.javascript_bundle(_SNIPPET)
+    return library
+
+
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """Return the page as HTML; all text is escaped.
 
@@ -87,6 +97,6 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         title=title,
         subtitle=subtitle,
         sections=filled,
-        library=Markup(vl_convert.javascript_bundle(_SNIPPET)) if specs else "",
+        library=Markup(_library()) if specs else "",
         specs=Markup(json.dumps(specs).replace("<", "\\u003c")),  # no text of a chart ends the script
     )

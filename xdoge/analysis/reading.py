@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from xdoge.config import read_yaml
 from xdoge.errors import XDogeError
-from xdoge.eval.results import Results, Row
+from xdoge.eval.results import ALL, Results, Row
 from xdoge.files import read_json, sha256_file, sha256_json
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.weights import WeightSet
@@ -19,6 +19,7 @@ from xdoge.train.record import read_rows
 
 Kind = Literal["weights", "mixture", "run", "results"]
 Source = WeightSet | Mixture | Results | Path | str
+"""A string may be NAME=FILE; a path that exists as it is written has no name before it."""
 
 CALLED: dict[str, str] = {"weights": "weight sets", "mixture": "mixtures", "run": "training runs", "results": "tables"}
 
@@ -56,7 +57,8 @@ class TrainRun:
     def text(self) -> tuple[Any, ...]:
         """What the validation losses of two runs must have in common to be compared."""
         settings = self.config["settings"]
-        return self.config["store"]["sha256"], settings["sequence_length"], settings["eval_sequences"]
+        own = [settings.get(key) for key in ("sequence_length", "eval_sequences", "documents")]
+        return self.config["store"]["sha256"], *own
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Inputs:
 
     Attributes:
         weights: weight sets.
-        fits: run folders of those weight sets that were given as one.
+        fits: run folders of those weight sets that were read from one.
         mixtures: planned mixtures.
         runs: training runs.
         results: rows of all results.json together, and their settings.
@@ -99,86 +101,147 @@ class Inputs:
     runs: dict[str, TrainRun] = field(default_factory=dict)
     results: Results = field(default_factory=lambda: Results(()))
     files: list[File] = field(default_factory=list)
+    _tables: dict[str, str] = field(default_factory=dict)  # by model: the table that has it
 
-    def add(self, given: Source, name: str | None = None) -> None:
-        """Read a file, a run folder, or what Python holds of one.
+    def add(self, found: _Found, name: str) -> None:
+        """Take what was read, under a name.
 
         Raises:
-            XDogeError: it is none of those kinds, or another of its kind has its name.
+            XDogeError: another of its kind has that name, or a table before it has other numbers for its models.
         """
-        if isinstance(given, WeightSet | Mixture | Results):
-            self._add(given, name, path="", digest=sha256_json(given.to_json()))
-            return
-        path = Path(given)
-        if path.is_dir() and _is_training(path):
-            run = read_run(path, name)
-            self._put(self.runs, "run", run.name, run, str(given))
-            summary, file = run.summary or {}, path / "train.json"
-            about = {key: summary.get(key, "") for key in ("xdoge_version", "created")}
-            self.files.append(File(run.name, "run", str(given), sha256_file(file) if summary else "", **about))
-            return
-        file = path / "weights.json" if path.is_dir() else path
-        found = WeightSet.load(path) if path.is_dir() else _load(path)
-        self._add(found, name, path=str(given), digest=sha256_file(file))
-        folder = file.parent
-        if isinstance(found, WeightSet) and (folder / "trajectory.parquet").exists():
-            self.fits[name or found.name] = folder
-
-    def _add(self, found: WeightSet | Mixture | Results, name: str | None, *, path: str, digest: str) -> None:
-        if isinstance(found, WeightSet):
-            found, kind = dataclasses.replace(found, name=name or found.name), "weights"
-            self._put(self.weights, kind, found.name, found, path)
-        elif isinstance(found, Mixture):
-            found, kind = dataclasses.replace(found, name=name or found.name), "mixture"
-            self._put(self.mixtures, kind, found.name, found, path)
+        value = found.value
+        if isinstance(value, Results):
+            self._merge(_renamed(value, name) if found.label else value, found.path or "a table")
         else:
-            kind = "results"
-            found = _renamed(found, name) if name else found
-            self._merge(found, path)
-        called = name or (path if isinstance(found, Results) else found.name)
-        self.files.append(File(called, kind, path, digest, found.xdoge_version, found.created))  # type: ignore[arg-type]
-
-    def _put(self, place: dict[str, _Kept], kind: str, name: str, value: _Kept, path: str) -> None:
-        if name in place:
-            before = next(file.path for file in self.files if file.kind == kind and file.name == name)
-            both = " and ".join(filter(None, (before, path)))
-            raise XDogeError(
-                f"two {CALLED[kind]} are called {name}{f': {both}' if both else ''}. "
-                "Write NAME=FILE, or in Python {name: file}, to tell them apart."
-            )
-        place[name] = value
+            places: dict[str, Any] = {"weights": self.weights, "mixture": self.mixtures, "run": self.runs}
+            place = places[found.kind]
+            if name in place:
+                before = next(file.path for file in self.files if file.kind == found.kind and file.name == name)
+                both = " and ".join(filter(None, (before, found.path)))
+                raise XDogeError(
+                    f"two {CALLED[found.kind]} are called {name}{f': {both}' if both else ''}. "
+                    "Write NAME=FILE, or in Python {name: file}, to tell them apart."
+                )
+            place[name] = dataclasses.replace(value, name=name)
+        if found.fit is not None:
+            self.fits[name] = found.fit
+        self.files.append(File(name, found.kind, found.path, found.sha256, *found.made))
 
     def _merge(self, found: Results, path: str) -> None:
         known = {row.key: row for row in self.results.rows}
-        for row in found.rows:
-            if row.key in known and known[row.key] != row:
+        for model in dict.fromkeys(row.model for row in found.rows):
+            other = next((row for row in found.rows if row.model == model and known.get(row.key, row) != row), None)
+            mine, theirs = (one.settings.get("perplexity", {}).get(model, {}) for one in (self.results, found))
+            differ = _measured_otherwise(mine, theirs) if mine and theirs else []
+            if other and text_behind(mine, other) != text_behind(theirs, other):
+                differ = ["text", *differ]
+            if other or differ:
+                what = f"for {' '.join(other.key[1:])}" if other else "of perplexity"
+                why = f", measured with another {differ[0]}" if differ else ""
                 raise XDogeError(
-                    f"{path or 'a table'} has another number than the tables before it for {' '.join(row.key)}. "
-                    "Write NAME=FILE to tell its models apart."
+                    f"{self._tables[model]} and {path} have different numbers of {model} {what}{why}. Compare them one "
+                    "at a time, or write NAME=FILE to call the models of one table otherwise."
                 )
+            self._tables.setdefault(model, path)
         rows = [*self.results.rows, *(row for row in found.rows if row.key not in known)]
         self.results = Results(tuple(rows), _merged(self.results.settings, found.settings))
 
 
-_Kept = TypeVar("_Kept", WeightSet, Mixture, TrainRun)
+def text_behind(about: Mapping[str, Any], row: Row) -> dict[str, Any]:
+    """Return what identifies the text behind a row of perplexity, by source, of what a table says of its model."""
+    source = row.task.partition("/")[2]
+    return {
+        name: text
+        for name, text in about.get("text", {}).items()
+        if row.language in (ALL, name.partition("/")[0]) and (not source or name == f"{row.language}/{source}")
+    }
+
+
+def _measured_otherwise(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Return in what two measurements of a model's perplexity differ, beside the text."""
+    both = [{**one.get("settings", {}), **one} for one in (mine, theirs)]
+    return [key for key in ("tokenizer", "window", "stride", "precision") if both[0].get(key) != both[1].get(key)]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One thing that was read, before it has a name.
+
+    Attributes:
+        label: the name that the user gave it.
+        made: version of xdoge and time.
+        fit: the run folder of a weight set.
+    """
+
+    kind: Kind
+    value: WeightSet | Mixture | TrainRun | Results
+    label: str | None
+    path: str
+    sha256: str
+    made: tuple[str, str]
+    fit: Path | None = None
 
 
 def read_all(given: Iterable[Source | tuple[str | None, Source]]) -> Inputs:
-    """Read everything that is to be compared; what stands in a pair is called by the name before it.
+    """Read everything that is to be compared, and name it.
+
+    A thing is called by the label the user gave, "NAME=FILE" or in a pair; else, if it is a file or a folder, by the
+    end of its path, as long as it takes to tell it from the others of its kind; else by the name it has in Python.
 
     Raises:
         XDogeError: there is nothing, a file is of another kind, or names clash.
     """
-    inputs = Inputs()
-    for one in given:
-        name, source = one if isinstance(one, tuple) else (None, one)
-        inputs.add(source, name)
-    if not inputs.files:
+    found = [_read(*one) if isinstance(one, tuple) else _read(None, one) for one in given]
+    if not found:
         raise XDogeError("there is nothing to compare; name weights.json, mixture.json, results.json or run folders.")
+    inputs = Inputs()
+    for one in found:
+        others = [_parts(other.path) for other in found if other.kind == one.kind and other.path and not other.label]
+        own = _end(_parts(one.path), others) if one.path else str(getattr(one.value, "name", ""))
+        inputs.add(one, one.label or own)
     return inputs
 
 
-def read_run(path: Path, name: str | None = None) -> TrainRun:
+def _read(label: str | None, given: Source) -> _Found:
+    if isinstance(given, WeightSet | Mixture | Results):
+        return _found(given, label, path="", digest=sha256_json(given.to_json()))
+    if label is None and isinstance(given, str) and "=" in given and not Path(given).exists():
+        label, _, given = given.rpartition("=")
+        if not label.strip():
+            raise XDogeError(f"={given} has no name before the equals sign; write NAME=FILE, or the file alone.")
+    path = Path(given)
+    if path.is_dir() and _is_training(path):
+        run, file = read_run(path), path / "train.json"
+        digest, summary = (sha256_file(file), run.summary) if run.summary else ("", {})
+        made = (summary.get("xdoge_version", ""), summary.get("created", ""))
+        return _Found("run", run, label, str(given), digest, made)
+    file = path / "weights.json" if path.is_dir() else path
+    found = WeightSet.load(path) if path.is_dir() else _load(path)
+    fit = file.parent if isinstance(found, WeightSet) and (file.parent / "trajectory.parquet").exists() else None
+    return dataclasses.replace(_found(found, label, path=str(given), digest=sha256_file(file)), fit=fit)
+
+
+def _found(value: WeightSet | Mixture | Results, label: str | None, *, path: str, digest: str) -> _Found:
+    kind: Kind = "weights" if isinstance(value, WeightSet) else "mixture" if isinstance(value, Mixture) else "results"
+    return _Found(kind, value, label, path, digest, (value.xdoge_version, value.created))
+
+
+def _parts(path: str) -> list[str]:
+    """Return the parts of a path that may name what lies there; weights.json says less than the folder around it."""
+    found = Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()
+    *folders, last = [part for part in found.parts if part not in (found.anchor, "..")] or [str(found)]
+    generic = last in ("weights.json", "mixture.json", "results.json") and folders
+    return folders if generic else [*folders, last.removesuffix(".json")]
+
+
+def _end(parts: Sequence[str], others: Iterable[Sequence[str]]) -> str:
+    """Return the shortest end of a path that no other one has."""
+    apart = [other for other in others if other != parts]
+    ends = (parts[-depth:] for depth in range(1, len(parts)))
+    return "/".join(next((end for end in ends if all(other[-len(end) :] != end for other in apart)), parts))
+
+
+def read_run(path: Path) -> TrainRun:
     """Read the folder of `xdoge train`.
 
     Raises:
@@ -186,7 +249,7 @@ def read_run(path: Path, name: str | None = None) -> TrainRun:
     """
     file = path / "train.json"
     return TrainRun(
-        name=name or path.resolve().name,
+        name=path.resolve().name,
         path=path,
         config=read_yaml(path / "config.yaml"),
         rows=tuple(read_rows(path / "metrics.jsonl")),

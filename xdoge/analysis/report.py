@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import xdoge
 from xdoge.analysis.page import Figure, Section, TableOf, render
+from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from xdoge.analysis.comparison import Comparison
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 _PARTS = {
     "weights": "Weights",
     "trajectory": "Weights",
+    "targets": "Weights",
     "transfer": "Weights",
     "planned": "Mixtures",
     "unimax": "Mixtures",
@@ -24,17 +27,18 @@ _PARTS = {
     "improvement": "Training runs",
     "perplexity_change": "Models",
 }
-"""Under which heading a chart stands, by the first word of its name."""
+"""Under which heading a chart stands, by its kind."""
 
 _CAPTIONS = {
     "weights": "Share of training tokens of each language, stacked by source",
     "trajectory": "Weights of the languages over the steps of the fit",
+    "targets": "What the loss of each language counted for over the steps of the fit (targets: robust)",
     "transfer": "Who helps whom: cosine between the gradients of two languages",
     "planned": "What was asked for and what the caps on repetition left of it",
     "unimax": "UniMax against temperature sampling: passes and sampling probability by language rank",
-    "validation_change": "Change of the validation perplexity against the baseline",
-    "improvement": "Validation perplexity against the baseline's, over the tokens trained on",
-    "perplexity_change": "Change of the perplexity against the baseline",
+    "validation_change": "Change of the validation perplexity against the baseline, less is better",
+    "improvement": "Validation perplexity below the baseline's over the tokens trained on, more is better",
+    "perplexity_change": "Change of the perplexity against the baseline, less is better",
 }
 
 
@@ -64,10 +68,9 @@ def _sections(compared: Comparison, command: str) -> Iterator[Section]:
     if compared.notes:
         yield Section("Warnings", warnings=compared.notes)
     figures: dict[str, list[Figure]] = {}
-    for name, chart in compared.charts.items():
-        kind, _, of = name.partition(": ")
-        caption = _CAPTIONS[kind] + (f": {of}" if of else "")
-        figures.setdefault(_PARTS[kind], []).append(Figure(chart, caption, _description(chart, caption)))
+    for one in compared.drawn:
+        caption = _CAPTIONS[one.kind] + (f": {one.of}" if one.of else "")
+        figures.setdefault(_PARTS[one.kind], []).append(Figure(one.chart, caption, _description(one.chart, caption)))
     for title in dict.fromkeys((*_PARTS.values(), *compared.parts)):
         tables = compared.parts.get(title, ())
         if tables or title in figures:
@@ -95,6 +98,29 @@ def _made_with() -> str:
     return f"xdoge {xdoge.__version__}, Python {platform.python_version()}."
 
 
+def _mix(name: str, mixture: Mixture) -> str:
+    """Return the command that plans a mixture anew."""
+
+    def cap(epochs: float | None) -> str:
+        return "none" if epochs is None else repr(epochs)
+
+    follows = str(mixture.weights.get("name", ""))
+    options = [f"--budget {mixture.budget_tokens} --max-epochs {cap(mixture.max_epochs)} --level {mixture.level}"]
+    options += [
+        f"--cap {shlex.quote(source)}={cap(share.max_epochs)}"
+        for source, share in mixture.sources.items()
+        if share.max_epochs != mixture.max_epochs
+    ]
+    options += ["--after BEFORE.json"] if any(share.read_before for share in mixture.sources.values()) else []
+    options += [f"--min-share {mixture.min_share!r}"] if mixture.min_share else []
+    options += [f"--sequence-length {mixture.sequence_length}"] if mixture.sequence_length else []
+    weights, about = (follows, name) if follows in STRATEGIES else ("WEIGHTS.json", f"{name}, which follows {follows}")
+    return (
+        f"xdoge mix {weights} --store STORE {' '.join(options)} --seed {mixture.seed} --out MIXTURE.json"
+        f"    # {about if follows else name}"
+    )
+
+
 def _commands(compared: Comparison, command: str) -> list[str]:
     """Return the command of the page, and those that made the weights that were compared."""
     lines = [command] if command else []
@@ -105,13 +131,7 @@ def _commands(compared: Comparison, command: str) -> list[str]:
             options |= {key: one.proxy[key] for key in ("steps", "seed") if key in one.proxy}
             given = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in options.items())
             lines.append(f"xdoge fit-weights STORE --out RUN {given}    # {name}; all settings: config.yaml of its run")
-    for name, mixture in compared.inputs.mixtures.items():
-        epochs = "none" if mixture.max_epochs is None else f"{mixture.max_epochs:g}"
-        weights = mixture.weights.get("name", "WEIGHTS.json")
-        lines.append(
-            f"xdoge mix {shlex.quote(str(weights))} --store STORE --budget {mixture.budget_tokens} "
-            f"--max-epochs {epochs} --seed {mixture.seed} --out MIXTURE.json    # {name}"
-        )
+    lines += [_mix(name, mixture) for name, mixture in compared.inputs.mixtures.items()]
     for name, run in compared.inputs.runs.items():
         lines.append(f"xdoge train MIXTURE.json --store STORE --config {run.path}/config.yaml --out RUN    # {name}")
     return lines

@@ -30,14 +30,16 @@ class Group:
     """Weight sets learned on the same corpus: of several seeds, proxy sizes or settings.
 
     Attributes:
-        name: the proxy's, or "all" for those of several proxies.
+        name: "proxy NAME", or "all proxies"; with the number of the corpus where there are several.
         sets: by name.
         differ: settings of the fit or the proxy in which they are not all the same.
+        of_all: whether it is of several proxies, each of which may have a group of its own.
     """
 
     name: str
     sets: Mapping[str, WeightSet]
     differ: tuple[str, ...]
+    of_all: bool = False
 
 
 def planned(mixture: Mixture) -> WeightSet:
@@ -100,15 +102,17 @@ def groups(sets: Mapping[str, WeightSet]) -> list[Group]:
     """
     learned = {name: one for name, one in sets.items() if one.proxy and one.spread is None}
     found = []
-    for _, names in _grouped(learned, lambda one: (one.corpus.get("sha256"), frozenset(one.sources))).items():
+    corpora = _grouped(learned, lambda one: (one.corpus.get("sha256"), frozenset(one.sources)))
+    for number, ((digest, _), names) in enumerate(corpora.items(), 1):
         corpus = {name: learned[name] for name in names}
         proxies = _grouped(corpus, lambda one: one.proxy.get("name", "?"))
-        parts = {**{str(proxy): members for proxy, members in proxies.items()}, "all": names}
-        found += [
-            Group(name, {member: corpus[member] for member in members}, _differing([corpus[m] for m in members]))
-            for name, members in parts.items()
-            if len(members) > 1 and (name != "all" or len(proxies) > 1)
-        ]
+        parts = [(f"proxy {proxy}", members, False) for proxy, members in proxies.items()]
+        parts += [("all proxies", names, True)] if len(proxies) > 1 else []
+        where = f", corpus {number} ({str(digest)[:12]})" if len(corpora) > 1 else ""
+        for called, members, every in parts:
+            some = {one: corpus[one] for one in members}
+            if len(some) > 1:
+                found.append(Group(called + where, some, _differing(list(some.values())), every))
     return found
 
 

@@ -6,11 +6,15 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from xdoge.analysis.models import RULE
 from xdoge.analysis.page import TableOf
 from xdoge.analysis.shares import Group, Rows, agreement, union
+from xdoge.analysis.statistics import TIE
 from xdoge.eval.report import Measure
 from xdoge.eval.results import ALL
+from xdoge.mixtures.weights import WeightSet
 
 NONE = "–"
 SIDE_BY_SIDE = 3
@@ -66,7 +70,7 @@ def summary_table(group: Group, rows: Rows) -> TableOf:
         relative = f"{row['standard_deviation'] / row['mean']:.1%}" if row["mean"] else NONE
         body.append([_indented(key), *numbers, relative])
     header = ["language or source", "mean", "standard deviation", "least", "greatest", "deviation / mean"]
-    return TableOf(f"Weights of {len(group.sets)} fits, {_called(group)}", header, body)
+    return TableOf(f"Weights of {len(group.sets)} fits, {group.name}", header, body)
 
 
 def order_table(group: Group, rows: Rows) -> TableOf:
@@ -83,7 +87,7 @@ def order_table(group: Group, rows: Rows) -> TableOf:
         if row["group"] == group.name and row["swaps"]
     ]
     header = ["languages", "so in", "the other way in", "mean difference", "standard deviation"]
-    return TableOf(f"Pairs of languages that swap, {_called(group)}", header, body)
+    return TableOf(f"Pairs of languages that swap, {group.name}", header, body)
 
 
 def stability(group: Group, rows: Rows) -> str:
@@ -96,7 +100,7 @@ def stability(group: Group, rows: Rows) -> str:
     else:
         order = f"{swaps} of {len(pairs)} pairs of languages swap{'s' * (swaps == 1)}"
     settings = f"; they differ in {', '.join(group.differ)}" if group.differ else ""
-    return f"{len(group.sets)} fits, {_called(group)}: {order}; mean Kendall τ-b {_plain(tau, 2)}{settings}."
+    return f"{len(group.sets)} fits, {group.name}: {order}; mean Kendall τ-b {_plain(tau, 2)}{settings}."
 
 
 def mixtures_table(rows: Rows) -> TableOf:
@@ -184,6 +188,22 @@ def reading_table(rows: Rows) -> TableOf:
     return TableOf("Training runs: epochs read of each source", header, body)
 
 
+def without_order(rows: Rows, sets: Mapping[str, WeightSet]) -> list[str]:
+    """Return why rank correlations are missing: weights that are all equal have no order."""
+    lines = []
+    for level in ("language", "source"):
+        missing = [row for row in rows if row["level"] == level and row["value"] is None]
+        equal = [
+            name
+            for name in union((row["set"], row["other"]) for row in missing)
+            if np.ptp(list(getattr(sets[name], f"{level}s").values())) < TIE
+        ]
+        if equal:
+            why = f"all {level}s weigh the same in {', '.join(equal)}, which leaves no order to compare"
+            lines.append(f"{NONE} for τ-b and ρ: {why}.")
+    return lines
+
+
 def exceeding_rule(rows: Rows) -> list[str]:
     """Return the rule by which differences are starred, where there are any."""
     return [RULE] if any(row["exceeds"] is not None for row in rows) else []
@@ -201,10 +221,6 @@ def _tree(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _indented(key: str) -> str:
     return f"  {key}" if "/" in key else key
-
-
-def _called(group: Group) -> str:
-    return "of all proxies" if group.name == "all" else f"proxy {group.name}"
 
 
 def _differs(row: Mapping[str, Any], name: str, key: str = "set") -> bool:

@@ -15,7 +15,7 @@ from xdoge.mixtures.weights import WeightSet
 
 @app.command()
 def card(
-    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="What xdoge mix wrote.")],
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json|RUN", help="What xdoge mix wrote.")],
     store: Annotated[
         Path | None, typer.Option(help="Token store that it was planned for: origins, licences, sizes, tokenizer.")
     ] = None,

@@ -21,8 +21,9 @@ from xdoge.files import write_text
 _COMPARE_HELP = """Set weight sets, mixtures, training runs and results side by side, with differences.
 
 **Files** are weights.json, mixture.json and results.json, and run folders of `fit-weights` and `train`, in any mix and
-order; `NAME=FILE` says what to call one in tables. Of the models in a results.json, `NAME=FILE` renames the one, or
-puts NAME/ before each of several.
+order; `NAME=FILE` says what to call one in tables. Without it one is called by the end of its path, as long as it takes
+to tell it from the others: `60m` for runs/60m/weights.json, `a/60m` and `b/60m` for two. Of the models in a
+results.json, `NAME=FILE` renames the one, or puts NAME/ before each of several.
 
 **Weights** of languages and sources, learned or planned, stand in one table with their differences to the baseline.
 Distances between every two: total variation, the share of tokens that would have to move; Jensen–Shannon divergence in
@@ -63,7 +64,7 @@ def compare(
     refuse_taken(html, force)
     if html is not None:
         need("analysis", "altair", "vl_convert", "pandas")
-    compared = compare_files([_named(file) for file in files], baseline=baseline)
+    compared = compare_files(files, baseline=baseline)
     if as_json:
         print(json.dumps(compared.to_json(), indent=2, ensure_ascii=False))
     else:
@@ -93,9 +94,3 @@ def print_table(table: TableOf) -> None:
 def _heads(name: str, table: TableOf) -> bool:
     """Whether a row is of a language that has its sources below it."""
     return any(row[0].startswith(f"  {name}/") for row in table.rows)
-
-
-def _named(argument: str) -> tuple[str | None, str]:
-    """Read [NAME=]FILE; a path that exists as it is written has no name before it."""
-    name, equals, path = argument.rpartition("=")
-    return (name, path) if equals and not Path(argument).exists() else (None, argument)

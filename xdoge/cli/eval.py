@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,18 @@ import typer
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, Force, app, given_settings, need, open_store, refuse_taken, stdout
+from xdoge.cli.app import (
+    AsJson,
+    Force,
+    app,
+    given_settings,
+    is_first,
+    need,
+    one_voice,
+    open_store,
+    refuse_taken,
+    stdout,
+)
 from xdoge.config import Config, settings_help
 from xdoge.corpus.progress import Event, Progress, show_progress, silent
 from xdoge.errors import XDogeError
@@ -129,26 +140,32 @@ def evaluate(  # one option for each thing that evaluations differ in most often
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    suites = [Suite.find(name) for name in suite or []]
-    if local_data is not None and not local_data.is_dir():
-        raise XDogeError(f"--local-data {local_data} is not a folder.")
-    if suites:
-        need("eval", "lm_eval")
-    if prefetch:
-        _prefetch(suites, local_data, as_json=as_json)
-        return
-    need("proxy", "torch", "transformers")
-    flags = {"num_fewshot": num_fewshot, "limit": limit, "max_documents": max_documents}
-    given = given_settings(config, assignments or [], flags)
-    perplexity, harness = _settings(given, where=str(config) if config else "settings")
-    found = [_model(model) for model in models or []]
-    _refuse_wrong_use(found, out, bool(store or text or suites), baseline)
-    assert out is not None
-    refuse_taken(out, force)
-    if store and text:
-        raise XDogeError("--store and --text are two ways to name the text; give one.")
-    opened = open_store(store) if store else _texts(text or [])
-    results = run_evaluation(found, opened, suites, perplexity, harness, local_data, out)
+    with one_voice():
+        suites = [Suite.find(name) for name in suite or []]
+        if local_data is not None and not local_data.is_dir():
+            raise XDogeError(f"--local-data {local_data} is not a folder.")
+        if suites:
+            need("eval", "lm_eval")
+        if prefetch:
+            _prefetch(suites, local_data, as_json=as_json)
+            return
+        need("proxy", "torch", "transformers")
+        flags = {"num_fewshot": num_fewshot, "limit": limit, "max_documents": max_documents}
+        given = given_settings(config, assignments or [], flags)
+        perplexity, harness = _settings(given, where=str(config) if config else "settings")
+        found = [_model(model) for model in models or []]
+        _refuse_wrong_use(found, out, bool(store or text or suites), baseline)
+        of_benchmarks = {"--num-fewshot": num_fewshot, "--limit": limit, "--local-data": local_data}
+        if not suites and (idle := [option for option, value in of_benchmarks.items() if value is not None]):
+            raise XDogeError(f"{idle[0]} is for benchmarks; name some with --suite, or leave it out.")
+        assert out is not None
+        refuse_taken(out, force or _partial(out).is_dir())  # where a kill came just before that folder was removed
+        if store and text:
+            raise XDogeError("--store and --text are two ways to name the text; give one.")
+        opened = open_store(store) if store else _texts(text or [])
+        if opened is not None and "reference" in given:
+            _refuse_reference(perplexity.reference, opened)
+        results = run_evaluation(found, opened, suites, perplexity, harness, local_data, out)
     if results is None:  # another process reports
         return
     if as_json:
@@ -188,7 +205,11 @@ def run_evaluation(
     local_data: Path | None,
     out: Path,
 ) -> Results | None:
-    """Measure every model, write `out` and return it; None in all processes but the first."""
+    """Measure every model, write `out` and return it; None in all processes but the first.
+
+    Raises:
+        XDogeError: something cannot be measured, or nothing was.
+    """
     from huggingface_hub.utils import logging as hub
     from transformers.utils.logging import disable_progress_bar
 
@@ -199,14 +220,15 @@ def run_evaluation(
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     hub.set_verbosity_error()  # type: ignore[no-untyped-call]  # a task without data says so in its outcome
-    for model in models:  # what can be refused is refused before the first is measured
+    iberobench.check(suites, harness)  # what can be refused is refused before the first model is measured
+    for model in models:
         CausalModel.find(model.path)
         if text is not None:
             StoreText(text, model.path) if not isinstance(text, Mapping) else FileText(text, model.path)
-    partial, first = _partial(out), os.environ.get("RANK", "0") == "0"
+    partial, first = _partial(out), is_first()
     rows: dict[Row, None] = {}  # two suites that share a task give the same rows
     settings: dict[str, Any] = {}
-    with _kept(partial) if first else contextlib.nullcontext(), show_progress() as show:
+    with _kept(partial, out) if first else contextlib.nullcontext(), show_progress() as show:
         for model in models:
             options: dict[str, Any] = {
                 "name": model.name,
@@ -225,28 +247,36 @@ def run_evaluation(
     if not first:
         return None
     results = Results.of(rows, settings=settings)
-    results.save(out)
+    if rows:
+        results.save(out)
     shutil.rmtree(partial, ignore_errors=True)
+    if not rows:
+        for line in report.not_run(results):
+            print(line, file=sys.stderr)
+        asked = len(report.outcomes(results))
+        raise XDogeError(f"none of the {asked:,} tasks ran, for the reasons above; {out} is not written.")
     return results
 
 
 def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool) -> None:
     """Fetch and list the data sets of the suites."""
-    from xdoge.eval import iberobench
+    from xdoge.eval.prefetch import prefetch
 
     if not suites:
         raise XDogeError("--prefetch needs --suite: the benchmarks whose questions are wanted.")
     with show_progress() as show:
-        found = [one for suite in suites for one in iberobench.prefetch(suite, local_data, on_progress=show)]
+        found = [one for suite in suites for one in prefetch(suite, local_data, on_progress=show)]
     if as_json:
         print(json.dumps([one.to_json() for one in found], indent=2))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("task", "data set", "where", "note"):
+    for column in ("task", "data set", "where"):
         table.add_column(column)
     for one in found:
-        table.add_row(one.task, one.dataset, one.where, one.note)
+        table.add_row(one.task, one.dataset, one.where)
     stdout.print(table)
+    for line in report.by_reason((one.where, one.note, one.task) for one in found if one.note):
+        print(line)
     missing = sum(one.where == "missing" for one in found)
     print(f"{len(found) - missing} of {len(found)} tasks have their questions here.")
 
@@ -264,11 +294,20 @@ def _refuse_wrong_use(models: Sequence[Model], out: Path | None, anything: bool,
     report.check_baseline(names, baseline)
 
 
+def _refuse_reference(reference: str, text: TokenStore | Mapping[str, Text]) -> None:
+    sources = text if isinstance(text, Mapping) else text.sources
+    languages = dict.fromkeys(source.partition("/")[0] for source in sources)
+    if reference not in languages:
+        raise XDogeError(f"reference {reference} is none of the languages of the text: {', '.join(languages)}.")
+
+
 def _model(argument: str) -> Model:
     """Read [NAME=]MODEL; a run folder stands for the model it ended with."""
     name, equals, path = argument.rpartition("=")
     if not equals or Path(argument).exists():
         name, path = argument.rstrip("/"), argument
+    elif not name.strip():
+        raise XDogeError(f"{argument} has no name before the equals sign; write NAME=MODEL, or the model alone.")
     folder = Path(path)
     for file, inside in (("train.json", "model"), ("weights.json", "proxy")):
         if (folder / file).is_file() and (folder / inside).is_dir():
@@ -295,6 +334,11 @@ def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:
             new = {source: text}
         for source, found in new.items():
             before = texts.get(source)
+            if before and before.column != found.column:
+                raise XDogeError(
+                    f"--text {source}: files of one source are read from one column, not from {before.column} and "
+                    f"{found.column}; name two sources, such as {source.partition('/')[0]}/{found.column}."
+                )
             texts[source] = replace(found, files=(*before.files, *found.files)) if before else found
     return texts or None
 
@@ -324,12 +368,14 @@ def _partial(out: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _kept(partial: Path) -> Iterator[None]:
+def _kept(partial: Path, out: Path) -> Iterator[None]:
     """Keep what is finished, and other processes out; say what was there before."""
     before = partial.is_dir()
     with disk_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
     with locked(partial):
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of a process that was killed in that moment
+            left.unlink()
         if before:
             print(f"going on with what {partial} holds", file=sys.stderr)
         yield

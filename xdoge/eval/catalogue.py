@@ -7,6 +7,7 @@ build, so only the folders whose YAML files define a wanted name are indexed.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib.util
 import io
 import json
@@ -27,7 +28,7 @@ from xdoge.files import sha256_file
 
 OWN_TASKS = Path(__file__).with_name("tasks")
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-Fault = Literal["no data", "broken upstream", "failed"]
+Fault = Literal["no data", "broken upstream", "wrong suite", "failed"]
 
 
 class TaskError(Exception):
@@ -113,6 +114,11 @@ class Catalogue:
             raise XDogeError(f"the group {name} changes the settings of its tasks; list the tasks themselves.")
         return [member for child in children for member in Catalogue([child]).members(child)]
 
+    def unknown(self, name: str) -> str:
+        """Return that there is no task of a name, and what was probably meant."""
+        near = difflib.get_close_matches(name, sorted(set().union(*_definitions().values())), n=1)
+        return f"lm-eval {lm_eval_version()} has no task {name}" + (f"; did you mean {near[0]}?" if near else ".")
+
     def source(self, task: SuiteTask, local_data: Path | None) -> Source:
         """Return where the questions of a task come from: its folder if there is one, else the Hub.
 
@@ -167,10 +173,10 @@ class Catalogue:
         except Exception as error:  # whatever the Python files of a task raise
             raise TaskError(*_blame(error, source)) from error
         if task.output_type != built.OUTPUT_TYPE:
-            raise TaskError("broken upstream", f"{task.task} is {built.OUTPUT_TYPE}, not {task.output_type}")
+            raise TaskError("wrong suite", f"{task.task} is {built.OUTPUT_TYPE}, not {task.output_type}")
         if task.metric not in built.aggregation():
             has = ", ".join(built.aggregation())
-            raise TaskError("broken upstream", f"{task.task} has no metric {task.metric}; it has {has}")
+            raise TaskError("wrong suite", f"{task.task} has no metric {task.metric}; it has {has}")
         if source.examples == source.splits[0]:
             built.fewshot_cfg.split = built.config.test_split  # so that no question is an example of itself
         pool = len(built.sampler.df) - (source.examples == source.splits[0])
@@ -327,14 +333,19 @@ def _blame(error: Exception, source: Source) -> tuple[Fault, str]:
             return "no data", f"{folder} lacks a column: {message}"
         if isinstance(error, IndexError | ValueError):
             return "no data", f"{folder} has rows that do not fit the task: {message}"[:200]
-        return "broken upstream", f"{type(error).__name__}: {message}"[:200]
+        return "broken upstream", one_line(error)
     if "scripts are no longer supported" in message:
         return "broken upstream", f"{source.dataset} needs a loading script, which `datasets` no longer runs"
     if is_unreachable(error) or isinstance(error, OSError) or "Couldn't find cache" in message:
         return "no data", "neither among the local data nor in the cache of the Hub" + (
             "" if is_unreachable(error) else f": {message}"[:160]
         )
-    return "broken upstream", f"{type(error).__name__}: {message}"[:200]
+    return "broken upstream", one_line(error)
+
+
+def one_line(error: Exception) -> str:
+    """Return kind and message of an error, on one line and cut to 200 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 @cache

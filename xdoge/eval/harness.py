@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from xdoge.corpus.tokenizer import Tokenizer
-from xdoge.eval.catalogue import quiet
+from xdoge.errors import Interrupted, XDogeError
+from xdoge.eval.catalogue import TaskError, one_line, quiet
 from xdoge.eval.documents import model_file, model_tokenizer
 from xdoge.eval.scoring import CausalModel
 from xdoge.eval.suite import HarnessSettings
@@ -59,17 +60,15 @@ class Model:
         self.context = 0
 
     def score(self, task: Any, metric: str, wanted_filter: str | None) -> Score | None:
-        """Return the score in a built task, in every process; None if the harness gave no such number."""
+        """Return the score in a built task, in every process; None if the harness gave no such number.
+
+        Raises:
+            TaskError: the model could not answer, in one of the processes at least.
+        """
         self._lm = self._lm or self._load()
         with quiet():
             from lm_eval.evaluator import evaluate
 
-            count = min(len(task.eval_docs), self._settings.limit or len(task.eval_docs))
-            shared = self._processes.count > 1 and count >= self._processes.count
-            self._lm._rank = self._processes.rank if shared else 0  # with too few questions each process asks all
-            self._lm._world_size = self._processes.count if shared else 1
-            if shared and task.config.num_fewshot:
-                task.sampler = _Drawn(task, count, self._processes)
             found = evaluate(
                 lm=self._lm,
                 task_dict={"tasks": {task.task_name: task}},
@@ -77,9 +76,7 @@ class Model:
                 bootstrap_iters=0,  # lm-eval would do it for every metric, also those not asked for
                 log_samples=True,
             )
-            score = self._score(task, metric, wanted_filter, found) if found else None
-        shared_score: Score | None = self._processes.share(score)
-        return shared_score
+            return self._score(task, metric, wanted_filter, found)
 
     def _score(self, task: Any, metric: str, wanted: str | None, found: Mapping[str, Any]) -> Score | None:
         samples = found["samples"][task.task_name]
@@ -96,7 +93,7 @@ class Model:
             len(values),
             bool(task.higher_is_better()[metric]),
             chosen,
-            sum(self._truncates(*one["arguments"][0]) for one in kept),
+            sum(any(self._truncates(*asked) for asked in one["arguments"]) for one in kept),
             sha256_json({"prompts": [one["prompt_hash"] for one in kept]}),
         )
 
@@ -107,50 +104,66 @@ class Model:
         room = int(answer.get("max_gen_toks", self._lm.max_gen_toks))
         return len(self._lm.tok_encode(context)) + room > self.context
 
+    def _divided(self, ask: Callable[[list[Any]], list[Any]], requests: list[Any]) -> list[Any]:
+        """Return the answers to all requests, in every process; each asks for those of its part of the questions.
+
+        The harness would divide earlier and put together later: a process that fails in between leaves the others
+        waiting, and the prompts depend on the number of processes. Here nothing but the model's work is divided.
+
+        Raises:
+            TaskError: in all processes, with the reason of the first that could not.
+        """
+        rank, count = self._processes.rank, self._processes.count
+        own, answers, failure = [one for one in requests if one.doc_id % count == rank], list[Any](), None
+        try:
+            answers = ask(own) if own else answers
+        except (Interrupted, XDogeError):
+            raise
+        except Exception as error:  # one task that fails must not stop a night's run
+            failure = error
+        parts = self._processes.collect((failure and self._reason(failure), answers))
+        if reasons := [reason for reason, _ in parts if reason]:
+            raise TaskError("failed", reasons[0]) from failure
+        answered = [iter(part) for _, part in parts]
+        return [next(answered[one.doc_id % count]) for one in requests]
+
+    def _reason(self, error: Exception) -> str:
+        """Return in a line why the model could not answer."""
+        if isinstance(error, AssertionError):  # lm-eval's own, without a word
+            return str(error) or f"an answer is empty, or longer than the context of the model, {self.context} tokens"
+        return one_line(error)
+
     def _load(self) -> Any:
         from lm_eval.models.huggingface import HFLM
         from transformers import AutoTokenizer
 
-        settings = self._settings
+        settings, divided = self._settings, self._divided
+
+        class Divided(HFLM):  # type: ignore[misc, no-any-unimported, unused-ignore]
+            """Leaves all but the answers to every process, which the harness takes for the only one."""
+
+            def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+                return divided(super().loglikelihood, requests)
+
+            def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+                return divided(super().generate_until, requests)
+
         if self.begin is None:
-            tokenizer: Any = AutoTokenizer.from_pretrained(self._causal.name)
+            tokenizer: Any = AutoTokenizer.from_pretrained(self._causal.name, trust_remote_code=False)
         else:
             tokenizer = sentencepiece_tokenizer(str(model_file(self._causal.name, "tokenizer.model")), begin=self.begin)
         with quiet():
             loaded = self._causal.load(self._processes, settings.precision, split=settings.device == "split")
             # the softmax of bfloat16 would leave many answers equally likely
-            lm = HFLM(
+            lm = Divided(
                 pretrained=loaded.model,
                 tokenizer=tokenizer,
                 batch_size=settings.batch_size,
                 max_length=self._causal.context,
                 softmax_dtype="float32",
             )
-        if self._processes.count > 1:
-            from accelerate import Accelerator  # type: ignore[import-untyped]
-
-            lm.accelerator = Accelerator(cpu=self._processes.device == "cpu")
         self.context = int(lm.max_length)
         return lm
-
-
-class _Drawn:
-    """The examples that one process would draw for all questions, of which this process takes its own.
-
-    lm-eval draws them question by question, so that the prompts would change with the number of processes.
-    """
-
-    def __init__(self, task: Any, count: int, processes: Processes) -> None:
-        excluded = task.fewshot_cfg.split == task.config.test_split
-        drawn = [
-            task.sampler.sample(task.config.num_fewshot, eval_doc=document if excluded else None)
-            for _, document in zip(range(count), task.eval_docs, strict=False)
-        ]
-        self._own = iter(drawn[processes.rank :: processes.count])
-
-    def sample(self, n: int, *, eval_doc: object) -> Any:
-        """Return the examples of the next question."""
-        return next(self._own)
 
 
 def sentencepiece_tokenizer(path: str, *, begin: int) -> Any:

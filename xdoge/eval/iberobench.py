@@ -1,7 +1,8 @@
 """IberoBench and other suites of benchmarks: lm-eval runs the tasks, a suite says which, how and what scores mean.
 
-Every task of a suite has an outcome: it ran, there was no data, it is broken upstream, or it failed; none stops the
-others. A language's average is over the normalised scores of its tasks that ran, those of a group averaged first.
+Every task of a suite has an outcome: it ran, there was no data, it is broken upstream, the suite has it wrong, or it
+failed; none stops the others. A language's average is over the normalised scores of its tasks that ran, those of a
+group averaged first.
 """
 
 from __future__ import annotations
@@ -16,18 +17,15 @@ from typing import Any, Literal
 
 from xdoge.corpus.progress import Event, Progress, silent
 from xdoge.errors import Interrupted, XDogeError
-from xdoge.eval.catalogue import Catalogue, TaskError, is_unreachable, lm_eval_version, offline
+from xdoge.eval.catalogue import Catalogue, Fault, TaskError, is_unreachable, lm_eval_version, offline, one_line
 from xdoge.eval.harness import Model, Score
 from xdoge.eval.results import ALL, Row
 from xdoge.eval.scoring import CausalModel
-from xdoge.eval.suite import HarnessSettings, Suite, SuiteTask
+from xdoge.eval.suite import NORMALISED, HarnessSettings, Suite, SuiteTask, check_together, is_published
 from xdoge.files import read_json, sha256_json, write_json
 from xdoge.processes import Processes
 
 SCHEMA = "xdoge.benchmark"
-NORMALISED = "normalised"
-
-_Where = Literal["local", "cache", "missing"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,8 @@ class Outcome:
 
     Attributes:
         spec: the task.
-        outcome: "failed" is an error while the model was asked.
+        outcome: "wrong suite" is a task that the suite describes as it is not; "failed" an error while the model was
+            asked.
         reason: why it did not run, in one line.
         seconds: it took.
         num_fewshot: examples in the prompt.
@@ -47,7 +46,7 @@ class Outcome:
     """
 
     spec: SuiteTask
-    outcome: Literal["ran", "no data", "broken upstream", "failed"]
+    outcome: Literal["ran"] | Fault
     reason: str = ""
     seconds: float = 0.0
     num_fewshot: int = 0
@@ -155,31 +154,6 @@ def _average(numbers: Sequence[_Number]) -> _Number:
     return sum(value for value, _ in numbers) / len(numbers), spread
 
 
-@dataclass(frozen=True)
-class Need:
-    """The data set of one task.
-
-    Attributes:
-        task: of the suite.
-        language: whose average it enters.
-        dataset: its name on the Hub, and its configuration.
-        splits: the task reads.
-        where: it is: among the local data, in the cache of the Hub, or neither.
-        note: why it is missing, if that is known.
-    """
-
-    task: str
-    language: str
-    dataset: str
-    splits: tuple[str, ...]
-    where: _Where
-    note: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields."""
-        return asdict(self)
-
-
 def evaluate(
     model: str,
     suite: Suite,
@@ -250,20 +224,22 @@ class _Run:
         """Return what becomes of a task, and whether that was known from an earlier run."""
         began, outcome = time.monotonic(), Outcome(spec, "ran")
         try:
-            source = self.catalogue.source(spec, self.local_data)
-            num_fewshot = self.catalogue.num_fewshot(spec, self.num_fewshot, self.settings)
-            outcome = replace(
-                outcome,
-                num_fewshot=num_fewshot,
-                examples=source.examples if num_fewshot else None,
-                version=self.catalogue.version(spec),
-                data=source.identity(),
-            )
+            with self._agreed():
+                source = self.catalogue.source(spec, self.local_data)
+                num_fewshot = self.catalogue.num_fewshot(spec, self.num_fewshot, self.settings)
+                outcome = replace(
+                    outcome,
+                    num_fewshot=num_fewshot,
+                    examples=source.examples if num_fewshot else None,
+                    version=self.catalogue.version(spec),
+                    data=source.identity(),
+                )
             file, key = self._file(outcome)
             known = self.processes.share(_load(file) if self.processes.first else None)
             if known is not None:
                 return replace(outcome, score=known[0], seconds=known[1]), True
-            task = self.catalogue.build(spec, source, num_fewshot=num_fewshot, seed=self.settings.seed)
+            with self._agreed():
+                task = self.catalogue.build(spec, source, num_fewshot=num_fewshot, seed=self.settings.seed)
             outcome = replace(outcome, score=self._score(task, spec))
         except TaskError as error:
             outcome = replace(outcome, outcome=error.outcome, reason=str(error))
@@ -275,16 +251,27 @@ class _Run:
             write_json(file, {"schema": f"{SCHEMA}/1", "key": key, "task": spec.task, **stored})
         return outcome, False
 
+    @contextlib.contextmanager
+    def _agreed(self) -> Iterator[None]:
+        """Fail in every process where the block failed in one; the others would wait for its answers."""
+        fault: TaskError | None = None
+        try:
+            yield
+        except TaskError as error:
+            fault = error
+        faults = self.processes.collect((fault.outcome, str(fault)) if fault else None)
+        if fault:
+            raise fault
+        for other in filter(None, faults):
+            raise TaskError(*other)
+
     def _score(self, task: Any, spec: SuiteTask) -> Score:
         try:
             score = self.asked.score(task, spec.metric, spec.filter)
-        except (Interrupted, XDogeError):
+        except (Interrupted, XDogeError, TaskError):
             raise
-        except AssertionError as error:  # lm-eval's own, without a word
-            reason = f"an answer is empty, or longer than the context of the model, {self.asked.context} tokens"
-            raise TaskError("failed", str(error) or reason) from error
         except Exception as error:  # one task that fails must not stop a night's run
-            raise TaskError("failed", f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]) from error
+            raise TaskError("failed", one_line(error)) from error
         if score is None or not math.isfinite(score.value):
             raise TaskError("failed", f"{spec.metric} is {'missing' if score is None else score.value}")
         return score
@@ -313,52 +300,47 @@ def resolved(settings: HarnessSettings, processes: Processes) -> HarnessSettings
 
 
 def expanded(suite: Suite) -> tuple[list[SuiteTask], Catalogue]:
-    """Return the tasks of a suite, members in the place of the harness's groups and tags, and what is known of them."""
+    """Return the tasks of a suite, members in the place of the harness's groups and tags, and what is known of them.
+
+    Raises:
+        XDogeError: the harness has no task of a name, unless it is one of the published tables; or a task stands in the
+            suite by its own name and by that of a group.
+    """
     catalogue = Catalogue([task.task for task in suite.tasks])
     tasks: list[SuiteTask] = []
     for task in suite.tasks:
         members = catalogue.members(task.task)
+        if not members and not is_published(task.task):
+            raise XDogeError(f"suite {suite.name}: {catalogue.unknown(task.task)}")
         if members in ([], [task.task]):
             tasks.append(task)
         else:
             tasks += [task.model_copy(update={"task": member, "group": task.group or task.task}) for member in members]
+    names = [task.task for task in tasks]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise XDogeError(f"suite {suite.name}: {twice} is listed twice, by its own name and as one of a group.")
     if len(tasks) > len(suite.tasks):
-        catalogue = Catalogue([task.task for task in tasks])
+        catalogue = Catalogue(names)
     return tasks, catalogue
 
 
-def needed(suite: Suite, local_data: Path | None = None) -> list[Need]:
-    """Return the data set of every task, and whether it is on this machine."""
-    with offline():
-        return prefetch(suite, local_data)
+def check(suites: Sequence[Suite], settings: HarnessSettings) -> None:
+    """Refuse, before anything is measured, suites that cannot be run or whose numbers could not stand in one table.
 
-
-def prefetch(suite: Suite, local_data: Path | None = None, *, on_progress: Progress = silent) -> list[Need]:
-    """Fetch what a suite needs into the cache of the Hub, if there is a network, and return what is there then."""
-    tasks, catalogue = expanded(suite)
-    needs: list[Need] = []
-    reasons: dict[str, str] = {}
-    with contextlib.ExitStack() as without_network:
-        for spec in tasks:
-            try:
-                source = catalogue.source(spec, local_data)
-            except TaskError as error:
-                needs.append(Need(spec.task, spec.language, "", (), "missing", str(error)))
-                continue
-            dataset = f"{source.dataset} {source.config}" if source.config else source.dataset
-            if not source.files and dataset not in reasons:
-                try:
-                    reasons[dataset] = ""
-                    source.load()
-                except TaskError as error:
-                    reasons[dataset] = str(error)
-                    if is_unreachable(error):
-                        without_network.enter_context(offline())
-            where: _Where = "local" if source.files else "missing" if reasons[dataset] else "cache"
-            needs.append(Need(spec.task, spec.language, dataset, source.splits, where, reasons.get(dataset, "")))
-            on_progress(Event("source", "data sets", done=len(needs), total=len(tasks), unit="tasks"))
-    on_progress(Event("done", "data sets", done=len(tasks), total=len(tasks), unit="tasks"))
-    return needs
+    Raises:
+        XDogeError: a name is wrong, or two suites ask a task in different ways.
+    """
+    found = {}
+    for suite in suites:
+        if suite.name in found:
+            raise XDogeError(f"two suites are called {suite.name}; give one of the files another `name:`.")
+        tasks, catalogue = expanded(suite)
+        found[suite.name] = [
+            task.model_copy(update={"num_fewshot": catalogue.num_fewshot(task, suite.num_fewshot, settings)})
+            for task in tasks
+            if catalogue.members(task.task)
+        ]
+    check_together(found)
 
 
 def _load(file: Path | None) -> tuple[Score, float] | None:

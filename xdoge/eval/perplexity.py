@@ -119,13 +119,13 @@ class Measured:
         Of each language (task "perplexity"), of each of its sources (task "perplexity/SOURCE"), and of the average
         over languages (language `ALL`), all of equal weight whatever their text. A language's number is that of all
         its sources' text together. `n` counts documents. The standard error is that of a bootstrap over documents,
-        drawn within each source; None for a single document. A perplexity too large for a float, as of words in a
-        language that does not separate them, has no row.
+        drawn within each source, translations together; None for a single document. A perplexity too large for a
+        float, as of words in a language that does not separate them, has no row.
         """
         return [*self._own_rows(), *self._relative_rows()]
 
     def _own_rows(self) -> Iterator[Row]:
-        resampled = {source: self._resample(source, scores.totals) for source, scores in self.sources.items()}
+        resampled = {source: self._resample(source, one.totals, one.ids) for source, one in self.sources.items()}
         languages = _by_language(self.sources)
         averages: list[tuple[int, Floats, Floats]] = []
         for language, sources in languages.items():
@@ -152,10 +152,10 @@ class Measured:
         averages: list[tuple[int, float, Floats]] = []
         for language, sources in _by_language(self.sources).items():
             paired = {s: self._pairs(s, reference + s[len(language) :]) for s in sources if language != reference}
-            found = {source: pairs for source, pairs in paired.items() if len(pairs)}
+            found = {source: pairs for source, (_, pairs) in paired.items() if len(pairs)}
             if not found:
                 continue
-            resampled = {source: self._resample(source, pairs) for source, pairs in found.items()}
+            resampled = {source: self._resample(source, pairs, paired[source][0]) for source, pairs in found.items()}
             parts = [(TASK, list(found)), *((f"{TASK}/{short}", [s]) for s in found if (short := s.partition("/")[2]))]
             for task, members in parts:
                 n = sum(len(found[source]) for source in members)
@@ -173,17 +173,27 @@ class Measured:
         metric = RELATIVE + self.settings.reference
         return Row(self.model, language, task, metric, value, _stderr(ratios), n, False)
 
-    def _pairs(self, source: str, other: str) -> Floats:
-        """Nats of each document that both sources have, (pairs, 2); ids that name several documents name none."""
+    def _pairs(self, source: str, other: str) -> tuple[list[str], Floats]:
+        """Ids of the documents that both sources have, and the nats of each, (pairs, 2).
+
+        Ids that name several documents name none.
+        """
         if other not in self.sources:
-            return np.empty((0, 2))
+            return [], np.empty((0, 2))
         nats = [self.sources[one].nats_by_id() for one in (source, other)]
         common = [name for name in nats[0] if name in nats[1]]
-        return np.array([[nats[0][name], nats[1][name]] for name in common]).reshape(-1, 2)
+        return common, np.array([[nats[0][name], nats[1][name]] for name in common]).reshape(-1, 2)
 
-    def _resample(self, source: str, totals: Floats) -> Floats:
-        """Sums over as many documents drawn with replacement: (D, m) to (resamples, m)."""
-        generator = np.random.default_rng(derive_key("bootstrap", self.settings.seed, source))
+    def _resample(self, source: str, totals: Floats, ids: Sequence[str | None]) -> Floats:
+        """Sums over as many documents drawn with replacement: (D, m) to (resamples, m).
+
+        Sources of the same ids draw the same ones each time: what is hard to say in one language is hard in others, so
+        that an average over translations is less sure than one over as many texts.
+        """
+        drawn_by, named = source, [name for name in ids if name is not None]
+        if len(named) == len(ids):
+            totals, drawn_by = totals[np.argsort(named, kind="stable")], sha256_json({"ids": sorted(named)})
+        generator = np.random.default_rng(derive_key("bootstrap", self.settings.seed, drawn_by))
         count = len(totals)
         draws = (generator.integers(count, size=count) for _ in range(self.settings.resamples))
         return np.stack([np.bincount(drawn, minlength=count) @ totals for drawn in draws])

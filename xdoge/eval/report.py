@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,7 @@ from xdoge.errors import XDogeError
 from xdoge.eval.perplexity import RELATIVE
 from xdoge.eval.perplexity import TASK as PERPLEXITY
 from xdoge.eval.results import ALL, Results, Row
-
-NORMALISED = "normalised"
-"""Metric of scores of which 0 is what chance gives and 100 the best there is."""
+from xdoge.eval.suite import NORMALISED
 
 
 @dataclass(frozen=True)
@@ -121,10 +119,15 @@ def task_scores(results: Results) -> Table:
 
 def not_run(results: Results, *, most: int = 8) -> list[str]:
     """Return a line for each reason for which tasks did not run, with `most` of the tasks; none if all ran."""
+    missed = ((one["outcome"], one["reason"], one["task"]) for one in outcomes(results) if one["outcome"] != "ran")
+    return by_reason(missed, most=most)
+
+
+def by_reason(missed: Iterable[tuple[str, str, str]], *, most: int = 8) -> list[str]:
+    """Return a line for each outcome and reason of (outcome, reason, task), with `most` of the tasks."""
     reasons: dict[tuple[str, str], dict[str, None]] = {}
-    for one in outcomes(results):
-        if one["outcome"] != "ran":
-            reasons.setdefault((one["outcome"], one["reason"]), {})[one["task"]] = None
+    for outcome, reason, task in missed:
+        reasons.setdefault((outcome, reason), {})[task] = None
     lines = []
     for (outcome, reason), tasks in reasons.items():
         named = ", ".join([*list(tasks)[:most], *(["…"] if len(tasks) > most else [])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.errors import MemoryFullError, MissingExtraError, XDogeError
 from xdoge.processes import Processes
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class CausalModel:
             hint = f"; a model lies in {' and '.join(inside)}" if inside else ""
             raise XDogeError(f"{name} is no model: it has no config.json{hint}.")
         try:
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             message = " ".join(str(error).split())[:200]
             raise XDogeError(f"model {name!r} cannot be read as a folder or a name on the Hub: {message}") from error
@@ -116,17 +117,25 @@ class CausalModel:
 
         Raises:
             XDogeError: the weights cannot be loaded.
+            MemoryFullError: the device has no room for them.
         """
+        from pickle import UnpicklingError
+
         import torch
         from transformers import AutoModelForCausalLM
 
         options = {"device_map": "auto"} if split else {}
+        way_out = "split spreads it over the GPUs of one process (--set device=split), and bfloat16 halves it"
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(self.name, dtype=getattr(torch, precision), **options)
-        except (OSError, ValueError, RuntimeError) as error:
+            with memory_errors(f"loading {self.name}; {way_out}"):
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    self.name, dtype=getattr(torch, precision), trust_remote_code=False, **options
+                )
+                model = (model if split else model.to(processes.device)).eval()
+        except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
             message = " ".join(str(error).split())[:200]
             raise XDogeError(f"the weights of {self.name} cannot be loaded: {message}") from error
-        return LoadedModel(self.name, (model if split else model.to(processes.device)).eval())
+        return LoadedModel(self.name, model)
 
 
 class LoadedModel:
@@ -161,6 +170,7 @@ class LoadedModel:
 
         Raises:
             XDogeError: a token is not in the model's vocabulary.
+            MemoryFullError: a batch is too large for the device.
         """
         import torch
 
@@ -178,7 +188,8 @@ class LoadedModel:
         ]
         rank, count = share
         nats, done = np.zeros(len(documents)), 0
-        with torch.inference_mode():
+        limits = memory_errors(f"scoring {batch_tokens:,} tokens at once with {self.name}; lower batch_tokens")
+        with torch.inference_mode(), limits:
             for turn, batch in enumerate(batches(found, batch_tokens=batch_tokens)):
                 done += sum(one.scored for one in batch)
                 if turn % count == rank:
@@ -228,6 +239,23 @@ class LoadedModel:
                 if hidden is not None and torch.equal(head(hidden), wanted):
                     self._head = head
         return self._head
+
+
+@contextlib.contextmanager
+def memory_errors(doing: str) -> Iterator[None]:
+    """Say in a line that memory is full, while doing what, and the way out.
+
+    Raises:
+        MemoryFullError: in place of torch's errors for it.
+    """
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise MemoryFullError(f"out of memory while {doing}.") from error
+        raise
 
 
 def _tensors(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -19,7 +19,12 @@ from pydantic import Field, field_validator, model_validator
 from xdoge.config import Config, read_yaml
 from xdoge.errors import XDogeError
 
+NORMALISED = "normalised"
+"""Metric of scores of which 0 is what chance gives and 100 the best there is."""
+
 _FOLDER = Path(__file__).with_name("suites")
+
+_APART = "run them one at a time, into tables of their own."
 
 FEWSHOT_SEED = 1234
 """That of lm-eval, so that the examples in the prompt are those of other people's runs."""
@@ -62,9 +67,7 @@ class SuiteTask(Config):
     @field_validator("task", "language", "group", "data")
     @classmethod
     def _plain(cls, value: str | None) -> str | None:
-        if value is not None and (not value.strip() or "/" in value or value.startswith(".") or value == "*"):
-            raise ValueError(f"{value!r} cannot be a name")
-        return value
+        return value if value is None else _name(value)
 
     @model_validator(mode="after")
     def _scale(self) -> Self:
@@ -110,6 +113,11 @@ class Suite(Config):
     num_fewshot: int = Field(0, ge=0, description="examples in the prompt of the tasks that say nothing else")
     tasks: tuple[SuiteTask, ...] = Field(min_length=1)
 
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        return _name(value)
+
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         seen: set[str] = set()
@@ -145,6 +153,8 @@ class Suite(Config):
         if isinstance(value.get("tasks"), list):
             value["tasks"] = [_filled(one, f"{path}: tasks.{n}") for n, one in enumerate(value["tasks"])]
         if "extends" in value:
+            if value.get("tasks"):  # alone first, so that an error counts the tasks as the file does
+                cls.parse({key: one for key, one in value.items() if key not in ("extends", "only")}, where=str(path))
             value = cls._extended(dict(value), path, (*below, str(path)))
         return cls.parse(value, where=str(path))
 
@@ -164,6 +174,33 @@ class Suite(Config):
             raise XDogeError(f"{path}: no task of {base.name} fits only {dict(only)}.")
         own = value.get("tasks", [])
         return {"num_fewshot": base.num_fewshot, **value, "tasks": [*(task.model_dump() for task in kept), *own]}
+
+
+def check_together(suites: Mapping[str, Sequence[SuiteTask]]) -> None:
+    """Refuse suites that would give two numbers for one row of a table.
+
+    Args:
+        suites: tasks by the suite's name, groups of the harness expanded, examples in the prompt filled in.
+
+    Raises:
+        XDogeError: one is called as a task of another, or two ask a task in different ways.
+    """
+    seen: dict[str, tuple[str, dict[str, Any]]] = {}
+    for suite, tasks in suites.items():
+        for task in tasks:
+            if clash := {task.task, task.group} & suites.keys():
+                raise XDogeError(f"{clash.pop()} is a suite and a task of {suite}; {_APART}")
+            members = [one.task for one in tasks if one.group == task.group] if task.group else []
+            asked = task.model_dump(exclude={"name", "data"}) | {"members": members}
+            other, before = seen.setdefault(task.task, (suite, asked))
+            if differ := [key for key in asked if asked[key] != before[key]]:
+                what = f"the tasks of {task.group}" if differ == ["members"] else f"{differ[0]} of {task.task}"
+                raise XDogeError(f"{other} and {suite} differ in {what}, and a table has one number for it; {_APART}")
+
+
+def is_published(task: str) -> bool:
+    """Whether a task is one of the published tables, by its name in the harness."""
+    return task in _published()
 
 
 def suite_names() -> list[str]:
@@ -187,6 +224,13 @@ def _filled(entry: object, where: str) -> dict[str, Any]:
     if entry.get("metric", published.get("metric")) != published.get("metric"):
         published = {key: published[key] for key in ("language", "name", "data", "group") if key in published}
     return {**published, **entry}
+
+
+def _name(value: str) -> str:
+    """Refuse what could not be told from a path, an average or a perplexity."""
+    if not value.strip() or "/" in value or value.startswith(".") or value in ("*", "perplexity"):
+        raise ValueError(f"{value!r} cannot be a name")
+    return value
 
 
 def _path(name: str) -> Path:

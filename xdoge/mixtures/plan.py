@@ -343,12 +343,13 @@ class Mixture:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read mixture.json.
+        """Read mixture.json, or the one in the folder of a training run.
 
         Raises:
             XDogeError: the file is missing, of another kind or newer, or its numbers contradict each other.
         """
-        value = read_json(Path(path), schema=SCHEMA, version=1)
+        path = Path(path) / "mixture.json" if Path(path).is_dir() else Path(path)
+        value = read_json(path, schema=SCHEMA, version=1)
         try:
             entries, languages = value.pop("sources"), value.pop("languages")
             del value["schema"]

@@ -10,7 +10,7 @@ except ImportError as error:
 
     raise MissingExtraError("altair", "analysis") from error
 
-from xdoge.analysis.charts.fits import trajectory, transfer
+from xdoge.analysis.charts.fits import targets, trajectory, transfer
 from xdoge.analysis.charts.models import improvement, perplexity_change, validation_change
 from xdoge.analysis.charts.shares import planned_shares, unimax_and_temperature, weights_by_language
 
@@ -18,6 +18,7 @@ __all__ = [
     "improvement",
     "perplexity_change",
     "planned_shares",
+    "targets",
     "trajectory",
     "transfer",
     "unimax_and_temperature",

@@ -1,4 +1,4 @@
-"""Charts of one fit: the weights over its steps, and who helps whom."""
+"""Charts of one fit: weights and targets over its steps, and who helps whom."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import altair as alt
 import numpy as np
+from numpy.typing import NDArray
 
 from xdoge.analysis.charts.drawing import (
     INK,
@@ -25,6 +26,7 @@ from xdoge.analysis.charts.drawing import (
 from xdoge.analysis.shares import union
 from xdoge.errors import XDogeError
 from xdoge.mixtures.weights import WeightSet
+from xdoge.train.record import read_rows
 
 MOST_POINTS = 400
 """Of a line; a longer fit is shown at as many steps, evenly spaced."""
@@ -55,34 +57,75 @@ def trajectory(run: Path | str) -> LayerChart:
     weights = table["weight"].to_numpy().reshape(-1, len(sources))  # (steps, k)
     languages = union([source.partition("/")[0]] for source in sources)
     summed = {one: weights[:, [source.partition("/")[0] == one for source in sources]].sum(1) for one in languages}
-    kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).round().astype(int))
-    rows: list[dict[str, Any]] = [
-        {"step": int(steps[i]), "language": one, "weight": float(summed[one][i])} for one in languages for i in kept
-    ]
-    learned = WeightSet.load(folder).languages if (folder / "weights.json").exists() else {}
-    means = [{"step": int(steps[-1]), "language": one, "weight": learned[one]} for one in languages if one in learned]
-    ends = {one: float(summed[one][-1]) for one in languages}
-    x = alt.X("step:Q", title="step of the fit", scale=alt.Scale(domain=[0, int(steps[-1])], nice=False))
-    y = alt.Y("weight:Q", title="weight: share of training tokens", axis=SHARE, scale=alt.Scale(zero=False))
-    drawn = lines(rows, languages, x, y, ["step:Q", "language:N", alt.Tooltip("weight:Q", format=".4f")])
-    diamonds = (
-        alt.Chart(data(means))
-        .mark_point(shape="diamond", filled=True, size=70, clip=False, stroke="white", opacity=1)
-        .encode(x=x, y=y, color=by_language(languages), tooltip=["language:N", alt.Tooltip("weight:Q", format=".4f")])
+    return _over_steps(
+        steps,
+        summed,
+        WeightSet.load(folder).languages if (folder / "weights.json").exists() else {},
+        title="Weights over the fit",
+        y="weight: share of training tokens",
+        mean="the mean over the steps, which is the learned weight",
     )
-    texts = {one: f"{one} {learned.get(one, ends[one]):.3f}" for one in languages}
+
+
+def targets(run: Path | str) -> LayerChart:
+    """Draw what each language's loss counted for over the steps of a fit with `targets: robust`, τ.
+
+    Args:
+        run: folder of the fit, with metrics.jsonl.
+
+    Raises:
+        XDogeError: the fit's targets did not move.
+    """
+    rows = [row for row in read_rows(Path(run) / "metrics.jsonl") if "targets" in row]
+    if not rows:
+        raise XDogeError(f"{run} has no targets that moved in metrics.jsonl; it is no fit with targets: robust.")
+    taus = {one: np.array([row["targets"][one] for row in rows]) for one in rows[0]["targets"]}
+    return _over_steps(
+        np.array([row["step"] for row in rows]),
+        taus,
+        {one: float(values.mean()) for one, values in taus.items()},
+        title="Targets over the fit",
+        y="τ: what the language's loss counts for",
+        mean="the mean over the steps",
+    )
+
+
+def _over_steps(
+    steps: NDArray[np.int64],
+    values: Mapping[str, NDArray[np.float64]],
+    means: Mapping[str, float],
+    *,
+    title: str,
+    y: str,
+    mean: str,
+) -> LayerChart:
+    """Draw a line for each language, and a diamond at its end where it has a mean."""
+    kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).round().astype(int))
+    languages, name = list(values), y.partition(":")[0]
+    rows: list[dict[str, Any]] = [
+        {"step": int(steps[i]), "language": one, name: float(values[one][i])} for one in languages for i in kept
+    ]
+    marks = [{"step": int(steps[-1]), "language": one, name: means[one]} for one in languages if one in means]
+    ends = {one: float(values[one][-1]) for one in languages}
+    across = alt.X("step:Q", title="step of the fit", scale=alt.Scale(domain=[0, int(steps[-1])], nice=False))
+    up = alt.Y(f"{name}:Q", title=y, axis=SHARE, scale=alt.Scale(zero=False))
+    tooltip = ["language:N", alt.Tooltip(f"{name}:Q", format=".4f")]
+    diamonds = (
+        alt.Chart(data(marks))
+        .mark_point(shape="diamond", filled=True, size=70, clip=False, stroke="white", opacity=1)
+        .encode(x=across, y=up, color=by_language(languages), tooltip=tooltip)
+    )
+    texts = {one: f"{one} {means.get(one, ends[one]):.3f}" for one in languages}
     return layered(
         [
-            drawn,
-            *([diamonds] if means else []),
-            end_labels(ends | learned, texts, int(steps[-1]), y, spread=[row["weight"] for row in rows]),
+            lines(rows, languages, across, up, ["step:Q", *tooltip]),
+            *([diamonds] if marks else []),
+            end_labels(ends | dict(means), texts, int(steps[-1]), up, spread=[row[name] for row in rows]),
         ],
-        title="Weights over the fit",
-        subtitle="diamonds and numbers: the mean over the steps, which is the learned weight"
-        if means
-        else "numbers: the last step",
-        description=f"Weight of each language over {int(steps[-1]):,} steps; learned: "
-        + ", ".join(f"{one} {value:.3f}" for one, value in (learned or ends).items())
+        title=title,
+        subtitle=f"diamonds and numbers: {mean}" if marks else "numbers: the last step",
+        description=f"{y} of each language over {int(steps[-1]):,} steps; {'mean' if marks else 'last'}: "
+        + ", ".join(f"{one} {value:.3f}" for one, value in (means or ends).items())
         + ".",
         width=460,
         height=300,

@@ -75,6 +75,8 @@ def validation_change(runs: Runs, *, baseline: str) -> LayerChart:
 def improvement(runs: Runs, *, baseline: str) -> HConcatChart:
     """Draw by how many per cent each run's validation perplexity lies below the baseline run's, over training tokens.
 
+    More is better: it is the change of `validation_change` with the other sign, as curves of progress are drawn.
+
     Args:
         runs: folders of `xdoge train`; their names are those of the folders.
         baseline: name of the one that the others are compared with, panel by panel.
@@ -89,7 +91,7 @@ def improvement(runs: Runs, *, baseline: str) -> HConcatChart:
     x = alt.X("tokens:Q", title="training tokens", axis=TOKENS)
     low, high = min(0.0, *values), max(0.0, *values)
     scale = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0], nice=False)
-    y = alt.Y("improvement:Q", title="perplexity below the baseline's", axis=CHANGE, scale=scale)
+    y = alt.Y("improvement:Q", title="perplexity below the baseline's; more is better", axis=CHANGE, scale=scale)
     panels, texts = [], []
     for name in names:
         own = [row for row in rows if row["run"] == name]

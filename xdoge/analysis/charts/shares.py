@@ -126,7 +126,7 @@ def _parts(name: str, members: Sequence[WeightSet]) -> list[dict[str, Any]]:
 
 
 def planned_shares(mixture: Mixture) -> LayerChart:
-    """Draw where caps and rounding moved each source: from the learned weight to the planned share.
+    """Draw where caps and rounding moved each source: from the weight that the plan follows to the planned share.
 
     A source that its cap decided is marked by a square and the cap, and a tick shows the most that each cap allows.
     """
@@ -136,7 +136,7 @@ def planned_shares(mixture: Mixture) -> LayerChart:
     y = alt.Y("source:N", sort=list(mixture.sources), title=None)
     tooltip: list[Any] = [
         "source:N",
-        *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("learned", "planned", "cap")),
+        *(alt.Tooltip(f"{name}:Q", format=".4f") for name in ("weight", "planned", "cap")),
         alt.Tooltip("epochs:Q", format=".2f"),
     ]
 
@@ -151,9 +151,9 @@ def planned_shares(mixture: Mixture) -> LayerChart:
     capped = [row["source"] for row in rows if row["capped"]]
     return layered(
         [
-            drawn(base.mark_rule(strokeWidth=2, opacity=0.55), "learned", x2="planned:Q", color=colour),
+            drawn(base.mark_rule(strokeWidth=2, opacity=0.55), "weight", x2="planned:Q", color=colour),
             drawn(inside.mark_tick(thickness=2, size=13, color=INK), "cap"),
-            drawn(base.mark_point(size=55, filled=False, strokeWidth=1.5), "learned", color=colour),
+            drawn(base.mark_point(size=55, filled=False, strokeWidth=1.5), "weight", color=colour),
             drawn(
                 base.mark_point(size=65, filled=True, opacity=1),
                 "planned",
@@ -162,9 +162,9 @@ def planned_shares(mixture: Mixture) -> LayerChart:
             ),
             drawn(base.mark_text(align="left", dx=9, fontSize=11), "right", text="label:N"),
         ],
-        title=f"{mixture.name}: learned weight to planned share",
+        title=f"{mixture.name}: weight to planned share",
         subtitle=[
-            "○ learned, ● planned, ■ planned and decided by the cap,",
+            "○ weight, ● planned, ■ planned and decided by the cap,",
             "| the most that a cap allows, where it lies within the axis",
         ],
         description=f"{len(capped)} of {len(rows)} sources are decided by their caps"
@@ -182,7 +182,7 @@ def _moved(source: str, mixture: Mixture) -> dict[str, Any]:
     return {
         "source": source,
         "language": source.partition("/")[0],
-        "learned": share.learned_weight,
+        "weight": share.learned_weight,
         "planned": share.weight,
         "right": max(share.learned_weight, share.weight),
         "cap": cap,
