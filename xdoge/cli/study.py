@@ -1,0 +1,147 @@
+"""`xdoge study`: strategies × seeds, from weights to perplexity, in one table."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xdoge.cli.app import AsJson, app, refuse_taken
+from xdoge.cli.compare import print_table
+from xdoge.config import settings_help
+from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.files import write_json, write_text
+from xdoge.study import Findings, Study, StudySpec
+from xdoge.study.spec import KINDS
+
+_STUDY_HELP = f"""Train the same model on the mixtures of several strategies, over seeds, and say whom each one helps.
+
+**Every strategy** gets weights with every seed, from them a mixture, on that a model, and of that the bits per byte of
+the store's whole validation text. All are commands of xdoge, and each writes into a folder of its own in OUT.
+
+**Two comparisons.** Equal tokens: all models train alike. Equal total FLOPs: learning the weights counts. All have what
+the dearest strategy needs at equal tokens, and those that learn for less, or not at all, train for longer.
+
+**What it prints**: bits per byte by language, their mean (macro) and the worst language, with differences to
+`relative_to`, paired over seeds, and Student's 95 % interval; what the weights cost; and how far the weights of two
+seeds lie apart. OUT/study.json has every number, OUT/report.html a page with charts.
+
+**No cherry-picking.** Every model that was planned is counted, failed ones by name. A run that fails stops no other;
+its last line is shown, the whole log is in OUT/logs, and the exit status is 1. To a study that has begun, seeds and
+strategies can be added, as long as no run of before changes; none can be taken away.
+
+**Stopping.** Ctrl-C and SIGTERM are passed on, and every command writes what it needs. The same command goes on, after
+a kill too, and tries again what failed. Checkpoints of a finished run are removed.
+
+**On a cluster**: `--slurm FILE` writes a script that submits all of it as arrays: weights, models, report.
+
+**STUDY.yaml**; kinds of strategies are {", ".join(KINDS)}. `fit` takes the settings of `xdoge fit-weights`, the last
+three those of `xdoge baseline`; the others `level: languages` or `sources` and, for temperature, `temperature`; all
+`max_epochs`:
+
+{settings_help(StudySpec)}
+
+**Examples**
+
+- `xdoge study study.yaml --out studies/first --dry-run`
+
+- `xdoge study study.yaml --out studies/first --jobs 2`
+
+- `xdoge study study.yaml --out studies/first --slurm study.sbatch && bash study.sbatch --partition=GPU`
+"""
+
+
+@app.command(help=_STUDY_HELP)
+def study(
+    path: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Strategies, seeds and training.")],
+    out: Annotated[Path, typer.Option(help="Folder of all runs; one that this study began goes on.")],
+    store: Annotated[
+        Path | None, typer.Option(help="Token store, in place of the study's.", show_default=False)
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Commands at once, each with that part of the cores.")
+    ] = 1,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Start runs of these names only, as 'train/*', and print no table."),
+    ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Run nothing; show what is finished so far.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and what they cost.")] = False,
+    slurm: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a script for Slurm instead.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    from xdoge.study.runner import run_all
+
+    planned = Study.load(path, store=store)
+    given = ["xdoge", "study", str(path), "--out", str(out), *(["--store", str(store)] if store else [])]
+    if dry_run:
+        print("\n".join(planned.commands(out)))
+        print_plan(planned)
+        return
+    if slurm is not None:
+        from xdoge.study.slurm import script
+
+        refuse_taken(slurm, force=False)
+        planned.begin(out)
+        write_text(slurm, script(planned, out, given, name=str(slurm)))
+        print_plan(planned)
+        print(slurm)
+        return
+    if report and not (out / "plan.json").exists():
+        raise XDogeError(f"{out} holds no study; without --report it begins.")
+    failed: list[str] = []
+    runs = planned.begin(out)
+    if only:
+        chosen = {name for name in runs for pattern in only if fnmatch.fnmatch(name, pattern)}
+        if not chosen:
+            raise XDogeError(f"--only {' '.join(only)} fits none of the runs; --dry-run lists what they write.")
+        failed = run_all(runs.values(), out, jobs=jobs, only=chosen.__contains__, on_note=_say)
+    else:
+        if not report:
+            print_plan(planned)
+            failed = run_all(runs.values(), out, jobs=jobs, on_note=_say)
+        print_findings(planned.findings(out), out, " ".join(given), as_json=as_json)
+    if failed:
+        raise XDogeError(f"{len(failed)} runs failed or lacked what they need; their logs are in {out}/logs.")
+
+
+def print_plan(planned: Study) -> None:
+    """Say on stderr what there is to do, and what it costs."""
+    for comparison in planned.spec.compare:
+        steps = {name: planned.steps(comparison, name) for name in planned.strategies}
+        told = ", ".join(f"{name} {count:,}" for name, count in steps.items())
+        _say(f"equal {comparison}, steps of training: {told}")
+    told = ", ".join(f"{one.name} {one.flops:.2g}" for one in planned.strategies.values() if one.flops)
+    once = planned.training_flops(planned.steps("tokens", planned.spec.relative_to) * planned.tokens_per_step)
+    total = sum(run.flops for run in planned.runs("OUT").values())
+    _say(f"FLOPs: a training at equal tokens {once:.2g}; learning {told or 'nothing'}; all runs {total:.2g}")
+
+
+def print_findings(found: Findings, out: Path, command: str, *, as_json: bool) -> None:
+    """Print the tables, and write study.json and report.html."""
+    write_json(out / "study.json", found.to_json())
+    if as_json:
+        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+    else:
+        for table in found.tables():
+            print_table(table)
+    for line in found.notes:
+        _say(f"warning: {line}.")
+    written = [out / "study.json"]
+    try:
+        write_text(out / "report.html", found.to_html(command))
+        written.append(out / "report.html")
+    except MissingExtraError as error:
+        _say(f"warning: no report.html: {error}")
+    for file in written if not as_json else ():
+        print(file)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,343 @@
+"""A study as commands of xdoge: which there are, what each needs, and how long everything trains."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import yaml
+
+from xdoge.config import read_yaml
+from xdoge.corpus.store import TokenStore
+from xdoge.costs import training_flops
+from xdoge.errors import XDogeError
+from xdoge.eval.perplexity import PerplexitySettings
+from xdoge.files import read_json, write_json
+from xdoge.mixtures.plan import Mixture
+from xdoge.proxy.recipes import Recipe, load_recipe
+from xdoge.study.spec import FIT, Comparison, Strategy, StudySpec, need, read_strategies, recipe_path
+from xdoge.train.settings import TrainSettings
+from xdoge.train.start import Start
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xdoge.study.findings import Findings
+
+SCHEMA = "xdoge.study-plan"
+
+OWN = ("model", "seed", "steps", "batch_size", "sequence_length")
+"""Settings of training that the study itself decides."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command.
+
+    Attributes:
+        name: where it lies in the study's folder, such as "train/uniform/400-steps/seed-0".
+        arguments: of `xdoge`.
+        file: which it writes last, and whose presence says that it is finished.
+        folder: run folder, which --resume continues; None for commands that need no such word.
+        needs: names of the runs that it reads from.
+        flops: what it computes, about.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    file: Path
+    folder: Path | None
+    needs: tuple[str, ...]
+    flops: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.file.exists()
+
+    @property
+    def command(self) -> str:
+        """What to type."""
+        return shlex.join(["xdoge", *self.arguments])
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model that is trained: by which strategy, for how long, with which seed."""
+
+    strategy: str
+    steps: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Where its files lie, under the folder of each kind of run."""
+        return f"{self.strategy}/{self.steps}-steps/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Strategies × seeds, each with its weights, mixture, training and perplexity."""
+
+    path: Path
+    spec: StudySpec
+    store: TokenStore
+    strategies: Mapping[str, Strategy]
+    model: str
+    recipe: Recipe
+
+    @classmethod
+    def load(cls, path: Path | str, *, store: Path | str | None = None) -> Self:
+        """Read a study.yaml and check everything that can be known before the first run.
+
+        Args:
+            path: of the study.yaml.
+            store: a token store to take in place of the one that it names.
+
+        Raises:
+            XDogeError: a key, strategy, setting, recipe or budget is not what it can be; or the store is none.
+        """
+        path = Path(path)
+        given = read_yaml(path)
+        spec = StudySpec.parse(given if store is None else {**given, "store": str(store)}, where=str(path))
+        opened = TokenStore.open(path.parent / spec.store if store is None else spec.store)
+        need("proxy", "torch", "transformers", "accelerate", "sentencepiece")
+        try:
+            model = recipe_path(spec.model, path.parent)
+            recipe = load_recipe(model)
+        except XDogeError as error:
+            raise XDogeError(f"{path}: model: {error}") from error
+        strategies = read_strategies(spec, opened, path.parent, where=str(path))
+        study = cls(path, spec, opened, strategies, model, recipe)
+        study._check()
+        return study
+
+    def _check(self) -> None:
+        """Refuse what training and measuring would refuse."""
+        if taken := [key for key in OWN if key in self.spec.training]:
+            raise XDogeError(f"{self.path}: training names {taken[0]}, which is a key of the study itself.")
+        if not self.languages:
+            raise XDogeError(f"{self.path}: {self.store.path} has no validation text to measure by.")
+        PerplexitySettings.parse(self.spec.evaluation, where=f"{self.path}: evaluation")
+        for comparison in self.spec.compare:
+            for strategy in self.strategies.values():
+                where = f"{self.path}: strategies.{strategy.name}, equal {comparison}"
+                steps, k = self.steps(comparison, strategy.name), len(self.store.sources)
+                weights = strategy.weights or dict.fromkeys(self.store.sources, 1 / k)
+                try:
+                    mixture = Mixture.plan(
+                        weights,
+                        available_tokens=self.store.tokens(),
+                        budget_tokens=steps * self.tokens_per_step,
+                        max_epochs=strategy.max_epochs,
+                        level=strategy.level,
+                        sequence_length=self.sequence_length,
+                    )
+                    own = {"model": self.model, "steps": steps, "batch_size": self.batch_size}
+                    given, start = {**own, **self._training(steps)}, Start.find(self.model)
+                    TrainSettings.for_run(mixture, self.store, given, start=start, where="training")
+                except XDogeError as error:
+                    raise XDogeError(f"{where}: {error}") from error
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens per sequence of training."""
+        return self.spec.sequence_length or self.recipe.sequence_length
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per step of training."""
+        return self.spec.batch_size or self.recipe.batch_size
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that a step of training reads."""
+        return self.batch_size * self.sequence_length
+
+    @property
+    def dearest(self) -> int:
+        """FLOPs of the strategy whose weights cost the most to learn."""
+        return max(strategy.flops for strategy in self.strategies.values())
+
+    @property
+    def total_flops(self) -> int:
+        """FLOPs that each strategy has where these are equal: of the training at equal tokens, and of the dearest."""
+        return self.dearest + self.training_flops((self.spec.steps or self.recipe.steps) * self.tokens_per_step)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Languages that have validation text, by which everything is measured."""
+        heard, languages = self.store.documents("validation"), self.store.languages
+        return tuple(language for language, sources in languages.items() if any(heard[source] for source in sources))
+
+    def training_flops(self, tokens: int) -> int:
+        """Return what it costs to train the model on some tokens."""
+        length, vocab_size = self.sequence_length, self.store.vocab_size
+        return training_flops(self.recipe, tokens, sequence_length=length, vocab_size=vocab_size)
+
+    def steps(self, comparison: Comparison, strategy: str) -> int:
+        """Return how long a strategy's models train.
+
+        At equal tokens all train alike. At equal FLOPs all have the same total: that training, and the dearest
+        strategy's learning. What a strategy does not spend on its weights it spends on training, in whole steps.
+        """
+        steps = self.spec.steps or self.recipe.steps
+        if comparison == "flops":
+            steps += (self.dearest - self.strategies[strategy].flops) // self.training_flops(self.tokens_per_step)
+        return steps
+
+    def trials(self) -> dict[Trial, None]:
+        """Return every model once, seed by seed, so that what is there after a stop compares."""
+        return dict.fromkeys(
+            Trial(name, self.steps(comparison, name), seed)
+            for seed in self.spec.seeds
+            for comparison in self.spec.compare
+            for name in self.strategies
+        )
+
+    def weights_run(self, strategy: str, seed: int) -> str | None:
+        """Return the name of the run that learns a strategy's weights; None where nothing is learned."""
+        return None if self.strategies[strategy].weights else f"weights/{strategy}/seed-{seed}"
+
+    def weights_file(self, out: Path, strategy: str, seed: int) -> Path:
+        """Return where a strategy's weights lie."""
+        return out / (self.weights_run(strategy, seed) or f"weights/{strategy}") / "weights.json"
+
+    def runs(self, out: Path | str) -> dict[str, Run]:
+        """Return every run by name, each after those that it needs."""
+        out, runs = Path(out), []
+        for seed in self.spec.seeds:
+            runs += [self._learning(out, name, seed) for name in self.strategies if self.weights_run(name, seed)]
+        for trial in self.trials():
+            runs += self._trial(out, trial)
+        return {run.name: run for run in runs}
+
+    def commands(self, out: Path | str) -> list[str]:
+        """Return the commands in order, as one would type them."""
+        return [run.command for run in self.runs(out).values()]
+
+    def _learning(self, out: Path, name: str, seed: int) -> Run:
+        strategy, run = self.strategies[name], f"weights/{name}/seed-{seed}"
+        given = dict(strategy.settings)
+        method = ["fit-weights"] if strategy.kind == FIT else ["baseline", strategy.kind]
+        options = ["--out", str(out / run), "--proxy", given.pop("proxy"), "--seed", str(seed)]
+        arguments = (*method, str(self.store.path), *options, *_assigned(given))
+        return Run(run, arguments, out / run / "weights.json", out / run, (), strategy.flops)
+
+    def _trial(self, out: Path, trial: Trial) -> list[Run]:
+        strategy, store, tokens = self.strategies[trial.strategy], str(self.store.path), self.tokens_per_step
+        mixture, train, results = (f"{kind}/{trial.name}" for kind in ("mixtures", "train", "results"))
+        planned, measured = out / f"{mixture}.json", out / f"{results}.json"
+        epochs = "none" if strategy.max_epochs is None else f"{strategy.max_epochs:g}"
+        mix = (
+            *("mix", str(self.weights_file(out, trial.strategy, trial.seed)), "--store", store),
+            *("--budget", str(trial.steps * tokens), "--max-epochs", epochs),
+            *(("--level", strategy.level) if strategy.level else ()),
+            *("--sequence-length", str(self.sequence_length), "--seed", str(trial.seed), "--out", str(planned)),
+        )
+        training = (
+            *("train", str(planned), "--store", store, "--out", str(out / train), "--model", self.model),
+            *("--steps", str(trial.steps), "--batch-size", str(self.batch_size), "--seed", str(trial.seed)),
+            *_assigned(self._training(trial.steps)),
+        )
+        model = f"{trial.name}={out / train}"
+        measuring = ("eval", model, "--store", store, "--out", str(measured), *_assigned(self.spec.evaluation))
+        learned = self.weights_run(trial.strategy, trial.seed)
+        cost = self.training_flops(trial.steps * tokens)
+        return [
+            Run(mixture, mix, planned, None, (learned,) if learned else (), 0),
+            Run(train, training, out / train / "train.json", out / train, (mixture,), cost),
+            Run(results, measuring, measured, None, (train,), self.training_flops(self._heard) // 3),
+        ]
+
+    @property
+    def _heard(self) -> int:
+        """Tokens, about, that the model reads to be measured, in windows that overlap; forward only, a third."""
+        settings = PerplexitySettings.parse(self.spec.evaluation, where="evaluation")
+        window = settings.window or self.sequence_length
+        documents, tokens = self.store.documents("validation"), self.store.tokens("validation")
+        most = settings.max_documents or max(documents.values())
+        heard = sum(tokens[source] * min(1.0, most / n) for source, n in documents.items() if n)
+        return round(heard * window / (settings.stride or window // 2))
+
+    def _training(self, steps: int) -> dict[str, Any]:
+        """Return the other settings of a training; what counts is measured after it, so little is on the way."""
+        return {"sequence_length": self.sequence_length, "eval_every": steps, **self.spec.training}
+
+    def begin(self, out: Path | str) -> dict[str, Run]:
+        """Make the study's folder, or check that it is this study's; return the runs.
+
+        Raises:
+            XDogeError: the folder holds something else, or runs of before that the study would no longer have.
+        """
+        out = Path(out)
+        runs, file = self.runs(out), out / "plan.json"
+        planned = {
+            "schema": f"{SCHEMA}/1",
+            "store": self.store.sha256,
+            "model": self.recipe.model_dump(mode="json"),
+            "runs": {name: self._portable(run) for name, run in self.runs("OUT").items()},
+        }
+        before = read_json(file, schema=SCHEMA) if file.exists() else None
+        if before is not None:
+            self._check_before(out, before, planned)
+        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise XDogeError(f"{out} holds something else than a study; name a new or empty folder.")
+        if before != planned:  # tasks of one array leave it alone
+            write_json(file, planned)
+        for name, strategy in self.strategies.items():
+            if strategy.weights and not (free := self.weights_file(out, name, 0)).exists():
+                strategy.weights.save(free)
+        return runs
+
+    def _check_before(self, out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Refuse to drop or change what was planned: every run that was started stays in the table."""
+        for key in ("store", "model"):
+            if before[key] != now[key]:
+                raise XDogeError(f"{out} is a study with another {key}; name another folder for this one.")
+        for name, command in before["runs"].items():
+            if name not in now["runs"]:
+                raise XDogeError(
+                    f"{out} has the run {name}, which {self.path} no longer asks for, and a study shows every run that "
+                    "it began. Put back what was there, or name another folder."
+                )
+            if command != now["runs"][name]:
+                raise XDogeError(
+                    f"{out} planned {name} as `{command}`, and {self.path} now as `{now['runs'][name]}`. Put back what "
+                    "was there, or name another folder."
+                )
+
+    def run(self, out: Path | str, *, jobs: int = 1, on_note: Callable[[str], None] = lambda text: None) -> Findings:
+        """Run what is left, `jobs` commands at once, and return what was found, failed runs included.
+
+        Raises:
+            XDogeError: the folder is another study's, or in use.
+            Interrupted: SIGINT or SIGTERM came, and all that ran has written what it needs to go on.
+        """
+        from xdoge.study.runner import run_all
+
+        run_all(self.begin(out).values(), Path(out), jobs=jobs, on_note=on_note)
+        return self.findings(out)
+
+    def findings(self, out: Path | str) -> Findings:
+        """Return what was found so far, without running anything."""
+        from xdoge.study.findings import Findings
+
+        return Findings.read(self, Path(out))
+
+    def _portable(self, run: Run) -> str:
+        """Return the command of a run without where the store lies."""
+        store = str(self.store.path)
+        return shlex.join("STORE" if argument == store else argument for argument in run.arguments)
+
+
+def _assigned(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as options of the command line."""
+    options = []
+    for key, value in settings.items():
+        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=2**31)
+        options += ["--set", f"{key}={text.removesuffix(chr(10)).removesuffix(chr(10) + '...')}"]
+    return options

@@ -1,0 +1,89 @@
+"""A study as a script for Slurm: an array of fits, then an array of models, then the report."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from xdoge.study.plan import Study
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+# Written by `xdoge study --slurm`. Submit it with `bash @NAME@ [OPTIONS OF SBATCH]`, such as --account=A --partition=P,
+# from the folder in which it was written. Submitted again, what is finished ends at once and what was stopped goes on.
+#SBATCH --job-name=xdoge-study
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=1
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@120
+set -euo pipefail
+
+study=(@STUDY@)
+out=@OUT@
+
+# What learns weights: fits and baselines.
+weights=(
+@WEIGHTS@)
+
+# What is trained and measured, each on its own mixture.
+models=(
+@MODELS@)
+
+case "${1:-}" in
+  weights) only=${weights[SLURM_ARRAY_TASK_ID]} ;;
+  models) only="*/${models[SLURM_ARRAY_TASK_ID]}" ;;
+  report) exec "${study[@]}" --report ;;
+  *) # on the login node: submit all of it
+    mkdir -p "$out/logs"
+    submit() { # its options, then the stage
+      sbatch --parsable --output="$out/logs/%x-%j.log" "${@:2}" "$0" "$1" | cut -d ';' -f 1
+    }
+    after=()
+    if [ "${#weights[@]}" -gt 0 ]; then
+      after=(--dependency="afterany:$(submit weights --array="0-$((${#weights[@]} - 1))" "$@")")
+    fi
+    trained=$(submit models --array="0-$((${#models[@]} - 1))" ${after[@]+"${after[@]}"} "$@")
+    report=$(submit report --dependency="afterany:$trained" "$@")
+    echo "models $trained, report $report; logs in $out/logs"
+    exit
+    ;;
+esac
+
+# srun does not hand the CPUs of the job on by itself.
+export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1} SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+status=0
+srun "${study[@]}" --only "$only" || status=$?
+if [ "$status" = 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then # time was up: back into the queue
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+fi
+exit "$status"
+"""
+
+
+def script(study: Study, out: Path, command: Sequence[str], *, name: str) -> str:
+    """Return the script.
+
+    A task runs `xdoge study --only`, which goes on with what was begun, so that tasks may be stopped and put back into
+    the queue. Models wait for the weights of all strategies; where some failed, theirs fail and the others are trained.
+
+    Args:
+        study: what to run.
+        out: the study's folder.
+        command: `xdoge study ...` as it was given, without --slurm.
+        name: of the file that the script will be.
+    """
+    learned = [run for run in study.runs(out) if run.startswith("weights/")]
+    parts = {
+        "@NAME@": shlex.quote(name),
+        "@STUDY@": shlex.join(command),
+        "@OUT@": shlex.quote(str(out)),
+        "@WEIGHTS@": "".join(f"  {shlex.quote(run)}\n" for run in learned),
+        "@MODELS@": "".join(f"  {shlex.quote(trial.name)}\n" for trial in study.trials()),
+    }
+    return functools.reduce(lambda text, part: text.replace(*part), parts.items(), _SCRIPT)

@@ -1,0 +1,210 @@
+"""What a study.yaml says, and what each of its strategies is and costs, checked against the store."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from xdoge.baselines import METHODS, BaselineSettings
+from xdoge.baselines.settings import DogeSettings, DoremiSettings, RegmixSettings
+from xdoge.config import Config
+from xdoge.costs import fit_flops, training_flops
+from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.mixtures.plan import DEFAULT_MAX_EPOCHS
+from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
+from xdoge.mixtures.weights import Level, WeightSet
+from xdoge.proxy.recipes import load_recipe, recipe_names
+from xdoge.proxy.settings import FitSettings
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+
+FIT = "fit"
+KINDS = (*STRATEGIES, FIT, *METHODS)
+
+Comparison = Literal["tokens", "flops"]
+Passes = Annotated[
+    Annotated[float, Field(gt=0)] | None, BeforeValidator(lambda value: None if value == "none" else value)
+]
+
+
+class StudySpec(Config):
+    """What study.yaml holds; a recipe's own numbers stand in for what is left out of the training."""
+
+    store: Path = Field(description="token store; relative paths lead from the folder of the study.yaml")
+    proxy: str = Field(description="recipe of the proxies, for strategies that learn: a name, or a YAML file")
+    model: str = Field(description="recipe that is trained on every mixture: a name, or a YAML file")
+    seeds: tuple[int, ...] = Field(min_length=1, description="of proxies, models and the order of text, in turn")
+    steps: int | None = Field(None, gt=0, description="of training, where tokens are equal [the model's]")
+    batch_size: int | None = Field(None, gt=0, description="sequences per step of training [the model's]")
+    sequence_length: int | None = Field(None, ge=2, description="tokens per sequence of training [the model's]")
+    max_epochs: Passes = Field(
+        DEFAULT_MAX_EPOCHS, description="most passes over a source, or none; a strategy's own wins [4]"
+    )
+    relative_to: str = Field("uniform", description="strategy that the others' differences are taken against")
+    compare: tuple[Comparison, ...] = Field(
+        ("tokens", "flops"), min_length=1, description="what is made equal: tokens, flops or both [both]"
+    )
+    learning: dict[str, Any] = Field(default_factory=dict, description="settings of all strategies that learn [none]")
+    training: dict[str, Any] = Field(default_factory=dict, description="other settings of `xdoge train` [none]")
+    evaluation: dict[str, Any] = Field(default_factory=dict, description="settings of perplexity [none]")
+    strategies: dict[str, dict[str, Any]] = Field(min_length=1, description="NAME: {kind: KIND, its settings}")
+
+    @field_validator("seeds", "compare")
+    @classmethod
+    def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if twice := [one for one in dict.fromkeys(values) if values.count(one) > 1]:
+            raise ValueError(f"{twice[0]} is given twice")
+        if any(isinstance(one, int) and one < 0 for one in values):
+            raise ValueError(f"{list(values)} must be >= 0")
+        return values
+
+    @field_validator("strategies")
+    @classmethod
+    def _nameable(cls, strategies: dict[str, Any]) -> dict[str, Any]:
+        for name in strategies:
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+                raise ValueError(f"the name {name!r} is not made of letters, digits, and - _ . only")
+        return strategies
+
+
+class _BySize(Config):
+    """A strategy that looks at sizes only."""
+
+    level: Level = "languages"
+    temperature: float | None = None
+
+
+class _OwnEpochs(Config, extra="ignore"):
+    max_epochs: Passes = None
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to come by weights.
+
+    Attributes:
+        name: as the study calls it.
+        kind: one of `KINDS`.
+        flops: what it costs to learn the weights with one seed; 0 if nothing is learned.
+        max_epochs: most passes over a source in its mixtures.
+        level: what competes under that cap, for strategies that look at sizes.
+        weights: of a strategy that looks at sizes, whatever the seed.
+        settings: as given, of a strategy that learns.
+    """
+
+    name: str
+    kind: str
+    flops: int = 0
+    max_epochs: float | None = None
+    level: Level | None = None
+    weights: WeightSet | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_strategies(spec: StudySpec, store: TokenStore, folder: Path, *, where: str) -> dict[str, Strategy]:
+    """Return every strategy by name, in the order of the study; paths of recipes lead from `folder`.
+
+    Raises:
+        XDogeError: a kind or setting is unknown, or the store cannot serve it; the line names the strategy.
+    """
+    found = {}
+    for name, entry in spec.strategies.items():
+        here, given = f"{where}: strategies.{name}", dict(entry)
+        kind = given.pop("kind", None)
+        if kind not in KINDS:
+            raise XDogeError(f"{here}: kind is {kind!r}; it must be one of {', '.join(KINDS)}.")
+        epochs = _OwnEpochs.parse(given, where=here).max_epochs if "max_epochs" in given else spec.max_epochs
+        given.pop("max_epochs", None)
+        if kind not in STRATEGIES:
+            complete = {"proxy": spec.proxy, **spec.learning, **given}
+            complete["proxy"] = recipe_path(str(complete["proxy"]), folder)
+            found[name] = _learned(name, kind, complete, store, epochs, seed=spec.seeds[0], where=here)
+            continue
+        by_size = _BySize.parse(given, where=here)
+        try:
+            weights = strategy_weights(kind, store.tokens(), level=by_size.level, temperature=by_size.temperature)
+        except XDogeError as error:
+            raise XDogeError(f"{here}: {error}") from error
+        found[name] = Strategy(name, kind, max_epochs=epochs, level=by_size.level, weights=weights)
+    if spec.relative_to not in found:
+        raise XDogeError(f"{where}: relative_to is {spec.relative_to!r}, which is none of its strategies.")
+    return found
+
+
+def _learned(
+    name: str,
+    kind: str,
+    given: dict[str, Any],
+    store: TokenStore,
+    max_epochs: float | None,
+    *,
+    seed: int,
+    where: str,
+) -> Strategy:
+    if "seed" in given:
+        raise XDogeError(f"{where}: seed is no setting of a strategy; the study's seeds are taken in turn.")
+    settings: FitSettings | BaselineSettings
+    try:
+        if kind == FIT:
+            settings = FitSettings.for_store(store, {"seed": seed, **given}, where="settings")
+            settings.goal(store)
+        else:
+            settings = METHODS[kind].for_store(store, {"seed": seed, **given}, where="settings")
+    except XDogeError as error:
+        raise XDogeError(f"{where}: {str(error).removeprefix('settings: ')}") from error
+    if isinstance(settings, RegmixSettings) and settings.regressor == "lightgbm":
+        need("baselines", "lightgbm")
+    return Strategy(name, kind, flops=learning_flops(settings, store), max_epochs=max_epochs, settings=given)
+
+
+def learning_flops(settings: FitSettings | BaselineSettings, store: TokenStore) -> int:
+    """Return what it will cost to learn weights with these settings: what `proxy["flops"]` of weights.json then says.
+
+    Known before anything is learned, so that a study can promise every strategy the same total.
+    """
+    recipe = load_recipe(settings.proxy)
+    length, vocab_size, k = settings.sequence_length, store.vocab_size, len(store.sources)
+    tokens = settings.steps * settings.batch_size * length
+
+    def trained(count: int) -> int:
+        return training_flops(recipe, count, sequence_length=length, vocab_size=vocab_size)
+
+    if isinstance(settings, DoremiSettings):  # the reference, the proxy, and the reference on the proxy's text
+        return trained(2 * tokens) + trained(tokens) // 3
+    if isinstance(settings, RegmixSettings):
+        heard = store.sequence_counts(length, split="validation").values()
+        scored = sum(min(count, settings.eval_sequences) for count in heard) * length
+        return trained(settings.runs * tokens) + trained(settings.runs * scored) // 3
+    embedding = vocab_size * recipe.hidden_size * (1 if recipe.tie_embeddings else 2)
+    return fit_flops(
+        recipe,
+        tokens,
+        sequence_length=length,
+        vocab_size=vocab_size,
+        sources=settings.parts(k) if isinstance(settings, DogeSettings) else k,
+        parameters=recipe.non_embedding_parameters + embedding,
+        steps=settings.steps,
+    )
+
+
+def recipe_path(name: str, folder: Path) -> str:
+    """Return a recipe's name as it is, and a file's path as it leads from `folder`."""
+    return name if name in recipe_names() or Path(name).suffix not in (".yaml", ".yml") else str(folder / name)
+
+
+def need(extra: str, *libraries: str) -> None:
+    """Refuse before the first run what a later one would fail for want of.
+
+    Raises:
+        MissingExtraError: a library is missing.
+    """
+    for library in libraries:
+        if importlib.util.find_spec(library) is None:
+            raise MissingExtraError(library, extra)
