@@ -62,7 +62,19 @@ def test_the_card_states_the_numbers_of_the_mixture_and_the_store(planned, store
         assert f"`{digest}`" in card
     assert "`60m`, 60,000,000 parameters, 5,000 tokens" in card
     assert "floor `0.01`, score `unbiased`, steps `300`, seed `3`" in card
+    assert "lowered the losses of the target sources" in card
     assert all(line in card for line in mixture.warnings())
+
+
+def test_weights_of_a_baseline_are_said_to_be_that(planned, store):
+    weights, mixture = planned
+    weights = replace(weights, method={**weights.method, "baseline": "doremi"})
+    mixture = Mixture.plan(
+        weights, available_tokens=store.tokens(), budget_tokens=8_000, corpus=mixture.corpus, max_epochs=1
+    )
+    card = mixture_card(mixture, store=store, weights=weights)
+    assert "by the method `doremi`, as docs/method.md of xdoge has it" in card
+    assert "lowered the losses of the target sources" not in card
 
 
 def test_the_headings_are_those_of_the_template_in_its_order(planned, store):

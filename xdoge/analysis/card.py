@@ -209,12 +209,15 @@ def _learned(mixture: Mixture, weights: WeightSet | None) -> str:
         *([f"{weights.proxy['tokens_seen']:,} tokens"] if "tokens_seen" in weights.proxy else []),
     ]
     settings = {"floor": weights.floor, **{key: weights.method[key] for key in _METHOD if key in weights.method}}
+    how = (
+        "each source's weight grew as far as training on it lowered the losses of the target sources, and the answer "
+        "is the mean over the steps of the fit"
+    )
+    if baseline := weights.method.get("baseline"):
+        how = f"by the method {_code(str(baseline))}, as docs/method.md of xdoge has it"
     return (
-        f"The shares follow the weights {called}{averaged}, which a proxy model learned ({', '.join(proxy)}): each "
-        "source's weight grew as far as training on it lowered the losses of the target sources, and the answer is "
-        "the mean over the steps of the fit. Settings: "
-        + ", ".join(f"{key} {_code(str(value))}" for key, value in settings.items())
-        + "."
+        f"The shares follow the weights {called}{averaged}, which a proxy model learned ({', '.join(proxy)}): "
+        f"{how}. Settings: " + ", ".join(f"{key} {_code(str(value))}" for key, value in settings.items()) + "."
     )
 
 

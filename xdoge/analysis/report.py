@@ -126,11 +126,13 @@ def _commands(compared: Comparison, command: str) -> list[str]:
     lines = [command] if command else []
     for name, one in compared.inputs.weights.items():
         if one.proxy.get("name"):
-            options = {"proxy": one.proxy["name"], "floor": one.floor}
+            baseline = one.method.get("baseline")
+            made = f"baseline {baseline}" if baseline else "fit-weights"
+            options = {"proxy": one.proxy["name"]} | ({} if baseline else {"floor": one.floor})
             options |= {key: one.method[key] for key in ("steps", "seed") if key in one.method}
             options |= {key: one.proxy[key] for key in ("steps", "seed") if key in one.proxy}
             given = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in options.items())
-            lines.append(f"xdoge fit-weights STORE --out RUN {given}    # {name}; all settings: config.yaml of its run")
+            lines.append(f"xdoge {made} STORE --out RUN {given}    # {name}; all settings: config.yaml of its run")
     lines += [_mix(name, mixture) for name, mixture in compared.inputs.mixtures.items()]
     for name, run in compared.inputs.runs.items():
         lines.append(f"xdoge train MIXTURE.json --store STORE --config {run.path}/config.yaml --out RUN    # {name}")

@@ -122,10 +122,10 @@ def page(found: Findings, command: str) -> str:
     made = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes")
     seeds = f"{len(study.spec.seeds)} seed{'s' * (len(study.spec.seeds) != 1)}"
     subtitle = (
-        f"{len(study.strategies)} strategies, {seeds}, model {study.recipe.name}, store {study.store.name}. "
-        f"Made by xdoge {xdoge.__version__} at {made}."
+        f"{study.path.name}: {len(study.strategies)} strategies, {seeds}, model {study.recipe.name}, "
+        f"store {study.store.name}. Made by xdoge {xdoge.__version__} at {made}."
     )
-    return render(f"Study {study.path.stem}: whom does it help?", subtitle, list(_sections(found, command)))
+    return render("Whom does it help?", subtitle, list(_sections(found, command)))
 
 
 def _sections(found: Findings, command: str) -> Iterator[Section]:
