@@ -146,6 +146,24 @@ def test_a_guard_keeps_a_language_near_the_reference():
     np.testing.assert_allclose(aims.excess(), kept, atol=1e-3)
 
 
+def test_a_language_that_makes_no_progress_at_all_gets_the_most_the_guard_has():
+    """Two languages that hinder each other: what helps one is worse for the other than nothing."""
+    found = np.array([[1.0, 0.0], [-0.5, 1.0]])
+    goal, rule = goal_and_rule(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
+    goal, alpha, aims = replace(goal, robust=False), np.array([0.2, 0.8]), Aims.start(2)
+    for _ in range(40):
+        shown = products(found, alpha, aims.targets(goal), goal.reference)
+        aims, _ = advance(aims, shown, alpha, goal=goal, rule=rule, eta=1 / 40)
+    assert aims.made[0] < 0 < aims.reference_made[0]
+    assert np.isnan(aims.excess()[0])
+    assert aims.multiplier.tolist() == [100.0, 0.0]
+
+
+def test_a_language_without_targets_is_guarded_all_the_same():
+    shares = language_shares([[0], [1, 2]], np.array([1.0, 0.0, 0.0]))
+    assert shares.tolist() == [[1, 0, 0], [0, 0.5, 0.5]]
+
+
 def test_a_language_that_the_batch_does_not_show_keeps_its_target():
     found = gradients(0)
     goal, rule = goal_and_rule(len(found), mu=0.1)
@@ -179,6 +197,11 @@ def test_the_proxy_sees_what_repeats_as_often_as_in_the_target_run(store, recipe
         ),
         ({"no_worse_than": "uniform:much%"}, "must be REFERENCE:PERCENT"),
         ({"no_worse_than": "uniform:0.0%"}, "must be REFERENCE:PERCENT, above 0"),
+        ({"no_worse_than": "unifrom:1%"}, "no_worse_than names 'unifrom', which is no strategy .* and no file"),
+        (
+            {"targets": "robust", "batch": "sampled", "score": "paper"},
+            "batch sampled shows some languages in some steps",
+        ),
         ({"targets": "robust", "normalise": "none"}, "normalise none keeps the scale of targets"),
     ],
 )

@@ -335,7 +335,7 @@ def test_a_run_writes_everything_it_promises_with_its_cost(store, recipe, finish
     expected = {
         "doremi": count(2 * 4 * 12 * 16) + count(4 * 12 * 16) // 3,
         "regmix": count(10 * 2 * 12 * 16) + count(10 * heard) // 3,
-        "doge": count(6 * 12 * 16) + 8 * 5 * weights.proxy["parameters"] * 6,
+        "doge": count(6 * 12 * 16) + 16 * 5 * weights.proxy["parameters"] * 6,
     }
     assert weights.proxy["flops"] == expected[method]
     assert isinstance(weights.proxy["flops"], int)

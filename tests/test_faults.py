@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 from conftest import RECIPE, WORDS
 
-KILLS = 20
+KILLS = int(os.environ.get("XDOGE_KILLS", "9"))
+"""Of each of four commands, at random moments of its work; one more comes for certain in the middle."""
 TIMES = ("created", "seconds", "tokens_per_second")
 GRACE = 30
 """Seconds from SIGTERM to SIGKILL with Slurm and Kubernetes, unless told otherwise."""
@@ -69,9 +70,9 @@ class Command:
         status, printed = self.run(*options, again=True)
         assert status == 0, printed
 
-    def in_the_middle(self) -> BaseProcess:
+    def in_the_middle(self, *, again: bool = False) -> BaseProcess:
         """Start, and return when something is done and more is not."""
-        process = self.start()
+        process = self.start(again=again)
         while len(list(self.where.glob(self.begun))) < 2:
             assert process.exitcode is None, self.log.read_text()
             time.sleep(0.005)
@@ -122,7 +123,7 @@ def whole(tmp_path_factory) -> dict[str, tuple[Command, float]]:
     fit = ("fit-weights", store, "--proxy", at / "tiny.yaml", "--steps", 16, *common)
     train = ("train", mixture, "--store", store, "--model", at / "tiny.yaml", "--steps", 16, *common)
     train += ("--set", "workers=1")  # which signals reach as well, and which outlives a kill for a while
-    evaluate = ("eval", weights, target, "--store", store, "--max-documents", 10)
+    evaluate = ("eval", weights, target, "--store", store, "--max-documents", 6)
     commands = {
         "prepare": (("prepare", corpus, "--workers", 1), "out", None, "finished before, kept", "out/sources/*/*.json"),
         "fit-weights": (fit, "out", "--resume", "resuming after step", "out/checkpoints/step-*"),
@@ -162,7 +163,7 @@ COMMANDS = ("prepare", "fit-weights", "train", "eval")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_killed_at_twenty_random_moments_and_resumed_it_is_the_same(whole, name, tmp_path):
+def test_killed_again_and_again_and_resumed_it_is_the_same(whole, name, tmp_path):
     undisturbed, seconds = whole[name]
     command = undisturbed.at(tmp_path / "run")
     generator, kills = np.random.default_rng(KILLS), 0
@@ -173,17 +174,24 @@ def test_killed_at_twenty_random_moments_and_resumed_it_is_the_same(whole, name,
             process.kill()
             process.join()
             kills += 1
+            if name == "eval" and command.path.exists():  # killed in its last moment: the table is there, and refused
+                assert command.files()["out.json"] == undisturbed.files()["out.json"]
+                shutil.rmtree(command.where)
+                command = command.at(command.where)
         else:  # it was finished before all kills were spent
             assert process.exitcode == 0, command.log.read_text()
             assert command.files() == undisturbed.files()
             shutil.rmtree(command.where)
             command = command.at(command.where)
+    process = command.in_the_middle(again=True)
+    process.kill()
+    process.join()
     command.finish()
     assert command.files() == undisturbed.files()
     printed = command.log.read_text()
     assert "Traceback" not in printed
     assert "damaged" not in printed
-    assert printed.replace("resuming after step 0", "").count(undisturbed.continued) >= 2
+    assert printed.replace("resuming after step 0", "").count(undisturbed.continued) >= 1
 
 
 def flip(path: Path, bit: int | None = None) -> None:

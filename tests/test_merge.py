@@ -142,7 +142,7 @@ def test_fits_that_are_no_equal_draws_are_warned_of(xdoge, runs):
     _, out, err = xdoge("merge", *runs, "large.json", "--out", "mean.json")
     assert "proxies do not have as many fits each (60m 3, 125m 1)" in err
     assert "the fits differ in mu, so they do not answer the same question" in err
-    assert "Weights of 4 fits, of all proxies" in out
+    assert "Weights of 4 fits, all proxies" in out
     assert WeightSet.load("mean.json").name == "tiny-60m+125m-mean-of-4"
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -160,50 +157,6 @@ def test_microbatches_change_nothing_but_rounding(store, recipe, tmp_path, finis
     weights = fit(store, settings_for(store, recipe, microbatches=4), tmp_path / "run")
     for source, weight in WeightSet.load(finished / "weights.json").sources.items():
         assert weights.sources[source] == pytest.approx(weight, rel=1e-4)
-
-
-KILLED = """
-import sys
-import transformers.models.llama.modeling_llama  # before the clock starts
-from xdoge.corpus.store import TokenStore
-from xdoge.proxy.settings import FitSettings
-from xdoge.proxy.trainer import fit
-path, recipe, out, mode = sys.argv[1:]
-store = TokenStore.open(path)
-settings = FitSettings.for_store(store, {"proxy": recipe, "steps": 60, "checkpoint_every": 1, "eval_every": 20})
-open(out + ".started", "w").close()
-fit(store, settings, out, resume=mode == "resume")
-"""
-
-
-def start_fit(store, recipe, out, mode):
-    """Start a fit in a process of its own; return it when the fit itself begins, imports done."""
-    started = Path(f"{out}.started")
-    started.unlink(missing_ok=True)
-    command = [sys.executable, "-W", "error", "-c", KILLED, str(store.path), recipe, str(out), mode]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not started.exists() and process.poll() is None:
-        time.sleep(0.005)
-    return process
-
-
-def test_killed_at_any_moment_and_resumed_it_is_the_same_run(store, recipe, tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process = start_fit(store, recipe, whole, "start")
-    begun = time.monotonic()
-    assert process.wait() == 0
-    seconds = time.monotonic() - begun
-    generator, kills = np.random.default_rng(0), 0
-    for _ in range(3):
-        process = start_fit(store, recipe, cut, "resume" if (cut / "config.yaml").exists() else "start")
-        time.sleep(generator.uniform(0.05, 0.4) * seconds)
-        kills += process.poll() is None
-        process.kill()
-        process.wait()
-    assert kills >= 2
-    assert (cut / "checkpoints").exists()
-    assert start_fit(store, recipe, cut, "resume").wait() == 0
-    same_run(whole, cut)
 
 
 def test_a_finished_run_is_not_run_again(store, recipe, finished):

@@ -2,8 +2,9 @@
 
     XDogeError              one line that names the thing, the value got, what is allowed, the way out
     ├── MissingExtraError   an optional library is not installed
-    ├── LostProcessError    another process of the job died
-    ├── MemoryFullError     a device has too little memory
+    ├── OwnError            of several processes, perhaps only this one sees it
+    │   ├── LostProcessError    another process of the job died
+    │   └── MemoryFullError     a device has too little memory
     └── NonFiniteLossError  training diverged
     Interrupted             SIGINT or SIGTERM came, and what is needed to continue was written
 
@@ -34,11 +35,15 @@ class NonFiniteLossError(XDogeError):
     """A loss became NaN or infinite, so nothing that follows could be trusted."""
 
 
-class LostProcessError(XDogeError):
+class OwnError(XDogeError):
+    """Of several processes perhaps only this one sees it, so it speaks for itself."""
+
+
+class LostProcessError(OwnError):
     """Another process of the same job died or no longer answers; every process that is left says so."""
 
 
-class MemoryFullError(XDogeError):
+class MemoryFullError(OwnError):
     """A device has too little memory; of several processes, perhaps only this one's."""
 
 

@@ -59,8 +59,10 @@ class Processes:
         """End the group of processes; without that some of them abort at exit."""
         if self.count > 1:
             import torch
+            from accelerate import PartialState
 
             torch.distributed.destroy_process_group()
+            PartialState._shared_state.clear()  # or the next job of this process would find the group that is gone
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -164,7 +164,7 @@ def fit_weights(
             store = prepare_store(corpus, out / "store", workers=workers)
         else:
             store = open_store(corpus)
-        if verify and is_first():
+        if verify:  # all of them, so that none waits for another
             store.verify()
         weights = run_fit(store, FitSettings.for_store(store, given, where=where), out, resume=resume)
     if is_first():

@@ -7,8 +7,8 @@ rate. `targets: robust` plays a game over its size relative to C_ℓ, what ℓ w
 
 α moves up it by the outer step as ever, with τ_ℓ / C_ℓ for the targets; τ moves down it by mirror descent. A guard
 compares P_ℓ(α) with P_ℓ of reference weights and raises the target of a language whose loss would end too far above
-what the reference would have reached. Neither costs a pass: both progresses are products with directions that the one
-pass sums anyway. `docs/method.md`, "Robust targets" and "No worse than".
+what the reference would have reached. Neither costs a pass: progress is a product with a direction that the one pass
+sums anyway, or with one more. `docs/method.md`, "Robust targets" and "No worse than".
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Goal:
     """What stays the same over the fit.
 
     Args:
-        shares: (L, k) what each source counts for in its language's loss; the rows of languages with targets sum to 1.
+        shares: (L, k) what each source counts for in its language's loss; rows sum to 1.
         base: (k,) targets where they do not move.
         robust: whether τ moves.
         mu: the lead in relative progress over the whole fit that costs a language a factor e of τ.
@@ -121,7 +121,7 @@ class Aims:
         scale = (finite.mean() if finite.size else 1.0) / potential  # (L,)
         moving = len(self.tau) * self.tau * scale if goal.robust else np.zeros_like(self.tau)
         targets: Floats = (moving + self.multiplier * scale) @ goal.shares
-        return targets if goal.robust else targets + goal.base
+        return targets if goal.robust else targets + goal.base * len(self.tau) / goal.base.sum()
 
     def excess(self) -> Floats:
         """Return by what part the loss of each language is above what the reference would have reached by now, (L,).
@@ -197,15 +197,18 @@ def advance(
         after = replace(after, reference_pace=pace, reference_made=sums)
         ahead = min(AHEAD, 1 - after.elapsed)
         half = goal.allowance / 2 * (after.elapsed + ahead)  # an allowance that grows with the fit lasts to its end
-        miss = np.nan_to_num(after._foreseen(ahead) / half - 1)
+        foreseen = after._foreseen(ahead)
+        # no progress at all is no estimate, and the worst there is; a few steps of noise are neither
+        stuck = np.isnan(foreseen) & (after.reference_made > 0) & (after.mass > 0.5)
+        miss = np.where(stuck, GAIN, np.nan_to_num(foreseen / half - 1))
         after = replace(after, multiplier=GAIN * np.clip(miss, 0.0, GAIN))
     return after, progress
 
 
 def language_shares(languages: Sequence[Sequence[int]], targets: Floats) -> Floats:
-    """Return (L, k): what each source counts for in its language's loss, by its target; a row of 0 without any."""
+    """Return (L, k): what each source counts for in its language's loss, by its target; all alike without any."""
     shares = np.zeros((len(languages), len(targets)))
     for row, members in enumerate(languages):
         own = targets[list(members)]
-        shares[row, list(members)] = own / own.sum() if own.sum() else 0.0
+        shares[row, list(members)] = own / own.sum() if own.sum() else 1 / len(members)
     return shares

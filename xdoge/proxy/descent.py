@@ -95,6 +95,8 @@ def check_launch(processes: Processes, settings: FitSettings) -> None:
             f"accelerate is set to mixed_precision {precision}, and precision {settings.precision} is "
             f"{'bfloat16' if ours else 'float32'} here; set both alike."
         )
+    if settings.device == "cuda" and not processes.device.startswith("cuda"):
+        raise XDogeError("device 'cuda' is not on this machine; write auto or cpu.")
     if settings.device not in ("auto", "cpu", "cuda"):
         raise XDogeError(f"device {settings.device} is one, for {processes.count} processes; write cuda, auto or cpu.")
     if settings.batch_size < processes.count:

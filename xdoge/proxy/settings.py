@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -152,7 +153,7 @@ class FitSettings(Config):
             allowance = float(percent.removesuffix("%")) / 100
             trained = {s: n for s, n in store.tokens().items() if rule.trained[index[s]]}
             weights = strategy_weights(name, trained) if name in STRATEGIES else WeightSet.load(name)
-            if difference := names_that_differ(name, weights.sources, "the fit", trained):
+            if difference := names_that_differ(name, [s for s, w in weights.sources.items() if w], "the fit", trained):
                 raise XDogeError(f"no_worse_than {self.no_worse_than!r} has other sources: {difference}.")
             reference = np.array([weights.sources.get(source, 0.0) for source in store.sources])
         return Goal(
@@ -249,6 +250,16 @@ class FitSettings(Config):
                 f"(REFERENCE: {', '.join(STRATEGIES)}, or a weights.json)."
             )
         moving = self.targets == "robust" or self.no_worse_than is not None
+        if moving and self.batch == "sampled":
+            raise XDogeError(
+                "batch sampled shows some languages in some steps only, so their progress cannot be followed; "
+                "targets robust and no_worse_than need batch: stratified."
+            )
+        name = (self.no_worse_than or "").rpartition(":")[0]
+        if name and name not in STRATEGIES and not Path(name).exists():
+            raise XDogeError(
+                f"no_worse_than names {name!r}, which is no strategy ({', '.join(STRATEGIES)}) and no file."
+            )
         if moving and self.normalise == "none":
             raise XDogeError("normalise none keeps the scale of targets, and moving targets have none; leave it out.")
         least = self.least_sequences

@@ -11,7 +11,7 @@ import datetime
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 import xdoge
 from xdoge.corpus.store import TokenStore
 from xdoge.costs import fit_flops
-from xdoge.errors import Interrupted, NonFiniteLossError, XDogeError
+from xdoge.errors import Interrupted, NonFiniteLossError, OwnError, XDogeError
 from xdoge.mixtures.weights import WeightSet
 from xdoge.processes import Processes
 from xdoge.proxy import aims, reweight, transfer
@@ -84,7 +84,10 @@ def fit(
         Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
     """
     run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
+    goal = settings.goal(store)
     config = resolved_config(store, settings, recipe)
+    if goal.reference is not None:
+        config["reference"] = dict(zip(store.sources, goal.reference.tolist(), strict=True))
     processes = Processes.join(cpu=settings.device == "cpu", timeout=settings.timeout)
     first = processes.first
     if not first:
@@ -93,9 +96,10 @@ def fit(
     if resume:
         for change in run.check(config) if first else ():
             on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
-        if run.weights.exists():
+        if processes.share(run.weights.exists()):
             on_note(f"{run.path} is finished already.")
-            return WeightSet.load(run.weights)
+            with processes.together():
+                return WeightSet.load(run.weights)
     elif first:
         run.refuse_taken()
     for line in settings.notes(store):
@@ -117,6 +121,15 @@ def fit(
             )
             on_note(f"warning: the loss of {language} {what}; no_worse_than asked for {settings.no_worse_than}")
     return weights
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """Let an error in this process's part of the text be told by this process."""
+    try:
+        yield
+    except XDogeError as error:
+        raise OwnError(str(error)) from error
 
 
 def _ignore(_: object) -> None:
@@ -164,7 +177,8 @@ class _Fit:
             targets, mixed = self.state.aims.targets(self.goal), gradient_weights(weights, counts, settings=settings)
             placement, rank = place(counts, self.processes.count), self.processes.rank
             own = placement.rows[rank]
-            rows = torch.from_numpy(draw(self.store, read + placement.before(rank), own, settings=settings))
+            with own_errors():
+                rows = torch.from_numpy(draw(self.store, read + placement.before(rank), own, settings=settings))
             products = engine.backward(
                 SourceBatch(input_ids=rows.to(self.device), counts=tuple(own.tolist())),
                 weights=mixed,
@@ -183,7 +197,8 @@ class _Fit:
             if signal:
                 raise Interrupted(signal, f"stopped after step {step - 1} of {settings.steps}; --resume continues")
             grad_norm = self.descend(learning_rate_ratio(step, settings))
-            row = self.row(weights, products, *self.reweight(step, products, counts, mixed, targets), grad_norm)
+            moved = self.reweight(step, products, counts, mixed, targets)
+            row = self.row(weights, products, targets, moved, grad_norm)
             if step % settings.eval_every == 0 or step == settings.steps:
                 row["validation"] = self.evaluate()
             self.seconds = time.perf_counter() - began
@@ -230,9 +245,16 @@ class _Fit:
         self.state = State(step=step, weights=after, read=self.state.read + counts, aims=moved, transfer=windows)
         return scores, progress
 
-    def row(self, weights: Floats, products: SourceProducts, scores: Floats, progress: Floats, grad_norm: float) -> Row:
-        """Add the step to the trajectory and return its row of metrics.jsonl; `weights` are those that trained."""
-        now, targets = self.state.weights.now, self.rule.targets
+    def row(
+        self,
+        weights: Floats,
+        products: SourceProducts,
+        along: Floats,
+        found: tuple[Floats, Floats],
+        grad_norm: float,
+    ) -> Row:
+        """Add the step to the trajectory and return its row of metrics.jsonl; `weights` trained `along` targets."""
+        now, targets, (scores, progress) = self.state.weights.now, self.rule.targets, found
         seen = ~np.isnan(products.losses)
         losses = np.where(seen, products.losses, 0.0)
         columns = (now, scores, products.losses, np.sqrt(products.square_norms))
@@ -247,7 +269,7 @@ class _Fit:
             "loss": float(weights @ losses / weights[seen].sum()),
             "target_loss": float(targets @ losses / targets[seen].sum()) if targets[seen].any() else None,
             "grad_norm": grad_norm,
-            "noise_share": reweight.noise_share(products, self.rule),
+            "noise_share": reweight.noise_share(products, replace(self.rule, targets=along)),
             "learning_rate": self.settings.learning_rate * learning_rate_ratio(self.state.step, self.settings),
             "tokens": int(self.state.read.sum()) * self.settings.sequence_length,
             "languages": languages,
