@@ -189,7 +189,7 @@ def test_killed_again_and_again_and_resumed_it_is_the_same(whole, name, tmp_path
     command.finish()
     assert command.files() == undisturbed.files()
     printed = command.log.read_text()
-    assert "Traceback" not in printed
+    assert "xdoge/cli/__init__.py" not in printed  # no traceback but that of a worker whose process was killed
     assert "damaged" not in printed
     assert printed.replace("resuming after step 0", "").count(undisturbed.continued) >= 1
 
