@@ -10,7 +10,7 @@ repetitions of the ratio of the slowest process's wall clock. Two contestants:
 Sent are the bytes that go into sums over processes; a ring sends each 2 (R - 1) / R times. The last line is one JSON
 object.
 
-    python benchmarks/ranks.py [RECIPE] [PROCESSES ...]     default: 7m 1 2, some three minutes on two idle cores
+    python benchmarks/ranks.py [RECIPE] [PROCESSES ...]     default: 1m 1 2, about a minute
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from xdoge.proxy.gram import OnePass, SourceBatch
 from xdoge.proxy.placement import place
 from xdoge.proxy.recipes import load_recipe
 
-SOURCES, ROWS, TOKENS, VOCABULARY, REPETITIONS = 28, 4, 128, 16384, 5
+SOURCES, ROWS, TOKENS, VOCABULARY, REPETITIONS = 28, 2, 64, 16384, 3
 
 
 def work(rank: int, count: int, port: int, recipe: str, queue: Any) -> None:
@@ -97,7 +97,7 @@ def measure(count: int, recipe: str) -> dict[str, Any]:
 
 def main() -> None:
     """Print the table."""
-    recipe = sys.argv[1] if len(sys.argv) > 1 else "7m"
+    recipe = sys.argv[1] if len(sys.argv) > 1 else "1m"
     counts = [int(text) for text in sys.argv[2:]] or [1, 2]
     found = {count: measure(count, recipe) for count in counts}
     tokens = SOURCES * ROWS * TOKENS
