@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from xdoge.corpus.store import TokenStore
 from xdoge.processes import Processes
 from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
 from xdoge.proxy.placement import Placement, place
+from xdoge.proxy.settings import FitSettings
+from xdoge.proxy.trainer import fit
 
 VOCABULARY, LENGTH = 61, 9
 WEIGHTS = np.array([0.1, 0.2, 0.3, 0.15, 0.25])
@@ -59,6 +63,17 @@ def run(case: dict[str, Any], processes: Processes, placement: Placement) -> tup
     )
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return products, torch.cat([grad.flatten() for grad in grads])
+
+
+def fit_twice(rank: int, count: int, port: int, store: str, recipe: str, folder: str) -> None:
+    """Fit two runs one after the other in the same process, as from a script that torchrun started."""
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    opened = TokenStore.open(store)
+    settings = FitSettings.for_store(opened, {"proxy": recipe, "steps": 2})
+    for run in ("first", "second"):
+        fit(opened, settings, Path(folder, run))
 
 
 def work(rank: int, count: int, cases: list[dict[str, Any]], folder: str) -> None:

@@ -13,9 +13,16 @@ from pathlib import Path
 import forked
 import numpy as np
 import pytest
+import ranks
 from test_trainer import metrics, same_run
 
 SETTINGS = ("steps=8", "mu=0.5", "checkpoint_every=2", "eval_every=4", "gram_every=2", "timeout=4")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 class Job:
@@ -26,9 +33,7 @@ class Job:
         arguments = ["fit-weights", store, "--out", out, "--proxy", recipe, *options]
         for setting in SETTINGS:
             arguments += ["--set", setting]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self.processes: list[BaseProcess] = []
         for rank in range(count):
             names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
@@ -112,7 +117,8 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(two, store, tmp_p
     out, recipe = tmp_path / "run", str(two.with_suffix(".yaml"))
     job = Job(2, store.path, recipe, out)
     until(out, 2)
-    os.kill(job.processes[1].pid, signal.SIGTERM)
+    for _ in range(2):  # the scheduler's, and torchrun's after it
+        os.kill(job.processes[1].pid, signal.SIGTERM)
     assert job.end() == [143, 143], job.printed(0)
     assert "--resume continues" in job.printed(0)
     job = Job(1, store.path, recipe, out, "--resume")  # and on fewer processes
@@ -130,3 +136,15 @@ def test_what_cannot_be_shared_is_refused_in_one_line(two, store, tmp_path):
     job = Job(2, store.path, str(two.with_suffix(".yaml")), tmp_path / "run", "--set", "device=cuda:0")
     assert set(job.end()) == {1}
     assert "device cuda:0" in job.printed(0)
+
+
+def test_one_process_fits_again_and_again(store, recipe, tmp_path):
+    port, context = free_port(), forked.context()
+    arguments = (2, port, str(store.path), recipe, str(tmp_path))
+    started = [context.Process(target=ranks.fit_twice, args=(rank, *arguments)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0, 0]
+    same_run(tmp_path / "first", tmp_path / "second")

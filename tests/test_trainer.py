@@ -16,7 +16,7 @@ import yaml
 
 from xdoge import WeightSet, XDogeError
 from xdoge.errors import Interrupted, NonFiniteLossError
-from xdoge.proxy.run import RunFolder
+from xdoge.proxy.run import RunFolder, seal
 from xdoge.proxy.settings import FitSettings
 from xdoge.proxy.trainer import fit
 
@@ -144,6 +144,18 @@ def test_every_way_to_fit_can_be_stopped_and_resumed_to_the_bit(store, recipe, t
     resumed = fit(store, settings, tmp_path / "cut", resume=True)
     assert resumed.sources == whole.sources
     same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(store, recipe, tmp_path):
+    settings, run = settings_for(store, recipe), tmp_path / "run"
+    fit(store, settings, run)
+    (run / "weights.json").unlink()
+    for folder in (run / "checkpoints").iterdir():
+        state = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps(state | {"schema": "xdoge.checkpoint/1"}))
+        seal(folder)
+    with pytest.raises(XDogeError, match=r"step-000000006 was written by an earlier xdoge, whose fits this one cannot"):
+        fit(store, settings, run, resume=True)
 
 
 def test_a_held_out_target_ends_with_weight_zero(store, recipe, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -56,13 +57,13 @@ class Processes:
         return self.rank == 0
 
     def leave(self) -> None:
-        """End the group of processes; without that some of them abort at exit."""
-        if self.count > 1:
-            import torch
-            from accelerate import PartialState
+        """Have the group of processes ended at exit; without that some of them abort there.
 
-            torch.distributed.destroy_process_group()
-            PartialState._shared_state.clear()  # or the next job of this process would find the group that is gone
+        Until then it stays, for the next job of these processes: a group of the same launcher cannot be made twice.
+        """
+        if self.count > 1:
+            atexit.unregister(_end_group)
+            atexit.register(_end_group)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -171,9 +172,12 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            lost = ", ".join(map(str, self._missing())) or "unknown"
+            lost = self._missing()
+            if not lost:  # all are there, so it is something else
+                raise
+            named = ", ".join(map(str, lost))
             raise LostProcessError(
-                f"process {lost} of {self.count} (numbered from 0) died or no longer answers, so process {self.rank} "
+                f"process {named} of {self.count} (numbered from 0) died or no longer answers, so process {self.rank} "
                 "stops. Its own messages say why. What was saved is kept: start again, with --resume if there is one."
             ) from error
 
@@ -192,3 +196,10 @@ class Processes:
         except RuntimeError:
             return [0]  # the store lived in the first process, or in the launcher that ended with it
         return missing
+
+
+def _end_group() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

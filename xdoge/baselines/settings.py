@@ -7,33 +7,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from xdoge.config import Config
 from xdoge.errors import XDogeError
 from xdoge.proxy.recipes import load_recipe
+from xdoge.proxy.settings import ProxySettings
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
 
 
-class BaselineSettings(Config):
+class BaselineSettings(ProxySettings):
     """What all baselines have in common: the proxy and its training, by default exactly as in `xdoge fit-weights`."""
 
     method: ClassVar[str]
     """What `learn` calls it."""
-
-    proxy: str = Field("125m", description="recipe of the proxy models: a name, or a YAML file of your own")
-    seed: int = Field(0, ge=0, description="decides the initial proxies and the order of the sequences")
-    steps: int = Field(gt=0, description="optimiser steps of each proxy [recipe]")
-    batch_size: int = Field(gt=0, description="sequences per step [recipe, at least 2 per source]")
-    sequence_length: int = Field(ge=2, description="tokens per sequence [recipe]")
-    learning_rate: float = Field(gt=0, lt=1e6, description="peak, of AdamW [recipe]")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
-    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak at the end of the cosine")
-    weight_decay: float = Field(0.1, ge=0)
-    clip: float = Field(1.0, gt=0, description="largest norm of a proxy's gradient")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most")
 
     @classmethod
     def for_store(cls, store: TokenStore, given: Mapping[str, Any], *, where: str = "settings") -> Self:
@@ -70,10 +56,6 @@ class BaselineSettings(Config):
     def n_rows(self) -> int:
         """Rows of metrics.jsonl when the method has ended."""
         return self.steps
-
-    def sequences_seen(self, store: TokenStore) -> dict[str, int]:
-        """Return how many sequences of each source a proxy sees: all."""
-        return store.sequence_counts(self.sequence_length)
 
     def notes(self, store: TokenStore) -> list[str]:
         """Return what a careful user would want to know about these settings on this store, a line each."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from xdoge.errors import NonFiniteLossError
 from xdoge.proxy.batches import Counts, draw
 from xdoge.proxy.descent import autocasting, learning_rate_ratio, make_optimiser, pick_autocast, pick_device
 from xdoge.proxy.recipes import Recipe
-from xdoge.proxy.settings import FitSettings
+from xdoge.proxy.state import from_tensors, to_tensors
 from xdoge.proxy.validation import sequence_nats, validation_losses
 from xdoge.simplex import Floats
 
@@ -33,18 +33,17 @@ class Proxy:
 
     def __init__(self, store: TokenStore, settings: BaselineSettings, recipe: Recipe) -> None:
         self.store, self.settings, self.recipe = store, settings, recipe
-        self.alike = cast(FitSettings, settings)  # has what drawing text and making an optimiser read of it
         self.device = pick_device(settings.device)
         self.autocast = pick_autocast(settings.precision, self.device)
         model = recipe.build(vocab_size=store.vocab_size, seed=settings.seed)
         self.model = model.to(self.device).train()  # type: ignore[arg-type]
-        self.optimiser = make_optimiser(self.model, self.alike)
+        self.optimiser = make_optimiser(self.model, settings)
         self.step = 0
         self.read: Counts = np.zeros(len(store.sources), dtype=np.int64)
 
     def draw(self, counts: Counts) -> torch.Tensor:
         """Return the next sequences of each source, rows sorted by source: (B, T)."""
-        rows = draw(self.store, self.read, counts, settings=self.alike)
+        rows = draw(self.store, self.read, counts, settings=self.settings)
         self.read = self.read + counts
         return torch.from_numpy(rows).to(self.device)
 
@@ -108,26 +107,12 @@ class Proxy:
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, torch.Tensor]]:
         """Return everything that the next step depends on but the step's number: arrays and tensors by name."""
-        model = {f"model.{name}": value.detach() for name, value in self.model.named_parameters()}
-        moments = {
-            f"optimiser.{index}.{name}": value
-            for index, values in self.optimiser.state_dict()["state"].items()
-            for name, value in values.items()
-        }
-        return {"read": self.read}, model | moments
+        return {"read": self.read}, to_tensors(self.model, self.optimiser)
 
     def load(self, step: int, arrays: Mapping[str, NDArray[Any]], tensors: Mapping[str, torch.Tensor]) -> None:
         """Put everything back as `state` found it."""
         self.step, self.read = step, arrays["read"]
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-        for key, value in tensors.items():
-            kind, index, *name = key.split(".")
-            if kind == "optimiser":
-                moments.setdefault(int(index), {})[".".join(name)] = value
-        self.optimiser.load_state_dict(self.optimiser.state_dict() | {"state": moments})
+        from_tensors(self.model, self.optimiser, tensors)
 
 
 def train_on(weights: Floats, proxy: Proxy) -> Iterator[Row]:

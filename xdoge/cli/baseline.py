@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 import yaml
-from rich import box
-from rich.table import Table
 
 from xdoge.baselines import METHODS, BaselineSettings, check_method, learn
-from xdoge.cli.app import AsJson, app, given_settings, need, open_store, stderr, stdout
+from xdoge.cli.app import AsJson, app, given_settings, need, open_store, stderr
+from xdoge.cli.fit import print_weights
 from xdoge.config import read_yaml, settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
@@ -134,20 +133,8 @@ def print_baseline(weights: WeightSet, store: TokenStore, out: Path, *, as_json:
         answer = {"languages": weights.languages, "sources": dict(weights.sources), "flops": flops}
         print(json.dumps(answer, indent=2, ensure_ascii=False))
         return
-    tokens = store.tokens()
-    total = sum(tokens.values())
     print(f"{weights.name}: learned shares of training tokens, for {flops:.3g} FLOPs")
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("source", min_width=2 + max(map(len, store.sources)))
-    for column in ("weight", "share of corpus", "weight / share"):
-        table.add_column(column, justify="right")
-    for language, weight in sorted(weights.languages.items(), key=lambda item: -item[1]):
-        share = sum(tokens[source] for source in store.languages[language]) / total
-        table.add_row(language, f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}", style="bold")
-        for source in store.languages[language]:
-            weight, share = weights.sources[source], tokens[source] / total
-            table.add_row(f"  {source}", f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}")
-    stdout.print(table)
+    print_weights(weights, store)
     for name in ("weights.json", "trajectory.parquet", "metrics.jsonl", "config.yaml"):
         if (out / name).exists():
             print(out / name)

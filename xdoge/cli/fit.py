@@ -81,10 +81,10 @@ there overfits here.
 after a kill at any moment, the same command with `--resume` ends with the same weights, to the bit on the same machine
 with the same versions and threads (on a CPU; GPUs are not made deterministic).
 
-**Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge fit-weights STORE ...`, or `accelerate launch -m xdoge ...`, on
-any number of nodes that see the same folders. Each process runs its part of every batch; scores and weights are those
-of one process, but for rounding. A process that dies or hangs stops the others after `timeout` seconds at most. The
-launchers exit with a status of their own.
+**Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge fit-weights STORE ...`, or `accelerate launch --multi_gpu
+--num_processes 8 -m xdoge fit-weights STORE ...`, on any number of nodes that see the same folders. Each process runs
+its part of every batch; scores and weights are those of one process, but for rounding. A process that dies or hangs
+stops the others after `timeout` seconds at most. The launchers exit with a status of their own.
 
 **Settings**, for `--set KEY=VALUE` and for the YAML file of `--config`; the options above it win:
 
@@ -242,9 +242,18 @@ def print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool
     if as_json:
         print(json.dumps({"languages": weights.languages, "sources": dict(weights.sources)}, indent=2))
         return
+    print(f"{weights.name}: learned shares of training tokens, the mean over {weights.method['steps']} steps")
+    print_weights(weights, store)
+    _print_transfer(store, out)
+    for name in ("weights.json", "trajectory.parquet", "metrics.jsonl", "gram.parquet", "config.yaml", "proxy"):
+        if (out / name).exists():
+            print(out / name)
+
+
+def print_weights(weights: WeightSet, store: TokenStore) -> None:
+    """Print a table of the weights beside the shares of the corpus."""
     tokens = store.tokens()
     total = sum(tokens.values())
-    print(f"{weights.name}: learned shares of training tokens, the mean over {weights.method['steps']} steps")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("source", min_width=2 + max(map(len, store.sources)))
     for column in ("weight", "share of corpus", "weight / share"):
@@ -256,10 +265,6 @@ def print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool
             weight, share = weights.sources[source], tokens[source] / total
             table.add_row(f"  {source}", f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}")
     stdout.print(table)
-    _print_transfer(store, out)
-    for name in ("weights.json", "trajectory.parquet", "metrics.jsonl", "gram.parquet", "config.yaml", "proxy"):
-        if (out / name).exists():
-            print(out / name)
 
 
 def _print_transfer(store: TokenStore, out: Path) -> None:

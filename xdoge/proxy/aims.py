@@ -58,7 +58,7 @@ class Goal:
     allowance: float = 0.01
 
     @property
-    def names_all(self) -> bool:
+    def moves(self) -> bool:
         """Whether languages have to be followed at all."""
         return self.robust or self.reference is not None
 
@@ -114,7 +114,7 @@ class Aims:
 
     def targets(self, goal: Goal) -> Floats:
         """Return τ of the sources for the next step, (k,); only their proportions matter."""
-        if not goal.names_all:
+        if not goal.moves:
             return goal.base
         potential = self.potential
         finite = potential[np.isfinite(potential)]

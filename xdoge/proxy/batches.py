@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from xdoge.corpus.store import TokenStore
 from xdoge.mixtures.shuffle import derive_key, permute
-from xdoge.proxy.settings import FitSettings
+from xdoge.proxy.settings import FitSettings, ProxySettings
 from xdoge.simplex import Floats, largest_remainder, project
 
 Counts = NDArray[np.int64]
@@ -49,7 +49,7 @@ def gradient_weights(weights: Floats, counts: Counts, *, settings: FitSettings) 
     return share
 
 
-def draw(store: TokenStore, read: Counts, counts: Counts, *, settings: FitSettings) -> NDArray[np.int64]:
+def draw(store: TokenStore, read: Counts, counts: Counts, *, settings: ProxySettings) -> NDArray[np.int64]:
     """Return the batch's token ids, rows sorted by source: (B, T).
 
     Every epoch of a source is a fresh permutation of the sequences that the proxy sees of it, so none comes twice

@@ -11,7 +11,7 @@ import torch
 
 from xdoge.errors import XDogeError
 from xdoge.processes import Processes
-from xdoge.proxy.settings import FitSettings
+from xdoge.proxy.settings import FitSettings, ProxySettings
 
 BETAS = (0.9, 0.95)
 """AdamW's, as GPT-3 and Llama were trained (Brown et al. 2020, appendix B; Touvron et al. 2023, section 2.3)."""
@@ -38,7 +38,7 @@ def learning_rate_ratio(step: int, settings: Schedule) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def make_optimiser(model: torch.nn.Module, settings: FitSettings) -> torch.optim.AdamW:
+def make_optimiser(model: torch.nn.Module, settings: ProxySettings) -> torch.optim.AdamW:
     """Return AdamW that decays matrices and leaves norm gains and biases alone."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]

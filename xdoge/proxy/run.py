@@ -50,6 +50,9 @@ _LIBRARIES = ("xdoge", "numpy", "torch", "transformers", "accelerate", "safetens
 UNCHECKED = ("store.path", "mixture.sha256", "pin", "settings.timeout")
 """How keys of config.yaml begin that decide no number: where things were, when they were made, how long to wait."""
 
+CHECKPOINT = 2
+"""Version of what a checkpoint holds."""
+
 SUMS = "SHA256SUMS"
 """Written last into a checkpoint: the SHA-256 of each of its files, as `sha256sum -c` reads them."""
 
@@ -180,18 +183,27 @@ class RunFolder:
         with saving_tensors(self.checkpoints / f"step-{step:09d}") as folder:
             save_file(arrays, folder / "arrays.safetensors")
             save_tensors(tensors, folder / "tensors.safetensors")
-            write_json(folder / "state.json", {"schema": "xdoge.checkpoint/1", "step": step, **numbers})
+            write_json(folder / "state.json", {"schema": f"xdoge.checkpoint/{CHECKPOINT}", "step": step, **numbers})
             seal(folder)
         for old in self._checkpoints()[:-keep]:
             shutil.rmtree(old)
         give_back_memory()
 
     def load_checkpoint(self, folder: Path) -> tuple[dict[str, Any], Arrays, Any]:
-        """Read back numbers, arrays and tensors."""
+        """Read back numbers, arrays and tensors.
+
+        Raises:
+            XDogeError: another version of xdoge wrote it, with other contents.
+        """
         from safetensors.numpy import load_file
         from safetensors.torch import load_file as load_tensors
 
-        numbers = read_json(folder / "state.json", schema="xdoge.checkpoint")
+        numbers = read_json(folder / "state.json", schema="xdoge.checkpoint", version=CHECKPOINT)
+        if numbers["schema"] != f"xdoge.checkpoint/{CHECKPOINT}":
+            raise XDogeError(
+                f"{folder} was written by an earlier xdoge, whose fits this one cannot continue; finish the run with "
+                "that version, or start it anew in another folder."
+            )
         return numbers, load_file(folder / "arrays.safetensors"), load_tensors(folder / "tensors.safetensors")
 
     def _checkpoints(self) -> list[Path]:

@@ -31,12 +31,30 @@ FLOOR_SHARE = 1 / 20
 """Default floor as a part of the equal share 1 / k: γ ≪ 1 / k, and no source is ever out of reach."""
 
 
-class FitSettings(Config):
-    """Every setting of `xdoge fit-weights`, all of them resolved; `for_store` fills in what the user left out."""
+class ProxySettings(Config):
+    """How a proxy is trained, by a fit and by the baselines."""
 
     proxy: str = Field("125m", description="recipe of the proxy model: a name, or a YAML file of your own")
     seed: int = Field(0, ge=0, description="decides the initial proxy and the order of the sequences")
     steps: int = Field(gt=0, description="optimiser steps [recipe]")
+    batch_size: int = Field(gt=0, description="sequences per step [recipe, at least 2 per source]")
+    sequence_length: int = Field(ge=2, description="tokens per sequence [recipe]")
+    learning_rate: float = Field(gt=0, lt=1e6, description="peak, of AdamW [recipe]")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak at the end of the cosine")
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest norm of the proxy's gradient")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most")
+
+    def sequences_seen(self, store: TokenStore) -> dict[str, int]:
+        """Return how many sequences of each source the proxy sees: all."""
+        return store.sequence_counts(self.sequence_length)
+
+
+class FitSettings(ProxySettings):
+    """Every setting of `xdoge fit-weights`, all of them resolved; `for_store` fills in what the user left out."""
 
     floor: float = Field(ge=0, description="γ, least weight of a source, below 1/k [1/(20 k)]")
     mu: float = Field(0.1, gt=0, description="μ, the lead in score over the whole fit that gains a factor e")
@@ -62,22 +80,12 @@ class FitSettings(Config):
     burn_in: float = Field(0.0, ge=0, lt=1, description="share of the steps left out of the average")
 
     batch: Literal["stratified", "sampled"] = Field("stratified", description="every source in every batch, or drawn")
-    batch_size: int = Field(gt=0, description="sequences per step [recipe, at least 2 per source]")
-    sequence_length: int = Field(ge=2, description="tokens per sequence [recipe]")
     microbatches: int = Field(1, gt=0, description="parts a batch is split into to save memory")
 
-    learning_rate: float = Field(gt=0, lt=1e6, description="peak, of AdamW [recipe]")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
-    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak at the end of the cosine")
-    weight_decay: float = Field(0.1, ge=0)
-    clip: float = Field(1.0, gt=0, description="largest norm of the proxy's gradient")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     timeout: float = Field(600, gt=0, description="seconds in which one of several processes must answer the others")
     activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
 
     eval_every: int = Field(gt=0, description="steps between validation losses [a tenth of the steps]")
-    eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most")
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
     keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
     gram_every: int = Field(ge=0, description="steps between Gram matrices, 0 for none [a hundredth of the steps]")

@@ -104,7 +104,7 @@ def fit(
         run.refuse_taken()
     for line in settings.notes(store):
         on_note(f"note: {line}")
-    fitting = _Fit(store, settings, recipe, run, processes)
+    fitting = _Fit(store, settings, recipe, run, processes, goal)
     with processes.together(), run.claimed() if first else contextlib.nullcontext(), stop_requests() as stop:
         if first and not resume:
             run.start(config)
@@ -140,11 +140,17 @@ class _Fit:
     """The proxy, its optimiser and the state of one fit, and what a step does to them: the same on every process."""
 
     def __init__(
-        self, store: TokenStore, settings: FitSettings, recipe: Recipe, run: RunFolder, processes: Processes
+        self,
+        store: TokenStore,
+        settings: FitSettings,
+        recipe: Recipe,
+        run: RunFolder,
+        processes: Processes,
+        goal: aims.Goal,
     ) -> None:
         self.store, self.settings, self.recipe, self.run = store, settings, recipe, run
-        self.processes = processes
-        self.rule, self.goal = settings.rule(store.languages), settings.goal(store)
+        self.processes, self.goal = processes, goal
+        self.rule = settings.rule(store.languages)
         self.device = pick_device(settings.device if processes.count == 1 else processes.device)
         self.autocast = pick_autocast(settings.precision, self.device)
         model = recipe.build(vocab_size=store.vocab_size, seed=settings.seed)

@@ -38,32 +38,12 @@ def paired(differences: Sequence[float], *, confidence: float = CONFIDENCE) -> I
 
     Source: Student 1908, The probable error of a mean.
     """
+    from scipy.stats import t  # type: ignore[import-untyped]
+
     n = len(differences)
     mean = math.fsum(differences) / n
     if n == 1:
         return Interval(mean, None, None, n)
     variance = math.fsum((one - mean) ** 2 for one in differences) / (n - 1)
-    half = quantile((1 + confidence) / 2, n - 1) * math.sqrt(variance / n)
+    half = float(t.ppf((1 + confidence) / 2, n - 1)) * math.sqrt(variance / n)
     return Interval(mean, mean - half, mean + half, n)
-
-
-def quantile(p: float, freedom: int) -> float:
-    """Return the quantile of Student's t for 0.5 <= p < 1, by bisection: of the angle atan(t / sqrt(ν))."""
-    low, high = 0.0, math.pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if _within(middle, freedom) < 2 * p - 1 else (low, middle)
-    return math.sqrt(freedom) * math.tan(low)
-
-
-def _within(angle: float, freedom: int) -> float:
-    """Return the probability that |T| <= tan(angle) sqrt(ν), a finite sum for whole ν.
-
-    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
-    """
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for k in range(1 + odd, freedom, 2):  # powers of the cosine up to ν - 2
-        total += term
-        term *= cosine**2 * k / (k + 1)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -105,6 +105,7 @@ class Study:
         spec = StudySpec.parse(given if store is None else {**given, "store": str(store)}, where=str(path))
         opened = TokenStore.open(path.parent / spec.store if store is None else spec.store)
         need("proxy", "torch", "transformers", "accelerate", "sentencepiece")
+        need("analysis", "scipy")
         try:
             model = recipe_path(spec.model, path.parent)
             recipe = load_recipe(model)
