@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO_OUT ?= demo
+# Commands and tests start hundreds of interpreters, and each would compile what it imports again: keep the bytecode.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help install demo test check lint format types pytest notebooks bench-prepare bench-step bench-sampler bench-eval clean
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,8 @@ HEAVY = ("torch", "transformers", "datasets", "lm_eval", "pandas", "altair", "se
 
 
 def fresh(code: str) -> object:
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # nobody compiles what was imported before
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=kept)
     return json.loads(out.stdout)
 
 
