@@ -66,7 +66,11 @@ ABOUT = {
     "method": {"steps": 40, "nested": [[1, {"a": None}]]},
     "proxy": {"name": "125m", "parameters": 10, "tokens_seen": 20},
     "corpus": {"name": "tiny", "sha256": "ab"},
-    "spread": {"sets": 2, "standard_deviation": {"es/web": 0.1, "es/wiki": 0.1, "eu/wiki": 0.0}},
+    "spread": {
+        "sets": 2,
+        "standard_deviation": {"es/web": 0.1, "es/wiki": 0.1, "eu/wiki": 0.0},
+        "languages": {"standard_deviation": {"es": 0.1, "eu": 0.0}},
+    },
 }
 OUTCOME = {"task": "xnli", "outcome": "ran", "language": "eu", "metric": "acc", "n": 40, "prompts": "ab"}
 SETTINGS = {

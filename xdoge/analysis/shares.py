@@ -53,9 +53,9 @@ def weight_rows(sets: Mapping[str, WeightSet], *, baseline: str | None) -> Rows:
     base = sets.get(baseline or "")
     rows = []
     for name, one in sets.items():
-        deviation = (one.spread or {}).get("standard_deviation", {})
+        spread = {"sources": one.spread or {}, "languages": (one.spread or {}).get("languages", {})}
         for level in ("languages", "sources"):
-            weights = getattr(one, level)
+            weights, deviation = getattr(one, level), spread[level].get("standard_deviation", {})
             others = getattr(base, level) if base is not None else {}
             for key, weight in weights.items():
                 rows.append(

@@ -88,13 +88,10 @@ class WeightSet:
         for (key, part), kind in _PARTS.items():
             if not isinstance(value := getattr(self, key).get(part, kind()), kind):
                 raise XDogeError(f"weights {name}: {key}.{part} is {shown(value)}, which it cannot be.")
-        deviation = (self.spread or {}).get("standard_deviation", dict.fromkeys(self.sources, 0.0))
-        if (
-            not isinstance(deviation, Mapping)
-            or deviation.keys() != self.sources.keys()
-            or not all(isinstance(one, int | float) for one in deviation.values())
-        ):
-            raise XDogeError(f"weights {name}: spread.standard_deviation is not one number for each source.")
+        if self.spread is not None:
+            _check_deviation(name, "spread", self.spread, self.sources)
+            if "languages" in self.spread:
+                _check_deviation(name, "spread.languages", self.spread["languages"], self.languages)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy as the plain values that made it."""
@@ -325,6 +322,17 @@ def _descending(weights: Mapping[str, float]) -> list[tuple[str, float]]:
 def _common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first, *rest = settings
     return {key: value for key, value in first.items() if all(other.get(key) == value for other in rest)}
+
+
+def _check_deviation(name: str, where: str, spread: Any, weights: Mapping[str, float]) -> None:
+    """Refuse a spread whose standard deviation, which tables show beside the weights, does not go with them."""
+    deviation = spread.get("standard_deviation", {}) if isinstance(spread, Mapping) else None
+    if (
+        not isinstance(deviation, Mapping)
+        or (deviation and deviation.keys() != weights.keys())
+        or not all(isinstance(one, int | float) for one in deviation.values())
+    ):
+        raise XDogeError(f"weights {name}: {where}.standard_deviation is not one number for each of its names.")
 
 
 def _spread(tables: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
