@@ -181,7 +181,9 @@ def test_an_average_says_how_far_its_sets_lie_apart():
 @pytest.mark.parametrize("where", ["spread", "spread.languages"])
 @pytest.mark.parametrize("deviation", [[0.1], {"es/web": 0.1}, {"es": "wide", "eu": 0.1}])
 def test_a_deviation_that_does_not_go_with_the_weights_is_refused(where, deviation):
-    spread = {"standard_deviation": deviation} if where == "spread" else {"languages": {"standard_deviation": deviation}}
+    spread = (
+        {"standard_deviation": deviation} if where == "spread" else {"languages": {"standard_deviation": deviation}}
+    )
     with pytest.raises(XDogeError, match=f"weights 'w': {where}.standard_deviation is not one number for each of its"):
         WeightSet("w", {"es/web": 0.5, "eu/web": 0.5}, spread=spread)
 
