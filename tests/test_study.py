@@ -525,6 +525,8 @@ def test_the_example_has_every_strategy_and_loads(tmp_path, store, recipe):
     for strategy in value["strategies"].values():
         for key in ("steps", "batch_size", "sequence_length", "max_epochs", "target_budget"):
             strategy.pop(key, None)
+    for name in {value["proxy"], value["model"]}:
+        shutil.copy(EXAMPLE.parent / name, tmp_path)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(value))
     found = Study.load(tmp_path / "study.yaml")
     assert isinstance(found.findings(tmp_path / "nothing"), Findings)
