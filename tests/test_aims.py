@@ -24,7 +24,7 @@ STEPS = 1500
 MEMBERS = [[0], [1, 2], [3, 4, 5]]
 
 
-def gradients(seed, kinds=MEMBERS, relatives=0.6):
+def gradients(seed, kinds=MEMBERS, relatives=0.6, lengths=(1, 1, 1, 1, 1)):
     """Return k gradients, (k, P): all languages but the first are like each other, the sources of one more so."""
     generator = np.random.default_rng(seed)
     found = np.zeros((sum(map(len, kinds)), 40))
@@ -32,7 +32,7 @@ def gradients(seed, kinds=MEMBERS, relatives=0.6):
     for language, members in enumerate(kinds):
         own = generator.normal(size=40) + (relatives * common if language else 0)
         for source in members:
-            found[source] = own + 0.5 * generator.normal(size=40)
+            found[source] = lengths[language] * (own + 0.5 * generator.normal(size=40))
     return found / np.sqrt(40)
 
 
@@ -57,7 +57,7 @@ def play(gradients, goal, rule, steps=STEPS, losses=None):
         found = products(gradients, weights.now, tau, goal.reference)
         if losses is not None:
             found = replace(found, losses=losses(step, weights.now))
-        now, alpha = replace(rule, targets=tau), weights.now
+        now, alpha = replace(rule, targets=tau, masses=aims.masses(goal)), weights.now
         weights, _ = reweight.step(weights, found, rule=now, eta=1 / steps)
         aims, _ = advance(aims, found, alpha, goal=goal, rule=now, eta=1 / steps)
     return weights.average, aims
@@ -77,10 +77,12 @@ def relative_progress(gradients, goal):
     return goal.shares @ gram / (goal.shares @ np.diag(gram))[:, None]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_language_that_progresses_least_progresses_as_much_as_it_can(seed):
-    found = gradients(seed)
-    goal, rule = goal_and_rule(len(found))
+@pytest.mark.parametrize("mu", [0.01, 0.1])
+@pytest.mark.parametrize("lengths", [(1, 1, 1), (1, 3, 3), (1, 10, 10), (10, 1, 1)])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_language_that_progresses_least_progresses_as_much_as_it_can(seed, lengths, mu):
+    found = gradients(seed, lengths=lengths)
+    goal, rule = goal_and_rule(len(found), mu=mu)
     alpha, _ = play(found, goal, rule)
     matrix = relative_progress(found, goal)
     best = linprog(  # maximise v with A α ≥ v on the simplex
@@ -159,6 +161,19 @@ def test_a_language_that_makes_no_progress_at_all_gets_the_most_the_guard_has():
     assert aims.multiplier.tolist() == [100.0, 0.0]
 
 
+def test_a_loss_that_has_risen_is_no_estimate_and_moves_no_multiplier():
+    """More progress of the reference would else be taken for a higher loss of the reference."""
+    found = np.eye(2)
+    goal, rule = goal_and_rule(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
+    goal, alpha, aims = replace(goal, robust=False), np.array([0.1, 0.9]), Aims.start(2)
+    aims = replace(aims, multiplier=np.array([7.0, 0.0]))
+    for step in range(40):
+        shown = replace(products(found, alpha, aims.targets(goal), goal.reference), losses=np.full(2, 5 + step / 80))
+        aims, _ = advance(aims, shown, alpha, goal=goal, rule=rule, eta=1 / 40)
+    assert np.isnan(aims.excess()).all()
+    assert aims.multiplier.tolist() == [7.0, 0.0]
+
+
 def test_a_language_without_targets_is_guarded_all_the_same():
     shares = language_shares([[0], [1, 2]], np.array([1.0, 0.0, 0.0]))
     assert shares.tolist() == [[1, 0, 0], [0, 0.5, 0.5]]
@@ -184,6 +199,8 @@ def test_the_proxy_sees_what_repeats_as_often_as_in_the_target_run(store, recipe
     counts, seen = whole.sequences_seen(store), part.sequences_seen(store)
     assert counts == store.sequence_counts(whole.sequence_length)
     assert seen == {source: max(2, round(n / 3)) for source, n in counts.items()}
+    held = FitSettings.for_store(store, part.model_dump() | {"held_out": ["eu/wiki"]})
+    assert held.sequences_seen(store) == seen | {"eu/wiki": counts["eu/wiki"]}
     with pytest.raises(XDogeError, match=r"target_budget .* is no more than the .* tokens that the proxy trains on"):
         FitSettings.for_store(store, given | {"target_budget": whole.proxy_tokens})
 

@@ -16,7 +16,16 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
-from xdoge.costs import Cost, PlanSpec, costs_to_dict, costs_to_table, read_costs, totals, training_flops
+from xdoge.costs import (
+    Cost,
+    PlanSpec,
+    costs_to_dict,
+    costs_to_table,
+    product_flops,
+    read_costs,
+    totals,
+    training_flops,
+)
 from xdoge.errors import XDogeError
 from xdoge.proxy.gram import OnePass, SourceBatch
 from xdoge.proxy.recipes import load_recipe
@@ -97,18 +106,28 @@ def test_a_recipe_costs_what_the_model_it_builds_costs(recipe):
     assert flops == counted(model, torch.zeros(5, 16, dtype=torch.int64))
 
 
-def test_a_fit_step_costs_a_training_step_and_the_map_next_to_nothing():
+@pytest.mark.parametrize("gram", [False, True])
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_fit_step_costs_a_training_step_and_its_inner_products(gram, halves, reference):
     """Under sdpa, as proxies run, torch counts no attention on a CPU: neither here nor there."""
-    one, k = load_recipe("1m"), 4
+    one, k = load_recipe("1m"), 29
     model = one.build(vocab_size=1000, seed=0)
-    rows = torch.zeros(32, 64, dtype=torch.int64)
-    attention = 12 * one.layers * one.hidden_size * 64 * rows.numel()
-    plain = training_flops(one, rows.numel(), sequence_length=64, vocab_size=1000) - attention
-    for gram in (False, True):
-        with FlopCounterMode(display=False) as counter:
-            batch = SourceBatch(rows, (8,) * k)
-            OnePass(model, k).backward(batch, weights=np.full(k, 1 / k), targets=np.ones(k), gram=gram)
-        assert 0.99 < counter.get_total_flops() / plain < 1.02
+    rows = torch.zeros(2 * k, 32, dtype=torch.int64)
+    attention = 12 * one.layers * one.hidden_size * 32 * rows.numel()
+    plain = training_flops(one, rows.numel(), sequence_length=32, vocab_size=1000) - attention
+    with FlopCounterMode(display=False) as counter:
+        OnePass(model, k).backward(
+            SourceBatch(rows, (2,) * k),
+            weights=np.full(k, 1 / k),
+            targets=np.ones(k),
+            reference=np.full(k, 1 / k) if reference else None,
+            gram=gram,
+            halves=halves,
+        )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    added = product_flops(parameters, sources=k, steps=1, halves=halves, directions=2 + reference, maps=int(gram))
+    assert (counter.get_total_flops() - plain) / added == pytest.approx(1, abs=0.15)
 
 
 def test_without_head_and_attention_the_exact_count_is_six_n_d_but_for_the_norms():

@@ -24,6 +24,7 @@ from xdoge import XDogeError
 from xdoge.baselines import METHODS, learn
 from xdoge.errors import Interrupted, MissingExtraError
 from xdoge.eval.results import Results, Row
+from xdoge.mixtures.weights import WeightSet
 from xdoge.study import Study, report, runner, slurm
 from xdoge.study.findings import Findings
 from xdoge.study.intervals import paired
@@ -206,6 +207,28 @@ def test_what_is_wrong_is_said_before_anything_runs(changes, message, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_what_lies_in_files_cannot_change_once_a_study_has_begun(tmp_path, store, recipe, monkeypatch):
+    """The proxy's recipe and reference weights, both named as they lie beside the study.yaml."""
+    proxy, reference, out = tmp_path / "proxy.yaml", tmp_path / "reference.json", tmp_path / "out"
+    shutil.copy(recipe, proxy)
+    weights = WeightSet(name="r", sources=dict.fromkeys(store.sources, 1 / len(store.sources)))
+    weights.save(reference)
+    learned = {"kind": "fit", "no_worse_than": "reference.json:1%"}
+    strategies = {"uniform": {"kind": "uniform"}, "learned": learned}
+    path = write(tmp_path, store, recipe, strategies=strategies, proxy="proxy.yaml")
+    Study.load(path).begin(out)
+    monkeypatch.chdir(tmp_path)
+    Study.load(path.name).begin(out)
+    changed = dict(zip(store.sources, [0.4, 0.3, 0.2, 0.1], strict=True))
+    WeightSet(name="r", sources=changed).save(reference)
+    with pytest.raises(XDogeError, match=r"out began with .* other reference weights, of strategies\.learned\."):
+        Study.load(path).begin(out)
+    weights.save(reference)
+    proxy.write_text(yaml.safe_dump(yaml.safe_load(proxy.read_text()) | {"learning_rate": 0.5}))
+    with pytest.raises(XDogeError, match=r"out began with another recipe of the proxy.* of strategies\.learned\."):
+        Study.load(path).begin(out)
+
+
 def test_a_study_cannot_drop_or_change_what_it_planned_but_can_grow(tmp_path, store, recipe):
     out = tmp_path / "out"
     Study.load(write(tmp_path, store, recipe)).begin(out)
@@ -337,7 +360,7 @@ def test_the_table_agrees_with_plain_means_and_scipy(tmp_path, store, recipe):
             interval = row["differences"][measure]
             assert (interval["low"], interval["high"]) == pytest.approx((low, high))
             assert interval["n"] == len(mine)
-    assert list(rows) == sorted(rows, key=lambda name: rows[name]["macro"])
+    assert list(rows) == sorted(rows, key=lambda name: rows[name]["differences"].get("macro", {"mean": 0})["mean"])
     # the failed model, by name and with what it said, in every output
     assert found.notes[0] == f"1 of 20 models failed and are missing from the means: train/{failed}: error: no."
     table = report.comparison_tables(found, "tokens")[0]
@@ -345,6 +368,33 @@ def test_the_table_agrees_with_plain_means_and_scipy(tmp_path, store, recipe):
     assert report.missing_table(found).rows == [[failed, "failed", f"train/{failed}: error: no."]]
     (row,) = [one for one in found.to_json()["models"] if one["run"] == failed and one["comparison"] == "tokens"]
     assert (row["state"], row["languages"]) == ("failed", {})
+
+
+def test_a_missing_seed_moves_no_strategy_up_and_the_worst_language_is_named_if_it_is_one(study, tmp_path):
+    """Seed 0 is easy and seed 1 hard; `sources` is worse with both, and lacks the hard one."""
+    out, bits = tmp_path / "out", {}
+    for trial in study.trials():
+        values = dict.fromkeys(study.languages, 1.0 + 2 * trial.seed + 0.1 * (trial.strategy == "sources"))
+        values[study.languages[trial.seed if trial.strategy == "learned" else 0]] += 0.01
+        bits[trial.name] = values
+    write_results(study, out, bits, without=["sources/4-steps/seed-1"])
+    rows = {row["strategy"]: row for row in study.findings(out).rows("tokens")}
+    assert list(rows)[-1] == "sources"
+    assert rows["sources"]["macro"] < rows["uniform"]["macro"]
+    assert [rows[name]["worst_language"] for name in ("uniform", "learned")] == [study.languages[0], None]
+    table = {row[0]: row for row in report.comparison_tables(study.findings(out), "tokens")[0].rows}
+    assert table["sources"][3] == "+0.100 (n = 1)"
+    assert table["learned"][4].startswith("varies ")
+
+
+def test_a_result_that_was_removed_is_no_failure(study, tmp_path):
+    out = tmp_path / "out"
+    write_results(study, out, some_bits(study), without=[])
+    with (out / "runs.jsonl").open("a") as file:
+        file.write(json.dumps({"run": "results/uniform/4-steps/seed-0", "status": 0, "seconds": 1, "last_line": "x"}))
+    (out / "results/uniform/4-steps/seed-0.json").unlink()
+    trial = next(one for one in study.trials() if one.name == "uniform/4-steps/seed-0")
+    assert study.findings(out).outcomes[trial].state != "failed"
 
 
 def test_study_json_has_every_number_of_the_table(study, tmp_path):
@@ -387,7 +437,7 @@ def test_intervals_are_those_of_scipy(values):
 
 def test_one_seed_has_no_interval():
     assert vars(paired([0.5])) == {"mean": 0.5, "low": None, "high": None, "n": 1}
-    assert (paired([0.5]).sign, paired([0.5]).half) == (0, None)
+    assert (paired([0.5]).sign, paired([0.5]).high) == (0, None)
 
 
 # For real
@@ -513,7 +563,7 @@ def test_the_example_has_every_strategy_and_loads(tmp_path, store, recipe):
         (one["kind"], one.get("level", "languages"), one.get("score"), one.get("targets"))
         for one in value["strategies"].values()
     ]
-    assert len(value["seeds"]) == 3
+    assert len(value["seeds"]) >= 3
     for kind in (
         ("uniform", "sources"), ("uniform", "languages"), ("proportional",), ("temperature",), ("unimax",), ("doremi",),
         ("regmix",), ("doge",), ("fit", "languages", "paper"), ("fit", "languages", None, None),

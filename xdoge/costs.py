@@ -59,9 +59,8 @@ def training_flops(model: Recipe | LlamaConfig, tokens: int, *, sequence_length:
     `torch.utils.flop_counter.FlopCounterMode` counts on eager attention. Hoffmann et al. 2022 (appendix F) also count
     the look-up as a product with the embedding, and softmax; Kaplan et al. 2020 (eq. 2.2) have half of the attention.
 
-    A step of `fit-weights` is such a training step: the gradients per source take the same products, in parts. Their
-    inner products add some 16 k FLOPs a parameter and step for k sources, and 8 k² to steps that measure the map
-    between them (`gram_every`), however large the batch: counted so by `FlopCounterMode` on the `1m` recipe.
+    A step of `fit-weights` is such a training step: the gradients per source take the same products, in parts. What
+    their inner products add is in `product_flops`.
 
     Args:
         model: a recipe, or the configuration of a Llama of transformers.
@@ -85,22 +84,24 @@ def training_flops(model: Recipe | LlamaConfig, tokens: int, *, sequence_length:
     return tokens * (6 * weights + 12 * layers * heads * head_size * sequence_length)
 
 
-def fit_flops(
-    recipe: Recipe, tokens: int, *, sequence_length: int, vocab_size: int, sources: int, parameters: int, steps: int
+def product_flops(
+    parameters: int, *, sources: int, steps: int, halves: bool = True, directions: int = 2, maps: int = 0
 ) -> int:
-    """Return the FLOPs of a fit: of training its proxy, and of the inner products of the sources' gradients.
+    """Return the FLOPs of the inner products between the sources' gradients, however large the batch.
+
+    A gradient of P parameters is multiplied with each direction and added to it, 4 P, and with each other one where
+    the map between them is measured, 2 P; counted nearly so by `FlopCounterMode` on the `1m` recipe.
 
     Args:
-        recipe: of the proxy.
-        tokens: all tokens of all sequences.
-        sequence_length: T.
-        vocab_size: V.
+        parameters: P, all of the proxy's.
         sources: k.
-        parameters: all of the proxy's.
-        steps: of the fit; those that measure the map between sources count like the others.
+        steps: of the fit.
+        halves: whether each source has two gradients, of two halves of its sequences.
+        directions: sums of gradients that products are taken with: training gradient, targets, reference weights.
+        maps: steps that measure the map (`gram_every`).
     """
-    trained = training_flops(recipe, tokens, sequence_length=sequence_length, vocab_size=vocab_size)
-    return trained + 16 * sources * parameters * steps
+    gradients = sources * (1 + halves)
+    return parameters * (4 * gradients * directions * steps + 2 * gradients**2 * maps)
 
 
 class Hardware(Config):

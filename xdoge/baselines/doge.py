@@ -18,7 +18,7 @@ import torch
 from xdoge.baselines.job import Job, Trajectory, equal_parts, follow
 from xdoge.baselines.settings import DogeSettings
 from xdoge.baselines.training import Proxy, Row
-from xdoge.costs import fit_flops
+from xdoge.costs import training_flops
 from xdoge.mixtures.weights import WeightSet
 from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
 from xdoge.simplex import Floats
@@ -89,15 +89,9 @@ def doge(job: Job[DogeSettings]) -> WeightSet:
             f"in {stuck} of {settings.steps} steps every score was clipped to {SCORES[1]:g}, so that no weight moved, "
             "as none would in the authors' code"
         )
-    cost = fit_flops(
-        job.recipe,
-        proxy.tokens,
-        sequence_length=settings.sequence_length,
-        vocab_size=store.vocab_size,
-        sources=settings.parts(len(store.sources)),
-        parameters=job.parameters,
-        steps=settings.steps,
-    )
+    cost = training_flops(
+        job.recipe, proxy.tokens, sequence_length=settings.sequence_length, vocab_size=store.vocab_size
+    ) + settings.product_flops(len(store.sources), job.parameters)
     return job.finish(trajectory.mean, flops=cost, tokens=proxy.tokens, floor=settings.smoothing / len(store.sources))
 
 

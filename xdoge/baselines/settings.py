@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
+from xdoge.costs import product_flops
 from xdoge.errors import XDogeError
 from xdoge.proxy.recipes import load_recipe
 from xdoge.proxy.settings import ProxySettings
@@ -128,6 +129,11 @@ class DogeSettings(SteppedSettings):
         """One part for each source, and one for the mix where that is the target."""
         return k + (self.target == "mix")
 
+    def product_flops(self, k: int, parameters: int) -> int:
+        """Return the FLOPs of all inner products between the gradients of k sources and the mix."""
+        maps = self.steps if self.target == "sources" else 0
+        return product_flops(parameters, sources=self.parts(k), steps=self.steps, halves=False, maps=maps)
+
 
 class RegmixSettings(BaselineSettings):
     """Settings of RegMix (arXiv:2407.01492)."""
@@ -187,6 +193,11 @@ class RegmixSettings(BaselineSettings):
                 )
             if weight < 0:
                 raise XDogeError(f"targets[{source!r}] is {weight:g}; it must be >= 0.")
+            if weight and not store.sequence_counts(self.sequence_length, split="validation")[source]:
+                raise XDogeError(
+                    f"targets names {source!r}, which has no validation sequence of {self.sequence_length} tokens, and "
+                    "RegMix learns from validation losses. Lower sequence_length, or leave the target out."
+                )
         if not self.target_weights(store):
             raise XDogeError(
                 f"no target has a validation sequence of {self.sequence_length} tokens, and RegMix learns from "

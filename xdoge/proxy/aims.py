@@ -114,20 +114,31 @@ class Aims:
 
     def targets(self, goal: Goal) -> Floats:
         """Return τ of the sources for the next step, (k,); only their proportions matter."""
+        potential, sources = self.potential, (goal.shares > 0).sum(1)
+        finite = np.isfinite(potential)
+        usual = np.average(potential[finite], weights=sources[finite]) if finite.any() else 1.0
+        return self._of_sources(goal, usual / potential)
+
+    def masses(self, goal: Goal) -> Floats:
+        """Return what each source's target counts for in the scale of the scores, (k,).
+
+        A target in units of a language's own progress says how much it is asked for, not how long gradients are.
+        """
+        return self._of_sources(goal, np.ones_like(self.tau))
+
+    def _of_sources(self, goal: Goal, scale: Floats) -> Floats:
+        """Return (k,) what τ and the multipliers, times (L,) a scale, and fixed targets make of each source."""
         if not goal.moves:
             return goal.base
-        potential = self.potential
-        finite = potential[np.isfinite(potential)]
-        scale = (finite.mean() if finite.size else 1.0) / potential  # (L,)
-        moving = len(self.tau) * self.tau * scale if goal.robust else np.zeros_like(self.tau)
-        targets: Floats = (moving + self.multiplier * scale) @ goal.shares
-        return targets if goal.robust else targets + goal.base * len(self.tau) / goal.base.sum()
+        count = len(self.tau)
+        moving: Floats = ((count * self.tau * goal.robust + self.multiplier) * scale) @ goal.shares
+        return moving if goal.robust else moving + goal.base * count / goal.base.sum()
 
     def excess(self) -> Floats:
         """Return by what part the loss of each language is above what the reference would have reached by now, (L,).
 
         The fall of the loss so far, times the reference's progress over the progress made, is taken for the
-        reference's fall; NaN before anything can be said.
+        reference's fall; NaN before anything can be said, and while the loss is above what it was at first.
         """
         return self._foreseen(0.0)
 
@@ -139,7 +150,7 @@ class Aims:
             reference_made = self.reference_made + ahead * self.reference_pace / self.mass
             loss = self.first_loss - fallen * made / self.made
             reference = self.first_loss - fallen * reference_made / self.made
-            known = (self.made > 0) & (self.reference_made > 0) & (reference > 0)
+            known = (fallen > 0) & (self.made > 0) & (self.reference_made > 0) & (reference > 0)
             excess: Floats = np.where(known, loss / reference - 1, np.nan)
         return excess
 
@@ -199,9 +210,10 @@ def advance(
         half = goal.allowance / 2 * (after.elapsed + ahead)  # an allowance that grows with the fit lasts to its end
         foreseen = after._foreseen(ahead)
         # no progress at all is no estimate, and the worst there is; a few steps of noise are neither
-        stuck = np.isnan(foreseen) & (after.reference_made > 0) & (after.mass > 0.5)
-        miss = np.where(stuck, GAIN, np.nan_to_num(foreseen / half - 1))
-        after = replace(after, multiplier=GAIN * np.clip(miss, 0.0, GAIN))
+        stuck = np.isnan(foreseen) & ~(after.made > 0) & (after.reference_made > 0) & (after.mass > 0.5)
+        miss = np.where(stuck, GAIN, foreseen / half - 1)
+        multiplier = np.where(np.isnan(miss), aims.multiplier, GAIN * np.clip(miss, 0.0, GAIN))
+        after = replace(after, multiplier=multiplier)
     return after, progress
 
 

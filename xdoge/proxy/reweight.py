@@ -42,6 +42,7 @@ class Rule:
         mu: μ > 0, the score by which a source must exceed another over the whole fit to gain a factor e on it.
         score: "unbiased" takes ⟨g_j, g_j⟩ between independent halves of the batch; "paper" from one batch.
         normalise: what a score is divided by; see `normalised`.
+        masses: (k,) what the targets count for in that, where it is not the targets themselves.
     """
 
     targets: Floats
@@ -50,6 +51,7 @@ class Rule:
     mu: float
     score: Score
     normalise: Normalisation
+    masses: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -155,16 +157,17 @@ def noise_share(products: SourceProducts, rule: Rule) -> float | None:
 def normalised(scores: Floats, products: SourceProducts, *, rule: Rule, mean_square: float) -> Floats:
     """Return scores without the scale of the gradients, so that one μ serves proxies of all sizes.
 
-    "mean_square" divides by Στ over the sources present and by the running mean of |∇l_i|² as the score estimates it,
-    times the leap of this step's |g|² above its running mean: the mean alignment of a source with the targets, 1 if all
-    gradients are equal. "mean_norm" divides by the mean |g_i| of this step, as DoGE's code does. "none" leaves nats²
-    per unit step.
+    "mean_square" divides by Στ (or the sum of `masses`) over the sources present and by the running mean of |∇l_i|² as
+    the score estimates it, times the leap of this step's |g|² above its running mean: the mean alignment of a source
+    with the targets, 1 if all gradients are equal. "mean_norm" divides by the mean |g_i| of this step, as DoGE's code
+    does. "none" leaves nats² per unit step.
     """
     if rule.normalise == "none":
         return scores
     if rule.normalise == "mean_norm":
         return scores / float(np.nanmean(np.sqrt(products.square_norms)))
-    present = rule.targets[~np.isnan(products.losses)].sum()
+    masses = rule.targets if rule.masses is None else rule.masses
+    present = masses[~np.isnan(products.losses)].sum()
     return scores / (mean_square * present) if present > 0 and mean_square > 0 else np.full_like(scores, np.nan)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from xdoge.config import Config, Count
+from xdoge.costs import product_flops
 from xdoge.errors import XDogeError, names_that_differ
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
@@ -174,12 +175,18 @@ class FitSettings(ProxySettings):
         )
 
     def sequences_seen(self, store: TokenStore) -> dict[str, int]:
-        """Return how many sequences of each source the proxy sees: all, or what `target_budget` leaves."""
+        """Return how many sequences of each source the proxy sees: all, or what `target_budget` leaves.
+
+        Held-out targets stay whole: the target run does not train on them, so it repeats nothing of them.
+        """
         counts = store.sequence_counts(self.sequence_length)
         if self.target_budget is None:
             return counts
         share = self.proxy_tokens / self.target_budget
-        return {source: min(n, max(self.least_sequences, round(n * share))) for source, n in counts.items()}
+        return {
+            source: n if source in self.held_out else min(n, max(self.least_sequences, round(n * share)))
+            for source, n in counts.items()
+        }
 
     @property
     def proxy_tokens(self) -> int:
@@ -190,6 +197,12 @@ class FitSettings(ProxySettings):
     def least_sequences(self) -> int:
         """Sequences that each source has in a stratified batch at the least: the unbiased score needs two halves."""
         return 2 if self.score == "unbiased" else 1
+
+    def product_flops(self, k: int, parameters: int) -> int:
+        """Return the FLOPs of all inner products between the gradients of k sources."""
+        maps = self.steps // self.gram_every if self.gram_every else 0
+        directions = 2 + (self.no_worse_than is not None)
+        return product_flops(parameters, sources=k, steps=self.steps, directions=directions, maps=maps)
 
     def rule(self, languages: Languages) -> Rule:
         """Return what decides the outer steps, with τ and the trained sources in the order of the languages."""

@@ -21,7 +21,7 @@ import torch
 
 import xdoge
 from xdoge.corpus.store import TokenStore
-from xdoge.costs import fit_flops
+from xdoge.costs import training_flops
 from xdoge.errors import Interrupted, NonFiniteLossError, OwnError, XDogeError
 from xdoge.mixtures.weights import WeightSet
 from xdoge.processes import Processes
@@ -238,7 +238,8 @@ class _Fit:
         Returns:
             The scores (k,), and the relative progress of the languages (L,).
         """
-        rule, eta = replace(self.rule, targets=targets), learning_rate_ratio(step, self.settings) / self.rate_total
+        rule = replace(self.rule, targets=targets, masses=self.state.aims.masses(self.goal))
+        eta = learning_rate_ratio(step, self.settings) / self.rate_total
         after, scores = reweight.step(
             self.state.weights,
             products,
@@ -405,15 +406,10 @@ class _Fit:
                 "non_embedding_parameters": recipe.non_embedding_parameters,
                 "parameters": parameters,
                 "tokens_seen": tokens,
-                "flops": fit_flops(
-                    recipe,
-                    tokens,
-                    sequence_length=settings.sequence_length,
-                    vocab_size=store.vocab_size,
-                    sources=len(store.sources),
-                    parameters=parameters,
-                    steps=settings.steps,
-                ),
+                "flops": training_flops(
+                    recipe, tokens, sequence_length=settings.sequence_length, vocab_size=store.vocab_size
+                )
+                + settings.product_flops(len(store.sources), parameters),
             },
             corpus={"name": store.name, "sha256": store.sha256, "tokens": store.tokens()},
             xdoge_version=xdoge.__version__,

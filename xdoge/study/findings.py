@@ -102,11 +102,15 @@ class Findings:
         return paired(both) if both and strategy != self.study.spec.relative_to else None
 
     def rows(self, comparison: Comparison) -> list[dict[str, Any]]:
-        """Return the table of a comparison: a row for each strategy, best macro mean first, then those without any."""
+        """Return the table of a comparison: a row for each strategy, the best first, then those without any result.
+
+        Best is by the paired difference of the macro mean: means over unlike seeds do not compare.
+        """
         study, rows = self.study, []
         for name, strategy in study.strategies.items():
             measures = self.measures(comparison, name)
             names = [*study.languages, MACRO, WORST] if measures else []
+            worst = {max(study.languages, key=found.__getitem__) for found in measures.values()}
             means = {one: math.fsum(found[one] for found in measures.values()) / len(measures) for one in names}
             languages = {one: means[one] for one in study.languages if one in means}
             tokens = study.steps(comparison, name) * study.tokens_per_step
@@ -120,7 +124,7 @@ class Findings:
                     "languages": languages,
                     MACRO: means.get(MACRO),
                     WORST: means.get(WORST),
-                    "worst_language": max(languages, key=lambda one: languages[one]) if languages else None,
+                    "worst_language": worst.pop() if len(worst) == 1 else None,
                     "differences": {
                         one: vars(interval)
                         for one in names
@@ -134,7 +138,15 @@ class Findings:
                     "training_tokens": tokens,
                 }
             )
-        return sorted(rows, key=lambda row: math.inf if row[MACRO] is None else row[MACRO])
+        return sorted(rows, key=self._rank)
+
+    def _rank(self, row: Mapping[str, Any]) -> tuple[int, float]:
+        """Order rows: by the difference to `relative_to`, then those that have none, then those without any result."""
+        if MACRO in row["differences"]:
+            return 0, row["differences"][MACRO]["mean"]
+        if row["strategy"] == self.study.spec.relative_to and row[MACRO] is not None:
+            return 0, 0.0
+        return (2, 0.0) if row[MACRO] is None else (1, row[MACRO])
 
     def _surely(self, comparison: Comparison, strategy: str, sign: int) -> list[str]:
         """Return the languages whose whole interval lies on one side of `relative_to`."""
@@ -251,7 +263,7 @@ def _outcome(study: Study, runs: Mapping[str, Run], ended: Mapping[str, Any], tr
         }
         return Outcome(trial, "finished", "", languages, sources)
     name = next(name for name in chain if not runs[name].finished)
-    if name in ended:
+    if name in ended and ended[name]["status"]:
         return Outcome(trial, "failed", f"{name}: {ended[name]['last_line']}", {}, {})
     begun = any(runs[one].finished for one in chain) or any(
         run.folder is not None and run.folder.exists() for run in (runs[one] for one in chain)
@@ -275,5 +287,6 @@ def _notes(
         planned = study.strategies[name].flops
         spent = {one.proxy["flops"] for one in sets.values() if "flops" in one.proxy}
         if spent - {planned}:
-            lines.append(f"{name} cost {max(spent):.4g} FLOPs, and {planned:.4g} were planned, so totals differ")
+            other = " and ".join(f"{cost:.4g}" for cost in sorted(spent - {planned}))
+            lines.append(f"{name} cost {other} FLOPs, and {planned:.4g} were planned, so totals differ")
     return lines

@@ -19,11 +19,6 @@ class Interval:
     n: int
 
     @property
-    def half(self) -> float | None:
-        """Half of the interval's width."""
-        return None if self.high is None else self.high - self.mean
-
-    @property
     def sign(self) -> int:
         """Which way the whole interval lies from 0: -1, 1, or 0 where it holds 0 or is not known."""
         if self.low is None or self.high is None:

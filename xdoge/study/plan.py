@@ -280,6 +280,7 @@ class Study:
             "schema": f"{SCHEMA}/1",
             "store": self.store.sha256,
             "model": self.recipe.model_dump(mode="json"),
+            "learning": {name: dict(one.learns_from) for name, one in self.strategies.items() if one.learns_from},
             "runs": {name: self._portable(run) for name, run in self.runs("OUT").items()},
         }
         before = read_json(file, schema=SCHEMA) if file.exists() else None
@@ -299,6 +300,12 @@ class Study:
         for key in ("store", "model"):
             if before[key] != now[key]:
                 raise XDogeError(f"{out} is a study with another {key}; name another folder for this one.")
+        for name, files in before["learning"].items():
+            if files != now["learning"].get(name, files):
+                raise XDogeError(
+                    f"{out} began with another recipe of the proxy, or other reference weights, of strategies.{name}. "
+                    "Put back what was there, or name another folder."
+                )
         for name, command in before["runs"].items():
             if name not in now["runs"]:
                 raise XDogeError(

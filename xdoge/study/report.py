@@ -49,9 +49,9 @@ def comparison_tables(found: Findings, comparison: Comparison) -> list[TableOf]:
                 row["strategy"],
                 f"{len(row['seeds'])} of {len(row['planned_seeds'])}",
                 _bits(row[MACRO]),
-                _difference(row["differences"].get(MACRO)),
-                NONE if row[WORST] is None else f"{row['worst_language']} {row[WORST]:.3f}",
-                _difference(row["differences"].get(WORST)),
+                _difference(row, MACRO),
+                NONE if row[WORST] is None else f"{row['worst_language'] or 'varies'} {row[WORST]:.3f}",
+                _difference(row, WORST),
                 f"{row['learning_flops']:.2g}" if row["learning_flops"] else "0",
                 f"{row['share_of_training']:.0%}",
                 f"{row['training_tokens']:,}",
@@ -83,7 +83,7 @@ def difference_table(found: Findings, comparison: Comparison) -> TableOf:
     return TableOf(
         f"{TITLES[comparison]}: difference to {study.spec.relative_to} in bits per byte",
         ["strategy", *study.languages],
-        [[row["strategy"], *(_difference(row["differences"].get(one)) for one in study.languages)] for row in rows],
+        [[row["strategy"], *(_difference(row, one) for one in study.languages)] for row in rows],
     )
 
 
@@ -188,11 +188,13 @@ def _share(value: float | None) -> str:
     return NONE if value is None else f"{value:.1%}"
 
 
-def _difference(interval: Mapping[str, Any] | None) -> str:
+def _difference(row: Mapping[str, Any], measure: str) -> str:
+    interval = row["differences"].get(measure)
     if interval is None:
         return NONE
     half = "" if interval["high"] is None else f" ± {interval['high'] - interval['mean']:.3f}"
-    return f"{interval['mean']:+.3f}{half}".replace("-", "−")
+    seeds = "" if interval["n"] == len(row["planned_seeds"]) else f" (n = {interval['n']})"
+    return f"{interval['mean']:+.3f}{half}{seeds}".replace("-", "−")
 
 
 def _some(names: Sequence[str]) -> str:

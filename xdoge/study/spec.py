@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from xdoge.baselines import METHODS, BaselineSettings
 from xdoge.baselines.settings import DogeSettings, DoremiSettings, RegmixSettings
 from xdoge.config import Config
-from xdoge.costs import fit_flops, training_flops
+from xdoge.costs import training_flops
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.mixtures.plan import DEFAULT_MAX_EPOCHS
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
@@ -97,6 +97,7 @@ class Strategy:
         level: what competes under that cap, for strategies that look at sizes.
         weights: of a strategy that looks at sizes, whatever the seed.
         settings: as given, of a strategy that learns.
+        learns_from: what lies in files that the settings name: the proxy's recipe, and the reference's weights.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Strategy:
     level: Level | None = None
     weights: WeightSet | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    learns_from: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_strategies(spec: StudySpec, store: TokenStore, folder: Path, *, where: str) -> dict[str, Strategy]:
@@ -125,6 +127,9 @@ def read_strategies(spec: StudySpec, store: TokenStore, folder: Path, *, where: 
         if kind not in STRATEGIES:
             complete = {"proxy": spec.proxy, **spec.learning, **given}
             complete["proxy"] = recipe_path(str(complete["proxy"]), folder)
+            reference, colon, allowance = str(complete.get("no_worse_than") or "").rpartition(":")
+            if colon and reference not in STRATEGIES:
+                complete["no_worse_than"] = f"{_from(folder, reference)}:{allowance}"
             found[name] = _learned(name, kind, complete, store, epochs, seed=spec.seeds[0], where=here)
             continue
         by_size = _BySize.parse(given, where=here)
@@ -151,17 +156,21 @@ def _learned(
     if "seed" in given:
         raise XDogeError(f"{where}: seed is no setting of a strategy; the study's seeds are taken in turn.")
     settings: FitSettings | BaselineSettings
+    learns_from: dict[str, Any] = {}
     try:
         if kind == FIT:
             settings = FitSettings.for_store(store, {"seed": seed, **given}, where="settings")
-            settings.goal(store)
+            reference = settings.goal(store).reference
+            learns_from["reference"] = None if reference is None else reference.tolist()
         else:
             settings = METHODS[kind].for_store(store, {"seed": seed, **given}, where="settings")
     except XDogeError as error:
         raise XDogeError(f"{where}: {str(error).removeprefix('settings: ')}") from error
     if isinstance(settings, RegmixSettings) and settings.regressor == "lightgbm":
         need("baselines", "lightgbm")
-    return Strategy(name, kind, flops=learning_flops(settings, store), max_epochs=max_epochs, settings=given)
+    learns_from["proxy"] = load_recipe(settings.proxy).model_dump(mode="json")
+    flops = learning_flops(settings, store)
+    return Strategy(name, kind, flops=flops, max_epochs=max_epochs, settings=given, learns_from=learns_from)
 
 
 def learning_flops(settings: FitSettings | BaselineSettings, store: TokenStore) -> int:
@@ -182,21 +191,18 @@ def learning_flops(settings: FitSettings | BaselineSettings, store: TokenStore) 
         heard = store.sequence_counts(length, split="validation").values()
         scored = sum(min(count, settings.eval_sequences) for count in heard) * length
         return trained(settings.runs * tokens) + trained(settings.runs * scored) // 3
+    assert isinstance(settings, FitSettings | DogeSettings)
     embedding = vocab_size * recipe.hidden_size * (1 if recipe.tie_embeddings else 2)
-    return fit_flops(
-        recipe,
-        tokens,
-        sequence_length=length,
-        vocab_size=vocab_size,
-        sources=settings.parts(k) if isinstance(settings, DogeSettings) else k,
-        parameters=recipe.non_embedding_parameters + embedding,
-        steps=settings.steps,
-    )
+    return trained(tokens) + settings.product_flops(k, recipe.non_embedding_parameters + embedding)
 
 
 def recipe_path(name: str, folder: Path) -> str:
-    """Return a recipe's name as it is, and a file's path as it leads from `folder`."""
-    return name if name in recipe_names() or Path(name).suffix not in (".yaml", ".yml") else str(folder / name)
+    """Return a recipe's name as it is, and a file's path, which leads from `folder`, from wherever one stands."""
+    return name if name in recipe_names() or Path(name).suffix not in (".yaml", ".yml") else _from(folder, name)
+
+
+def _from(folder: Path, path: str) -> str:
+    return str((folder / path).resolve())
 
 
 def need(extra: str, *libraries: str) -> None:
