@@ -566,7 +566,7 @@ def test_the_example_has_every_strategy_and_loads(tmp_path, store, recipe):
     assert len(value["seeds"]) >= 3
     for kind in (
         ("uniform", "sources"), ("uniform", "languages"), ("proportional",), ("temperature",), ("unimax",), ("doremi",),
-        ("regmix",), ("doge",), ("fit", "languages", "paper"), ("fit", "languages", None, None),
+        ("regmix",), ("doge",), ("fit", "languages", "paper"), ("fit", "languages", None, "sources"),
         ("fit", "languages", None, "robust"),
     ):  # fmt: skip
         assert any(one[: len(kind)] == kind for one in kinds), kind

@@ -65,8 +65,8 @@ A proxy trains on all sources of all languages. At each step every source is sco
 lowers the losses of all targets; its weight is multiplied by exp(η score / μ) and kept above the floor. The answer is
 the mean of the weights over the steps.
 
-**Whom it helps.** A sum over targets is a vote: related languages vote for each other, and one without relatives may
-pay. `--targets robust` raises the targets of the languages that progress least, relative to what they could progress;
+**Whom it helps.** Every language's loss counts alike. A sum over languages is a vote, as one over sources is with
+`--targets sources`: related languages vote for each other, and one without relatives may pay. `--targets robust` raises the targets of the languages that progress least, relative to what they could progress;
 `--no-worse-than uniform:1%` limits how far the loss of any language is estimated to end above what other weights would
 have reached. `--target-budget 100B` lets the proxy repeat each source as often as that run will, so that what overfits
 there overfits here.
@@ -118,7 +118,7 @@ def fit_weights(
     steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="Of the initial proxy and the order of text.")] = None,
     targets: Annotated[
-        str | None, typer.Option(metavar="WHOM", help="Whose loss counts: sources, languages, or robust.")
+        str | None, typer.Option(metavar="WHOM", help="Whose loss counts: languages (the default), sources, or robust.")
     ] = None,
     no_worse_than: Annotated[
         str | None,

@@ -61,8 +61,8 @@ class FitSettings(ProxySettings):
     mu: float = Field(0.1, gt=0, description="μ, the lead in score over the whole fit that gains a factor e")
     score: Score = Field("unbiased", description="⟨g_j, g_j⟩ between independent halves, or as in the paper")
     targets: Literal["sources", "languages", "robust"] | dict[str, float] = Field(
-        "sources",
-        description="whose loss counts: all sources alike, all languages alike, more those languages that progress "
+        "languages",
+        description="whose loss counts: all languages alike, all sources alike, more those languages that progress "
         "least (robust), or {source: τ}",
     )
     no_worse_than: str | None = Field(
