@@ -247,3 +247,13 @@ def test_the_real_text_is_planned_and_read_as_planned(xdoge, here):
         pairs = set(zip(draws.epoch[mine].tolist(), draws.index[mine].tolist(), strict=True))
         assert len(pairs) == mine.sum()
         assert draws.epoch[mine].max() < 3
+
+
+def test_a_source_may_be_called_like_the_markup_of_a_terminal(xdoge, here):
+    names = dict(zip(COUNTS, ["en/[/x]", "es/[bold]", "es/wiki", "eu/wiki"], strict=True))
+    (here / "counts.json").write_text(json.dumps({names[key]: count for key, count in COUNTS.items()}))
+    WeightSet(name="learned", sources={names[key]: value for key, value in LEARNED.items()}).save("weights.json")
+    status, out, _ = xdoge(*MIX)
+    assert status == 0
+    assert "en/[/x]" in out
+    assert "es/[bold]" in out

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from xdoge.errors import XDogeError
-from xdoge.proxy.descent import learning_rate_ratio, make_optimiser, pick_autocast, pick_device
+from xdoge.processes import Processes
+from xdoge.proxy.descent import check_launch, learning_rate_ratio, make_optimiser, pick_autocast, pick_device
 from xdoge.proxy.recipes import load_recipe
 from xdoge.proxy.settings import FitSettings
 
@@ -58,3 +59,30 @@ def test_precision_is_what_was_asked_for():
     assert pick_autocast("auto", cpu) is None
     assert pick_autocast("float32", cpu) is None
     assert pick_autocast("bfloat16", cpu) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "message"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "accelerate is set to FSDP, and a fit keeps the whole proxy"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "accelerate is set to DeepSpeed"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, {}, "mixed_precision fp16, and precision auto is float32 here"),
+        ({}, {"device": "cuda"}, "device 'cuda' is not on this machine"),
+        ({}, {"device": "cuda:0"}, "device cuda:0 is one, for 2 processes"),
+    ],
+)
+def test_what_a_launcher_asks_for_and_a_fit_does_not_do_is_refused(
+    store, recipe, monkeypatch, environment, given, message
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    settings = FitSettings.for_store(store, {"proxy": recipe, **given})
+    with pytest.raises(XDogeError, match=message):
+        check_launch(Processes(0, 2, "cpu"), settings)
+
+
+def test_a_batch_has_a_row_for_every_process(store, recipe):
+    settings = FitSettings.for_store(store, {"proxy": recipe, "batch_size": 12})
+    check_launch(Processes(0, 12, "cpu"), settings)
+    with pytest.raises(XDogeError, match="batch_size 12 leaves some of 13 processes without a row"):
+        check_launch(Processes(0, 13, "cpu"), settings)

@@ -7,8 +7,9 @@ import os
 
 import pytest
 
+from xdoge.config import read_yaml
 from xdoge.errors import XDogeError
-from xdoge.files import read_json, replacing, replacing_folder, sha256_file, write_json
+from xdoge.files import locked, read_json, read_rows, replacing, replacing_folder, sha256_file, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -66,3 +67,23 @@ def test_nan_is_never_written_as_json(tmp_path):
 def test_sha256_is_that_of_the_bytes(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_no_pipe_is_waited_for_and_no_device_read(tmp_path):
+    os.mkfifo(tmp_path / "weights.json")
+    (tmp_path / "corpus.yaml").symlink_to("/dev/zero")
+    for read, name in ((read_json, "weights.json"), (read_yaml, "corpus.yaml")):
+        with pytest.raises(XDogeError, match=rf"{name} is a pipe or a device, not a file\."):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("end", [b'{"step": 3, "lo', b"\xff\xfe\n", b"12\n"])
+def test_rows_end_where_a_line_is_no_row(tmp_path, end):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n' + end)
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+def test_an_error_of_the_work_under_a_lock_is_not_the_lock_s(tmp_path):
+    with pytest.raises(FileNotFoundError), locked(tmp_path):
+        (tmp_path / "missing").read_bytes()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import itertools
 import json
@@ -10,6 +9,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import pytest
 import yaml
 
 from xdoge.corpus import Tokenizer, TokenStore
+from xdoge.corpus.finished import claimed
 from xdoge.corpus.prepare import prepare
 from xdoge.corpus.progress import Event, show_progress
 from xdoge.corpus.spec import TrainTokenizer
 from xdoge.corpus.tokenizer import sentencepiece_model, train
 from xdoge.errors import Interrupted, XDogeError
+from xdoge.files import locked
 
 WORDS = ["etxea", "mendia", "casa", "monte", "día", "noite", "house", "river", "night", "ura", "auga", "water"]
 SOURCES = ("eu/wiki", "eu/web", "gl/web", "en/web")
@@ -113,6 +115,7 @@ def test_a_store_holds_every_document_once_in_order(corpus: Path, tmp_path: Path
     assert store.warnings == ()
     store.verify()
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [
+        ".lock",
         "corpus.yaml",
         "sources",
         "store.json",
@@ -518,11 +521,41 @@ def test_a_file_that_changes_while_it_is_read_is_refused(corpus: Path, tmp_path:
 
 def test_two_at_once_do_not_share_a_folder(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    (tmp_path / "store/preparing.json").write_text("{}")
-    with (tmp_path / "store/preparing.json").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(XDogeError, match="another xdoge prepare is writing to .*store; wait for it or stop it"):
+    with locked(tmp_path / "store"), pytest.raises(XDogeError, match="store is in use by another process; wait for"):
+        prepare(corpus, tmp_path / "store", workers=2)
+
+
+def test_of_two_that_begin_in_one_moment_one_is_refused(tmp_path: Path) -> None:
+    for number in range(50):
+        out, barrier, outcomes = tmp_path / str(number), threading.Barrier(2), []
+
+        def begin(out: Path = out, barrier: threading.Barrier = barrier, outcomes: list[str] = outcomes) -> None:
+            barrier.wait()
+            try:
+                with claimed(out):
+                    outcomes.append("claimed")
+                    barrier.wait()
+            except XDogeError as error:
+                outcomes.append(str(error))
+                barrier.wait()
+
+        threads = [threading.Thread(target=begin) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(outcomes) == sorted(["claimed", f"{out} is in use by another process; wait for it or stop it."])
+
+
+def test_a_marker_that_is_damaged_is_named(corpus: Path, tmp_path: Path) -> None:
+    prepare(corpus, tmp_path / "store", workers=2)
+    marker = tmp_path / "store/sources/eu/wiki.json"
+    for damage in ({"train": 3}, {"inputs": None}):
+        marker.write_text(json.dumps(json.loads(marker.read_text()) | damage))
+        with pytest.raises(XDogeError, match=r"eu/wiki\.json is damaged; delete it, and eu/wiki is tokenised again\."):
             prepare(corpus, tmp_path / "store", workers=2)
+    marker.unlink()
+    prepare(corpus, tmp_path / "store", workers=2)
 
 
 def test_a_trained_tokenizer_is_the_same_everywhere_and_kept(corpus: Path, tmp_path: Path) -> None:

@@ -355,3 +355,10 @@ def test_a_local_data_set_may_tell_its_columns_only_when_read(tmp_path: Path) ->
 def test_a_data_set_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(XDogeError, match=r"^hub cannot be read"):
         open_dataset(hub(tmp_path), tmp_path)
+
+
+def test_a_row_nested_without_end_far_into_a_file_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "x"}\n' * 3000 + b'{"text": "x", "deep": ' + b"[" * 200_000 + b"\n")
+    with pytest.raises(XDogeError, match="line 3001 is not JSON"):
+        read(path)

@@ -221,3 +221,8 @@ def test_a_file_of_the_right_size_that_is_no_token_file_is_named(folder: Path) -
     file.write_bytes(b"x" * file.stat().st_size)
     with pytest.raises(XDogeError, match=r"gl/web\.train\.arrow is not a token file"):
         TokenStore.open(folder).flat("gl/web")
+
+
+def test_a_negative_token_is_no_token(store):
+    with pytest.raises(XDogeError, match=r"wiki\.train\.arrow is damaged: it leads to the token id -1, and there are"):
+        store.check_ids("eu/wiki", np.array([3, -1], dtype=np.int32))

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from xdoge.errors import XDogeError
+from xdoge.files import read_regular
 from xdoge.names import CONTROLS, shown
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -145,8 +146,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         XDogeError: the file is missing, not YAML, not a mapping, or a key stands twice in it.
     """
     try:
-        with path.open("rb") as file:
-            value = yaml.load(file, Loader=_StrictLoader)
+        value = yaml.load(read_regular(path), Loader=_StrictLoader)
     except FileNotFoundError as error:
         raise XDogeError(f"{path} does not exist.") from error
     except IsADirectoryError as error:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,6 +39,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+LOCK = ".lock"
+"""Empty file in a folder that one process at a time may write to. It stays: a lock on a file that others may remove or
+replace is none."""
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of `folder`; the lock of a process that died is gone with it.
@@ -45,7 +51,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         XDogeError: another process holds it.
     """
-    with disk_errors(folder), (folder / ".lock").open("a") as file:
+    with contextlib.ExitStack() as stack:
+        with disk_errors(folder):
+            file = stack.enter_context((folder / LOCK).open("a"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -108,6 +116,20 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a .jsonl file of ours, up to the first line that is none, as a kill may leave one."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict):
+            break
+        rows.append(row)
+    return rows
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write indented JSON, whole or not at all; floats keep every digit."""
     write_text(path, _json_text(value))
@@ -122,6 +144,18 @@ def sha256_json(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(_json_text(value).encode("utf-8")).hexdigest()
 
 
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of a file, and wait for no pipe and read no device.
+
+    Raises:
+        XDogeError: it is one.
+        OSError: it cannot be read.
+    """
+    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+        raise XDogeError(f"{path} is a pipe or a device, not a file.")
+    return path.read_bytes()
+
+
 def read_json(path: Path, *, schema: str | None = None, version: int = 1) -> dict[str, Any]:
     """Read a JSON object, and check that its "schema" is `schema`/`version` or older.
 
@@ -130,7 +164,8 @@ def read_json(path: Path, *, schema: str | None = None, version: int = 1) -> dic
             `write_json` would not write: a key twice in one object, NaN, half a character.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object, parse_constant=_constant)
+        text = read_regular(path).decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
         _json_text(value).encode("utf-8")
     except FileNotFoundError as error:
         raise XDogeError(f"{path} does not exist.") from error

@@ -48,7 +48,11 @@ class Processes:
         from accelerate import PartialState  # type: ignore[import-untyped]
 
         options = {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
-        state = PartialState(cpu=cpu or not torch.cuda.is_available(), **options)
+        try:
+            state = PartialState(cpu=cpu or not torch.cuda.is_available(), **options)
+        except torch.distributed.DistError as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise LostProcessError(f"the processes did not meet at {where}: {str(error).splitlines()[0]}") from error
         return cls(state.process_index, state.num_processes, str(state.device))
 
     @property

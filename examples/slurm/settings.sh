@@ -27,6 +27,9 @@ if [ -n "${SLURM_JOB_ID:-}" ]; then # in a job
   export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1} SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 fi
 
+# torchrun kills what it has told to stop after so many seconds, 30 unless told: less than the 120 that Slurm leaves.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110
+
 # The run folder of a proxy and a seed.
 run_of() {
   echo "$RUNS/$(basename "$1" .yaml)-seed$2"

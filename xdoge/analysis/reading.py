@@ -11,11 +11,10 @@ from typing import Any, Literal
 from xdoge.config import read_yaml
 from xdoge.errors import XDogeError
 from xdoge.eval.results import ALL, Results, Row
-from xdoge.files import read_json, sha256_file, sha256_json
+from xdoge.files import read_json, read_rows, sha256_file, sha256_json
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.weights import WeightSet
 from xdoge.train.record import SCHEMA as TRAIN
-from xdoge.train.record import read_rows
 
 Kind = Literal["weights", "mixture", "run", "results"]
 Source = WeightSet | Mixture | Results | Path | str

@@ -20,8 +20,8 @@ from xdoge.errors import Interrupted, MissingExtraError, OwnError, XDogeError
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
 
-stdout = Console(width=None if sys.stdout.isatty() else 120)
-stderr = Console(stderr=True)
+stdout = Console(width=None if sys.stdout.isatty() else 120, markup=False)
+stderr = Console(stderr=True, markup=False)  # a source may be called [/x]
 
 app = typer.Typer(
     name="xdoge",

@@ -66,10 +66,11 @@ lowers the losses of all targets; its weight is multiplied by exp(η score / μ)
 the mean of the weights over the steps.
 
 **Whom it helps.** Every language's loss counts alike. A sum over languages is a vote, as one over sources is with
-`--targets sources`: related languages vote for each other, and one without relatives may pay. `--targets robust` raises the targets of the languages that progress least, relative to what they could progress;
-`--no-worse-than uniform:1%` limits how far the loss of any language is estimated to end above what other weights would
-have reached. `--target-budget 100B` lets the proxy repeat each source as often as that run will, so that what overfits
-there overfits here.
+`--targets sources`: related languages vote for each other, and one without relatives may pay. `--targets robust`
+raises the targets of the languages that progress least, relative to what they could progress; `--no-worse-than
+uniform:1%` limits how far the loss of any language is estimated to end above what other weights would have reached.
+`--target-budget 100B` lets the proxy repeat each source as often as that run will, so that what overfits there
+overfits here.
 
 **What it reads.** A store made by `xdoge prepare`, or a corpus.yaml, which is prepared into RUN/store first.
 

@@ -26,6 +26,9 @@ choice of ours. Three fits with a standard deviation of 17 % of the mean reach i
 QUESTION = ("baseline", "targets", "held_out", "score", "mu", "normalise", "burn_in", "batch")
 """Settings that change what a fit estimates; seed, proxy and what comes with the proxy's recipe do not."""
 
+NO_NUMBER = ("timeout", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_sequences")
+"""Settings that move no weight: fits that differ in these alone are one draw, not two."""
+
 _MERGE_HELP = f"""Average the weights of several fits, and say how far they lie apart.
 
 One fit is one draw: another seed gives other digits. Fit a few seeds, and proxies of several sizes if you can, and
@@ -108,12 +111,16 @@ def _fits(runs: list[Path]) -> dict[str, WeightSet]:
                     f"{path} and {run} were learned on different corpora: {_corpus(other)} and {_corpus(fit)}. "
                     "Fit both on one store."
                 )
-            if (fit.method, fit.proxy) == (other.method, other.proxy):
+            if (_decided(fit), fit.proxy) == (_decided(other), other.proxy):
                 raise XDogeError(f"{path} and {run} are the same fit: no setting differs, the seed included. Drop one.")
             if fit.floor != other.floor:
                 raise XDogeError(f"{path} has the floor {other.floor:g} and {run} {fit.floor:g}; fit both with one.")
         fits[str(run)] = fit
     return fits
+
+
+def _decided(fit: WeightSet) -> dict[str, object]:
+    return {key: value for key, value in fit.method.items() if key not in NO_NUMBER}
 
 
 def _corpus(fit: WeightSet) -> str:

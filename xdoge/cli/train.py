@@ -171,7 +171,7 @@ def print_run(summary: dict[str, Any], mixture: Mixture, out: Path) -> None:
 
 def _validations(out: Path) -> list[tuple[int, dict[str, float]]]:
     """Return step and validation losses by language of each evaluation of a run so far, in order."""
-    from xdoge.train.record import read_rows
+    from xdoge.files import read_rows
 
     rows = read_rows(out / "metrics.jsonl")
     return [(row["step"], row["validation_by_language"]) for row in rows if row.get("validation_by_language")]

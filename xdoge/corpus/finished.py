@@ -7,7 +7,6 @@ size, time and SHA-256, the settings that shaped it, its counts. A source is kep
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.store import PREPARING, SCHEMA, SPLITS, TokenStore
 from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.errors import XDogeError
-from xdoge.files import read_json, sha256_file, write_json, write_text
+from xdoge.files import LOCK, disk_errors, locked, read_json, sha256_file, write_json, write_text
 
 MARKER = "xdoge.source"
 SPOOL = ".spool"
@@ -37,7 +36,8 @@ def refuse_foreign(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise XDogeError(f"{out} is a file; --out names a folder.")
     ours = (out / "store.json").is_file() or (out / PREPARING).is_file()
-    held = out.is_dir() and any(not path.name.startswith(f".{PREPARING}.") for path in out.iterdir())
+    begun = LOCK, f".{PREPARING}."
+    held = out.is_dir() and any(not path.name.startswith(begun) for path in out.iterdir())
     if held and not ours:
         raise XDogeError(f"{out} is not empty and not a token store; name another folder.")
 
@@ -45,14 +45,11 @@ def refuse_foreign(out: Path) -> None:
 @contextlib.contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """Mark `out` as a store in the making, and keep a second prepare out of it."""
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     path = out / PREPARING
-    if not path.exists():
+    with locked(out):
         write_json(path, {"schema": "xdoge.preparing/1", "xdoge_version": __version__})
-    with path.open("rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise XDogeError(f"another xdoge prepare is writing to {out}; wait for it or stop it.") from error
         for left in [out / SPOOL, *out.rglob(".*.tmp")]:  # by a run that was killed
             if left.is_dir():
                 shutil.rmtree(left)
@@ -122,15 +119,18 @@ def unchanged(
     path = marker_path(out, source)
     if not path.is_file():
         return None
-    marker = read_json(path, schema=MARKER)
-    for split in SPLITS:
-        file = out / marker[split]["file"]
-        if not file.is_file() or file.stat().st_size != marker[split]["size"]:
-            return None
-        if not all((out / raw["file"]).is_file() for raw in marker[split].get("raw", ())):
-            return None  # the store was moved away from what it refers to
-    with naming(source.field("train")):
-        change = _change(source, corpus, tokenizer, marker)
+    try:
+        marker = read_json(path, schema=MARKER)
+        for split in SPLITS:
+            file = out / marker[split]["file"]
+            if not file.is_file() or file.stat().st_size != marker[split]["size"]:
+                return None
+            if not all((out / raw["file"]).is_file() for raw in marker[split].get("raw", ())):
+                return None  # the store was moved away from what it refers to
+        with naming(source.field("train")):
+            change = _change(source, corpus, tokenizer, marker)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise XDogeError(f"{path} is damaged; delete it, and {source.name} is tokenised again.") from error
     if change is None:
         return marker
     if refresh:

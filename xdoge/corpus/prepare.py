@@ -142,8 +142,7 @@ def _tokenizer_settings(corpus: Corpus) -> dict[str, Any]:
 def _save_tokenizer(tokenizer: Tokenizer, corpus: Corpus, out: Path) -> None:
     note, settings = saved(out / "tokenizer"), _tokenizer_settings(corpus)
     if note is None or (note["settings"], note["fingerprint"]) != (settings, tokenizer.fingerprint):
-        if note is None or note["fingerprint"] != tokenizer.fingerprint:
-            (out / "store.json").unlink(missing_ok=True)  # it names the tokenizer that goes now
+        (out / "store.json").unlink(missing_ok=True)  # it names the tokenizer that goes now
         tokenizer.save(out / "tokenizer", settings=settings)
 
 

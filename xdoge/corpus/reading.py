@@ -98,7 +98,7 @@ class Block:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise XDogeError(f"{self.where}: line {number} is not JSON ({error}).") from error
             yield _text_of(row, column, where=f"{self.where}: line {number}")
 

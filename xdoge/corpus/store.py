@@ -106,13 +106,16 @@ class TokenStore:
         self._parts: dict[tuple[str, str], _Part] = {}
         grouped: dict[str, list[str]] = {}
         self.families = {}
-        for text in (self.name, self.tokenizer_fingerprint, *self.warnings):
+        for text in (self.name, self.tokenizer_fingerprint, content["corpus"]["sha256"], *self.warnings):
             check_text("a name or warning", text)
         _check_counts(self.vocab_size, self.end_of_document)
         for source, entry in content["sources"].items():
             check_source(source, where="sources")
             language, family = source.partition("/")[0], entry["family"]
-            check_text(f"the family of {source}", family or "")
+            for what, text in (("family", family), ("license", entry["license"])):
+                check_text(f"the {what} of {source}", "" if text is None else text)
+            if not isinstance(entry["inputs"], list):
+                raise TypeError(f"the inputs of {source} are no list")
             grouped.setdefault(language, []).append(source)
             self.families[language] = family
             for split in SPLITS:
@@ -248,10 +251,13 @@ class TokenStore:
         Raises:
             XDogeError: there is one, so the file was damaged after it was written.
         """
-        if ids.size and (largest := int(ids.max())) >= self.vocab_size:
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
+            wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+            part = self._part(source, split)
+            files = " or ".join(str(raw.file) for raw in part.raw or ()) or part.file
             raise XDogeError(
-                f"{self._part(source, split).file} is damaged: it leads to the token id {largest:,}, and there are "
-                f"{self.vocab_size:,}. xdoge fit-weights --verify checks every file of {self.path}."
+                f"{files} is damaged: it leads to the token id {wrong:,}, and there are {self.vocab_size:,}. "
+                f"xdoge fit-weights --verify checks every file of {self.path}."
             )
 
     def tokenizer(self) -> Tokenizer:

@@ -282,6 +282,7 @@ _KINDS: dict[str, Any] = {
 
 
 _PARTS: dict[tuple[str, str], Any] = {
+    ("method", "baseline"): str,
     ("proxy", "name"): str,
     ("proxy", "parameters"): int,
     ("proxy", "tokens_seen"): int,

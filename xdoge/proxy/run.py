@@ -17,6 +17,7 @@ import ctypes
 import errno
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -35,6 +36,7 @@ from xdoge.files import (
     disk_errors,
     locked,
     read_json,
+    read_rows,
     replacing,
     replacing_folder,
     sha256_file,
@@ -77,6 +79,10 @@ class History:
         return np.array(self._values, dtype=dtype).reshape(-1, self._k)
 
 
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 class RunFolder:
     """A folder that one fit writes to."""
 
@@ -113,7 +119,9 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """The resolved settings of the run that lies here; refuses as `refuse_missing` does."""
         self.refuse_missing()
-        found: dict[str, Any] = read_yaml(self.path / "config.yaml")["settings"]
+        found = read_yaml(self.path / "config.yaml").get("settings")
+        if not isinstance(found, dict):
+            raise XDogeError(f"{self.path / 'config.yaml'} is damaged: it has no settings.")
         return found
 
     @contextlib.contextmanager
@@ -212,20 +220,13 @@ class RunFolder:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.jsonl."""
         with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            file.write(_line(row))
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the rows after `step`, and a last row that a kill cut short; the fit writes them again."""
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except json.JSONDecodeError:
-                break
-        write_text(self.metrics, "".join(kept))
+        if self.metrics.exists():
+            rows = (row for row in read_rows(self.metrics) if row.get("step", math.inf) <= step)
+            write_text(self.metrics, "".join(map(_line, rows)))
 
     def write_trajectory(self, history: Mapping[str, NDArray[np.float64]], sources: tuple[str, ...]) -> None:
         """Write trajectory.parquet: one row per step and source, from (steps, k) arrays by column name."""

@@ -304,16 +304,17 @@ class _Fit:
         """Return the validation loss, nats per token, of each source that has validation sequences."""
         settings = self.settings
         self.model.eval()
-        losses = validation_losses(
-            self.nats,
-            self.store,
-            settings.sequence_length,
-            most=settings.eval_sequences,
-            rows=EVAL_ROWS,
-            rank=self.processes.rank,
-            world_size=self.processes.count,
-            gather=self.processes.gather,
-        )
+        with own_errors():
+            losses = validation_losses(
+                self.nats,
+                self.store,
+                settings.sequence_length,
+                most=settings.eval_sequences,
+                rows=EVAL_ROWS,
+                rank=self.processes.rank,
+                world_size=self.processes.count,
+                gather=self.processes.gather,
+            )
         self.model.train()
         ones = [1] * len(losses)
         self.refuse_non_finite(self.state.step, "validation loss", losses.values(), ones, sources=losses)

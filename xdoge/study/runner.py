@@ -195,8 +195,8 @@ def last_line(log: Path) -> str:
 def attempts(out: Path) -> dict[str, dict[str, Any]]:
     """Return how each run that ended, ended last."""
     file, found = out / "runs.jsonl", {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):  # cut short by a kill
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # cut short by a kill
             row = json.loads(line)
             found[row["run"]] = row
     return found

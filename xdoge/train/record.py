@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import shutil
 import time
@@ -17,7 +16,7 @@ import xdoge
 from xdoge.config import read_yaml
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import NonFiniteLossError, XDogeError
-from xdoge.files import read_json, sha256_file, write_json
+from xdoge.files import read_json, read_rows, sha256_file, write_json
 from xdoge.mixtures.plan import Mixture
 from xdoge.mixtures.sampler import MixtureSampler
 from xdoge.proxy.run import SUMS, RunFolder, newest_whole, saving_tensors
@@ -152,17 +151,6 @@ class Record:
         }
         write_json(self.run.path / "train.json", summary)
         return summary
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a metrics.jsonl, without a last one that a kill cut short; none where there is no file."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -25,8 +25,8 @@ from xdoge.analysis.charts.drawing import (
 )
 from xdoge.analysis.shares import union
 from xdoge.errors import XDogeError
+from xdoge.files import read_rows
 from xdoge.mixtures.weights import WeightSet
-from xdoge.train.record import read_rows
 
 MOST_POINTS = 400
 """Of a line; a longer fit is shown at as many steps, evenly spaced."""
