@@ -300,7 +300,7 @@ class Study:
         for key in ("store", "model"):
             if before[key] != now[key]:
                 raise XDogeError(f"{out} is a study with another {key}; name another folder for this one.")
-        for name, files in before["learning"].items():
+        for name, files in before.get("learning", {}).items():
             if files != now["learning"].get(name, files):
                 raise XDogeError(
                     f"{out} began with another recipe of the proxy, or other reference weights, of strategies.{name}. "
