@@ -168,6 +168,7 @@ STRATEGIES = {"uniform": {"kind": "uniform"}}
         ({"steps": 10**6}, "study.yaml: strategies.uniform, equal tokens: budget 192,000,000 cannot be spent"),
         ({"training": {"seed": 1}}, "study.yaml: training names seed, which is a key of the study itself."),
         ({"training": {"rate": 1}}, "training: rate is not a known key"),
+        ({"evaluation": {"window": 17}}, "study.yaml: evaluation: window 17 is longer than the sequences of 16 tokens"),
         ({"evaluation": {"strid": 1}}, "study.yaml: evaluation: strid is not a known key; did you mean stride?"),
         ({"strategies": {**STRATEGIES, "a/b": {"kind": "unimax"}}}, "the name 'a/b' is not made of letters"),
         (
@@ -500,7 +501,7 @@ def test_a_study_runs_is_stopped_goes_on_and_shows_what_failed(tmp_path, store, 
 def test_plans_are_shown_without_running_and_a_report_needs_a_study(tmp_path, store, recipe, xdoge):
     path, out = write(tmp_path, store, recipe), tmp_path / "out"
     status, printed, err = xdoge("study", path, "--out", out, "--dry-run")
-    assert (status, len(printed.splitlines())) == (0, 32)
+    assert (status, len(printed.splitlines())) == (0, 33)
     assert "equal flops, steps of training: uniform 7, sources 7, learned 4" in err
     assert not out.exists()
     assert xdoge("study", path, "--out", out, "--report")[::2] == (
@@ -570,6 +571,7 @@ def test_the_example_has_every_strategy_and_loads(tmp_path, store, recipe):
         ("fit", "languages", None, "robust"),
     ):  # fmt: skip
         assert any(one[: len(kind)] == kind for one in kinds), kind
+    value["evaluation"] |= {"window": 16, "stride": 16}
     value |= {"steps": 2, "batch_size": 8, "sequence_length": 16, "max_epochs": "none", "store": str(store.path)}
     value["learning"] = {"steps": 2, "batch_size": 12, "sequence_length": 16}
     for strategy in value["strategies"].values():

@@ -84,7 +84,8 @@ with the same versions and threads (on a CPU; GPUs are not made deterministic).
 
 **Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge fit-weights STORE ...`, or `accelerate launch --multi_gpu
 --num_processes 8 -m xdoge fit-weights STORE ...`, on any number of nodes that see the same folders. Each process runs
-its part of every batch; scores and weights are those of one process, but for rounding. A process that dies or hangs
+its part of every batch; scores and weights are those of one process, but for rounding, which a
+long fit amplifies: much less than another seed would. A process that dies or hangs
 stops the others after `timeout` seconds at most. The launchers exit with a status of their own.
 
 **Settings**, for `--set KEY=VALUE` and for the YAML file of `--config`; the options above it win:
@@ -245,6 +246,9 @@ def print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool
         return
     print(f"{weights.name}: learned shares of training tokens, the mean over {weights.method['steps']} steps")
     print_weights(weights, store)
+    if excess := weights.method.get("excess"):
+        ends = (f"{name} " + ("?" if value is None else f"{value:+.2%}") for name, value in excess.items())
+        print(f"estimated loss against the reference of {weights.method['no_worse_than']}: {', '.join(ends)}")
     _print_transfer(store, out)
     for name in ("weights.json", "trajectory.parquet", "metrics.jsonl", "gram.parquet", "config.yaml", "proxy"):
         if (out / name).exists():

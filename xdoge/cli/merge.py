@@ -26,8 +26,8 @@ choice of ours. Three fits with a standard deviation of 17 % of the mean reach i
 QUESTION = ("baseline", "targets", "held_out", "score", "mu", "normalise", "burn_in", "batch")
 """Settings that change what a fit estimates; seed, proxy and what comes with the proxy's recipe do not."""
 
-NO_NUMBER = ("timeout", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_sequences")
-"""Settings that move no weight: fits that differ in these alone are one draw, not two."""
+NO_NUMBER = ("timeout", "microbatches", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_sequences")
+"""Settings that move no weight, but by rounding: fits that differ in these alone are one draw, not two."""
 
 _MERGE_HELP = f"""Average the weights of several fits, and say how far they lie apart.
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from xdoge.cli.app import AsJson, app, refuse_taken
+from xdoge.cli.app import AsJson, app
 from xdoge.cli.compare import print_table
 from xdoge.config import settings_help
 from xdoge.errors import MissingExtraError, XDogeError
@@ -81,13 +81,15 @@ def study(
     planned = Study.load(path, store=store)
     given = ["xdoge", "study", str(path), "--out", str(out), *(["--store", str(store)] if store else [])]
     if dry_run:
+        print(f"# Weights of strategies that learn nothing, {out}/weights/NAME/weights.json, are written at the start.")
         print("\n".join(planned.commands(out)))
         print_plan(planned)
         return
     if slurm is not None:
         from xdoge.study.slurm import script
 
-        refuse_taken(slurm, force=False)
+        if slurm.exists():
+            raise XDogeError(f"{slurm} exists; remove it, or name another file.")
         planned.begin(out)
         write_text(slurm, script(planned, out, given, name=str(slurm)))
         print_plan(planned)

@@ -122,7 +122,12 @@ class Study:
             raise XDogeError(f"{self.path}: training names {taken[0]}, which is a key of the study itself.")
         if not self.languages:
             raise XDogeError(f"{self.path}: {self.store.path} has no validation text to measure by.")
-        PerplexitySettings.parse(self.spec.evaluation, where=f"{self.path}: evaluation")
+        window = PerplexitySettings.parse(self.spec.evaluation, where=f"{self.path}: evaluation").window
+        if window is not None and window > self.sequence_length:
+            raise XDogeError(
+                f"{self.path}: evaluation: window {window:,} is longer than the sequences of {self.sequence_length:,} "
+                "tokens that the models are trained on; lower it or leave it out."
+            )
         for comparison in self.spec.compare:
             for strategy in self.strategies.values():
                 where = f"{self.path}: strategies.{strategy.name}, equal {comparison}"

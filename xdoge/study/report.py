@@ -38,6 +38,8 @@ def comparison_tables(found: Findings, comparison: Comparison) -> list[TableOf]:
     about = f"{rows[0]['training_tokens']:,} tokens of training each"
     if comparison == "flops":
         about = f"{study.total_flops:.4g} FLOPs each for weights and training together"
+    if most := study.spec.evaluation.get("max_documents"):
+        about += f", measured on {most} documents of each source at most"
     summary = TableOf(
         f"{TITLES[comparison]}: bits per byte, {about}; less is better",
         [
