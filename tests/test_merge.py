@@ -107,7 +107,8 @@ def test_mix_reads_the_mean(xdoge, runs):
             "seed0 and other.json were learned on different corpora: tiny",
         ),
         ({"floor": 0.02}, "seed0 has the floor 0.01 and other.json 0.02; fit both with one."),
-        ({"seed": 0}, "seed0 and other.json are the same fit: no setting differs"),
+        ({"seed": 0}, "seed0 and other.json are the same fit: nothing that moves a weight differs"),
+        ({"seed": 0, "timeout": 60, "microbatches": 2}, "seed0 and other.json are the same fit"),
         ({"corpus": {}}, "other.json does not say with which settings, proxy and corpus"),
     ],
 )

@@ -84,9 +84,9 @@ with the same versions and threads (on a CPU; GPUs are not made deterministic).
 
 **Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge fit-weights STORE ...`, or `accelerate launch --multi_gpu
 --num_processes 8 -m xdoge fit-weights STORE ...`, on any number of nodes that see the same folders. Each process runs
-its part of every batch; scores and weights are those of one process, but for rounding, which a
-long fit amplifies: much less than another seed would. A process that dies or hangs
-stops the others after `timeout` seconds at most. The launchers exit with a status of their own.
+its part of every batch; scores and weights are those of one process, but for rounding, which a long fit amplifies, to
+less than another seed would. A process that dies or hangs stops the others after `timeout` seconds at most. The
+launchers exit with a status of their own.
 
 **Settings**, for `--set KEY=VALUE` and for the YAML file of `--config`; the options above it win:
 

@@ -112,7 +112,7 @@ def _fits(runs: list[Path]) -> dict[str, WeightSet]:
                     "Fit both on one store."
                 )
             if (_decided(fit), fit.proxy) == (_decided(other), other.proxy):
-                raise XDogeError(f"{path} and {run} are the same fit: no setting differs, the seed included. Drop one.")
+                raise XDogeError(f"{path} and {run} are the same fit: nothing that moves a weight differs. Drop one.")
             if fit.floor != other.floor:
                 raise XDogeError(f"{path} has the floor {other.floor:g} and {run} {fit.floor:g}; fit both with one.")
         fits[str(run)] = fit
