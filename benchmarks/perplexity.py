@@ -37,11 +37,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from xdoge.corpus.reading import file_blocks
+from xdoge.corpus.readers.files import file_blocks
 from xdoge.corpus.sample import SAMPLE_BYTES, generate
 from xdoge.eval.documents import model_tokenizer
 from xdoge.eval.scoring import CausalModel, Processes
-from xdoge.proxy.recipes import load_recipe
+from xdoge.models.recipes import load_recipe
 
 CONTEXT = 512
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}

@@ -28,7 +28,7 @@ import yaml
 
 from xdoge.corpus import Corpus
 from xdoge.corpus.prepare import prepare
-from xdoge.corpus.reading import file_blocks
+from xdoge.corpus.readers.files import file_blocks
 from xdoge.corpus.sample import write_sample
 
 SAMPLE_SCALE = 8

@@ -5,7 +5,7 @@ loopback. Processes take turns within each repetition with one process alone, an
 repetitions of the ratio of the slowest process's wall clock. Two contestants:
 
     data parallel   plain training: backward, then one sum over processes of all gradients
-    fit             xdoge.proxy.gram.OnePass.backward
+    fit             xdoge.fit.gradients.engine.GradientEngine.backward
 
 Sent are the bytes that go into sums over processes; a ring sends each 2 (R - 1) / R times. The last line is one JSON
 object.
@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from xdoge.processes import Processes
-from xdoge.proxy.gram import OnePass, SourceBatch
-from xdoge.proxy.placement import place
-from xdoge.proxy.recipes import load_recipe
+from xdoge.distributed import Processes
+from xdoge.fit.gradients.engine import GradientEngine
+from xdoge.fit.gradients.placement import place
+from xdoge.fit.gradients.products import SourceBatch
+from xdoge.models.recipes import load_recipe
 
 SOURCES, ROWS, TOKENS, VOCABULARY, REPETITIONS = 28, 2, 64, 16384, 3
 
@@ -46,7 +47,7 @@ def work(rank: int, count: int, port: int, recipe: str, queue: Any) -> None:
     placement = place(counts, count)
     own = placement.rows[rank]
     ids = torch.randint(0, VOCABULARY, (int(own.sum()), TOKENS), generator=torch.Generator().manual_seed(rank))
-    engine, batch = OnePass(model, SOURCES, processes=processes), SourceBatch(ids, tuple(own.tolist()))
+    engine, batch = GradientEngine(model, SOURCES, processes=processes), SourceBatch(ids, tuple(own.tolist()))
     alpha, tau = np.full(SOURCES, 1 / SOURCES), np.ones(SOURCES)
     steps = {
         "data parallel": lambda: plain(model, ids, processes),
@@ -58,25 +59,25 @@ def work(rank: int, count: int, port: int, recipe: str, queue: Any) -> None:
     for repetition in range(REPETITIONS + 1):
         for name, step in steps.items():
             model.zero_grad(set_to_none=True)
-            processes.largest(0)
+            processes.all_reduce_max(0)
             began = time.perf_counter()
             step()
-            taken = processes.largest(int(1e6 * (time.perf_counter() - began))) / 1e6
+            taken = processes.all_reduce_max(int(1e6 * (time.perf_counter() - began))) / 1e6
             sent.setdefault(name, engine.message_bytes)
             if repetition:
                 seconds[name].append(taken)
     if rank == 0:
         split = int(placement.split.sum())
         queue.put({"seconds": seconds, "sent": sent, "split": split, "parameters": sent["data parallel"] // 4})
-    processes.leave()
+    processes.end_group_at_exit()
 
 
 def plain(model: LlamaForCausalLM, ids: torch.Tensor, processes: Processes) -> None:
     """Take an ordinary data-parallel step, all gradients in one sum."""
     model(input_ids=ids, labels=ids).loss.backward()
-    if processes.count > 1:
+    if processes.world_size > 1:
         flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        processes.finish(processes.begin_sum(flat))
+        processes.wait(processes.all_reduce_async(flat))
 
 
 def measure(count: int, recipe: str) -> dict[str, Any]:

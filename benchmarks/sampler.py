@@ -45,8 +45,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sampler_peers import PEERS, RANGE, Contestant, Cursor, Problem, spread, state_bytes, timed
 
-from xdoge.mixtures.plan import Mixture
-from xdoge.mixtures.sampler import MixtureSampler
+from xdoge.mixtures.mixture import Mixture
+from xdoge.sampling.sampler import MixtureSampler
 
 SOURCES, SMALLEST, LARGEST = 28, 400, 200_000
 SEQUENCE_LENGTH = 2048
@@ -268,7 +268,7 @@ def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, 
     """Return how many tokens each action reads, and the actions: sequential, mixed, and drawing without reading."""
     import torch
 
-    from xdoge.corpus.dataset import MixtureDataset
+    from xdoge.sampling.dataset import MixtureDataset
 
     available, lengths = store.tokens(), store.sequence_counts(length)
     whole = {source: n // batch * batch for source, n in lengths.items()}

@@ -20,8 +20,8 @@ import tracemalloc
 
 import numpy as np
 
-from xdoge.mixtures.plan import Mixture
-from xdoge.mixtures.sampler import MixtureSampler
+from xdoge.mixtures.mixture import Mixture
+from xdoge.sampling.sampler import MixtureSampler
 
 TOKENS, RANKS, SOURCES, LENGTH, EACH = 10**13, 10**4, 1000, 4096, 4
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from xdoge import WeightSet
 from xdoge.corpus.store import TokenStore
-from xdoge.proxy.settings import FitSettings
+from xdoge.fit.settings import FitSettings
 
 SEQUENCE_LENGTH = 32
 LAST_STEPS = 20
@@ -29,7 +29,7 @@ LAST_STEPS = 20
 
 def run(store: TokenStore, out: Path, *, score: str, sequences: int, seed: int, steps: int) -> Path:
     """Fit once, or take up where an earlier call was stopped; return the run folder."""
-    from xdoge.proxy.trainer import fit
+    from xdoge.fit.trainer import fit
 
     path = out / f"{score}-{sequences}-seed{seed}"
     settings = FitSettings.for_store(

@@ -3,7 +3,7 @@
 Three contestants on one core, float32, without the optimiser's step, which is the same for all:
 
     plain      model(input_ids, labels=input_ids).loss.backward(), transformers' own loss
-    one pass   xdoge.proxy.gram.OnePass.backward: training gradient, scores, norms, products between halves
+    one pass   GradientEngine.backward of xdoge.fit.gradients: gradient, scores, norms, products between halves
     reference  a backward pass per source into a k × P matrix, then scores and training gradient from the matrix
 
 Contestants take turns within each repetition; a figure is the median over repetitions of the ratio to plain in the
@@ -33,7 +33,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from xdoge.proxy.gram import OnePass, SourceBatch
+from xdoge.fit.gradients.engine import GradientEngine
+from xdoge.fit.gradients.products import SourceBatch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference_gradients import source_gradients
@@ -101,7 +102,7 @@ def contestants(case: Case, *, touch_matrix: bool = False) -> tuple[LlamaForCaus
             parameter.grad = grad.view_as(parameter)
         return torch.stack([grads @ direction, torch.linalg.vector_norm(grads, dim=1) ** 2])
 
-    one_pass = partial(OnePass(model, case.n_sources).backward, batch, weights=weights, targets=targets)
+    one_pass = partial(GradientEngine(model, case.n_sources).backward, batch, weights=weights, targets=targets)
     return model, {
         "plain": plain,
         "one pass": one_pass,

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xdoge.eval import catalogue, harness, iberobench, scoring
+from xdoge.eval import scoring
 from xdoge.eval.documents import Text
+from xdoge.eval.lm_eval import benchmarks as iberobench
+from xdoge.eval.lm_eval import catalogue, harness
 from xdoge.eval.perplexity import PerplexitySettings, measure
 from xdoge.eval.suite import HarnessSettings, Suite, SuiteTask
-from xdoge.files import write_json
+from xdoge.io import write_json
 
 TASKS = (
     SuiteTask(task="qnlieu", language="eu", choices=2),
@@ -33,7 +35,7 @@ def ask(model: str, data: Path, text: dict[str, Path], partial: Path | None) -> 
         "totals": {source: scores.totals.tolist() for source, scores in measured.sources.items()},
         "outcomes": {
             one["task"]: [one["outcome"], one["reason"], one.get("value"), one.get("prompts")]
-            for one in found.to_json()["outcomes"]
+            for one in found.to_dict()["outcomes"]
         },
     }
 

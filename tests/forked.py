@@ -17,9 +17,9 @@ IMPORTED = (
     "transformers.models.llama.modeling_llama",
     "xdoge.cli",
     "xdoge.corpus.prepare",
-    "xdoge.eval.iberobench",
+    "xdoge.eval.lm_eval.benchmarks",
     "xdoge.eval.perplexity",
-    "xdoge.proxy.trainer",
+    "xdoge.fit.trainer",
     "xdoge.train.trainer",
 )
 

@@ -12,11 +12,12 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from xdoge.corpus.store import TokenStore
-from xdoge.processes import Processes
-from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
-from xdoge.proxy.placement import Placement, place
-from xdoge.proxy.settings import FitSettings
-from xdoge.proxy.trainer import fit
+from xdoge.distributed import Processes
+from xdoge.fit.gradients.engine import GradientEngine
+from xdoge.fit.gradients.placement import Placement, place
+from xdoge.fit.gradients.products import SourceBatch, SourceProducts
+from xdoge.fit.settings import FitSettings
+from xdoge.fit.trainer import fit
 
 VOCABULARY, LENGTH = 61, 9
 WEIGHTS = np.array([0.1, 0.2, 0.3, 0.15, 0.25])
@@ -53,7 +54,7 @@ def run(case: dict[str, Any], processes: Processes, placement: Placement) -> tup
     model = build(case["model"], case["dtype"])
     start, own = placement.before(processes.rank), placement.rows[processes.rank]
     rows = [part[a : a + n] for part, a, n in zip(rows_of(case["counts"]), start, own, strict=True)]
-    engine = OnePass(model, len(own), processes=processes, chunk_bytes=case.get("chunk_bytes", 4096))
+    engine = GradientEngine(model, len(own), processes=processes, chunk_bytes=case.get("chunk_bytes", 4096))
     products = engine.backward(
         SourceBatch(torch.cat(rows), tuple(own.tolist())),
         weights=WEIGHTS,
@@ -90,4 +91,4 @@ def work(rank: int, count: int, cases: list[dict[str, Any]], folder: str) -> Non
     for number, case in enumerate(cases):
         placement = place(np.array(case["counts"]), count)
         torch.save(run(case, processes, placement), Path(folder, f"{number}-{rank}.pt"))
-    processes.leave()
+    processes.end_group_at_exit()

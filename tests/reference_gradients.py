@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from xdoge.proxy.gram import SourceBatch, SourceProducts
+from xdoge.fit.gradients.products import SourceBatch, SourceProducts
 
 
 def mean_loss(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
@@ -76,7 +76,7 @@ def half_products(model: nn.Module, batch: SourceBatch) -> np.ndarray:
 def reference_step(
     model: nn.Module, batch: SourceBatch, *, weights: np.ndarray, targets: np.ndarray
 ) -> tuple[SourceProducts, torch.Tensor]:
-    """Return what `OnePass.backward` must return, and what it must add to the gradients, as one vector (P,)."""
+    """Return what `GradientEngine.backward` must return, and what it must add to the gradients, as one vector (P,)."""
     losses, grads = source_gradients(model, batch)
     gram = (grads.double() @ grads.double().T).numpy()
     absent = np.where(np.array(batch.counts) > 0, 0.0, np.nan)

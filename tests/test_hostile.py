@@ -19,8 +19,8 @@ from xdoge.corpus import TokenStore
 from xdoge.corpus.spec import Corpus
 from xdoge.errors import XDogeError
 from xdoge.eval.results import Results, Row
-from xdoge.files import read_json
-from xdoge.mixtures.plan import Share
+from xdoge.io import read_json
+from xdoge.mixtures.mixture import Share
 
 NUMBERS = [None, True, 0, -1, 0.5, 2**64, 10**400, 1e308, float("nan"), float("inf")]
 TEXTS = ["", "no", "a" * 300, "../../etc/passwd", "/etc/passwd", "es/web", "es\\web", "es/wеb"]

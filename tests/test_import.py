@@ -32,7 +32,7 @@ def test_importing_takes_less_than_a_third_of_a_second():
 
 def test_the_command_line_and_the_corpus_load_without_torch():
     code = (
-        "import json, sys, xdoge.cli, xdoge.corpus.store, xdoge.corpus.spec, xdoge.proxy.settings;"
+        "import json, sys, xdoge.cli, xdoge.corpus.store, xdoge.corpus.spec, xdoge.fit.settings;"
         "print(json.dumps([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules]))"
     )
     assert fresh(code) == []

@@ -80,9 +80,9 @@ def model_with_code(folder, marker, model_type):
 @pytest.mark.parametrize("model_type", ["hostile", "llama"])
 def test_code_of_a_model_is_not_run(tmp_path, marker, model_type):
     from xdoge.corpus.tokenizer import huggingface
+    from xdoge.distributed import Processes
     from xdoge.eval.scoring import CausalModel
-    from xdoge.processes import Processes
-    from xdoge.train.start import Start
+    from xdoge.train.initial_model import Start
 
     name = model_with_code(tmp_path / "model", marker, model_type)
     with pytest.raises(XDogeError):
@@ -106,9 +106,9 @@ class Touch:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_in_place_of_weights_is_not_run(tmp_path, marker, zipped):
+    from xdoge.distributed import Processes
     from xdoge.eval.scoring import CausalModel
-    from xdoge.processes import Processes
-    from xdoge.train.start import Start
+    from xdoge.train.initial_model import Start
 
     torch = pytest.importorskip("torch")
     name = model_with_code(tmp_path / "model", marker, "llama")

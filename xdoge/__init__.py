@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from xdoge._version import __version__
 from xdoge.errors import XDogeError
-from xdoge.mixtures.plan import Mixture
-from xdoge.mixtures.sampler import Draw, Draws, MixtureSampler
+from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
+from xdoge.sampling.sampler import Draw, Draws, MixtureSampler
 
 if TYPE_CHECKING:
     from xdoge.analysis.comparison import compare
-
-__version__ = "0.1.0"
 
 __all__ = ["Draw", "Draws", "Mixture", "MixtureSampler", "WeightSet", "XDogeError", "__version__", "compare"]
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from xdoge.errors import XDogeError
-from xdoge.files import read_regular
+from xdoge.io import read_regular
 from xdoge.names import CONTROLS, shown
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}

@@ -2,7 +2,7 @@
 
     XDogeError              one line that names the thing, the value got, what is allowed, the way out
     ├── MissingExtraError   an optional library is not installed
-    ├── OwnError            of several processes, perhaps only this one sees it
+    ├── RankLocalError            of several processes, perhaps only this one sees it
     │   ├── LostProcessError    another process of the job died
     │   └── MemoryFullError     a device has too little memory
     └── NonFiniteLossError  training diverged
@@ -35,15 +35,15 @@ class NonFiniteLossError(XDogeError):
     """A loss became NaN or infinite, so nothing that follows could be trusted."""
 
 
-class OwnError(XDogeError):
+class RankLocalError(XDogeError):
     """Of several processes perhaps only this one sees it, so it speaks for itself."""
 
 
-class LostProcessError(OwnError):
+class LostProcessError(RankLocalError):
     """Another process of the same job died or no longer answers; every process that is left says so."""
 
 
-class MemoryFullError(OwnError):
+class MemoryFullError(RankLocalError):
     """A device has too little memory; of several processes, perhaps only this one's."""
 
 

@@ -23,10 +23,10 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from common import arguments, compare
 from torch.utils.data import DataLoader, Subset
 
-from xdoge.corpus.dataset import MixtureDataset
 from xdoge.corpus.store import TokenStore
-from xdoge.mixtures.plan import Mixture
-from xdoge.mixtures.sampler import MixtureSampler
+from xdoge.mixtures.mixture import Mixture
+from xdoge.sampling.dataset import MixtureDataset
+from xdoge.sampling.sampler import MixtureSampler
 
 
 def main(argv: Sequence[str] | None = None) -> bool:

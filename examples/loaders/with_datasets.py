@@ -25,10 +25,10 @@ from common import arguments, compare
 from datasets import Dataset, concatenate_datasets, interleave_datasets
 from datasets.table import InMemoryTable
 
-from xdoge.corpus.dataset import MixtureDataset
 from xdoge.corpus.store import TokenStore
-from xdoge.mixtures.plan import Mixture
-from xdoge.mixtures.sampler import MixtureSampler
+from xdoge.mixtures.mixture import Mixture
+from xdoge.sampling.dataset import MixtureDataset
+from xdoge.sampling.sampler import MixtureSampler
 
 
 def sequences(store: TokenStore, source: str, length: int) -> Dataset:

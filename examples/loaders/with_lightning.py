@@ -24,10 +24,10 @@ from torch.nn import Embedding, Linear
 from torch.nn.functional import cross_entropy
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from xdoge.corpus.dataset import MixtureDataset
 from xdoge.corpus.store import TokenStore
-from xdoge.mixtures.plan import Mixture
-from xdoge.mixtures.sampler import MixtureSampler
+from xdoge.mixtures.mixture import Mixture
+from xdoge.sampling.dataset import MixtureDataset
+from xdoge.sampling.sampler import MixtureSampler
 
 
 class Bigram(lightning.LightningModule):

@@ -17,10 +17,10 @@ import torch
 from common import arguments, compare
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from xdoge.corpus.dataset import MixtureDataset
 from xdoge.corpus.store import TokenStore
-from xdoge.mixtures.plan import Mixture
-from xdoge.mixtures.sampler import MixtureSampler
+from xdoge.mixtures.mixture import Mixture
+from xdoge.sampling.dataset import MixtureDataset
+from xdoge.sampling.sampler import MixtureSampler
 
 
 def main(argv: Sequence[str] | None = None) -> bool:

@@ -23,10 +23,10 @@ import torch
 from common import arguments, compare
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from xdoge.corpus.dataset import MixtureDataset
 from xdoge.corpus.store import TokenStore
-from xdoge.mixtures.plan import Mixture
-from xdoge.mixtures.sampler import MixtureSampler
+from xdoge.mixtures.mixture import Mixture
+from xdoge.sampling.dataset import MixtureDataset
+from xdoge.sampling.sampler import MixtureSampler
 
 
 def train(dataset: MixtureDataset, settings: TrainingArguments, *, checkpoint: str | None) -> torch.Tensor:

@@ -11,12 +11,12 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-import xdoge
+from xdoge._version import __version__
 from xdoge.config import read_yaml
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
-from xdoge.files import read_json, sha256_json
-from xdoge.mixtures.plan import Mixture, Share
+from xdoge.io import read_json, sha256_json
+from xdoge.mixtures.mixture import Mixture, Share
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
 
@@ -42,7 +42,7 @@ def mixture_card(mixture: Mixture, *, store: TokenStore | None = None, weights: 
     origins = _origins(store) if store else {}
     parts = [
         f"# Training data of {_text(mixture.name)}",
-        f"Mixture card made by xdoge {xdoge.__version__}. The headings follow the AI Office's template for the public "
+        f"Mixture card made by xdoge {__version__}. The headings follow the AI Office's template for the public "
         "summary of training content (Regulation (EU) 2024/1689, Article 53(1)(d)) where a mixture of data has "
         "something to say; the rest is for the provider of the model.",
         "## 1. General information",
@@ -81,7 +81,7 @@ def _check(mixture: Mixture, store: TokenStore | None, weights: WeightSet | None
             )
         if missing := sorted(set(mixture.sources) - set(store.sources)):
             raise XDogeError(f"{store.path} has no {missing[0]}, which the mixture {mixture.name} reads.")
-    if weights is not None and (digest := sha256_json(weights.to_json())) != mixture.weights.get("sha256"):
+    if weights is not None and (digest := sha256_json(weights.to_dict())) != mixture.weights.get("sha256"):
         raise XDogeError(
             f"weights {weights.name!r} are not those that the mixture {mixture.name} follows: SHA-256 {digest[:12]}, "
             f"not {str(mixture.weights.get('sha256'))[:12]}."
@@ -227,7 +227,7 @@ def _strategy(mixture: Mixture) -> WeightSet | None:
     if mixture.weights.get("name") not in STRATEGIES or not all(available.values()):
         return None
     weights = strategy_weights(mixture.weights["name"], available)
-    return weights if sha256_json(weights.to_json()) == mixture.weights.get("sha256") else None
+    return weights if sha256_json(weights.to_dict()) == mixture.weights.get("sha256") else None
 
 
 def _repetition(mixture: Mixture) -> str:
@@ -247,7 +247,7 @@ def _repetition(mixture: Mixture) -> str:
 
 
 def _files(mixture: Mixture, store: TokenStore | None) -> str:
-    rows = [["mixture.json", mixture.name, sha256_json(mixture.to_json())]]
+    rows = [["mixture.json", mixture.name, sha256_json(mixture.to_dict())]]
     if digest := mixture.weights.get("sha256"):
         rows.append(["weights", str(mixture.weights.get("name", "")), digest])
     if digest := mixture.corpus.get("sha256") or (store.sha256 if store else None):

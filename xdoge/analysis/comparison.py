@@ -167,7 +167,7 @@ class Comparison:
 
         return report(self, command)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return everything but the charts, as `xdoge compare --json` prints it."""
         return {
             "schema": "xdoge.comparison/1",

@@ -13,7 +13,7 @@ from xdoge.errors import XDogeError
 from xdoge.eval.perplexity import TASK as PERPLEXITY
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.eval.suite import NORMALISED
-from xdoge.train.record import common_budget
+from xdoge.train.run_log import common_budget
 
 RULE = (
     "A difference exceeds the errors if |Δ| > 1.96 · sqrt(stderr² + stderr² of the baseline), as for independent "

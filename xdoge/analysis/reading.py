@@ -11,10 +11,10 @@ from typing import Any, Literal
 from xdoge.config import read_yaml
 from xdoge.errors import XDogeError
 from xdoge.eval.results import ALL, Results, Row
-from xdoge.files import read_json, read_rows, sha256_file, sha256_json
-from xdoge.mixtures.plan import Mixture
+from xdoge.io import read_json, read_rows, sha256_file, sha256_json
+from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
-from xdoge.train.record import SCHEMA as TRAIN
+from xdoge.train.run_log import SCHEMA as TRAIN
 
 Kind = Literal["weights", "mixture", "run", "results"]
 Source = WeightSet | Mixture | Results | Path | str
@@ -203,7 +203,7 @@ def read_all(given: Iterable[Source | tuple[str | None, Source]]) -> Inputs:
 
 def _read(label: str | None, given: Source) -> _Found:
     if isinstance(given, WeightSet | Mixture | Results):
-        return _found(given, label, path="", digest=sha256_json(given.to_json()))
+        return _found(given, label, path="", digest=sha256_json(given.to_dict()))
     if label is None and isinstance(given, str) and "=" in given and not Path(given).exists():
         label, _, given = given.rpartition("=")
         if not label.strip():

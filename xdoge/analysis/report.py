@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import xdoge
+from xdoge._version import __version__
 from xdoge.analysis.page import Figure, Section, TableOf, render
-from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.strategies import STRATEGIES
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def report(compared: Comparison, command: str = "") -> str:
     """
     names = ", ".join(file.name for file in compared.files)
     made = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes")
-    subtitle = f"{names}. Made by xdoge {xdoge.__version__} at {made}."
+    subtitle = f"{names}. Made by xdoge {__version__} at {made}."
     return render("What was compared, and how it differs", subtitle, list(_sections(compared, command)))
 
 
@@ -95,7 +95,7 @@ def _description(chart: Any, caption: str) -> str:
 
 
 def _made_with() -> str:
-    return f"xdoge {xdoge.__version__}, Python {platform.python_version()}."
+    return f"xdoge {__version__}, Python {platform.python_version()}."
 
 
 def _mix(name: str, mixture: Mixture) -> str:

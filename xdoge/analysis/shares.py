@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xdoge.analysis.statistics import TIE, rank_correlations
-from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
 
 Rows = list[dict[str, Any]]
@@ -178,7 +178,7 @@ def mixture_rows(mixtures: Mapping[str, Mixture]) -> Rows:
     """Return a row for each mixture and language or source, with what mixture.json says of it."""
     rows: Rows = []
     for name, mixture in mixtures.items():
-        value = mixture.to_json()
+        value = mixture.to_dict()
         for level in ("languages", "sources"):
             rows += [
                 {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xdoge.simplex import Floats
+from xdoge.mixtures.simplex import Floats
 
 TIE = 1e-6
 """Weights nearer than this are equal: rounding to whole tokens moves them by less where a budget exceeds a million."""

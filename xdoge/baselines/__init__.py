@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xdoge.baselines.settings import BaselineSettings, DogeSettings, DoremiSettings, RegmixSettings
+from xdoge.baselines.options import BaselineSettings, DogeSettings, DoremiSettings, RegmixSettings
 from xdoge.errors import XDogeError
 from xdoge.mixtures.weights import WeightSet
 
@@ -71,9 +71,9 @@ def learn(
     from xdoge.baselines.doremi import doremi
     from xdoge.baselines.job import Job
     from xdoge.baselines.regmix import regmix
-    from xdoge.proxy.recipes import load_recipe
-    from xdoge.proxy.run import RunFolder
-    from xdoge.signals import stop_requests
+    from xdoge.distributed import stop_requests
+    from xdoge.models.recipes import load_recipe
+    from xdoge.training.run_folder import RunFolder
 
     run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
     config = {

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from xdoge.baselines.job import Job, Trajectory, equal_parts, follow
-from xdoge.baselines.settings import DogeSettings
+from xdoge.baselines.options import DogeSettings
 from xdoge.baselines.training import Proxy, Row
-from xdoge.costs import training_flops
+from xdoge.fit.gradients.engine import GradientEngine
+from xdoge.fit.gradients.products import SourceBatch, SourceProducts
+from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
-from xdoge.proxy.gram import OnePass, SourceBatch, SourceProducts
-from xdoge.simplex import Floats
+from xdoge.models.flops import training_flops
 
 LARGEST_NORM = 5.0
 """To which the gradient of every source is clipped before the products: `max_grad_norm`."""
@@ -99,7 +100,7 @@ def _steps(job: Job[DogeSettings], proxy: Proxy, trajectory: Trajectory) -> Iter
     """Take the steps that are left, and yield each one's row of metrics."""
     settings, k = job.settings, len(job.store.sources)
     parts = settings.parts(k)
-    engine = OnePass(proxy.model, parts)
+    engine = GradientEngine(proxy.model, parts)
     sizes = equal_parts(settings, parts)
     mixed = parts > k
     targets = np.array([0.0] * k + [1.0] if mixed else [1.0] * k)

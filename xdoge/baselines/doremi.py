@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from xdoge.baselines.job import Job, Trajectory, equal_parts, follow, means
-from xdoge.baselines.settings import DoremiSettings
+from xdoge.baselines.options import DoremiSettings
 from xdoge.baselines.training import Proxy, Row, flops, train_on
+from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
-from xdoge.simplex import Floats
 
 
 def update(weights: Floats, excess: Floats, *, eta: float, smoothing: float) -> Floats:

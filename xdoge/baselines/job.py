@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import xdoge
-from xdoge.baselines.settings import BaselineSettings
+from xdoge._version import __version__
+from xdoge.baselines.options import BaselineSettings
 from xdoge.baselines.training import Proxy, Row
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted
+from xdoge.mixtures.simplex import Floats, largest_remainder
 from xdoge.mixtures.weights import WeightSet
-from xdoge.proxy.recipes import Recipe
-from xdoge.proxy.run import History, RunFolder
-from xdoge.simplex import Floats, largest_remainder
+from xdoge.models.recipes import Recipe
+from xdoge.training.run_folder import History, RunFolder
 
 Settings = TypeVar("Settings", bound=BaselineSettings)
 
@@ -103,7 +103,7 @@ class Job(Generic[Settings]):
                 **(about or {}),
             },
             corpus={"name": store.name, "sha256": store.sha256, "tokens": store.tokens()},
-            xdoge_version=xdoge.__version__,
+            xdoge_version=__version__,
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         answer.save(self.run.weights)

@@ -12,11 +12,11 @@ from collections.abc import Callable
 import numpy as np
 
 from xdoge.baselines.job import Job
-from xdoge.baselines.settings import RegmixSettings
+from xdoge.baselines.options import RegmixSettings
 from xdoge.baselines.training import Proxy, Row, flops, train_on
 from xdoge.errors import MissingExtraError
+from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
-from xdoge.simplex import Floats
 
 STRENGTHS = 15
 """Concentrations between the least and the greatest, evenly in their logarithm, one of which each mixture draws."""

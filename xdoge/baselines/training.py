@@ -11,16 +11,17 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from xdoge.baselines.settings import BaselineSettings
+from xdoge.baselines.options import BaselineSettings
 from xdoge.corpus.store import TokenStore
-from xdoge.costs import training_flops
 from xdoge.errors import NonFiniteLossError
-from xdoge.proxy.batches import Counts, draw
-from xdoge.proxy.descent import autocasting, learning_rate_ratio, make_optimiser, pick_autocast, pick_device
-from xdoge.proxy.recipes import Recipe
-from xdoge.proxy.state import from_tensors, to_tensors
-from xdoge.proxy.validation import sequence_nats, validation_losses
-from xdoge.simplex import Floats
+from xdoge.fit.batches import Counts, draw
+from xdoge.fit.state import from_tensors, to_tensors
+from xdoge.mixtures.simplex import Floats
+from xdoge.models.flops import training_flops
+from xdoge.models.loss import sequence_nats
+from xdoge.models.recipes import Recipe
+from xdoge.training.optim import autocasting, learning_rate_ratio, make_optimiser, pick_autocast, pick_device
+from xdoge.training.validation import validation_losses
 
 EVAL_ROWS = 16
 """Sequences per forward pass of an evaluation, as in a fit."""

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-import xdoge
+from xdoge._version import __version__
 from xdoge.cli import baseline, card, compare, demo, eval, fit, merge, mix, plan, study, train
 from xdoge.cli.app import app
 from xdoge.errors import Interrupted, XDogeError
@@ -77,7 +77,7 @@ def _say(text: str, status: int) -> int:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(xdoge.__version__)
+        print(__version__)
         raise typer.Exit
 
 

@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from xdoge.config import read_yaml
-from xdoge.errors import Interrupted, MissingExtraError, OwnError, XDogeError
+from xdoge.errors import Interrupted, MissingExtraError, RankLocalError, XDogeError
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -87,7 +87,7 @@ def one_voice() -> Iterator[None]:
     alone = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         yield
-    except OwnError:
+    except RankLocalError:
         raise
     except XDogeError as error:
         raise (error if alone else typer.Exit(1)) from None

@@ -95,7 +95,7 @@ def baseline(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, to the same numbers.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    from xdoge.proxy.run import RunFolder
+    from xdoge.training.run_folder import RunFolder
 
     check_method(method)
     given = given_settings(config, assignments or [], {"proxy": proxy, "steps": steps, "seed": seed})
@@ -117,7 +117,7 @@ def baseline(
 def run_baseline(
     method: str, store: TokenStore, settings: BaselineSettings, out: Path, *, resume: bool = False
 ) -> WeightSet:
-    from xdoge.proxy.display import FitDisplay
+    from xdoge.cli.progress import FitDisplay
 
     if not resume:
         print(yaml.safe_dump({"settings": settings.model_dump(mode="json")}, sort_keys=False), file=sys.stderr)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from xdoge.cli.app import Force, app, open_store, refuse_taken
-from xdoge.files import write_text
-from xdoge.mixtures.plan import Mixture
+from xdoge.io import write_text
+from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
 
 

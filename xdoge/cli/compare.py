@@ -16,7 +16,7 @@ from rich.text import Text
 from xdoge.analysis.comparison import compare as compare_files
 from xdoge.analysis.page import TableOf
 from xdoge.cli.app import AsJson, Force, app, need, refuse_taken, stdout
-from xdoge.files import write_text
+from xdoge.io import write_text
 
 _COMPARE_HELP = """Set weight sets, mixtures, training runs and results side by side, with differences.
 
@@ -66,7 +66,7 @@ def compare(
         need("analysis", "altair", "vl_convert", "pandas")
     compared = compare_files(files, baseline=baseline)
     if as_json:
-        print(json.dumps(compared.to_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(compared.to_dict(), indent=2, ensure_ascii=False))
     else:
         for table in compared.tables:
             print_table(table)

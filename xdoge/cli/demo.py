@@ -16,8 +16,8 @@ from xdoge.cli.train import print_run, run_training
 from xdoge.errors import XDogeError
 from xdoge.eval.perplexity import PerplexitySettings
 from xdoge.eval.suite import HarnessSettings
-from xdoge.files import write_text
-from xdoge.mixtures.plan import Mixture
+from xdoge.io import write_text
+from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.strategies import strategy_weights
 
 SIZE: dict[str, Any] = {"sequence_length": 64, "batch_size": 48, "eval_sequences": 16}
@@ -38,7 +38,7 @@ def demo(
     """
     from xdoge.analysis.comparison import compare
     from xdoge.corpus.sample import write_sample
-    from xdoge.proxy.settings import FitSettings
+    from xdoge.fit.settings import FitSettings
 
     if out.is_dir() and any(out.iterdir()):
         raise XDogeError(f"{out} is not empty; remove it, or name another with --out (make demo DEMO_OUT=...).")

@@ -28,15 +28,16 @@ from xdoge.cli.app import (
     refuse_taken,
     stdout,
 )
+from xdoge.cli.progress import show_progress
 from xdoge.config import Config, settings_help
-from xdoge.corpus.progress import Event, Progress, show_progress, silent
 from xdoge.errors import XDogeError
 from xdoge.eval import report
 from xdoge.eval.documents import Text, validation_texts
 from xdoge.eval.perplexity import PerplexitySettings, measure
 from xdoge.eval.results import Results, Row
 from xdoge.eval.suite import HarnessSettings, Suite
-from xdoge.files import disk_errors, locked
+from xdoge.io import disk_errors, locked
+from xdoge.progress import Event, Progress, silent
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -169,7 +170,7 @@ def evaluate(  # one option for each thing that evaluations differ in most often
     if results is None:  # another process reports
         return
     if as_json:
-        print(json.dumps(results.to_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(results.to_dict(), indent=2, ensure_ascii=False))
     else:
         print_results(results, baseline=baseline)
         print(out)
@@ -213,10 +214,10 @@ def run_evaluation(
     from huggingface_hub.utils import logging as hub
     from transformers.utils.logging import disable_progress_bar
 
-    from xdoge.eval import iberobench
+    from xdoge.distributed import Processes
     from xdoge.eval.documents import FileText, StoreText
+    from xdoge.eval.lm_eval import benchmarks as iberobench
     from xdoge.eval.scoring import CausalModel
-    from xdoge.processes import Processes
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     hub.set_verbosity_error()  # type: ignore[no-untyped-call]  # a task without data says so in its outcome
@@ -238,12 +239,12 @@ def run_evaluation(
             if text is not None:
                 measured = measure(model.path, text, settings=perplexity, **options)
                 rows |= dict.fromkeys(measured.rows())
-                settings.setdefault("perplexity", {})[model.name] = measured.to_json()
+                settings.setdefault("perplexity", {})[model.name] = measured.to_dict()
             for suite in suites:
                 benchmarked = iberobench.evaluate(model.path, suite, settings=harness, local_data=local_data, **options)
                 rows |= dict.fromkeys(benchmarked.rows())
-                settings.setdefault("benchmarks", {}).setdefault(suite.name, {})[model.name] = benchmarked.to_json()
-    Processes.join(cpu=perplexity.device == "cpu").leave()
+                settings.setdefault("benchmarks", {}).setdefault(suite.name, {})[model.name] = benchmarked.to_dict()
+    Processes.join(cpu=perplexity.device == "cpu").end_group_at_exit()
     if not first:
         return None
     results = Results.of(rows, settings=settings)
@@ -260,14 +261,14 @@ def run_evaluation(
 
 def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool) -> None:
     """Fetch and list the data sets of the suites."""
-    from xdoge.eval.prefetch import prefetch
+    from xdoge.eval.lm_eval.prefetch import prefetch
 
     if not suites:
         raise XDogeError("--prefetch needs --suite: the benchmarks whose questions are wanted.")
     with show_progress() as show:
         found = [one for suite in suites for one in prefetch(suite, local_data, on_progress=show)]
     if as_json:
-        print(json.dumps([one.to_json() for one in found], indent=2))
+        print(json.dumps([one.to_dict() for one in found], indent=2))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("task", "data set", "where"):

@@ -15,22 +15,11 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import (
-    AsJson,
-    Workers,
-    app,
-    given_settings,
-    is_first,
-    need,
-    one_voice,
-    open_store,
-    stderr,
-    stdout,
-)
+from xdoge.cli.app import AsJson, Workers, app, given_settings, is_first, need, one_voice, open_store, stderr, stdout
 from xdoge.config import settings_help
 from xdoge.errors import Interrupted, XDogeError
-from xdoge.proxy.recipes import load_recipe
-from xdoge.proxy.settings import FitSettings
+from xdoge.fit.settings import FitSettings
+from xdoge.models.recipes import load_recipe
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -140,7 +129,7 @@ def fit_weights(
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
-    from xdoge.proxy.run import RunFolder
+    from xdoge.training.run_folder import RunFolder
 
     where = str(config) if config else "settings"
     flags = {
@@ -184,8 +173,8 @@ def _languages(corpus: Path) -> dict[str, list[str]]:
 
 
 def prepare_store(corpus: Path, out: Path, *, workers: int | None = None, refresh: bool = False) -> TokenStore:
+    from xdoge.cli.progress import show_progress
     from xdoge.corpus.prepare import prepare as prepare_corpus
-    from xdoge.corpus.progress import show_progress
 
     try:
         with show_progress() as progress:
@@ -200,8 +189,8 @@ def prepare_store(corpus: Path, out: Path, *, workers: int | None = None, refres
 def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = False) -> WeightSet:
     from transformers.utils.logging import disable_progress_bar
 
-    from xdoge.proxy.display import FitDisplay
-    from xdoge.proxy.trainer import fit
+    from xdoge.cli.progress import FitDisplay
+    from xdoge.fit.trainer import fit
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     if not resume and is_first():
@@ -274,8 +263,8 @@ def print_weights(weights: WeightSet, store: TokenStore) -> None:
 
 def _print_transfer(store: TokenStore, out: Path) -> None:
     """Print the cosines between the languages' gradients, averaged over the fit, where they were measured."""
-    from xdoge.proxy.run import RunFolder
-    from xdoge.proxy.transfer import language_cosines, read_products
+    from xdoge.fit.affinity import language_cosines, read_products
+    from xdoge.training.run_folder import RunFolder
 
     path = RunFolder(out).gram
     if not path.exists():

@@ -17,9 +17,9 @@ from rich.table import Table
 from xdoge.cli.app import AsJson, Force, app, open_store, refuse_taken, stdout
 from xdoge.config import parse_count
 from xdoge.errors import XDogeError
-from xdoge.files import read_json, write_text
-from xdoge.mixtures.export import FORMATS, export
-from xdoge.mixtures.plan import DEFAULT_MAX_EPOCHS, Level, Mixture, Share
+from xdoge.export import FORMATS, export
+from xdoge.io import read_json, write_text
+from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS, Level, Mixture, Share
 from xdoge.mixtures.strategies import DEFAULT_TEMPERATURE, STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
 
@@ -129,7 +129,7 @@ def mix(  # one option for each thing that a plan depends on
     if out is not None:
         planned[0].save(out)
     if as_json:
-        values = [mixture.to_json() for mixture in planned]
+        values = [mixture.to_dict() for mixture in planned]
         print(json.dumps(values[0] if len(limits) == 1 else values, indent=2, ensure_ascii=False))
     else:
         print_mixtures(planned)

@@ -35,7 +35,7 @@ def plan(
     FLOPs are counted twice: as 6 N D, and exactly, with attention and the head, where a recipe gives the shape; hours
     come from the exact count where there is one. FLOPs, tokens and hours are those of one run. See examples/cluster.
     """
-    from xdoge.costs import costs_to_dict, costs_to_table, read_costs
+    from xdoge.models.costs import costs_to_dict, costs_to_table, read_costs
 
     costs = read_costs(path)
     if as_json:

@@ -14,7 +14,7 @@ from xdoge.cli.app import AsJson, app
 from xdoge.cli.compare import print_table
 from xdoge.config import settings_help
 from xdoge.errors import MissingExtraError, XDogeError
-from xdoge.files import write_json, write_text
+from xdoge.io import write_json, write_text
 from xdoge.study import Findings, Study, StudySpec
 from xdoge.study.spec import KINDS
 
@@ -127,9 +127,9 @@ def print_plan(planned: Study) -> None:
 
 def print_findings(found: Findings, out: Path, command: str, *, as_json: bool) -> None:
     """Print the tables, and write study.json and report.html."""
-    write_json(out / "study.json", found.to_json())
+    write_json(out / "study.json", found.to_dict())
     if as_json:
-        print(json.dumps(found.to_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
     else:
         for table in found.tables():
             print_table(table)

@@ -17,7 +17,7 @@ from rich.table import Table
 from xdoge.cli.app import AsJson, app, given_settings, is_first, need, one_voice, open_store, stderr, stdout
 from xdoge.config import settings_help
 from xdoge.errors import XDogeError
-from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.mixture import Mixture
 from xdoge.train.settings import ELASTIC, TrainSettings
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def train(  # one option for each thing that runs differ in most often
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, on the same sequences.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    from xdoge.proxy.run import RunFolder
+    from xdoge.training.run_folder import RunFolder
 
     flags = {"model": model, "steps": steps, "batch_size": batch_size, "train_only": train_only, "seed": seed}
     with one_voice():
@@ -118,8 +118,8 @@ def train(  # one option for each thing that runs differ in most often
 def run_training(
     mixture: Mixture, store: TokenStore, given: dict[str, Any], out: Path, *, resume: bool, where: str = "settings"
 ) -> dict[str, Any]:
-    from xdoge.proxy.display import FitDisplay
-    from xdoge.train.start import Start
+    from xdoge.cli.progress import FitDisplay
+    from xdoge.train.initial_model import Start
     from xdoge.train.trainer import train
 
     settings = TrainSettings.for_run(mixture, store, given, start=Start.find(str(given["model"])), where=where)
@@ -171,7 +171,7 @@ def print_run(summary: dict[str, Any], mixture: Mixture, out: Path) -> None:
 
 def _validations(out: Path) -> list[tuple[int, dict[str, float]]]:
     """Return step and validation losses by language of each evaluation of a run so far, in order."""
-    from xdoge.files import read_rows
+    from xdoge.io import read_rows
 
     rows = read_rows(out / "metrics.jsonl")
     return [(row["step"], row["validation_by_language"]) for row in rows if row.get("validation_by_language")]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xdoge.corpus.reading import Block
+from xdoge.corpus.readers.files import Block
 from xdoge.corpus.tokenizer import Tokenizer
 
 

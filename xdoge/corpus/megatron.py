@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from xdoge.corpus.reading import Input, hashed, reading, relative
+from xdoge.corpus.readers.files import Input, hashed, reading, relative
 from xdoge.corpus.spec import Source
 from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.errors import XDogeError
-from xdoge.files import replacing, sha256_file
+from xdoge.io import replacing, sha256_file
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")

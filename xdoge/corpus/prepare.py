@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from xdoge.corpus.encoding import Encoded, encode
-from xdoge.corpus.finished import (
+from xdoge.corpus.manifest import (
     MARKER,
     SPOOL,
     claimed,
@@ -34,11 +34,10 @@ from xdoge.corpus.finished import (
     unchanged,
     unfinished_said,
 )
-from xdoge.corpus.hub import HubData, open_dataset
 from xdoge.corpus.megatron import refer
 from xdoge.corpus.megatron import scan as scan_megatron
-from xdoge.corpus.progress import Event, Progress, silent
-from xdoge.corpus.reading import Block, Input, file_blocks, relative, scan
+from xdoge.corpus.readers.files import Block, Input, file_blocks, relative, scan
+from xdoge.corpus.readers.hub import HubData, open_dataset
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.spool import Spool
 from xdoge.corpus.store import SPLITS, TokenStore
@@ -53,7 +52,8 @@ from xdoge.corpus.tokenizer import (
     train,
 )
 from xdoge.errors import XDogeError
-from xdoge.files import disk_errors, write_json
+from xdoge.io import disk_errors, write_json
+from xdoge.progress import Event, Progress, silent
 
 BLOCKS_PER_WORKER = 4
 """Blocks in flight: enough that no thread waits while another has a long document, few enough to stay small."""

@@ -36,7 +36,7 @@ import yaml
 
 from xdoge.config import read_yaml
 from xdoge.errors import XDogeError
-from xdoge.files import replacing, write_text
+from xdoge.io import replacing, write_text
 
 SAMPLE_BYTES: Mapping[str, Mapping[str, int]] = {
     "es": {"news": 450_000, "tales": 250_000},

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from xdoge.files import replacing
+from xdoge.io import replacing
 
 
 class Spool:

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from xdoge.corpus.raw import OUTSIDE, Joined, Raw, Tokens
 from xdoge.errors import XDogeError
-from xdoge.files import read_json, sha256_file
+from xdoge.io import read_json, sha256_file
 from xdoge.mixtures.checks import is_count
 from xdoge.names import check_source, check_text, shown
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from xdoge.corpus.spec import TokenizerSpec, TrainTokenizer
 from xdoge.errors import Interrupted, MissingExtraError, XDogeError
-from xdoge.files import read_json, replacing_folder, write_json
+from xdoge.io import read_json, replacing_folder, write_json
 
 SCHEMA = "xdoge.tokenizer"
 UNKNOWN, BEGIN, END, PAD = 0, 1, 2, 3

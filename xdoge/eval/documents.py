@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from xdoge.corpus.reading import file_blocks, reading, scan
+from xdoge.corpus.readers.files import file_blocks, reading, scan
 from xdoge.corpus.spec import Corpus, text_format
 from xdoge.corpus.store import TokenStore
 from xdoge.corpus.tokenizer import Tokenizer, huggingface, sentencepiece_model
 from xdoge.errors import XDogeError
-from xdoge.files import sha256_file
-from xdoge.mixtures.shuffle import derive_key
+from xdoge.io import sha256_file
+from xdoge.sampling.permutation import derive_key
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from xdoge.config import Config
-from xdoge.corpus.progress import Event, Progress, silent
 from xdoge.corpus.store import TokenStore
+from xdoge.distributed import Processes
 from xdoge.errors import NonFiniteLossError, XDogeError
 from xdoge.eval.documents import FileText, StoreText, Text
 from xdoge.eval.results import ALL, Row
 from xdoge.eval.scoring import CausalModel, LoadedModel
-from xdoge.files import read_json, sha256_json, write_json
-from xdoge.mixtures.shuffle import derive_key
-from xdoge.processes import Processes
+from xdoge.io import read_json, sha256_json, write_json
+from xdoge.progress import Event, Progress, silent
+from xdoge.sampling.permutation import derive_key
 
 SCHEMA = "xdoge.perplexity"
 TASK = "perplexity"
@@ -100,7 +100,7 @@ class Measured:
     about: Mapping[str, Any]
     not_measured: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return what results.json says about the measurement."""
         names = ("nats", "tokens", "words", "n_bytes")
         return {
@@ -277,18 +277,18 @@ def measure(
         keys = ("window", "stride", "precision", "max_documents")
         key = {**about, "text": texts[source], **{name: getattr(settings, name) for name in keys}}
         file = partial / f"{source.replace('/', '.')}-{sha256_json(key)[:16]}.json" if partial else None
-        scores = processes.share(_load(file) if processes.first else None)
+        scores = processes.broadcast(_load(file) if processes.is_first else None)
         if scores is None:
             documents = feed.read(source).some(settings.max_documents)
-            report = on_progress if processes.first else silent
+            report = on_progress if processes.is_first else silent
             loaded = loaded or causal.load(processes, settings.precision, split=settings.device == "split")
             nats = _nats(loaded, documents.tokens, settings, begin, processes, source, report)
             tokens = [len(document) for document in documents.tokens]
             totals = np.stack([nats, np.array(tokens, dtype=float), documents.words, documents.n_bytes], axis=1)
             scores = SourceScores(totals, tuple(documents.ids))
-            if file and processes.first:
+            if file and processes.is_first:
                 write_json(file, {"schema": f"{SCHEMA}/1", "key": key, "source": source, **_plain(scores)})
-        elif processes.first:
+        elif processes.is_first:
             on_progress(Event("skip", source))
         sources[source] = scores
     about = {"path": model, **about, "text": texts}
@@ -341,10 +341,10 @@ def _nats(
         window=settings.window or 0,  # resolved, and so never 0
         stride=settings.stride or 0,
         batch_tokens=settings.batch_tokens or 0,
-        share=(processes.rank, processes.count),
+        share=(processes.rank, processes.world_size),
         on_batch=on_batch,
     )
-    nats = processes.sum(nats)
+    nats = processes.all_reduce(nats)
     for number, value in enumerate(nats.tolist()):
         if not math.isfinite(value):
             raise NonFiniteLossError(f"{model.name} gives document {number} of {source} a loss of {value}.")

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from xdoge.config import Config
 from xdoge.errors import MOST_NAMES, MissingExtraError, XDogeError
-from xdoge.files import read_json, write_json
+from xdoge.io import read_json, write_json
 from xdoge.names import check_text, shown
 
 if TYPE_CHECKING:
@@ -108,16 +108,16 @@ class Results:
     @classmethod
     def of(cls, rows: Iterable[Row], *, settings: Mapping[str, Any]) -> Self:
         """Return a table of now, made by this xdoge."""
-        import xdoge
+        from xdoge._version import __version__
 
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return cls(tuple(rows), settings, xdoge_version=xdoge.__version__, created=now)
+        return cls(tuple(rows), settings, xdoge_version=__version__, created=now)
 
     def save(self, path: Path | str) -> None:
         """Write results.json, whole or not at all; every number survives the round trip exactly."""
-        write_json(Path(path), self.to_json())
+        write_json(Path(path), self.to_dict())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return what results.json holds."""
         return {
             "schema": f"{SCHEMA}/1",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from xdoge.distributed import Processes
 from xdoge.errors import MemoryFullError, MissingExtraError, XDogeError
-from xdoge.processes import Processes
 
 if TYPE_CHECKING:
     import torch

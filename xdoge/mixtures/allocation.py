@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from xdoge.errors import XDogeError
-from xdoge.simplex import as_integers
+from xdoge.mixtures.simplex import as_integers
 
 Share = float | Fraction
 

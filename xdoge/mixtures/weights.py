@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from xdoge.errors import MissingExtraError, XDogeError, names_that_differ
-from xdoge.files import read_json, sha256_json, write_json
+from xdoge.io import read_json, sha256_json, write_json
 from xdoge.names import check_source, check_text, shown
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class WeightSet:
                 "sets": len(sets),
                 **_spread([one.sources for one in sets]),
                 "languages": _spread([one.languages for one in sets]),
-                "weights": [{"name": one.name, "sha256": sha256_json(one.to_json())} for one in sets],
+                "weights": [{"name": one.name, "sha256": sha256_json(one.to_dict())} for one in sets],
             },
             xdoge_version=first.xdoge_version,
             created=max(one.created for one in sets),
@@ -183,9 +183,9 @@ class WeightSet:
 
     def save(self, path: Path | str) -> None:
         """Write weights.json, whole or not at all; every number survives the round trip exactly."""
-        write_json(Path(path), self.to_json())
+        write_json(Path(path), self.to_dict())
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return what weights.json holds."""
         return {
             "schema": "xdoge.weights/1",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import xdoge
+from xdoge._version import __version__
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.eval.perplexity import TASK
 from xdoge.eval.results import ALL, Results
@@ -196,7 +196,7 @@ class Findings:
             )
         return rows
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return what study.json holds: every model and weight, and the tables that follow from them."""
         study = self.study
         return {
@@ -215,7 +215,7 @@ class Findings:
                 name: {str(seed): dict(one.sources) for seed, one in sets.items()}
                 for name, sets in self.weights.items()
             },
-            "xdoge_version": xdoge.__version__,
+            "xdoge_version": __version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 

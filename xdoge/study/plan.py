@@ -12,15 +12,15 @@ import yaml
 
 from xdoge.config import read_yaml
 from xdoge.corpus.store import TokenStore
-from xdoge.costs import training_flops
 from xdoge.errors import XDogeError
 from xdoge.eval.perplexity import PerplexitySettings
-from xdoge.files import read_json, write_json
-from xdoge.mixtures.plan import Mixture
-from xdoge.proxy.recipes import Recipe, load_recipe
+from xdoge.io import read_json, write_json
+from xdoge.mixtures.mixture import Mixture
+from xdoge.models.flops import training_flops
+from xdoge.models.recipes import Recipe, load_recipe
 from xdoge.study.spec import FIT, Comparison, Strategy, StudySpec, need, read_strategies, recipe_path
+from xdoge.train.initial_model import Start
 from xdoge.train.settings import TrainSettings
-from xdoge.train.start import Start
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import xdoge
+from xdoge._version import __version__
 from xdoge.analysis.page import Figure, Section, TableOf, render
 from xdoge.errors import MOST_NAMES
 from xdoge.study.findings import MACRO, WORST, Findings
@@ -125,7 +125,7 @@ def page(found: Findings, command: str) -> str:
     seeds = f"{len(study.spec.seeds)} seed{'s' * (len(study.spec.seeds) != 1)}"
     subtitle = (
         f"{study.path.name}: {len(study.strategies)} strategies, {seeds}, model {study.recipe.name}, "
-        f"store {study.store.name}. Made by xdoge {xdoge.__version__} at {made}."
+        f"store {study.store.name}. Made by xdoge {__version__} at {made}."
     )
     return render("Whom does it help?", subtitle, list(_sections(found, command)))
 

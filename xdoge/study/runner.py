@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from xdoge.distributed import stop_requests
 from xdoge.errors import Interrupted
-from xdoge.files import disk_errors, locked
-from xdoge.signals import stop_requests
+from xdoge.io import disk_errors, locked
 from xdoge.study.plan import Run
 
 POLL = 0.05

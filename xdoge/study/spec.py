@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from xdoge.baselines import METHODS, BaselineSettings
-from xdoge.baselines.settings import DogeSettings, DoremiSettings, RegmixSettings
+from xdoge.baselines.options import DogeSettings, DoremiSettings, RegmixSettings
 from xdoge.config import Config
-from xdoge.costs import training_flops
 from xdoge.errors import MissingExtraError, XDogeError
-from xdoge.mixtures.plan import DEFAULT_MAX_EPOCHS
+from xdoge.fit.settings import FitSettings
+from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import Level, WeightSet
-from xdoge.proxy.recipes import load_recipe, recipe_names
-from xdoge.proxy.settings import FitSettings
+from xdoge.models.flops import training_flops
+from xdoge.models.recipes import load_recipe, recipe_names
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore

@@ -12,11 +12,11 @@ from pydantic import Field, field_validator
 
 from xdoge.config import Config
 from xdoge.errors import XDogeError
-from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.mixture import Mixture
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
-    from xdoge.train.start import Start
+    from xdoge.train.initial_model import Start
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 

@@ -35,19 +35,21 @@ from torch.utils.data import Subset, get_worker_info
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from xdoge.corpus.dataset import MixtureDataset
 from xdoge.corpus.store import TokenStore
+from xdoge.distributed import stop_requests
 from xdoge.errors import Interrupted, MemoryFullError, XDogeError
-from xdoge.files import disk_errors, read_json, sha256_json, write_json
-from xdoge.mixtures.plan import Mixture
-from xdoge.mixtures.sampler import MixtureSampler
-from xdoge.proxy.descent import BETAS, learning_rate_ratio, pick_autocast
-from xdoge.proxy.run import RunFolder, seal
-from xdoge.proxy.validation import by_language, sequence_nats, validation_losses
-from xdoge.signals import stop_requests
-from xdoge.train.record import SCHEMA, Record, Row, checkpoints, good_checkpoint, step_of
+from xdoge.io import disk_errors, read_json, sha256_json, write_json
+from xdoge.mixtures.mixture import Mixture
+from xdoge.models.loss import sequence_nats
+from xdoge.sampling.dataset import MixtureDataset
+from xdoge.sampling.sampler import MixtureSampler
+from xdoge.train.initial_model import Start, check_documents, freeze, layers_trained
+from xdoge.train.run_log import SCHEMA, Record, Row, checkpoints, good_checkpoint, step_of
 from xdoge.train.settings import ELASTIC, Layout, TrainSettings, check_mixture
-from xdoge.train.start import Start, check_documents, freeze, layers_trained
+from xdoge.training.checkpoints import seal
+from xdoge.training.optim import BETAS, learning_rate_ratio, pick_autocast
+from xdoge.training.run_folder import RunFolder
+from xdoge.training.validation import by_language, validation_losses
 
 
 def train(
@@ -398,7 +400,7 @@ def resolved_config(
     plan = sampler.fingerprint  # the same for the same plan made again; the file's SHA-256 has its date in it
     return {
         "store": {"path": str(store.path), "name": store.name, "sha256": store.sha256},
-        "mixture": {"name": mixture.name, "sha256": sha256_json(mixture.to_json()), "plan": plan},
+        "mixture": {"name": mixture.name, "sha256": sha256_json(mixture.to_dict()), "plan": plan},
         "settings": settings.model_dump(mode="json"),
         "model": start.to_config(),
     }

@@ -12,20 +12,10 @@ import altair as alt
 import numpy as np
 from numpy.typing import NDArray
 
-from xdoge.analysis.charts.drawing import (
-    INK,
-    QUIET,
-    SHARE,
-    LayerChart,
-    by_language,
-    data,
-    end_labels,
-    layered,
-    lines,
-)
+from xdoge.analysis.charts.drawing import INK, QUIET, SHARE, LayerChart, by_language, data, end_labels, layered, lines
 from xdoge.analysis.shares import union
 from xdoge.errors import XDogeError
-from xdoge.files import read_rows
+from xdoge.io import read_rows
 from xdoge.mixtures.weights import WeightSet
 
 MOST_POINTS = 400
@@ -186,7 +176,7 @@ def _cosines(run: Path, families: Mapping[str, str | None]) -> dict[str, dict[st
     """Return the cosine between every two languages, those of one family together; None where it is not known."""
     import pyarrow.parquet as pq
 
-    from xdoge.proxy.transfer import language_cosines, read_products
+    from xdoge.fit.affinity import language_cosines, read_products
 
     path = run / "gram.parquet"
     if not path.exists():

@@ -9,19 +9,10 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from xdoge.analysis.charts.drawing import (
-    INK,
-    SHARE,
-    HConcatChart,
-    LayerChart,
-    beside,
-    by_language,
-    data,
-    layered,
-)
+from xdoge.analysis.charts.drawing import INK, SHARE, HConcatChart, LayerChart, beside, by_language, data, layered
 from xdoge.analysis.shares import union
 from xdoge.mixtures.allocation import epoch_cap, unimax
-from xdoge.mixtures.plan import Mixture
+from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
 
 BARS = 320

@@ -1,0 +1,130 @@
+"""The report's page: nothing in it is markup that should be text, and a browser without network draws every chart."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import altair as alt
+import pandas as pd
+import pytest
+from browser import browse
+
+from xdoge import Mixture, WeightSet, compare
+from xdoge.analysis.page import Figure, Section, TableOf, render
+
+HOSTILE = "</script><script>alert('x')</script><b>&amp;"
+
+
+def chart(name="a"):
+    frame = pd.DataFrame({"language": [name, "eu"], "weight": [0.25, 0.75]})
+    return alt.Chart(frame).mark_bar().encode(x="language", y="weight", tooltip=["language", "weight"])
+
+
+class Outline(HTMLParser):
+    """Tags, and the text of headings, captions and cells."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.headings, self.labels = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        given = dict(attributes)
+        if tag == "th":
+            assert given["scope"] in ("col", "row")
+        if given.get("role") == "img":
+            self.labels.append(given["aria-label"])
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] in ("h1", "h2") and data.strip():
+            self.headings.append(data)
+
+
+def page(*figures):
+    table = TableOf("Weights", ("language", "weight"), [("eu", "0.75"), (HOSTILE, "0.25")])
+    section = Section(HOSTILE, (HOSTILE,), (HOSTILE,), figures, (table,), (f"xdoge compare {HOSTILE}",))
+    return render("Title", HOSTILE, [section, Section("Second")])
+
+
+def test_text_is_escaped_wherever_it_stands():
+    found = Outline(page())
+    assert "script" not in found.tags
+    assert "b" not in found.tags
+    assert found.headings == ["Title", HOSTILE, "Second"]
+    assert found.tags.count("th") == 4
+    assert found.tags.count("td") == 2
+
+
+def test_text_of_a_chart_ends_no_script():
+    text = page(Figure(chart(HOSTILE), "caption", "A describes it."))
+    found = Outline(text)
+    assert found.tags.count("script") == 3  # the library, the charts as data, ours
+    assert found.labels == ["A describes it."]
+    assert "<script>alert" not in text
+
+
+def test_a_page_without_charts_carries_no_library():
+    assert len(page()) < 20_000
+
+
+def test_nothing_is_fetched():
+    text = page(Figure(chart(), "caption", "description"))
+    own = text.split("<script>")[0]
+    assert "src=" not in own.replace("default-src", "")
+    assert "<link" not in own
+    assert len(text) < 10_000_000
+
+
+@pytest.mark.parametrize("options", [(), ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")])
+def test_a_browser_draws_every_chart(tmp_path, options):
+    path = tmp_path / "page.html"
+    path.write_text(page(Figure(chart(), "one", "first"), Figure(chart(HOSTILE), "two", "second")), encoding="utf-8")
+    document, errors = browse(path, *options)
+    assert errors == []
+    assert document.count('data-drawn="yes"') == 2
+
+
+def test_the_test_would_see_a_chart_that_fails(tmp_path):
+    path = tmp_path / "page.html"
+    broken = page(Figure(chart(), "one", "first")).replace('"mark": {"type": "bar"}', '"mark": {"type": "no such"}')
+    path.write_text(broken, encoding="utf-8")
+    document, errors = browse(path)
+    assert 'data-drawn="yes"' not in document
+    assert "chart 0" in errors[0]
+
+
+def test_the_report_of_a_comparison_is_drawn_and_says_how_to_repeat_it(xdoge, tmp_path):
+    sizes = {"es/web": 40_000, "eu/web": 3_000}
+    for name, share in (("uniform", 0.5), ("learned", 0.7)):
+        weights = WeightSet(name, {"es/web": share, "eu/web": 1 - share})
+        weights.save(tmp_path / f"{name}-weights.json")
+        planned = Mixture.plan(weights, available_tokens=sizes, budget_tokens=40_000, max_epochs=4)
+        planned.save(tmp_path / f"{name}.json")
+    files = [tmp_path / f"{name}{end}.json" for name in ("uniform", "learned") for end in ("-weights", "")]
+    out = tmp_path / "report.html"
+    status, printed, err = xdoge("compare", *files, "--html", out)
+    assert (status, printed.splitlines()[-1]) == (0, str(out)), err
+    assert xdoge("compare", *files, "--html", out)[::2] == (
+        1, f"error: {out} exists; name another file, or replace it with --force.\n",
+    )  # fmt: skip
+    text = out.read_text(encoding="utf-8")
+    found = Outline(text)
+    assert found.headings[1:] == [
+        "Files",
+        "Warnings",
+        "Weights",
+        "Mixtures",
+        "How to read the differences",
+        "To repeat it",
+    ]
+    assert all(file.sha256 in text for file in compare(files).files)
+    assert f"xdoge compare {files[0]}" in text
+    assert "xdoge mix uniform --store STORE --budget 40000 --max-epochs 4 --level sources --seed 0" in text
+    assert "xdoge mix WEIGHTS.json --store STORE --budget 40000 --max-epochs 4 --level sources --seed 0" in text
+    assert "# learned, which follows learned" in text
+    charts = len(compare(files).charts)
+    assert text.count("<figure") == charts >= 4
+    document, errors = browse(out)
+    assert errors == []
+    assert document.count('data-drawn="yes"') == charts

@@ -1,0 +1,290 @@
+"""The command line: what it prints where, its exit status, and bad input in one line before long work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+
+import pytest
+from command_line import one_line
+from conftest import write_corpus
+
+
+def test_prepare_prints_a_table_of_sources(xdoge, corpus, tmp_path):
+    status, out, _ = xdoge("prepare", corpus, "--out", tmp_path / "store", "--workers", 1)
+    assert status == 0
+    for word in ("source", "documents", "tokens", "bytes/token", "share", "es/web", "eu/wiki"):
+        assert word in out
+    status, out, _ = xdoge("prepare", corpus, "--out", tmp_path / "store", "--workers", 1, "--json")
+    rows = json.loads(out)
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+
+
+def test_fit_weights_prints_the_answer_and_where_it_lies(xdoge, store, recipe, tmp_path):
+    run = tmp_path / "run"
+    status, out, err = xdoge(
+        "fit-weights", store.path, "--out", run, "--proxy", recipe, "--steps", 4, "--set", "mu=0.2"
+    )
+    assert status == 0
+    assert "share of corpus" in out
+    assert "who helps whom" in out
+    assert str(run / "weights.json") in out
+    assert "mu: 0.2" in err  # the resolved config
+    assert "hidden_size: 16" in err  # with the recipe
+    assert "step 4/4" in err
+    assert "ETA" in err
+
+
+def test_json_is_all_that_stdout_holds(xdoge, store, recipe, tmp_path):
+    command = ["fit-weights", store.path, "--out", tmp_path / "run", "--proxy", recipe, "--steps", 2, "--json"]
+    _, out, _ = xdoge(*command)
+    answer = json.loads(out)
+    assert sum(answer["sources"].values()) == pytest.approx(1)
+    assert sum(answer["languages"].values()) == pytest.approx(1)
+    assert xdoge(*command, "--resume")[1] == out
+
+
+def test_resume_alone_takes_the_settings_from_the_run(xdoge, store, recipe, tmp_path):
+    command = ["fit-weights", store.path, "--out", tmp_path / "run"]
+    assert xdoge(*command, "--proxy", recipe, "--steps", 3, "--set", "mu=0.7")[0] == 0
+    status, _, err = xdoge(*command, "--resume")
+    assert status == 0
+    assert "is finished already" in err
+    assert "mu:" not in err
+    status, _, err = xdoge(*command, "--resume", "--seed", 5)
+    assert status == 1
+    assert one_line(err).endswith("cannot be resumed with other settings: settings.seed was 0, is now 5.")
+
+
+def test_a_corpus_is_prepared_into_the_run(xdoge, corpus, recipe, tmp_path):
+    command = ["fit-weights", corpus, "--out", tmp_path / "run", "--proxy", recipe, "--steps", 2, "--workers", 1]
+    assert xdoge(*command)[0] == 0
+    assert (tmp_path / "run" / "store" / "store.json").exists()
+    assert (tmp_path / "run" / "weights.json").exists()
+    status, _, err = xdoge(*command)
+    assert (status, "is not empty" in one_line(err)) == (1, True)
+
+
+def test_options_win_over_set_and_set_over_the_file(xdoge, store, recipe, tmp_path):
+    (tmp_path / "fit.yaml").write_text(f"proxy: {recipe}\nsteps: 9\nmu: 0.3\nseed: 5\n")
+    command = ["fit-weights", store.path, "--out", tmp_path / "run", "--config", tmp_path / "fit.yaml"]
+    assert xdoge(*command, "--set", "mu=0.4", "--set", "steps=8", "--steps", 2)[0] == 0
+    method = json.loads((tmp_path / "run" / "weights.json").read_text())["method"]
+    assert (method["steps"], method["mu"], method["seed"]) == (2, 0.4, 5)
+
+
+def test_help_reads_like_a_manual(xdoge):
+    status, out, _ = xdoge("fit-weights", "--help")
+    assert status == 0
+    for word in ("What it reads", "What it writes", "Stopping", "Settings", "Examples", "mu", "held_out", "--resume"):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["fit-weights"], ["nonsense"], ["prepare", "c.yaml"], ["fit-weights", "s", "--x"]]
+)
+def test_wrong_usage_exits_with_2(xdoge, arguments):
+    assert xdoge(*arguments)[0] == 2
+
+
+def test_version_is_printed(xdoge):
+    import xdoge as package
+
+    assert xdoge("--version")[:2] == (0, package.__version__ + "\n")
+
+
+def change(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def bad_bytes(folder):
+    path = folder / "gl-wiki.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[6] = b'{"text": "\xff"}\n'
+    path.write_bytes(b"".join(lines))
+
+
+BAD_CORPORA = {
+    "unknown key": (
+        lambda f: change(f / "corpus.yaml", "name:", "nam:"),
+        r"corpus.yaml: nam is not a known key",
+    ),
+    "missing file": (lambda f: (f / "gl-wiki.jsonl").unlink(), r"corpus.yaml.*gl.*wiki.*gl-wiki.jsonl"),
+    "empty file": (lambda f: (f / "gl-wiki.jsonl").write_text(""), r"gl.*wiki.*gl-wiki.jsonl.*empty"),
+    "no text column": (lambda f: change(f / "corpus.yaml", "gl-wiki.jsonl}", "gl-wiki.jsonl, text: body}"), r"body"),
+    "empty glob": (lambda f: change(f / "corpus.yaml", "gl-wiki.jsonl}", "'nothing-*.jsonl'}"), r"nothing-\*\.jsonl"),
+    "invalid utf-8": (bad_bytes, r"gl-wiki.jsonl.*line 7"),
+    "duplicated source": (
+        lambda f: change(f / "corpus.yaml", "      wiki: {files: es-wiki", "      web: {files: es-wiki"),
+        r"corpus.yaml: line \d+: 'web' is given twice",
+    ),
+    "no tokenizer": (
+        lambda f: (
+            change(f / "corpus.yaml", "{train: {vocab_size: 300}}", "{sentencepiece: bad.model}"),
+            (f / "bad.model").write_text("not a model"),
+        ),
+        r"bad.model",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_CORPORA)
+def test_a_bad_corpus_is_one_line_and_leaves_nothing(xdoge, tmp_path, fault):
+    corpus = write_corpus(tmp_path / "corpus")
+    spoil, message = BAD_CORPORA[fault]
+    spoil(tmp_path / "corpus")
+    status, out, err = xdoge("prepare", corpus, "--out", tmp_path / "store", "--workers", 1)
+    assert status == 1
+    assert out == ""
+    assert re.search(message, one_line(err)), err
+    assert not (tmp_path / "store" / "store.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--floor", "0.25"], "floor 0.25 is too high for 4 sources"),
+        (["--steps", "0"], "steps: input should be greater than 0"),
+        (["--set", "sequence_length=100000"], "es/web is too short"),
+        (["--set", "nonsense=1"], "settings: nonsense is not a known key"),
+        (["--set", "mu"], "--set mu: write it as KEY=VALUE"),
+        (["--set", "mu=["], r"--set mu=\[: '\[' is not a YAML value"),
+        (["--proxy", "3b"], "recipe '3b' is unknown; the recipes are 1m"),
+        (["--config", "no.yaml"], "no.yaml does not exist"),
+        (["--resume"], "holds no run to resume"),
+    ],
+)
+def test_bad_settings_are_one_line_before_anything_is_written(xdoge, store, recipe, tmp_path, arguments, message):
+    options = [] if "--proxy" in arguments else ["--proxy", recipe]
+    status, out, err = xdoge("fit-weights", store.path, "--out", tmp_path / "run", *options, *arguments)
+    assert (status, out) == (1, "")
+    assert re.search(message, one_line(err)), err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--floor", "0.9"], "floor 0.9 is too high for 4 sources"),
+        (["--set", "held_out=[xx/none]"], "held_out names 'xx/none'"),
+        (["--resume"], "holds no run to resume"),
+    ],
+)
+def test_a_bad_setting_is_found_before_a_corpus_is_prepared(xdoge, corpus, recipe, tmp_path, arguments, message):
+    command = ["fit-weights", corpus, "--out", tmp_path / "run", "--proxy", recipe]
+    status, _, err = xdoge(*command, *arguments)
+    assert status == 1
+    assert re.search(message, one_line(err)), err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_store_is_found_by_verify(xdoge, corpus, recipe, tmp_path):
+    assert xdoge("prepare", corpus, "--out", tmp_path / "store", "--workers", 1)[0] == 0
+    path = tmp_path / "store" / "tokens" / "eu" / "wiki.train.arrow"
+    content = bytearray(path.read_bytes())
+    content[-200] ^= 1
+    path.write_bytes(content)
+    command = ["fit-weights", tmp_path / "store", "--out", tmp_path / "run", "--proxy", recipe, "--verify"]
+    status, _, err = xdoge(*command)
+    assert (status, "wiki.train.arrow is not what prepare wrote" in one_line(err)) == (1, True)
+
+
+def test_a_runs_own_config_starts_another(xdoge, store, recipe, tmp_path):
+    command = ["fit-weights", store.path, "--out", tmp_path / "one", "--proxy", recipe, "--steps", 2]
+    assert xdoge(*command, "--set", "mu=0.7")[0] == 0
+    again = ["fit-weights", store.path, "--out", tmp_path / "two", "--config", tmp_path / "one" / "config.yaml"]
+    assert xdoge(*again)[0] == 0
+    one, two = (json.loads((tmp_path / name / "weights.json").read_text()) for name in ("one", "two"))
+    assert one["sources"] == two["sources"]
+
+
+def test_warnings_of_prepare_are_said_with_json_too(xdoge, tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+    path = tmp_path / "corpus" / "gl-wiki.jsonl"
+    path.write_text(path.read_text() + '{"text": ""}\n')
+    _, out, err = xdoge("prepare", corpus, "--out", tmp_path / "store", "--workers", 1, "--json")
+    assert "warning: gl/wiki: 1 empty rows left out" in err
+    json.loads(out)
+
+
+@pytest.mark.parametrize("command", ["prepare", "fit-weights"])
+def test_paths_that_cannot_be_are_one_line(xdoge, corpus, store, recipe, tmp_path, command):
+    (tmp_path / "file").write_text("")
+    options = ["--proxy", recipe, "--steps", 2] if command == "fit-weights" else ["--workers", 1]
+    read = {"prepare": corpus, "fit-weights": store.path}[command]
+    status, _, err = xdoge(command, read, "--out", tmp_path / "file" / "x", *options)
+    assert status == 1
+    assert "file" in one_line(err)
+    status, _, err = xdoge("prepare", corpus / "corpus.yaml", "--out", tmp_path / "out")
+    assert status == 1
+    assert "cannot be read: Not a directory" in one_line(err)
+
+
+def test_a_store_that_is_none_is_refused(xdoge, tmp_path):
+    status, _, err = xdoge("fit-weights", tmp_path / "nothing", "--out", tmp_path / "run")
+    assert status == 1
+    assert "nothing is not a token store" in one_line(err)
+
+
+def small_disk(path, size):
+    """Mount a tmpfs of `size` bytes, or skip where that is not allowed."""
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk needs the right to mount")
+
+
+@pytest.mark.parametrize("command", ["prepare", "fit-weights"])
+def test_a_full_disk_is_one_line_and_leaves_no_half_written_file(xdoge, corpus, store, recipe, tmp_path, command):
+    disk = tmp_path / "disk"
+    small_disk(disk, 16_384 if command == "prepare" else 24_576)
+    try:
+        if command == "prepare":
+            arguments = [corpus, "--out", disk / "out", "--workers", 1]
+        else:
+            arguments = [store.path, "--out", disk / "out", "--proxy", recipe, "--steps", 4]
+        status, _, err = xdoge(command, *arguments)
+        assert status == 1
+        assert "the disk is full" in one_line(err)
+        assert not [path for path in disk.rglob("*") if path.name.endswith(".tmp")]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif("XDOGE_REAL_DATA" not in os.environ, reason="XDOGE_REAL_DATA names no folder of real text")
+def test_real_text_goes_the_whole_way(xdoge, tmp_path):
+    """A few steps on all 28 sources of the real corpus; docs/experiments.md has a whole fit."""
+    corpus = os.path.join(os.environ["XDOGE_REAL_DATA"], "corpus", "corpus.yaml")
+    assert xdoge("prepare", corpus, "--out", tmp_path / "store")[0] == 0
+    settings = ["--set", "sequence_length=32", "--set", "eval_sequences=1", "--set", "batch_size=56"]
+    command = ["fit-weights", tmp_path / "store", "--out", tmp_path / "run", "--proxy", "1m", "--steps", 3, *settings]
+    assert xdoge(*command, "--floor", 0.002)[0] == 0
+    weights = json.loads((tmp_path / "run" / "weights.json").read_text())
+    assert len(weights["sources"]) == 28
+    assert set(weights["languages"]) == {"en", "es", "ca", "pt", "eu", "gl"}
+    assert min(weights["sources"].values()) >= 0.002
+
+
+def test_the_demo_goes_the_whole_way(xdoge, tmp_path):
+    status, out, err = xdoge("demo", "--out", tmp_path / "demo", "--steps", 2)
+    assert status == 0
+    written = (
+        "run/weights.json",
+        "run/trajectory.parquet",
+        "run/proxy",
+        "learned.json",
+        "learned/model",
+        "report.html",
+    )
+    for path in written:
+        assert str(tmp_path / "demo" / path) in out
+        assert (tmp_path / "demo" / path).exists()
+    assert out.splitlines()[-1] == str(tmp_path / "demo" / "report.html")
+    assert "perplexity per token" in out
+    assert "synthetic" in err
+    status, _, err = xdoge("demo", "--out", tmp_path / "demo")
+    assert (status, "is not empty; remove it, or name another" in one_line(err)) == (1, True)

@@ -1,0 +1,291 @@
+"""`xdoge eval`: the command, its table, and what it refuses before long work."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from xdoge import cli
+from xdoge.cli.eval import print_results
+from xdoge.errors import XDogeError
+from xdoge.eval import report
+from xdoge.eval.lm_eval.catalogue import TaskError, offline
+from xdoge.eval.results import ALL, Results, Row
+from xdoge.models.recipes import load_recipe
+
+
+@pytest.fixture(scope="module")
+def models(store, recipe, tmp_path_factory):
+    """Folders of two models of the store's tokenizer."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed in (0, 1):
+        load_recipe(recipe).build(vocab_size=store.vocab_size, seed=seed).save_pretrained(folder / f"m{seed}")
+        store.tokenizer().export(folder / f"m{seed}")
+    return folder
+
+
+def row(model, language, value, *, task="perplexity", metric="perplexity_per_token", stderr=None, higher=False):
+    return Row(model, language, task, metric, value, stderr, 10, higher)
+
+
+def results(*rows, tokenizers=("a", "a")):
+    about = {f"m{number}": {"tokenizer": name} for number, name in enumerate(tokenizers)}
+    return Results.of(rows, settings={"perplexity": about})
+
+
+def printed(table):
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_two_models_on_a_store_in_one_table(xdoge, store, models, tmp_path):
+    out = tmp_path / "results.json"
+    status, printed, err = xdoge(
+        "eval", f"one={models / 'm0'}", f"two={models / 'm1'}", "--store", store.path, "--baseline", "one", "--out", out
+    )
+    assert status == 0, err
+    table = Results.load(out)
+    assert {found.model for found in table.rows} == {"one", "two"}
+    languages = [line.split()[0] for line in printed.splitlines() if "±" in line]
+    assert languages == ["es", "gl", "eu", "average"]
+    assert "one: es/web: " in err
+    assert "two: es/web: " in err
+    assert printed.count("%") == 4  # a change for each line of the second model
+    assert str(out) in printed
+    assert not (tmp_path / "results.json.partial").exists()
+    value = next(
+        found.value for found in table.rows if found.key == ("two", "gl", "perplexity", "perplexity_per_token")
+    )
+    assert f"{value:.2f}" in printed or f"{value:.3f}" in printed
+
+
+def test_json_is_the_file(xdoge, store, models, tmp_path):
+    out = tmp_path / "results.json"
+    status, printed, _ = xdoge("eval", models / "m0", "--store", store.path, "--out", out, "--json")
+    assert status == 0
+    assert json.loads(printed) == json.loads(out.read_text())
+
+
+def test_what_a_killed_evaluation_finished_is_not_measured_again(xdoge, store, models, tmp_path, monkeypatch):
+    from xdoge.eval import scoring
+
+    out, calls = tmp_path / "results.json", []
+    nats = scoring.LoadedModel.nats
+
+    def counted(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise XDogeError("the third source fails.")
+        return nats(self, *arguments, **options)
+
+    monkeypatch.setattr(scoring.LoadedModel, "nats", counted)
+    command = ("eval", models / "m0", "--store", store.path, "--out", out)
+    status, _, err = xdoge(*command)
+    assert (status, err.splitlines()[-1]) == (1, "error: the third source fails.")
+    assert not out.exists()
+    status, _, err = xdoge(*command)
+    assert status == 0
+    assert len(calls) == 3 + len(store.sources) - 2
+    assert f"going on with what {out}.partial holds" in err
+    assert "es/web: finished before, kept" in err
+
+
+def test_text_files_by_name_column_and_corpus(xdoge, models, tmp_path):
+    lines = [json.dumps({"gl": f"casa verde {n}", "text": f"casa {n}", "id": n}) for n in range(5)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(lines))
+    out = tmp_path / "results.json"
+    status, _, err = xdoge(
+        "eval", models / "m0", "--text", f"es={file}", "--text", f"gl={file}:gl", "--set", "reference=es", "--out", out
+    )
+    assert status == 0, err
+    rows = {found.key[1:]: found for found in Results.load(out).rows}
+    assert rows["gl", "perplexity", "bits_relative_to_es"].value > 1
+    assert rows["es", "perplexity", "bits_per_byte"].n == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name at least one model: a run folder, the folder of a model, or its name on the Hub."),
+        (["M"], "--out is missing: the results.json to write."),
+        (
+            ["M", "--out", "r.json"],
+            "nothing to measure: give --store or --text for perplexity, --suite for benchmarks.",
+        ),
+        (["M", "M", "--store", "S", "--out", "r.json"], "two models are called M; write NAME=M to tell them apart."),
+        (
+            ["M", "--store", "S", "--baseline", "uniform", "--out", "r.json"],
+            "--baseline uniform is none of the models: M.",
+        ),
+        (
+            ["M", "--store", "S", "--set", "windw=3", "--out", "r.json"],
+            "settings: windw is not a known key; did you mean window?",
+        ),
+        (["M", "--text", "es", "--out", "r.json"], "--text es: write it as SOURCE=FILE, or name a corpus.yaml."),
+        (
+            ["M", "--text", "es=a.txt", "--limit", "3", "--out", "r.json"],
+            "--limit is for benchmarks; name some with --suite, or leave it out.",
+        ),
+        (
+            ["M", "--text", "es=a.jsonl:x", "--text", "es=b.jsonl:y", "--out", "r.json"],
+            "--text es: files of one source are read from one column, not from x and y; "
+            "name two sources, such as es/y.",
+        ),
+        (
+            ["M", "--text", "es=a.txt", "--set", "reference=fr", "--out", "r.json"],
+            "reference fr is none of the languages of the text: es.",
+        ),
+        (
+            ["=M", "--text", "es=a.txt", "--out", "r.json"],
+            "=M has no name before the equals sign; write NAME=MODEL, or the model alone.",
+        ),
+        (["--prefetch"], "--prefetch needs --suite: the benchmarks whose questions are wanted."),
+        (["M", "--local-data", "nowhere", "--out", "r.json"], "--local-data nowhere is not a folder."),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_one_line(xdoge, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = xdoge("eval", *arguments)
+    assert (status, out, err.splitlines()[-1]) == (1, "", f"error: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_not_written_over(xdoge, store, models, tmp_path):
+    out = tmp_path / "results.json"
+    out.write_text("mine")
+    status, _, err = xdoge("eval", models / "m0", "--store", store.path, "--out", out)
+    assert status == 1
+    assert f"{out} exists; name another file, or replace it with --force." in err
+    assert out.read_text() == "mine"
+
+
+def test_the_second_model_is_refused_before_the_first_is_measured(xdoge, store, models, tmp_path):
+    status, _, err = xdoge("eval", models / "m0", tmp_path, "--store", store.path, "--out", tmp_path / "r.json")
+    assert (status, err) == (1, f"error: {tmp_path} is no model: it has no config.json.\n")
+
+
+def test_a_run_that_is_not_finished_is_no_model(xdoge, store, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("a: 1")
+    status, _, err = xdoge("eval", tmp_path / "run", "--store", store.path, "--out", tmp_path / "r.json")
+    assert (status, err) == (1, f"error: {tmp_path}/run is a run that is not finished; --resume finishes it.\n")
+
+
+def test_a_run_folder_stands_for_its_model(xdoge, store, models, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "train.json").write_text("{}")
+    (run / "model").symlink_to(models / "m0")
+    status, _, err = xdoge("eval", run, "--store", store.path, "--out", tmp_path / "r.json")
+    assert status == 0, err
+    assert Results.load(tmp_path / "r.json").rows[0].model == str(run)
+
+
+def test_different_tokenizers_share_no_column_per_token():
+    rows = [row(f"m{n}", "gl", 30.0 + n) for n in range(2)]
+    rows += [row(f"m{n}", "gl", 1.0 + n, metric="bits_per_byte") for n in range(2)]
+    assert [one.metric for one in report.measures(results(*rows))] == ["perplexity_per_token"]
+    assert [one.metric for one in report.measures(results(*rows, tokenizers=("a", "b")))] == ["bits_per_byte"]
+
+
+def test_the_table_says_so(capsys):
+    rows = [row(f"m{n}", "gl", 1.0 + n, metric="bits_per_byte") for n in range(2)]
+    print_results(results(*rows, tokenizers=("a", "b")))
+    assert "bits per byte compares them, perplexity per token does not" in capsys.readouterr().out
+
+
+def test_the_best_is_bold_and_the_change_is_against_the_baseline():
+    rows = [
+        row("m0", "gl", 40.0, stderr=0.5), row("m1", "gl", 30.0), row("m0", "eu", 50.0), row("m1", "eu", 55.0),
+        row("m0", ALL, 45.0), row("m1", ALL, 42.5),
+    ]  # fmt: skip
+    table = report.summary(results(*rows), report.measures(results(*rows)), baseline="m0")
+    first, second = ([str(cell) for cell in column.cells] for column in table.columns[1:])
+    assert first == ["40.00 ± 0.50", "50.00", "45.00"]
+    assert second == ["30.00\n-25.0%", "55.00\n+10.0%", "42.50\n-5.6%"]
+    bold = [[cell.style == "bold" for cell in column.cells] for column in table.columns[1:]]
+    assert bold == [[False, True, False], [True, False, True]]
+    assert "average" in printed(table)
+
+
+def test_a_baseline_no_better_than_chance_has_changes_in_points():
+    rows = [
+        row(f"m{n}", "eu", value, task="mc", metric="normalised", higher=True) for n, value in enumerate((-2.0, 3.5))
+    ]
+    table = Results.of(rows, settings={"benchmarks": {"mc": {}}})
+    assert [one.task for one in report.measures(table)] == ["mc"]
+    shown = report.summary(table, report.measures(table), baseline="m0")
+    assert [str(cell) for cell in shown.columns[2].cells] == ["3.500\n+5.5 points"]
+    assert next(iter(shown.columns[2].cells)).style == "bold"
+
+
+def test_tasks_that_did_not_run_are_told_by_reason():
+    outcomes = [
+        {"task": "a", "language": "eu", "outcome": "no data", "reason": "nothing in DIR/a"},
+        {"task": "b", "language": "eu", "outcome": "no data", "reason": "nothing in DIR/a"},
+        {"task": "c", "language": "eu", "outcome": "broken upstream", "reason": "needs a loading script"},
+        {"task": "d", "language": "eu", "outcome": "ran", "reason": ""},
+    ]
+    table = Results.of([], settings={"benchmarks": {"s": {"m": {"outcomes": outcomes}}}})
+    assert report.not_run(table) == [
+        "no data: 2 tasks (nothing in DIR/a): a, b",
+        "broken upstream: 1 task (needs a loading script): c",
+    ]
+
+
+SUITE = "tasks: [{task: qnlieu}, {task: xnli_eu}]"
+
+
+def test_a_table_in_which_nothing_ran_is_not_written(xdoge, models, tmp_path):
+    (tmp_path / "mine.yaml").write_text(SUITE)
+    out = tmp_path / "results.json"
+    with offline():
+        status, printed, err = xdoge("eval", models / "m0", "--suite", tmp_path / "mine.yaml", "--out", out)
+    assert (status, printed) == (1, "")
+    assert err.splitlines()[-2:] == [
+        "no data: 2 tasks (neither among the local data nor in the cache of the Hub): qnlieu, xnli_eu",
+        f"error: none of the 2 tasks ran, for the reasons above; {out} is not written.",
+    ]
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_why_questions_are_missing_is_said_once(xdoge, tmp_path, monkeypatch):
+    monkeypatch.setattr("xdoge.eval.lm_eval.catalogue.Source.load", without_network)
+    (tmp_path / "mine.yaml").write_text(SUITE)
+    status, printed, _ = xdoge("eval", "--prefetch", "--suite", tmp_path / "mine.yaml")
+    assert status == 0
+    assert printed.count("not here") == 1
+    assert printed.splitlines()[-2:] == [
+        "missing: 2 tasks (not here): qnlieu, xnli_eu",
+        "0 of 2 tasks have their questions here.",
+    ]
+
+
+def without_network(self):
+    raise TaskError("no data", "not here")
+
+
+def test_a_misspelt_task_is_refused_before_the_model_is_loaded(xdoge, models, store, tmp_path):
+    (tmp_path / "mine.yaml").write_text("tasks: [{task: xnli_euu, language: eu, choices: 3}]")
+    command = ("eval", models / "m0", "--store", store.path, "--suite", tmp_path / "mine.yaml")
+    status, _, err = xdoge(*command, "--out", tmp_path / "results.json")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert err.endswith("has no task xnli_euu; did you mean xnli_eu?\n")
+
+
+def test_help_names_every_setting():
+    help_text = CliRunner().invoke(cli.app, ["eval", "--help"], env={"COLUMNS": "200"}).output
+    for word in ("--store", "--suite", "--local-data", "--prefetch", "window", "batch_tokens", "iberobench-mc"):
+        assert word in help_text
+
+
+def test_a_long_list_of_tasks_is_cut_short():
+    outcomes = [{"task": f"t{n}", "outcome": "no data", "reason": "none"} for n in range(20)]
+    table = Results.of([], settings={"benchmarks": {"s": {"m": {"outcomes": outcomes}}}})
+    assert report.not_run(table) == ["no data: 20 tasks (none): t0, t1, t2, t3, t4, t5, t6, t7, …"]

@@ -1,0 +1,70 @@
+"""The map of who helps whom."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from xdoge.fit.affinity import WINDOWS, GradientAffinity, cosines, language_cosines, read_products
+
+SOURCES = ("es/a", "es/b", "eu/a")
+
+
+def products(gram, half):
+    return SimpleNamespace(gram=np.array(gram, dtype=float), half_products=np.array(half, dtype=float))
+
+
+def test_windows_average_what_was_seen_and_survive_the_file(tmp_path):
+    windows = GradientAffinity.empty(3)
+    eye = np.eye(3)
+    windows = windows.add(products(eye * 4, [1, 1, np.nan]), step=1, steps=20)
+    absent = np.array([[2.0, 2.0, np.nan], [2.0, 2.0, np.nan], [np.nan] * 3])
+    windows = windows.add(products(absent, [3, 3, np.nan]), step=20, steps=20)
+    windows = windows.add(SimpleNamespace(gram=None), step=2, steps=20)
+    table = windows.to_table(SOURCES, steps=20)
+    assert table.num_rows == 2 * 9
+    first, last = table.slice(0, 9), table.slice(9, 9)
+    assert (first["first_step"][0].as_py(), first["last_step"][0].as_py()) == (1, 2)
+    assert (last["first_step"][0].as_py(), last["last_step"][0].as_py()) == (19, 20)
+    np.testing.assert_array_equal(first["product"].to_numpy().reshape(3, 3), [[1, 0, 0], [0, 1, 0], [0, 0, 4]])
+    pq.write_table(table, tmp_path / "gram.parquet")
+    mean = read_products(tmp_path / "gram.parquet", SOURCES)
+    np.testing.assert_array_equal(mean, [[2, 1, 0], [1, 2, 0], [0, 0, 4]])
+
+
+def test_every_step_of_a_fit_falls_into_one_window():
+    for steps in (1, 3, 10, 11, 97):
+        windows = GradientAffinity.empty(1)
+        for step in range(1, steps + 1):
+            windows = windows.add(products([[1.0]], [1.0]), step=step, steps=steps)
+        assert windows.counts.sum() == steps
+        table = windows.to_table(("es/a",), steps=steps)
+        spans = list(zip(table["first_step"].to_pylist(), table["last_step"].to_pylist(), strict=True))
+        assert sum(last - first + 1 for first, last in spans) == steps
+        assert table["steps"].to_pylist() == [last - first + 1 for first, last in spans]
+        assert len(spans) == min(steps, WINDOWS)
+
+
+def test_cosines_of_known_gradients():
+    g = np.array([[3.0, 0.0], [1.0, 1.0], [0.0, -2.0]])
+    found = cosines(g @ g.T)
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(found, [[1, half, 0], [half, 1, -half], [0, -half, 1]], atol=1e-15)
+    spanish = g[:2].mean(axis=0)
+    expected = spanish @ g[2] / np.linalg.norm(spanish) / 2
+    languages = {"es": ("es/a", "es/b"), "eu": ("eu/a",)}
+    np.testing.assert_allclose(language_cosines(g @ g.T, languages, SOURCES), [[1, expected], [expected, 1]])
+
+
+def test_a_cosine_that_is_none_is_not_shown():
+    found = cosines(np.array([[0.1, 1.0], [1.0, 4.0]]))
+    assert np.isnan(found[0, 1])
+    np.testing.assert_allclose(np.diagonal(found), 1)
+
+
+def test_a_length_that_noise_made_negative_is_not_invented():
+    found = cosines(np.array([[-0.1, 1.0], [1.0, 4.0]]))
+    assert np.isnan(found[0]).all()
+    assert found[1, 1] == 1

@@ -1,0 +1,150 @@
+"""A fit on several processes: the same weights, and nothing lost when one of them dies, hangs or is told to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import forked
+import numpy as np
+import pytest
+import ranks
+from fit_runs import metrics, same_run
+
+SETTINGS = ("steps=8", "mu=0.5", "checkpoint_every=2", "eval_every=4", "gram_every=2", "timeout=4")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+class Job:
+    """Some processes that fit together, started as torchrun starts them."""
+
+    def __init__(self, count: int, store: Path, recipe: str, out: Path, *options: str) -> None:
+        self.log = out.with_name(f"{out.name}-{time.monotonic_ns()}")
+        arguments = ["fit-weights", store, "--out", out, "--proxy", recipe, *options]
+        for setting in SETTINGS:
+            arguments += ["--set", setting]
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        self.processes: list[BaseProcess] = []
+        for rank in range(count):
+            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+            own = {name: str(value) for name, value in names.items()}
+            printed = Path(f"{self.log}.{rank}")
+            self.processes.append(forked.start(*arguments, printed=printed, environment=meeting | own))
+
+    def printed(self, rank: int) -> str:
+        return Path(f"{self.log}.{rank}").read_text()
+
+    def end(self) -> list[int | None]:
+        """Return how each process ended."""
+        for process in self.processes:
+            process.join(60)
+        return [process.exitcode for process in self.processes]
+
+
+def until(out: Path, step: int) -> None:
+    """Wait until a fit has a checkpoint of that step or a later one."""
+    begun = time.monotonic()
+    while not any(int(path.name[5:]) >= step for path in (out / "checkpoints").glob("step-*")):
+        assert time.monotonic() < begun + 60
+        time.sleep(0.002)
+
+
+def longer(recipe: str, out: Path) -> str:
+    """Return a recipe with larger batches: its steps last long enough to be interrupted."""
+    path = out.with_suffix(".yaml")
+    path.write_text(Path(recipe).read_text().replace("batch_size: 12", "batch_size: 96"))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def two(store, recipe, tmp_path_factory):
+    """The run of two processes that nothing disturbed; read only."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    job = Job(2, store.path, longer(recipe, out), out)
+    assert job.end() == [0, 0], job.printed(0)
+    assert "weights" in job.printed(0)
+    assert job.printed(1) == ""
+    return out
+
+
+def test_two_processes_learn_what_one_learns(two, store, tmp_path):
+    job = Job(1, store.path, str(two.with_suffix(".yaml")), tmp_path / "one")
+    assert job.end() == [0], job.printed(0)
+    ours, theirs = (json.loads((run / "weights.json").read_text()) for run in (two, tmp_path / "one"))
+    np.testing.assert_allclose(list(ours["sources"].values()), list(theirs["sources"].values()), rtol=1e-5)
+    for a, b in zip(metrics(two), metrics(tmp_path / "one"), strict=True):
+        assert a["tokens"] == b["tokens"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a.get("validation", {}) == pytest.approx(b.get("validation", {}), rel=1e-5)
+
+
+def test_a_process_that_dies_stops_the_others_with_its_name_and_resume_goes_on_to_the_bit(two, store, tmp_path):
+    out, recipe = tmp_path / "run", str(two.with_suffix(".yaml"))
+    for step, dies, survives in ((2, 1, 0), (4, 0, 1)):
+        job = Job(2, store.path, recipe, out, *(["--resume"] if step > 2 else []))
+        until(out, step)
+        os.kill(job.processes[dies].pid, signal.SIGKILL)
+        assert sorted(job.end()) == [-9, 1]
+        assert f"process {dies} of 2 (numbered from 0) died" in job.printed(survives)
+        assert "Traceback" not in job.printed(survives)
+    job = Job(2, store.path, recipe, out, "--resume")
+    assert job.end() == [0, 0], job.printed(0)
+    assert "resuming after step" in job.printed(0)
+    same_run(two, out)
+
+
+def test_a_process_that_hangs_is_named_after_the_timeout(two, store, tmp_path):
+    job = Job(2, store.path, str(two.with_suffix(".yaml")), tmp_path / "run")
+    until(tmp_path / "run", 2)
+    os.kill(job.processes[1].pid, signal.SIGSTOP)
+    job.processes[0].join(30)
+    os.kill(job.processes[1].pid, signal.SIGKILL)
+    assert job.end() == [1, -9]
+    assert "process 1 of 2 (numbered from 0) died or no longer answers" in job.printed(0)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(two, store, tmp_path):
+    out, recipe = tmp_path / "run", str(two.with_suffix(".yaml"))
+    job = Job(2, store.path, recipe, out)
+    until(out, 2)
+    for _ in range(2):  # the scheduler's, and torchrun's after it
+        os.kill(job.processes[1].pid, signal.SIGTERM)
+    assert job.end() == [143, 143], job.printed(0)
+    assert "--resume continues" in job.printed(0)
+    job = Job(1, store.path, recipe, out, "--resume")  # and on fewer processes
+    assert job.end() == [0], job.printed(0)
+    assert "processes 2 → 1" in job.printed(0)
+    ours, theirs = (json.loads((run / "weights.json").read_text()) for run in (out, two))
+    np.testing.assert_allclose(list(ours["sources"].values()), list(theirs["sources"].values()), rtol=1e-5)
+
+
+def test_what_cannot_be_shared_is_refused_in_one_line(two, store, tmp_path):
+    job = Job(2, Path("corpus.yaml"), str(two.with_suffix(".yaml")), tmp_path / "run")
+    assert job.end() == [1, 1]
+    assert job.printed(0) == "error: corpus.yaml: several processes fit on a store; make it with xdoge prepare first.\n"
+    assert job.printed(1) == ""
+    job = Job(2, store.path, str(two.with_suffix(".yaml")), tmp_path / "run", "--set", "device=cuda:0")
+    assert set(job.end()) == {1}
+    assert "device cuda:0" in job.printed(0)
+
+
+def test_one_process_fits_again_and_again(store, recipe, tmp_path):
+    port, context = free_port(), forked.context()
+    arguments = (2, port, str(store.path), recipe, str(tmp_path))
+    started = [context.Process(target=ranks.fit_twice, args=(rank, *arguments)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(60)
+    assert [process.exitcode for process in started] == [0, 0]
+    same_run(tmp_path / "first", tmp_path / "second")

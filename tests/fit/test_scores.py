@@ -1,0 +1,124 @@
+"""The score means what docs/method.md says: on models small enough to know the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from xdoge.fit.gradients.engine import GradientEngine
+from xdoge.fit.gradients.products import SourceBatch
+from xdoge.fit.reweight import Rule, raw_scores
+
+VOCABULARY, LENGTH = 20, 9
+
+
+class Toy(nn.Module):
+    """Next-token model of a few hundred parameters, in float64."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.embed = nn.Embedding(VOCABULARY, 6)
+            self.hidden = nn.Linear(6, 8)
+            self.head = nn.Linear(8, VOCABULARY)
+        self.double()
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.hidden(self.embed(ids))))
+
+
+def sequences(seed, n, spread):
+    """Return n rows whose tokens follow each other by a step of 1 to `spread`: (n, LENGTH)."""
+    generator = np.random.default_rng(seed)
+    steps = generator.integers(1, spread + 1, size=(n, LENGTH))
+    return torch.from_numpy(np.cumsum(steps, axis=1) % VOCABULARY)
+
+
+def rule(score, targets):
+    k = len(targets)
+    return Rule(
+        targets=np.array(targets),
+        trained=np.ones(k, dtype=bool),
+        floor=0.0,
+        mu=1.0,
+        score=score,
+        normalise="none",
+    )
+
+
+def mean_loss(model, rows):
+    logits = model(rows)[:, :-1].flatten(0, 1)
+    return nn.functional.cross_entropy(logits, rows[:, 1:].flatten())
+
+
+def test_the_score_is_what_a_step_on_the_source_does_to_the_targets():
+    """-d/dα_j of the target loss after one SGD step equals ε W_j; central differences, to 1e-4 of the largest."""
+    sources = [sequences(seed, 5, spread) for seed, spread in enumerate((1, 3, 8))]
+    targets, alpha, epsilon, h = np.array([1.0, 0.5, 2.0]), np.array([0.5, 0.3, 0.2]), 1e-5, 1e-2
+    model = Toy()
+    products = GradientEngine(model, 3).backward(
+        SourceBatch(torch.cat(sources), (5, 5, 5)), weights=alpha, targets=targets
+    )
+    scores = raw_scores(products, rule("paper", targets))
+    start = [p.detach().clone() for p in model.parameters()]
+    grads = [torch.autograd.grad(mean_loss(model, rows), list(model.parameters())) for rows in sources]
+
+    def target_loss_after_a_step(weights):
+        with torch.no_grad():
+            for index, parameter in enumerate(model.parameters()):
+                step = sum(weight * grad[index] for weight, grad in zip(weights, grads, strict=True))
+                parameter.copy_(start[index] - epsilon * step)
+            return sum(tau * float(mean_loss(model, rows)) for tau, rows in zip(targets, sources, strict=True))
+
+    for j in range(3):
+        nudge = np.eye(3)[j] * h
+        slope = (target_loss_after_a_step(alpha + nudge) - target_loss_after_a_step(alpha - nudge)) / (2 * h)
+        assert -slope == pytest.approx(epsilon * scores[j], abs=1e-4 * epsilon * np.abs(scores).max())
+
+
+def test_the_unbiased_score_converges_to_the_truth_and_the_papers_does_not(record_property):
+    """Means over 1,500 batches of two sequences a source, against products of full-data gradients."""
+    data = [sequences(seed, 60, spread) for seed, spread in enumerate((2, 5, 15))]
+    targets = np.ones(3)
+    model = Toy(seed=1)
+    engine = GradientEngine(model, 3)
+    whole = SourceBatch(torch.cat(data), (60, 60, 60))
+    truth = engine.backward(whole, weights=targets / 3, targets=targets).scores
+    generator = np.random.default_rng(0)
+    found = {"paper": [], "unbiased": []}
+    for _ in range(1500):
+        rows = torch.cat([source[generator.integers(0, 60, size=2)] for source in data])
+        model.zero_grad()
+        products = engine.backward(SourceBatch(rows, (2, 2, 2)), weights=targets / 3, targets=targets)
+        for score, values in found.items():
+            values.append(raw_scores(products, rule(score, targets)))
+    mean = {score: np.mean(values, axis=0) for score, values in found.items()}
+    deviation = {score: np.std(values, axis=0, ddof=1) for score, values in found.items()}
+    error = {score: deviation[score] / np.sqrt(1500) for score in found}
+    for score in found:
+        record_property(f"{score} bias", ((mean[score] - truth) / truth).round(3).tolist())
+        record_property(f"{score} deviation", (deviation[score] / truth).round(3).tolist())
+    assert (np.abs(mean["unbiased"] - truth) < 3.5 * error["unbiased"]).all()
+    assert (mean["paper"] - truth > 10 * error["paper"]).all()
+    noisiest = int(np.argmax(mean["paper"] - truth))
+    assert noisiest == 2  # the source whose next token is hardest to know is rewarded most
+
+
+def test_more_sequences_shrink_the_papers_bias_in_proportion():
+    """The bias is the trace of the gradient's covariance, which falls as 1 / n."""
+    data = sequences(3, 200, 10)
+    model, generator, one = Toy(seed=2), np.random.default_rng(1), np.ones(1)
+    engine = GradientEngine(model, 1)
+    truth = engine.backward(SourceBatch(data, (200,)), weights=one, targets=one).scores[0]
+    bias = {}
+    for n in (2, 8):
+        values = []
+        for _ in range(800):
+            rows = data[generator.integers(0, 200, size=n)]
+            model.zero_grad()
+            values.append(engine.backward(SourceBatch(rows, (n,)), weights=one, targets=one).scores[0])
+        bias[n] = np.mean(values) - truth
+    assert bias[2] / bias[8] == pytest.approx(4, rel=0.15)

@@ -1,0 +1,90 @@
+"""Settings of a fit: defaults from recipe and corpus, and what is refused before long work."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from xdoge.config import settings_help
+from xdoge.errors import XDogeError
+from xdoge.fit.settings import FitSettings
+
+
+def test_what_the_user_leaves_out_comes_from_recipe_and_corpus(store, recipe):
+    settings = FitSettings.for_store(store, {"proxy": recipe, "steps": 100})
+    assert (settings.steps, settings.sequence_length, settings.batch_size) == (100, 16, 12)
+    assert settings.floor == pytest.approx(1 / 80)
+    assert (settings.eval_every, settings.checkpoint_every) == (10, 5)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"floor": 0.25}, r"floor 0.25 is too high for 4 sources: it must be below 1/4 = 0.25"),
+        ({"floor": -0.1}, "s: floor: input should be greater than or equal to 0"),
+        ({"steps": 0}, "s: steps: input should be greater than 0"),
+        ({"steps": "many"}, "s: steps: input should be a valid integer.*many"),
+        ({"stepz": 5}, "s: stepz is not a known key"),
+        ({"mu": 0}, "s: mu: input should be greater than 0"),
+        ({"score": "best"}, "s: score: input should be 'unbiased' or 'paper'"),
+        ({"batch_size": 7}, "batch_size 7 is too small: 4 sources with at least 2 sequences each .* need 8"),
+        ({"batch_size": 3, "score": "paper"}, "batch_size 3 is too small.* need 4"),
+        ({"sequence_length": 2000}, "es/web is too short: its .* tokens make 1 sequences of 2000, and at least 2"),
+        ({"targets": {"eu/web": 1}}, "targets names 'eu/web', which the corpus does not have; it has es/web, es/wiki"),
+        ({"targets": {"eu/wiki": 0}}, "must be >= 0 and not all zero"),
+        ({"targets": {"eu/wiki": -1, "es/web": 1}}, "must be >= 0 and not all zero"),
+        ({"targets": {"eu/wiki": float("nan")}}, "s: targets.*eu/wiki: input should be a finite number"),
+        ({"targets": "both"}, "s: targets: input should be 'sources', 'languages' or 'robust'"),
+        ({"mu": float("inf")}, "s: mu: input should be a finite number"),
+        ({"learning_rate": float("inf")}, "s: learning_rate: input should be a finite number"),
+        ({"held_out": ["gl/web"]}, "held_out names 'gl/web'"),
+        ({"held_out": ["eu/wiki"], "targets": {"es/web": 1}}, "held_out names 'eu/wiki', which is no target either"),
+        ({"held_out": ["es/web", "es/wiki", "gl/wiki", "eu/wiki"]}, "held_out leaves no source to train on"),
+        (
+            {"held_out": ["eu/wiki", "gl/wiki"], "batch": "sampled", "batch_size": 4},
+            "batch_size 4 leaves no sequence to draw beside those of held_out",
+        ),
+        ({"proxy": "2m"}, "recipe '2m' is unknown"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(store, recipe, given, message):
+    with pytest.raises(XDogeError, match=message):
+        FitSettings.for_store(store, {"proxy": recipe} | given, where="s")
+
+
+def test_what_is_wrong_with_any_store_is_refused_without_one(recipe):
+    languages = {"es": ["es/web"], "eu": ["eu/web", "eu/wiki"]}
+    for given, message in [
+        ({"steps": -1}, "steps: input should be greater than 0"),
+        ({"floor": 0.9}, "floor 0.9 is too high for 3 sources"),
+        ({"held_out": ["gl/web"]}, "held_out names 'gl/web', which the corpus does not have"),
+    ]:
+        with pytest.raises(XDogeError, match=message):
+            FitSettings.for_sources(languages, {"proxy": recipe} | given)
+    assert FitSettings.for_sources(languages, {"proxy": recipe, "steps": 10}).floor == pytest.approx(1 / 60)
+
+
+def test_a_source_of_few_sequences_and_rare_scores_are_said(store, recipe):
+    few = FitSettings.for_store(store, {"proxy": recipe, "sequence_length": 60})
+    assert "few sequences" in few.notes(store)[0]
+    assert "gl/wiki (19)" in few.notes(store)[0]
+    given = {"proxy": recipe, "batch": "sampled", "sequence_length": 4, "floor": 0.01}
+    assert "drawn twice" in FitSettings.for_store(store, given).notes(store)[0]
+    assert FitSettings.for_store(store, {"proxy": recipe, "sequence_length": 4}).notes(store) == []
+
+
+@pytest.mark.parametrize(
+    ("targets", "tau"),
+    [("sources", [1, 1, 1, 1]), ("languages", [0.5, 0.5, 1, 1]), ({"eu/wiki": 2.0}, [0, 0, 0, 2])],
+)
+def test_targets_become_tau_in_the_stores_order(store, recipe, targets, tau):
+    assert store.sources == ("es/web", "es/wiki", "gl/wiki", "eu/wiki")
+    settings = FitSettings.for_store(store, {"proxy": recipe, "targets": targets})
+    np.testing.assert_array_equal(settings.rule(store.languages).targets, tau)
+
+
+def test_help_names_every_setting_with_its_default():
+    text = settings_help(FitSettings)
+    for name in FitSettings.model_fields:
+        assert f"- `{name}`:" in text
+    assert "stratified or sampled [stratified]" in text

@@ -1,0 +1,247 @@
+"""Moving targets: their game has the value that linear programming finds, and a guard keeps what it promises."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from xdoge import XDogeError
+from xdoge.analysis import charts
+from xdoge.fit import reweight
+from xdoge.fit.gradients.products import SourceProducts
+from xdoge.fit.reweight import Rule
+from xdoge.fit.settings import FitSettings
+from xdoge.fit.targets import Aims, Goal, advance, language_shares
+from xdoge.fit.trainer import fit
+
+STEPS = 1500
+MEMBERS = [[0], [1, 2], [3, 4, 5]]
+
+
+def gradients(seed, kinds=MEMBERS, relatives=0.6, lengths=(1, 1, 1, 1, 1)):
+    """Return k gradients, (k, P): all languages but the first are like each other, the sources of one more so."""
+    generator = np.random.default_rng(seed)
+    found = np.zeros((sum(map(len, kinds)), 40))
+    common = generator.normal(size=40)
+    for language, members in enumerate(kinds):
+        own = generator.normal(size=40) + (relatives * common if language else 0)
+        for source in members:
+            found[source] = lengths[language] * (own + 0.5 * generator.normal(size=40))
+    return found / np.sqrt(40)
+
+
+def products(gradients, alpha, tau, reference=None):
+    gram = gradients @ gradients.T
+    return SourceProducts(
+        losses=np.full(len(gram), 5.0),
+        scores=gram @ tau,
+        square_norms=np.diag(gram),
+        half_products=np.diag(gram),
+        gram=None,
+        progress=gram @ alpha,
+        reference=None if reference is None else gram @ reference,
+    )
+
+
+def play(gradients, goal, rule, steps=STEPS, losses=None):
+    """Return the mean weights and the aims after a fit in which gradients stay what they are."""
+    weights, aims = reweight.Weights.uniform(rule.trained), Aims.start(len(goal.shares))
+    for step in range(steps):
+        tau = aims.targets(goal)
+        found = products(gradients, weights.now, tau, goal.reference)
+        if losses is not None:
+            found = replace(found, losses=losses(step, weights.now))
+        now, alpha = replace(rule, targets=tau, masses=aims.masses(goal)), weights.now
+        weights, _ = reweight.step(weights, found, rule=now, eta=1 / steps)
+        aims, _ = advance(aims, found, alpha, goal=goal, rule=now, eta=1 / steps)
+    return weights.average, aims
+
+
+def goal_and_rule(k, members=MEMBERS, mu=0.01, **given):
+    base = np.zeros(k)
+    for sources in members:
+        base[sources] = 1 / len(sources)
+    rule = Rule(base, np.ones(k, dtype=bool), floor=0.0, mu=mu, score="unbiased", normalise="mean_square")
+    return Goal(shares=language_shares(members, base), base=base, robust=True, mu=mu, **given), rule
+
+
+def relative_progress(gradients, goal):
+    """Return A with A @ alpha the relative progress of each language, (L, k)."""
+    gram = gradients @ gradients.T
+    return goal.shares @ gram / (goal.shares @ np.diag(gram))[:, None]
+
+
+@pytest.mark.parametrize("mu", [0.01, 0.1])
+@pytest.mark.parametrize("lengths", [(1, 1, 1), (1, 3, 3), (1, 10, 10), (10, 1, 1)])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_language_that_progresses_least_progresses_as_much_as_it_can(seed, lengths, mu):
+    found = gradients(seed, lengths=lengths)
+    goal, rule = goal_and_rule(len(found), mu=mu)
+    alpha, _ = play(found, goal, rule)
+    matrix = relative_progress(found, goal)
+    best = linprog(  # maximise v with A α ≥ v on the simplex
+        [0] * len(found) + [-1],
+        A_ub=np.c_[-matrix, np.ones(len(matrix))],
+        b_ub=np.zeros(len(matrix)),
+        A_eq=[[1] * len(found) + [0]],
+        b_eq=[1],
+        bounds=[(0, None)] * len(found) + [(None, None)],
+    )
+    regret = rule.mu * np.log(len(found) * len(goal.shares)) + 1 / (2 * rule.mu * STEPS)  # of both players
+    assert -best.fun >= (matrix @ alpha).min() >= -best.fun - regret
+    assert (matrix @ alpha).min() > (matrix @ np.full(len(found), 1 / len(found))).min()
+
+
+def test_a_language_without_relatives_does_not_pay_for_those_that_have_some():
+    members = [[0], [1], [2], [3], [4]]
+    found = gradients(0, members, relatives=2.0)
+    goal, rule = goal_and_rule(5, members)
+    robust, _ = play(found, goal, rule)
+    votes, _ = play(found, replace(goal, robust=False), rule)
+    matrix = relative_progress(found, goal)
+    assert (matrix @ votes)[0] < 0.02 < 0.2 < (matrix @ robust)[0]
+    assert (matrix @ robust).min() > (matrix @ votes).min()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(1e-6, 1e6), st.integers(0, 10))
+def test_the_unit_of_the_losses_decides_nothing(scale, seed):
+    found = gradients(seed)
+    goal, rule = goal_and_rule(len(found), mu=0.1)
+    ours, aims = play(scale * found, goal, rule, steps=20)
+    theirs, other = play(found, goal, rule, steps=20)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    np.testing.assert_allclose(aims.tau, other.tau, rtol=1e-9)
+
+
+def test_a_guard_keeps_a_language_near_the_reference():
+    """Losses that fall by what the gradients say, 10 − Σ_t P_ℓ / steps."""
+    members = [[0], [1], [2], [3], [4]]
+    found = gradients(0, members, relatives=2.0)
+    gram, uniform, start = found @ found.T, np.full(5, 0.2), np.full(5, 10.0)
+    goal, rule = goal_and_rule(5, members, mu=0.1, reference=uniform, allowance=0.005)
+    goal = replace(goal, robust=False)
+
+    def descend(goal):
+        fallen = np.zeros(5)
+
+        def losses(step, alpha):
+            nonlocal fallen
+            now = start - fallen
+            fallen = fallen + gram @ alpha / STEPS
+            return now
+
+        _, aims = play(found, goal, rule, losses=losses)
+        return (start - fallen) / (start - gram @ uniform) - 1, aims
+
+    free, _ = descend(replace(goal, reference=None))
+    kept, aims = descend(goal)
+    assert free[0] > 0.02
+    assert kept.max() < 0.005
+    assert aims.multiplier[0] > 0
+    np.testing.assert_allclose(aims.excess(), kept, atol=1e-3)
+
+
+def test_a_language_that_makes_no_progress_at_all_gets_the_most_the_guard_has():
+    """Two languages that hinder each other: what helps one is worse for the other than nothing."""
+    found = np.array([[1.0, 0.0], [-0.5, 1.0]])
+    goal, rule = goal_and_rule(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
+    goal, alpha, aims = replace(goal, robust=False), np.array([0.2, 0.8]), Aims.start(2)
+    for _ in range(40):
+        shown = products(found, alpha, aims.targets(goal), goal.reference)
+        aims, _ = advance(aims, shown, alpha, goal=goal, rule=rule, eta=1 / 40)
+    assert aims.made[0] < 0 < aims.reference_made[0]
+    assert np.isnan(aims.excess()[0])
+    assert aims.multiplier.tolist() == [100.0, 0.0]
+
+
+def test_a_loss_that_has_risen_is_no_estimate_and_moves_no_multiplier():
+    """More progress of the reference would else be taken for a higher loss of the reference."""
+    found = np.eye(2)
+    goal, rule = goal_and_rule(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
+    goal, alpha, aims = replace(goal, robust=False), np.array([0.1, 0.9]), Aims.start(2)
+    aims = replace(aims, multiplier=np.array([7.0, 0.0]))
+    for step in range(40):
+        shown = replace(products(found, alpha, aims.targets(goal), goal.reference), losses=np.full(2, 5 + step / 80))
+        aims, _ = advance(aims, shown, alpha, goal=goal, rule=rule, eta=1 / 40)
+    assert np.isnan(aims.excess()).all()
+    assert aims.multiplier.tolist() == [7.0, 0.0]
+
+
+def test_a_language_without_targets_is_guarded_all_the_same():
+    shares = language_shares([[0], [1, 2]], np.array([1.0, 0.0, 0.0]))
+    assert shares.tolist() == [[1, 0, 0], [0, 0.5, 0.5]]
+
+
+def test_a_language_that_the_batch_does_not_show_keeps_its_target():
+    found = gradients(0)
+    goal, rule = goal_and_rule(len(found), mu=0.1)
+    aims = Aims.start(3)
+    shown = products(found, np.full(6, 1 / 6), rule.targets)
+    aims, _ = advance(aims, shown, np.full(6, 1 / 6), goal=goal, rule=rule, eta=0.1)
+    hidden = replace(shown, half_products=np.array([np.nan, *shown.half_products[1:]]))
+    after, progress = advance(aims, hidden, np.full(6, 1 / 6), goal=goal, rule=rule, eta=0.1)
+    assert np.isnan(progress).tolist() == [True, False, False]
+    assert after.tau[0] == pytest.approx(aims.tau[0], rel=1e-12)
+    assert after.potential[0] == pytest.approx(aims.potential[0], rel=1e-12)
+
+
+def test_the_proxy_sees_what_repeats_as_often_as_in_the_target_run(store, recipe):
+    given = {"proxy": recipe, "steps": 50}
+    whole = FitSettings.for_store(store, given)
+    part = FitSettings.for_store(store, given | {"target_budget": 3 * whole.proxy_tokens})
+    counts, seen = whole.sequences_seen(store), part.sequences_seen(store)
+    assert counts == store.sequence_counts(whole.sequence_length)
+    assert seen == {source: max(2, round(n / 3)) for source, n in counts.items()}
+    held = FitSettings.for_store(store, part.model_dump() | {"held_out": ["eu/wiki"]})
+    assert held.sequences_seen(store) == seen | {"eu/wiki": counts["eu/wiki"]}
+    with pytest.raises(XDogeError, match=r"target_budget .* is no more than the .* tokens that the proxy trains on"):
+        FitSettings.for_store(store, given | {"target_budget": whole.proxy_tokens})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"no_worse_than": "uniform"},
+            r"no_worse_than 'uniform' must be REFERENCE:PERCENT, above 0, such as uniform:1%",
+        ),
+        ({"no_worse_than": "uniform:much%"}, "must be REFERENCE:PERCENT"),
+        ({"no_worse_than": "uniform:0.0%"}, "must be REFERENCE:PERCENT, above 0"),
+        ({"no_worse_than": "unifrom:1%"}, "no_worse_than names 'unifrom', which is no strategy .* and no file"),
+        (
+            {"targets": "robust", "batch": "sampled", "score": "paper"},
+            "batch sampled shows some languages in some steps",
+        ),
+        ({"targets": "robust", "normalise": "none"}, "normalise none keeps the scale of targets"),
+    ],
+)
+def test_aims_that_cannot_work_are_refused(store, recipe, given, message):
+    with pytest.raises(XDogeError, match=message):
+        FitSettings.for_store(store, {"proxy": recipe} | given)
+
+
+def test_a_fit_follows_the_languages_and_says_what_it_found(store, recipe, tmp_path):
+    given = {"proxy": recipe, "steps": 6, "targets": "robust", "no_worse_than": "uniform:0.001%"}
+    notes: list[str] = []
+    weights = fit(store, FitSettings.for_store(store, given), tmp_path / "run", on_note=notes.append)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert sum(row["targets"].values()) == pytest.approx(1)
+        assert row["progress"].keys() == row["excess"].keys() == row["multipliers"].keys() == store.languages.keys()
+    mean = {one: np.mean([row["targets"][one] for row in rows]) for one in store.languages}
+    assert weights.method["mean_targets"] == pytest.approx(mean)
+    assert weights.method["excess"] == rows[-1]["excess"]
+    worse = [one for one, excess in rows[-1]["excess"].items() if excess > 1e-5]
+    assert [f"warning: the loss of {one} is" in "\n".join(notes) for one in worse] == [True] * len(worse)
+    assert worse
+    spec = charts.targets(tmp_path / "run").to_dict()
+    assert spec["title"]["text"] == "Targets over the fit"
+    with pytest.raises(XDogeError, match=r"has no targets that moved in metrics\.jsonl"):
+        charts.targets(tmp_path)

@@ -1,0 +1,584 @@
+"""xdoge study: its commands, who runs when, what the table says, and that nothing is lost or left out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import forked
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from browser import browse
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from xdoge import XDogeError
+from xdoge.baselines import METHODS, learn
+from xdoge.errors import Interrupted, MissingExtraError
+from xdoge.eval.results import Results, Row
+from xdoge.mixtures.weights import WeightSet
+from xdoge.study import Study, report, runner, slurm
+from xdoge.study.findings import Findings
+from xdoge.study.intervals import paired
+from xdoge.study.plan import Run
+from xdoge.study.spec import learning_flops
+
+EXAMPLE = Path(__file__).parents[2] / "examples/study/study.yaml"
+TRAINING = {"eval_sequences": 2}
+
+
+def write(folder, tokens, recipe, **changes):
+    """Write a study.yaml of three strategies and two seeds, with changes; a key that is None is left out."""
+    value = {
+        "store": str(tokens.path),
+        "proxy": recipe,
+        "model": recipe,
+        "seeds": [0, 1],
+        "steps": 4,
+        "learning": {"steps": 3, "checkpoint_every": 1},
+        "training": TRAINING,
+        "evaluation": {"max_documents": 3},
+        "strategies": {
+            "uniform": {"kind": "uniform"},
+            "sources": {"kind": "uniform", "level": "sources", "max_epochs": "none"},
+            "learned": {"kind": "fit", "targets": "languages"},
+        },
+        **changes,
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({key: one for key, one in value.items() if one is not None}, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def study(tmp_path, store, recipe):
+    return Study.load(write(tmp_path, store, recipe))
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Run commands in forked processes that have imported everything, and keep a list of what was started."""
+    started = []
+
+    class Process:
+        def __init__(self, process):
+            self.process = process
+
+        def poll(self):
+            return self.process.exitcode
+
+        def wait(self):
+            self.process.join()
+
+        def terminate(self):
+            self.process.terminate()
+
+        def kill(self):
+            self.process.kill()
+
+    def start(run, log, environment):
+        started.append(run.name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return Process(forked.start(*runner.arguments_now(run), printed=log))
+
+    monkeypatch.setattr(runner, "start", start)
+    return started
+
+
+GOLDEN = """\
+xdoge fit-weights STORE --out OUT/weights/learned/seed-0 --proxy TINY --seed 0 --set steps=3 --set checkpoint_every=1 --set targets=languages
+xdoge fit-weights STORE --out OUT/weights/learned/seed-1 --proxy TINY --seed 1 --set steps=3 --set checkpoint_every=1 --set targets=languages
+xdoge mix OUT/weights/uniform/weights.json --store STORE --budget 768 --max-epochs 4 --level languages --sequence-length 16 --seed 0 --out OUT/mixtures/uniform/4-steps/seed-0.json
+xdoge train OUT/mixtures/uniform/4-steps/seed-0.json --store STORE --out OUT/train/uniform/4-steps/seed-0 --model TINY --steps 4 --batch-size 12 --seed 0 --set sequence_length=16 --set eval_every=4 --set eval_sequences=2
+xdoge eval uniform/4-steps/seed-0=OUT/train/uniform/4-steps/seed-0 --store STORE --out OUT/results/uniform/4-steps/seed-0.json --set max_documents=3
+xdoge mix OUT/weights/sources/weights.json --store STORE --budget 768 --max-epochs none --level sources --sequence-length 16 --seed 0 --out OUT/mixtures/sources/4-steps/seed-0.json
+xdoge train OUT/mixtures/sources/4-steps/seed-0.json --store STORE --out OUT/train/sources/4-steps/seed-0 --model TINY --steps 4 --batch-size 12 --seed 0 --set sequence_length=16 --set eval_every=4 --set eval_sequences=2
+xdoge eval sources/4-steps/seed-0=OUT/train/sources/4-steps/seed-0 --store STORE --out OUT/results/sources/4-steps/seed-0.json --set max_documents=3
+xdoge mix OUT/weights/learned/seed-0/weights.json --store STORE --budget 768 --max-epochs 4 --sequence-length 16 --seed 0 --out OUT/mixtures/learned/4-steps/seed-0.json
+xdoge train OUT/mixtures/learned/4-steps/seed-0.json --store STORE --out OUT/train/learned/4-steps/seed-0 --model TINY --steps 4 --batch-size 12 --seed 0 --set sequence_length=16 --set eval_every=4 --set eval_sequences=2
+xdoge eval learned/4-steps/seed-0=OUT/train/learned/4-steps/seed-0 --store STORE --out OUT/results/learned/4-steps/seed-0.json --set max_documents=3
+xdoge mix OUT/weights/uniform/weights.json --store STORE --budget 1344 --max-epochs 4 --level languages --sequence-length 16 --seed 0 --out OUT/mixtures/uniform/7-steps/seed-0.json
+xdoge train OUT/mixtures/uniform/7-steps/seed-0.json --store STORE --out OUT/train/uniform/7-steps/seed-0 --model TINY --steps 7 --batch-size 12 --seed 0 --set sequence_length=16 --set eval_every=7 --set eval_sequences=2
+"""  # noqa: E501
+
+
+def test_a_study_is_these_commands(study, recipe):
+    commands = [
+        command.replace(str(study.store.path), "STORE").replace(recipe, "TINY") for command in study.commands("OUT")
+    ]
+    assert commands[:13] == GOLDEN.splitlines()
+    assert len(commands) == 2 + 3 * 5 * 2  # fits; mix, train and eval of five models with two seeds
+    assert len(set(commands)) == len(commands)
+
+
+def test_settings_reach_the_command_line_as_they_were_written(tmp_path, store, recipe):
+    odd = {"targets": {"gl/wiki": 1.0}, "held_out": ["gl/wiki"], "mu": 1e-05, "no_worse_than": None, "batch": "sampled"}
+    path = write(tmp_path, store, recipe, strategies={"uniform": {"kind": "uniform"}, "odd": {"kind": "fit", **odd}})
+    arguments = Study.load(path).runs("OUT")["weights/odd/seed-1"].arguments
+    given = dict(one.split("=", 1) for one in arguments if "=" in one)
+    assert {key: yaml.safe_load(value) for key, value in given.items()} == {"steps": 3, "checkpoint_every": 1, **odd}
+
+
+def test_equal_flops_leave_no_strategy_a_whole_step(tmp_path, store, recipe):
+    kinds = {name: {"kind": name} for name in ("uniform", "fit", "doremi", "doge")}
+    regmix = {"kind": "regmix", "runs": 10, "regressor": "linear"}
+    study = Study.load(
+        write(tmp_path, store, recipe, strategies={**kinds, "regmix": regmix}, learning={"steps": 3}, max_epochs="none")
+    )
+    step = study.training_flops(study.tokens_per_step)
+    for name, strategy in study.strategies.items():
+        spent = strategy.flops + study.steps("flops", name) * step
+        assert study.total_flops - step < spent <= study.total_flops, name
+        assert study.steps("tokens", name) == 4
+    assert min(study.steps("flops", name) for name in study.strategies) == 4
+    assert study.strategies["uniform"].flops == 0
+    assert study.steps("flops", "uniform") == max(study.steps("flops", name) for name in study.strategies)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_what_learning_will_cost_is_what_the_weights_say_it_cost(kind, tmp_path, store, recipe):
+    extra = {"regmix": {"runs": 10, "simulations": 200, "best": 5, "regressor": "linear", "eval_sequences": 3}}
+    given = {"proxy": recipe, "steps": 1, **extra.get(kind, {})}
+    settings = METHODS[kind].for_store(store, given)
+    done = learn(kind, store, settings, tmp_path / "run")
+    assert learning_flops(settings, store) == done.proxy["flops"]
+
+
+STRATEGIES = {"uniform": {"kind": "uniform"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": [0]}, "study.yaml: seed is not a known key; did you mean seeds?"),
+        ({"seeds": [1, 1]}, "study.yaml: seeds: 1 is given twice"),
+        ({"seeds": [0, -1]}, "study.yaml: seeds: [0, -1] must be >= 0"),
+        ({"compare": ["hours"]}, "study.yaml: compare.0: input should be 'tokens' or 'flops'"),
+        ({"model": "2m"}, "study.yaml: model: recipe '2m' is unknown"),
+        ({"store": "nowhere"}, "nowhere"),
+        ({"relative_to": "unimax"}, "study.yaml: relative_to is 'unimax', which is none of its strategies."),
+        ({"steps": 10**6}, "study.yaml: strategies.uniform, equal tokens: budget 192,000,000 cannot be spent"),
+        ({"training": {"seed": 1}}, "study.yaml: training names seed, which is a key of the study itself."),
+        ({"training": {"rate": 1}}, "training: rate is not a known key"),
+        ({"evaluation": {"window": 17}}, "study.yaml: evaluation: window 17 is longer than the sequences of 16 tokens"),
+        ({"evaluation": {"strid": 1}}, "study.yaml: evaluation: strid is not a known key; did you mean stride?"),
+        ({"strategies": {**STRATEGIES, "a/b": {"kind": "unimax"}}}, "the name 'a/b' is not made of letters"),
+        (
+            {"strategies": {**STRATEGIES, "x": {"kind": "dooge"}}},
+            "study.yaml: strategies.x: kind is 'dooge'; it must be one of uniform, proportional, temperature, unimax, "
+            "fit, doremi, regmix, doge.",
+        ),
+        (
+            {"strategies": {**STRATEGIES, "x": {"kind": "fit", "target": "robust"}}},
+            "study.yaml: strategies.x: target is not a known key; did you mean targets?",
+        ),
+        (
+            {"strategies": {**STRATEGIES, "x": {"kind": "doremi", "seed": 3}}},
+            "study.yaml: strategies.x: seed is no setting of a strategy; the study's seeds are taken in turn.",
+        ),
+        (
+            {"strategies": {**STRATEGIES, "x": {"kind": "doge", "batch_size": 2}}},
+            "study.yaml: strategies.x: batch_size 2 is too small: doge cuts every batch into 5 parts",
+        ),
+        (
+            {"strategies": {**STRATEGIES, "x": {"kind": "unimax", "temperature": 3}}},
+            "study.yaml: strategies.x: temperature is for the strategy temperature, not for unimax",
+        ),
+        (
+            {"strategies": {**STRATEGIES, "x": {"kind": "unimax", "max_epochs": 0}}},
+            "study.yaml: strategies.x: max_epochs: input should be greater than 0",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(changes, message, tmp_path, store, recipe, xdoge):
+    path = write(tmp_path, store, recipe, **changes)
+    status, out, err = xdoge("study", path, "--out", tmp_path / "out")
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_lies_in_files_cannot_change_once_a_study_has_begun(tmp_path, store, recipe, monkeypatch):
+    """The proxy's recipe and reference weights, both named as they lie beside the study.yaml."""
+    proxy, reference, out = tmp_path / "proxy.yaml", tmp_path / "reference.json", tmp_path / "out"
+    shutil.copy(recipe, proxy)
+    weights = WeightSet(name="r", sources=dict.fromkeys(store.sources, 1 / len(store.sources)))
+    weights.save(reference)
+    learned = {"kind": "fit", "no_worse_than": "reference.json:1%"}
+    strategies = {"uniform": {"kind": "uniform"}, "learned": learned}
+    path = write(tmp_path, store, recipe, strategies=strategies, proxy="proxy.yaml")
+    Study.load(path).begin(out)
+    monkeypatch.chdir(tmp_path)
+    Study.load(path.name).begin(out)
+    changed = dict(zip(store.sources, [0.4, 0.3, 0.2, 0.1], strict=True))
+    WeightSet(name="r", sources=changed).save(reference)
+    with pytest.raises(XDogeError, match=r"out began with .* other reference weights, of strategies\.learned\."):
+        Study.load(path).begin(out)
+    weights.save(reference)
+    proxy.write_text(yaml.safe_dump(yaml.safe_load(proxy.read_text()) | {"learning_rate": 0.5}))
+    with pytest.raises(XDogeError, match=r"out began with another recipe of the proxy.* of strategies\.learned\."):
+        Study.load(path).begin(out)
+
+
+def test_a_study_cannot_drop_or_change_what_it_planned_but_can_grow(tmp_path, store, recipe):
+    out = tmp_path / "out"
+    Study.load(write(tmp_path, store, recipe)).begin(out)
+    Study.load(write(tmp_path, store, recipe)).begin(out)
+    with pytest.raises(XDogeError, match=r"has the run weights/learned/seed-1, which .* no longer asks for"):
+        Study.load(write(tmp_path, store, recipe, seeds=[0])).begin(out)
+    with pytest.raises(XDogeError, match=r"planned weights/learned/seed-0 as .*steps=3 .* now as .*steps=2"):
+        Study.load(write(tmp_path, store, recipe, learning={"steps": 2, "checkpoint_every": 1})).begin(out)
+    Study.load(write(tmp_path, store, recipe, seeds=[0, 1, 2])).begin(out)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").touch()
+    with pytest.raises(XDogeError, match="holds something else than a study; name a new or empty folder"):
+        Study.load(write(tmp_path, store, recipe)).begin(tmp_path / "other")
+
+
+# Who runs when
+
+
+class Stub:
+    """A process that ends after some looks at it, and then has written its file, or fails."""
+
+    running: list[str] = []
+    most = 0
+
+    def __init__(self, run, log, fails):
+        self.run, self.looks, self.fails = run, 3, run.name in fails
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("step 1\nerror: the reason.\n\n" if self.fails else "fine\n")
+        assert all(Path(f"{log.parents[1]}/{name}").exists() for name in run.needs)
+        Stub.running.append(run.name)
+        Stub.most = max(Stub.most, len(Stub.running))
+
+    def poll(self):
+        self.looks -= 1
+        if self.looks:
+            return None
+        Stub.running.remove(self.run.name)
+        if not self.fails:
+            self.run.file.touch()
+        return int(self.fails)
+
+
+def line_of_three(out, count):
+    """Return runs a0 → b0 → c0, a1 → b1 → c1 and so on."""
+    names = [(f"{letter}{i}", f"{before}{i}") for i in range(count) for before, letter in ("_a", "ab", "bc")]
+    return [
+        Run(name, (name,), out / name, None, () if before.startswith("_") else (before,), 1) for name, before in names
+    ]
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_runs_wait_for_what_they_need_and_a_failed_one_stops_its_own_line_only(jobs, tmp_path, monkeypatch):
+    Stub.running, Stub.most = [], 0
+    monkeypatch.setattr(runner, "POLL", 0)
+    monkeypatch.setattr(runner, "start", lambda run, log, environment: Stub(run, log, {"b1"}))
+    runs, said = line_of_three(tmp_path, 4), []
+    (tmp_path / "a3").touch()
+    assert runner.run_all(runs, tmp_path, jobs=jobs, on_note=said.append) == ["b1", "c1"]
+    assert Stub.most == jobs
+    assert {run.name for run in runs if not run.finished} == {"b1", "c1"}
+    assert not any(line.startswith("a3") for line in said)
+    assert any(line.startswith("b1 failed (1): error: the reason.; ") for line in said)
+    assert "c1 not started: it needs b1, which is not finished" in said
+    rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [row["last_line"] for row in rows if row["status"]] == ["error: the reason."]
+    assert len(rows) == 10
+
+
+def test_one_of_several_calls_starts_its_own_runs_only(tmp_path, monkeypatch):
+    Stub.running = []
+    monkeypatch.setattr(runner, "POLL", 0)
+    monkeypatch.setattr(runner, "start", lambda run, log, environment: Stub(run, log, ()))
+    runs = line_of_three(tmp_path, 2)
+    assert runner.run_all(runs, tmp_path, only={"b0", "c0"}.__contains__) == ["b0", "c0"]
+    assert runner.run_all(runs, tmp_path, only={"a0", "b0", "c0"}.__contains__) == []
+    assert [run.name for run in runs if run.finished] == ["a0", "b0", "c0"]
+
+
+# What is found
+
+
+def write_results(study, out, bits, *, without=()):
+    """Write the results that a study would, from bits[model's name][language]; and how one of them failed."""
+    study.begin(out)
+    for trial in study.trials():
+        if trial.name in without:
+            continue
+        rows = [
+            Row(trial.name, one, task, "bits_per_byte", value, 0.1, 9, False)
+            for one, value in bits[trial.name].items()
+            for task in ("perplexity", "perplexity/wiki")
+        ]
+        rows.append(Row(trial.name, "*", "perplexity", "bits_per_byte", 9.9, 0.1, 9, False))
+        Results.of(rows, settings={}).save(out / f"results/{trial.name}.json")
+    with (out / "runs.jsonl").open("a") as file:
+        for name in without:
+            file.write(
+                json.dumps({"run": f"train/{name}", "status": 1, "seconds": 1, "last_line": "error: no."}) + "\n"
+            )
+            mixture = out / f"mixtures/{name}.json"
+            mixture.parent.mkdir(parents=True, exist_ok=True)
+            mixture.touch()
+
+
+def some_bits(study, seed=0):
+    generator = np.random.default_rng(seed)
+    return {trial.name: {one: 2 + generator.random() for one in study.languages} for trial in study.trials()}
+
+
+def test_the_table_agrees_with_plain_means_and_scipy(tmp_path, store, recipe):
+    study, out = Study.load(write(tmp_path, store, recipe, seeds=[0, 1, 2, 5])), tmp_path / "out"
+    bits, failed = some_bits(study), "sources/4-steps/seed-1"
+    write_results(study, out, bits, without=[failed])
+    found = study.findings(out)
+    seeds = {"uniform": [0, 1, 2, 5], "sources": [0, 2, 5], "learned": [0, 1, 2, 5]}
+    rows = {row["strategy"]: row for row in found.rows("tokens")}
+    measures = {one: (lambda values, one=one: values[one]) for one in study.languages}
+    measures |= {"macro": lambda values: np.mean(list(values.values())), "worst": lambda values: max(values.values())}
+    for name, row in rows.items():
+        assert row["seeds"] == seeds[name]
+        for measure, of in measures.items():
+            mine = [of(bits[f"{name}/4-steps/seed-{seed}"]) for seed in seeds[name]]
+            theirs = [of(bits[f"uniform/4-steps/seed-{seed}"]) for seed in seeds[name]]
+            value = row[measure] if measure in ("macro", "worst") else row["languages"][measure]
+            assert value == pytest.approx(np.mean(mine))
+            if name == "uniform":
+                continue
+            low, high = stats.ttest_rel(mine, theirs).confidence_interval(0.95)
+            interval = row["differences"][measure]
+            assert (interval["low"], interval["high"]) == pytest.approx((low, high))
+            assert interval["n"] == len(mine)
+    assert list(rows) == sorted(rows, key=lambda name: rows[name]["differences"].get("macro", {"mean": 0})["mean"])
+    # the failed model, by name and with what it said, in every output
+    assert found.notes[0] == f"1 of 20 models failed and are missing from the means: train/{failed}: error: no."
+    table = report.comparison_tables(found, "tokens")[0]
+    assert {row[0]: row[1] for row in table.rows} == {"uniform": "4 of 4", "sources": "3 of 4", "learned": "4 of 4"}
+    assert report.missing_table(found).rows == [[failed, "failed", f"train/{failed}: error: no."]]
+    (row,) = [one for one in found.to_dict()["models"] if one["run"] == failed and one["comparison"] == "tokens"]
+    assert (row["state"], row["languages"]) == ("failed", {})
+
+
+def test_a_missing_seed_moves_no_strategy_up_and_the_worst_language_is_named_if_it_is_one(study, tmp_path):
+    """Seed 0 is easy and seed 1 hard; `sources` is worse with both, and lacks the hard one."""
+    out, bits = tmp_path / "out", {}
+    for trial in study.trials():
+        values = dict.fromkeys(study.languages, 1.0 + 2 * trial.seed + 0.1 * (trial.strategy == "sources"))
+        values[study.languages[trial.seed if trial.strategy == "learned" else 0]] += 0.01
+        bits[trial.name] = values
+    write_results(study, out, bits, without=["sources/4-steps/seed-1"])
+    rows = {row["strategy"]: row for row in study.findings(out).rows("tokens")}
+    assert list(rows)[-1] == "sources"
+    assert rows["sources"]["macro"] < rows["uniform"]["macro"]
+    assert [rows[name]["worst_language"] for name in ("uniform", "learned")] == [study.languages[0], None]
+    table = {row[0]: row for row in report.comparison_tables(study.findings(out), "tokens")[0].rows}
+    assert table["sources"][3] == "+0.100 (n = 1)"
+    assert table["learned"][4].startswith("varies ")
+
+
+def test_a_result_that_was_removed_is_no_failure(study, tmp_path):
+    out = tmp_path / "out"
+    write_results(study, out, some_bits(study), without=[])
+    with (out / "runs.jsonl").open("a") as file:
+        file.write(json.dumps({"run": "results/uniform/4-steps/seed-0", "status": 0, "seconds": 1, "last_line": "x"}))
+    (out / "results/uniform/4-steps/seed-0.json").unlink()
+    trial = next(one for one in study.trials() if one.name == "uniform/4-steps/seed-0")
+    assert study.findings(out).outcomes[trial].state == "waiting"  # of all runs only the results are there
+
+
+def test_study_json_has_every_number_of_the_table(study, tmp_path):
+    write_results(study, tmp_path / "out", some_bits(study))
+    value = json.loads(json.dumps(study.findings(tmp_path / "out").to_dict()))
+    assert value["schema"] == "xdoge.study/1"
+    for comparison, strategy in itertools.product(("tokens", "flops"), study.strategies):
+        models = [m for m in value["models"] if (m["comparison"], m["strategy"]) == (comparison, strategy)]
+        (row,) = [row for row in value["tables"][comparison] if row["strategy"] == strategy]
+        assert len(models) == 2
+        assert row["macro"] == pytest.approx(np.mean([list(m["languages"].values()) for m in models]))
+        assert row["worst"] == pytest.approx(np.mean([max(m["languages"].values()) for m in models]))
+        assert row["share_of_training"] == models[0]["learning_flops"] / models[0]["training_flops"]
+        if comparison == "flops":
+            total = models[0]["learning_flops"] + models[0]["training_flops"]
+            assert 0 <= value["total_flops"] - total < models[0]["training_flops"] / models[0]["training_steps"]
+    frame = study.findings(tmp_path / "out").to_frame()
+    assert isinstance(frame, pd.DataFrame)
+    assert len(frame) == 2 * 3 * 2 * (len(study.languages) + 2)
+    assert frame.bits_per_byte.notna().all()
+
+
+def test_a_language_is_named_better_only_if_its_whole_interval_is(study, tmp_path):
+    bits = some_bits(study)
+    for seed, (gl, eu) in enumerate([(-0.1, 0.2), (-0.1001, 0.2001)]):
+        base = bits[f"uniform/4-steps/seed-{seed}"]
+        bits[f"learned/4-steps/seed-{seed}"] = {"es": base["es"] + seed, "gl": base["gl"] + gl, "eu": base["eu"] + eu}
+    write_results(study, tmp_path / "out", bits)
+    rows = {row["strategy"]: row for row in study.findings(tmp_path / "out").rows("tokens")}
+    assert (rows["learned"]["better"], rows["learned"]["worse"]) == (["gl"], ["eu"])
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=9))
+def test_intervals_are_those_of_scipy(values):
+    found, error = paired(values), stats.sem(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * error
+    assert found.mean == pytest.approx(np.mean(values), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=1e-9)
+
+
+def test_one_seed_has_no_interval():
+    assert vars(paired([0.5])) == {"mean": 0.5, "low": None, "high": None, "n": 1}
+    assert (paired([0.5]).sign, paired([0.5]).high) == (0, None)
+
+
+# For real
+
+
+def no_altair(findings, command):
+    raise MissingExtraError("altair", "analysis")
+
+
+def test_a_study_runs_is_stopped_goes_on_and_shows_what_failed(tmp_path, store, recipe, processes, xdoge, monkeypatch):
+    strategies = {"uniform": {"kind": "uniform"}, "learned": {"kind": "fit"}}
+    path, out = write(tmp_path, store, recipe, strategies=strategies, compare=["tokens"]), tmp_path / "out"
+    study, said = Study.load(path), []
+    blocked = out / "train/learned/4-steps/seed-1"
+
+    def stop_once(line):
+        said.append(line)
+        if line.startswith("results/uniform/4-steps/seed-0 finished"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=r"stopped with \d+ of 14 runs finished; the same command goes on"):
+        study.run(out, jobs=2, on_note=stop_once)
+    finished = {run.name for run in study.runs(out).values() if run.finished}
+    assert "results/uniform/4-steps/seed-0" in finished
+    assert len(finished) < 14
+    times = {name: study.runs(out)[name].file.stat().st_mtime_ns for name in finished}
+    processes.clear()
+
+    blocked.mkdir(parents=True, exist_ok=True)
+    (blocked / "notes.txt").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Findings, "to_html", no_altair)
+        status, printed, err = xdoge("study", path, "--out", out, "--jobs", 2)
+    assert status == 1
+    assert "warning: no report.html: altair is not installed; this needs pip install 'xdoge[analysis]'.\n" in err
+    assert not finished & set(processes)
+    assert {name: study.runs(out)[name].file.stat().st_mtime_ns for name in finished} == times
+    assert f"train/learned/4-steps/seed-1 failed (1): error: {blocked} is not empty" in err
+    assert "results/learned/4-steps/seed-1 not started: it needs train/learned/4-steps/seed-1" in err
+    assert err.splitlines()[-1] == f"error: 2 runs failed or lacked what they need; their logs are in {out}/logs."
+    assert "1 of 2" in printed
+    assert not (out / "report.html").exists()
+    assert not list(out.rglob("checkpoints"))
+
+    shutil.rmtree(blocked)
+    processes.clear()
+    status, printed, err = xdoge("study", path, "--out", out, "--json")
+    assert status == 0, err
+    assert processes == ["train/learned/4-steps/seed-1", "results/learned/4-steps/seed-1"]
+    value = json.loads(printed)
+    assert value == {**json.loads((out / "study.json").read_text()), "created": value["created"]}
+    assert [model["state"] for model in value["models"]] == ["finished"] * 4
+    assert value["notes"] == []  # so the fits cost what was planned for them
+    assert 0 < {row["strategy"]: row for row in value["stability"]}["learned"]["sources"] < 1
+    document, errors = browse(out / "report.html")
+    assert errors == []
+    assert document.count('data-drawn="yes"') == 1
+
+
+def test_plans_are_shown_without_running_and_a_report_needs_a_study(tmp_path, store, recipe, xdoge):
+    path, out = write(tmp_path, store, recipe), tmp_path / "out"
+    status, printed, err = xdoge("study", path, "--out", out, "--dry-run")
+    assert (status, len(printed.splitlines())) == (0, 33)
+    assert "equal flops, steps of training: uniform 7, sources 7, learned 4" in err
+    assert not out.exists()
+    assert xdoge("study", path, "--out", out, "--report")[::2] == (
+        1, f"error: {out} holds no study; without --report it begins.\n",
+    )  # fmt: skip
+    Study.load(path).begin(out)
+    status, printed, err = xdoge("study", path, "--out", out, "--report")
+    assert status == 0
+    assert "warning: 10 of 10 models are not finished, so this is no result yet.\n" in err
+    assert xdoge("study", path, "--out", out, "--only", "trian/*")[::2] == (
+        1, "error: --only trian/* fits none of the runs; --dry-run lists what they write.\n",
+    )  # fmt: skip
+
+
+def test_the_script_for_slurm_submits_arrays_and_each_task_runs_its_own(tmp_path, store, recipe, xdoge):
+    path, out, file = write(tmp_path, store, recipe), tmp_path / "out", tmp_path / "study.sbatch"
+    assert xdoge("study", path, "--out", out, "--slurm", file)[:2] == (0, f"{file}\n")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in {
+        "sbatch": f'echo "$@" >>{tmp_path}/jobs; echo "$(wc -l <{tmp_path}/jobs);cluster"',
+        "srun": f'echo "$@" >>{tmp_path}/steps; exit "${{STATUS:-0}}"',
+        "scontrol": f'echo "$@" >>{tmp_path}/requeued',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tools / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+
+    def run(*arguments, **more):
+        given = {**environment, **more}
+        return subprocess.run(["bash", file, *arguments], env=given, capture_output=True, text=True, check=False)
+
+    submitted = run("--account=a")
+    assert submitted.returncode == 0, submitted.stderr
+    log = f"--parsable --output={out}/logs/%x-%j.log"
+    assert (tmp_path / "jobs").read_text().splitlines() == [
+        f"{log} --array=0-1 --account=a {file} weights",
+        f"{log} --array=0-9 --dependency=afterany:1 --account=a {file} models",
+        f"{log} --dependency=afterany:2 --account=a {file} report",
+    ]
+    assert run("weights", SLURM_ARRAY_TASK_ID="1").returncode == 0
+    stopped = run("models", SLURM_ARRAY_TASK_ID="2", SLURM_ARRAY_JOB_ID="7", STATUS="143")
+    assert stopped.returncode == 143
+    assert (tmp_path / "requeued").read_text() == "requeue 7_2\n"
+    study = Study.load(path)
+    steps = (tmp_path / "steps").read_text().splitlines()
+    assert steps == [
+        f"xdoge study {path} --out {out} --only weights/learned/seed-1",
+        f"xdoge study {path} --out {out} --only */learned/4-steps/seed-0",
+    ]
+    learned = [name for name in study.runs(out) if name.startswith("weights/")]
+    models = [trial.name for trial in study.trials()]
+    text = slurm.script(study, out, ["xdoge"], name="x")
+    assert all(f"  {name}\n" in text for name in [*learned, *models])
+
+
+def test_the_example_has_every_strategy_and_loads(tmp_path, store, recipe):
+    value = yaml.safe_load(EXAMPLE.read_text())
+    kinds = [
+        (one["kind"], one.get("level", "languages"), one.get("score"), one.get("targets"))
+        for one in value["strategies"].values()
+    ]
+    assert len(value["seeds"]) >= 3
+    for kind in (
+        ("uniform", "sources"), ("uniform", "languages"), ("proportional",), ("temperature",), ("unimax",), ("doremi",),
+        ("regmix",), ("doge",), ("fit", "languages", "paper"), ("fit", "languages", None, "sources"),
+        ("fit", "languages", None, "robust"),
+    ):  # fmt: skip
+        assert any(one[: len(kind)] == kind for one in kinds), kind
+    value["evaluation"] |= {"window": 16, "stride": 16}
+    value |= {"steps": 2, "batch_size": 8, "sequence_length": 16, "max_epochs": "none", "store": str(store.path)}
+    value["learning"] = {"steps": 2, "batch_size": 12, "sequence_length": 16}
+    for strategy in value["strategies"].values():
+        for key in ("steps", "batch_size", "sequence_length", "max_epochs", "target_budget"):
+            strategy.pop(key, None)
+    for name in {value["proxy"], value["model"]}:
+        shutil.copy(EXAMPLE.parent / name, tmp_path)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(value))
+    found = Study.load(tmp_path / "study.yaml")
+    assert isinstance(found.findings(tmp_path / "nothing"), Findings)

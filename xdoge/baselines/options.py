@@ -1,0 +1,211 @@
+"""Settings of the baselines: how their proxies are trained, which all share, and what each method adds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from xdoge.errors import XDogeError
+from xdoge.models.flops import product_flops
+from xdoge.models.recipes import load_recipe
+from xdoge.training.proxy_settings import ProxySettings
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+
+
+class BaselineSettings(ProxySettings):
+    """What all baselines have in common: the proxy and its training, by default exactly as in `xdoge fit-weights`."""
+
+    method: ClassVar[str]
+    """What `learn` calls it."""
+
+    @classmethod
+    def for_store(cls, store: TokenStore, given: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Return what the user gave, completed by the recipe's and the corpus' defaults, checked against the store.
+
+        Args:
+            store: the tokens to learn on.
+            given: any of the fields; the rest is filled in.
+            where: what errors call the settings, such as the file they were read from.
+
+        Raises:
+            XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
+        """
+        recipe = load_recipe(str(given.get("proxy", cls.model_fields["proxy"].default)))
+        settings = cls.parse(
+            {
+                **{key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate")},
+                "batch_size": max(recipe.batch_size, 2 * len(store.sources)),
+                **cls._defaults(given, recipe.steps),
+                **given,
+            },
+            where=where,
+        )
+        for source, count in store.sequence_counts(settings.sequence_length).items():
+            if count == 0:
+                raise XDogeError(
+                    f"{source} is too short: its {store.tokens()[source]} tokens make no sequence of "
+                    f"{settings.sequence_length}. Lower sequence_length or leave it out."
+                )
+        settings._check(store)
+        return settings
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of metrics.jsonl when the method has ended."""
+        return self.steps
+
+    def notes(self, store: TokenStore) -> list[str]:
+        """Return what a careful user would want to know about these settings on this store, a line each."""
+        return []
+
+    @classmethod
+    def _defaults(cls, given: Mapping[str, Any], recipe_steps: int) -> dict[str, Any]:
+        """Return the defaults that depend on the number of steps."""
+        return {}
+
+    def _check(self, store: TokenStore) -> None:
+        """Refuse what this store cannot serve."""
+
+
+class SteppedSettings(BaselineSettings):
+    """A method that moves its weights at every step of one proxy."""
+
+    eval_every: int = Field(gt=0, description="steps between validation losses [a tenth of the steps]")
+    checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
+    keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
+
+    @classmethod
+    def _defaults(cls, given: Mapping[str, Any], recipe_steps: int) -> dict[str, Any]:
+        steps = given.get("steps", recipe_steps)
+        steps = steps if isinstance(steps, int) else recipe_steps  # a wrong one is refused by name, by parse
+        return {"eval_every": max(1, steps // 10), "checkpoint_every": max(1, steps // 20)}
+
+    def parts(self, k: int) -> int:
+        """Return into how many equal parts a batch is cut for k sources."""
+        return k
+
+    def _check(self, store: TokenStore) -> None:
+        parts = self.parts(len(store.sources))
+        if self.batch_size < parts:
+            raise XDogeError(
+                f"batch_size {self.batch_size} is too small: {self.method} cuts every batch into {parts} parts, one "
+                f"for each of {len(store.sources)} sources{' and one for the mix' * (parts > len(store.sources))}."
+            )
+
+
+class DoremiSettings(SteppedSettings):
+    """Settings of DoReMi (arXiv:2305.10429)."""
+
+    method = "doremi"
+
+    reference: Literal["proportional", "uniform"] = Field(
+        "proportional", description="weights of the sources that the reference model is trained on"
+    )
+    eta: float = Field(1.0, gt=0, description="η, step size of the weights")
+    smoothing: float = Field(1e-3, ge=0, lt=1, description="c, share of uniform weights mixed in at every step")
+
+    @property
+    def n_rows(self) -> int:
+        """A row for each step of the reference model, then one for each of the proxy."""
+        return 2 * self.steps
+
+
+class DogeSettings(SteppedSettings):
+    """Settings of DoGE (arXiv:2310.15393) as its authors' code has it."""
+
+    method = "doge"
+
+    target: Literal["mix", "sources"] = Field(
+        "mix", description="gradients of what is scored against: a batch of all sources, or the sum of the sources'"
+    )
+    mu: float = Field(0.01, gt=0, description="μ, of the Bregman divergence; not the μ of fit-weights")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="share of uniform weights mixed in at every step")
+
+    def parts(self, k: int) -> int:
+        """One part for each source, and one for the mix where that is the target."""
+        return k + (self.target == "mix")
+
+    def product_flops(self, k: int, parameters: int) -> int:
+        """Return the FLOPs of all inner products between the gradients of k sources and the mix."""
+        maps = self.steps if self.target == "sources" else 0
+        return product_flops(parameters, sources=self.parts(k), steps=self.steps, halves=False, maps=maps)
+
+
+class RegmixSettings(BaselineSettings):
+    """Settings of RegMix (arXiv:2407.01492)."""
+
+    method = "regmix"
+
+    proxy: str = Field("1m", description="recipe of the tiny models: a name, or a YAML file of your own")
+    runs: int = Field(512, ge=10, description="tiny models, each trained on a mixture of its own")
+    targets: Literal["sources", "languages"] | dict[str, float] = Field(
+        "sources", description="validation losses whose mean is regressed: all alike, all languages alike, {source: τ}"
+    )
+    regressor: Literal["lightgbm", "linear"] = Field("lightgbm", description="what predicts that mean")
+    temperature: float = Field(
+        0.5, gt=0, le=1, description="exponent of the corpus' shares, where mixtures are centred"
+    )
+    least_strength: float = Field(0.1, gt=0, description="least concentration of the Dirichlet distribution")
+    greatest_strength: float = Field(5.0, gt=0, description="greatest concentration of it")
+    simulations: int = Field(100_000, gt=0, description="mixtures whose loss is predicted")
+    best: int = Field(128, gt=0, description="how many of the best predicted are averaged")
+
+    @property
+    def n_rows(self) -> int:
+        """A row for each tiny model."""
+        return self.runs
+
+    def target_weights(self, store: TokenStore) -> dict[str, float]:
+        """Return τ of each source that counts and has validation text, summing to 1."""
+        if self.targets == "sources":
+            targets = dict.fromkeys(store.sources, 1.0)
+        elif self.targets == "languages":
+            targets = {source: 1 / len(members) for members in store.languages.values() for source in members}
+        else:
+            targets = self.targets
+        heard = store.sequence_counts(self.sequence_length, split="validation")
+        found = {source: weight for source, weight in targets.items() if weight and heard.get(source)}
+        total = sum(found.values())
+        return {source: weight / total for source, weight in found.items()}
+
+    def notes(self, store: TokenStore) -> list[str]:
+        """Say what is left out of the target, and when there are few runs."""
+        lines = []
+        silent = [s for s, n in store.sequence_counts(self.sequence_length, split="validation").items() if n == 0]
+        if silent:
+            lines.append(f"no validation sequence of {self.sequence_length} tokens, so no target: {', '.join(silent)}")
+        if self.runs < 5 * len(store.sources):
+            lines.append(
+                f"{self.runs} runs are few to regress on the weights of {len(store.sources)} sources; RegMix's authors "
+                "took 512 for 17"
+            )
+        return lines
+
+    def _check(self, store: TokenStore) -> None:
+        for source, weight in self.targets.items() if isinstance(self.targets, dict) else ():
+            if source not in store.sources:
+                raise XDogeError(
+                    f"targets names {source!r}, which the corpus does not have; it has {', '.join(store.sources)}."
+                )
+            if weight < 0:
+                raise XDogeError(f"targets[{source!r}] is {weight:g}; it must be >= 0.")
+            if weight and not store.sequence_counts(self.sequence_length, split="validation")[source]:
+                raise XDogeError(
+                    f"targets names {source!r}, which has no validation sequence of {self.sequence_length} tokens, and "
+                    "RegMix learns from validation losses. Lower sequence_length, or leave the target out."
+                )
+        if not self.target_weights(store):
+            raise XDogeError(
+                f"no target has a validation sequence of {self.sequence_length} tokens, and RegMix learns from "
+                "validation losses. Lower sequence_length."
+            )
+        if self.least_strength > self.greatest_strength:
+            raise XDogeError(
+                f"least_strength {self.least_strength:g} is above greatest_strength {self.greatest_strength:g}."
+            )
+        if self.best > self.simulations:
+            raise XDogeError(f"best {self.best:,} is more than the {self.simulations:,} simulations.")

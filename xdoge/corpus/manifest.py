@@ -1,0 +1,209 @@
+"""What an earlier run of `prepare` finished, and whether it is still the same today.
+
+Every finished source has a marker, `sources/<language>/<source>.json`, written after its tokens: its inputs with
+size, time and SHA-256, the settings that shaped it, its counts. A source is kept when all of that still holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from xdoge._version import __version__
+from xdoge.corpus.readers.files import Input, relative
+from xdoge.corpus.readers.hub import local_files
+from xdoge.corpus.spec import Corpus, Source, naming
+from xdoge.corpus.store import PREPARING, SCHEMA, SPLITS, TokenStore
+from xdoge.corpus.tokenizer import Tokenizer
+from xdoge.errors import XDogeError
+from xdoge.io import LOCK, disk_errors, locked, read_json, sha256_file, write_json, write_text
+
+MARKER = "xdoge.source"
+SPOOL = ".spool"
+"""Folder in the store for what is not finished."""
+
+
+def refuse_foreign(out: Path) -> None:
+    """Refuse a folder that holds something else than a store, finished or not.
+
+    Raises:
+        XDogeError: it does.
+    """
+    if out.exists() and not out.is_dir():
+        raise XDogeError(f"{out} is a file; --out names a folder.")
+    ours = (out / "store.json").is_file() or (out / PREPARING).is_file()
+    begun = LOCK, f".{PREPARING}."
+    held = out.is_dir() and any(not path.name.startswith(begun) for path in out.iterdir())
+    if held and not ours:
+        raise XDogeError(f"{out} is not empty and not a token store; name another folder.")
+
+
+@contextlib.contextmanager
+def claimed(out: Path) -> Iterator[None]:
+    """Mark `out` as a store in the making, and keep a second prepare out of it."""
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    path = out / PREPARING
+    with locked(out):
+        write_json(path, {"schema": "xdoge.preparing/1", "xdoge_version": __version__})
+        for left in [out / SPOOL, *out.rglob(".*.tmp")]:  # by a run that was killed
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink(missing_ok=True)
+        try:
+            yield
+            path.unlink()
+        finally:
+            shutil.rmtree(out / SPOOL, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def unfinished_said(out: Path) -> Iterator[None]:
+    """Let an error that leaves a store unfinished which was finished before say so."""
+    before = (out / "store.json").is_file()
+    try:
+        yield
+    except XDogeError as error:
+        if before and not (out / "store.json").is_file():
+            raise XDogeError(
+                f"{error} {out} is unfinished now; mend this and run the same command again to continue."
+            ) from error
+        raise
+
+
+def forget(out: Path, source: Source) -> None:
+    """Take away what describes a source's token files, for these are about to be replaced."""
+    if any((out / token_file(source, split)).exists() for split in SPLITS):
+        (out / "store.json").unlink(missing_ok=True)
+    marker_path(out, source).unlink(missing_ok=True)
+
+
+def marker_path(out: Path, source: Source) -> Path:
+    """Return where a source's marker lies."""
+    return out / "sources" / f"{source.name}.json"
+
+
+def token_file(source: Source, split: str) -> str:
+    """Return a token file's path inside the store."""
+    return f"tokens/{source.name}.{split}.arrow"
+
+
+def settings_of(source: Source, corpus: Corpus) -> dict[str, Any]:
+    """What shapes a source's tokens, besides its inputs and the tokenizer."""
+    spec = source.spec
+    return {
+        "text": spec.text,
+        "max_tokens": spec.max_tokens,
+        "validation fraction": None if source.validation else corpus.spec.validation.fraction,
+        "dataset": spec.dataset,
+        "config": spec.config,
+        "split": spec.split,
+        "revision": spec.revision,
+        "data_dir": spec.data_dir,
+    }
+
+
+def unchanged(
+    source: Source, corpus: Corpus, out: Path, tokenizer: Tokenizer | None, refresh: bool
+) -> dict[str, Any] | None:
+    """Return the marker of a source that an earlier run finished and that is the same today.
+
+    Raises:
+        XDogeError: it is no longer the same and `refresh` is off.
+    """
+    path = marker_path(out, source)
+    if not path.is_file():
+        return None
+    try:
+        marker = read_json(path, schema=MARKER)
+        for split in SPLITS:
+            file = out / marker[split]["file"]
+            if not file.is_file() or file.stat().st_size != marker[split]["size"]:
+                return None
+            if not all((out / raw["file"]).is_file() for raw in marker[split].get("raw", ())):
+                return None  # the store was moved away from what it refers to
+        with naming(source.field("train")):
+            change = _change(source, corpus, tokenizer, marker)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise XDogeError(f"{path} is damaged; delete it, and {source.name} is tokenised again.") from error
+    if change is None:
+        return marker
+    if refresh:
+        return None
+    raise XDogeError(
+        f"{source.where}: {change} since it was prepared in {out}; add --refresh to tokenise it again, "
+        "or name another folder."
+    )
+
+
+def _change(source: Source, corpus: Corpus, tokenizer: Tokenizer | None, marker: dict[str, Any]) -> str | None:
+    if tokenizer is None or tokenizer.fingerprint != marker["tokenizer"]:
+        return "the tokenizer changed"
+    for key, value in settings_of(source, corpus).items():
+        if marker["settings"][key] != value:
+            return f"{key} changed from {marker['settings'][key]} to {value}"
+    files, held_out = ([relative(file, corpus.folder) for file in part] for part in (source.files, source.validation))
+    found = files if source.dataset is None else local_files(source, corpus.folder)
+    for kind, now in (("inputs", found), ("validation_inputs", held_out)):
+        before = {entry["path"]: entry for entry in marker[kind]}
+        if now is not None:  # what lies on a server is known by its revision
+            for path in [*before, *now]:
+                if path not in before or path not in now:
+                    return f"{path} was {'removed' if path in before else 'added'}"
+            if now != list(before):
+                return "the order of its files changed"
+        for path, entry in before.items():
+            if entry["sha256"] is not None and _file_changed(Input(**entry), corpus.folder):
+                return f"{path} changed"
+    return None
+
+
+def _file_changed(entry: Input, folder: Path) -> bool:
+    path = folder / entry.path
+    return not path.is_file() or (not entry.same_time(folder) and sha256_file(path) != entry.sha256)
+
+
+def finish(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStore:
+    """Write store.json from the markers of all sources, unless it says the same already."""
+    sources, warnings = {}, []
+    for source in corpus.sources:
+        marker = read_json(marker_path(out, source), schema=MARKER)
+        sources[source.name] = {
+            "language": source.language,
+            "family": source.family,
+            "license": source.spec.license,
+            **{key: marker[key] for key in ("inputs", "validation_inputs", *SPLITS)},
+        }
+        if marker["skipped"]:
+            warnings.append(f"{source.name}: {marker['skipped']:,} empty rows left out.")
+        tokens, decoded = (marker["train"].get(key) for key in ("tokens", "decoded"))
+        if decoded is not None and decoded < tokens:
+            warnings.append(f"{source.name}: its bytes are estimated from {decoded:,} of {tokens:,} tokens.")
+        if marker["validation"]["documents"] == 0:
+            warnings.append(f"{source.name}: no document fell to validation; its validation loss cannot be measured.")
+    content = {
+        "schema": f"{SCHEMA}/1",
+        "name": corpus.spec.name,
+        "corpus": {"file": "corpus.yaml", "sha256": sha256_file(corpus.path)},
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_document": tokenizer.end_of_document,
+        },
+        "dtype": tokenizer.dtype.name,
+        "sources": sources,
+        "warnings": warnings,
+        "xdoge_version": __version__,
+    }
+    path = out / "store.json"
+    before = read_json(path) if path.is_file() else {}
+    if {key: value for key, value in before.items() if key != "created"} != content:
+        write_text(out / "corpus.yaml", corpus.path.read_text(encoding="utf-8"))
+        write_json(path, {**content, "created": datetime.now(UTC).isoformat(timespec="seconds")})
+    return TokenStore.open(out)

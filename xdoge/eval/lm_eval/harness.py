@@ -1,0 +1,220 @@
+"""A language model that lm-eval asks: loaded once for all tasks, with its own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xdoge.corpus.tokenizer import Tokenizer
+from xdoge.distributed import Processes
+from xdoge.errors import Interrupted, XDogeError
+from xdoge.eval.documents import model_file, model_tokenizer
+from xdoge.eval.lm_eval.catalogue import TaskError, one_line, quiet
+from xdoge.eval.scoring import CausalModel
+from xdoge.eval.suite import HarnessSettings
+from xdoge.io import sha256_json
+from xdoge.sampling.permutation import derive_key
+
+RESAMPLES = 100
+"""Of the questions, for the standard error of a score that is not a mean: as many as lm-eval takes for BLEU."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a model got in a task.
+
+    Attributes:
+        value: in the metric's own unit.
+        stderr: its standard error; None where there is none, as for a single question.
+        n: questions.
+        higher_is_better: as the harness says.
+        filter: of the harness, that the answers went through.
+        truncated: questions of which the model's context left out the beginning, examples most likely.
+        prompts: SHA-256 of all prompts, which tells whether two models were asked the same.
+    """
+
+    value: float
+    stderr: float | None
+    n: int
+    higher_is_better: bool
+    filter: str
+    truncated: int
+    prompts: str
+
+
+class Model:
+    """A causal language model that lm-eval asks, by its folder or name on the Hub.
+
+    Attributes:
+        tokenizer: its fingerprint.
+        begin: token that is put before every prompt; None where the model's own tokenizer decides.
+        context: tokens that it sees at once; 0 before the first task.
+    """
+
+    def __init__(self, causal: CausalModel, processes: Processes, settings: HarnessSettings) -> None:
+        self._causal, self._processes, self._settings = causal, processes, settings
+        tokenizer = model_tokenizer(causal.name)
+        self.tokenizer, self.begin = tokenizer.fingerprint, _begin(causal, tokenizer)
+        self._lm: Any = None
+        self.context = 0
+
+    def score(self, task: Any, metric: str, wanted_filter: str | None) -> Score | None:
+        """Return the score in a built task, in every process; None if the harness gave no such number.
+
+        Raises:
+            TaskError: the model could not answer, in one of the processes at least.
+        """
+        self._lm = self._lm or self._load()
+        with quiet():
+            from lm_eval.evaluator import evaluate
+
+            found = evaluate(
+                lm=self._lm,
+                task_dict={"tasks": {task.task_name: task}},
+                limit=self._settings.limit,
+                bootstrap_iters=0,  # lm-eval would do it for every metric, also those not asked for
+                log_samples=True,
+            )
+            return self._score(task, metric, wanted_filter, found)
+
+    def _score(self, task: Any, metric: str, wanted: str | None, found: Mapping[str, Any]) -> Score | None:
+        samples = found["samples"][task.task_name]
+        chosen = wanted or samples[0]["filter"]
+        value = found["results"][task.task_name].get(f"{metric},{chosen}")
+        if value is None:
+            return None
+        kept = sorted((one for one in samples if one["filter"] == chosen), key=lambda one: one["doc_id"])
+        values = [one[metric] for one in kept]
+        seed = derive_key("benchmark", self._settings.seed, task.task_name)
+        return Score(
+            float(value),
+            _stderr(task.aggregation()[metric], values, seed),
+            len(values),
+            bool(task.higher_is_better()[metric]),
+            chosen,
+            sum(any(self._truncates(*asked) for asked in one["arguments"]) for one in kept),
+            sha256_json({"prompts": [one["prompt_hash"] for one in kept]}),
+        )
+
+    def _truncates(self, context: str, answer: str | Mapping[str, Any]) -> bool:
+        """Whether a prompt and its answer are longer than the model's context."""
+        if isinstance(answer, str):
+            return len(self._lm.tok_encode(context + answer)) - 1 > self.context  # the last token predicts nothing
+        room = int(answer.get("max_gen_toks", self._lm.max_gen_toks))
+        return len(self._lm.tok_encode(context)) + room > self.context
+
+    def _divided(self, ask: Callable[[list[Any]], list[Any]], requests: list[Any]) -> list[Any]:
+        """Return the answers to all requests, in every process; each asks for those of its part of the questions.
+
+        The harness would divide earlier and put together later: a process that fails in between leaves the others
+        waiting, and the prompts depend on the number of processes. Here nothing but the model's work is divided.
+
+        Raises:
+            TaskError: in all processes, with the reason of the first that could not.
+        """
+        rank, count = self._processes.rank, self._processes.world_size
+        own, answers, failure = [one for one in requests if one.doc_id % count == rank], list[Any](), None
+        try:
+            answers = ask(own) if own else answers
+        except (Interrupted, XDogeError):
+            raise
+        except Exception as error:  # one task that fails must not stop a night's run
+            failure = error
+        parts = self._processes.all_gather_objects((failure and self._reason(failure), answers))
+        if reasons := [reason for reason, _ in parts if reason]:
+            raise TaskError("failed", reasons[0]) from failure
+        answered = [iter(part) for _, part in parts]
+        return [next(answered[one.doc_id % count]) for one in requests]
+
+    def _reason(self, error: Exception) -> str:
+        """Return in a line why the model could not answer."""
+        if isinstance(error, AssertionError):  # lm-eval's own, without a word
+            return str(error) or f"an answer is empty, or longer than the context of the model, {self.context} tokens"
+        return one_line(error)
+
+    def _load(self) -> Any:
+        from lm_eval.models.huggingface import HFLM
+        from transformers import AutoTokenizer
+
+        settings, divided = self._settings, self._divided
+
+        class Divided(HFLM):  # type: ignore[misc, no-any-unimported, unused-ignore]
+            """Leaves all but the answers to every process, which the harness takes for the only one."""
+
+            def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+                return divided(super().loglikelihood, requests)
+
+            def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+                return divided(super().generate_until, requests)
+
+        if self.begin is None:
+            tokenizer: Any = AutoTokenizer.from_pretrained(self._causal.name, trust_remote_code=False)
+        else:
+            tokenizer = sentencepiece_tokenizer(str(model_file(self._causal.name, "tokenizer.model")), begin=self.begin)
+        with quiet():
+            loaded = self._causal.load(self._processes, settings.precision, split=settings.device == "split")
+            # the softmax of bfloat16 would leave many answers equally likely
+            lm = Divided(
+                pretrained=loaded.model,
+                tokenizer=tokenizer,
+                batch_size=settings.batch_size,
+                max_length=self._causal.context,
+                softmax_dtype="float32",
+            )
+        self.context = int(lm.max_length)
+        return lm
+
+
+def sentencepiece_tokenizer(path: str, *, begin: int) -> Any:
+    """Return a transformers tokenizer whose tokens are SentencePiece's own, with `begin` before every text.
+
+    What transformers converts such a file to gives other tokens.
+    """
+    import sentencepiece
+    from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+
+    class Faithful(SentencePieceBackend):  # type: ignore[misc, no-any-unimported, unused-ignore]
+        """Leaves the text to SentencePiece, which knows no special tokens in it, and puts bytes together again."""
+
+        def convert_tokens_to_string(self, tokens: list[str]) -> str:
+            texts, special = [""], set(self.all_special_tokens)
+            run: list[str] = []
+            for token in [*tokens, None]:
+                if token is None or token in special:
+                    texts += [self.sp_model.decode_pieces(run), token or ""]
+                    run = []
+                else:
+                    run.append(token)
+            return "".join(texts)
+
+    processor = sentencepiece.SentencePieceProcessor(model_file=path)
+    pieces = {"unk_token": processor.unk_id(), "bos_token": begin, "eos_token": processor.eos_id()}
+    tokenizer: Any = Faithful
+    return tokenizer(
+        vocab_file=path,
+        special_tokens_pattern="bos",
+        split_special_tokens=True,
+        **{name: processor.id_to_piece(token) for name, token in pieces.items()},
+    )
+
+
+def _begin(causal: CausalModel, tokenizer: Tokenizer) -> int | None:
+    if tokenizer.kind != "sentencepiece":
+        return None
+    return tokenizer.end_of_document if causal.begin is None else causal.begin
+
+
+def _stderr(aggregate: Callable[[list[Any]], float], values: list[Any], seed: int) -> float | None:
+    """Return the standard error of a mean, or that of a bootstrap over questions for any other score."""
+    import numpy as np
+    from lm_eval.api.metrics import mean
+
+    if len(values) < 2:
+        return None
+    if aggregate is mean:
+        return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    generator = np.random.default_rng(seed)
+    draws = generator.integers(len(values), size=(RESAMPLES, len(values)))
+    spread = float(np.std([aggregate([values[i] for i in draw]) for draw in draws.tolist()], ddof=1))
+    return spread if np.isfinite(spread) else None

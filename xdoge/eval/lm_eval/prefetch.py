@@ -1,0 +1,68 @@
+"""The questions of a suite: which there are on this machine, and fetching the others."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from xdoge.eval.lm_eval.benchmarks import expanded
+from xdoge.eval.lm_eval.catalogue import TaskError, is_unreachable, offline
+from xdoge.eval.suite import Suite
+from xdoge.progress import Event, Progress, silent
+
+_Where = Literal["local", "cache", "missing"]
+
+
+@dataclass(frozen=True)
+class Need:
+    """The data set of one task.
+
+    Attributes:
+        task: of the suite.
+        language: whose average it enters.
+        dataset: its name on the Hub, and its configuration.
+        splits: the task reads.
+        where: it is: among the local data, in the cache of the Hub, or neither.
+        note: why it is missing, if that is known.
+    """
+
+    task: str
+    language: str
+    dataset: str
+    splits: tuple[str, ...]
+    where: _Where
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return asdict(self)
+
+
+def prefetch(suite: Suite, local_data: Path | None = None, *, on_progress: Progress = silent) -> list[Need]:
+    """Fetch what a suite needs into the cache of the Hub, if there is a network, and return what is there then."""
+    tasks, catalogue = expanded(suite)
+    needs: list[Need] = []
+    reasons: dict[str, str] = {}
+    with contextlib.ExitStack() as without_network:
+        for spec in tasks:
+            try:
+                source = catalogue.source(spec, local_data)
+            except TaskError as error:
+                needs.append(Need(spec.task, spec.language, "", (), "missing", str(error)))
+                continue
+            dataset = f"{source.dataset} {source.config}" if source.config else source.dataset
+            if not source.files and dataset not in reasons:
+                try:
+                    reasons[dataset] = ""
+                    source.load()
+                except TaskError as error:
+                    reasons[dataset] = str(error)
+                    if is_unreachable(error):
+                        without_network.enter_context(offline())
+            where: _Where = "local" if source.files else "missing" if reasons[dataset] else "cache"
+            needs.append(Need(spec.task, spec.language, dataset, source.splits, where, reasons.get(dataset, "")))
+            on_progress(Event("source", "data sets", done=len(needs), total=len(tasks), unit="tasks"))
+    on_progress(Event("done", "data sets", done=len(tasks), total=len(tasks), unit="tasks"))
+    return needs

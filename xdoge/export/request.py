@@ -1,0 +1,165 @@
+"""What an exported mixture is made from, and what comes out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xdoge.errors import XDogeError
+from xdoge.mixtures.mixture import Mixture, Share
+
+Paths = str | Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A mixture in the form that another trainer reads.
+
+    Attributes:
+        text: content of the file.
+        suffix: of the file's name, such as ".yaml".
+        warnings: where that trainer cannot keep what the mixture promises, one line each, with numbers.
+    """
+
+    text: str
+    suffix: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """A mixture, and what is known of the data as the trainer will find it.
+
+    Attributes:
+        mixture: the plan.
+        paths: a template with {language}, {source} and {name}, or path by source; None for the format's default.
+        documents: training documents per source, if known.
+        sequence_length: tokens of a sequence, if the data's rows are sequences.
+    """
+
+    mixture: Mixture
+    paths: Paths | None = None
+    documents: Mapping[str, int] | None = None
+    sequence_length: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse counts that cannot be."""
+        length, budget = self.sequence_length, self.mixture.budget_tokens
+        if length is not None and not (isinstance(length, int) and 1 <= length <= budget):
+            raise XDogeError(
+                f"sequence_length is {length!r}; it must be a whole number from 1 to the budget, {budget:,}."
+            )
+        if self.documents is None:
+            return
+        for source, share in self.shares.items():
+            count = self.documents.get(source)
+            if count is None:
+                raise XDogeError(f"documents name no {source!r}, which the mixture reads; give its number.")
+            if not 1 <= count <= share.available_tokens:
+                raise XDogeError(
+                    f"documents[{source!r}] is {count:,}; a source of {share.available_tokens:,} tokens has at least 1 "
+                    "and no more than that. Count those that the mixture's tokens were counted in."
+                )
+
+    @property
+    def shares(self) -> dict[str, Share]:
+        """The sources that the plan reads, in its order."""
+        return {source: share for source, share in self.mixture.sources.items() if share.tokens}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of the run's tokens by source."""
+        return {source: share.weight for source, share in self.shares.items()}
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """How often this run reads each source; the same for tokens, sequences and documents."""
+        return {source: share.tokens / share.available_tokens for source, share in self.shares.items()}
+
+    @property
+    def rows(self) -> dict[str, float] | None:
+        """Rows to draw of each source: sequences if their length is known, else documents; None if neither is."""
+        if self.sequence_length is not None:
+            return {source: share.tokens / self.sequence_length for source, share in self.shares.items()}
+        if self.documents is not None:
+            return {source: passes * self.documents[source] for source, passes in self.passes.items()}
+        return None
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows that the budget holds."""
+        return None if self.rows is None else max(1, int(math.fsum(self.rows.values())))
+
+    @property
+    def row_weights(self) -> dict[str, float]:
+        """Share of the draws by source, where a draw is of a row; they sum to 1."""
+        rows = self.rows or self.weights
+        total = math.fsum(rows.values())
+        return {source: count / total for source, count in rows.items()}
+
+    def places(self, default: str, *, every: bool = False) -> dict[str, str]:
+        """Return the path of each source that is read, or of every source.
+
+        Raises:
+            XDogeError: the template is none, a source has no path, or two have the same.
+        """
+        paths = default if self.paths is None else self.paths
+        found: dict[str, str] = {}
+        for name in self.mixture.sources if every else self.shares:
+            language, _, source = name.partition("/")
+            if not isinstance(paths, str):
+                if name not in paths:
+                    raise XDogeError(f"paths name no {name!r}, which the mixture reads; give its path.")
+                found[name] = paths[name]
+                continue
+            try:
+                found[name] = paths.format(language=language, source=source, name=name)
+            except (KeyError, IndexError, ValueError, AttributeError) as error:
+                raise XDogeError(
+                    f"paths {paths!r} is no template; it may hold {{language}}, {{source}}, {{name}}, as {default!r}."
+                ) from error
+        owner: dict[str, str] = {}
+        for name, path in found.items():
+            if owner.setdefault(path, name) != name:
+                raise XDogeError(f"paths give {path!r} to both {owner[path]} and {name}; each source needs its own.")
+        return found
+
+    def unit_warnings(self) -> list[str]:
+        """Say that weights of tokens were written where rows are drawn, if nothing is known of the rows."""
+        if self.rows is not None:
+            return []
+        return [
+            "the weights are shares of tokens, and rows are drawn: right only if all rows hold as many tokens. Give "
+            "sequence_length for packed sequences, or the documents per source."
+        ]
+
+    def chance_warnings(self) -> list[str]:
+        """Say how far a random draw misses the plan, if that is more than 1 % for some source."""
+        if self.rows is None or self.n_rows is None:
+            return []
+        chances = self.row_weights
+        spread = {source: math.sqrt((1 - p) / (self.n_rows * p)) for source, p in chances.items()}
+        worst = max(spread, key=lambda source: spread[source])
+        if spread[worst] <= 0.01:
+            return []
+        count = self.rows[worst]
+        return [
+            f"rows are drawn at random: {worst} gets {count:,.0f} ± {count * spread[worst]:,.0f} rows "
+            f"({spread[worst]:.1%})."
+        ]
+
+
+def to_yaml(value: Any, *comments: str) -> str:
+    """Return YAML that keeps every digit, below comment lines."""
+    import yaml
+
+    head = "".join(f"# {line}\n" for line in comments)
+    return head + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def to_json(value: Any) -> str:
+    """Return indented JSON that keeps every digit."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

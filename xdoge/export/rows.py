@@ -1,0 +1,222 @@
+"""Mixers that draw rows, which may be documents or sequences: datasets, LLaMA-Factory, axolotl, Grain, torchtitan."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from xdoge.errors import XDogeError
+from xdoge.export.request import Export, Request, to_json, to_yaml
+
+FOLDER = "data/{language}/{source}"
+
+
+def datasets(request: Request) -> Export:
+    """Probabilities for `datasets.interleave_datasets`: JSON.
+
+    Use: `interleave_datasets(data_sets, **plan["interleave"]).take(plan["rows"])`, with the data sets in the order of
+    `sources`. Do take that many rows.
+
+    Weights: chances of rows, which must sum to 1. If rows are sequences (give the sequence length) they are shares of
+    tokens; if rows are documents (give the documents per source), of token share / mean document length. Each row is
+    drawn at random: after N rows a source of chance p is about √(N p (1 - p)) off, and one planned at its cap passes
+    it half the time.
+
+    At the end of a source, "all_exhausted" starts it again, in the same order, and stops when the last source was read
+    once: the others have been read many times by then. "first_exhausted" stops at the first end instead, and
+    "all_exhausted_without_replacement" goes on with the others in other proportions.
+
+    Paths: "data/{language}/{source}".
+
+    Source: datasets/combine.py and arrow_dataset.py, `_interleave_map_style_datasets` (5.2).
+    """
+    places = request.places(FOLDER)
+    value = {
+        "sources": list(places),
+        "paths": list(places.values()),
+        "interleave": {
+            "probabilities": list(request.row_weights.values()),
+            "seed": request.mixture.seed,
+            "stopping_strategy": "all_exhausted",
+        },
+        "rows": request.n_rows,
+    }
+    warnings = [*request.unit_warnings(), *request.chance_warnings(), *_runs_away(request), *_ends_early(request)]
+    return Export(to_json(value), ".json", tuple(warnings))
+
+
+def llamafactory(request: Request) -> Export:
+    """Probabilities for LLaMA-Factory: `dataset`, `mix_strategy` and `interleave_probs` as YAML.
+
+    Use: merge into the training file, and set `max_steps`. Needs the documents per source.
+
+    Weights: chances of documents, since LLaMA-Factory mixes with `datasets.interleave_datasets` before it tokenises:
+    token share / mean document length, summing to 1. Documents cut at `cutoff_len` in supervised fine-tuning shift
+    the shares of tokens; pre-training packs them and does not.
+
+    At the end of a source, "interleave_over" starts it again until the last source was read once; one epoch is that
+    long. "interleave_under" stops at the first end, "interleave_once" goes on with the rest in other proportions.
+
+    Paths: "{language}_{source}", the names in dataset_info.json, without commas.
+
+    Source: llamafactory/data/data_utils.py, `merge_dataset`; hparams/data_args.py (0.9.5).
+    """
+    if request.documents is None:
+        raise XDogeError(
+            "llamafactory draws documents, and shares of tokens are not shares of documents: give the documents per "
+            "source, with --store on the command line or documents= in Python."
+        )
+    documents = Request(request.mixture, request.paths, request.documents)  # whatever the length of a sequence
+    places = documents.places("{language}_{source}")
+    for source, name in places.items():
+        if "," in name or name != name.strip():
+            raise XDogeError(f"data set {name!r} of {source}: LLaMA-Factory splits names at commas; rename it.")
+    value = {
+        "dataset": ",".join(places.values()),
+        "mix_strategy": "interleave_over",
+        "interleave_probs": ",".join(map(repr, documents.row_weights.values())),
+    }
+    warnings = (*documents.chance_warnings(), *_runs_away(documents))
+    return Export(to_yaml(value, f"documents to draw: {documents.n_rows}"), ".yaml", warnings)
+
+
+def axolotl(request: Request) -> Export:
+    """Data sets for axolotl, repeated as often as the mixture reads them: YAML.
+
+    Use: merge into the config. Axolotl has no probabilities; its `weight` (0.20 and newer, not when streaming) keeps
+    that part of a data set, at most all of it. So a source of 2.5 passes is listed three times, the third time with
+    weight 0.5, and one epoch is the mixture's budget.
+
+    Weights: parts of the rows of a source, drawn at random. They hold for tokens as well, so no count of documents is
+    needed.
+
+    At the end of a source nothing happens: all rows are laid out and shuffled together before training, so one may
+    come twice before another came once. More than one epoch reads the same parts again.
+
+    Paths: "data/{language}/{source}", a data set of `type: completion` with its text in `text`.
+
+    Source: axolotl/utils/data/sft.py, utils/data/shared.py, utils/schemas/datasets.py (0.21).
+    """
+    entries: list[dict[str, str | float]] = []
+    for source, path in request.places(FOLDER).items():
+        share = request.shares[source]
+        whole, rest = divmod(share.tokens, share.available_tokens)
+        entries += [{"path": path, "type": "completion"} for _ in range(whole)]
+        entries += [{"path": path, "type": "completion", "weight": rest / share.available_tokens}] if rest else []
+    value = {
+        "datasets": entries,
+        "num_epochs": 1,
+        "shuffle_merged_datasets": True,
+        "dataset_exact_deduplication": False,
+    }
+    return Export(to_yaml(value), ".yaml")
+
+
+def grain(request: Request) -> Export:
+    """Weights for Grain's `MapDataset.mix`: JSON.
+
+    Use: `grain.MapDataset.mix(data_sets, plan["weights"])[: plan["rows"]]`, each data set with `.seed(s).shuffle()
+    .repeat()` before. Mix first and slice for the ranks after: sliced before, all ranks draw the same source in the
+    same step.
+
+    Weights: shares of rows. If rows are sequences (give the sequence length) they are shares of tokens; if rows are
+    documents (give the documents per source), of token share / mean document length. Grain scales them so that the
+    least is 100 and cuts all to integers, which changes them by up to 1 %; none may be 0.
+
+    At the end of a source: without `.repeat()` the mix is only as long as the first source to end allows, without a
+    word. With it, a source starts again without limit, in a new order each time.
+
+    Paths: "data/{language}/{source}".
+
+    Source: grain/_src/python/dataset/transformations: mix.py, shuffle.py (0.2.18).
+    """
+    places = request.places(FOLDER)
+    value = {
+        "sources": list(places),
+        "paths": list(places.values()),
+        "weights": list(request.row_weights.values()),
+        "rows": request.n_rows,
+        "seed": request.mixture.seed,
+    }
+    return Export(to_json(value), ".json", (*request.unit_warnings(), *_cut_to_integers(request)))
+
+
+def torchtitan(request: Request) -> Export:
+    """Weighted sources for torchtitan's interleaved text loader: a piece of Python for a config function.
+
+    Use: as the `dataloader` of a config, torchtitan 0.3 and newer, with each data set registered in `DATASETS` under
+    its name in lower case.
+
+    Weights: chances of sequences, since each source is packed into sequences before they are mixed, and so shares of
+    tokens; torchtitan divides them by their sum. Sources are drawn at random with the same generator on all ranks: in
+    each step all ranks read the same sources, and a batch is far from the mixture.
+
+    At the end of a source it starts again, without limit, in a new order (the first pass is in the order of the file):
+    training stops at its steps. With `infinite=False` it would stop when the first source ends.
+
+    Paths: "data/{language}/{source}", the `dataset_path`.
+
+    Source: torchtitan/hf_datasets: interleaved.py, text_datasets.py (0.3.0).
+    """
+    quoted = [
+        f"        HFDataSource(dataset={json.dumps(source.lower())}, dataset_path={json.dumps(path)}, "
+        f"weight={request.weights[source]!r}),"
+        for source, path in request.places(FOLDER).items()
+    ]
+    lines = [
+        "from torchtitan.hf_datasets.text_datasets import HFDataSource, InterleavedHuggingFaceTextDataLoader",
+        "",
+        "dataloader = InterleavedHuggingFaceTextDataLoader.Config(",
+        f"    seed={request.mixture.seed},",
+        "    sources=[",
+        *quoted,
+        "    ],",
+        ")",
+    ]
+    chance = Request(request.mixture, request.paths, None, request.sequence_length).chance_warnings()
+    return Export("\n".join(lines) + "\n", ".py", tuple(chance))
+
+
+def _runs_away(request: Request) -> list[str]:
+    """Say what "all_exhausted" reads beyond the budget if it is not stopped there."""
+    passes = request.passes
+    least, most = (choose(passes, key=lambda source: passes[source]) for choose in (min, max))
+    if 1 / passes[least] < 1.01:
+        return []
+    return [
+        f"the interleaving ends only when {least} was read once, after {1 / passes[least]:.2f} times the budget and "
+        f"{passes[most] / passes[least]:.1f} passes over {most}: stop it at the budget."
+    ]
+
+
+def _ends_early(request: Request) -> list[str]:
+    """Say that "all_exhausted" does not reach the budget, if all sources are read more than once."""
+    passes = request.passes
+    least = min(passes, key=lambda source: passes[source])
+    if 1 / passes[least] > 0.99:
+        return []
+    return [
+        f"all sources are read more than once, {least} {passes[least]:.2f} times: the interleaving ends after "
+        f"{1 / passes[least]:.0%} of the budget. Repeat each data set {math.floor(passes[least]) + 1} times first."
+    ]
+
+
+def _cut_to_integers(request: Request) -> list[str]:
+    """Say what Grain makes of the weights, if that is more than 0.1 % off or passes a cap."""
+    wanted = request.row_weights
+    scale = 100 / min(wanted.values())
+    whole = {source: int(weight * scale) for source, weight in wanted.items()}  # as Grain computes it
+    total = sum(whole.values())
+    factor = {source: whole[source] / total / weight for source, weight in wanted.items()}
+    worst = max(factor, key=lambda source: abs(factor[source] - 1))
+    lines = []
+    if abs(factor[worst] - 1) > 0.001:
+        lines.append(
+            f"Grain cuts the weights to integers, {whole[worst]:,} of {total:,} for {worst}: "
+            f"{factor[worst] - 1:+.2%} of its rows."
+        )
+    for source, share in request.shares.items():
+        epochs = (share.read_before + share.tokens * factor[source]) / share.available_tokens
+        if share.max_epochs is not None and epochs > share.max_epochs * 1.0005:
+            lines.append(f"with them {source} is read {epochs:.3f} times, above its cap of {share.max_epochs:g}.")
+    return lines

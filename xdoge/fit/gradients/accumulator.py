@@ -1,0 +1,300 @@
+"""One call of `GradientEngine.backward`: per-source gradients are formed, reduced and summed over processes.
+
+Every process forms the gradients of its own rows only, a slice of a parameter at a time. Of each slice the processes
+sum (a *message*) the slices of Σ τ_i g_i and Σ α_i g_i, and for a Gram matrix those of all sources; `chain.py` sums the
+gradients of sources that lie on more than one of them. With the sums in hand each reduces its own sources to numbers,
+and at the end the numbers are summed. A message travels while the next slices, and the layers below, are computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from xdoge.distributed import Processes
+from xdoge.errors import XDogeError
+from xdoge.fit.gradients.hooks import matrix_shape
+from xdoge.fit.gradients.pipelined_reduce import Chain, Slice
+from xdoge.fit.gradients.placement import Placement
+from xdoge.fit.gradients.segments import Layout, Lookup, Piece, Segments, working_dtype
+
+if TYPE_CHECKING:
+    from xdoge.fit.gradients.products import SourceBatch, SourceProducts
+
+# Shape of the slices, measured on the shapes of small proxies: narrower slices slow the matrix products down, larger
+# ones fall out of the cache.
+MIN_ROWS = 32
+MAX_COLUMNS = 256
+
+IN_FLIGHT = 4
+"""Messages under way at once, each with the buffer of its slice."""
+
+
+@dataclass(frozen=True)
+class _Message:
+    """A slice of which the sums over processes are under way."""
+
+    work: Any
+    sums: torch.Tensor  # (m, n) Σ τ_i g_i, Σ α_i g_i and so on; for a Gram matrix then the gradients of all slots
+    grads: torch.Tensor  # (s, n) of this process's segments
+    link: Slice | None
+    put: Callable[[torch.Tensor], None]  # takes the slice of Σ α_i g_i
+
+
+class GradientAccumulator:
+    """The state of one call of `GradientEngine.backward`.
+
+    The loss that is propagated back is the plain sum over tokens; the 1/(n_j (T-1)) that makes means of it enters with
+    the weights and targets, at no cost.
+    """
+
+    def __init__(
+        self,
+        batch: SourceBatch,
+        directions: list[np.ndarray],
+        *,
+        gram: bool,
+        halves: bool,
+        device: torch.device,
+        chunk_bytes: int,
+        checked: set[str],
+        processes: Processes,
+        placement: Placement,
+    ) -> None:
+        self.chunk_bytes, self.checked, self.processes = chunk_bytes, checked, processes
+        self.counts, self.halves = placement.counts, halves
+        k, alone = len(self.counts), processes.world_size == 1
+        shared = np.ones(k, dtype=bool) if gram else placement.split
+        self.segments = Segments.of(
+            self.counts.tolist(),
+            halves=halves,
+            own=batch.counts,
+            before=placement.before(processes.rank).tolist(),
+            shared=shared.tolist(),
+        )
+        # all processes cut parameters into the same slices, for the one that has most segments
+        self.width = len(self.segments.slots) if alone else int((placement.rows > 0).sum(1).max()) * (1 + halves)
+        self.chain = None if alone or gram else Chain(placement, self.segments, processes, halves=halves, device=device)
+        self.gram_slots = self.segments.slots if gram else self.segments.slots[:0]
+        if gram and not alone:  # all send the same rows
+            cut = (self.counts > 1) & halves
+            self.gram_slots = np.flatnonzero(np.concatenate([self.counts > 0, cut]))
+            self.gram_rows = torch.from_numpy(np.searchsorted(self.gram_slots, self.segments.slots)).to(device)
+        sources = self.segments.slots % k
+        self.n_tokens = batch.input_ids.shape[1]
+        scale = 1 / (self.counts[sources] * (self.n_tokens - 1))  # sums over tokens become means over sources
+        self.mix = torch.tensor(np.stack(directions)[:, sources] * scale, device=device)  # (m, s)
+        self.anchor = torch.zeros((), device=device, requires_grad=True)
+        s = len(sources)
+        new = partial(torch.zeros, dtype=torch.float64, device=device)
+        self.losses, self.squares, self.pairs = new(s), new(s), new(self.segments.n_pairs)
+        self.dots = new(s, len(directions))
+        self.matrix = new(len(self.gram_slots), len(self.gram_slots))
+        self.gram = gram
+        self.noted: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+        self.messages: deque[_Message] = deque()
+        self.turn = self.received = self.message_bytes = 0
+        self.uses: Counter[nn.Parameter] = Counter()
+        self.waiting: defaultdict[nn.Parameter, list[Piece]] = defaultdict(list)
+        self.layout: Layout
+        self.is_last = False
+        self.in_backward = False
+
+    def begin(self, layout: Layout, *, is_last: bool) -> None:
+        """Turn to the next microbatch."""
+        self.layout, self.is_last, self.in_backward = layout, is_last, False
+
+    def add_losses(self, losses: torch.Tensor) -> None:
+        """Take the loss of every token, (N,)."""
+        self.losses += self.layout.sum(losses[:, None].double()).squeeze(1)
+
+    def expect(self, parameter: nn.Parameter) -> None:
+        """See `Tap`."""
+        if not self.in_backward:  # what a checkpoint runs again in backward is no new use
+            self.uses[parameter] += 1
+
+    def arrive(self, parameter: nn.Parameter, piece: Piece) -> None:
+        """See `Tap`."""
+        self.uses[parameter] -= 1
+        if self.uses[parameter] < 0:
+            raise XDogeError(
+                "a parameter's gradient arrived more often than the parameter was used, as happens with reentrant "
+                'activation checkpointing; give it {"use_reentrant": False}.'
+            )
+        self.waiting[parameter].append(piece)
+        if self.is_last and self.uses[parameter] == 0:
+            self.settle(parameter, self.waiting.pop(parameter))
+
+    def finish(self) -> None:
+        """Settle the parameters of which some use did not reach the loss, and wait for what is under way."""
+        while self.waiting:
+            self.settle(*self.waiting.popitem())
+        while self.messages:
+            self.receive()
+        self.fold()
+
+    @torch.no_grad()
+    def settle(self, parameter: nn.Parameter, pieces: list[Piece]) -> None:
+        """Form a parameter's gradient per segment from all its uses, slice by slice, and reduce each slice."""
+        n, d = matrix_shape(parameter)
+        looked_up = None
+        if all(isinstance(piece, Lookup) for piece in pieces):  # only rows that were looked up have a gradient
+            lookups = [piece for piece in pieces if isinstance(piece, Lookup)]
+            looked_up = self.all_looked_up(torch.cat([piece.tokens for piece in lookups]), n)
+            pieces = [replace(piece, tokens=torch.searchsorted(looked_up, piece.tokens)) for piece in lookups]
+            n = len(looked_up)
+        pieces = sorted(pieces, key=lambda piece: not piece.is_whole)
+        is_new = parameter.grad is None
+        if parameter.grad is None:
+            parameter.grad = torch.empty_like(parameter) if looked_up is None else torch.zeros_like(parameter)
+        total = parameter.grad.view(-1, d)
+        s, dtype = len(self.segments.slots), working_dtype(parameter.dtype)
+        mix = self.mix.to(dtype)
+        n_columns = min(d, MAX_COLUMNS)
+        n_rows = min(n, max(MIN_ROWS, self.chunk_bytes // (self.width * n_columns * dtype.itemsize)))
+        buffers = [
+            torch.empty(s * n_rows * n_columns, dtype=dtype, device=parameter.device)
+            for _ in range(1 if self.processes.world_size == 1 else IN_FLIGHT + 1)
+        ]
+        for rows in _slices(n, n_rows):
+            slabs = [piece.slab(rows) for piece in pieces]
+            for columns in _slices(d, n_columns):
+                shape = (s, rows.stop - rows.start, columns.stop - columns.start)
+                grads = buffers[self.turn % len(buffers)][: math.prod(shape)].view(shape)
+                overwrite = pieces[0].is_whole
+                if not overwrite:
+                    grads.zero_()
+                for add in slabs:
+                    add(grads, columns, overwrite=overwrite)
+                    overwrite = False
+                place = looked_up[rows] if looked_up is not None else rows
+                self.reduce(grads.view(s, -1), mix, partial(_put, total, place, columns, is_new))
+        self.fold()
+
+    def all_looked_up(self, tokens: torch.Tensor, n: int) -> torch.Tensor:
+        """Return which of the n rows of a table any process looked up, ascending."""
+        if self.processes.world_size == 1:
+            return tokens.unique()  # type: ignore[no-untyped-call,no-any-return]
+        used = torch.zeros(n, dtype=torch.uint8, device=tokens.device)
+        used[tokens] = 1
+        self.processes.wait(self.processes.all_reduce_async(used, largest=True))
+        return used.nonzero().squeeze(1)
+
+    def reduce(self, grads: torch.Tensor, mix: torch.Tensor, put: Callable[[torch.Tensor], None]) -> None:
+        """Note a slice's products and put its training gradient where it belongs, at once or when all have sent it."""
+        self.turn += 1
+        if self.processes.world_size == 1:
+            mixed = mix @ grads  # (m, n) the slices of Σ τ_i g_i, Σ α_i g_i and so on
+            self.note(grads, mixed, grads if self.gram else grads[:0])
+            put(mixed[1])
+            return
+        sums = grads.new_zeros(len(mix) + len(self.gram_slots), grads.shape[1])
+        torch.mm(mix, grads, out=sums[: len(mix)])
+        if self.gram:
+            sums[len(mix) + self.gram_rows] = grads
+        link = self.chain.begin(grads, self.turn) if self.chain else None
+        rows = len(sums) + (self.chain.tail.n_rows if self.chain and self.chain.tail else 0)
+        self.message_bytes += rows * sums.shape[1] * sums.itemsize
+        self.messages.append(_Message(self.processes.all_reduce_async(sums), sums, grads, link, put))
+        if len(self.messages) > IN_FLIGHT:
+            self.receive()
+
+    def receive(self) -> None:
+        """Wait for the oldest message and note its products."""
+        message = self.messages.popleft()
+        self.processes.wait(message.work)
+        self.received += 1
+        mine = self.received % self.processes.world_size == self.processes.rank
+        if self.chain and message.link:
+            self.chain.end(message.link, message.grads)
+        m = len(self.mix)
+        self.note(message.grads, message.sums[:m], message.sums[m:] if mine else message.sums[:0])
+        message.put(message.sums[1])
+
+    def note(self, grads: torch.Tensor, directions: torch.Tensor, every: torch.Tensor) -> None:
+        """Note the products of own segments with the directions and, if it is this process's turn, of all slots."""
+        self.noted["dots"].append(grads @ directions.T)
+        self.noted["norms"].append(torch.linalg.vector_norm(grads, dim=1))
+        if n_pairs := self.segments.n_pairs:
+            self.noted["pairs"].append((grads[:n_pairs] * grads[-n_pairs:]).sum(1))
+        if len(every):
+            self.matrix += every @ every.T
+
+    def fold(self) -> None:
+        """Add what was noted of some slices to the totals, in float64."""
+        noted = {key: torch.stack(values).double() for key, values in self.noted.items()}
+        self.noted.clear()
+        if noted:
+            self.dots += noted["dots"].sum(0)
+            self.squares += noted["norms"].square().sum(0)
+            if self.segments.n_pairs:
+                self.pairs += noted["pairs"].sum(0)
+
+    def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the sums over all processes: losses (2k,), products with directions (2k, m), products (2k, 2k).
+
+        Of the products between slots there are, where no Gram matrix was asked for, only those of a slot with itself
+        and of the two halves of a source.
+        """
+        k, slots, shared = len(self.counts), self.segments.slots, self.segments.shared
+        m = len(self.mix)
+        losses, dots, own = np.zeros(2 * k), np.zeros((2 * k, m)), np.zeros((2 * k, 2 * k))
+        losses[slots], dots[slots] = self.losses.cpu().numpy(), self.dots.cpu().numpy()
+        alone = np.delete(np.arange(len(slots)), shared)
+        own[slots[alone], slots[alone]] = self.squares.cpu().numpy()[alone]
+        first = slots[: self.segments.n_pairs]
+        own[first, first + k] = own[first + k, first] = self.pairs.cpu().numpy()
+        if self.gram:
+            own[np.ix_(self.gram_slots, self.gram_slots)] = self.matrix.cpu().numpy()
+        elif self.chain:
+            self.chain.add_to(own)
+        summed = self.processes.all_reduce(np.concatenate([losses, dots.ravel(), own.ravel()]))
+        losses, dots, own = np.split(summed, [2 * k, 2 * k * (1 + m)])
+        return losses, dots.reshape(2 * k, m), own.reshape(2 * k, 2 * k)
+
+    def products(self) -> SourceProducts:
+        """Bring the segments' sums together into those of the sources."""
+        from xdoge.fit.gradients.products import SourceProducts
+
+        losses, dots, own = self.totals()
+        k, present = len(self.counts), self.counts > 0
+        absent = np.where(present, 0.0, np.nan)
+        n_predictions = np.where(present, self.counts, 1) * (self.n_tokens - 1)  # (k,)
+        half_products = np.full(k, np.nan)
+        cut = np.flatnonzero((self.counts > 1) & self.halves)
+        of_halves = self.counts // 2 * -(-self.counts // 2) * (self.n_tokens - 1) ** 2
+        half_products[cut] = own[cut, cut + k] / of_halves[cut]
+        gram = own.reshape(2, k, 2, k).sum((0, 2)) / n_predictions[:, None] / n_predictions
+        along = dots.reshape(2, k, -1).sum(0).T / n_predictions + absent  # (m, k)
+        return SourceProducts(
+            losses=losses.reshape(2, k).sum(0) / n_predictions + absent,
+            scores=along[0],
+            progress=along[1],
+            reference=along[2] if len(along) > 2 else None,
+            square_norms=np.diag(gram) + absent,
+            half_products=half_products,
+            gram=gram + absent[:, None] + absent if self.gram else None,
+        )
+
+
+def _put(total: torch.Tensor, place: slice | torch.Tensor, columns: slice, is_new: bool, trained: torch.Tensor) -> None:
+    """Write a slice of Σ α_i g_i to the parameter's gradient, or add it; `place` is rows, or those looked up."""
+    trained = trained.view(-1, columns.stop - columns.start)
+    if isinstance(place, torch.Tensor):
+        total[:, columns].index_add_(0, place, trained.to(total.dtype))
+    elif is_new:
+        total[place, columns] = trained
+    else:
+        total[place, columns] += trained
+
+
+def _slices(n: int, width: int) -> list[slice]:
+    return [slice(start, min(n, start + width)) for start in range(0, n, width)]

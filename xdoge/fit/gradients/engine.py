@@ -1,0 +1,249 @@
+"""Inner products of the sources' gradients, out of the one backward pass that trains the model.
+
+The reweighting step needs, for k sources with gradients g_i of their mean losses, the products ⟨g_j, Σ_i τ_i g_i⟩, and
+training needs Σ_i α_i g_i. Done plainly that is k backward passes and a k × P matrix. But a backward pass over a batch
+that holds rows of all sources has everything already: the gradient of a linear map's weight is a sum over rows,
+
+    g = Σ_rows (output gradient)ᵀ (input),
+
+and stopping that sum at the borders between sources gives each source's own gradient, for the same arithmetic. So, in
+backward, wherever a parameter's gradient would be formed, this module forms it per source, a slice of the parameter
+at a time in a buffer of a few megabytes, and reduces the slice at once to
+
+    its share of the products                added up in float64, a few numbers per source, and
+    its slice of Σ_i α_i g_i                 added to `param.grad`.
+
+No more than that buffer is ever held beyond what training holds. Parameters that are used more than once (a head tied
+to the embedding, a module called twice, microbatches) wait until their last use has arrived, for the uses must be
+summed before products are taken. The one condition is that no operation mixes rows.
+
+`onepass.py` has the reduction, `segments.py` the rows and the forms in which gradients arrive, `taps.py` what stands in
+for each module's forward.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from xdoge.distributed import Processes
+from xdoge.errors import XDogeError
+from xdoge.fit.gradients.accumulator import GradientAccumulator
+from xdoge.fit.gradients.head import head_loss
+from xdoge.fit.gradients.hooks import Site, find_sites, refuse_compiled
+from xdoge.fit.gradients.placement import Placement
+from xdoge.fit.gradients.products import SourceBatch, SourceProducts
+from xdoge.fit.gradients.segments import working_dtype
+
+CHUNK_BYTES = {"cpu": 3 * 2**20, "cuda": 64 * 2**20}
+"""Of the per-source gradients formed at once, by kind of device: larger ones fall out of a CPU's cache, where it was
+measured; a GPU, where it was not, wants fewer and larger products, and messages of some megabytes."""
+
+ALONE = Processes(rank=0, world_size=1, device="cpu")
+
+
+class GradientEngine:
+    """One forward and one backward pass that give both the training gradient and the sources' products.
+
+    The model is touched only while `backward` runs.
+
+    Args:
+        model: a causal language model of transformers, or any module that maps (B, T) token ids to logits.
+        n_sources: k.
+        processes: those that share each batch; the model is the same on all of them.
+        chunk_bytes: size of the buffer in which per-source gradients are formed and reduced; by default as suits the
+            model's device.
+
+    Raises:
+        XDogeError: a module mixes rows, by name, or the model is compiled.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        n_sources: int,
+        *,
+        processes: Processes = ALONE,
+        chunk_bytes: int | None = None,
+    ) -> None:
+        self.model = model
+        self.n_sources = n_sources
+        self.processes = processes
+        self.chunk_bytes = chunk_bytes or CHUNK_BYTES.get(next(model.parameters()).device.type, CHUNK_BYTES["cuda"])
+        self.message_bytes = 0
+        self._sites = find_sites(model)
+        self._head = self._plain_head()
+        self._checked: set[str] = set()
+        self.fallbacks = {site.name: type(site.module).__name__ for site in self._sites if site.is_fallback}
+        if self.fallbacks:
+            listed = ", ".join(f"{name} ({kind})" for name, kind in self.fallbacks.items())
+            warnings.warn(
+                f"no fast way to per-source gradients is known for {listed}; run source by source", stacklevel=2
+            )
+
+    def backward(
+        self,
+        batch: SourceBatch,
+        *,
+        weights: np.ndarray,
+        targets: np.ndarray,
+        reference: np.ndarray | None = None,
+        gram: bool = False,
+        halves: bool = True,
+        microbatches: int = 1,
+        autocast: torch.dtype | None = None,
+        placement: Placement | None = None,
+    ) -> SourceProducts:
+        """Add Σ_j weights_j g_j to the parameters' gradients and return the sources' products.
+
+        With several microbatches the result is that of one: each linear map's inputs and output gradients wait for the
+        last microbatch, so their memory is that of the whole batch; that of attention, norms, activation functions and
+        logits is one microbatch's.
+
+        Args:
+            batch: the rows of all sources; of several processes, each gives its own.
+            weights: (k,) α, what each source's gradient counts for in training.
+            targets: (k,) τ, what each source counts for in the direction that scores are taken along.
+            reference: (k,) other weights to take the sources' progress under, None for none.
+            gram: also return all products between sources; costs k per parameter in place of 1.
+            halves: also return the products between the two halves of each source's rows.
+            microbatches: number of parts that the batch is run in, one after the other.
+            autocast: the lower precision of matrix products, such as torch.bfloat16.
+            placement: which rows each of several processes has; the same on all of them.
+
+        Raises:
+            XDogeError: the batch does not fit, a parameter is used where its gradient cannot be told apart by source.
+        """
+        placement = placement or Placement(np.array([batch.counts]))
+        _check(batch, weights, targets, self.n_sources, microbatches, placement.rows[self.processes.rank])
+        device = next(self.model.parameters()).device
+        run = GradientAccumulator(
+            batch,
+            [targets, weights] + ([] if reference is None else [reference]),
+            gram=gram,
+            halves=halves,
+            device=device,
+            chunk_bytes=self.chunk_bytes,
+            checked=self._checked,
+            processes=self.processes,
+            placement=placement,
+        )
+        n_rows, n_tokens = batch.input_ids.shape
+        order = torch.from_numpy(run.segments.order).to(batch.input_ids.device)
+        input_ids = batch.input_ids[order].to(device)
+        cuts = np.linspace(0, n_rows, min(microbatches, n_rows) + 1).astype(int).tolist()
+        with self._patched(run):
+            for start, stop in pairwise(cuts):
+                run.begin(run.segments.layout(start, stop, n_tokens), is_last=stop == n_rows)
+                context = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
+                with context:
+                    loss = self._summed_loss(run, input_ids[start:stop], keep=len(cuts) == 2)
+                run.in_backward = True
+                loss.backward()  # type: ignore[no-untyped-call]
+            run.finish()
+        self.message_bytes = run.message_bytes
+        return run.products()
+
+    def _summed_loss(self, run: GradientAccumulator, input_ids: torch.Tensor, *, keep: bool) -> torch.Tensor:
+        targets = input_ids[:, 1:].reshape(-1)
+        if self._head is not None:
+            hidden = _last_hidden(self.model, input_ids)[:, :-1].reshape(len(targets), -1)
+            return head_loss(hidden, targets, self._head, run, keep=keep)
+        logits = _logits(self.model, input_ids)[:, :-1].flatten(0, 1)
+        losses = functional.cross_entropy(logits.to(working_dtype(logits.dtype)), targets, reduction="none")
+        run.add_losses(losses.detach())
+        return losses.sum()
+
+    def _plain_head(self) -> nn.Linear | None:
+        """Return the head if logits are nothing but the head's map of the last hidden states: found by trying."""
+        find = getattr(self.model, "get_output_embeddings", None)
+        head = find() if find is not None else None
+        known = any(site.module is head and not site.is_fallback for site in self._sites)
+        base = getattr(self.model, "base_model", self.model)
+        if not known or not isinstance(head, nn.Linear) or head.bias is not None or base is self.model:
+            return None
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                probe = torch.zeros(1, 2, dtype=torch.int64, device=head.weight.device)
+                same = torch.equal(head(_last_hidden(self.model, probe)), _logits(self.model, probe))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        return head if same else None
+
+    @contextmanager
+    def _patched(self, run: GradientAccumulator) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    hook = parameter.register_hook(partial(_refuse_stray, name))  # type: ignore[no-untyped-call]
+                    stack.callback(hook.remove)
+            refuse_compiled(self.model)
+            for site in self._sites:
+                stack.callback(_replace_forward(site, run))
+            yield
+
+
+def _replace_forward(site: Site, run: GradientAccumulator) -> Any:
+    module, original = site.module, site.module.forward
+    before = vars(module).get("forward")
+    trainable = any(parameter.requires_grad for parameter in module.parameters())
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not trainable or not torch.is_grad_enabled():
+            return original(*args, **kwargs)
+        return site.stand_in(run, site, original, *args, **kwargs)
+
+    def restore() -> None:
+        del module.__dict__["forward"]
+        if before is not None:
+            module.__dict__["forward"] = before
+
+    module.__dict__["forward"] = forward
+    return restore
+
+
+def _refuse_stray(name: str, grad: torch.Tensor) -> None:
+    raise XDogeError(
+        f"the parameter {name} is used outside the forward of the module that owns it, where its gradient cannot "
+        "be told apart by source. Use it through its module only."
+    )
+
+
+def _last_hidden(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    hidden: torch.Tensor = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    return hidden
+
+
+def _logits(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+    output = model(input_ids=input_ids, use_cache=False) if hasattr(model, "config") else model(input_ids)
+    logits: torch.Tensor = output if isinstance(output, torch.Tensor) else output.logits
+    return logits
+
+
+def _check(
+    batch: SourceBatch, weights: np.ndarray, targets: np.ndarray, k: int, microbatches: int, own: np.ndarray
+) -> None:
+    if batch.input_ids.dim() != 2 or batch.input_ids.shape[1] < 2:
+        raise XDogeError(f"input_ids has shape {tuple(batch.input_ids.shape)}; it must be (rows, tokens ≥ 2).")
+    n_rows = batch.input_ids.shape[0]
+    if len(batch.counts) != k or min(batch.counts) < 0 or sum(batch.counts) != n_rows or n_rows == 0:
+        raise XDogeError(f"counts {batch.counts} must be {k} numbers ≥ 0 that sum to the batch's {n_rows} rows.")
+    if own.tolist() != list(batch.counts):
+        raise XDogeError(f"counts {batch.counts} must be this process's rows of the placement, {own.tolist()}.")
+    if microbatches < 1:
+        raise XDogeError(f"microbatches is {microbatches}; it must be ≥ 1.")
+    for name, value in (("weights", weights), ("targets", targets)):
+        if np.shape(value) != (k,):
+            raise XDogeError(f"{name} has shape {np.shape(value)}; it must be ({k},), one number per source.")

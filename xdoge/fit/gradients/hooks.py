@@ -1,0 +1,399 @@
+"""What stands in for a module's forward while one pass runs, so that its gradients arrive per segment.
+
+Each stand-in computes what the module computes, and its backward hands the pieces of the weight's gradient to the
+pass (`Tap.arrive`) in place of the weight's gradient itself. Linear maps and embeddings hand over the factors they
+have anyway. Norms use one copy of their gain per row. Everything else that owns parameters runs once per segment,
+with copies of its parameters of its own: exact, and as slow as it sounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from xdoge.errors import XDogeError
+from xdoge.fit.gradients.segments import Dense, Layout, Lookup, Piece, Product, working_dtype
+
+
+class Tap(Protocol):
+    """The side of a running pass that stand-ins see."""
+
+    layout: Layout  # of the microbatch under way
+    anchor: torch.Tensor  # a leaf that makes outputs need a gradient though no parameter is among the inputs
+    checked: set[str]  # modules seen to give the same output through their stand-in as by themselves
+
+    def expect(self, parameter: nn.Parameter) -> None:
+        """Count a use of the parameter, in forward."""
+
+    def arrive(self, parameter: nn.Parameter, piece: Piece) -> None:
+        """Take the gradient of one use of the parameter, in backward."""
+
+    def add_losses(self, losses: torch.Tensor) -> None:
+        """Take the losses of all predicted tokens of the microbatch, (N,)."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module whose forward is replaced, and by what."""
+
+    name: str
+    module: nn.Module
+    stand_in: Callable[..., Any]
+    is_fallback: bool = False
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Return a site for every module that owns parameters.
+
+    Raises:
+        XDogeError: a module or a setting mixes rows, or the model is compiled.
+    """
+    if getattr(getattr(model, "config", None), "output_router_logits", False):
+        raise XDogeError(
+            "config.output_router_logits is True: the router's auxiliary loss mixes the rows of all sources, so that "
+            "sources have no gradients of their own. Set it to False."
+        )
+    refuse_compiled(model)
+    for name, module in model.named_modules():
+        _refuse(name or type(model).__name__, module)
+    return list(_walk(model, "", set()))
+
+
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise XDogeError if a part of the model is compiled: then no stand-in would be called."""
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise XDogeError(
+                f"{name or type(module).__name__} is compiled by torch.compile: gradients per source are formed by "
+                "Python code inside backward, which a compiled graph leaves out. Pass the model as it was before."
+            )
+
+
+def _refuse(name: str, module: nn.Module) -> None:
+    kind = type(module).__name__
+    if any("BatchNorm" in base.__name__ for base in type(module).__mro__):
+        raise XDogeError(
+            f"{name} is a {kind}, which mixes the rows of all sources, so that sources have no gradients of their own. "
+            "Use a norm that works row by row, such as LayerNorm or RMSNorm."
+        )
+    if isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None):
+        setting = "scale_grad_by_freq" if module.scale_grad_by_freq else "max_norm"
+        raise XDogeError(f"{name} is an embedding with {setting}, which depends on the whole batch. Switch it off.")
+
+
+def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[Site]:
+    if module in seen:
+        return
+    seen.add(module)
+    forward = None if "forward" in vars(module) else getattr(type(module), "forward", None)
+    owned = {key for key, value in module.named_parameters(recurse=False)}
+    stand_in: Callable[..., Any] | None = None
+    if "weight" in owned and (forward is nn.Linear.forward or (forward is not None and _is_conv1d(type(module)))):
+        stand_in = _linear
+    elif "weight" in owned and forward is nn.Embedding.forward:
+        stand_in = _embedding
+    elif "weight" in owned and forward in (nn.LayerNorm.forward, nn.RMSNorm.forward) and _has_vectors(module):
+        stand_in = _norm
+    elif owned and forward is not None and "RMSNorm" in type(module).__name__ and _has_vectors(module):
+        stand_in = _gain  # every *RMSNorm of transformers multiplies by its gain elementwise; checked when it runs
+    if stand_in is not None:
+        yield Site(name, module, stand_in)
+    elif owned:
+        yield Site(name, module, _by_segment, is_fallback=True)
+    else:
+        for child_name, child in module.named_children():
+            yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen)
+
+
+def _is_conv1d(kind: type) -> bool:
+    """Whether this is transformers' linear map with a transposed weight (GPT-2), without importing transformers."""
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def _has_vectors(module: nn.Module) -> bool:
+    return all(parameter.dim() == 1 for parameter in module.parameters()) and not list(module.children())
+
+
+# ---------------------------------------------------------------------------------------------- stand-ins
+
+
+def _linear(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
+    _check_rows(tap, site, input)
+    expect_pass(tap, site.module)
+    output: torch.Tensor = _Linear.apply(input, tap.anchor, site.module, tap)  # type: ignore[no-untyped-call]
+    return output
+
+
+def _embedding(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
+    n_rows, n_tokens = tap.layout.n_rows, tap.layout.n_tokens
+    if input.dim() == 1 and len(input) == n_tokens != n_rows:
+        input = input[None]
+    if input.dim() > 1 and input.shape[0] == 1 < n_rows:
+        input = input.expand(n_rows, *input.shape[1:])  # position ids are given once for all rows
+    _check_rows(tap, site, input)
+    expect_pass(tap, site.module)
+    output: torch.Tensor = _Embedding.apply(input, tap.anchor, site.module, tap)  # type: ignore[no-untyped-call]
+    return output
+
+
+def _norm(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
+    module: Any = site.module
+    _check_rows(tap, site, input)
+    if isinstance(module, nn.LayerNorm):
+        output = functional.layer_norm(input, module.normalized_shape, None, None, module.eps)
+    else:
+        output = functional.rms_norm(input, module.normalized_shape, None, module.eps)
+    output = output * _per_row(tap, module.weight, input)
+    bias = getattr(module, "bias", None)
+    return output if bias is None else output + _per_row(tap, bias, input)
+
+
+def _gain(tap: Tap, site: Site, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+    first = args[0] if args else next(iter(kwargs.values()))
+    _check_rows(tap, site, first)
+    slots = _slots(site.module)
+    gains = [_per_row(tap, gain, first) for _, _, gain in slots]
+    output: torch.Tensor = _with_parameters(slots, gains, forward, args, kwargs)
+    if site.name not in tap.checked:
+        _check_same(tap, site, output, lambda: forward(*args, **kwargs))
+    return output
+
+
+def _by_segment(tap: Tap, site: Site, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run the module once for each segment, on that segment's rows, with parameters of the segment's own."""
+    slots = _slots(site.module)
+    parameters = list({id(p): p for _, _, p in slots}.values())  # a parameter tied inside the module counts once
+    copies = {id(p): _per_segment(tap, p) for p in parameters}
+    layout = tap.layout
+
+    def run(separate: bool) -> Any:
+        outputs = []
+        for i, (_, start, stop) in enumerate(layout.blocks()):
+            own = [copies[id(p)][i] if separate else p for _, _, p in slots]
+            cut_args, cut_kwargs = _cut(args, layout, start, stop), _cut(kwargs, layout, start, stop)
+            outputs.append(_with_parameters(slots, own, forward, cut_args, cut_kwargs))
+        return _join(outputs)
+
+    if site.name not in tap.checked:
+        modes = [(module, module.training) for module in site.module.modules()]
+        site.module.eval()
+        try:  # without dropout, which would draw other numbers for the two
+            with torch.no_grad():
+                _check_same(tap, site, run(separate=False), lambda: forward(*args, **kwargs))
+        finally:
+            for module, mode in modes:
+                module.training = mode
+    return run(separate=True)
+
+
+def expect_pass(tap: Tap, module: nn.Module) -> None:
+    for parameter in module.parameters(recurse=False):
+        if parameter.requires_grad:
+            tap.expect(parameter)
+
+
+def _check_rows(tap: Tap, site: Site, input: torch.Tensor) -> None:
+    n_rows, n_tokens = tap.layout.n_rows, tap.layout.n_tokens
+    batch_first = input.dim() >= 1 and input.shape[0] == n_rows and (input.dim() > 1 or n_rows != n_tokens)
+    flattened = input.dim() == 2 and input.shape[0] == n_rows * n_tokens
+    if not batch_first and not flattened:
+        raise XDogeError(
+            f"{site.name} ({type(site.module).__name__}) gets an input of shape {tuple(input.shape)}, whose first "
+            f"dimension is not the {n_rows} rows of the batch, so that its gradient cannot be told apart by source."
+        )
+
+
+def _check_same(tap: Tap, site: Site, output: Any, expected: Callable[[], Any]) -> None:
+    """Refuse a module whose output changes when its rows are run apart or its gains are given per row."""
+    with torch.no_grad():
+        pairs = list(zip(_tensors(output), _tensors(expected()), strict=True))
+    for ours, theirs in pairs:
+        tolerance = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 3e-2
+        apart = (ours.detach() - theirs).double().norm() if ours.shape == theirs.shape else torch.tensor(torch.inf)
+        if not apart <= tolerance * theirs.double().norm():
+            raise XDogeError(
+                f"{site.name} ({type(site.module).__name__}) gives another output when the sources' rows are run "
+                "apart: it mixes rows, so that sources have no gradients of their own."
+            )
+    tap.checked.add(site.name)
+
+
+# ---------------------------------------------------------------------------------------------- parameters swapped
+
+Slots = list[tuple[nn.Module, str, nn.Parameter]]
+
+
+def _slots(module: nn.Module) -> Slots:
+    return [
+        (owner, key, parameter)
+        for owner in module.modules()
+        for key, parameter in owner.named_parameters(recurse=False, remove_duplicate=False)
+    ]
+
+
+def _with_parameters(
+    slots: Slots, values: Sequence[torch.Tensor], forward: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    """Call `forward` while other tensors stand in the parameters' places."""
+    for (owner, key, _), value in zip(slots, values, strict=True):
+        owner._parameters[key] = value  # type: ignore[assignment]
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        for owner, key, parameter in slots:
+            owner._parameters[key] = parameter
+
+
+def _cut(value: Any, layout: Layout, start: int, stop: int) -> Any:
+    if isinstance(value, torch.Tensor):
+        if value.dim() and value.shape[0] == layout.n_rows:
+            return value[start:stop]
+        if value.dim() and value.shape[0] == layout.n_rows * layout.n_tokens:
+            return value[start * layout.n_tokens : stop * layout.n_tokens]
+    if isinstance(value, tuple | list):
+        return type(value)(_cut(item, layout, start, stop) for item in value)
+    if isinstance(value, dict):
+        return {key: _cut(item, layout, start, stop) for key, item in value.items()}
+    return value
+
+
+def _join(outputs: list[Any]) -> Any:
+    first = outputs[0]
+    if isinstance(first, torch.Tensor):
+        return torch.cat(outputs)
+    if isinstance(first, tuple | list):
+        return type(first)(_join(list(items)) for items in zip(*outputs, strict=True))
+    if isinstance(first, Mapping):
+        return type(first)(**{key: _join([output[key] for output in outputs]) for key in first})
+    return first
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)
+
+
+# ---------------------------------------------------------------------------------------------- autograd
+
+
+def lowered(tensor: torch.Tensor) -> torch.Tensor:
+    """Cast as autocast casts the operands of a matrix product, where it is on."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map; in backward the factors of its weight's gradient go to the tap."""
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor, anchor: torch.Tensor, module: Any, tap: Tap) -> torch.Tensor:
+        ctx.tap, ctx.module, ctx.dtype = tap, module, input.dtype
+        x, weight = lowered(input), lowered(module.weight)
+        bias = None if module.bias is None else lowered(module.bias)
+        if not isinstance(module, nn.Linear):
+            weight = weight.T  # transformers' Conv1D
+        ctx.save_for_backward(x, weight)
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        tap, module = ctx.tap, ctx.module
+        x, weight = ctx.saved_tensors
+        flat, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        input_grad = (grad @ weight).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        if module.weight.requires_grad:
+            left, right = (flat, x) if isinstance(module, nn.Linear) else (x, flat)
+            tap.arrive(module.weight, Product(left, right, tap.layout))
+        if module.bias is not None and module.bias.requires_grad:
+            tap.arrive(module.bias, Dense(tap.layout.sum(flat)[:, :, None]))
+        return input_grad, None, None, None
+
+
+class _Embedding(torch.autograd.Function):
+    """A look-up; in backward the tokens and their gradients go to the tap."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, anchor: torch.Tensor, module: Any, tap: Tap) -> torch.Tensor:
+        ctx.tap, ctx.module = tap, module
+        ctx.save_for_backward(tokens)
+        return functional.embedding(tokens, module.weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        tap, module = ctx.tap, ctx.module
+        tokens = ctx.saved_tensors[0].reshape(-1)
+        grads = grad.reshape(-1, grad.shape[-1])
+        if module.padding_idx is not None:
+            grads = grads.masked_fill((tokens == module.padding_idx)[:, None], 0)
+        if module.weight.requires_grad:
+            tap.arrive(module.weight, Lookup.of(tokens, grads, tap.layout))
+        return None, None, None, None
+
+
+def _per_row(tap: Tap, parameter: nn.Parameter, input: torch.Tensor) -> torch.Tensor:
+    """Return one copy of a vector per row of `input`, (B, 1, …, d): its gradient then arrives per row."""
+    if not parameter.requires_grad:
+        return parameter
+    tap.expect(parameter)
+    copies: torch.Tensor = _PerRow.apply(tap.anchor, (parameter,), tap)  # type: ignore[no-untyped-call]
+    if input.shape[0] == tap.layout.n_rows:
+        return copies.view(-1, *[1] * (input.dim() - 2), copies.shape[-1])
+    return copies.repeat_interleave(tap.layout.n_tokens, dim=0)
+
+
+class _PerRow(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, holder: tuple[nn.Parameter], tap: Tap) -> torch.Tensor:
+        ctx.tap, ctx.parameter = tap, holder[0]
+        return ctx.parameter.expand(tap.layout.n_rows, -1).clone()  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        ctx.tap.arrive(ctx.parameter, Dense(ctx.tap.layout.sum(grad)[:, :, None]))
+        return None, None, None
+
+
+def _per_segment(tap: Tap, parameter: nn.Parameter) -> Sequence[torch.Tensor]:
+    """Return one alias of a parameter for each segment that has rows in this microbatch."""
+    if not parameter.requires_grad:
+        return [parameter] * len(tap.layout.blocks())
+    tap.expect(parameter)
+    aliases: Sequence[torch.Tensor] = _PerSegment.apply(tap.anchor, (parameter,), tap)  # type: ignore[no-untyped-call]
+    return aliases
+
+
+class _PerSegment(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, holder: tuple[nn.Parameter], tap: Tap) -> tuple[torch.Tensor, ...]:
+        ctx.tap, ctx.parameter = tap, holder[0]
+        return tuple(ctx.parameter.detach() for _ in tap.layout.blocks())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        tap, parameter = ctx.tap, ctx.parameter
+        dtype = working_dtype(parameter.dtype)
+        dense = parameter.new_zeros(tap.layout.n_segments, *matrix_shape(parameter), dtype=dtype)
+        for (segment, _, _), grad in zip(tap.layout.blocks(), grads, strict=True):
+            dense[segment] = grad.reshape(dense.shape[1:])
+        tap.arrive(parameter, Dense(dense))
+        return None, None, None
+
+
+def matrix_shape(parameter: torch.Tensor) -> tuple[int, int]:
+    """Return the shape (n, d) that pieces see a parameter in: a vector is a column."""
+    return (parameter.shape[0], parameter[0].numel()) if parameter.dim() > 1 else (parameter.numel(), 1)
+
+
+# ---------------------------------------------------------------------------------------------- the loss

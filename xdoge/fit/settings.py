@@ -1,0 +1,272 @@
+"""Settings of a fit: what the user may choose, what the recipe and the corpus fill in, what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from xdoge.config import Count
+from xdoge.errors import XDogeError, names_that_differ
+from xdoge.fit.reweight import Normalisation, Rule, Score
+from xdoge.fit.targets import Goal, language_shares
+from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
+from xdoge.mixtures.weights import WeightSet
+from xdoge.models.flops import product_flops
+from xdoge.models.recipes import load_recipe
+from xdoge.training.proxy_settings import ProxySettings
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+
+Languages = Mapping[str, Sequence[str]]
+"""Each language with its sources."""
+
+FEW_SEQUENCES = 20
+"""Below this many sequences, drawing without replacement biases ⟨g^A, g^B⟩ noticeably (docs/method.md)."""
+
+FLOOR_SHARE = 1 / 20
+"""Default floor as a part of the equal share 1 / k: γ ≪ 1 / k, and no source is ever out of reach."""
+
+
+class FitSettings(ProxySettings):
+    """Every setting of `xdoge fit-weights`, all of them resolved; `for_store` fills in what the user left out."""
+
+    floor: float = Field(ge=0, description="γ, least weight of a source, below 1/k [1/(20 k)]")
+    mu: float = Field(0.1, gt=0, description="μ, the lead in score over the whole fit that gains a factor e")
+    score: Score = Field("unbiased", description="⟨g_j, g_j⟩ between independent halves, or as in the paper")
+    targets: Literal["sources", "languages", "robust"] | dict[str, float] = Field(
+        "languages",
+        description="whose loss counts: all languages alike, all sources alike, more those languages that progress "
+        "least (robust), or {source: τ}",
+    )
+    no_worse_than: str | None = Field(
+        None,
+        description="limit on each language's estimated loss: REFERENCE:PERCENT above it, as uniform:1%; REFERENCE is "
+        "a strategy or a weights.json",
+    )
+    target_budget: Count | None = Field(
+        None,
+        gt=0,
+        description="tokens of the run that the weights are for; the proxy then sees so little of each source that it "
+        "repeats as often as that run will",
+    )
+    held_out: tuple[str, ...] = Field((), description="sources that steer as targets and are never trained on")
+    normalise: Normalisation = Field("mean_square", description="what makes the scores dimensionless")
+    burn_in: float = Field(0.0, ge=0, lt=1, description="share of the steps left out of the average")
+
+    batch: Literal["stratified", "sampled"] = Field("stratified", description="every source in every batch, or drawn")
+    microbatches: int = Field(1, gt=0, description="parts a batch is split into to save memory")
+
+    timeout: float = Field(600, gt=0, description="seconds in which one of several processes must answer the others")
+    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+
+    eval_every: int = Field(gt=0, description="steps between validation losses [a tenth of the steps]")
+    checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
+    keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
+    gram_every: int = Field(ge=0, description="steps between Gram matrices, 0 for none [a hundredth of the steps]")
+
+    @field_validator("targets")
+    @classmethod
+    def _some_target(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (min(value.values(), default=0) < 0 or not any(value.values())):
+            raise ValueError(f"{value} must be >= 0 and not all zero")
+        return value
+
+    @classmethod
+    def for_store(cls, store: TokenStore, given: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Return what the user gave, completed by the recipe's and the corpus' defaults, checked against the store.
+
+        Args:
+            store: the tokens to learn on.
+            given: any of the fields; the rest is filled in.
+            where: what errors call the settings, such as the file they were read from.
+
+        Raises:
+            XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
+        """
+        settings = cls.for_sources(store.languages, given, where=where)
+        for source, count in store.sequence_counts(settings.sequence_length).items():
+            if count < settings.least_sequences:
+                raise XDogeError(
+                    f"{source} is too short: its {store.tokens()[source]} tokens make {count} sequences of "
+                    f"{settings.sequence_length}, and at least {settings.least_sequences} are needed. "
+                    "Lower sequence_length or leave it out."
+                )
+        return settings
+
+    @classmethod
+    def for_sources(cls, languages: Languages, given: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Return the settings for these sources; all is checked but the length of their text, before preparing it.
+
+        Raises:
+            XDogeError: a setting is unknown or not allowed.
+        """
+        sources = [source for members in languages.values() for source in members]
+        settings = cls.parse(cls._filled(given, len(sources), len(given.get("held_out") or ())), where=where)
+        settings._check_against(languages, sources)
+        return settings
+
+    @classmethod
+    def _filled(cls, given: Mapping[str, Any], k: int, held_out: int) -> dict[str, Any]:
+        recipe = load_recipe(str(given.get("proxy", cls.model_fields["proxy"].default)))
+        defaults = {key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate")}
+        steps = given.get("steps", recipe.steps)
+        steps = steps if isinstance(steps, int) else recipe.steps  # a wrong one is refused by name, by parse
+        return {
+            **defaults,
+            "batch_size": max(recipe.batch_size, 2 * k),
+            "floor": FLOOR_SHARE / max(1, k - held_out),
+            "eval_every": max(1, steps // 10),
+            "checkpoint_every": max(1, steps // 20),
+            "gram_every": max(1, steps // 100),
+            **given,
+        }
+
+    def goal(self, store: TokenStore) -> Goal:
+        """Return what the fit aims at, by language.
+
+        Raises:
+            XDogeError: no_worse_than names no reference for these sources.
+        """
+        rule, index = self.rule(store.languages), {source: i for i, source in enumerate(store.sources)}
+        members = [[index[source] for source in sources] for sources in store.languages.values()]
+        reference, allowance = None, Goal.allowance
+        if self.no_worse_than is not None:
+            name, _, percent = self.no_worse_than.rpartition(":")
+            allowance = float(percent.removesuffix("%")) / 100
+            trained = {s: n for s, n in store.tokens().items() if rule.trained[index[s]]}
+            weights = strategy_weights(name, trained) if name in STRATEGIES else WeightSet.load(name)
+            if difference := names_that_differ(name, [s for s, w in weights.sources.items() if w], "the fit", trained):
+                raise XDogeError(f"no_worse_than {self.no_worse_than!r} has other sources: {difference}.")
+            reference = np.array([weights.sources.get(source, 0.0) for source in store.sources])
+        return Goal(
+            shares=language_shares(members, rule.targets),
+            base=rule.targets,
+            robust=self.targets == "robust",
+            mu=self.mu,
+            reference=reference,
+            allowance=allowance,
+        )
+
+    def sequences_seen(self, store: TokenStore) -> dict[str, int]:
+        """Return how many sequences of each source the proxy sees: all, or what `target_budget` leaves.
+
+        Held-out targets stay whole: the target run does not train on them, so it repeats nothing of them.
+        """
+        counts = store.sequence_counts(self.sequence_length)
+        if self.target_budget is None:
+            return counts
+        share = self.proxy_tokens / self.target_budget
+        return {
+            source: n if source in self.held_out else min(n, max(self.least_sequences, round(n * share)))
+            for source, n in counts.items()
+        }
+
+    @property
+    def proxy_tokens(self) -> int:
+        """Tokens that the proxy trains on."""
+        return self.steps * self.batch_size * self.sequence_length
+
+    @property
+    def least_sequences(self) -> int:
+        """Sequences that each source has in a stratified batch at the least: the unbiased score needs two halves."""
+        return 2 if self.score == "unbiased" else 1
+
+    def product_flops(self, k: int, parameters: int) -> int:
+        """Return the FLOPs of all inner products between the gradients of k sources."""
+        maps = self.steps // self.gram_every if self.gram_every else 0
+        directions = 2 + (self.no_worse_than is not None)
+        return product_flops(parameters, sources=k, steps=self.steps, directions=directions, maps=maps)
+
+    def rule(self, languages: Languages) -> Rule:
+        """Return what decides the outer steps, with τ and the trained sources in the order of the languages."""
+        sources = [source for members in languages.values() for source in members]
+        if self.targets == "sources":
+            targets = dict.fromkeys(sources, 1.0)
+        elif not isinstance(self.targets, dict):
+            targets = {source: 1 / len(members) for members in languages.values() for source in members}
+        else:
+            targets = self.targets
+        return Rule(
+            targets=np.array([targets.get(source, 0.0) for source in sources]),
+            trained=np.array([source not in self.held_out for source in sources]),
+            floor=self.floor,
+            mu=self.mu,
+            score=self.score,
+            normalise=self.normalise,
+        )
+
+    def notes(self, store: TokenStore) -> list[str]:
+        """Return what a careful user would want to know about these settings on this store, a line each."""
+        lines = []
+        silent = [s for s, n in store.sequence_counts(self.sequence_length, split="validation").items() if n == 0]
+        if silent:
+            lines.append(f"no validation sequence of {self.sequence_length} tokens, so no loss: {', '.join(silent)}")
+        counts = self.sequences_seen(store)
+        few = [f"{source} ({count})" for source, count in counts.items() if count < FEW_SEQUENCES]
+        if few and self.score == "unbiased":
+            lines.append(f"few sequences, so their own products are estimated too low: {', '.join(few)}")
+        if self.batch == "sampled" and self.score == "unbiased" and self.floor * self.batch_size < 1:
+            lines.append(
+                f"a source at the floor is drawn twice, and so scored, in few batches of {self.batch_size}; "
+                "batch: stratified scores all sources in all batches"
+            )
+        return lines
+
+    def _check_against(self, languages: Languages, sources: Sequence[str]) -> None:
+        """Refuse what these sources cannot serve."""
+        named = [("held_out", self.held_out), ("targets", self.targets if isinstance(self.targets, dict) else ())]
+        for key, chosen in named:
+            for source in chosen:
+                if source not in sources:
+                    raise XDogeError(
+                        f"{key} names {source!r}, which the corpus does not have; it has {', '.join(sources)}."
+                    )
+        rule = self.rule(languages)
+        k = int(rule.trained.sum())
+        if k == 0:
+            raise XDogeError("held_out leaves no source to train on.")
+        if self.floor * k >= 1:
+            raise XDogeError(
+                f"floor {self.floor:g} is too high for {k} sources: it must be below 1/{k} = {1 / k:.6g}, "
+                f"and well below to leave anything to learn."
+            )
+        for source in self.held_out:
+            if rule.targets[sources.index(source)] == 0:
+                raise XDogeError(f"held_out names {source!r}, which is no target either, so nothing would use it.")
+        if self.target_budget is not None and self.target_budget <= self.proxy_tokens:
+            raise XDogeError(
+                f"target_budget {self.target_budget:,} is no more than the {self.proxy_tokens:,} tokens that the proxy "
+                "trains on itself, so it would repeat nothing more often; leave it out."
+            )
+        if self.no_worse_than is not None and not re.fullmatch(r".+:(?=.*[1-9])\d+(\.\d+)?%", self.no_worse_than):
+            raise XDogeError(
+                f"no_worse_than {self.no_worse_than!r} must be REFERENCE:PERCENT, above 0, such as uniform:1% "
+                f"(REFERENCE: {', '.join(STRATEGIES)}, or a weights.json)."
+            )
+        moving = self.targets == "robust" or self.no_worse_than is not None
+        if moving and self.batch == "sampled":
+            raise XDogeError(
+                "batch sampled shows some languages in some steps only, so their progress cannot be followed; "
+                "targets robust and no_worse_than need batch: stratified."
+            )
+        name = (self.no_worse_than or "").rpartition(":")[0]
+        if name and name not in STRATEGIES and not Path(name).exists():
+            raise XDogeError(
+                f"no_worse_than names {name!r}, which is no strategy ({', '.join(STRATEGIES)}) and no file."
+            )
+        if moving and self.normalise == "none":
+            raise XDogeError("normalise none keeps the scale of targets, and moving targets have none; leave it out.")
+        least = self.least_sequences
+        if self.batch == "stratified" and self.batch_size < least * len(sources):
+            raise XDogeError(
+                f"batch_size {self.batch_size} is too small: {len(sources)} sources with at least {least} "
+                f"sequences each (batch {self.batch}, score {self.score}) need {least * len(sources)}."
+            )
+        if self.batch == "sampled" and self.batch_size <= least * len(self.held_out):
+            raise XDogeError(f"batch_size {self.batch_size} leaves no sequence to draw beside those of held_out.")

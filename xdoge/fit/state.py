@@ -1,0 +1,72 @@
+"""What a checkpoint of a fit holds: taken apart into numbers, arrays and tensors, and put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from xdoge.fit.affinity import GradientAffinity
+from xdoge.fit.batches import Counts
+from xdoge.fit.reweight import Weights
+from xdoge.fit.targets import Aims
+from xdoge.training.run_folder import Arrays
+
+PARTS = {"weights": Weights, "aims": Aims, "transfer": GradientAffinity}
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything but the proxy, its optimiser and the record of the past that the next step depends on."""
+
+    step: int
+    read: Counts  # (k,) sequences of each source trained on so far
+    weights: Weights
+    aims: Aims
+    transfer: GradientAffinity
+
+    def to_dict(self) -> tuple[dict[str, Any], Arrays]:
+        """Return the numbers and the arrays, each under the name of its part and field."""
+        values = {
+            f"{part}.{field.name}": getattr(getattr(self, part), field.name)
+            for part, kind in PARTS.items()
+            for field in fields(kind)
+        }
+        arrays = {"read": self.read} | {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
+        return {"step": self.step} | {key: value for key, value in values.items() if key not in arrays}, arrays
+
+    @classmethod
+    def from_dict(cls, numbers: Mapping[str, Any], arrays: Arrays) -> Self:
+        """Return the state that `apart` took apart."""
+        values = {**numbers, **arrays}
+        parts: dict[str, Any] = {
+            part: kind(**{field.name: values[f"{part}.{field.name}"] for field in fields(kind)})
+            for part, kind in PARTS.items()
+        }
+        return cls(step=numbers["step"], read=arrays["read"], **parts)
+
+
+def to_tensors(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the parameters and the optimiser's moments by name."""
+    moments = {
+        f"optimiser.{index}.{name}": value
+        for index, values in optimiser.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+    return {f"model.{name}": value.detach() for name, value in model.named_parameters()} | moments
+
+
+def from_tensors(model: torch.nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put everything back as `to_tensors` found it."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+    moments: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        kind, index, *rest = key.split(".")
+        if kind == "optimiser":
+            moments.setdefault(int(index), {})[".".join(rest)] = value
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})

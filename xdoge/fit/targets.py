@@ -1,0 +1,226 @@
+"""What the fit aims at: targets that stay as they are, or move towards the languages that are left behind.
+
+Each step a language ℓ makes a progress of P_ℓ(α) = ⟨∇l_ℓ, Σ_j α_j g_j⟩, to first order and per unit of the learning
+rate. `targets: robust` plays a game over its size relative to C_ℓ, what ℓ would progress if it had all the weight:
+
+    max over α, min over τ   Σ_ℓ τ_ℓ P_ℓ(α) / C_ℓ
+
+α moves up it by the outer step as ever, with τ_ℓ / C_ℓ for the targets; τ moves down it by mirror descent. A guard
+compares P_ℓ(α) with P_ℓ of reference weights and raises the target of a language whose loss would end too far above
+what the reference would have reached. Neither costs a pass: progress is a product with a direction that the one pass
+sums anyway, or with one more. `docs/method.md`, "Robust targets" and "No worse than".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from xdoge.fit.reweight import DECAY, LEAST_SIGNAL, Rule, mirror_step, own_products
+from xdoge.mixtures.simplex import Floats
+
+if TYPE_CHECKING:
+    from xdoge.fit.gradients.products import SourceProducts
+
+GAIN = 10.0
+"""Target that a language gains when it is foreseen to miss half its allowance by as much again: at its limit."""
+AHEAD = 0.2
+"""Part of the fit that the guard looks ahead: weights move over such times, and would swing if it waited."""
+
+NUMBERS = ("mass", "elapsed")
+"""The fields of `Aims` that are not by language."""
+
+FLOOR_SHARE = 1 / 20
+"""Least τ of a language as a part of the equal share: none is ever out of sight."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What stays the same over the fit.
+
+    Args:
+        shares: (L, k) what each source counts for in its language's loss; rows sum to 1.
+        base: (k,) targets where they do not move.
+        robust: whether τ moves.
+        mu: the lead in relative progress over the whole fit that costs a language a factor e of τ.
+        reference: (k,) weights of the guard, None for no guard.
+        allowance: by what part a language's loss may end above the reference's.
+    """
+
+    shares: Floats
+    base: Floats
+    robust: bool = False
+    mu: float = 0.1
+    reference: Floats | None = None
+    allowance: float = 0.01
+
+    @property
+    def moves(self) -> bool:
+        """Whether languages have to be followed at all."""
+        return self.robust or self.reference is not None
+
+
+@dataclass(frozen=True)
+class Aims:
+    """What moves: all (L,), by language, but `mass` and `elapsed`.
+
+    Args:
+        tau: τ, on the floored simplex.
+        total: sum of τ over the steps so far.
+        signal: exponentially weighted sum of C_ℓ = Σ_i ω_i |∇l_i|², without noise where the score is.
+        square_norm: the same of Σ_i ω_i |g_i|², noise included.
+        loss: the same of the loss.
+        mass: the sum of the weights of the five.
+        elapsed: Σ_t η_t, the part of the fit that is done.
+        pace: exponentially weighted sum of P_ℓ(α_t).
+        reference_pace: the same of the reference's.
+        multiplier: λ ≥ 0 of the guard.
+        first_loss: in the first step.
+        made: Σ_t η_t P_ℓ(α_t).
+        reference_made: Σ_t η_t P_ℓ of the reference weights.
+    """
+
+    tau: Floats
+    total: Floats
+    signal: Floats
+    square_norm: Floats
+    loss: Floats
+    pace: Floats
+    reference_pace: Floats
+    multiplier: Floats
+    first_loss: Floats
+    made: Floats
+    reference_made: Floats
+    mass: float = 0.0
+    elapsed: float = 0.0
+
+    @classmethod
+    def start(cls, languages: int) -> Self:
+        """Begin with equal targets and nothing seen."""
+        names = [field.name for field in fields(cls) if field.name not in NUMBERS]
+        empty: dict[str, Any] = {name: np.zeros(languages) for name in names}
+        return cls(**empty | {"tau": np.full(languages, 1 / languages), "first_loss": np.full(languages, np.nan)})
+
+    @property
+    def potential(self) -> Floats:
+        """C_ℓ, bounded from below as the scores' scale is; 1 before the first step."""
+        if not self.mass:
+            return np.ones_like(self.tau)
+        bounded: Floats = np.maximum(self.signal, LEAST_SIGNAL * self.square_norm) / self.mass
+        return np.where(bounded > 0, bounded, np.inf)
+
+    def targets(self, goal: Goal) -> Floats:
+        """Return τ of the sources for the next step, (k,); only their proportions matter."""
+        potential, sources = self.potential, (goal.shares > 0).sum(1)
+        finite = np.isfinite(potential)
+        usual = np.average(potential[finite], weights=sources[finite]) if finite.any() else 1.0
+        return self._of_sources(goal, usual / potential)
+
+    def masses(self, goal: Goal) -> Floats:
+        """Return what each source's target counts for in the scale of the scores, (k,).
+
+        A target in units of a language's own progress says how much it is asked for, not how long gradients are.
+        """
+        return self._of_sources(goal, np.ones_like(self.tau))
+
+    def _of_sources(self, goal: Goal, scale: Floats) -> Floats:
+        """Return (k,) what τ and the multipliers, times (L,) a scale, and fixed targets make of each source."""
+        if not goal.moves:
+            return goal.base
+        count = len(self.tau)
+        moving: Floats = ((count * self.tau * goal.robust + self.multiplier) * scale) @ goal.shares
+        return moving if goal.robust else moving + goal.base * count / goal.base.sum()
+
+    def excess(self) -> Floats:
+        """Return by what part the loss of each language is above what the reference would have reached by now, (L,).
+
+        The fall of the loss so far, times the reference's progress over the progress made, is taken for the
+        reference's fall; NaN before anything can be said, and while the loss is above what it was at first.
+        """
+        return self._foreseen(0.0)
+
+    def _foreseen(self, ahead: float) -> Floats:
+        """Return the same after a further part of the fit at the present pace of both."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            fallen = self.first_loss - self.loss / self.mass
+            made = self.made + ahead * self.pace / self.mass
+            reference_made = self.reference_made + ahead * self.reference_pace / self.mass
+            loss = self.first_loss - fallen * made / self.made
+            reference = self.first_loss - fallen * reference_made / self.made
+            known = (fallen > 0) & (self.made > 0) & (self.reference_made > 0) & (reference > 0)
+            excess: Floats = np.where(known, loss / reference - 1, np.nan)
+        return excess
+
+
+def advance(
+    aims: Aims, products: SourceProducts, weights: Floats, *, goal: Goal, rule: Rule, eta: float
+) -> tuple[Aims, Floats]:
+    """Return the aims after one step, and the relative progress P_ℓ / C_ℓ that each language made in it, (L,).
+
+    Args:
+        aims: before the step.
+        products: of the step's batch.
+        weights: (k,) what each source's gradient counted for in the training gradient.
+        goal: what stays the same.
+        rule: of the outer step; whether own products hold noise.
+        eta: the step's part of the whole fit.
+    """
+    own = own_products(products, rule)
+    present = goal.shares * ~np.isnan(own)
+    sums = present.sum(1, keepdims=True)
+    shares = np.divide(present, sums, out=np.zeros_like(present), where=sums > 0)  # (L, k)
+    seen = sums[:, 0] > 0
+
+    def by_language(values: Floats) -> Floats:
+        return np.where(seen, shares @ np.where(np.isnan(own), 0.0, values), np.nan)
+
+    def kept(before: Floats, values: Floats) -> Floats:
+        # a language that the batch does not show keeps its mean
+        usual = before / aims.mass if aims.mass else np.zeros_like(before)
+        return DECAY * before + (1 - DECAY) * np.where(np.isnan(values), usual, values)
+
+    noise = own - products.square_norms
+    losses = by_language(products.losses)
+    made = by_language(products.progress + weights * noise)
+    after = replace(
+        aims,
+        signal=kept(aims.signal, by_language(own)),
+        square_norm=kept(aims.square_norm, by_language(products.square_norms)),
+        loss=kept(aims.loss, losses),
+        mass=DECAY * aims.mass + (1 - DECAY),
+        elapsed=aims.elapsed + eta,
+        pace=kept(aims.pace, made),
+        first_loss=np.where(np.isnan(aims.first_loss), losses, aims.first_loss),
+        made=aims.made + eta * np.nan_to_num(made),
+    )
+    progress: Floats = made / after.potential
+    if goal.robust:
+        floor = FLOOR_SHARE / len(aims.tau)
+        tau = mirror_step(aims.tau, -eta / goal.mu * progress, floor=floor)
+        after = replace(after, tau=tau, total=aims.total + tau)
+    if goal.reference is not None:
+        assert products.reference is not None
+        would = by_language(products.reference + goal.reference * noise)
+        pace, sums = kept(aims.reference_pace, would), aims.reference_made + eta * np.nan_to_num(would)
+        after = replace(after, reference_pace=pace, reference_made=sums)
+        ahead = min(AHEAD, 1 - after.elapsed)
+        half = goal.allowance / 2 * (after.elapsed + ahead)  # an allowance that grows with the fit lasts to its end
+        foreseen = after._foreseen(ahead)
+        # no progress at all is no estimate, and the worst there is; a few steps of noise are neither
+        stuck = np.isnan(foreseen) & ~(after.made > 0) & (after.reference_made > 0) & (after.mass > 0.5)
+        miss = np.where(stuck, GAIN, foreseen / half - 1)
+        multiplier = np.where(np.isnan(miss), aims.multiplier, GAIN * np.clip(miss, 0.0, GAIN))
+        after = replace(after, multiplier=multiplier)
+    return after, progress
+
+
+def language_shares(languages: Sequence[Sequence[int]], targets: Floats) -> Floats:
+    """Return (L, k): what each source counts for in its language's loss, by its target; all alike without any."""
+    shares = np.zeros((len(languages), len(targets)))
+    for row, members in enumerate(languages):
+        own = targets[list(members)]
+        shares[row, list(members)] = own / own.sum() if own.sum() else 1 / len(members)
+    return shares

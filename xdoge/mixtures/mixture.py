@@ -1,0 +1,424 @@
+"""A mixture: how many training tokens a run reads from each source, how often that repeats it, and why.
+
+`Mixture.plan` turns weights into whole numbers of tokens under caps on repetition; mixture.json keeps them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.io import read_json, sha256_json, write_json
+from xdoge.mixtures.allocation import Allocation, allocate, allocate_by_language, epoch_cap
+from xdoge.mixtures.checks import check_level, check_names, check_numbers, is_count, refuse_unspendable, whole_sequences
+from xdoge.mixtures.strategies import spread_by_size
+from xdoge.mixtures.weights import SUM_TOLERANCE, WeightSet
+from xdoge.names import check_source, check_text, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+SCHEMA = "xdoge.mixture"
+
+DEFAULT_MAX_EPOCHS = 4.0
+"""Up to four passes are worth almost as much as new text (Muennighoff et al. 2023, arXiv:2305.16264, section 5)."""
+
+LITTLE_READ = 0.01
+"""A source of which less than this part is read might as well be smaller."""
+
+LARGE_CUT = 0.25
+"""Caps that take more than this part of a language's learned weight change what was learned."""
+
+Level = Literal["languages", "sources"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a run reads of one source, or of all sources of one language.
+
+    Attributes:
+        learned_weight: the weight that the plan was made from, or the sum of the sources'.
+        weight: share of the budget, tokens / budget.
+        tokens: to be read in this run.
+        available_tokens: unique training tokens there are.
+        read_before: tokens that earlier phases of training read.
+        max_epochs: most passes over the source, those of earlier phases included; None without a cap. For a
+            language, None.
+        capped: the cap and not the weight decided; for a language, of any of its sources.
+    """
+
+    learned_weight: float
+    weight: float
+    tokens: int
+    available_tokens: int
+    read_before: int = 0
+    max_epochs: float | None = None
+    capped: bool = False
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the text at the end of the run, those of earlier phases included."""
+        read = self.read_before + self.tokens
+        return read / self.available_tokens if self.available_tokens else (math.inf if read else 0.0)
+
+    @property
+    def moved(self) -> float:
+        """How far caps and rounding moved the weight: weight - learned_weight."""
+        return self.weight - self.learned_weight
+
+    @property
+    def unread(self) -> float:
+        """Part of the text that no phase has read at the end of the run."""
+        return max(0.0, 1.0 - self.epochs)
+
+
+@dataclass(frozen=True, repr=False)
+class Mixture:
+    """Tokens that a run reads from each source; they sum to the budget exactly.
+
+    Args:
+        name: what to call it in tables.
+        budget_tokens: training tokens of the run.
+        max_epochs: most passes over a source that has no cap of its own; None without one.
+        seed: of the order in which `MixtureSampler` reads, unless that is given another.
+        sources: what is read of each "language/source".
+        level: "sources" if sources were capped against each other, "languages" if languages first.
+        weights: name and SHA-256 of the weights that the plan was made from.
+        corpus: name and SHA-256 of the token store that the available tokens were counted in, where there is one.
+        min_share: least share of the budget that a source was to get.
+        sequence_length: T, if only whole sequences of T tokens were counted as available; None otherwise.
+        xdoge_version: the version that made it.
+        created: ISO 8601 time at which it was made, UTC.
+
+    Raises:
+        XDogeError: counts are negative, or do not sum to the budget.
+    """
+
+    name: str
+    budget_tokens: int
+    max_epochs: float | None
+    seed: int
+    sources: Mapping[str, Share]
+    level: Level = "sources"
+    weights: Mapping[str, Any] = field(default_factory=dict)
+    corpus: Mapping[str, Any] = field(default_factory=dict)
+    min_share: float = 0.0
+    sequence_length: int | None = None
+    xdoge_version: str = ""
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that the numbers agree with each other, and freeze the mappings."""
+        for source, share in self.sources.items():
+            check_source(source, where="sources")
+            for name in ("tokens", "available_tokens", "read_before"):
+                if not is_count(value := getattr(share, name)):
+                    raise XDogeError(f"sources[{source!r}].{name} is {shown(value)}; it must be a whole number >= 0.")
+            for name, kind in _KINDS.items():
+                value = getattr(share, name)
+                if not isinstance(value, kind) or (name != "capped" and isinstance(value, bool)):
+                    raise XDogeError(f"sources[{source!r}].{name} is {shown(value)}, which it cannot be.")
+            if not 0 <= (value := share.learned_weight) <= 1 + SUM_TOLERANCE:
+                raise XDogeError(f"sources[{source!r}].learned_weight is {shown(value)}; a share is from 0 to 1.")
+            if share.max_epochs is not None and not 0 <= share.max_epochs < math.inf:
+                raise XDogeError(f"sources[{source!r}].max_epochs is {shown(share.max_epochs)}; it must be >= 0.")
+            if share.tokens and not share.available_tokens:
+                raise XDogeError(f"sources[{source!r}] has no tokens, but {share.tokens:,} are to be read of it.")
+        check_numbers(self.budget_tokens, self.max_epochs, self.min_share, sources=1)
+        for name in ("name", "xdoge_version", "created"):
+            check_text(name, getattr(self, name))
+        for name, kind in (("seed", int), ("sequence_length", int | None)):
+            if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
+                raise XDogeError(f"{name} is {shown(value)}, which it cannot be.")
+        if self.sequence_length is not None and self.sequence_length < 1:
+            raise XDogeError(f"sequence_length is {self.sequence_length}; it must be a whole number >= 1.")
+        check_level(self.level)
+        total = sum(share.tokens for share in self.sources.values())
+        if total != self.budget_tokens:
+            raise XDogeError(f"the sources' tokens sum to {total:,}, not to budget_tokens {self.budget_tokens:,}.")
+        for key in ("sources", "weights", "corpus"):
+            if not isinstance(getattr(self, key), Mapping):
+                raise XDogeError(f"{key} is {shown(getattr(self, key))}, which it cannot be.")
+            object.__setattr__(self, key, MappingProxyType(dict(getattr(self, key))))
+        for key, part in itertools.product(("weights", "corpus"), ("name", "sha256")):
+            check_text(f"{key}.{part}", getattr(self, key).get(part, ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy as the plain values that made it."""
+        values = (getattr(self, name) for name in self.__dataclass_fields__)
+        return type(self), tuple(dict(value) if isinstance(value, Mapping) else value for value in values)
+
+    @classmethod
+    def plan(  # one argument for each thing that a plan depends on
+        cls,
+        weights: WeightSet | Mapping[str, float],
+        *,
+        available_tokens: Mapping[str, int],
+        budget_tokens: int,
+        max_epochs: float | None = DEFAULT_MAX_EPOCHS,
+        caps: Mapping[str, float] | None = None,
+        read_before: Mapping[str, int] | None = None,
+        min_share: float = 0.0,
+        level: Level | None = None,
+        seed: int = 0,
+        name: str | None = None,
+        corpus: Mapping[str, Any] | None = None,
+        sequence_length: int | None = None,
+    ) -> Self:
+        """Turn weights into tokens: in proportion to the weights where no cap on repetition binds.
+
+        Args:
+            weights: a `WeightSet`; or a mapping of weights that sum to 1, by "language/source", or by language, in
+                which case the sources of a language share by their size.
+            available_tokens: unique training tokens per source, such as `TokenStore.tokens()`.
+            budget_tokens: tokens that the run will train on.
+            max_epochs: most passes over any source; None for no cap.
+            caps: passes for single sources, or for all sources of a language, that take the place of `max_epochs`.
+            read_before: tokens per source that earlier phases of training read; they count towards the caps.
+            min_share: each source of weight above 0 gets at least this share of the budget, or all that its cap
+                allows if that is less.
+            level: "sources" lets sources compete: what a cap cuts goes to all others in proportion. "languages" caps
+                languages by their summed caps first: what the cap of a source cuts goes to others of its language.
+                Left out: "languages" where weights are by language, else "sources".
+            seed: kept for the sampler.
+            name: of the mixture; that of the weights if left out.
+            corpus: name and SHA-256 of the store that `available_tokens` comes from.
+            sequence_length: T, to count only whole sequences of T tokens as available, as a loader will.
+
+        Raises:
+            XDogeError: names do not fit together, a number is out of range, or the caps leave part of the budget
+                unspent; then the line says the least `max_epochs` that would do.
+
+        Source: docs/method.md, "Allocation"; for uniform weights, UniMax (Chung et al. 2023, arXiv:2304.09151).
+        """
+        by_language = not isinstance(weights, WeightSet) and not any("/" in name for name in weights)
+        if not isinstance(weights, WeightSet):
+            shares = spread_by_size(weights, available_tokens) if by_language else weights
+            weights = WeightSet(name=name or "weights", sources=shares)
+        level = level or ("languages" if by_language else "sources")
+        if sequence_length is not None:
+            available_tokens = whole_sequences(available_tokens, sequence_length)
+        before = {source: (read_before or {}).get(source, 0) for source in available_tokens}
+        check_names(weights, available_tokens, caps or {}, read_before or {}, level)
+        check_numbers(
+            budget_tokens, max_epochs, min_share, sources=sum(weight > 0 for weight in weights.sources.values())
+        )
+        passes = {source: _cap_of(source, caps or {}, max_epochs) for source in available_tokens}
+        most = {
+            source: max(0, epoch_cap(available_tokens[source], limit) - before[source])
+            for source, limit in passes.items()
+            if limit is not None
+        }
+        learned = {source: weights.sources[source] for source in available_tokens}
+        refuse_unspendable(learned, budget_tokens, most, available_tokens, before, caps or {}, max_epochs)
+        least = epoch_cap(budget_tokens, min_share)
+        floors = {source: min(least, most.get(source, least)) for source, weight in learned.items() if weight}
+        solve = allocate if level == "sources" else allocate_by_language
+        allocation: Allocation = solve(learned, budget_tokens, caps=most, floors=floors)
+        from xdoge._version import __version__
+
+        return cls(
+            name=name or weights.name,
+            budget_tokens=budget_tokens,
+            max_epochs=max_epochs,
+            seed=seed,
+            sources={
+                source: Share(
+                    learned_weight=learned[source],
+                    weight=tokens / budget_tokens,
+                    tokens=tokens,
+                    available_tokens=available_tokens[source],
+                    read_before=before[source],
+                    max_epochs=passes[source],
+                    capped=source in allocation.capped,
+                )
+                for source, tokens in allocation.counts.items()
+            },
+            level=level,
+            weights={"name": weights.name, "sha256": sha256_json(weights.to_dict())},
+            corpus=corpus or {},
+            min_share=min_share,
+            sequence_length=sequence_length,
+            xdoge_version=__version__,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+
+    @property
+    def languages(self) -> dict[str, Share]:
+        """What is read of each language: the sums over its sources."""
+        grouped: dict[str, list[Share]] = {}
+        for source, share in self.sources.items():
+            grouped.setdefault(source.partition("/")[0], []).append(share)
+        return {
+            language: Share(
+                learned_weight=math.fsum(share.learned_weight for share in shares),
+                weight=sum(share.tokens for share in shares) / self.budget_tokens,
+                tokens=sum(share.tokens for share in shares),
+                available_tokens=sum(share.available_tokens for share in shares),
+                read_before=sum(share.read_before for share in shares),
+                capped=any(share.capped for share in shares),
+            )
+            for language, shares in grouped.items()
+        }
+
+    def warnings(self) -> list[str]:
+        """Return what an expert would worry about, a line for each kind, naming sources or languages with numbers."""
+        shares = self.sources
+        repeated = {name: share.epochs for name, share in shares.items() if share.epochs > DEFAULT_MAX_EPOCHS}
+        hardly = {name: share.epochs for name, share in shares.items() if share.tokens and share.epochs < LITTLE_READ}
+        never = {
+            name: share.learned_weight for name, share in shares.items() if share.learned_weight > 0 == share.tokens
+        }
+        cut = {
+            name: 1 - share.weight / share.learned_weight
+            for name, share in self.languages.items()
+            if share.capped and share.weight < (1 - LARGE_CUT) * share.learned_weight
+        }
+        short = {
+            name: share.weight
+            for name, share in shares.items()
+            if share.learned_weight and share.weight < self.min_share - 1 / self.budget_tokens
+        }
+        moved = math.fsum(abs(share.weight - share.learned_weight) for share in shares.values()) / 2
+        kinds = [
+            (
+                f"caps overrule the weights for more than {LARGE_CUT:.0%} of the budget",
+                {"in all": f"{moved:.1%}"} if moved > LARGE_CUT else {},
+            ),
+            (
+                f"a cap allows less than min_share {self.min_share:g}",
+                {name: f"{weight:.4g}" for name, weight in short.items()},
+            ),
+            (
+                f"read more than {DEFAULT_MAX_EPOCHS:g} times, beyond which text is worth much less than new text",
+                {name: f"{epochs:.1f} times" for name, epochs in _largest_first(repeated)},
+            ),
+            (
+                f"less than {LITTLE_READ:.0%} of the text is read",
+                {name: f"{epochs:.2%}" for name, epochs in hardly.items()},
+            ),
+            ("gets no token", {name: f"weight {weight:.3g}" for name, weight in never.items()}),
+            (
+                f"caps cut the weight by more than {LARGE_CUT:.0%}",
+                {name: f"by {part:.0%}" for name, part in _largest_first(cut)},
+            ),
+        ]
+        return [
+            f"{what}: {', '.join(f'{name} {number}' for name, number in found.items())}."
+            for what, found in kinds
+            if found
+        ]
+
+    def save(self, path: Path | str) -> None:
+        """Write mixture.json, whole or not at all; every number survives the round trip exactly."""
+        write_json(Path(path), self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what mixture.json holds."""
+        return {
+            "schema": f"{SCHEMA}/1",
+            "name": self.name,
+            "budget_tokens": self.budget_tokens,
+            "max_epochs": self.max_epochs,
+            "seed": self.seed,
+            "level": self.level,
+            "min_share": self.min_share,
+            "sequence_length": self.sequence_length,
+            "sources": {source: _entry(share) for source, share in self.sources.items()},
+            "languages": {language: _entry(share) for language, share in self.languages.items()},
+            "weights": dict(self.weights),
+            "corpus": dict(self.corpus),
+            "xdoge_version": self.xdoge_version,
+            "created": self.created,
+        }
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read mixture.json, or the one in the folder of a training run.
+
+        Raises:
+            XDogeError: the file is missing, of another kind or newer, or its numbers contradict each other.
+        """
+        path = Path(path) / "mixture.json" if Path(path).is_dir() else Path(path)
+        value = read_json(path, schema=SCHEMA, version=1)
+        try:
+            entries, languages = value.pop("sources"), value.pop("languages")
+            del value["schema"]
+            stated = {source: {name: entry.pop(name) for name in _DERIVED} for source, entry in entries.items()}
+            mixture = cls(sources={source: Share(**entry) for source, entry in entries.items()}, **value)
+            for source, share in mixture.sources.items():
+                _same(f"sources[{source!r}].weight", share.weight, share.tokens / mixture.budget_tokens)
+                for name, value in stated[source].items():
+                    _same(f"sources[{source!r}].{name}", value, getattr(share, name))
+            if languages != {language: _entry(share) for language, share in mixture.languages.items()}:
+                raise XDogeError("languages are not the sums over the sources.")
+        except XDogeError as error:
+            raise XDogeError(f"{path}: {error}") from error
+        except (TypeError, AttributeError, ValueError, KeyError) as error:
+            raise XDogeError(f"{path} is not a mixture: {error}.") from error
+        return mixture
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per source, with the columns of mixture.json."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("pandas", "analysis") from error
+        return pd.DataFrame(
+            {"language": source.partition("/")[0], "source": source, **_entry(share)}
+            for source, share in self.sources.items()
+        )
+
+    def __repr__(self) -> str:
+        """Name, budget, and the language shares, largest first."""
+        shares = sorted(self.languages.items(), key=lambda item: -item[1].tokens)
+        text = ", ".join(f"{language} {share.weight:.3f}" for language, share in shares)
+        return f"Mixture({self.name!r}, {self.budget_tokens:,} tokens: {text})"
+
+
+_DERIVED = ("epochs", "moved", "unread")
+"""What mixture.json holds of a source beside the fields of `Share`."""
+
+_KINDS: dict[str, Any] = {
+    "learned_weight": float | int,
+    "weight": float | int,
+    "max_epochs": float | int | None,
+    "capped": bool,
+}
+"""What each field of a share may be, beside the counts."""
+
+
+def _largest_first(numbers: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(numbers.items(), key=lambda item: -item[1])
+
+
+def _entry(share: Share) -> dict[str, Any]:
+    return {
+        "weight": share.weight,
+        "tokens": share.tokens,
+        "available_tokens": share.available_tokens,
+        "epochs": share.epochs,
+        "max_epochs": share.max_epochs,
+        "capped": share.capped,
+        "learned_weight": share.learned_weight,
+        "read_before": share.read_before,
+        "moved": share.moved,
+        "unread": share.unread,
+    }
+
+
+def _same(what: str, stated: float, actual: float) -> None:
+    if stated != actual:
+        raise XDogeError(f"{what} is {shown(stated)}, but the tokens make it {actual}.")
+
+
+def _cap_of(source: str, caps: Mapping[str, float], max_epochs: float | None) -> float | None:
+    return caps.get(source, caps.get(source.partition("/")[0], max_epochs))

@@ -1,0 +1,259 @@
+"""What training costs before anyone books a cluster: FLOPs, hours and node-hours of the runs in a plan.yaml.
+
+Two counts of the floating-point operations of training on D tokens, forward and backward, a multiplication and an
+addition being two:
+
+- **6 N D**, the field's rule. For a recipe N is its parameters *without* embedding and head, as in Kaplan et al. 2020
+  (arXiv:2001.08361, section 2.1) and in the recipes' names. For a model given as a bare count, N is that count:
+  "7B" and "13B" are by custom all parameters, which is how Hoffmann et al. 2022 (arXiv:2203.15556) count.
+- **exact**, every matrix product of a Llama: `training_flops`. It adds attention and the head, neither of which is in a
+  recipe's N; under a large vocabulary the head outweighs the layers of a small proxy.
+
+Hours come from the exact count where the shape is known, a recipe's, and from 6 N D otherwise. An achieved FLOP/s
+measured by one count does not fit the other: for tokens/s × 6 N, give `parameters` in place of `model`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+from rich import box
+from rich.table import Table
+
+from xdoge.config import Config, Count
+from xdoge.errors import XDogeError
+from xdoge.models.flops import training_flops
+from xdoge.models.recipes import load_recipe
+
+if TYPE_CHECKING:
+    pass
+
+Positive = Annotated[Count, Field(gt=0)]
+
+
+def _at_least_a_gigaflop(value: int) -> int:
+    if value < 10**9:
+        raise ValueError(f"{value} FLOP/s is no GPU; write FLOP/s such as 365T for 365 TFLOP/s")
+    return value
+
+
+Speed = Annotated[Count, AfterValidator(_at_least_a_gigaflop)]
+
+
+class Hardware(Config):
+    """What the runs have: FLOP/s of one GPU, achieved or as peak × utilisation, and GPUs in a node."""
+
+    achieved: Speed | None = None
+    peak: Speed | None = None
+    utilisation: float | None = Field(default=None, gt=0, le=1)
+    gpus_per_node: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _one_speed(self) -> Self:
+        given = self.achieved is not None, self.peak is not None, self.utilisation is not None
+        if given not in ((True, False, False), (False, True, True)):
+            raise ValueError("give either achieved, or peak and utilisation: FLOP/s per GPU such as 365T")
+        return self
+
+    @property
+    def flops_per_gpu(self) -> float:
+        """FLOP/s that one GPU sustains."""
+        return float(self.achieved or (self.peak or 0) * (self.utilisation or 0))
+
+
+class RunSpec(Config):
+    """One row as the user wrote it: a recipe, a parameter count, or hours that are known already."""
+
+    model: str | None = None
+    parameters: Positive | None = None
+    hours: float | None = Field(default=None, ge=0.01)
+    tokens: Positive | None = None
+    sequence_length: int | None = Field(default=None, ge=2)
+    achieved: Speed | None = None
+    nodes: float = Field(default=1, gt=0)
+    runs: int = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        kinds = ("model", "parameters", "hours")
+        given = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give one of {', '.join(kinds)} (got {' and '.join(given) or 'none'})")
+        taken = {"model": ("tokens", "sequence_length", "achieved"), "parameters": ("tokens", "achieved"), "hours": ()}
+        for key in ("tokens", "sequence_length", "achieved"):
+            if getattr(self, key) is not None and key not in taken[given[0]]:
+                raise ValueError(f"{key} decides nothing in a row that gives {given[0]}; remove one of them")
+        if self.parameters is not None and self.tokens is None:
+            raise ValueError("tokens is missing; only a recipe has a number of its own")
+        return self
+
+
+class PlanSpec(Config):
+    """What plan.yaml holds."""
+
+    hardware: Hardware | None = None
+    vocab_size: Positive | None = None
+    runs: dict[str, RunSpec] = Field(min_length=1)
+
+    @field_validator("runs")
+    @classmethod
+    def _nameable(cls, runs: dict[str, RunSpec]) -> dict[str, RunSpec]:
+        for name in runs:
+            if not re.fullmatch(r"[\w/.-]+", name):
+                raise ValueError(f"the name {name!r} is not made of letters, digits, and - _ . / only")
+        return runs
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A row of the plan; FLOPs, tokens and hours are those of one run."""
+
+    name: str
+    model: str | None  # recipe, as written
+    parameters: int | None  # N: without embeddings for a recipe, as given otherwise
+    tokens: int | None  # D
+    flops_6nd: int | None
+    flops_exact: int | None  # None where no shape is known
+    flops_per_gpu: float | None  # FLOP/s
+    hours: float
+    nodes: float
+    runs: int
+    node_hours: float  # hours × nodes × runs, of the hours as rounded
+
+
+def read_costs(path: Path | str) -> list[Cost]:
+    """Return a row for each run of a plan.yaml, in its order.
+
+    ```yaml
+    hardware: {achieved: 365T, gpus_per_node: 4}   # or {peak: 989T, utilisation: 0.4, ...}: FLOP/s of one GPU
+    vocab_size: 256000                             # for rows that name a recipe
+    runs:
+      proxies: {model: 125m, nodes: 0.25, runs: 5}   # tokens: the recipe's own, unless given; one GPU of a node's four
+      targets: {parameters: 7B, tokens: 2T, nodes: 8, runs: 4}
+      evaluations: {hours: 8, runs: 32}
+    ```
+
+    `achieved` in a row replaces the hardware's FLOP/s, for small models that sustain less. Hours are rounded before
+    anything is multiplied with them, so that the table adds up as printed: to the nearest whole hour from ten hours on,
+    and below to hundredths, 0.01 at least. Hours that are given are taken to hundredths, as are node-hours.
+
+    Raises:
+        XDogeError: the file does not hold a plan, a row wants what is not given, or there is no such recipe.
+    """
+    spec = PlanSpec.load(path)
+    return [_cost(name, run, spec, where=f"{path}: runs.{name}") for name, run in spec.runs.items()]
+
+
+def _cost(name: str, run: RunSpec, spec: PlanSpec, *, where: str) -> Cost:
+    parameters = tokens = flops_6nd = exact = speed = None
+    if run.hours is not None:
+        hours = round(run.hours, 2)
+    else:
+        if spec.hardware is None:
+            raise XDogeError(
+                f"{where} needs hardware: for its hours add hardware: {{achieved: 365T, gpus_per_node: 4}}."
+            )
+        parameters, tokens, exact = _work(run, spec, where=where)
+        flops_6nd = 6 * parameters * tokens
+        speed = float(run.achieved or spec.hardware.flops_per_gpu)
+        hours = (exact or flops_6nd) / (speed * _gpus(run, spec.hardware, where=where)) / 3600
+        hours = float(round(hours)) if hours >= 10 else max(round(hours, 2), 0.01)
+    return Cost(
+        name=name,
+        model=run.model,
+        parameters=parameters,
+        tokens=tokens,
+        flops_6nd=flops_6nd,
+        flops_exact=exact,
+        flops_per_gpu=speed,
+        hours=hours,
+        nodes=run.nodes,
+        runs=run.runs,
+        node_hours=round(hours * run.nodes * run.runs, 2),
+    )
+
+
+def _gpus(run: RunSpec, hardware: Hardware, *, where: str) -> int:
+    """Return on how many GPUs one run is: a part of a node may be asked for, a part of a GPU may not."""
+    exact = run.nodes * hardware.gpus_per_node
+    if round(exact) < 1 or abs(exact - round(exact)) > 0.01:
+        raise XDogeError(
+            f"{where}.nodes: {run.nodes:g} nodes of {hardware.gpus_per_node} GPUs are {exact:g} GPUs; "
+            "a whole number is needed."
+        )
+    return round(exact)
+
+
+def _work(run: RunSpec, spec: PlanSpec, *, where: str) -> tuple[int, int, int | None]:
+    """Return N, D and the exact FLOPs, None without a shape, of one run that is not given in hours."""
+    if run.model is None:
+        return run.parameters or 0, run.tokens or 0, None
+    try:
+        recipe = load_recipe(run.model)
+    except XDogeError as error:
+        raise XDogeError(f"{where}.model: {error} For a bare count write parameters: 7B.") from error
+    if spec.vocab_size is None:
+        raise XDogeError(f"{where} needs vocab_size: for the cost of the recipe's head add vocab_size: 256000.")
+    tokens = run.tokens or recipe.steps * recipe.batch_size * recipe.sequence_length
+    length = run.sequence_length or recipe.sequence_length
+    exact = training_flops(recipe, tokens, sequence_length=length, vocab_size=spec.vocab_size)
+    return recipe.non_embedding_parameters, tokens, exact
+
+
+def totals(costs: Sequence[Cost]) -> dict[str, float]:
+    """Return runs and node_hours of all rows together."""
+    return {"runs": sum(cost.runs for cost in costs), "node_hours": round(sum(cost.node_hours for cost in costs), 2)}
+
+
+def costs_to_dict(costs: Sequence[Cost]) -> dict[str, Any]:
+    """Return rows and totals as they go into JSON."""
+    return {"rows": [asdict(cost) for cost in costs], "totals": totals(costs)}
+
+
+def costs_to_table(costs: Sequence[Cost]) -> Table:
+    """Return the rows and their totals as a table to print; FLOP, tokens and hours are of one run."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("run", "model"):
+        table.add_column(column)
+    for column in ("N", "tokens", "6 N D", "exact FLOP", "TFLOP/s", "hours", "nodes", "runs", "node-hours"):
+        table.add_column(column, justify="right")
+    for cost in costs:
+        table.add_row(
+            cost.name,
+            cost.model or "–",
+            _short(cost.parameters),
+            _short(cost.tokens),
+            _scientific(cost.flops_6nd),
+            _scientific(cost.flops_exact),
+            "–" if cost.flops_per_gpu is None else f"{cost.flops_per_gpu / 1e12:,.4g}",
+            _plain(cost.hours),
+            f"{cost.nodes:g}",
+            f"{cost.runs:,}",
+            _plain(cost.node_hours),
+        )
+    total = totals(costs)
+    table.add_row("all", *[""] * 8, f"{total['runs']:,}", _plain(total["node_hours"]), style="bold")
+    return table
+
+
+def _short(value: int | None) -> str:
+    """Write a count to three digits as people do: 494M, 2T."""
+    if value is None:
+        return "–"
+    rounded = float(f"{value:.3g}")
+    unit, size = next(((u, s) for u, s in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)) if rounded >= s), ("", 1))
+    return f"{rounded / size:.12g}{unit}"
+
+
+def _scientific(value: int | None) -> str:
+    return "–" if value is None else f"{value:.2e}".replace("e+", "e")
+
+
+def _plain(value: float) -> str:
+    """Write hours to the hundredth, without zeros that say nothing."""
+    return f"{value:,.2f}".removesuffix("0").removesuffix("0").removesuffix(".")

@@ -1,0 +1,71 @@
+"""FLOPs of training a Llama, and of the inner products of its sources' gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xdoge.errors import XDogeError
+from xdoge.models.recipes import Recipe
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig
+
+
+def training_flops(model: Recipe | LlamaConfig, tokens: int, *, sequence_length: int, vocab_size: int) -> int:
+    """Return the FLOPs of training on `tokens` tokens, forward and backward, counted exactly.
+
+    A weight matrix costs each token 2 FLOPs a weight in forward, and in backward as much again for the gradient of its
+    input and of itself: 6. So do the two products of attention, QKᵀ and scores × V, with 2 T per channel of all heads
+    each. For L layers of width d, MLP width f, H heads and K key/value heads of size h, and a vocabulary of V:
+
+        per token   6 (L (2 d h (H + K) + 3 d f) + V d) + 12 L H h T
+
+    The head costs V d whether tied or not; looking a token up costs nothing. T counts in full: kernels that skip the
+    masked half of attention do less. Norms, activations, rotary positions, softmax, the loss and the optimiser are left
+    out, and so is what activation checkpointing or attention kernels compute twice. It is what
+    `torch.utils.flop_counter.FlopCounterMode` counts on eager attention. Hoffmann et al. 2022 (appendix F) also count
+    the look-up as a product with the embedding, and softmax; Kaplan et al. 2020 (eq. 2.2) have half of the attention.
+
+    A step of `fit-weights` is such a training step: the gradients per source take the same products, in parts. What
+    their inner products add is in `product_flops`.
+
+    Args:
+        model: a recipe, or the configuration of a Llama of transformers.
+        tokens: all tokens of all sequences, D.
+        sequence_length: T.
+        vocab_size: V.
+
+    Raises:
+        XDogeError: the configuration is not that of a Llama.
+    """
+    if isinstance(model, Recipe):
+        layers, d, f, heads = model.layers, model.hidden_size, model.intermediate_size, model.heads
+        kv_heads, head_size = model.kv_heads or heads, d // heads
+    elif model.model_type == "llama":
+        layers, d, f = model.num_hidden_layers, model.hidden_size, model.intermediate_size
+        heads = model.num_attention_heads
+        kv_heads, head_size = model.num_key_value_heads or heads, model.head_dim or d // heads
+    else:
+        raise XDogeError(f"the FLOPs of a {model.model_type} model are not known, only those of a llama.")
+    weights = layers * (2 * d * head_size * (heads + kv_heads) + 3 * d * f) + vocab_size * d
+    return tokens * (6 * weights + 12 * layers * heads * head_size * sequence_length)
+
+
+def product_flops(
+    parameters: int, *, sources: int, steps: int, halves: bool = True, directions: int = 2, maps: int = 0
+) -> int:
+    """Return the FLOPs of the inner products between the sources' gradients, however large the batch.
+
+    A gradient of P parameters is multiplied with each direction and added to it, 4 P, and with each other one where
+    the map between them is measured, 2 P; counted nearly so by `FlopCounterMode` on the `1m` recipe.
+
+    Args:
+        parameters: P, all of the proxy's.
+        sources: k.
+        steps: of the fit.
+        halves: whether each source has two gradients, of two halves of its sequences.
+        directions: sums of gradients that products are taken with: training gradient, targets, reference weights.
+        maps: steps that measure the map (`gram_every`).
+    """
+    gradients = sources * (1 + halves)
+    return parameters * (4 * gradients * directions * steps + 2 * gradients**2 * maps)

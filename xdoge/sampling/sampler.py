@@ -1,0 +1,419 @@
+"""Which sequence of which source comes at any position of a training run: computed, not stored.
+
+Position t ↦ (source, epoch, index) is a pure function of the mixture, the sources' lengths, the seed and the block
+size. The counts of all sources at the end of each block have a closed form (`quotas.py`); inside a block a keyed
+permutation gives the order; and each epoch of a source is a fresh keyed permutation of its sequences (`shuffle.py`). So
+a run of 10^13 positions resumes at any of them at once, on any number of ranks, from a state of four numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, Self, get_args, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from xdoge.errors import XDogeError
+from xdoge.mixtures.mixture import Mixture
+from xdoge.sampling.permutation import Permutations, derive_key, mix
+from xdoge.sampling.quotas import CHUNK, MOST, Counts, Quotas, Stage
+from xdoge.sampling.sequences import (
+    check_lengths,
+    check_rank,
+    find_sequence_length,
+    sequence_quotas,
+    warn_of_other_lengths,
+    warn_of_rare,
+    whole_number,
+)
+
+PastBudget = Literal["stop", "continue", "raise"]
+
+AT_ONCE = 1 << 20
+"""Counts (sources × blocks) held at once, where positions lie far apart."""
+
+STATE_VERSION = 1
+
+
+class Draw(NamedTuple):
+    """One sequence: `index` counts the sequences of `source` and `epoch` the passes over it, both from 0."""
+
+    source: str
+    epoch: int
+    index: int  # type: ignore[assignment]  # nobody looks for a value in a draw
+
+
+class Draws(NamedTuple):
+    """Several draws as arrays, each (n,): `source` holds indices of `sources`."""
+
+    sources: tuple[str, ...]
+    source: NDArray[np.int64]
+    epoch: NDArray[np.int64]
+    index: NDArray[np.int64]  # type: ignore[assignment]
+
+
+class MixtureSampler:
+    """The order in which a mixture's sequences are read, for any loader and any number of ranks.
+
+    Each block, which is the global batch, has the mixture's composition to within rounding: the count of a source at
+    the end of any block is within 2 of its target, and exact at the end of the plan. No sequence comes twice before all
+    of its source have come. Counts are decided in integers throughout.
+
+    Iterating goes on from `position` and moves it: a budget is read once, so a second `for` does not start again. Where
+    a loader reads ahead of training, set `position` to what training has consumed, or pass that to `state_dict`.
+
+    Args:
+        mixture: what to read; or stages, (mixture, tokens) pairs that play one after the other in the proportions of
+            each, with what was read carried over. Blocks begin anew with each stage.
+        lengths: sequences of each source, such as `store.sequence_counts(2048)`.
+        batch_size: sequences of the global batch, over all ranks and accumulation steps.
+        seed: of every order; that of the (first) mixture if left out.
+        sequence_length: tokens per sequence; that of the mixture if left out, or found from `lengths` where these are
+            the mixture's available tokens cut into sequences of one length.
+        past_budget: "stop" ends there, "continue" goes on in the same proportions and so beyond the caps, "raise"
+            makes reading on an error.
+        read_before: sequences of each source that an earlier phase read with the same seed, such as the `quotas` of its
+            sampler; each source goes on after them. Left out: the mixture's own tokens read before, in whole sequences,
+            which may be one sequence off.
+        world_size: number of ranks; rank r has the positions r, r + world_size, ...
+        rank: this one's number, from 0.
+
+    Attributes:
+        sources: names, in the mixture's order.
+        quotas: sequences of each source in the whole plan.
+        total: sequences of the whole plan.
+        position: sequences that all ranks together have read; where iteration goes on. May be set.
+
+    Raises:
+        XDogeError: names or lengths do not fit the mixture, a source is shorter than one sequence, or whole sequences
+            are too few to keep the caps.
+
+    Warns:
+        UserWarning: a language or source is drawn less than once in a block, or never; or the lengths are not the
+            mixture's available tokens cut into sequences of `sequence_length`.
+    """
+
+    def __init__(  # one argument for each thing that the order depends on
+        self,
+        mixture: Mixture | Sequence[tuple[Mixture, int]],
+        lengths: Mapping[str, int],
+        *,
+        batch_size: int,
+        seed: int | None = None,
+        sequence_length: int | None = None,
+        past_budget: PastBudget = "stop",
+        read_before: Mapping[str, int] | None = None,
+        world_size: int = 1,
+        rank: int = 0,
+    ) -> None:
+        if isinstance(mixture, str) or not isinstance(lengths, Mapping):
+            raise XDogeError(
+                "MixtureSampler takes Mixture.load(path), and lengths such as store.sequence_counts(2048)."
+            )
+        parts = [(mixture, mixture.budget_tokens)] if isinstance(mixture, Mixture) else list(mixture)
+        if not parts:
+            raise XDogeError("there is no stage to play; give at least one (mixture, tokens).")
+        if past_budget not in get_args(PastBudget):
+            raise XDogeError(f"past_budget is {past_budget!r}; it must be stop, continue or raise.")
+        self.world_size = whole_number("world_size", world_size, least=1)
+        self.rank = check_rank(rank, self.world_size)
+        self.sources = tuple(dict.fromkeys(source for part, _ in parts for source in part.sources))
+        check_lengths(self.sources, lengths)
+        self.lengths = {source: int(lengths[source]) for source in self.sources}
+        if sequence_length is None:
+            sequence_length = find_sequence_length(parts, self.lengths)
+        self.sequence_length = whole_number("sequence_length", sequence_length, least=1)
+        warn_of_other_lengths(parts, self.lengths, self.sequence_length)
+        self.batch_size = whole_number("batch_size", batch_size, least=1)
+        self.seed = whole_number("seed", parts[0][0].seed if seed is None else seed)
+        self.past_budget: PastBudget = past_budget
+        self.position = 0
+        self._sizes = np.array(list(self.lengths.values()), dtype=np.int64)  # (k,)
+        self._permutations = Permutations(list(self.lengths.values()))
+        keys = [derive_key(self.seed, source) for source in self.sources]
+        self._source_keys = np.array(keys, dtype=np.uint64)  # (k,)
+        self._block_key = np.array([derive_key(self.seed, "blocks")], dtype=np.uint64)
+        first = parts[0][0].sources
+        before = read_before
+        if before is None:
+            before = {s: share.read_before // self.sequence_length for s, share in first.items()}
+        if unknown := sorted(set(before) - set(self.sources)):
+            raise XDogeError(f"read_before names {unknown[0]}, which the mixture does not.")
+        carried = [whole_number(f"read_before[{s!r}]", before.get(s, 0), least=0) for s in self.sources]
+        self._stages: tuple[Stage, ...] = ()
+        self._add_stages(parts, np.array(carried, dtype=np.int64))
+
+    def _add_stages(self, parts: Sequence[tuple[Mixture, int]], carried: Counts) -> None:
+        for mixture, tokens in parts:
+            start = self._stages[-1].stop if self._stages else 0
+            counts = sequence_quotas(mixture, self.lengths, tokens, self.sequence_length, carried)
+            warn_of_rare(mixture, self.sources, counts, self.batch_size)
+            stop = start + sum(counts)
+            if stop >= MOST:
+                raise XDogeError(f"the plan has {stop:,} sequences; the sampler counts up to 2^56.")
+            stage = Stage(start, stop, Quotas(counts), carried, self._sizes, self.batch_size, self._block_key)
+            self._stages = (*self._stages, stage)
+            carried = carried + np.array(counts)
+        self._ahead = self._nothing = (0, Draws(self.sources, *np.empty((3, 0), dtype=np.int64)))
+        self._next = -1
+        self.fingerprint = self._fingerprint()
+
+    @property
+    def position(self) -> int:
+        """Sequences that all ranks together have read; where iteration goes on."""
+        return self._position
+
+    @position.setter
+    def position(self, value: int) -> None:
+        self._position = whole_number("position", value, least=0)
+
+    @property
+    def total(self) -> int:
+        """Sequences of the whole plan."""
+        return self._stages[-1].stop
+
+    @property
+    def quotas(self) -> dict[str, int]:
+        """Sequences of each source in the whole plan."""
+        return self.counts(self.total)
+
+    def counts(self, position: int) -> dict[str, int]:
+        """Return the sequences of each source in the global positions [0, position)."""
+        self._refuse_beyond(whole_number("position", position, least=0))
+        read, begin = self._read_before(position)
+        within = self._at(np.arange(begin, position, dtype=np.int64)).source  # of a block that is begun
+        read = read - self._stages[0].carried + np.bincount(within, minlength=len(self.sources))
+        return dict(zip(self.sources, read.tolist(), strict=True))
+
+    def _read_before(self, position: int) -> tuple[Counts, int]:
+        stage = next((stage for stage in self._stages if position < stage.stop), self._stages[-1])
+        return stage.read_before(position)
+
+    def __len__(self) -> int:
+        """Return the positions of this rank within the budget, the same for every rank.
+
+        The last total mod world_size sequences of the plan are read by no rank.
+        """
+        return self.total // self.world_size
+
+    @overload
+    def __getitem__(self, positions: int) -> Draw: ...
+    @overload
+    def __getitem__(self, positions: slice | Sequence[int] | NDArray[np.integer]) -> Draws: ...
+    def __getitem__(self, positions: int | slice | ArrayLike) -> Draw | Draws:
+        """Return the draw at one of this rank's positions, or the draws at a slice or an array of them.
+
+        Raises:
+            IndexError: a position lies beyond the budget, with `past_budget` "stop".
+            XDogeError: the same, with "raise".
+        """
+        if isinstance(positions, slice):
+            beyond = positions.stop if self.past_budget != "stop" and positions.stop is not None else 0
+            return self[np.arange(*positions.indices(max(len(self), beyond)), dtype=np.int64)]
+        wanted = np.atleast_1d(np.asarray(positions))
+        if wanted.ndim > 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise IndexError(f"positions are whole numbers, a slice or a flat array of them, not {positions!r}")
+        wanted = wanted.astype(np.int64)
+        if not wanted.size:
+            return self._nothing[1]
+        low, high = int(wanted.min()), int(wanted.max())
+        if low < 0:
+            raise IndexError(f"position {low:,} is negative; positions count from 0")
+        self._refuse_beyond(self.rank + self.world_size * high + 1)
+        if high - low == wanted.size - 1 and (wanted[0] == low) and np.all(np.diff(wanted) == 1):
+            found = self._range(low, high + 1)
+        else:
+            found = self._at(wanted * self.world_size + self.rank)
+        if np.ndim(positions) == 0:
+            return Draw(self.sources[found.source[0]], int(found.epoch[0]), int(found.index[0]))
+        return found
+
+    def draws(self, start: int, stop: int) -> Draws:
+        """Return the draws at this rank's positions [start, stop); errors as for a single position."""
+        start = whole_number("start", start, least=0)
+        stop = whole_number("stop", stop, least=start)
+        self._refuse_beyond(self.rank + self.world_size * (stop - 1) + 1)
+        return self._range(start, stop)
+
+    def __iter__(self) -> Iterator[Draw]:
+        """Yield this rank's draws from `position` on, which moves by `world_size` with each."""
+        world = self.world_size
+        while True:
+            begin, count = self.position, self._ahead_by
+            if self.past_budget != "continue":
+                count = min(count, (self.total - begin) // world)
+            if count <= 0:
+                if self.past_budget == "raise":
+                    self._refuse_beyond(begin + world)
+                return
+            # the positions of this rank in the rounds of `world` positions that begin there
+            own = begin + (self.rank - begin) % world + world * np.arange(count)
+            _, source, epoch, index = self._at(own)
+            stages = self._stages
+            columns = zip(source.tolist(), epoch.tolist(), index.tolist(), strict=True)
+            for number, (s, e, i) in enumerate(columns, start=1):
+                self.position = expected = begin + number * world  # before the yield: a state asked for after it has it
+                yield Draw(self.sources[s], e, i)
+                if self.position != expected or self._stages is not stages:  # moved from outside
+                    break
+
+    def shard(self, *, world_size: int, rank: int) -> Self:
+        """Return a view of every `world_size`-th position of this view, from `rank` on, with a position of its own."""
+        world_size = whole_number("world_size", world_size, least=1)
+        rank = check_rank(rank, world_size)
+        view = copy.copy(self)
+        view.world_size, view.rank = self.world_size * world_size, self.rank + self.world_size * rank
+        view._ahead = self._nothing
+        return view
+
+    def rebase(self, mixture: Mixture, *, at: int | None = None, tokens: int | None = None) -> Self:
+        """Return a sampler that goes on with another mixture, nothing read twice or left out by the change.
+
+        Positions before `at` stay as they are. From there on the sources are drawn in the proportions of `mixture`,
+        each going on in its own order where it stood; caps count all passes, those before `at` included. This sampler
+        itself stays as it is. To resume such a run, make the first sampler, rebase it at the same position, and load
+        the state.
+
+        Args:
+            mixture: of the same sources.
+            at: where a block ends; `position` if left out.
+            tokens: to read with the new mixture; what is left of the plan if left out.
+
+        Raises:
+            XDogeError: `at` lies inside a block or beyond the plan, nothing is left, or the mixture does not fit.
+        """
+        at = self.position if at is None else whole_number("at", at, least=0)
+        if at > self.total:
+            raise XDogeError(f"at is {at:,}; the plan has the positions 0 to {self.total:,}.")
+        carried, begin = self._read_before(at)
+        if begin != at:
+            raise XDogeError(f"at is {at:,}, inside a block that began at {begin:,}; rebase where one ends.")
+        if unknown := sorted(set(mixture.sources) - set(self.sources)):
+            raise XDogeError(
+                f"mixture {mixture.name!r} names {', '.join(unknown)}, which this sampler has no lengths of; "
+                "make a new one of stages, with the lengths of all sources."
+            )
+        tokens = (self.total - at) * self.sequence_length if tokens is None else tokens
+        if tokens < self.sequence_length:
+            raise XDogeError(f"at {at:,} nothing is left of the plan; say how many tokens to go on for.")
+        other = copy.copy(self)
+        other._stages = tuple(replace(stage, stop=min(stage.stop, at)) for stage in self._stages if stage.start < at)
+        other._add_stages([(mixture, tokens)], carried)
+        other.position = at
+        return other
+
+    def state_dict(self, position: int | None = None) -> dict[str, Any]:
+        """Return what `load_state_dict` needs: plain numbers and a fingerprint of the plan, under 300 bytes as JSON.
+
+        Args:
+            position: sequences that training has consumed, over all ranks. Left out, what iteration has handed out,
+                which is the same unless a loader reads ahead.
+        """
+        return {
+            "version": STATE_VERSION,
+            "position": self.position if position is None else whole_number("position", position, least=0),
+            "batch_size": self.batch_size,
+            "plan": self.fingerprint,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; ranks, workers and the loader's batches may be others, the order stays.
+
+        The blocks stay those of the state as well, whatever `batch_size` this sampler was made with.
+
+        Raises:
+            XDogeError: the state is of another plan (mixture, lengths or seed), or is none.
+        """
+        try:
+            version, position, block, plan = (state[key] for key in ("version", "position", "batch_size", "plan"))
+        except (KeyError, TypeError) as error:
+            raise XDogeError(
+                f"this is no state of a sampler, which has version, position, batch_size, plan: {state!r}."
+            ) from error
+        if version != STATE_VERSION:
+            raise XDogeError(f"the sampler's state has version {version}; this xdoge reads {STATE_VERSION}.")
+        if plan != self.fingerprint:
+            raise XDogeError(
+                f"the state is of another plan ({plan}, this one is {self.fingerprint}): mixture, lengths, sequence "
+                "length, seed and stages must be those it was taken with. After a rebase, make the first sampler, "
+                "rebase it at the same position, then load the state."
+            )
+        position, block = whole_number("position", position, least=0), whole_number("batch_size", block, least=1)
+        if position > self.total and self.past_budget != "continue":
+            raise XDogeError(f"the state's position {position:,} lies beyond the plan's {self.total:,} sequences.")
+        self.position, self.batch_size, self._ahead = position, block, self._nothing
+        self._stages = tuple(replace(stage, block=block) for stage in self._stages)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is only there for speed."""
+        return self.__dict__ | {"_ahead": self._nothing}
+
+    def __repr__(self) -> str:
+        """Return the size of the plan, and who reads which part of it from where."""
+        ranks = f", rank={self.rank} of {self.world_size}" if self.world_size > 1 else ""
+        return (
+            f"MixtureSampler({len(self.sources)} sources, {self.total:,} sequences of {self.sequence_length:,} tokens, "
+            f"batch_size={self.batch_size:,}, seed={self.seed}, position={self.position:,}{ranks})"
+        )
+
+    def _fingerprint(self) -> str:
+        stages = [[stage.start, stage.stop, stage.quotas.counts, stage.carried.tolist()] for stage in self._stages]
+        plan = [self.sources, list(self.lengths.values()), self.seed, stages]
+        return hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:32]
+
+    def _refuse_beyond(self, stop: int) -> None:
+        """Refuse global positions up to `stop` that lie beyond the budget, unless it may be passed."""
+        if stop <= self.total or self.past_budget == "continue":
+            return
+        message = f"position {stop - 1:,} lies beyond the plan's {self.total:,} sequences"
+        if self.past_budget == "raise":
+            raise XDogeError(f'{message}; plan a larger budget, or allow repetition with past_budget "continue".')
+        raise IndexError(message)
+
+    @property
+    def _ahead_by(self) -> int:
+        """Positions of this rank to work out at once: a chunk of all ranks', or of as many blocks as cost no more."""
+        return min(CHUNK, max(CHUNK // self.world_size, 2 * CHUNK // len(self.sources), 1))
+
+    def _range(self, start: int, stop: int) -> Draws:
+        """Return the draws at this rank's positions [start, stop), reading ahead where calls follow each other.
+
+        A call costs some hundred microseconds before its first draw, so small ranges one after the other are cut out of
+        a large one.
+        """
+        first, held = self._ahead
+        if not (first <= start and stop <= first + held.source.size):
+            ahead = max(stop, start + self._ahead_by) if start == self._next else stop
+            if self.past_budget != "continue":
+                ahead = max(stop, min(ahead, len(self)))
+            own = np.arange(start, ahead, dtype=np.int64) * self.world_size + self.rank
+            held = self._at(own)
+            first, self._ahead = start, (start, held)
+        self._next = stop
+        return Draws(self.sources, *(column[start - first : stop - first].copy() for column in held[1:]))
+
+    def _at(self, positions: NDArray[np.int64]) -> Draws:
+        """Return the draws at global positions, in any order, a chunk at a time."""
+        size = min(CHUNK, max(64, AT_ONCE // len(self.sources)))
+        if positions.size > size:
+            parts = [self._at(positions[i : i + size]) for i in range(0, positions.size, size)]
+            columns = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
+            return Draws(self.sources, *columns)
+        if len(self._stages) == 1:
+            source, read = self._stages[0].locate(positions)
+        else:
+            which = np.searchsorted([stage.start for stage in self._stages], positions, side="right") - 1
+            source, read = np.empty_like(positions), np.empty_like(positions)
+            for number in np.unique(which).tolist():
+                here = which == number
+                source[here], read[here] = self._stages[number].locate(positions[here])
+        sizes = self._sizes[source]
+        epoch = read // sizes
+        keys = mix(self._source_keys[source], epoch)
+        index = self._permutations((read - epoch * sizes).view(np.uint64), source, keys)
+        return Draws(self.sources, source, epoch, index)

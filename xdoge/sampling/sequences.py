@@ -1,0 +1,134 @@
+"""How many whole sequences a sampler reads of each source: a mixture's tokens, cut and kept within its caps."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from xdoge.errors import XDogeError, names_that_differ
+from xdoge.mixtures.allocation import allocate, epoch_cap
+from xdoge.mixtures.mixture import Mixture
+from xdoge.sampling.quotas import Counts
+
+
+def whole_number(name: str, value: object, *, least: int | None = None) -> int:
+    """Return `value`, one of Python's or NumPy's whole numbers, as Python's.
+
+    Raises:
+        XDogeError: it is something else, or less than `least`.
+    """
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and (least is None or value >= least):
+        return int(value)
+    raise XDogeError(
+        f"{name} is {value!r}; it must be a whole number" + (f" >= {least}." if least is not None else ".")
+    )
+
+
+def check_rank(rank: object, world_size: int) -> int:
+    """Return the number of a rank, one of 0 to world_size - 1."""
+    number = whole_number("rank", rank)
+    if not 0 <= number < world_size:
+        raise XDogeError(f"rank is {number}; with world_size {world_size} it must be 0 to {world_size - 1}.")
+    return number
+
+
+def check_lengths(sources: Sequence[str], lengths: Mapping[str, int]) -> None:
+    if differing := names_that_differ("the mixture", sources, "lengths", lengths):
+        raise XDogeError(f"mixture and lengths name different sources; {differing}.")
+    for source, length in lengths.items():
+        whole_number(f"lengths[{source!r}]", length, least=0)
+
+
+def find_sequence_length(parts: Sequence[tuple[Mixture, int]], lengths: Mapping[str, int]) -> int:
+    """Return the one number of tokens that cuts every source's available tokens into its number of sequences.
+
+    That which the mixture was planned with, if it was planned in whole sequences.
+    """
+    if planned := {mixture.sequence_length for mixture, _ in parts if mixture.sequence_length is not None}:
+        if len(planned) > 1:
+            raise XDogeError(f"stages were planned in sequences of {sorted(planned)} tokens; give sequence_length.")
+        return planned.pop()
+    least, most, bounded = 1, 1, False
+    for mixture, _ in parts:
+        for source, share in mixture.sources.items():
+            if not share.available_tokens:
+                continue
+            least = max(least, share.available_tokens // (lengths[source] + 1) + 1)
+            if lengths[source]:
+                limit = share.available_tokens // lengths[source]
+                most, bounded = (min(most, limit) if bounded else limit), True
+    if least == most and bounded:
+        return least
+    how = (
+        f"any of {least:,} to {most:,} fits the lengths"
+        if bounded and least < most
+        else "the lengths are not the mixture's available tokens cut into sequences of one length"
+    )
+    raise XDogeError(f"sequence_length cannot be told: {how}. Give sequence_length, tokens per sequence.")
+
+
+def sequence_quotas(
+    mixture: Mixture, lengths: Mapping[str, int], tokens: int, sequence_length: int, carried: Counts
+) -> list[int]:
+    """Return the sequences of each source that a mixture's proportions make of `tokens`, within its caps."""
+    count = tokens // sequence_length
+    if count < 1:
+        raise XDogeError(f"{tokens:,} tokens of {mixture.name!r} are less than one sequence of {sequence_length:,}.")
+    shares, caps = {}, {}
+    for (source, length), read in zip(lengths.items(), carried.tolist(), strict=True):
+        share = mixture.sources.get(source)
+        shares[source] = share.tokens if share else 0
+        if shares[source] and not length:
+            raise XDogeError(
+                f"{source} has no whole sequence of {sequence_length:,} tokens, and {mixture.name!r} reads "
+                f"{shares[source]:,} tokens of it; use shorter sequences or leave the source out."
+            )
+        if share and share.max_epochs is not None:
+            caps[source] = max(0, epoch_cap(length, share.max_epochs) - read)
+    used = [source for source, tokens in shares.items() if tokens]
+    if all(source in caps for source in used) and sum(caps[source] for source in used) < count:
+        most = sum(caps[source] for source in used)
+        raise XDogeError(
+            f"{mixture.name!r} cannot be read in whole sequences of {sequence_length:,} tokens: within max_epochs they "
+            f"give {most:,}, and the budget is {count:,}. Plan it with sequence_length {sequence_length}, or for "
+            f"{most * sequence_length:,} tokens."
+        )
+    allocation = allocate(shares, count, caps=caps)
+    return list(allocation.counts.values())
+
+
+def warn_of_other_lengths(
+    parts: Sequence[tuple[Mixture, int]], lengths: Mapping[str, int], sequence_length: int
+) -> None:
+    """Warn where lengths are not what the available tokens hold, which a packing of one's own may mean to be so."""
+    for mixture, _ in parts:
+        held = {source: share.available_tokens // sequence_length for source, share in mixture.sources.items()}
+        other = [source for source, count in held.items() if count != lengths[source]]
+        if other:
+            source = other[0]
+            warnings.warn(
+                f"lengths of {len(other)} of {len(held)} sources are not the mixture's tokens in sequences of "
+                f"{sequence_length:,}: {source} has {lengths[source]:,} where {held[source]:,} are expected.",
+                stacklevel=3,
+            )
+            return
+
+
+def warn_of_rare(mixture: Mixture, sources: Sequence[str], quotas: Sequence[int], batch_size: int) -> None:
+    total = sum(quotas)
+    languages: dict[str, int] = {}
+    for source, quota in zip(sources, quotas, strict=True):
+        language = source.partition("/")[0]
+        languages[language] = languages.get(language, 0) + quota
+        planned = mixture.sources.get(source)
+        if planned and planned.tokens and not quota:
+            warnings.warn(
+                f"{source} is never drawn: its {planned.tokens:,} tokens are less than a sequence.", stacklevel=4
+            )
+    for language, quota in languages.items():
+        if 0 < quota * batch_size < total:
+            every = math.ceil(total / (quota * batch_size))
+            warnings.warn(f"{language} is drawn less than once in a batch, about every {every} batches.", stacklevel=4)

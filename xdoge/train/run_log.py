@@ -1,0 +1,209 @@
+"""What a training run writes beside its checkpoints: rows of metrics, the model, and train.json at the end."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xdoge._version import __version__
+from xdoge.config import read_yaml
+from xdoge.corpus.store import TokenStore
+from xdoge.errors import NonFiniteLossError, XDogeError
+from xdoge.io import read_json, read_rows, sha256_file, write_json
+from xdoge.mixtures.mixture import Mixture
+from xdoge.sampling.sampler import MixtureSampler
+from xdoge.train.settings import Layout, TrainSettings
+from xdoge.training.checkpoints import SUMS, newest_whole, saving_tensors
+from xdoge.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+SCHEMA = "xdoge.train"
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Record:
+    """What a run reads, where it writes, and what it has to tell."""
+
+    run: RunFolder
+    store: TokenStore
+    mixture: Mixture
+    settings: TrainSettings
+    sampler: MixtureSampler
+    first: bool  # of the processes
+    parameters: tuple[int, int]  # trained, frozen
+    layers: tuple[int, int]  # with a trained parameter, all
+    on_row: Callable[[Row], None]
+    on_note: Callable[[str], None]
+    before: Counter[str] = field(default_factory=Counter)  # sequences that training read before this process
+    seconds: float = 0.0  # before this process
+    began: float = 0.0
+
+    def rewind(self, checkpoint: Path | None) -> None:
+        """Take up what was read until the checkpoint; drop what was written later."""
+        step = step_of(checkpoint)
+        if checkpoint:
+            self.before.update(read_json(checkpoint / "read.json")["sequences"])
+        if not self.first:
+            return
+        self.run.rewind_metrics(step if checkpoint else -1)
+        self.seconds = max((row["seconds"] for row in self.rows()), default=0.0)
+        self.on_note(f"resuming after step {step} of {self.settings.steps}")
+
+    def rows(self) -> list[Row]:
+        """Return the rows of metrics.jsonl."""
+        return read_rows(self.run.metrics)
+
+    def owes_validation(self, step: int) -> bool:
+        """Whether the losses after so many steps are due and not measured yet, as after a stop."""
+        due = step % self.settings.eval_every == 0
+        return due and not any(row["step"] == step and "validation" in row for row in self.rows())
+
+    def describe(self, layout: Layout) -> str:
+        trained, frozen = self.parameters
+        left = self.sampler.total - self.settings.steps * self.settings.batch_size
+        found = f" (train_only is found in {self.layers[0]} of {self.layers[1]} layers)"
+        return (
+            f"{trained:,} parameters are trained, {frozen:,} frozen{found if self.settings.train_only else ''}; "
+            f"learning rate {self.settings.learning_rate:.3g}; "
+            f"{layout.per_device} sequences at once × {layout.processes} processes × {layout.accumulation} "
+            f"accumulated = {self.settings.batch_size}"
+            + (f"; {left:,} sequences of the mixture stay unread" if left else "")
+        )
+
+    def tokens(self, step: int) -> int:
+        """Return the tokens read after so many steps."""
+        return step * self.settings.batch_size * self.settings.sequence_length
+
+    def reading(self, counts: Mapping[str, int]) -> Row:
+        """Return what so many sequences of each source are in tokens, and in passes with those of earlier phases."""
+        length = self.settings.sequence_length
+        tokens = {source: count * length for source, count in counts.items()}
+        return {"tokens_by_source": tokens, "epochs": passes(self.mixture, counts, length)}
+
+    def write(self, step: int, values: Row) -> None:
+        """Append a row to metrics.jsonl and show it, after refusing numbers that nothing good can follow from."""
+        for name, value in [*values.items(), *values.get("validation", {}).items()]:
+            if isinstance(value, float) and not math.isfinite(value):
+                good = latest_checkpoint(self.run.checkpoints)
+                raise NonFiniteLossError(
+                    f"step {step}: {name} is {value}. Last good checkpoint: {good or 'none yet'}. Start anew in "
+                    "another RUN with a lower learning_rate or clip, from there if --model names it; look at the text."
+                )
+        if not self.first:
+            return
+        seconds = self.seconds + time.perf_counter() - self.began
+        row = {"step": step, "tokens": self.tokens(step), **values, "seconds": round(seconds, 3)}
+        self.run.log(row)
+        self.on_row(row)
+
+    def finish(self, trainer: Trainer, counts: Mapping[str, int]) -> dict[str, Any]:
+        """Write the model and, last, train.json; `counts` are the sequences of each source that training read."""
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # by all processes
+        if not self.first:
+            return {}
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        model.config.use_cache = True  # Trainer's False is for training
+        shutil.rmtree(self.run.path / "model", ignore_errors=True)
+        with saving_tensors(self.run.path / "model") as folder:
+            model.save_pretrained(folder, state_dict=state)
+            self.store.tokenizer().export(folder)
+        settings, steps, reading = self.settings, self.settings.steps, self.reading(counts)
+        planned = self.sampler.counts(steps * settings.batch_size)
+        config = read_yaml(self.run.path / "config.yaml")
+        measured = [row for row in self.rows() if "validation" in row]
+        summary = {
+            "schema": f"{SCHEMA}/1",
+            "model": {
+                "path": "model",
+                "from": settings.model,
+                "base": {**config["model"], **config["pin"]},
+                "trained_parameters": self.parameters[0],
+                "frozen_parameters": self.parameters[1],
+            },
+            "mixture": {**config["mixture"], "sha256": sha256_file(self.run.path / "mixture.json")},
+            "store": {
+                "name": self.store.name,
+                "sha256": self.store.sha256,
+                "tokenizer_fingerprint": self.store.tokenizer_fingerprint,
+            },
+            "tokens_seen": sum(reading["tokens_by_source"].values()),
+            "steps": steps,
+            "batch_size": settings.batch_size,
+            "sequence_length": settings.sequence_length,
+            "seed": settings.seed,
+            "validation": measured[-1]["validation_by_language"] if measured else {},
+            "validation_by_source": measured[-1]["validation"] if measured else {},
+            **reading,
+            "repeated_beyond_plan": beyond_plan(self.reading(planned)["epochs"], reading["epochs"]),
+            "seconds": round(self.seconds + time.perf_counter() - self.began, 3),
+            "xdoge_version": __version__,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        write_json(self.run.path / "train.json", summary)
+        return summary
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints that were written to their end, oldest first."""
+    return sorted((path for path in folder.glob("checkpoint-*") if (path / SUMS).exists()), key=step_of)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end, None where there is none."""
+    return max(checkpoints(folder), key=step_of, default=None)
+
+
+def good_checkpoint(folder: Path, on_note: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint that is what was written; drop what a kill cut short.
+
+    Raises:
+        XDogeError: all are damaged.
+    """
+    found = checkpoints(folder)
+    for path in folder.glob("checkpoint-*"):
+        if path not in found:
+            shutil.rmtree(path)
+    return newest_whole(found, on_note)
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """Return after how many steps a checkpoint was written; 0 for none."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def passes(mixture: Mixture, counts: Mapping[str, int], sequence_length: int) -> dict[str, float]:
+    """Return the passes over each source that so many sequences of it make, those of earlier phases included."""
+    shares = mixture.sources
+    return {
+        source: (shares[source].read_before + count * sequence_length) / max(1, shares[source].available_tokens)
+        for source, count in counts.items()
+    }
+
+
+def beyond_plan(planned: Mapping[str, float], epochs: Mapping[str, float]) -> dict[str, float]:
+    """Return by how many passes each source was read more than planned; any in it are a bug."""
+    return {source: epochs[source] - most for source, most in planned.items() if epochs[source] > most}
+
+
+def common_budget(runs: Sequence[Path | str]) -> int:
+    """Return the training tokens that all these finished runs have seen.
+
+    Raises:
+        XDogeError: a run is not finished, or they have seen different numbers of tokens.
+    """
+    seen = {str(run): read_json(Path(run) / "train.json", schema=SCHEMA)["tokens_seen"] for run in runs}
+    if len(set(seen.values())) > 1:
+        numbers = ", ".join(f"{run} {tokens:,}" for run, tokens in seen.items())
+        raise XDogeError(f"the runs have seen different numbers of tokens and cannot be compared: {numbers}.")
+    return int(next(iter(seen.values())))

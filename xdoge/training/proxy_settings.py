@@ -1,0 +1,34 @@
+"""Settings of a proxy's training, shared by fits, baselines and swarms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from xdoge.config import Config
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+
+
+class ProxySettings(Config):
+    """How a proxy is trained, by a fit and by the baselines."""
+
+    proxy: str = Field("125m", description="recipe of the proxy model: a name, or a YAML file of your own")
+    seed: int = Field(0, ge=0, description="decides the initial proxy and the order of the sequences")
+    steps: int = Field(gt=0, description="optimiser steps [recipe]")
+    batch_size: int = Field(gt=0, description="sequences per step [recipe, at least 2 per source]")
+    sequence_length: int = Field(ge=2, description="tokens per sequence [recipe]")
+    learning_rate: float = Field(gt=0, lt=1e6, description="peak, of AdamW [recipe]")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak at the end of the cosine")
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest norm of the proxy's gradient")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most")
+
+    def sequences_seen(self, store: TokenStore) -> dict[str, int]:
+        """Return how many sequences of each source the proxy sees: all."""
+        return store.sequence_counts(self.sequence_length)

@@ -1,0 +1,91 @@
+"""Validation loss of a causal language model, by source and by language, on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from xdoge.corpus.store import TokenStore
+from xdoge.models.loss import document_positions
+from xdoge.sampling.permutation import derive_key, permute
+
+
+def validation_losses(
+    nats: Callable[..., torch.Tensor],
+    store: TokenStore,
+    sequence_length: int,
+    *,
+    most: int,
+    rows: int,
+    documents: Literal["ignore", "separate"] = "ignore",
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[torch.Tensor], Any] = lambda sums: sums,
+) -> dict[str, float]:
+    """Return the validation loss, nats per token, of each source that has a validation sequence.
+
+    A source with more than `most` sequences is measured on as many of them, drawn once and for all. The processes
+    share the sequences, and each calls `nats` equally often, as sharded models need.
+
+    Args:
+        nats: from (B, T) token ids to (B,), the summed next-token cross-entropy of each sequence: `sequence_nats`.
+        store: the tokens.
+        sequence_length: T.
+        most: sequences per source, at most.
+        rows: B, sequences per call of `nats`.
+        documents: "separate" gives `nats` the positions within documents too, (B, T), and leaves the first token of
+            each document out, as `MixtureDataset` does.
+        rank: of this process.
+        world_size: number of processes.
+        gather: concatenates a tensor of each process, in the order of their ranks.
+    """
+    chosen: list[tuple[str, int]] = []
+    for source, count in store.sequence_counts(sequence_length, split="validation").items():
+        if count:
+            size = min(count, most)
+            chosen += [(source, int(i)) for i in permute(np.arange(size), count, derive_key("validation", source))]
+    if not chosen:
+        return {}
+
+    def sequence(source: str, index: int) -> NDArray[Any]:
+        ids = store.sequence(source, index, sequence_length, "validation")
+        store.check_ids(source, ids, "validation")
+        return ids
+
+    def positions(source: str, index: int) -> NDArray[np.int64]:
+        bounds = store.document_bounds(source, "validation")
+        return document_positions(bounds, index * sequence_length, sequence_length)
+
+    calls = -(-len(chosen) // (rows * world_size))
+    own = (np.arange(calls * rows) * world_size + rank) % len(chosen)  # some twice at the end; cut off below
+    sums = []
+    for part in np.split(own, calls):
+        picked = [chosen[i] for i in part.tolist()]
+        batch = [np.stack([sequence(*one) for one in picked])]
+        if documents == "separate":
+            batch.append(np.stack([positions(*one) for one in picked]))
+        sums.append(nats(*(torch.from_numpy(array.astype(np.int64)) for array in batch)))
+    everyone: torch.Tensor = gather(torch.cat(sums))  # (world_size * calls * rows,), rank after rank
+    by_sequence = everyone.view(world_size, -1).T.reshape(-1)[: len(chosen)].tolist()
+    totals: dict[str, list[float]] = {}
+    for one, total in zip(chosen, by_sequence, strict=True):
+        scored = sequence_length - 1 if documents == "ignore" else np.count_nonzero(positions(*one)[1:])
+        found = totals.setdefault(one[0], [0.0, 0])
+        found[0], found[1] = found[0] + total, found[1] + scored
+    return {source: total / scored for source, (total, scored) in totals.items() if scored}
+
+
+def by_language(losses: Mapping[str, float], store: TokenStore, sequence_length: int) -> dict[str, float]:
+    """Return nats per token of each language's validation text: the mean over its sources, weighted by their length."""
+    counts = store.sequence_counts(sequence_length, split="validation")
+    result = {}
+    for language, sources in store.languages.items():
+        measured = [source for source in sources if source in losses]
+        if measured:
+            total = sum(counts[source] for source in measured)
+            result[language] = sum(losses[source] * counts[source] for source in measured) / total
+    return result
