@@ -14,13 +14,46 @@ Bugs of our own stay plain Python exceptions, with their tracebacks.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
 MOST_NAMES = 5
 """Named in one message; more would hide what it says."""
 
 
-class XDogeError(Exception):
+_ARGUMENT = re.compile("\ufdd0(\\w+)(?:=([^\ufdd1]*))?\ufdd1")
+"""An argument inside a message: Unicode's noncharacters, which no text holds, stand around it."""
+
+
+def argument(name: str, value: object = None) -> str:
+    """Return how a message names an argument or a setting of the function that the user called.
+
+    Python shows `resume=True`. The command line shows `--resume`, since it knows which option sets the argument.
+
+    Args:
+        name: of the argument or setting, as Python spells it.
+        value: what the user should give, None to name the argument alone.
+    """
+    return f"\ufdd0{name}\ufdd1" if value is None else f"\ufdd0{name}={value}\ufdd1"
+
+
+def _in_python(name: str, value: str | None) -> str:
+    return name if value is None else f"{name}={value}"
+
+
+class _Message(Exception):
+    """An exception whose text names arguments, so that each front end can spell them its own way."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+        super().__init__(self.spelled(_in_python))
+
+    def spelled(self, spell: Callable[[str, str | None], str]) -> str:
+        """Return the text with `spell(name, value)` in the place of each argument; value may be None."""
+        return _ARGUMENT.sub(lambda match: spell(match[1], match[2]), self.message)
+
+
+class XDogeError(_Message):
     """Something the user can put right; the command line prints it as one line and exits with 1."""
 
 
@@ -62,7 +95,7 @@ def names_that_differ(here: str, mine: Iterable[str], there: str, theirs: Iterab
     return "; ".join(parts)
 
 
-class Interrupted(Exception):
+class Interrupted(_Message):
     """A signal asked to stop, and everything needed to continue was written."""
 
     def __init__(self, signal: int, message: str) -> None:

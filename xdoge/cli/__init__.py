@@ -15,7 +15,7 @@ import typer
 
 from xdoge._version import __version__
 from xdoge.cli import baseline, card, compare, demo, eval, fit, merge, mix, plan, study, train
-from xdoge.cli.app import app
+from xdoge.cli.app import app, as_options
 from xdoge.errors import Interrupted, XDogeError
 
 ORDER = (
@@ -61,9 +61,9 @@ def main() -> None:
     try:
         app()
     except XDogeError as error:
-        sys.exit(_say(f"error: {error}", 1))
+        sys.exit(_say(f"error: {as_options(error)}", 1))
     except Interrupted as stop:
-        sys.exit(_say(str(stop), stop.exit_code))
+        sys.exit(_say(as_options(stop), stop.exit_code))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from xdoge.config import read_yaml
 from xdoge.errors import Interrupted, MissingExtraError, RankLocalError, XDogeError
@@ -74,6 +76,26 @@ def given_settings(config: Path | None, assignments: list[str], flags: dict[str,
         except (yaml.YAMLError, ValueError) as error:
             raise XDogeError(f"--set {assignment}: {value!r} is not a YAML value.") from error
     return given | {key: value for key, value in flags.items() if value is not None}
+
+
+def as_options(error: XDogeError | Interrupted) -> str:
+    """Return a message of the library with each argument as the running command's option for it.
+
+    An argument that the command has no option for is a setting, which `--set` takes where the command has that.
+    """
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    parameters = next((command.commands[word].params for word in sys.argv[1:] if word in command.commands), [])
+    options = {parameter.name: max(parameter.opts, key=len) for parameter in parameters}
+
+    def spell(name: str, value: str | None) -> str:
+        option = options.get(name)
+        if option is None:
+            setting = name if value is None else f"{name}={value}"
+            return f"--set {setting}" if value is not None and "assignments" in options else setting
+        return option if value in (None, "True") else f"{option} {value}"
+
+    return error.spelled(spell)
 
 
 def is_first() -> bool:

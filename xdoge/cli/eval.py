@@ -37,7 +37,7 @@ from xdoge.eval.perplexity import PerplexitySettings, measure
 from xdoge.eval.results import Results, Row
 from xdoge.eval.suite import HarnessSettings, Suite
 from xdoge.io import disk_errors, locked
-from xdoge.progress import Event, Progress, silent
+from xdoge.progress import Event, OnProgress, silent
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -357,7 +357,7 @@ def _settings(given: Mapping[str, Any], *, where: str) -> tuple[PerplexitySettin
     return of(PerplexitySettings, HarnessSettings), of(HarnessSettings, PerplexitySettings)
 
 
-def _named(show: Progress, model: str) -> Progress:
+def _named(show: OnProgress, model: str) -> OnProgress:
     def named(event: Event) -> None:
         show(replace(event, name=f"{model}: {event.name}" if model else event.name))
 

@@ -14,8 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from xdoge.progress import Event
-from xdoge.progress import Progress as ShowProgress
+from xdoge.progress import Event, OnProgress
 
 SECONDS_BETWEEN_LINES = 10.0
 """Where stderr is a file, a line this often, and at every evaluation, says how far the fit is."""
@@ -96,7 +95,7 @@ LINE_SECONDS = 10.0
 
 
 @contextlib.contextmanager
-def show_progress() -> Iterator[ShowProgress]:
+def show_progress() -> Iterator[OnProgress]:
     """Yield a function that shows events on stderr: bars with an ETA on a terminal, else plain lines."""
     from rich.console import Console
 
@@ -131,7 +130,7 @@ def show_progress() -> Iterator[ShowProgress]:
         yield show
 
 
-def _lines() -> ShowProgress:
+def _lines() -> OnProgress:
     state = {"last": time.monotonic(), "source": 0.0}
     began: dict[str, float] = {}
 

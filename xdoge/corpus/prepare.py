@@ -53,7 +53,7 @@ from xdoge.corpus.tokenizer import (
 )
 from xdoge.errors import XDogeError
 from xdoge.io import disk_errors, write_json
-from xdoge.progress import Event, Progress, silent
+from xdoge.progress import Event, OnProgress, silent
 
 BLOCKS_PER_WORKER = 4
 """Blocks in flight: enough that no thread waits while another has a long document, few enough to stay small."""
@@ -67,7 +67,7 @@ def prepare(
     *,
     workers: int | None = None,
     refresh: bool = False,
-    progress: Progress = silent,
+    progress: OnProgress = silent,
 ) -> TokenStore:
     """Tokenise a corpus into a store, with all cores and without holding a source in memory.
 
@@ -146,7 +146,7 @@ def _save_tokenizer(tokenizer: Tokenizer, corpus: Corpus, out: Path) -> None:
         tokenizer.save(out / "tokenizer", settings=settings)
 
 
-def _train(corpus: Corpus, works: Sequence[_Work], progress: Progress) -> Tokenizer:
+def _train(corpus: Corpus, works: Sequence[_Work], progress: OnProgress) -> Tokenizer:
     spec = corpus.spec.tokenizer.train
     if spec is None:
         raise ValueError("there is no tokenizer to train")
@@ -237,7 +237,7 @@ class _Work:
             self.spools[name].add(tokens, encoded.lengths[chosen], int(encoded.n_bytes[chosen].sum()))
 
 
-def _scan(works: Sequence[_Work], tokenizer: Tokenizer | None, pool: ThreadPoolExecutor, progress: Progress) -> None:
+def _scan(works: Sequence[_Work], tokenizer: Tokenizer | None, pool: ThreadPoolExecutor, progress: OnProgress) -> None:
     """Look at every input once, in parallel, before anything is written."""
 
     def submit(file: Path, work: _Work) -> Future[Input]:
@@ -280,7 +280,7 @@ def _tokenise(
     out: Path,
     pool: ThreadPoolExecutor,
     workers: int,
-    progress: Progress,
+    progress: OnProgress,
 ) -> None:
     pending: deque[tuple[_Work, str, Future[Encoded] | None]] = deque()  # None: the source ends here
     finishing: deque[tuple[_Work, Future[None]]] = deque()

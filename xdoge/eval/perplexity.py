@@ -29,7 +29,7 @@ from xdoge.eval.documents import FileText, StoreText, Text
 from xdoge.eval.results import ALL, Row
 from xdoge.eval.scoring import CausalModel, LoadedModel
 from xdoge.io import read_json, sha256_json, write_json
-from xdoge.progress import Event, Progress, silent
+from xdoge.progress import Event, OnProgress, silent
 from xdoge.sampling.permutation import derive_key
 
 SCHEMA = "xdoge.perplexity"
@@ -229,7 +229,7 @@ def evaluate(
     settings: PerplexitySettings | None = None,
     name: str | None = None,
     partial: Path | None = None,
-    on_progress: Progress = silent,
+    on_progress: OnProgress = silent,
 ) -> list[Row]:
     """Return the perplexity of a model on each source and language, as rows of results.json; see `measure`."""
     return measure(model, text, settings=settings, name=name, partial=partial, on_progress=on_progress).rows()
@@ -242,7 +242,7 @@ def measure(
     settings: PerplexitySettings | None = None,
     name: str | None = None,
     partial: Path | None = None,
-    on_progress: Progress = silent,
+    on_progress: OnProgress = silent,
 ) -> Measured:
     """Return what every document costs a model.
 
@@ -326,7 +326,7 @@ def _nats(
     begin: int,
     processes: Processes,
     source: str,
-    report: Progress,
+    report: OnProgress,
 ) -> Floats:
     """Return what each document costs, (D,), the same in every process."""
     total, count = sum(map(len, documents)), len(documents)

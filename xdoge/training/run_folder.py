@@ -29,7 +29,7 @@ import yaml
 from numpy.typing import NDArray
 
 from xdoge.config import read_yaml
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, argument
 from xdoge.io import (
     disk_errors,
     locked,
@@ -97,9 +97,10 @@ class RunFolder:
             XDogeError: the folder holds a run, or anything else that a new run would lie among.
         """
         if self.path.is_file():
-            raise XDogeError(f"{self.path} is a file; --out names a folder.")
+            raise XDogeError(f"{self.path} is a file; {argument('out')} names a folder.")
         if self.path.is_dir() and any(not _harmless(child) for child in self.path.iterdir()):
-            hint = "Continue that run with --resume, or" if (self.path / "config.yaml").exists() else "Please"
+            is_run = (self.path / "config.yaml").exists()
+            hint = f"Continue that run with {argument('resume', True)}, or" if is_run else "Please"
             raise XDogeError(f"{self.path} is not empty. {hint} name another folder.")
 
     def refuse_missing(self) -> None:
@@ -109,7 +110,7 @@ class RunFolder:
             XDogeError: there is none.
         """
         if not (self.path / "config.yaml").exists():
-            raise XDogeError(f"{self.path} holds no run to resume; leave out --resume to start one.")
+            raise XDogeError(f"{self.path} holds no run to resume; leave out {argument('resume', True)} to start one.")
 
     def settings(self) -> dict[str, Any]:
         """The resolved settings of the run that lies here; refuses as `refuse_missing` does."""
@@ -255,7 +256,7 @@ class RunFolder:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise XDogeError(
                 f"{self.trajectory} is damaged, and what it held of the first {step:,} steps lies nowhere else. Put "
-                f"back a copy, or remove {self.checkpoints} and --resume from the first step."
+                f"back a copy, or remove {self.checkpoints} and start again with {argument('resume', True)}."
             ) from error
 
     def write_gram(self, table: pa.Table) -> None:

@@ -23,7 +23,7 @@ from xdoge.eval.results import ALL, Row
 from xdoge.eval.scoring import CausalModel
 from xdoge.eval.suite import NORMALISED, HarnessSettings, Suite, SuiteTask, check_together, is_published
 from xdoge.io import read_json, sha256_json, write_json
-from xdoge.progress import Event, Progress, silent
+from xdoge.progress import Event, OnProgress, silent
 
 SCHEMA = "xdoge.benchmark"
 
@@ -162,7 +162,7 @@ def evaluate(
     local_data: Path | None = None,
     name: str | None = None,
     partial: Path | None = None,
-    on_progress: Progress = silent,
+    on_progress: OnProgress = silent,
 ) -> Benchmarked:
     """Return what a model gets in every task of a suite.
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from xdoge.eval.lm_eval.benchmarks import expanded
 from xdoge.eval.lm_eval.catalogue import TaskError, is_unreachable, offline
 from xdoge.eval.suite import Suite
-from xdoge.progress import Event, Progress, silent
+from xdoge.progress import Event, OnProgress, silent
 
 _Where = Literal["local", "cache", "missing"]
 
@@ -40,7 +40,7 @@ class Need:
         return asdict(self)
 
 
-def prefetch(suite: Suite, local_data: Path | None = None, *, on_progress: Progress = silent) -> list[Need]:
+def prefetch(suite: Suite, local_data: Path | None = None, *, on_progress: OnProgress = silent) -> list[Need]:
     """Fetch what a suite needs into the cache of the Hub, if there is a network, and return what is there then."""
     tasks, catalogue = expanded(suite)
     needs: list[Need] = []
