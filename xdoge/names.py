@@ -20,6 +20,20 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
+def language_of(source: str) -> str:
+    """Return the language of a source: "eu" of "eu/wikipedia". A language stays as it is."""
+    return source.partition("/")[0]
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Return language and own name of a source: "eu" and "wikipedia" of "eu/wikipedia".
+
+    The own name may contain slashes. It is empty if `source` is a language.
+    """
+    language, _, name = source.partition("/")
+    return language, name
+
+
 def check_source(source: object, *, where: str) -> None:
     """Refuse what cannot name a source.
 

@@ -19,6 +19,7 @@ from xdoge.io import read_json, sha256_json
 from xdoge.mixtures.mixture import Mixture, Share
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
+from xdoge.names import split_source
 
 OPEN = "*To be stated by the provider.*"
 UNKNOWN = "not stated"
@@ -94,7 +95,7 @@ def _origins(store: TokenStore) -> dict[str, dict[str, str]]:
     languages = read_yaml(store.path / "corpus.yaml").get("languages", {})
     found = {}
     for source, entry in entries.items():
-        language, _, short = source.partition("/")
+        language, short = split_source(source)
         spec = languages.get(language, {}).get("sources", {}).get(short, {})
         parts = [spec.get(key) for key in ("dataset", "config", "revision")]
         files = len(entry["inputs"])

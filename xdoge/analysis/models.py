@@ -13,6 +13,7 @@ from xdoge.errors import XDogeError
 from xdoge.eval.perplexity import TASK as PERPLEXITY
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.eval.suite import NORMALISED
+from xdoge.names import language_of
 from xdoge.train.run_log import common_budget
 
 RULE = (
@@ -101,7 +102,7 @@ def reading_rows(runs: Mapping[str, TrainRun]) -> Rows:
                     "finished": run.summary is not None,
                     "tokens_seen": state.get("tokens_seen", state.get("tokens")),
                     "budget": run.budget,
-                    "language": source.partition("/")[0],
+                    "language": language_of(source),
                     "source": source,
                     "tokens": state.get("tokens_by_source", {}).get(source),
                     "epochs": passes,

@@ -14,6 +14,7 @@ from xdoge.eval.results import ALL, Results, Row
 from xdoge.io import read_json, read_rows, sha256_file, sha256_json
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
+from xdoge.names import language_of, split_source
 from xdoge.train.run_log import SCHEMA as TRAIN
 
 Kind = Literal["weights", "mixture", "run", "results"]
@@ -148,11 +149,11 @@ class Inputs:
 
 def text_behind(about: Mapping[str, Any], row: Row) -> dict[str, Any]:
     """Return what identifies the text behind a row of perplexity, by source, of what a table says of its model."""
-    source = row.task.partition("/")[2]
+    source = split_source(row.task)[1]
     return {
         name: text
         for name, text in about.get("text", {}).items()
-        if row.language in (ALL, name.partition("/")[0]) and (not source or name == f"{row.language}/{source}")
+        if row.language in (ALL, language_of(name)) and (not source or name == f"{row.language}/{source}")
     }
 
 

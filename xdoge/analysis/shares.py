@@ -13,6 +13,7 @@ import numpy as np
 from xdoge.analysis.statistics import TIE, rank_correlations
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
+from xdoge.names import language_of
 
 Rows = list[dict[str, Any]]
 
@@ -62,7 +63,7 @@ def weight_rows(sets: Mapping[str, WeightSet], *, baseline: str | None) -> Rows:
                     {
                         "set": name,
                         "level": level[:-1],
-                        "language": key.partition("/")[0],
+                        "language": language_of(key),
                         "source": key if level == "sources" else None,
                         "weight": weight,
                         "standard_deviation": deviation.get(key),
@@ -128,7 +129,7 @@ def summary_rows(group: Group) -> Rows:
                     "group": group.name,
                     "sets": len(sets),
                     "level": level[:-1],
-                    "language": key.partition("/")[0],
+                    "language": language_of(key),
                     "source": key if level == "sources" else None,
                     "mean": float(values.mean()),
                     "standard_deviation": float(values.std(ddof=1)),
@@ -184,7 +185,7 @@ def mixture_rows(mixtures: Mapping[str, Mixture]) -> Rows:
                 {
                     "mixture": name,
                     "level": level[:-1],
-                    "language": key.partition("/")[0],
+                    "language": language_of(key),
                     "source": key if level == "sources" else None,
                     **entry,
                 }

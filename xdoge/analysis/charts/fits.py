@@ -17,6 +17,7 @@ from xdoge.analysis.shares import union
 from xdoge.errors import XDogeError
 from xdoge.io import read_rows
 from xdoge.mixtures.weights import WeightSet
+from xdoge.names import language_of
 
 MOST_POINTS = 400
 """Of a line; a longer fit is shown at as many steps, evenly spaced."""
@@ -45,8 +46,8 @@ def trajectory(run: Path | str) -> LayerChart:
     sources = table["source"].slice(0, int((numbers == numbers[0]).sum())).to_pylist()
     steps = numbers[:: len(sources)]  # (steps,)
     weights = table["weight"].to_numpy().reshape(-1, len(sources))  # (steps, k)
-    languages = union([source.partition("/")[0]] for source in sources)
-    summed = {one: weights[:, [source.partition("/")[0] == one for source in sources]].sum(1) for one in languages}
+    languages = union([language_of(source)] for source in sources)
+    summed = {one: weights[:, [language_of(source) == one for source in sources]].sum(1) for one in languages}
     return _over_steps(
         steps,
         summed,
@@ -186,7 +187,7 @@ def _cosines(run: Path, families: Mapping[str, str | None]) -> dict[str, dict[st
     sources = table["other"].slice(0, math.isqrt(pairs)).to_pylist()
     members: dict[str, list[str]] = {}
     for source in sources:
-        members.setdefault(source.partition("/")[0], []).append(source)
+        members.setdefault(language_of(source), []).append(source)
     ordered = _by_family(list(members), families)
     cosines = language_cosines(read_products(path, sources), {one: members[one] for one in ordered}, sources)
     return {

@@ -14,6 +14,7 @@ from xdoge.analysis.shares import union
 from xdoge.mixtures.allocation import epoch_cap, unimax
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
+from xdoge.names import language_of, split_source
 
 BARS = 320
 """Pixels of the longest bar."""
@@ -110,7 +111,7 @@ def _parts(name: str, members: Sequence[WeightSet]) -> list[dict[str, Any]]:
     """Return the mean weight of each source over the sets of one bar."""
     rows = []
     for source in union(one.sources for one in members):
-        language, _, short = source.partition("/")
+        language, short = split_source(source)
         weight = float(np.mean([one.sources.get(source, 0.0) for one in members]))
         rows.append({"language": language, "set": name, "source": short, "weight": weight})
     return rows
@@ -172,7 +173,7 @@ def _moved(source: str, mixture: Mixture) -> dict[str, Any]:
         cap = max(0, most) / mixture.budget_tokens
     return {
         "source": source,
-        "language": source.partition("/")[0],
+        "language": language_of(source),
         "weight": share.learned_weight,
         "planned": share.weight,
         "right": max(share.learned_weight, share.weight),
@@ -202,7 +203,7 @@ def unimax_and_temperature(
     """
     sizes: dict[str, int] = {}
     for name, count in available_tokens.items():
-        language = name.partition("/")[0]
+        language = language_of(name)
         sizes[language] = sizes.get(language, 0) + count
     sizes = {one: count for one, count in sorted(sizes.items(), key=lambda item: -item[1]) if count}
     caps = [cap for cap in max_epochs if sum(epoch_cap(count, cap) for count in sizes.values()) >= budget_tokens]
