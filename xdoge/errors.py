@@ -1,25 +1,28 @@
-"""What can go wrong and be put right by the user.
+"""The exceptions that xdoge raises on purpose.
 
-    XDogeError              one line that names the thing, the value got, what is allowed, the way out
-    ├── MissingExtraError   an optional library is not installed
-    ├── RankLocalError            of several processes, perhaps only this one sees it
-    │   ├── LostProcessError    another process of the job died
-    │   └── MemoryFullError     a device has too little memory
-    └── NonFiniteLossError  training diverged
-    Interrupted             SIGINT or SIGTERM came, and what is needed to continue was written
+    XDogeException              all of them
+    ├── XDogeError              the user can put it right: the thing, the value, what is allowed, the way out
+    │   ├── MissingExtraError   an optional library is not installed
+    │   ├── NonFiniteLossError  a training diverged
+    │   ├── TaskError           a benchmark cannot run; the others do (xdoge.eval.lm_eval.catalogue)
+    │   └── RankLocalError      of several processes, perhaps only this one sees it
+    │       ├── LostProcessError    another process of the job died
+    │       └── MemoryFullError     a device has too little memory
+    └── Interrupted             SIGINT or SIGTERM came, and what is needed to continue was written
 
+`except XDogeError` leaves Interrupted alone, so that no loop over runs, tasks or files goes on after Ctrl-C.
 Bugs of our own stay plain Python exceptions, with their tracebacks.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Callable, Iterable
 
 MOST_NAMES = 5
 """Named in one message; more would hide what it says."""
-
 
 _ARGUMENT = re.compile("\ufdd0(\\w+)(?:=([^\ufdd1]*))?\ufdd1")
 """An argument inside a message: Unicode's noncharacters, which no text holds, stand around it."""
@@ -41,8 +44,13 @@ def _in_python(name: str, value: str | None) -> str:
     return name if value is None else f"{name}={value}"
 
 
-class _Message(Exception):
-    """An exception whose text names arguments, so that each front end can spell them its own way."""
+class XDogeException(Exception):
+    """The base of all: an exception with one line of text.
+
+    Attributes:
+        message: the text with its arguments marked (see `argument`). A message that quotes another error quotes this,
+            where `str(error)` would fix the spelling of Python.
+    """
 
     def __init__(self, message: str) -> None:
         self.message = message
@@ -53,7 +61,7 @@ class _Message(Exception):
         return _ARGUMENT.sub(lambda match: spell(match[1], match[2]), self.message)
 
 
-class XDogeError(_Message):
+class XDogeError(XDogeException):
     """Something the user can put right; the command line prints it as one line and exits with 1."""
 
 
@@ -80,6 +88,29 @@ class MemoryFullError(RankLocalError):
     """A device has too little memory; of several processes, perhaps only this one's."""
 
 
+class Interrupted(XDogeException):
+    """A signal asked to stop, and everything needed to continue was written."""
+
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal
+
+
+def require(extra: str, *libraries: str) -> None:
+    """Refuse at once what would fail after a while without an optional library.
+
+    Args:
+        extra: of xdoge that brings the libraries, such as "proxy".
+        libraries: names of top-level modules; they are looked up, not imported.
+
+    Raises:
+        MissingExtraError: one is not installed.
+    """
+    for library in libraries:
+        if importlib.util.find_spec(library) is None:
+            raise MissingExtraError(library, extra)
+
+
 def names_that_differ(here: str, mine: Iterable[str], there: str, theirs: Iterable[str]) -> str:
     """Return which names only one of two things has, as the end of a sentence; empty if they have the same.
 
@@ -93,11 +124,3 @@ def names_that_differ(here: str, mine: Iterable[str], there: str, theirs: Iterab
             more = f" and {len(only) - MOST_NAMES} more" if len(only) > MOST_NAMES else ""
             parts.append(f"only in {where}: {', '.join(only[:MOST_NAMES])}{more}{hint}")
     return "; ".join(parts)
-
-
-class Interrupted(_Message):
-    """A signal asked to stop, and everything needed to continue was written."""
-
-    def __init__(self, signal: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from xdoge.config import read_yaml
-from xdoge.errors import Interrupted, MissingExtraError, RankLocalError, XDogeError
+from xdoge.errors import Interrupted, RankLocalError, XDogeError
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -39,13 +38,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
-
-
-def need(extra: str, *libraries: str) -> None:
-    """Refuse at once what would fail after a while for want of a library."""
-    for library in libraries:
-        if importlib.util.find_spec(library) is None:
-            raise MissingExtraError(library, extra)
 
 
 def open_store(path: Path) -> TokenStore:

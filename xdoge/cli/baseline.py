@@ -11,11 +11,11 @@ import typer
 import yaml
 
 from xdoge.baselines import METHODS, BaselineSettings, check_method, learn
-from xdoge.cli.app import AsJson, app, given_settings, need, open_store, stderr
+from xdoge.cli.app import AsJson, app, given_settings, open_store, stderr
 from xdoge.cli.fit import print_weights
 from xdoge.config import read_yaml, settings_help
 from xdoge.corpus.store import TokenStore
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, require
 from xdoge.mixtures.weights import WeightSet
 
 
@@ -99,7 +99,7 @@ def baseline(
 
     check_method(method)
     given = given_settings(config, assignments or [], {"proxy": proxy, "steps": steps, "seed": seed})
-    need("proxy", "torch", "transformers", "sentencepiece")
+    require("proxy", "torch", "transformers", "sentencepiece")
     run = RunFolder(out)
     if resume:  # what is not given anew is as the run was started
         started = run.settings()

@@ -15,7 +15,8 @@ from rich.text import Text
 
 from xdoge.analysis.comparison import compare as compare_files
 from xdoge.analysis.page import TableOf
-from xdoge.cli.app import AsJson, Force, app, need, refuse_taken, stdout
+from xdoge.cli.app import AsJson, Force, app, refuse_taken, stdout
+from xdoge.errors import require
 from xdoge.io import write_text
 
 _COMPARE_HELP = """Set weight sets, mixtures, training runs and results side by side, with differences.
@@ -63,7 +64,7 @@ def compare(
 ) -> None:
     refuse_taken(html, force)
     if html is not None:
-        need("analysis", "altair", "vl_convert", "pandas")
+        require("analysis", "altair", "vl_convert", "pandas")
     compared = compare_files(files, baseline=baseline)
     if as_json:
         print(json.dumps(compared.to_dict(), indent=2, ensure_ascii=False))

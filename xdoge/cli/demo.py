@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from xdoge.cli.app import app, need
+from xdoge.cli.app import app
 from xdoge.cli.eval import Model, print_results, run_evaluation
 from xdoge.cli.fit import prepare_store, print_fit, print_store, run_fit
 from xdoge.cli.mix import print_mixtures
 from xdoge.cli.train import print_run, run_training
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, require
 from xdoge.eval.perplexity import PerplexitySettings
 from xdoge.eval.suite import HarnessSettings
 from xdoge.io import write_text
@@ -42,8 +42,8 @@ def demo(
 
     if out.is_dir() and any(out.iterdir()):
         raise XDogeError(f"{out} is not empty; remove it, or name another with --out (make demo DEMO_OUT=...).")
-    need("proxy", "torch", "transformers", "sentencepiece", "accelerate")
-    need("analysis", "altair", "vl_convert", "pandas")
+    require("proxy", "torch", "transformers", "sentencepiece", "accelerate")
+    require("analysis", "altair", "vl_convert", "pandas")
     corpus = write_sample(out / "sample")
     print(f"wrote the synthetic sample: {corpus}", file=sys.stderr)
     store = prepare_store(corpus, out / "store")

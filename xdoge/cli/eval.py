@@ -22,7 +22,6 @@ from xdoge.cli.app import (
     app,
     given_settings,
     is_first,
-    need,
     one_voice,
     open_store,
     refuse_taken,
@@ -30,7 +29,7 @@ from xdoge.cli.app import (
 )
 from xdoge.cli.progress import show_progress
 from xdoge.config import Config, settings_help
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, require
 from xdoge.eval import report
 from xdoge.eval.documents import Text, validation_texts
 from xdoge.eval.perplexity import PerplexitySettings, measure
@@ -146,11 +145,11 @@ def evaluate(  # one option for each thing that evaluations differ in most often
         if local_data is not None and not local_data.is_dir():
             raise XDogeError(f"--local-data {local_data} is not a folder.")
         if suites:
-            need("eval", "lm_eval")
+            require("eval", "lm_eval")
         if prefetch:
             _prefetch(suites, local_data, as_json=as_json)
             return
-        need("proxy", "torch", "transformers")
+        require("proxy", "torch", "transformers")
         flags = {"num_fewshot": num_fewshot, "limit": limit, "max_documents": max_documents}
         given = given_settings(config, assignments or [], flags)
         perplexity, harness = _settings(given, where=str(config) if config else "settings")

@@ -15,9 +15,9 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, Workers, app, given_settings, is_first, need, one_voice, open_store, stderr, stdout
+from xdoge.cli.app import AsJson, Workers, app, given_settings, is_first, one_voice, open_store, stderr, stdout
 from xdoge.config import settings_help
-from xdoge.errors import Interrupted, XDogeError
+from xdoge.errors import Interrupted, XDogeError, require
 from xdoge.fit.settings import FitSettings
 from xdoge.models.recipes import load_recipe
 
@@ -143,7 +143,7 @@ def fit_weights(
     }
     with one_voice():
         given = given_settings(config, assignments or [], flags)
-        need("proxy", "torch", "transformers", "sentencepiece")
+        require("proxy", "torch", "transformers", "sentencepiece")
         if resume:  # what is not given anew is as the run was started
             given = RunFolder(out).settings() | given
         elif is_first():

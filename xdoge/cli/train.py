@@ -14,9 +14,9 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, app, given_settings, is_first, need, one_voice, open_store, stderr, stdout
+from xdoge.cli.app import AsJson, app, given_settings, is_first, one_voice, open_store, stderr, stdout
 from xdoge.config import settings_help
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, require
 from xdoge.mixtures.mixture import Mixture
 from xdoge.train.settings import ELASTIC, TrainSettings
 
@@ -100,7 +100,7 @@ def train(  # one option for each thing that runs differ in most often
     flags = {"model": model, "steps": steps, "batch_size": batch_size, "train_only": train_only, "seed": seed}
     with one_voice():
         given = given_settings(config, assignments or [], flags)
-        need("proxy", "torch", "transformers", "accelerate")
+        require("proxy", "torch", "transformers", "accelerate")
         if resume:  # what is not given anew is as the run was started
             given = RunFolder(out).settings() | given
         if "model" not in given:

@@ -12,13 +12,13 @@ import yaml
 
 from xdoge.config import read_yaml
 from xdoge.corpus.store import TokenStore
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, require
 from xdoge.eval.perplexity import PerplexitySettings
 from xdoge.io import read_json, write_json
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import Recipe, load_recipe
-from xdoge.study.spec import FIT, Comparison, Strategy, StudySpec, need, read_strategies, recipe_path
+from xdoge.study.spec import FIT, Comparison, Strategy, StudySpec, read_strategies, recipe_path
 from xdoge.train.initial_model import Start
 from xdoge.train.settings import TrainSettings
 
@@ -104,8 +104,8 @@ class Study:
         given = read_yaml(path)
         spec = StudySpec.parse(given if store is None else {**given, "store": str(store)}, where=str(path))
         opened = TokenStore.open(path.parent / spec.store if store is None else spec.store)
-        need("proxy", "torch", "transformers", "accelerate", "sentencepiece")
-        need("analysis", "scipy")
+        require("proxy", "torch", "transformers", "accelerate", "sentencepiece")
+        require("analysis", "scipy")
         try:
             model = recipe_path(spec.model, path.parent)
             recipe = load_recipe(model)

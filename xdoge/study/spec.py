@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from xdoge.baselines import METHODS, BaselineSettings
 from xdoge.baselines.options import DogeSettings, DoremiSettings, RegmixSettings
 from xdoge.config import Config
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.errors import XDogeError, require
 from xdoge.fit.settings import FitSettings
 from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
@@ -167,7 +166,7 @@ def _learned(
     except XDogeError as error:
         raise XDogeError(f"{where}: {str(error).removeprefix('settings: ')}") from error
     if isinstance(settings, RegmixSettings) and settings.regressor == "lightgbm":
-        need("baselines", "lightgbm")
+        require("baselines", "lightgbm")
     learns_from["proxy"] = load_recipe(settings.proxy).model_dump(mode="json")
     flops = learning_flops(settings, store)
     return Strategy(name, kind, flops=flops, max_epochs=max_epochs, settings=given, learns_from=learns_from)
@@ -203,14 +202,3 @@ def recipe_path(name: str, folder: Path) -> str:
 
 def _from(folder: Path, path: str) -> str:
     return str((folder / path).resolve())
-
-
-def need(extra: str, *libraries: str) -> None:
-    """Refuse before the first run what a later one would fail for want of.
-
-    Raises:
-        MissingExtraError: a library is missing.
-    """
-    for library in libraries:
-        if importlib.util.find_spec(library) is None:
-            raise MissingExtraError(library, extra)
