@@ -612,7 +612,7 @@ def test_too_little_memory_is_told_in_one_line_with_the_way_out(mixture, store, 
         raise error
 
     monkeypatch.setattr(training._MixtureTrainer, "training_step", fail)
-    message = r"^out of memory with 8 sequences at once; lower per_device_batch_size .*activation_checkpointing=true"
+    message = r"^out of memory with 8 sequences at once; lower per_device_batch_size .*activation_checkpointing=True"
     with pytest.raises(MemoryFullError, match=message):
         train(mixture, store, settings_for(mixture, store, recipe), tmp_path / "run")
     settings = settings_for(mixture, store, recipe, steps=1, per_device_batch_size=2, activation_checkpointing=True)

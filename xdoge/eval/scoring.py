@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xdoge.distributed import Processes
-from xdoge.errors import MemoryFullError, MissingExtraError, XDogeError
+from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.models.memory import memory_errors
 
 if TYPE_CHECKING:
     import torch
-
-LOGIT_ROWS = 256
-"""Positions whose logits are held at once: 16 MB at a vocabulary of 16,000, which a CPU's cache holds. There the head
-and the softmax of 2,048 positions of width 256 took 0.39 s of one core, all at once 0.57 s, by 64 0.56 s; at a
-vocabulary of 49,000 from 128 on it made no difference."""
 
 
 class Window(NamedTuple):
@@ -127,7 +122,7 @@ class CausalModel:
         options = {"device_map": "auto"} if split else {}
         way_out = "split spreads it over the GPUs of one process (--set device=split), and bfloat16 halves it"
         try:
-            with memory_errors(f"loading {self.name}; {way_out}"):
+            with memory_errors(f"while loading {self.name}; {way_out}"):
                 model: Any = AutoModelForCausalLM.from_pretrained(
                     self.name, dtype=getattr(torch, precision), trust_remote_code=False, **options
                 )
@@ -188,7 +183,7 @@ class LoadedModel:
         ]
         rank, count = share
         nats, done = np.zeros(len(documents)), 0
-        limits = memory_errors(f"scoring {batch_tokens:,} tokens at once with {self.name}; lower batch_tokens")
+        limits = memory_errors(f"while scoring {batch_tokens:,} tokens at once with {self.name}; lower batch_tokens")
         with torch.inference_mode(), limits:
             for turn, batch in enumerate(batches(found, batch_tokens=batch_tokens)):
                 done += sum(one.scored for one in batch)
@@ -200,8 +195,7 @@ class LoadedModel:
 
     def _losses(self, ids: torch.Tensor, targets: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return row and cross-entropy of every target that is not -1, from (B, T) inputs and targets: (n,), (n,)."""
-        import torch
-        import torch.nn.functional as F
+        from xdoge.models.loss import plain_head, token_nats
 
         device = self.model.device
         # right of a row's inputs is padding; a mask costs time, and few batches of like length need one
@@ -209,53 +203,15 @@ class LoadedModel:
         options = {"attention_mask": (ids != -1).long().to(device)} if padded else {}
         keep = targets != -1  # (B, T)
         ids = ids.clamp(min=0).to(device)
-        head = self._own_head(ids)
-        if head is None:
+        if not self._tried:  # once: then the head is applied to the scored positions alone
+            self._tried, self._head = True, plain_head(self.model)
+        if self._head is None:
             outputs = self.model(input_ids=ids, use_cache=False, **options).logits  # (B, T, V)
         else:
             outputs = self.model.base_model(input_ids=ids, use_cache=False, **options).last_hidden_state  # (B, T, H)
         outputs = outputs[keep.to(outputs.device)]  # (n, V or H)
-        losses = []
-        for part, wanted in zip(torch.split(outputs, LOGIT_ROWS), torch.split(targets[keep], LOGIT_ROWS), strict=True):
-            logits = (part if head is None else head(part)).float()  # (rows, V)
-            losses.append(F.cross_entropy(logits, wanted.to(logits.device), reduction="none"))
-        return keep.nonzero()[:, 0].numpy(), torch.cat(losses).double().cpu().numpy()
-
-    def _own_head(self, ids: torch.Tensor) -> Any:
-        """Return the output embedding, if the model's logits are that of its last hidden state and nothing more.
-
-        Then it is applied to the scored positions alone. Some models scale or cap their logits afterwards; a few
-        tokens tell, once.
-        """
-        import torch
-
-        if not self._tried:
-            self._tried = True
-            body, head = self.model.base_model, self.model.get_output_embeddings()
-            if body is not self.model and head is not None:
-                some = ids[:1, :8]
-                hidden = getattr(body(input_ids=some, use_cache=False), "last_hidden_state", None)
-                wanted = self.model(input_ids=some, use_cache=False).logits
-                if hidden is not None and torch.equal(head(hidden), wanted):
-                    self._head = head
-        return self._head
-
-
-@contextlib.contextmanager
-def memory_errors(doing: str) -> Iterator[None]:
-    """Say in a line that memory is full, while doing what, and the way out.
-
-    Raises:
-        MemoryFullError: in place of torch's errors for it.
-    """
-    import torch
-
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise MemoryFullError(f"out of memory while {doing}.") from error
-        raise
+        losses = token_nats(outputs, targets[keep], self._head)
+        return keep.nonzero()[:, 0].numpy(), losses.double().cpu().numpy()
 
 
 def _tensors(

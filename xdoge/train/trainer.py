@@ -37,10 +37,11 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from xdoge.corpus.store import TokenStore
 from xdoge.distributed import stop_requests
-from xdoge.errors import Interrupted, MemoryFullError, XDogeError
+from xdoge.errors import Interrupted, XDogeError, argument
 from xdoge.io import disk_errors, read_json, sha256_json, write_json
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models.loss import sequence_nats
+from xdoge.models.memory import memory_errors
 from xdoge.sampling.dataset import MixtureDataset
 from xdoge.sampling.sampler import MixtureSampler
 from xdoge.train.initial_model import Start, check_documents, freeze, layers_trained
@@ -129,7 +130,11 @@ def _run(record: Record, model: Any, layout: Layout, stop: list[int], *, resume:
     (trainer.args.eval_on_start,) = broadcast_object_list([record.owes_validation(step_of(checkpoint))])
     trainer.add_callback(_Schedule(stop, settings))
     record.on_note(record.describe(layout))
-    with _loader_ended(), _memory_errors(layout):
+    advice = (
+        f"with {layout.per_device} sequences at once; lower {argument('per_device_batch_size')} (the step stays the "
+        f"same, in more parts), or set {argument('activation_checkpointing', True)}. Both may change when a run is resumed"
+    )
+    with _loader_ended(), memory_errors(advice):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     done = trainer.state.global_step
     if done < settings.steps:
@@ -164,19 +169,6 @@ def _loader_ended() -> Iterator[None]:
         if isinstance(error, XDogeError) and "in DataLoader worker" in str(error):  # with a traceback, as text
             raise type(error)(str(error).rpartition("Error: ")[2].strip()) from error
         raise
-
-
-@contextlib.contextmanager
-def _memory_errors(layout: Layout) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise MemoryFullError(
-            f"out of memory with {layout.per_device} sequences at once; lower per_device_batch_size (the step stays "
-            "the same, in more parts), or set activation_checkpointing=true. Both may change on --resume."
-        ) from error
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ from xdoge.fit.gradients.hooks import Site, find_sites, refuse_compiled
 from xdoge.fit.gradients.placement import Placement
 from xdoge.fit.gradients.products import SourceBatch, SourceProducts
 from xdoge.fit.gradients.segments import working_dtype
+from xdoge.models.loss import plain_head
 
 CHUNK_BYTES = {"cpu": 3 * 2**20, "cuda": 64 * 2**20}
 """Of the per-source gradients formed at once, by kind of device: larger ones fall out of a CPU's cache, where it was
@@ -164,23 +165,10 @@ class GradientEngine:
         return losses.sum()
 
     def _plain_head(self) -> nn.Linear | None:
-        """Return the head if logits are nothing but the head's map of the last hidden states: found by trying."""
-        find = getattr(self.model, "get_output_embeddings", None)
-        head = find() if find is not None else None
+        """Return the head if it is a linear site and alone maps the last hidden states to the logits."""
+        head = plain_head(self.model)
         known = any(site.module is head and not site.is_fallback for site in self._sites)
-        base = getattr(self.model, "base_model", self.model)
-        if not known or not isinstance(head, nn.Linear) or head.bias is not None or base is self.model:
-            return None
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                probe = torch.zeros(1, 2, dtype=torch.int64, device=head.weight.device)
-                same = torch.equal(head(_last_hidden(self.model, probe)), _logits(self.model, probe))
-        finally:
-            for module, mode in modes:
-                module.training = mode
-        return head if same else None
+        return head if known and isinstance(head, nn.Linear) and head.bias is None else None
 
     @contextmanager
     def _patched(self, run: GradientAccumulator) -> Iterator[None]:
