@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from xdoge import errors
-from xdoge.errors import Interrupted, MissingExtraError, XDogeError, XDogeException, argument, names_that_differ, require
+from xdoge.errors import (
+    Interrupted,
+    MissingExtraError,
+    XDogeError,
+    XDogeException,
+    argument,
+    names_that_differ,
+    require,
+)
 
 
 def test_handlers_of_errors_do_not_swallow_an_interruption():
