@@ -14,7 +14,22 @@ from typing import Annotated
 import typer
 
 from xdoge._version import __version__
-from xdoge.cli import baseline, card, compare, demo, eval, fit, merge, mix, plan, study, train
+from xdoge.cli import (  # noqa: F401  # each registers its command
+    baseline,
+    card,
+    compare,
+    demo,
+    eval,
+    export,
+    fit_weights,
+    formats,
+    merge,
+    mix,
+    plan,
+    prepare,
+    study,
+    train,
+)
 from xdoge.cli.app import app, as_options
 from xdoge.errors import Interrupted, XDogeError
 
@@ -37,22 +52,6 @@ ORDER = (
 """In which the help lists the commands: the way through."""
 
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name or command.callback.__name__))  # type: ignore[union-attr]
-
-__all__ = [
-    "app",
-    "baseline",
-    "card",
-    "compare",
-    "demo",
-    "eval",
-    "fit",
-    "main",
-    "merge",
-    "mix",
-    "plan",
-    "study",
-    "train",
-]
 
 
 def main() -> None:

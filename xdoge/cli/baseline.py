@@ -12,7 +12,7 @@ import yaml
 
 from xdoge.baselines import METHODS, BaselineSettings, check_method, learn
 from xdoge.cli.app import AsJson, app, given_settings, open_store, stderr
-from xdoge.cli.fit import print_weights
+from xdoge.cli.tables import print_weights
 from xdoge.config import read_yaml, settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError, require

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from xdoge.analysis.comparison import compare as compare_files
-from xdoge.analysis.page import TableOf
-from xdoge.cli.app import AsJson, Force, app, refuse_taken, stdout
+from xdoge.cli.app import AsJson, Force, app, refuse_taken
+from xdoge.cli.tables import print_table
 from xdoge.errors import require
 from xdoge.io import write_text
 
@@ -79,19 +76,3 @@ def compare(
         command = shlex.join(["xdoge", "compare", *files, *(["--baseline", baseline] if baseline else [])])
         write_text(html, compared.to_html(f"{command} --html {shlex.quote(str(html))}"))
         print(html, file=sys.stderr if as_json else sys.stdout)
-
-
-def print_table(table: TableOf) -> None:
-    """Print a table of text, its caption above it."""
-    print(table.caption)
-    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(table.header):
-        drawn.add_column(Text(column), justify="left" if number in table.text_columns else "right", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*map(Text, row), style="bold" if _heads(row[0], table) else "")
-    stdout.print(drawn)
-
-
-def _heads(name: str, table: TableOf) -> bool:
-    """Whether a row is of a language that has its sources below it."""
-    return any(row[0].startswith(f"  {name}/") for row in table.rows)

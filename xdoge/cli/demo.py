@@ -10,8 +10,9 @@ import typer
 
 from xdoge.cli.app import app
 from xdoge.cli.eval import Model, print_results, run_evaluation
-from xdoge.cli.fit import prepare_store, print_fit, print_store, run_fit
+from xdoge.cli.fit_weights import print_fit, run_fit
 from xdoge.cli.mix import print_mixtures
+from xdoge.cli.prepare import prepare_store, print_store
 from xdoge.cli.train import print_run, run_training
 from xdoge.errors import XDogeError, require
 from xdoge.eval.perplexity import PerplexitySettings

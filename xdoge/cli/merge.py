@@ -15,7 +15,7 @@ import typer
 from xdoge.analysis.shares import groups, order_rows, summary_rows
 from xdoge.analysis.tables import stability, summary_table
 from xdoge.cli.app import AsJson, Force, app, refuse_taken
-from xdoge.cli.compare import print_table
+from xdoge.cli.tables import print_table
 from xdoge.errors import MOST_NAMES, XDogeError
 from xdoge.mixtures.weights import WeightSet
 

@@ -1,4 +1,4 @@
-"""`xdoge mix` and `xdoge export`: from weights to what a run reads, for our sampler and for other trainers."""
+"""`xdoge mix`: turn weights into tokens to read of each source."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from rich.table import Table
 from xdoge.cli.app import AsJson, Force, app, open_store, refuse_taken, stdout
 from xdoge.config import parse_count
 from xdoge.errors import XDogeError
-from xdoge.export import FORMATS, export
-from xdoge.io import read_json, write_text
+from xdoge.io import read_json
 from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS, Level, Mixture, Share
 from xdoge.mixtures.strategies import DEFAULT_TEMPERATURE, STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
@@ -139,65 +138,6 @@ def mix(  # one option for each thing that a plan depends on
         print("nothing was written; --out MIXTURE.json writes a plan.", file=sys.stderr)
     elif not as_json:
         print(out)
-
-
-@app.command(name="export")
-def export_mixture(
-    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="What xdoge mix wrote.")],
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="The trainer: " + ", ".join(FORMATS) + ".")],
-    store: Annotated[
-        Path | None, typer.Option(help="Token store, whose documents are counted for trainers that draw documents.")
-    ] = None,
-    paths: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEMPLATE",
-            help="Where the trainer finds a source, with {language}, {source} and {name} (language/source) in it.",
-        ),
-    ] = None,
-    sequence_length: Annotated[
-        int | None, typer.Option(min=1, metavar="T", help="Tokens of a row, for data cut into sequences.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="stdout")] = None,
-    force: Force = False,
-) -> None:
-    """Write a mixture in the form that another trainer's own mixer reads.
-
-    On stderr stands where that trainer cannot keep what the mixture promises, with numbers. `xdoge formats` lists the
-    formats, `xdoge formats FORMAT` says what its weights mean and what happens when a source is used up.
-    """
-    refuse_taken(out, force)
-    planned, documents = Mixture.load(mixture), None
-    if store is not None:
-        documents = open_store(store).documents()
-        if missing := [name for name, share in planned.sources.items() if share.tokens and name not in documents]:
-            raise XDogeError(f"{store} has no {missing[0]}, which {mixture} reads; it is another corpus.")
-    written = export(planned, to, paths=paths, documents=documents, sequence_length=sequence_length)
-    if out is None:
-        print(written.text, end="")
-    else:
-        write_text(out, written.text)
-        print(out)
-    for line in written.warnings:
-        print(f"warning: {line}", file=sys.stderr)
-
-
-@app.command()
-def formats(
-    name: Annotated[str | None, typer.Argument(metavar="FORMAT", help="Show its manual.", show_default=False)] = None,
-) -> None:
-    """List the formats of `xdoge export`, or show the manual of one."""
-    if name is None:
-        table = Table(box=box.SIMPLE_HEAD)
-        table.add_column("format")
-        table.add_column("what it writes")
-        for key, function in FORMATS.items():
-            table.add_row(key, (function.__doc__ or "").strip().split("\n")[0])
-        stdout.print(table)
-    elif name in FORMATS:
-        print("\n".join(line.removeprefix("    ") for line in (FORMATS[name].__doc__ or "").strip().split("\n")))
-    else:
-        raise XDogeError(f"format {name!r} is unknown; known: {', '.join(FORMATS)}.")
 
 
 def _count(text: object, what: str) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from xdoge.cli.app import AsJson, app
-from xdoge.cli.compare import print_table
+from xdoge.cli.tables import print_table
 from xdoge.config import settings_help
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.io import write_json, write_text

@@ -1,4 +1,4 @@
-"""`xdoge prepare` and `xdoge fit-weights`: from text to learned weights."""
+"""`xdoge fit-weights`: learn one weight per source with a small proxy model."""
 
 from __future__ import annotations
 
@@ -16,36 +16,16 @@ from rich import box
 from rich.table import Table
 
 from xdoge.cli.app import AsJson, Workers, app, given_settings, is_first, one_voice, open_store, stderr, stdout
+from xdoge.cli.prepare import prepare_store
+from xdoge.cli.tables import print_weights
 from xdoge.config import settings_help
-from xdoge.errors import Interrupted, XDogeError, require
+from xdoge.errors import XDogeError, require
 from xdoge.fit.settings import FitSettings
 from xdoge.models.recipes import load_recipe
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
     from xdoge.mixtures.weights import WeightSet
-
-
-@app.command()
-def prepare(
-    corpus: Annotated[Path, typer.Argument(metavar="CORPUS.yaml", help="What text there is.")],
-    out: Annotated[Path, typer.Option(help="Folder of the token store.")],
-    workers: Workers = None,
-    refresh: Annotated[
-        bool, typer.Option(help="Tokenise sources again whose files or settings changed since.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Turn the text of a corpus into a token store.
-
-    Checks every file first, then tokenises source by source on all cores. A run that was killed continues when it is
-    started again: finished sources are kept. Prints documents, tokens, bytes, bytes per token and share by source.
-    """
-    store = prepare_store(corpus, out, workers=workers, refresh=refresh)
-    if as_json:
-        print(json.dumps([row._asdict() for row in store.table()], indent=2))
-    else:
-        print_store(store)
 
 
 _FIT_HELP = f"""Learn one weight per source with a small proxy model.
@@ -172,20 +152,6 @@ def _languages(corpus: Path) -> dict[str, list[str]]:
     return languages
 
 
-def prepare_store(corpus: Path, out: Path, *, workers: int | None = None, refresh: bool = False) -> TokenStore:
-    from xdoge.cli.progress import show_progress
-    from xdoge.corpus.prepare import prepare as prepare_corpus
-
-    try:
-        with show_progress() as progress:
-            store = prepare_corpus(corpus, out, workers=workers, refresh=refresh, progress=progress)
-    except KeyboardInterrupt:
-        raise Interrupted(2, "interrupted; the same command continues and keeps the finished sources") from None
-    for warning in store.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    return store
-
-
 def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = False) -> WeightSet:
     from transformers.utils.logging import disable_progress_bar
 
@@ -202,32 +168,6 @@ def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool
         return fit(store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)
 
 
-def print_store(store: TokenStore) -> None:
-    print(f"{store.name}: {store.path}")
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("source", min_width=max(map(len, store.sources)))
-    for column in ("documents", "tokens", "bytes", "bytes/token", "share", "valid. tokens"):
-        table.add_column(column, justify="right")
-    rows = store.table()
-    for row in rows:
-        table.add_row(
-            row.source,
-            f"{row.documents:,}",
-            f"{row.tokens:,}",
-            f"{row.n_bytes:,}",
-            f"{row.bytes_per_token:.2f}",
-            f"{row.share:.2%}",
-            f"{row.validation_tokens:,}",
-        )
-    documents, tokens, n_bytes, held_out = (
-        sum(values)
-        for values in zip(*((r.documents, r.tokens, r.n_bytes, r.validation_tokens) for r in rows), strict=True)
-    )
-    total = f"{documents:,}", f"{tokens:,}", f"{n_bytes:,}", f"{n_bytes / tokens:.2f}", "100.00%", f"{held_out:,}"
-    table.add_row("all", *total, style="bold")
-    stdout.print(table)
-
-
 def print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:
     """Print the weights beside the shares of the corpus, who helps whom, and where everything lies."""
     if as_json:
@@ -242,23 +182,6 @@ def print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool
     for name in ("weights.json", "trajectory.parquet", "metrics.jsonl", "gram.parquet", "config.yaml", "proxy"):
         if (out / name).exists():
             print(out / name)
-
-
-def print_weights(weights: WeightSet, store: TokenStore) -> None:
-    """Print a table of the weights beside the shares of the corpus."""
-    tokens = store.tokens()
-    total = sum(tokens.values())
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("source", min_width=2 + max(map(len, store.sources)))
-    for column in ("weight", "share of corpus", "weight / share"):
-        table.add_column(column, justify="right")
-    for language, weight in sorted(weights.languages.items(), key=lambda item: -item[1]):
-        share = sum(tokens[source] for source in store.languages[language]) / total
-        table.add_row(language, f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}", style="bold")
-        for source in store.languages[language]:
-            weight, share = weights.sources[source], tokens[source] / total
-            table.add_row(f"  {source}", f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}")
-    stdout.print(table)
 
 
 def _print_transfer(store: TokenStore, out: Path) -> None:

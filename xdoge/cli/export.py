@@ -1,0 +1,56 @@
+"""`xdoge export`: a mixture in the form that another trainer's own mixer reads."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from xdoge.cli.app import Force, app, open_store, refuse_taken
+from xdoge.errors import XDogeError
+from xdoge.export import FORMATS, export
+from xdoge.io import write_text
+from xdoge.mixtures.mixture import Mixture
+
+
+@app.command(name="export")
+def export_mixture(
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="What xdoge mix wrote.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="The trainer: " + ", ".join(FORMATS) + ".")],
+    store: Annotated[
+        Path | None, typer.Option(help="Token store, whose documents are counted for trainers that draw documents.")
+    ] = None,
+    paths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEMPLATE",
+            help="Where the trainer finds a source, with {language}, {source} and {name} (language/source) in it.",
+        ),
+    ] = None,
+    sequence_length: Annotated[
+        int | None, typer.Option(min=1, metavar="T", help="Tokens of a row, for data cut into sequences.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="stdout")] = None,
+    force: Force = False,
+) -> None:
+    """Write a mixture in the form that another trainer's own mixer reads.
+
+    On stderr stands where that trainer cannot keep what the mixture promises, with numbers. `xdoge formats` lists the
+    formats, `xdoge formats FORMAT` says what its weights mean and what happens when a source is used up.
+    """
+    refuse_taken(out, force)
+    planned, documents = Mixture.load(mixture), None
+    if store is not None:
+        documents = open_store(store).documents()
+        if missing := [name for name, share in planned.sources.items() if share.tokens and name not in documents]:
+            raise XDogeError(f"{store} has no {missing[0]}, which {mixture} reads; it is another corpus.")
+    written = export(planned, to, paths=paths, documents=documents, sequence_length=sequence_length)
+    if out is None:
+        print(written.text, end="")
+    else:
+        write_text(out, written.text)
+        print(out)
+    for line in written.warnings:
+        print(f"warning: {line}", file=sys.stderr)

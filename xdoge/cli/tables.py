@@ -1,0 +1,49 @@
+"""The tables that several commands print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from xdoge.analysis.page import TableOf
+from xdoge.cli.app import stdout
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+    from xdoge.mixtures.weights import WeightSet
+
+
+def print_table(table: TableOf) -> None:
+    """Print a table of text, its caption above it."""
+    print(table.caption)
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(table.header):
+        drawn.add_column(Text(column), justify="left" if number in table.text_columns else "right", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*map(Text, row), style="bold" if _heads(row[0], table) else "")
+    stdout.print(drawn)
+
+
+def _heads(name: str, table: TableOf) -> bool:
+    """Whether a row is of a language that has its sources below it."""
+    return any(row[0].startswith(f"  {name}/") for row in table.rows)
+
+
+def print_weights(weights: WeightSet, store: TokenStore) -> None:
+    """Print a table of the weights beside the shares of the corpus."""
+    tokens = store.tokens()
+    total = sum(tokens.values())
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("source", min_width=2 + max(map(len, store.sources)))
+    for column in ("weight", "share of corpus", "weight / share"):
+        table.add_column(column, justify="right")
+    for language, weight in sorted(weights.languages.items(), key=lambda item: -item[1]):
+        share = sum(tokens[source] for source in store.languages[language]) / total
+        table.add_row(language, f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}", style="bold")
+        for source in store.languages[language]:
+            weight, share = weights.sources[source], tokens[source] / total
+            table.add_row(f"  {source}", f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}")
+    stdout.print(table)
