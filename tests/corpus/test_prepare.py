@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-from xdoge.cli.progress import show_progress
+from xdoge.cli.progress import Display
 from xdoge.corpus import Tokenizer, TokenStore
 from xdoge.corpus.manifest import claimed
 from xdoge.corpus.prepare import prepare
@@ -602,21 +602,21 @@ def test_progress_tells_scan_sources_and_totals(corpus: Path, tmp_path: Path) ->
 def test_without_a_terminal_progress_is_plain_lines(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with show_progress() as progress:
-        prepare(corpus, tmp_path / "store", workers=2, progress=progress)
+    with Display() as display:
+        prepare(corpus, tmp_path / "store", workers=2, progress=display.show)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("eu/wiki: 150 documents, ")
-    with show_progress() as progress:
-        prepare(corpus, tmp_path / "store", workers=2, progress=progress)
+    with Display() as display:
+        prepare(corpus, tmp_path / "store", workers=2, progress=display.show)
     assert capsys.readouterr().err.splitlines()[0] == "eu/wiki: finished before, kept"
     monkeypatch.setattr("xdoge.cli.progress.LINE_SECONDS", 0.0)
-    with show_progress() as progress:
-        progress(Event("scan", done=1, total=2))
-        progress(Event("source", "eu/web", 500, 1_000, 9_000))
+    with Display() as display:
+        display.show(Event("scan", done=1, total=2))
+        display.show(Event("source", "eu/web", 500, 1_000, 9_000))
     first, second = capsys.readouterr().err.splitlines()
     assert first == "reading files: 1 of 2"
-    assert second.startswith("eu/web: 500 of 1,000 documents, 9,000 tokens, about ")
+    assert second.startswith("eu/web: 500 of 1,000 documents, 9,000 tokens, ETA unknown")
 
 
 def test_on_a_terminal_every_source_has_a_bar(
@@ -624,8 +624,8 @@ def test_on_a_terminal_every_source_has_a_bar(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    with show_progress() as progress:
-        prepare(corpus, tmp_path / "store", workers=2, progress=progress)
+    with Display() as display:
+        prepare(corpus, tmp_path / "store", workers=2, progress=display.show)
     shown = capsys.readouterr().err
     for source in SOURCES:
         assert source in shown

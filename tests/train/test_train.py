@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import itertools
 import json
 import os
@@ -22,13 +21,11 @@ import torch
 import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
-from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.main import get_command
 
 from xdoge.cli import app
-from xdoge.cli.progress import FitDisplay
 from xdoge.errors import Interrupted, MemoryFullError, NonFiniteLossError, XDogeError
 from xdoge.io import sha256_file
 from xdoge.mixtures.mixture import Mixture
@@ -785,26 +782,6 @@ def test_of_several_processes_one_says_what_all_see(xdoge, mixture, store, tmp_p
 
 def _raise(error):
     raise error
-
-
-def test_the_display_says_what_its_numbers_are(capsys):
-    console = Console(file=io.StringIO(), width=200)
-    display = FitDisplay(console, steps=9, what="train")
-    row = {"step": 2, "loss": 1.5, "target_loss": None, "tokens_per_second": 12345.6, "languages": {}}
-    display.on_step(row, "validation loss at step 0")
-    display.last_line = 0.0
-    display.on_step(row | {"step": 3, "languages": {"eu": 2.0}}, "validation loss at step 3")
-    first, second = console.file.getvalue().splitlines()
-    assert first == "step 2/9, loss 1.500 nats/token, 12,346 tokens/s, ETA unknown"
-    assert second.startswith(
-        "step 3/9, loss 1.500 nats/token, 12,346 tokens/s, validation loss at step 3 eu 2.000, ETA 0:"
-    )
-    console = Console(file=io.StringIO(), width=200)
-    display = FitDisplay(console, steps=9)
-    display.on_step(
-        {"step": 2, "loss": 1.5, "target_loss": 1.25, "languages": {"eu": 1.0}, "validation": {"eu/a": 3.0}}
-    )
-    assert "loss 1.250 nats/token, validation 3.000 at step 2, weights eu 1.000, ETA" in console.file.getvalue()
 
 
 def test_the_command_says_what_is_missing(xdoge, mixture, store, tmp_path):

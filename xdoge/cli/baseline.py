@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
 
 from xdoge.baselines import METHODS, BaselineSettings, check_method, learn
-from xdoge.cli.app import AsJson, app, given_settings, open_store, stderr
+from xdoge.cli.app import AsJson, app, given_settings, open_store
 from xdoge.cli.tables import print_weights
 from xdoge.config import read_yaml, settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError, require
 from xdoge.mixtures.weights import WeightSet
+from xdoge.progress import Event
 
 
 def _only(method: str) -> str:
@@ -117,13 +118,16 @@ def baseline(
 def run_baseline(
     method: str, store: TokenStore, settings: BaselineSettings, out: Path, *, resume: bool = False
 ) -> WeightSet:
-    from xdoge.cli.progress import FitDisplay
+    from xdoge.cli.progress import Display
 
     if not resume:
         print(yaml.safe_dump({"settings": settings.model_dump(mode="json")}, sort_keys=False), file=sys.stderr)
-    display = FitDisplay(stderr, steps=settings.n_rows, what=method)
-    with display:
-        return learn(method, store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)
+    with Display() as display:
+
+        def show(row: dict[str, Any]) -> None:
+            display.show(Event("step", method, row["step"], settings.n_rows, unit="steps", row=row))
+
+        return learn(method, store, settings, out, resume=resume, on_step=show, on_note=display.note)
 
 
 def print_baseline(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:

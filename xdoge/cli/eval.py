@@ -27,7 +27,7 @@ from xdoge.cli.app import (
     refuse_taken,
     stdout,
 )
-from xdoge.cli.progress import show_progress
+from xdoge.cli.progress import Display
 from xdoge.config import Config, settings_help
 from xdoge.errors import XDogeError, require
 from xdoge.eval import report
@@ -228,12 +228,12 @@ def run_evaluation(
     partial, first = _partial(out), is_first()
     rows: dict[Row, None] = {}  # two suites that share a task give the same rows
     settings: dict[str, Any] = {}
-    with _kept(partial, out) if first else contextlib.nullcontext(), show_progress() as show:
+    with _kept(partial, out) if first else contextlib.nullcontext(), Display() as display:
         for model in models:
             options: dict[str, Any] = {
                 "name": model.name,
                 "partial": partial,
-                "on_progress": _named(show, model.name if len(models) > 1 else "") if first else silent,
+                "on_progress": _named(display.show, model.name if len(models) > 1 else "") if first else silent,
             }
             if text is not None:
                 measured = measure(model.path, text, settings=perplexity, **options)
@@ -264,8 +264,8 @@ def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool
 
     if not suites:
         raise XDogeError("--prefetch needs --suite: the benchmarks whose questions are wanted.")
-    with show_progress() as show:
-        found = [one for suite in suites for one in prefetch(suite, local_data, on_progress=show)]
+    with Display() as display:
+        found = [one for suite in suites for one in prefetch(suite, local_data, on_progress=display.show)]
     if as_json:
         print(json.dumps([one.to_dict() for one in found], indent=2))
         return

@@ -8,20 +8,21 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, Workers, app, given_settings, is_first, one_voice, open_store, stderr, stdout
+from xdoge.cli.app import AsJson, Workers, app, given_settings, is_first, one_voice, open_store, stdout
 from xdoge.cli.prepare import prepare_store
 from xdoge.cli.tables import print_weights
 from xdoge.config import settings_help
 from xdoge.errors import XDogeError, require
 from xdoge.fit.settings import FitSettings
 from xdoge.models.recipes import load_recipe
+from xdoge.progress import Event
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -155,7 +156,7 @@ def _languages(corpus: Path) -> dict[str, list[str]]:
 def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = False) -> WeightSet:
     from transformers.utils.logging import disable_progress_bar
 
-    from xdoge.cli.progress import FitDisplay
+    from xdoge.cli.progress import Display
     from xdoge.fit.trainer import fit
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -163,9 +164,13 @@ def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool
         shape = load_recipe(settings.proxy).model_dump(mode="json", exclude={"about", *FitSettings.model_fields})
         config = {"settings": settings.model_dump(mode="json"), "recipe": shape}
         print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), file=sys.stderr)
-    display = FitDisplay(stderr, steps=settings.steps)
+    display = Display()
+
+    def show(row: dict[str, Any]) -> None:
+        display.show(Event("step", "fit", row["step"], settings.steps, unit="steps", row=row))
+
     with display if is_first() else contextlib.nullcontext():
-        return fit(store, settings, out, resume=resume, on_step=display.on_step, on_note=display.note)
+        return fit(store, settings, out, resume=resume, on_step=show, on_note=display.note)
 
 
 def print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:

@@ -41,12 +41,12 @@ def prepare(
 
 
 def prepare_store(corpus: Path, out: Path, *, workers: int | None = None, refresh: bool = False) -> TokenStore:
-    from xdoge.cli.progress import show_progress
+    from xdoge.cli.progress import Display
     from xdoge.corpus.prepare import prepare as prepare_corpus
 
     try:
-        with show_progress() as progress:
-            store = prepare_corpus(corpus, out, workers=workers, refresh=refresh, progress=progress)
+        with Display() as display:
+            store = prepare_corpus(corpus, out, workers=workers, refresh=refresh, progress=display.show)
     except KeyboardInterrupt:
         raise Interrupted(2, "interrupted; the same command continues and keeps the finished sources") from None
     for warning in store.warnings:

@@ -1,44 +1,44 @@
-"""What a fit or a training shows on stderr: progress with the time left, and a number for each language."""
+"""What every long command shows on stderr: how far it is, the time left, and a number for each language."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from xdoge.progress import Event, OnProgress
+from xdoge.progress import Event
 
-SECONDS_BETWEEN_LINES = 10.0
-"""Where stderr is a file, a line this often, and at every evaluation, says how far the fit is."""
+LINE_SECONDS = 10.0
+"""Between two lines where no bar can be drawn."""
 
 
-class FitDisplay:
-    """A context that draws the rows of a fit as they come: live on a terminal, as lines elsewhere."""
+class Display:
+    """A context that shows events and notes: bars that move on a terminal, plain lines elsewhere.
 
-    def __init__(self, console: Console, *, steps: int, what: str = "fit") -> None:
-        self.console, self.steps = console, steps
-        self.progress = Progress(
-            TextColumn(what),
-            BarColumn(),
+    Pass `show` as `on_progress` and `note` as `on_note`.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self.bars = Progress(
+            TextColumn("{task.description:<24}", markup=False),  # a source may be called [/x]
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[losses]}"),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=console,
+            TextColumn("{task.fields[about]:>18}", markup=False),
+            TimeRemainingColumn(elapsed_when_finished=True),
         )
-        self.task = self.progress.add_task(what, total=steps, losses="")
-        self.live = Live(self.progress, console=console, refresh_per_second=4, transient=True)
-        self.first: tuple[int, float] | None = None
-        self.last_line = 0.0
+        self.live = Live(self.bars, console=self.console, refresh_per_second=4)
+        self.tasks: dict[str, TaskID] = {}
+        self.first: dict[str, tuple[float, int]] = {}
+        self.last_line = time.monotonic()
         self.validation = ""
+        self.by_language: tuple[str, Mapping[str, float]] = ("", {})
 
     def __enter__(self) -> Self:
         """Begin to draw."""
@@ -47,115 +47,85 @@ class FitDisplay:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        """Leave the terminal as it was."""
+        """Leave the bars of what was read on the terminal, and no numbers that the result replaces."""
+        self.live.transient = bool(self.by_language[0])
         self.live.stop()
-
-    def on_step(self, row: Mapping[str, Any], about: str = "weights") -> None:
-        """Show a row of metrics.jsonl; `about` says what its number for each language is."""
-        now = time.monotonic()
-        self.first = self.first or (row["step"], now)
-        if losses := row.get("validation"):
-            self.validation = f", validation {sum(losses.values()) / len(losses):.3f} at step {row['step']}"
-        text = f"loss {row['target_loss'] or row['loss']:.3f} nats/token{self.validation}"
-        if speed := row.get("tokens_per_second"):
-            text += f", {speed:,.0f} tokens/s"
-        self.progress.update(self.task, completed=row["step"], losses=text)
-        if self.console.is_terminal:
-            self.live.update(Group(self.progress, language_bars(row["languages"], about)))
-        elif losses or now - self.last_line >= SECONDS_BETWEEN_LINES:
-            self.last_line = now
-            numbers = "".join(f" {language} {number:.3f}" for language, number in row["languages"].items())
-            numbers = f"{about}{numbers}, " if numbers else ""
-            self.note(f"step {row['step']}/{self.steps}, {text}, {numbers}ETA {self._left(row, now)}")
 
     def note(self, text: str) -> None:
         """Show a message that stays."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def _left(self, row: Mapping[str, Any], now: float) -> str:
-        assert self.first is not None
-        done = row["step"] - self.first[0]
-        if not done:
+    def show(self, event: Event) -> None:
+        """Show how far a function is."""
+        if event.kind in ("tokenizer", "skip"):
+            self.note(event.name if event.kind == "tokenizer" else f"{event.name}: finished before, kept")
+            return
+        now = time.monotonic()
+        is_first = event.name not in self.first
+        self.first.setdefault(event.name, (now, event.done))
+        row = event.row or {}
+        if losses := row.get("validation_by_language"):
+            self.validated(event.done, losses)
+        if event.kind == "step" and "loss" not in row:  # a row of losses between two steps
+            numbers = " ".join(f"{language} {loss:.3f}" for language, loss in losses.items()) if losses else ""
+            self.note(f"step {event.done}/{event.total}, validation loss, nats/token: {numbers}")
+            return
+        about = self._step(row) if event.kind == "step" else f"{event.tokens:,} tokens" if event.tokens else ""
+        always = event.kind == "done" or (event.kind == "step" and (is_first or row.get("validation")))
+        if self.console.is_terminal:
+            self._draw(event, about)
+        elif always or now - self.last_line >= LINE_SECONDS:
+            self._line(event, about, now)
+
+    def validated(self, step: int, losses: Mapping[str, float]) -> None:
+        """Go on to show validation losses by language, measured at a step."""
+        self.by_language = (f"validation loss at step {step}", losses)
+
+    def _step(self, row: Mapping[str, Any]) -> str:
+        """Return what there is to say of a step, and keep its number for each language."""
+        if "languages" in row:
+            self.by_language = ("weights", row["languages"])
+        if losses := row.get("validation"):
+            self.validation = f", validation {sum(losses.values()) / len(losses):.3f} at step {row['step']}"
+        speed = row.get("tokens_per_second")
+        loss = row.get("target_loss") or row["loss"]
+        return f"loss {loss:.3f} nats/token{self.validation}" + (f", {speed:,.0f} tokens/s" if speed else "")
+
+    def _draw(self, event: Event, about: str) -> None:
+        name = "reading files" if event.kind == "scan" else event.name
+        if name not in self.tasks:
+            self.tasks[name] = self.bars.add_task(name, total=event.total, about="")
+        total = event.done if event.kind == "done" else event.total
+        self.bars.update(self.tasks[name], completed=event.done, total=total, about=about)
+        if event.kind == "step":
+            self.live.update(Group(self.bars, language_bars(*self.by_language)))
+
+    def _line(self, event: Event, about: str, now: float) -> None:
+        self.last_line = now
+        of = f" of {event.total:,}" if event.total and event.kind != "done" else ""
+        about = f", {about}" if about else ""
+        if event.kind == "step":
+            numbers = "".join(f" {language} {number:.3f}" for language, number in self.by_language[1].items())
+            numbers = f", {self.by_language[0]}{numbers}" if numbers else ""
+            self.note(f"step {event.done}/{event.total}{about}{numbers}, ETA {self._left(event, now)}")
+        elif event.kind == "scan":
+            self.note(f"reading files: {event.done:,}{of}")
+        else:
+            left = f", ETA {self._left(event, now)}" if of else ""
+            self.note(f"{event.name}: {event.done:,}{of} {event.unit}{about}{left}")
+
+    def _left(self, event: Event, now: float) -> str:
+        start, before = self.first[event.name]
+        if event.total is None or event.done <= before:
             return "unknown"
-        seconds = round((now - self.first[1]) / done * (self.steps - row["step"]))
+        seconds = round((now - start) / (event.done - before) * max(0, event.total - event.done))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
-def language_bars(languages: Mapping[str, float], about: str) -> Table:
+def language_bars(about: str, languages: Mapping[str, float]) -> Table:
     """Return one bar per language, largest number first, under what the numbers are."""
     table = Table(box=None, show_header=False, padding=(0, 1), title=about if languages else None, title_justify="left")
     largest = max(languages.values(), default=0.0) or 1.0
     for language, number in sorted(languages.items(), key=lambda item: -item[1]):
         table.add_row(language, f"{number:.3f}", "█" * round(40 * number / largest))
     return table
-
-
-LINE_SECONDS = 10.0
-"""Between two lines where no bar can be drawn."""
-
-
-@contextlib.contextmanager
-def show_progress() -> Iterator[OnProgress]:
-    """Yield a function that shows events on stderr: bars with an ETA on a terminal, else plain lines."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines()
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    tasks: dict[str, TaskID] = {}
-    columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]:>18}"),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Bars(*columns, console=console) as bars:
-
-        def show(event: Event) -> None:
-            if event.kind in ("tokenizer", "skip"):
-                bars.console.print(_sentence(event), highlight=False)
-                return
-            name = "reading files" if event.kind == "scan" else event.name
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, total=event.total, note="")
-            note = f"{event.tokens:,} tokens" if event.tokens else ""
-            total = event.done if event.kind == "done" else event.total
-            bars.update(tasks[name], completed=event.done, total=total, note=note)
-
-        yield show
-
-
-def _lines() -> OnProgress:
-    state = {"last": time.monotonic(), "source": 0.0}
-    began: dict[str, float] = {}
-
-    def show(event: Event) -> None:
-        now = time.monotonic()
-        start = began.setdefault(event.name, now)
-        if event.kind in ("source", "scan") and now - state["last"] < LINE_SECONDS:
-            return
-        state["last"] = now
-        text = _sentence(event)
-        if event.kind == "source" and event.total and event.done:
-            left = (now - start) * max(0, event.total - event.done) / event.done
-            text += f", about {left:,.0f} s left"
-        print(text, file=sys.stderr, flush=True)
-
-    return show
-
-
-def _sentence(event: Event) -> str:
-    of = f" of {event.total:,}" if event.total else ""
-    tokens = f", {event.tokens:,} tokens" if event.tokens or event.unit == "documents" else ""
-    return {
-        "scan": f"reading files: {event.done:,}{of}",
-        "tokenizer": event.name,
-        "skip": f"{event.name}: finished before, kept",
-        "source": f"{event.name}: {event.done:,}{of} {event.unit}{tokens}",
-        "done": f"{event.name}: {event.done:,} {event.unit}{tokens}",
-    }[event.kind]

@@ -14,10 +14,11 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, app, given_settings, is_first, one_voice, open_store, stderr, stdout
+from xdoge.cli.app import AsJson, app, given_settings, is_first, one_voice, open_store, stdout
 from xdoge.config import settings_help
 from xdoge.errors import XDogeError, require
 from xdoge.mixtures.mixture import Mixture
+from xdoge.progress import Event
 from xdoge.train.settings import ELASTIC, TrainSettings
 
 if TYPE_CHECKING:
@@ -118,30 +119,22 @@ def train(  # one option for each thing that runs differ in most often
 def run_training(
     mixture: Mixture, store: TokenStore, given: dict[str, Any], out: Path, *, resume: bool, where: str = "settings"
 ) -> dict[str, Any]:
-    from xdoge.cli.progress import FitDisplay
+    from xdoge.cli.progress import Display
     from xdoge.train.initial_model import Start
     from xdoge.train.trainer import train
 
     settings = TrainSettings.for_run(mixture, store, given, start=Start.find(str(given["model"])), where=where)
     if not resume and is_first():
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True), file=sys.stderr)
-    measured = _validations(out) if resume else []
-    step, languages = measured[-1] if measured else (0, {})
-    display = FitDisplay(stderr, steps=settings.steps, what="train")
-    with display if is_first() else contextlib.nullcontext():  # one of all processes draws
+    display = Display()
+    for step, losses in _validations(out)[-1:] if resume else ():
+        display.validated(step, losses)
 
-        def show(row: dict[str, Any]) -> None:
-            nonlocal step, languages
-            if "loss" in row:
-                about = f"validation loss at step {step}"
-                display.on_step({"target_loss": None, "languages": languages, **row}, about)
-            elif row["validation"]:
-                step, languages = row["step"], row["validation_by_language"]
-                losses = " ".join(f"{language} {loss:.3f}" for language, loss in languages.items())
-                display.note(f"step {row['step']}/{settings.steps}, validation loss, nats/token: {losses}")
+    def show(row: dict[str, Any]) -> None:
+        display.show(Event("step", "train", row["step"], settings.steps, unit="steps", row=row))
 
-        with contextlib.redirect_stdout(sys.stderr):  # some trackers print
-            return train(mixture, store, settings, out, resume=resume, on_row=show, on_note=display.note)
+    with display if is_first() else contextlib.nullcontext(), contextlib.redirect_stdout(sys.stderr):  # trackers print
+        return train(mixture, store, settings, out, resume=resume, on_row=show, on_note=display.note)
 
 
 def print_run(summary: dict[str, Any], mixture: Mixture, out: Path) -> None:
