@@ -17,7 +17,7 @@ from xdoge.fit import reweight
 from xdoge.fit.gradients.products import SourceProducts
 from xdoge.fit.reweight import Rule
 from xdoge.fit.settings import FitSettings
-from xdoge.fit.targets import Aims, Goal, advance, language_shares
+from xdoge.fit.targets import TargetRule, TargetState, advance, language_shares
 from xdoge.fit.trainer import fit
 
 STEPS = 1500
@@ -49,32 +49,32 @@ def products(gradients, alpha, tau, reference=None):
     )
 
 
-def play(gradients, goal, rule, steps=STEPS, losses=None):
-    """Return the mean weights and the aims after a fit in which gradients stay what they are."""
-    weights, aims = reweight.Weights.uniform(rule.trained), Aims.start(len(goal.shares))
+def play(gradients, target_rule, rule, steps=STEPS, losses=None):
+    """Return the mean weights and the targets' state after a fit in which gradients stay what they are."""
+    weights, state = reweight.Weights.uniform(rule.trained), TargetState.start(len(target_rule.shares))
     for step in range(steps):
-        tau = aims.targets(goal)
-        found = products(gradients, weights.now, tau, goal.reference)
+        tau = state.targets(target_rule)
+        found = products(gradients, weights.now, tau, target_rule.reference)
         if losses is not None:
             found = replace(found, losses=losses(step, weights.now))
-        now, alpha = replace(rule, targets=tau, masses=aims.masses(goal)), weights.now
+        now, alpha = replace(rule, targets=tau, masses=state.masses(target_rule)), weights.now
         weights, _ = reweight.step(weights, found, rule=now, eta=1 / steps)
-        aims, _ = advance(aims, found, alpha, goal=goal, rule=now, eta=1 / steps)
-    return weights.average, aims
+        state, _ = advance(state, found, alpha, target_rule=target_rule, rule=now, eta=1 / steps)
+    return weights.average, state
 
 
-def goal_and_rule(k, members=MEMBERS, mu=0.01, **given):
+def both_rules(k, members=MEMBERS, mu=0.01, **given):
     base = np.zeros(k)
     for sources in members:
         base[sources] = 1 / len(sources)
     rule = Rule(base, np.ones(k, dtype=bool), floor=0.0, mu=mu, score="unbiased", normalise="mean_square")
-    return Goal(shares=language_shares(members, base), base=base, robust=True, mu=mu, **given), rule
+    return TargetRule(shares=language_shares(members, base), base=base, robust=True, mu=mu, **given), rule
 
 
-def relative_progress(gradients, goal):
+def relative_progress(gradients, target_rule):
     """Return A with A @ alpha the relative progress of each language, (L, k)."""
     gram = gradients @ gradients.T
-    return goal.shares @ gram / (goal.shares @ np.diag(gram))[:, None]
+    return target_rule.shares @ gram / (target_rule.shares @ np.diag(gram))[:, None]
 
 
 @pytest.mark.parametrize("mu", [0.01, 0.1])
@@ -82,9 +82,9 @@ def relative_progress(gradients, goal):
 @pytest.mark.parametrize("seed", range(2))
 def test_the_language_that_progresses_least_progresses_as_much_as_it_can(seed, lengths, mu):
     found = gradients(seed, lengths=lengths)
-    goal, rule = goal_and_rule(len(found), mu=mu)
-    alpha, _ = play(found, goal, rule)
-    matrix = relative_progress(found, goal)
+    target_rule, rule = both_rules(len(found), mu=mu)
+    alpha, _ = play(found, target_rule, rule)
+    matrix = relative_progress(found, target_rule)
     best = linprog(  # maximise v with A α ≥ v on the simplex
         [0] * len(found) + [-1],
         A_ub=np.c_[-matrix, np.ones(len(matrix))],
@@ -93,7 +93,7 @@ def test_the_language_that_progresses_least_progresses_as_much_as_it_can(seed, l
         b_eq=[1],
         bounds=[(0, None)] * len(found) + [(None, None)],
     )
-    regret = rule.mu * np.log(len(found) * len(goal.shares)) + 1 / (2 * rule.mu * STEPS)  # of both players
+    regret = rule.mu * np.log(len(found) * len(target_rule.shares)) + 1 / (2 * rule.mu * STEPS)  # of both players
     assert -best.fun >= (matrix @ alpha).min() >= -best.fun - regret
     assert (matrix @ alpha).min() > (matrix @ np.full(len(found), 1 / len(found))).min()
 
@@ -101,10 +101,10 @@ def test_the_language_that_progresses_least_progresses_as_much_as_it_can(seed, l
 def test_a_language_without_relatives_does_not_pay_for_those_that_have_some():
     members = [[0], [1], [2], [3], [4]]
     found = gradients(0, members, relatives=2.0)
-    goal, rule = goal_and_rule(5, members)
-    robust, _ = play(found, goal, rule)
-    votes, _ = play(found, replace(goal, robust=False), rule)
-    matrix = relative_progress(found, goal)
+    target_rule, rule = both_rules(5, members)
+    robust, _ = play(found, target_rule, rule)
+    votes, _ = play(found, replace(target_rule, robust=False), rule)
+    matrix = relative_progress(found, target_rule)
     assert (matrix @ votes)[0] < 0.02 < 0.2 < (matrix @ robust)[0]
     assert (matrix @ robust).min() > (matrix @ votes).min()
 
@@ -113,11 +113,11 @@ def test_a_language_without_relatives_does_not_pay_for_those_that_have_some():
 @given(st.floats(1e-6, 1e6), st.integers(0, 10))
 def test_the_unit_of_the_losses_decides_nothing(scale, seed):
     found = gradients(seed)
-    goal, rule = goal_and_rule(len(found), mu=0.1)
-    ours, aims = play(scale * found, goal, rule, steps=20)
-    theirs, other = play(found, goal, rule, steps=20)
+    target_rule, rule = both_rules(len(found), mu=0.1)
+    ours, state = play(scale * found, target_rule, rule, steps=20)
+    theirs, other = play(found, target_rule, rule, steps=20)
     np.testing.assert_allclose(ours, theirs, rtol=1e-9)
-    np.testing.assert_allclose(aims.tau, other.tau, rtol=1e-9)
+    np.testing.assert_allclose(state.tau, other.tau, rtol=1e-9)
 
 
 def test_a_guard_keeps_a_language_near_the_reference():
@@ -125,10 +125,10 @@ def test_a_guard_keeps_a_language_near_the_reference():
     members = [[0], [1], [2], [3], [4]]
     found = gradients(0, members, relatives=2.0)
     gram, uniform, start = found @ found.T, np.full(5, 0.2), np.full(5, 10.0)
-    goal, rule = goal_and_rule(5, members, mu=0.1, reference=uniform, allowance=0.005)
-    goal = replace(goal, robust=False)
+    target_rule, rule = both_rules(5, members, mu=0.1, reference=uniform, allowance=0.005)
+    target_rule = replace(target_rule, robust=False)
 
-    def descend(goal):
+    def losses_with(target_rule):
         fallen = np.zeros(5)
 
         def losses(step, alpha):
@@ -137,41 +137,43 @@ def test_a_guard_keeps_a_language_near_the_reference():
             fallen = fallen + gram @ alpha / STEPS
             return now
 
-        _, aims = play(found, goal, rule, losses=losses)
-        return (start - fallen) / (start - gram @ uniform) - 1, aims
+        _, state = play(found, target_rule, rule, losses=losses)
+        return (start - fallen) / (start - gram @ uniform) - 1, state
 
-    free, _ = descend(replace(goal, reference=None))
-    kept, aims = descend(goal)
+    free, _ = losses_with(replace(target_rule, reference=None))
+    kept, state = losses_with(target_rule)
     assert free[0] > 0.02
     assert kept.max() < 0.005
-    assert aims.multiplier[0] > 0
-    np.testing.assert_allclose(aims.excess(), kept, atol=1e-3)
+    assert state.multiplier[0] > 0
+    np.testing.assert_allclose(state.excess(), kept, atol=1e-3)
 
 
 def test_a_language_that_makes_no_progress_at_all_gets_the_most_the_guard_has():
     """Two languages that hinder each other: what helps one is worse for the other than nothing."""
     found = np.array([[1.0, 0.0], [-0.5, 1.0]])
-    goal, rule = goal_and_rule(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
-    goal, alpha, aims = replace(goal, robust=False), np.array([0.2, 0.8]), Aims.start(2)
+    target_rule, rule = both_rules(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
+    target_rule, alpha, state = replace(target_rule, robust=False), np.array([0.2, 0.8]), TargetState.start(2)
     for _ in range(40):
-        shown = products(found, alpha, aims.targets(goal), goal.reference)
-        aims, _ = advance(aims, shown, alpha, goal=goal, rule=rule, eta=1 / 40)
-    assert aims.made[0] < 0 < aims.reference_made[0]
-    assert np.isnan(aims.excess()[0])
-    assert aims.multiplier.tolist() == [100.0, 0.0]
+        shown = products(found, alpha, state.targets(target_rule), target_rule.reference)
+        state, _ = advance(state, shown, alpha, target_rule=target_rule, rule=rule, eta=1 / 40)
+    assert state.made[0] < 0 < state.reference_made[0]
+    assert np.isnan(state.excess()[0])
+    assert state.multiplier.tolist() == [100.0, 0.0]
 
 
 def test_a_loss_that_has_risen_is_no_estimate_and_moves_no_multiplier():
     """More progress of the reference would else be taken for a higher loss of the reference."""
     found = np.eye(2)
-    goal, rule = goal_and_rule(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
-    goal, alpha, aims = replace(goal, robust=False), np.array([0.1, 0.9]), Aims.start(2)
-    aims = replace(aims, multiplier=np.array([7.0, 0.0]))
+    target_rule, rule = both_rules(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
+    target_rule, alpha, state = replace(target_rule, robust=False), np.array([0.1, 0.9]), TargetState.start(2)
+    state = replace(state, multiplier=np.array([7.0, 0.0]))
     for step in range(40):
-        shown = replace(products(found, alpha, aims.targets(goal), goal.reference), losses=np.full(2, 5 + step / 80))
-        aims, _ = advance(aims, shown, alpha, goal=goal, rule=rule, eta=1 / 40)
-    assert np.isnan(aims.excess()).all()
-    assert aims.multiplier.tolist() == [7.0, 0.0]
+        shown = replace(
+            products(found, alpha, state.targets(target_rule), target_rule.reference), losses=np.full(2, 5 + step / 80)
+        )
+        state, _ = advance(state, shown, alpha, target_rule=target_rule, rule=rule, eta=1 / 40)
+    assert np.isnan(state.excess()).all()
+    assert state.multiplier.tolist() == [7.0, 0.0]
 
 
 def test_a_language_without_targets_is_guarded_all_the_same():
@@ -181,15 +183,15 @@ def test_a_language_without_targets_is_guarded_all_the_same():
 
 def test_a_language_that_the_batch_does_not_show_keeps_its_target():
     found = gradients(0)
-    goal, rule = goal_and_rule(len(found), mu=0.1)
-    aims = Aims.start(3)
+    target_rule, rule = both_rules(len(found), mu=0.1)
+    state = TargetState.start(3)
     shown = products(found, np.full(6, 1 / 6), rule.targets)
-    aims, _ = advance(aims, shown, np.full(6, 1 / 6), goal=goal, rule=rule, eta=0.1)
+    state, _ = advance(state, shown, np.full(6, 1 / 6), target_rule=target_rule, rule=rule, eta=0.1)
     hidden = replace(shown, half_products=np.array([np.nan, *shown.half_products[1:]]))
-    after, progress = advance(aims, hidden, np.full(6, 1 / 6), goal=goal, rule=rule, eta=0.1)
+    after, progress = advance(state, hidden, np.full(6, 1 / 6), target_rule=target_rule, rule=rule, eta=0.1)
     assert np.isnan(progress).tolist() == [True, False, False]
-    assert after.tau[0] == pytest.approx(aims.tau[0], rel=1e-12)
-    assert after.potential[0] == pytest.approx(aims.potential[0], rel=1e-12)
+    assert after.tau[0] == pytest.approx(state.tau[0], rel=1e-12)
+    assert after.potential[0] == pytest.approx(state.potential[0], rel=1e-12)
 
 
 def test_the_proxy_sees_what_repeats_as_often_as_in_the_target_run(store, recipe):
@@ -222,7 +224,7 @@ def test_the_proxy_sees_what_repeats_as_often_as_in_the_target_run(store, recipe
         ({"targets": "robust", "normalise": "none"}, "normalise none keeps the scale of targets"),
     ],
 )
-def test_aims_that_cannot_work_are_refused(store, recipe, given, message):
+def test_targets_that_cannot_work_are_refused(store, recipe, given, message):
     with pytest.raises(XDogeError, match=message):
         FitSettings.for_store(store, {"proxy": recipe} | given)
 

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from xdoge.config import Count
 from xdoge.errors import XDogeError, names_that_differ
 from xdoge.fit.reweight import Normalisation, Rule, Score
-from xdoge.fit.targets import Goal, language_shares
+from xdoge.fit.targets import TargetRule, language_shares
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
 from xdoge.models.flops import product_flops
@@ -127,15 +127,15 @@ class FitSettings(ProxySettings):
             **given,
         }
 
-    def goal(self, store: TokenStore) -> Goal:
-        """Return what the fit aims at, by language.
+    def target_rule(self, store: TokenStore) -> TargetRule:
+        """Return how the targets move, by language.
 
         Raises:
             XDogeError: no_worse_than names no reference for these sources.
         """
         rule, index = self.rule(store.languages), {source: i for i, source in enumerate(store.sources)}
         members = [[index[source] for source in sources] for sources in store.languages.values()]
-        reference, allowance = None, Goal.allowance
+        reference, allowance = None, TargetRule.allowance
         if self.no_worse_than is not None:
             name, _, percent = self.no_worse_than.rpartition(":")
             allowance = float(percent.removesuffix("%")) / 100
@@ -144,7 +144,7 @@ class FitSettings(ProxySettings):
             if difference := names_that_differ(name, [s for s, w in weights.sources.items() if w], "the fit", trained):
                 raise XDogeError(f"no_worse_than {self.no_worse_than!r} has other sources: {difference}.")
             reference = np.array([weights.sources.get(source, 0.0) for source in store.sources])
-        return Goal(
+        return TargetRule(
             shares=language_shares(members, rule.targets),
             base=rule.targets,
             robust=self.targets == "robust",

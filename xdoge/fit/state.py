@@ -1,4 +1,4 @@
-"""What a checkpoint of a fit holds: taken apart into numbers, arrays and tensors, and put together again."""
+"""The state of a fit between two steps, and how a checkpoint holds it: as numbers, arrays and tensors by name."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ import torch
 from xdoge.fit.affinity import GradientAffinity
 from xdoge.fit.batches import Counts
 from xdoge.fit.reweight import Weights
-from xdoge.fit.targets import Aims
+from xdoge.fit.targets import TargetState
 from xdoge.training.run_folder import Arrays
 
-PARTS = {"weights": Weights, "aims": Aims, "transfer": GradientAffinity}
+PARTS = {"weights": ("weights", Weights), "aims": ("targets", TargetState), "transfer": ("affinity", GradientAffinity)}
+"""Each part's name in checkpoints, which stays as it is, with its field of `State` and its class."""
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything but the proxy, its optimiser and the record of the past that the next step depends on."""
+    """Everything that the next step depends on, besides the proxy and its optimiser."""
 
     step: int
     read: Counts  # (k,) sequences of each source trained on so far
     weights: Weights
-    aims: Aims
-    transfer: GradientAffinity
+    targets: TargetState
+    affinity: GradientAffinity
 
     def to_dict(self) -> tuple[dict[str, Any], Arrays]:
         """Return the numbers and the arrays, each under the name of its part and field."""
         values = {
-            f"{part}.{field.name}": getattr(getattr(self, part), field.name)
-            for part, kind in PARTS.items()
+            f"{key}.{field.name}": getattr(getattr(self, part), field.name)
+            for key, (part, kind) in PARTS.items()
             for field in fields(kind)
         }
         arrays = {"read": self.read} | {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
@@ -40,11 +41,11 @@ class State:
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any], arrays: Arrays) -> Self:
-        """Return the state that `apart` took apart."""
+        """Return the state that `to_dict` took apart."""
         values = {**numbers, **arrays}
         parts: dict[str, Any] = {
-            part: kind(**{field.name: values[f"{part}.{field.name}"] for field in fields(kind)})
-            for part, kind in PARTS.items()
+            part: kind(**{field.name: values[f"{key}.{field.name}"] for field in fields(kind)})
+            for key, (part, kind) in PARTS.items()
         }
         return cls(step=numbers["step"], read=arrays["read"], **parts)
 

@@ -1,14 +1,14 @@
-"""What the fit aims at: targets that stay as they are, or move towards the languages that are left behind.
+"""Targets τ: how much the loss of each source counts, fixed or moving towards the languages that progress least.
 
-Each step a language ℓ makes a progress of P_ℓ(α) = ⟨∇l_ℓ, Σ_j α_j g_j⟩, to first order and per unit of the learning
-rate. `targets: robust` plays a game over its size relative to C_ℓ, what ℓ would progress if it had all the weight:
+In each step a language ℓ makes a progress of P_ℓ(α) = ⟨∇l_ℓ, Σ_j α_j g_j⟩, to first order and per unit of the learning
+rate. C_ℓ is the progress that ℓ would make with all the weight. `targets: robust` plays a game over their ratio:
 
     max over α, min over τ   Σ_ℓ τ_ℓ P_ℓ(α) / C_ℓ
 
-α moves up it by the outer step as ever, with τ_ℓ / C_ℓ for the targets; τ moves down it by mirror descent. A guard
-compares P_ℓ(α) with P_ℓ of reference weights and raises the target of a language whose loss would end too far above
-what the reference would have reached. Neither costs a pass: progress is a product with a direction that the one pass
-sums anyway, or with one more. `docs/method.md`, "Robust targets" and "No worse than".
+α moves up by the outer step, with τ_ℓ / C_ℓ as targets; τ moves down by mirror descent. A guard (`no_worse_than`)
+compares P_ℓ(α) with P_ℓ of reference weights. It raises the target of a language whose loss would end too far above
+the loss that the reference would have reached. Neither needs another backward pass: progress is an inner product with a
+sum that the gradient engine forms anyway, or with one more. `docs/method.md`, "Robust targets" and "No worse than".
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ AHEAD = 0.2
 """Part of the fit that the guard looks ahead: weights move over such times, and would swing if it waited."""
 
 NUMBERS = ("mass", "elapsed")
-"""The fields of `Aims` that are not by language."""
+"""The fields of `TargetState` that hold one number for the whole fit."""
 
 FLOOR_SHARE = 1 / 20
 """Least τ of a language as a part of the equal share: none is ever out of sight."""
 
 
 @dataclass(frozen=True)
-class Goal:
-    """What stays the same over the fit.
+class TargetRule:
+    """How the targets move: what stays the same over the fit.
 
     Args:
         shares: (L, k) what each source counts for in its language's loss; rows sum to 1.
@@ -64,8 +64,8 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Aims:
-    """What moves: all (L,), by language, but `mass` and `elapsed`.
+class TargetState:
+    """What a step moves. All fields are (L,), by language, except `mass` and `elapsed`.
 
     Args:
         tau: τ, on the floored simplex.
@@ -112,27 +112,27 @@ class Aims:
         bounded: Floats = np.maximum(self.signal, LEAST_SIGNAL * self.square_norm) / self.mass
         return np.where(bounded > 0, bounded, np.inf)
 
-    def targets(self, goal: Goal) -> Floats:
+    def targets(self, rule: TargetRule) -> Floats:
         """Return τ of the sources for the next step, (k,); only their proportions matter."""
-        potential, sources = self.potential, (goal.shares > 0).sum(1)
+        potential, sources = self.potential, (rule.shares > 0).sum(1)
         finite = np.isfinite(potential)
         usual = np.average(potential[finite], weights=sources[finite]) if finite.any() else 1.0
-        return self._of_sources(goal, usual / potential)
+        return self._of_sources(rule, usual / potential)
 
-    def masses(self, goal: Goal) -> Floats:
+    def masses(self, rule: TargetRule) -> Floats:
         """Return what each source's target counts for in the scale of the scores, (k,).
 
         A target in units of a language's own progress says how much it is asked for, not how long gradients are.
         """
-        return self._of_sources(goal, np.ones_like(self.tau))
+        return self._of_sources(rule, np.ones_like(self.tau))
 
-    def _of_sources(self, goal: Goal, scale: Floats) -> Floats:
+    def _of_sources(self, rule: TargetRule, scale: Floats) -> Floats:
         """Return (k,) what τ and the multipliers, times (L,) a scale, and fixed targets make of each source."""
-        if not goal.moves:
-            return goal.base
+        if not rule.moves:
+            return rule.base
         count = len(self.tau)
-        moving: Floats = ((count * self.tau * goal.robust + self.multiplier) * scale) @ goal.shares
-        return moving if goal.robust else moving + goal.base * count / goal.base.sum()
+        moving: Floats = ((count * self.tau * rule.robust + self.multiplier) * scale) @ rule.shares
+        return moving if rule.robust else moving + rule.base * count / rule.base.sum()
 
     def excess(self) -> Floats:
         """Return by what part the loss of each language is above what the reference would have reached by now, (L,).
@@ -140,9 +140,9 @@ class Aims:
         The fall of the loss so far, times the reference's progress over the progress made, is taken for the
         reference's fall; NaN before anything can be said, and while the loss is above what it was at first.
         """
-        return self._foreseen(0.0)
+        return self._forecast(0.0)
 
-    def _foreseen(self, ahead: float) -> Floats:
+    def _forecast(self, ahead: float) -> Floats:
         """Return the same after a further part of the fit at the present pace of both."""
         with np.errstate(divide="ignore", invalid="ignore"):
             fallen = self.first_loss - self.loss / self.mass
@@ -156,20 +156,20 @@ class Aims:
 
 
 def advance(
-    aims: Aims, products: SourceProducts, weights: Floats, *, goal: Goal, rule: Rule, eta: float
-) -> tuple[Aims, Floats]:
-    """Return the aims after one step, and the relative progress P_ℓ / C_ℓ that each language made in it, (L,).
+    state: TargetState, products: SourceProducts, weights: Floats, *, target_rule: TargetRule, rule: Rule, eta: float
+) -> tuple[TargetState, Floats]:
+    """Return the state after one step, and the relative progress P_ℓ / C_ℓ that each language made in it, (L,).
 
     Args:
-        aims: before the step.
+        state: before the step.
         products: of the step's batch.
         weights: (k,) what each source's gradient counted for in the training gradient.
-        goal: what stays the same.
+        target_rule: what stays the same.
         rule: of the outer step; whether own products hold noise.
         eta: the step's part of the whole fit.
     """
     own = own_products(products, rule)
-    present = goal.shares * ~np.isnan(own)
+    present = target_rule.shares * ~np.isnan(own)
     sums = present.sum(1, keepdims=True)
     shares = np.divide(present, sums, out=np.zeros_like(present), where=sums > 0)  # (L, k)
     seen = sums[:, 0] > 0
@@ -179,40 +179,41 @@ def advance(
 
     def kept(before: Floats, values: Floats) -> Floats:
         # a language that the batch does not show keeps its mean
-        usual = before / aims.mass if aims.mass else np.zeros_like(before)
+        usual = before / state.mass if state.mass else np.zeros_like(before)
         return DECAY * before + (1 - DECAY) * np.where(np.isnan(values), usual, values)
 
     noise = own - products.square_norms
     losses = by_language(products.losses)
     made = by_language(products.progress + weights * noise)
     after = replace(
-        aims,
-        signal=kept(aims.signal, by_language(own)),
-        square_norm=kept(aims.square_norm, by_language(products.square_norms)),
-        loss=kept(aims.loss, losses),
-        mass=DECAY * aims.mass + (1 - DECAY),
-        elapsed=aims.elapsed + eta,
-        pace=kept(aims.pace, made),
-        first_loss=np.where(np.isnan(aims.first_loss), losses, aims.first_loss),
-        made=aims.made + eta * np.nan_to_num(made),
+        state,
+        signal=kept(state.signal, by_language(own)),
+        square_norm=kept(state.square_norm, by_language(products.square_norms)),
+        loss=kept(state.loss, losses),
+        mass=DECAY * state.mass + (1 - DECAY),
+        elapsed=state.elapsed + eta,
+        pace=kept(state.pace, made),
+        first_loss=np.where(np.isnan(state.first_loss), losses, state.first_loss),
+        made=state.made + eta * np.nan_to_num(made),
     )
     progress: Floats = made / after.potential
-    if goal.robust:
-        floor = FLOOR_SHARE / len(aims.tau)
-        tau = mirror_step(aims.tau, -eta / goal.mu * progress, floor=floor)
-        after = replace(after, tau=tau, total=aims.total + tau)
-    if goal.reference is not None:
+    if target_rule.robust:
+        floor = FLOOR_SHARE / len(state.tau)
+        tau = mirror_step(state.tau, -eta / target_rule.mu * progress, floor=floor)
+        after = replace(after, tau=tau, total=state.total + tau)
+    if target_rule.reference is not None:
         assert products.reference is not None
-        would = by_language(products.reference + goal.reference * noise)
-        pace, sums = kept(aims.reference_pace, would), aims.reference_made + eta * np.nan_to_num(would)
+        would = by_language(products.reference + target_rule.reference * noise)
+        pace, sums = kept(state.reference_pace, would), state.reference_made + eta * np.nan_to_num(would)
         after = replace(after, reference_pace=pace, reference_made=sums)
         ahead = min(AHEAD, 1 - after.elapsed)
-        half = goal.allowance / 2 * (after.elapsed + ahead)  # an allowance that grows with the fit lasts to its end
-        foreseen = after._foreseen(ahead)
+        # an allowance that grows with the fit lasts to its end
+        half = target_rule.allowance / 2 * (after.elapsed + ahead)
+        forecast = after._forecast(ahead)
         # no progress at all is no estimate, and the worst there is; a few steps of noise are neither
-        stuck = np.isnan(foreseen) & ~(after.made > 0) & (after.reference_made > 0) & (after.mass > 0.5)
-        miss = np.where(stuck, GAIN, foreseen / half - 1)
-        multiplier = np.where(np.isnan(miss), aims.multiplier, GAIN * np.clip(miss, 0.0, GAIN))
+        stuck = np.isnan(forecast) & ~(after.made > 0) & (after.reference_made > 0) & (after.mass > 0.5)
+        miss = np.where(stuck, GAIN, forecast / half - 1)
+        multiplier = np.where(np.isnan(miss), state.multiplier, GAIN * np.clip(miss, 0.0, GAIN))
         after = replace(after, multiplier=multiplier)
     return after, progress
 

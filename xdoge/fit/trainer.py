@@ -23,15 +23,15 @@ from xdoge._version import __version__
 from xdoge.corpus.store import TokenStore
 from xdoge.distributed import Processes, stop_requests
 from xdoge.errors import Interrupted, NonFiniteLossError, RankLocalError, XDogeError
-from xdoge.fit import affinity as transfer
 from xdoge.fit import reweight
-from xdoge.fit import targets as aims
+from xdoge.fit.affinity import GradientAffinity
 from xdoge.fit.batches import Counts, draw, gradient_weights, sequence_counts
 from xdoge.fit.gradients.engine import GradientEngine
 from xdoge.fit.gradients.placement import place
 from xdoge.fit.gradients.products import SourceBatch, SourceProducts
 from xdoge.fit.settings import FitSettings
 from xdoge.fit.state import State, from_tensors, to_tensors
+from xdoge.fit.targets import TargetRule, TargetState, advance
 from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
 from xdoge.models.flops import training_flops
@@ -88,10 +88,10 @@ def fit(
         Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
     """
     run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
-    goal = settings.goal(store)
+    target_rule = settings.target_rule(store)
     config = resolved_config(store, settings, recipe)
-    if goal.reference is not None:
-        config["reference"] = dict(zip(store.sources, goal.reference.tolist(), strict=True))
+    if target_rule.reference is not None:
+        config["reference"] = dict(zip(store.sources, target_rule.reference.tolist(), strict=True))
     processes = Processes.join(cpu=settings.device == "cpu", timeout=settings.timeout)
     first = processes.is_first
     if not first:
@@ -108,7 +108,7 @@ def fit(
         run.refuse_taken()
     for line in settings.notes(store):
         on_note(f"note: {line}")
-    fitting = _Fit(store, settings, recipe, run, processes, goal)
+    fitting = _Fit(store, settings, recipe, run, processes, target_rule)
     with processes.closing_group(), run.claimed() if first else contextlib.nullcontext(), stop_requests() as stop:
         if first and not resume:
             run.start(config)
@@ -117,7 +117,7 @@ def fit(
         fitting.train(GradientEngine(fitting.model, len(store.sources), processes=processes), stop, on_step)
         weights = fitting.finish()
     for language, excess in weights.method.get("excess", {}).items():
-        if excess is None or excess > fitting.goal.allowance:
+        if excess is None or excess > fitting.target_rule.allowance:
             what = (
                 "could not be estimated"
                 if excess is None
@@ -150,10 +150,10 @@ class _Fit:
         recipe: Recipe,
         run: RunFolder,
         processes: Processes,
-        goal: aims.Goal,
+        target_rule: TargetRule,
     ) -> None:
         self.store, self.settings, self.recipe, self.run = store, settings, recipe, run
-        self.processes, self.goal = processes, goal
+        self.processes, self.target_rule = processes, target_rule
         self.rule = settings.rule(store.languages)
         self.device = pick_device(settings.device if processes.world_size == 1 else processes.device)
         self.autocast = pick_autocast(settings.precision, self.device)
@@ -168,8 +168,8 @@ class _Fit:
             step=0,
             weights=reweight.Weights.uniform(self.rule.trained),
             read=np.zeros(k, dtype=np.int64),
-            aims=aims.Aims.start(len(store.languages)),
-            transfer=transfer.GradientAffinity.empty(k),
+            targets=TargetState.start(len(store.languages)),
+            affinity=GradientAffinity.empty(k),
         )
         self.history = self.run.read_trajectory(0, COLUMNS, k)
         self.seconds = 0.0
@@ -184,7 +184,10 @@ class _Fit:
         for step in range(self.state.step + 1, settings.steps + 1):
             weights, read = self.state.weights.now, self.state.read
             counts = sequence_counts(weights, trained=self.rule.trained, settings=settings, step=step)
-            targets, mixed = self.state.aims.targets(self.goal), gradient_weights(weights, counts, settings=settings)
+            targets, mixed = (
+                self.state.targets.targets(self.target_rule),
+                gradient_weights(weights, counts, settings=settings),
+            )
             placement, rank = place(counts, self.processes.world_size), self.processes.rank
             own = placement.rows[rank]
             with rank_local_errors():
@@ -193,7 +196,7 @@ class _Fit:
                 SourceBatch(input_ids=rows.to(self.device), counts=tuple(own.tolist())),
                 weights=mixed,
                 targets=targets,
-                reference=self.goal.reference,
+                reference=self.target_rule.reference,
                 gram=settings.gram_every > 0 and step % settings.gram_every == 0,
                 microbatches=settings.microbatches,
                 autocast=self.autocast,
@@ -242,7 +245,7 @@ class _Fit:
         Returns:
             The scores (k,), and the relative progress of the languages (L,).
         """
-        rule = replace(self.rule, targets=targets, masses=self.state.aims.masses(self.goal))
+        rule = replace(self.rule, targets=targets, masses=self.state.targets.masses(self.target_rule))
         eta = learning_rate_ratio(step, self.settings) / self.rate_total
         after, scores = reweight.step(
             self.state.weights,
@@ -251,9 +254,9 @@ class _Fit:
             eta=eta,
             counts=step > self.settings.burn_in * self.settings.steps,
         )
-        windows = self.state.transfer.add(products, step=step, steps=self.settings.steps)
-        moved, progress = aims.advance(self.state.aims, products, mixed, goal=self.goal, rule=rule, eta=eta)
-        self.state = State(step=step, weights=after, read=self.state.read + counts, aims=moved, transfer=windows)
+        affinity = self.state.affinity.add(products, step=step, steps=self.settings.steps)
+        moved, progress = advance(self.state.targets, products, mixed, target_rule=self.target_rule, rule=rule, eta=eta)
+        self.state = State(step=step, weights=after, read=self.state.read + counts, targets=moved, affinity=affinity)
         return scores, progress
 
     def row(
@@ -286,10 +289,10 @@ class _Fit:
             "languages": languages,
             "progress": self.by_language(progress),
         }
-        moved = self.state.aims
-        if self.goal.robust:
+        moved = self.state.targets
+        if self.target_rule.robust:
             row["targets"] = self.by_language(moved.tau)
-        if self.goal.reference is not None:
+        if self.target_rule.reference is not None:
             row["excess"], row["multipliers"] = (
                 self.by_language(moved.excess()),
                 self.by_language(moved.multiplier),
@@ -389,10 +392,10 @@ class _Fit:
     def found(self) -> dict[str, Any]:
         """Return what the fit found out about the languages, where it followed them."""
         found: dict[str, Any] = {}
-        if self.goal.robust:
-            found["mean_targets"] = self.by_language(self.state.aims.total / self.settings.steps)
-        if self.goal.reference is not None:
-            found["excess"] = self.by_language(self.state.aims.excess())
+        if self.target_rule.robust:
+            found["mean_targets"] = self.by_language(self.state.targets.total / self.settings.steps)
+        if self.target_rule.reference is not None:
+            found["excess"] = self.by_language(self.state.targets.excess())
         return found
 
     def finish(self) -> WeightSet:
@@ -421,8 +424,8 @@ class _Fit:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         if self.processes.is_first:
-            if self.state.transfer.counts.any():
-                run.write_gram(self.state.transfer.to_table(store.sources, steps=settings.steps))
+            if self.state.affinity.counts.any():
+                run.write_gram(self.state.affinity.to_table(store.sources, steps=settings.steps))
             shutil.rmtree(run.proxy, ignore_errors=True)
             with saving_tensors(run.proxy) as folder:
                 self.model.save_pretrained(folder)

@@ -159,7 +159,7 @@ def _learned(
     try:
         if kind == FIT:
             settings = FitSettings.for_store(store, {"seed": seed, **given}, where="settings")
-            reference = settings.goal(store).reference
+            reference = settings.target_rule(store).reference
             learns_from["reference"] = None if reference is None else reference.tolist()
         else:
             settings = METHODS[kind].for_store(store, {"seed": seed, **given}, where="settings")

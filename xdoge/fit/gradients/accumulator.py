@@ -1,9 +1,9 @@
-"""One call of `GradientEngine.backward`: per-source gradients are formed, reduced and summed over processes.
+"""What one call of `GradientEngine.backward` gathers: per-source gradients, formed, reduced and summed over processes.
 
-Every process forms the gradients of its own rows only, a slice of a parameter at a time. Of each slice the processes
-sum (a *message*) the slices of Σ τ_i g_i and Σ α_i g_i, and for a Gram matrix those of all sources; `chain.py` sums the
-gradients of sources that lie on more than one of them. With the sums in hand each reduces its own sources to numbers,
-and at the end the numbers are summed. A message travels while the next slices, and the layers below, are computed.
+Every process forms the gradients of its own rows only, one slice of a parameter at a time. For each slice the processes
+all-reduce Σ τ_i g_i and Σ α_i g_i, and for a Gram matrix the gradients of all sources. `pipelined_reduce.py` sums the
+gradients of sources that lie on several processes. Each process then reduces its own sources to numbers, and at the end
+the numbers are summed. An all-reduce runs while the next slices, and the layers below, are computed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +22,10 @@ from torch import nn
 from xdoge.distributed import Processes
 from xdoge.errors import XDogeError
 from xdoge.fit.gradients.hooks import matrix_shape
-from xdoge.fit.gradients.pipelined_reduce import Chain, Slice
+from xdoge.fit.gradients.pipelined_reduce import PipelinedReduce, SliceMessages
 from xdoge.fit.gradients.placement import Placement
-from xdoge.fit.gradients.segments import Layout, Lookup, Piece, Segments, working_dtype
-
-if TYPE_CHECKING:
-    from xdoge.fit.gradients.products import SourceBatch, SourceProducts
+from xdoge.fit.gradients.products import SourceBatch, SourceProducts
+from xdoge.fit.gradients.segments import Lookup, Piece, RowLayout, Segments, working_dtype
 
 # Shape of the slices, measured on the shapes of small proxies: narrower slices slow the matrix products down, larger
 # ones fall out of the cache.
@@ -35,25 +33,25 @@ MIN_ROWS = 32
 MAX_COLUMNS = 256
 
 IN_FLIGHT = 4
-"""Messages under way at once, each with the buffer of its slice."""
+"""All-reduces under way at once, each with the buffer of its slice."""
 
 
 @dataclass(frozen=True)
-class _Message:
-    """A slice of which the sums over processes are under way."""
+class _PendingSlice:
+    """A slice whose sums over processes are under way."""
 
     work: Any
     sums: torch.Tensor  # (m, n) Σ τ_i g_i, Σ α_i g_i and so on; for a Gram matrix then the gradients of all slots
     grads: torch.Tensor  # (s, n) of this process's segments
-    link: Slice | None
-    put: Callable[[torch.Tensor], None]  # takes the slice of Σ α_i g_i
+    shared: SliceMessages | None  # of sources that lie on several processes
+    write: Callable[[torch.Tensor], None]  # takes the slice of Σ α_i g_i
 
 
 class GradientAccumulator:
     """The state of one call of `GradientEngine.backward`.
 
-    The loss that is propagated back is the plain sum over tokens; the 1/(n_j (T-1)) that makes means of it enters with
-    the weights and targets, at no cost.
+    The loss that is propagated back is the plain sum over tokens. The factor 1/(n_j (T-1)) that makes it a mean is part
+    of the weights and targets.
     """
 
     def __init__(
@@ -82,7 +80,11 @@ class GradientAccumulator:
         )
         # all processes cut parameters into the same slices, for the one that has most segments
         self.width = len(self.segments.slots) if alone else int((placement.rows > 0).sum(1).max()) * (1 + halves)
-        self.chain = None if alone or gram else Chain(placement, self.segments, processes, halves=halves, device=device)
+        self.pipeline = (
+            None
+            if alone or gram
+            else PipelinedReduce(placement, self.segments, processes, halves=halves, device=device)
+        )
         self.gram_slots = self.segments.slots if gram else self.segments.slots[:0]
         if gram and not alone:  # all send the same rows
             cut = (self.counts > 1) & halves
@@ -100,15 +102,15 @@ class GradientAccumulator:
         self.matrix = new(len(self.gram_slots), len(self.gram_slots))
         self.gram = gram
         self.noted: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
-        self.messages: deque[_Message] = deque()
+        self.pending: deque[_PendingSlice] = deque()
         self.turn = self.received = self.message_bytes = 0
         self.uses: Counter[nn.Parameter] = Counter()
         self.waiting: defaultdict[nn.Parameter, list[Piece]] = defaultdict(list)
-        self.layout: Layout
+        self.layout: RowLayout
         self.is_last = False
         self.in_backward = False
 
-    def begin(self, layout: Layout, *, is_last: bool) -> None:
+    def begin(self, layout: RowLayout, *, is_last: bool) -> None:
         """Turn to the next microbatch."""
         self.layout, self.is_last, self.in_backward = layout, is_last, False
 
@@ -117,12 +119,12 @@ class GradientAccumulator:
         self.losses += self.layout.sum(losses[:, None].double()).squeeze(1)
 
     def expect(self, parameter: nn.Parameter) -> None:
-        """See `Tap`."""
+        """See `GradientSink`."""
         if not self.in_backward:  # what a checkpoint runs again in backward is no new use
             self.uses[parameter] += 1
 
     def arrive(self, parameter: nn.Parameter, piece: Piece) -> None:
-        """See `Tap`."""
+        """See `GradientSink`."""
         self.uses[parameter] -= 1
         if self.uses[parameter] < 0:
             raise XDogeError(
@@ -134,10 +136,10 @@ class GradientAccumulator:
             self.settle(parameter, self.waiting.pop(parameter))
 
     def finish(self) -> None:
-        """Settle the parameters of which some use did not reach the loss, and wait for what is under way."""
+        """Settle the parameters that have a use that did not reach the loss, and wait for what is under way."""
         while self.waiting:
             self.settle(*self.waiting.popitem())
-        while self.messages:
+        while self.pending:
             self.receive()
         self.fold()
 
@@ -176,7 +178,7 @@ class GradientAccumulator:
                     add(grads, columns, overwrite=overwrite)
                     overwrite = False
                 place = looked_up[rows] if looked_up is not None else rows
-                self.reduce(grads.view(s, -1), mix, partial(_put, total, place, columns, is_new))
+                self.reduce(grads.view(s, -1), mix, partial(_write_gradient, total, place, columns, is_new))
         self.fold()
 
     def all_looked_up(self, tokens: torch.Tensor, n: int) -> torch.Tensor:
@@ -188,39 +190,39 @@ class GradientAccumulator:
         self.processes.wait(self.processes.all_reduce_async(used, largest=True))
         return used.nonzero().squeeze(1)
 
-    def reduce(self, grads: torch.Tensor, mix: torch.Tensor, put: Callable[[torch.Tensor], None]) -> None:
-        """Note a slice's products and put its training gradient where it belongs, at once or when all have sent it."""
+    def reduce(self, grads: torch.Tensor, mix: torch.Tensor, write: Callable[[torch.Tensor], None]) -> None:
+        """Note a slice's products and write its training gradient, at once or when the processes have summed it."""
         self.turn += 1
         if self.processes.world_size == 1:
             mixed = mix @ grads  # (m, n) the slices of Σ τ_i g_i, Σ α_i g_i and so on
             self.note(grads, mixed, grads if self.gram else grads[:0])
-            put(mixed[1])
+            write(mixed[1])
             return
         sums = grads.new_zeros(len(mix) + len(self.gram_slots), grads.shape[1])
         torch.mm(mix, grads, out=sums[: len(mix)])
         if self.gram:
             sums[len(mix) + self.gram_rows] = grads
-        link = self.chain.begin(grads, self.turn) if self.chain else None
-        rows = len(sums) + (self.chain.tail.n_rows if self.chain and self.chain.tail else 0)
+        shared = self.pipeline.begin(grads, self.turn) if self.pipeline else None
+        rows = len(sums) + (self.pipeline.tail.n_rows if self.pipeline and self.pipeline.tail else 0)
         self.message_bytes += rows * sums.shape[1] * sums.itemsize
-        self.messages.append(_Message(self.processes.all_reduce_async(sums), sums, grads, link, put))
-        if len(self.messages) > IN_FLIGHT:
+        self.pending.append(_PendingSlice(self.processes.all_reduce_async(sums), sums, grads, shared, write))
+        if len(self.pending) > IN_FLIGHT:
             self.receive()
 
     def receive(self) -> None:
-        """Wait for the oldest message and note its products."""
-        message = self.messages.popleft()
-        self.processes.wait(message.work)
+        """Wait for the oldest slice that is under way and note its products."""
+        pending = self.pending.popleft()
+        self.processes.wait(pending.work)
         self.received += 1
         mine = self.received % self.processes.world_size == self.processes.rank
-        if self.chain and message.link:
-            self.chain.end(message.link, message.grads)
+        if self.pipeline and pending.shared:
+            self.pipeline.end(pending.shared, pending.grads)
         m = len(self.mix)
-        self.note(message.grads, message.sums[:m], message.sums[m:] if mine else message.sums[:0])
-        message.put(message.sums[1])
+        self.note(pending.grads, pending.sums[:m], pending.sums[m:] if mine else pending.sums[:0])
+        pending.write(pending.sums[1])
 
     def note(self, grads: torch.Tensor, directions: torch.Tensor, every: torch.Tensor) -> None:
-        """Note the products of own segments with the directions and, if it is this process's turn, of all slots."""
+        """Note the products of own segments with the directions, and the Gram matrix of `every`, if not empty."""
         self.noted["dots"].append(grads @ directions.T)
         self.noted["norms"].append(torch.linalg.vector_norm(grads, dim=1))
         if n_pairs := self.segments.n_pairs:
@@ -241,8 +243,8 @@ class GradientAccumulator:
     def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the sums over all processes: losses (2k,), products with directions (2k, m), products (2k, 2k).
 
-        Of the products between slots there are, where no Gram matrix was asked for, only those of a slot with itself
-        and of the two halves of a source.
+        Without a Gram matrix the products between slots are those of a slot with itself and of the two halves of a
+        source; the rest is 0.
         """
         k, slots, shared = len(self.counts), self.segments.slots, self.segments.shared
         m = len(self.mix)
@@ -254,16 +256,14 @@ class GradientAccumulator:
         own[first, first + k] = own[first + k, first] = self.pairs.cpu().numpy()
         if self.gram:
             own[np.ix_(self.gram_slots, self.gram_slots)] = self.matrix.cpu().numpy()
-        elif self.chain:
-            self.chain.add_to(own)
+        elif self.pipeline:
+            self.pipeline.add_to(own)
         summed = self.processes.all_reduce(np.concatenate([losses, dots.ravel(), own.ravel()]))
         losses, dots, own = np.split(summed, [2 * k, 2 * k * (1 + m)])
         return losses, dots.reshape(2 * k, m), own.reshape(2 * k, 2 * k)
 
     def products(self) -> SourceProducts:
         """Bring the segments' sums together into those of the sources."""
-        from xdoge.fit.gradients.products import SourceProducts
-
         losses, dots, own = self.totals()
         k, present = len(self.counts), self.counts > 0
         absent = np.where(present, 0.0, np.nan)
@@ -285,8 +285,10 @@ class GradientAccumulator:
         )
 
 
-def _put(total: torch.Tensor, place: slice | torch.Tensor, columns: slice, is_new: bool, trained: torch.Tensor) -> None:
-    """Write a slice of Σ α_i g_i to the parameter's gradient, or add it; `place` is rows, or those looked up."""
+def _write_gradient(
+    total: torch.Tensor, place: slice | torch.Tensor, columns: slice, is_new: bool, trained: torch.Tensor
+) -> None:
+    """Write a slice of Σ α_i g_i to the parameter's gradient, or add it; `place` is rows, or the rows looked up."""
     trained = trained.view(-1, columns.stop - columns.start)
     if isinstance(place, torch.Tensor):
         total[:, columns].index_add_(0, place, trained.to(total.dtype))

@@ -17,8 +17,8 @@ No more than that buffer is ever held beyond what training holds. Parameters tha
 to the embedding, a module called twice, microbatches) wait until their last use has arrived, for the uses must be
 summed before products are taken. The one condition is that no operation mixes rows.
 
-`onepass.py` has the reduction, `segments.py` the rows and the forms in which gradients arrive, `taps.py` what stands in
-for each module's forward.
+`accumulator.py` has the reduction, `segments.py` the rows and the forms in which gradients arrive, `hooks.py` what
+stands in for each module's forward.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from xdoge.distributed import Processes
 from xdoge.errors import XDogeError
 from xdoge.fit.gradients.accumulator import GradientAccumulator
 from xdoge.fit.gradients.head import head_loss
-from xdoge.fit.gradients.hooks import Site, find_sites, refuse_compiled
+from xdoge.fit.gradients.hooks import HookedModule, hooked_modules, refuse_compiled
 from xdoge.fit.gradients.placement import Placement
 from xdoge.fit.gradients.products import SourceBatch, SourceProducts
 from xdoge.fit.gradients.segments import working_dtype
@@ -81,10 +81,10 @@ class GradientEngine:
         self.processes = processes
         self.chunk_bytes = chunk_bytes or CHUNK_BYTES.get(next(model.parameters()).device.type, CHUNK_BYTES["cuda"])
         self.message_bytes = 0
-        self._sites = find_sites(model)
+        self._hooked = hooked_modules(model)
         self._head = self._plain_head()
         self._checked: set[str] = set()
-        self.fallbacks = {site.name: type(site.module).__name__ for site in self._sites if site.is_fallback}
+        self.fallbacks = {hooked.name: type(hooked.module).__name__ for hooked in self._hooked if hooked.is_fallback}
         if self.fallbacks:
             listed = ", ".join(f"{name} ({kind})" for name, kind in self.fallbacks.items())
             warnings.warn(
@@ -127,7 +127,7 @@ class GradientEngine:
         placement = placement or Placement(np.array([batch.counts]))
         _check(batch, weights, targets, self.n_sources, microbatches, placement.rows[self.processes.rank])
         device = next(self.model.parameters()).device
-        run = GradientAccumulator(
+        accumulator = GradientAccumulator(
             batch,
             [targets, weights] + ([] if reference is None else [reference]),
             gram=gram,
@@ -139,59 +139,59 @@ class GradientEngine:
             placement=placement,
         )
         n_rows, n_tokens = batch.input_ids.shape
-        order = torch.from_numpy(run.segments.order).to(batch.input_ids.device)
+        order = torch.from_numpy(accumulator.segments.order).to(batch.input_ids.device)
         input_ids = batch.input_ids[order].to(device)
         cuts = np.linspace(0, n_rows, min(microbatches, n_rows) + 1).astype(int).tolist()
-        with self._patched(run):
+        with self._patched(accumulator):
             for start, stop in pairwise(cuts):
-                run.begin(run.segments.layout(start, stop, n_tokens), is_last=stop == n_rows)
+                accumulator.begin(accumulator.segments.layout(start, stop, n_tokens), is_last=stop == n_rows)
                 context = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
                 with context:
-                    loss = self._summed_loss(run, input_ids[start:stop], keep=len(cuts) == 2)
-                run.in_backward = True
+                    loss = self._summed_loss(accumulator, input_ids[start:stop], keep=len(cuts) == 2)
+                accumulator.in_backward = True
                 loss.backward()  # type: ignore[no-untyped-call]
-            run.finish()
-        self.message_bytes = run.message_bytes
-        return run.products()
+            accumulator.finish()
+        self.message_bytes = accumulator.message_bytes
+        return accumulator.products()
 
-    def _summed_loss(self, run: GradientAccumulator, input_ids: torch.Tensor, *, keep: bool) -> torch.Tensor:
+    def _summed_loss(self, accumulator: GradientAccumulator, input_ids: torch.Tensor, *, keep: bool) -> torch.Tensor:
         targets = input_ids[:, 1:].reshape(-1)
         if self._head is not None:
             hidden = _last_hidden(self.model, input_ids)[:, :-1].reshape(len(targets), -1)
-            return head_loss(hidden, targets, self._head, run, keep=keep)
+            return head_loss(hidden, targets, self._head, accumulator, keep=keep)
         logits = _logits(self.model, input_ids)[:, :-1].flatten(0, 1)
         losses = functional.cross_entropy(logits.to(working_dtype(logits.dtype)), targets, reduction="none")
-        run.add_losses(losses.detach())
+        accumulator.add_losses(losses.detach())
         return losses.sum()
 
     def _plain_head(self) -> nn.Linear | None:
-        """Return the head if it is a linear site and alone maps the last hidden states to the logits."""
+        """Return the head if it is a hooked linear map and alone maps the last hidden states to the logits."""
         head = plain_head(self.model)
-        known = any(site.module is head and not site.is_fallback for site in self._sites)
+        known = any(hooked.module is head and not hooked.is_fallback for hooked in self._hooked)
         return head if known and isinstance(head, nn.Linear) and head.bias is None else None
 
     @contextmanager
-    def _patched(self, run: GradientAccumulator) -> Iterator[None]:
+    def _patched(self, accumulator: GradientAccumulator) -> Iterator[None]:
         with ExitStack() as stack:
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     hook = parameter.register_hook(partial(_refuse_stray, name))  # type: ignore[no-untyped-call]
                     stack.callback(hook.remove)
             refuse_compiled(self.model)
-            for site in self._sites:
-                stack.callback(_replace_forward(site, run))
+            for hooked in self._hooked:
+                stack.callback(_replace_forward(hooked, accumulator))
             yield
 
 
-def _replace_forward(site: Site, run: GradientAccumulator) -> Any:
-    module, original = site.module, site.module.forward
+def _replace_forward(hooked: HookedModule, accumulator: GradientAccumulator) -> Any:
+    module, original = hooked.module, hooked.module.forward
     before = vars(module).get("forward")
     trainable = any(parameter.requires_grad for parameter in module.parameters())
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not trainable or not torch.is_grad_enabled():
             return original(*args, **kwargs)
-        return site.stand_in(run, site, original, *args, **kwargs)
+        return hooked.stand_in(accumulator, hooked, original, *args, **kwargs)
 
     def restore() -> None:
         del module.__dict__["forward"]

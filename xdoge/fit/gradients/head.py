@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from xdoge.fit.gradients.hooks import Tap, expect_pass, lowered
+from xdoge.fit.gradients.hooks import GradientSink, expect_gradients, lowered
 from xdoge.fit.gradients.segments import LogitProduct, Piece, Product, working_dtype
 
 
-def head_loss(hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear, tap: Tap, *, keep: bool) -> torch.Tensor:
+def head_loss(
+    hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear, sink: GradientSink, *, keep: bool
+) -> torch.Tensor:
     """Return the summed cross-entropy of the tokens `targets` (N,) under `head`'s logits of `hidden` (N, d)."""
-    expect_pass(tap, head)
-    loss: torch.Tensor = HeadLoss.apply(hidden, tap.anchor, targets, head, tap, keep)  # type: ignore[no-untyped-call]
+    expect_gradients(sink, head)
+    loss: torch.Tensor = HeadLoss.apply(hidden, sink.anchor, targets, head, sink, keep)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -35,10 +37,10 @@ class HeadLoss(torch.autograd.Function):
         anchor: torch.Tensor,
         targets: torch.Tensor,
         module: nn.Linear,
-        tap: Tap,
+        sink: GradientSink,
         keep: bool,
     ) -> torch.Tensor:
-        ctx.tap, ctx.module, ctx.dtype = tap, module, hidden.dtype
+        ctx.sink, ctx.module, ctx.dtype = sink, module, hidden.dtype
         h, weight = lowered(hidden), lowered(module.weight)
         n, vocabulary = len(h), len(weight)
         exact = working_dtype(h.dtype)
@@ -67,16 +69,18 @@ class HeadLoss(torch.autograd.Function):
                     kept[part] = logits_grad
             torch.mm(logits_grad, weight, out=hidden_grad[part])
         ctx.save_for_backward(h, weight, targets, hidden_grad, log_norm, kept)
-        tap.add_losses(losses)
+        sink.add_losses(losses)
         return losses.sum()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         h, weight, targets, hidden_grad, log_norm, kept = ctx.saved_tensors
-        tap, parameter = ctx.tap, ctx.module.weight
+        sink, parameter = ctx.sink, ctx.module.weight
         if parameter.requires_grad:
             piece: Piece = (
-                LogitProduct(h, weight, log_norm, targets, tap.layout) if kept is None else Product(kept, h, tap.layout)
+                LogitProduct(h, weight, log_norm, targets, sink.layout)
+                if kept is None
+                else Product(kept, h, sink.layout)
             )
-            tap.arrive(parameter, piece)
+            sink.arrive(parameter, piece)
         return hidden_grad.to(ctx.dtype), None, None, None, None, None

@@ -1,9 +1,9 @@
-"""What stands in for a module's forward while one pass runs, so that its gradients arrive per segment.
+"""Replacements of the modules' forward, so that gradients arrive per segment in one backward pass.
 
-Each stand-in computes what the module computes, and its backward hands the pieces of the weight's gradient to the
-pass (`Tap.arrive`) in place of the weight's gradient itself. Linear maps and embeddings hand over the factors they
-have anyway. Norms use one copy of their gain per row. Everything else that owns parameters runs once per segment,
-with copies of its parameters of its own: exact, and as slow as it sounds.
+Each stand-in computes what the module computes. Its backward does not form the weight's gradient; it hands the pieces
+of that gradient to a `GradientSink`. Linear maps and embeddings hand over the two factors of it, which they have
+anyway. Norms use one copy of their gain per row. Any other module that owns parameters runs once per segment, with a
+copy of its parameters for each: exact, but slow.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch import nn
 from torch.nn import functional
 
 from xdoge.errors import XDogeError
-from xdoge.fit.gradients.segments import Dense, Layout, Lookup, Piece, Product, working_dtype
+from xdoge.fit.gradients.segments import Dense, Lookup, Piece, Product, RowLayout, working_dtype
 
 
-class Tap(Protocol):
-    """The side of a running pass that stand-ins see."""
+class GradientSink(Protocol):
+    """Where the stand-ins send the pieces of gradients: the side of a `GradientAccumulator` that they see."""
 
-    layout: Layout  # of the microbatch under way
+    layout: RowLayout  # of the microbatch under way
     anchor: torch.Tensor  # a leaf that makes outputs need a gradient though no parameter is among the inputs
     checked: set[str]  # modules seen to give the same output through their stand-in as by themselves
 
@@ -37,9 +37,12 @@ class Tap(Protocol):
         """Take the losses of all predicted tokens of the microbatch, (N,)."""
 
 
+Forward = Callable[..., Any]
+
+
 @dataclass(frozen=True)
-class Site:
-    """A module whose forward is replaced, and by what."""
+class HookedModule:
+    """A module, and the function that replaces its forward."""
 
     name: str
     module: nn.Module
@@ -47,8 +50,8 @@ class Site:
     is_fallback: bool = False
 
 
-def find_sites(model: nn.Module) -> list[Site]:
-    """Return a site for every module that owns parameters.
+def hooked_modules(model: nn.Module) -> list[HookedModule]:
+    """Return every module that owns parameters, with the function that replaces its forward.
 
     Raises:
         XDogeError: a module or a setting mixes rows, or the model is compiled.
@@ -86,7 +89,7 @@ def _refuse(name: str, module: nn.Module) -> None:
         raise XDogeError(f"{name} is an embedding with {setting}, which depends on the whole batch. Switch it off.")
 
 
-def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[Site]:
+def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[HookedModule]:
     if module in seen:
         return
     seen.add(module)
@@ -102,9 +105,9 @@ def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[Site]:
     elif owned and forward is not None and "RMSNorm" in type(module).__name__ and _has_vectors(module):
         stand_in = _gain  # every *RMSNorm of transformers multiplies by its gain elementwise; checked when it runs
     if stand_in is not None:
-        yield Site(name, module, stand_in)
+        yield HookedModule(name, module, stand_in)
     elif owned:
-        yield Site(name, module, _by_segment, is_fallback=True)
+        yield HookedModule(name, module, _by_segment, is_fallback=True)
     else:
         for child_name, child in module.named_children():
             yield from _walk(child, f"{name}.{child_name}" if name else child_name, seen)
@@ -122,54 +125,54 @@ def _has_vectors(module: nn.Module) -> bool:
 # ---------------------------------------------------------------------------------------------- stand-ins
 
 
-def _linear(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
-    _check_rows(tap, site, input)
-    expect_pass(tap, site.module)
-    output: torch.Tensor = _Linear.apply(input, tap.anchor, site.module, tap)  # type: ignore[no-untyped-call]
+def _linear(sink: GradientSink, hooked: HookedModule, forward: Forward, input: torch.Tensor) -> torch.Tensor:
+    _check_rows(sink, hooked, input)
+    expect_gradients(sink, hooked.module)
+    output: torch.Tensor = _Linear.apply(input, sink.anchor, hooked.module, sink)  # type: ignore[no-untyped-call]
     return output
 
 
-def _embedding(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
-    n_rows, n_tokens = tap.layout.n_rows, tap.layout.n_tokens
+def _embedding(sink: GradientSink, hooked: HookedModule, forward: Forward, input: torch.Tensor) -> torch.Tensor:
+    n_rows, n_tokens = sink.layout.n_rows, sink.layout.n_tokens
     if input.dim() == 1 and len(input) == n_tokens != n_rows:
         input = input[None]
     if input.dim() > 1 and input.shape[0] == 1 < n_rows:
         input = input.expand(n_rows, *input.shape[1:])  # position ids are given once for all rows
-    _check_rows(tap, site, input)
-    expect_pass(tap, site.module)
-    output: torch.Tensor = _Embedding.apply(input, tap.anchor, site.module, tap)  # type: ignore[no-untyped-call]
+    _check_rows(sink, hooked, input)
+    expect_gradients(sink, hooked.module)
+    output: torch.Tensor = _Embedding.apply(input, sink.anchor, hooked.module, sink)  # type: ignore[no-untyped-call]
     return output
 
 
-def _norm(tap: Tap, site: Site, forward: Callable[..., Any], input: torch.Tensor) -> torch.Tensor:
-    module: Any = site.module
-    _check_rows(tap, site, input)
+def _norm(sink: GradientSink, hooked: HookedModule, forward: Forward, input: torch.Tensor) -> torch.Tensor:
+    module: Any = hooked.module
+    _check_rows(sink, hooked, input)
     if isinstance(module, nn.LayerNorm):
         output = functional.layer_norm(input, module.normalized_shape, None, None, module.eps)
     else:
         output = functional.rms_norm(input, module.normalized_shape, None, module.eps)
-    output = output * _per_row(tap, module.weight, input)
+    output = output * _per_row(sink, module.weight, input)
     bias = getattr(module, "bias", None)
-    return output if bias is None else output + _per_row(tap, bias, input)
+    return output if bias is None else output + _per_row(sink, bias, input)
 
 
-def _gain(tap: Tap, site: Site, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+def _gain(sink: GradientSink, hooked: HookedModule, forward: Forward, *args: Any, **kwargs: Any) -> torch.Tensor:
     first = args[0] if args else next(iter(kwargs.values()))
-    _check_rows(tap, site, first)
-    slots = _slots(site.module)
-    gains = [_per_row(tap, gain, first) for _, _, gain in slots]
+    _check_rows(sink, hooked, first)
+    slots = _slots(hooked.module)
+    gains = [_per_row(sink, gain, first) for _, _, gain in slots]
     output: torch.Tensor = _with_parameters(slots, gains, forward, args, kwargs)
-    if site.name not in tap.checked:
-        _check_same(tap, site, output, lambda: forward(*args, **kwargs))
+    if hooked.name not in sink.checked:
+        _check_same(sink, hooked, output, lambda: forward(*args, **kwargs))
     return output
 
 
-def _by_segment(tap: Tap, site: Site, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _by_segment(sink: GradientSink, hooked: HookedModule, forward: Forward, *args: Any, **kwargs: Any) -> Any:
     """Run the module once for each segment, on that segment's rows, with parameters of the segment's own."""
-    slots = _slots(site.module)
+    slots = _slots(hooked.module)
     parameters = list({id(p): p for _, _, p in slots}.values())  # a parameter tied inside the module counts once
-    copies = {id(p): _per_segment(tap, p) for p in parameters}
-    layout = tap.layout
+    copies = {id(p): _per_segment(sink, p) for p in parameters}
+    layout = sink.layout
 
     def run(separate: bool) -> Any:
         outputs = []
@@ -179,36 +182,37 @@ def _by_segment(tap: Tap, site: Site, forward: Callable[..., Any], *args: Any, *
             outputs.append(_with_parameters(slots, own, forward, cut_args, cut_kwargs))
         return _join(outputs)
 
-    if site.name not in tap.checked:
-        modes = [(module, module.training) for module in site.module.modules()]
-        site.module.eval()
+    if hooked.name not in sink.checked:
+        modes = [(module, module.training) for module in hooked.module.modules()]
+        hooked.module.eval()
         try:  # without dropout, which would draw other numbers for the two
             with torch.no_grad():
-                _check_same(tap, site, run(separate=False), lambda: forward(*args, **kwargs))
+                _check_same(sink, hooked, run(separate=False), lambda: forward(*args, **kwargs))
         finally:
             for module, mode in modes:
                 module.training = mode
     return run(separate=True)
 
 
-def expect_pass(tap: Tap, module: nn.Module) -> None:
+def expect_gradients(sink: GradientSink, module: nn.Module) -> None:
+    """Count a use of each trainable parameter that the module owns."""
     for parameter in module.parameters(recurse=False):
         if parameter.requires_grad:
-            tap.expect(parameter)
+            sink.expect(parameter)
 
 
-def _check_rows(tap: Tap, site: Site, input: torch.Tensor) -> None:
-    n_rows, n_tokens = tap.layout.n_rows, tap.layout.n_tokens
+def _check_rows(sink: GradientSink, hooked: HookedModule, input: torch.Tensor) -> None:
+    n_rows, n_tokens = sink.layout.n_rows, sink.layout.n_tokens
     batch_first = input.dim() >= 1 and input.shape[0] == n_rows and (input.dim() > 1 or n_rows != n_tokens)
     flattened = input.dim() == 2 and input.shape[0] == n_rows * n_tokens
     if not batch_first and not flattened:
         raise XDogeError(
-            f"{site.name} ({type(site.module).__name__}) gets an input of shape {tuple(input.shape)}, whose first "
+            f"{hooked.name} ({type(hooked.module).__name__}) gets an input of shape {tuple(input.shape)}, whose first "
             f"dimension is not the {n_rows} rows of the batch, so that its gradient cannot be told apart by source."
         )
 
 
-def _check_same(tap: Tap, site: Site, output: Any, expected: Callable[[], Any]) -> None:
+def _check_same(sink: GradientSink, hooked: HookedModule, output: Any, expected: Callable[[], Any]) -> None:
     """Refuse a module whose output changes when its rows are run apart or its gains are given per row."""
     with torch.no_grad():
         pairs = list(zip(_tensors(output), _tensors(expected()), strict=True))
@@ -217,10 +221,10 @@ def _check_same(tap: Tap, site: Site, output: Any, expected: Callable[[], Any]) 
         apart = (ours.detach() - theirs).double().norm() if ours.shape == theirs.shape else torch.tensor(torch.inf)
         if not apart <= tolerance * theirs.double().norm():
             raise XDogeError(
-                f"{site.name} ({type(site.module).__name__}) gives another output when the sources' rows are run "
+                f"{hooked.name} ({type(hooked.module).__name__}) gives another output when the sources' rows are run "
                 "apart: it mixes rows, so that sources have no gradients of their own."
             )
-    tap.checked.add(site.name)
+    sink.checked.add(hooked.name)
 
 
 # ---------------------------------------------------------------------------------------------- parameters swapped
@@ -249,7 +253,7 @@ def _with_parameters(
             owner._parameters[key] = parameter
 
 
-def _cut(value: Any, layout: Layout, start: int, stop: int) -> Any:
+def _cut(value: Any, layout: RowLayout, start: int, stop: int) -> Any:
     if isinstance(value, torch.Tensor):
         if value.dim() and value.shape[0] == layout.n_rows:
             return value[start:stop]
@@ -295,11 +299,11 @@ def lowered(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear map; in backward the factors of its weight's gradient go to the tap."""
+    """A linear map; in backward the factors of its weight's gradient go to the sink."""
 
     @staticmethod
-    def forward(ctx: Any, input: torch.Tensor, anchor: torch.Tensor, module: Any, tap: Tap) -> torch.Tensor:
-        ctx.tap, ctx.module, ctx.dtype = tap, module, input.dtype
+    def forward(ctx: Any, input: torch.Tensor, anchor: torch.Tensor, module: Any, sink: GradientSink) -> torch.Tensor:
+        ctx.sink, ctx.module, ctx.dtype = sink, module, input.dtype
         x, weight = lowered(input), lowered(module.weight)
         bias = None if module.bias is None else lowered(module.bias)
         if not isinstance(module, nn.Linear):
@@ -309,91 +313,90 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        tap, module = ctx.tap, ctx.module
+        sink, module = ctx.sink, ctx.module
         x, weight = ctx.saved_tensors
         flat, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         input_grad = (grad @ weight).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         if module.weight.requires_grad:
             left, right = (flat, x) if isinstance(module, nn.Linear) else (x, flat)
-            tap.arrive(module.weight, Product(left, right, tap.layout))
+            sink.arrive(module.weight, Product(left, right, sink.layout))
         if module.bias is not None and module.bias.requires_grad:
-            tap.arrive(module.bias, Dense(tap.layout.sum(flat)[:, :, None]))
+            sink.arrive(module.bias, Dense(sink.layout.sum(flat)[:, :, None]))
         return input_grad, None, None, None
 
 
 class _Embedding(torch.autograd.Function):
-    """A look-up; in backward the tokens and their gradients go to the tap."""
+    """A look-up; in backward the tokens and their gradients go to the sink."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: torch.Tensor, anchor: torch.Tensor, module: Any, tap: Tap) -> torch.Tensor:
-        ctx.tap, ctx.module = tap, module
+    def forward(ctx: Any, tokens: torch.Tensor, anchor: torch.Tensor, module: Any, sink: GradientSink) -> torch.Tensor:
+        ctx.sink, ctx.module = sink, module
         ctx.save_for_backward(tokens)
         return functional.embedding(tokens, module.weight)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        tap, module = ctx.tap, ctx.module
+        sink, module = ctx.sink, ctx.module
         tokens = ctx.saved_tensors[0].reshape(-1)
         grads = grad.reshape(-1, grad.shape[-1])
         if module.padding_idx is not None:
             grads = grads.masked_fill((tokens == module.padding_idx)[:, None], 0)
         if module.weight.requires_grad:
-            tap.arrive(module.weight, Lookup.of(tokens, grads, tap.layout))
+            sink.arrive(module.weight, Lookup.of(tokens, grads, sink.layout))
         return None, None, None, None
 
 
-def _per_row(tap: Tap, parameter: nn.Parameter, input: torch.Tensor) -> torch.Tensor:
+def _per_row(sink: GradientSink, parameter: nn.Parameter, input: torch.Tensor) -> torch.Tensor:
     """Return one copy of a vector per row of `input`, (B, 1, …, d): its gradient then arrives per row."""
     if not parameter.requires_grad:
         return parameter
-    tap.expect(parameter)
-    copies: torch.Tensor = _PerRow.apply(tap.anchor, (parameter,), tap)  # type: ignore[no-untyped-call]
-    if input.shape[0] == tap.layout.n_rows:
+    sink.expect(parameter)
+    copies: torch.Tensor = _PerRow.apply(sink.anchor, (parameter,), sink)  # type: ignore[no-untyped-call]
+    if input.shape[0] == sink.layout.n_rows:
         return copies.view(-1, *[1] * (input.dim() - 2), copies.shape[-1])
-    return copies.repeat_interleave(tap.layout.n_tokens, dim=0)
+    return copies.repeat_interleave(sink.layout.n_tokens, dim=0)
 
 
 class _PerRow(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, anchor: torch.Tensor, holder: tuple[nn.Parameter], tap: Tap) -> torch.Tensor:
-        ctx.tap, ctx.parameter = tap, holder[0]
-        return ctx.parameter.expand(tap.layout.n_rows, -1).clone()  # type: ignore[no-any-return]
+    def forward(ctx: Any, anchor: torch.Tensor, holder: tuple[nn.Parameter], sink: GradientSink) -> torch.Tensor:
+        ctx.sink, ctx.parameter = sink, holder[0]
+        return ctx.parameter.expand(sink.layout.n_rows, -1).clone()  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        ctx.tap.arrive(ctx.parameter, Dense(ctx.tap.layout.sum(grad)[:, :, None]))
+        ctx.sink.arrive(ctx.parameter, Dense(ctx.sink.layout.sum(grad)[:, :, None]))
         return None, None, None
 
 
-def _per_segment(tap: Tap, parameter: nn.Parameter) -> Sequence[torch.Tensor]:
+def _per_segment(sink: GradientSink, parameter: nn.Parameter) -> Sequence[torch.Tensor]:
     """Return one alias of a parameter for each segment that has rows in this microbatch."""
     if not parameter.requires_grad:
-        return [parameter] * len(tap.layout.blocks())
-    tap.expect(parameter)
-    aliases: Sequence[torch.Tensor] = _PerSegment.apply(tap.anchor, (parameter,), tap)  # type: ignore[no-untyped-call]
+        return [parameter] * len(sink.layout.blocks())
+    sink.expect(parameter)
+    aliases: Sequence[torch.Tensor] = _PerSegment.apply(sink.anchor, (parameter,), sink)  # type: ignore[no-untyped-call]
     return aliases
 
 
 class _PerSegment(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, anchor: torch.Tensor, holder: tuple[nn.Parameter], tap: Tap) -> tuple[torch.Tensor, ...]:
-        ctx.tap, ctx.parameter = tap, holder[0]
-        return tuple(ctx.parameter.detach() for _ in tap.layout.blocks())
+    def forward(
+        ctx: Any, anchor: torch.Tensor, holder: tuple[nn.Parameter], sink: GradientSink
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.sink, ctx.parameter = sink, holder[0]
+        return tuple(ctx.parameter.detach() for _ in sink.layout.blocks())
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        tap, parameter = ctx.tap, ctx.parameter
+        sink, parameter = ctx.sink, ctx.parameter
         dtype = working_dtype(parameter.dtype)
-        dense = parameter.new_zeros(tap.layout.n_segments, *matrix_shape(parameter), dtype=dtype)
-        for (segment, _, _), grad in zip(tap.layout.blocks(), grads, strict=True):
+        dense = parameter.new_zeros(sink.layout.n_segments, *matrix_shape(parameter), dtype=dtype)
+        for (segment, _, _), grad in zip(sink.layout.blocks(), grads, strict=True):
             dense[segment] = grad.reshape(dense.shape[1:])
-        tap.arrive(parameter, Dense(dense))
+        sink.arrive(parameter, Dense(dense))
         return None, None, None
 
 
 def matrix_shape(parameter: torch.Tensor) -> tuple[int, int]:
     """Return the shape (n, d) that pieces see a parameter in: a vector is a column."""
     return (parameter.shape[0], parameter[0].numel()) if parameter.dim() > 1 else (parameter.numel(), 1)
-
-
-# ---------------------------------------------------------------------------------------------- the loss

@@ -1,10 +1,10 @@
-"""Sources that lie on several processes: their gradients are summed from each process to the next.
+"""A pipelined reduction: gradients of sources that lie on several processes are summed from each process to the next.
 
-A source too large for one process goes on in the next one, and so on, so a process shares at most two sources: its
-*head*, which goes on from the one before, and its *tail*, which goes on in the one after (they may be the same). Of
-each slice of a parameter a process takes what the one before has of its head, adds its own, and either hands it on or,
-where the source ends, has all of it and takes its products. So it sends the slices of one source at most, the rows of
-its two halves, however many processes there are.
+A source that is too large for one process continues in the next one, and so on. So a process shares at most two
+sources: its *head*, which continues from the process before, and its *tail*, which continues in the process after.
+They may be the same source. For each slice of a parameter a process receives the partial sum of its head and adds its
+own gradient. If the source ends here, the process takes the products of the sum; otherwise it sends the sum on. So a
+process sends the slices of one source at most, the rows of its two halves, however many processes there are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from xdoge.fit.gradients.segments import Segments
 
 
 @dataclass(frozen=True)
-class Link:
+class SharedSource:
     """One source that a process shares with a neighbour.
 
     Args:
@@ -42,18 +42,18 @@ class Link:
 
 
 @dataclass
-class Slice:
-    """What of one slice is under way from the process before and to the one after."""
+class SliceMessages:
+    """The messages about one slice of a parameter that are under way."""
 
     number: int
-    partial: torch.Tensor | None = None
-    arriving: Any = None
-    leaving: Any = None
-    held: torch.Tensor | None = None  # what leaves, kept alive until it has left
+    received: torch.Tensor | None = None  # where the head's partial sum arrives
+    receiving: Any = None
+    sent: torch.Tensor | None = None  # kept alive until it has been sent
+    sending: Any = None
 
 
-class Chain:
-    """The head and the tail of one process."""
+class PipelinedReduce:
+    """The head and the tail of one process, and the products of a head that ends on it."""
 
     def __init__(
         self, placement: Placement, segments: Segments, processes: Processes, *, halves: bool, device: torch.device
@@ -62,52 +62,54 @@ class Chain:
         counts, own, before = placement.counts, placement.rows[processes.rank], placement.before(processes.rank)
         k, shared = len(counts), segments.shared
 
-        def link(sources: np.ndarray) -> Link | None:
+        def shared_source(sources: np.ndarray) -> SharedSource | None:
             if not len(sources):
                 return None
             (j,) = sources.tolist()
             mine = [i for i in range(shared.start, shared.stop) if segments.slots[i] % k == j]
-            where = [int(segments.slots[i] // k) for i in mine]
+            halves_of_mine = [int(segments.slots[i] // k) for i in mine]
             n_rows = 2 if halves and counts[j] > 1 else 1
-            return Link(j, n_rows, torch.tensor(mine, device=device), torch.tensor(where, device=device))
+            return SharedSource(
+                j, n_rows, torch.tensor(mine, device=device), torch.tensor(halves_of_mine, device=device)
+            )
 
-        self.head = link(np.flatnonzero((own > 0) & (before > 0)))
-        self.tail = link(np.flatnonzero((own > 0) & (before + own < counts)))
-        self.spans = self.head is not None and self.tail is not None and self.head.source == self.tail.source
+        self.head = shared_source(np.flatnonzero((own > 0) & (before > 0)))
+        self.tail = shared_source(np.flatnonzero((own > 0) & (before + own < counts)))
+        self.continues = self.head is not None and self.tail is not None and self.head.source == self.tail.source
         self.products = torch.zeros(
             3, dtype=torch.float64, device=device
         )  # |A|², |B|², ⟨A, B⟩ of a head that ends here
 
-    def begin(self, grads: torch.Tensor, number: int) -> Slice:
+    def begin(self, grads: torch.Tensor, number: int) -> SliceMessages:
         """Ask for the slice of the head, and send that of a tail that begins here."""
-        found, rank = Slice(number), self.processes.rank
+        messages, rank = SliceMessages(number), self.processes.rank
         if self.head is not None:
-            found.partial = grads.new_empty(self.head.n_rows, grads.shape[1])
-            found.arriving = self.processes.receive_async(found.partial, rank - 1, number)
-        if self.tail is not None and not self.spans:
-            found.held = self.tail.add(grads, grads.new_zeros(self.tail.n_rows, grads.shape[1]))
-            found.leaving = self.processes.send_async(found.held, rank + 1, number)
-        return found
+            messages.received = grads.new_empty(self.head.n_rows, grads.shape[1])
+            messages.receiving = self.processes.receive_async(messages.received, rank - 1, number)
+        if self.tail is not None and not self.continues:
+            messages.sent = self.tail.add(grads, grads.new_zeros(self.tail.n_rows, grads.shape[1]))
+            messages.sending = self.processes.send_async(messages.sent, rank + 1, number)
+        return messages
 
-    def end(self, found: Slice, grads: torch.Tensor) -> None:
-        """Add to the slice of the head what is here of it; hand it on, or take its products."""
+    def end(self, messages: SliceMessages, grads: torch.Tensor) -> None:
+        """Add this process's gradient to the head's partial sum; send the sum on, or take its products."""
         if self.head is not None:
-            assert found.partial is not None
-            self.processes.wait(found.arriving)
-            whole = self.head.add(grads, found.partial)
-            if self.spans:
-                found.held = whole
-                found.leaving = self.processes.send_async(whole, self.processes.rank + 1, found.number)
+            assert messages.received is not None
+            self.processes.wait(messages.receiving)
+            total = self.head.add(grads, messages.received)
+            if self.continues:
+                messages.sent = total
+                messages.sending = self.processes.send_async(total, self.processes.rank + 1, messages.number)
             else:
-                gram = (whole @ whole.T).double()
-                self.products[: len(whole)] += gram.diagonal()
+                gram = (total @ total.T).double()
+                self.products[: len(total)] += gram.diagonal()
                 self.products[2] += gram[0, -1]
-        if found.leaving is not None:
-            self.processes.wait(found.leaving)
+        if messages.sending is not None:
+            self.processes.wait(messages.sending)
 
     def add_to(self, own: np.ndarray) -> None:
         """Put the products of a head that ends here into those of all slots, (2k, 2k)."""
-        if self.head is None or self.spans:
+        if self.head is None or self.continues:
             return
         j, k = self.head.source, len(own) // 2
         first, second, both = self.products.tolist()

@@ -1,9 +1,9 @@
-"""Rows, segments, and the forms in which the gradient of a parameter arrives during backward.
+"""Segments of a batch, and the pieces from which a parameter's gradient is formed for each segment.
 
-A *segment* is a set of neighbouring rows (sequences) whose summed gradient is wanted on its own: all rows of a
-source, or one half of them. What a module leaves behind in backward is not a gradient but the two factors of it, a
-*piece*: the inputs and output gradients of a linear map, the tokens and output gradients of a look-up. Any slice of
-the per-segment gradients can be formed from the pieces when, and only while, it is needed.
+A *segment* is a set of neighbouring rows (sequences) that needs a summed gradient of its own: all rows of a source, or
+one half of them. In backward a module leaves a *piece* behind: the two factors of its gradient, not the gradient. For
+a linear map these are the inputs and the output gradients; for an embedding, the tokens and the output gradients. Any
+slice of the per-segment gradients is formed from the pieces when it is needed, and dropped afterwards.
 
 Shapes: s segments, B rows in a microbatch, T tokens in a row; a factor has N = B·L rows, L of them per sequence.
 """
@@ -11,7 +11,7 @@ Shapes: s segments, B rows in a microbatch, T tokens in a row; a factor has N = 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Protocol
 
@@ -26,7 +26,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Run:
+class EqualSegments:
     """Neighbouring segments with equally many rows: their gradients are one batched matrix product."""
 
     first_row: int
@@ -36,29 +36,33 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """Which segment each row of a microbatch belongs to."""
 
-    runs: tuple[Run, ...]
+    groups: tuple[EqualSegments, ...]
     n_segments: int  # of the whole batch, those without a row here included
     n_tokens: int  # T
 
     @cached_property
     def n_rows(self) -> int:
         """B, the rows of this microbatch."""
-        return sum(run.n_segments * run.rows_each for run in self.runs)
+        return sum(group.n_segments * group.rows_each for group in self.groups)
 
     @cached_property
     def is_whole(self) -> bool:
         """Whether every segment has a row here, so that a product may overwrite instead of add."""
-        return sum(run.n_segments for run in self.runs) == self.n_segments
+        return sum(group.n_segments for group in self.groups) == self.n_segments
 
     def blocks(self) -> list[tuple[int, int, int]]:
         """Return (segment, first row, end row) of every segment that has rows here."""
         return [
-            (run.first_segment + i, run.first_row + i * run.rows_each, run.first_row + (i + 1) * run.rows_each)
-            for run in self.runs
-            for i in range(run.n_segments)
+            (
+                group.first_segment + i,
+                group.first_row + i * group.rows_each,
+                group.first_row + (i + 1) * group.rows_each,
+            )
+            for group in self.groups
+            for i in range(group.n_segments)
         ]
 
     def per_row(self, device: torch.device) -> torch.Tensor:
@@ -66,18 +70,18 @@ class Layout:
         segments = [segment for segment, start, stop in self.blocks() for _ in range(start, stop)]
         return torch.tensor(segments, device=device)
 
-    def split(self, rows: torch.Tensor, run: Run) -> torch.Tensor:
-        """View the part of `rows` (N, d) that belongs to a run as (segments, rows each, d)."""
+    def split(self, rows: torch.Tensor, group: EqualSegments) -> torch.Tensor:
+        """View the part of `rows` (N, d) that belongs to a group as (segments, rows each, d)."""
         per_row = rows.shape[0] // self.n_rows
-        part = rows.narrow(0, run.first_row * per_row, run.n_segments * run.rows_each * per_row)
-        return part.view(run.n_segments, run.rows_each * per_row, rows.shape[1])
+        part = rows.narrow(0, group.first_row * per_row, group.n_segments * group.rows_each * per_row)
+        return part.view(group.n_segments, group.rows_each * per_row, rows.shape[1])
 
     def sum(self, rows: torch.Tensor) -> torch.Tensor:
         """Sum `rows` (N, d) over each segment, (s, d), in the working precision."""
         out = rows.new_zeros(self.n_segments, rows.shape[1], dtype=working_dtype(rows.dtype))
-        for run in self.runs:
-            target = out.narrow(0, run.first_segment, run.n_segments)
-            torch.sum(self.split(rows, run), dim=1, dtype=out.dtype, out=target)
+        for group in self.groups:
+            target = out.narrow(0, group.first_segment, group.n_segments)
+            torch.sum(self.split(rows, group), dim=1, dtype=out.dtype, out=target)
         return out
 
     def outer(
@@ -85,9 +89,9 @@ class Layout:
     ) -> None:
         """Add leftᵀ right[:, columns] over each segment's rows to `out`: (N, c), (N, d) → (s, c, columns)."""
         right = right[:, columns]
-        for run in self.runs:
-            target = out.narrow(0, run.first_segment, run.n_segments)
-            a, b = self.split(left, run).mT, self.split(right, run)
+        for group in self.groups:
+            target = out.narrow(0, group.first_segment, group.n_segments)
+            a, b = self.split(left, group).mT, self.split(right, group)
             if a.dtype != out.dtype:
                 product = torch.bmm(a, b)
                 target.copy_(product) if overwrite else target.add_(product)
@@ -99,7 +103,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Segments:
-    """The segments of a process's rows and the order these are run in.
+    """The segments of a process's rows and the order in which the rows are run.
 
     First come the first halves of the sources that lie here whole, then the segments of those that other processes
     have rows of too, then the second halves of the whole ones that have two rows. Segment i of the first halves and
@@ -157,21 +161,21 @@ class Segments:
             shared=slice(len(first), len(first) + len(middle)),
         )
 
-    def layout(self, first_row: int, end_row: int, n_tokens: int) -> Layout:
+    def layout(self, first_row: int, end_row: int, n_tokens: int) -> RowLayout:
         """Describe the rows [first_row, end_row) of the ordered batch as a microbatch of its own."""
         ends = np.cumsum(self.n_rows)
         inside = np.minimum(ends, end_row) - np.maximum(ends - self.n_rows, first_row)  # (s,) ≤ 0: none
-        runs: list[Run] = []
+        groups: list[EqualSegments] = []
         row = 0
         for segment, rows in enumerate(inside.tolist()):
             if rows <= 0:
                 continue
-            if runs and runs[-1].rows_each == rows:
-                runs[-1] = Run(runs[-1].first_row, runs[-1].first_segment, runs[-1].n_segments + 1, rows)
+            if groups and groups[-1].rows_each == rows:
+                groups[-1] = replace(groups[-1], n_segments=groups[-1].n_segments + 1)
             else:
-                runs.append(Run(row, segment, 1, rows))
+                groups.append(EqualSegments(row, segment, 1, rows))
             row += rows
-        return Layout(runs=tuple(runs), n_segments=len(self.n_rows), n_tokens=n_tokens)
+        return RowLayout(groups=tuple(groups), n_segments=len(self.n_rows), n_tokens=n_tokens)
 
 
 Slab = Callable[..., None]
@@ -195,7 +199,7 @@ class Product:
 
     left: torch.Tensor
     right: torch.Tensor
-    layout: Layout
+    layout: RowLayout
 
     @property
     def is_whole(self) -> bool:
@@ -218,7 +222,7 @@ class LogitProduct:
     weight: torch.Tensor  # (V, d)
     log_norm: torch.Tensor  # (N,) log-sum-exp of the logits
     targets: torch.Tensor  # (N,)
-    layout: Layout
+    layout: RowLayout
 
     @property
     def is_whole(self) -> bool:
@@ -244,7 +248,7 @@ class Lookup:
     is_whole = False
 
     @classmethod
-    def of(cls, tokens: torch.Tensor, grads: torch.Tensor, layout: Layout) -> Lookup:
+    def of(cls, tokens: torch.Tensor, grads: torch.Tensor, layout: RowLayout) -> Lookup:
         """Sort what arrived row by row of the batch."""
         segments = layout.per_row(tokens.device).repeat_interleave(len(tokens) // layout.n_rows)
         tokens, order = torch.sort(tokens, stable=True)
