@@ -132,7 +132,8 @@ def _run(record: Record, model: Any, layout: Layout, stop: list[int], *, resume:
     record.on_note(record.describe(layout))
     advice = (
         f"with {layout.per_device} sequences at once; lower {argument('per_device_batch_size')} (the step stays the "
-        f"same, in more parts), or set {argument('activation_checkpointing', True)}. Both may change when a run is resumed"
+        f"same, in more parts), or set {argument('activation_checkpointing', True)}. "
+        "Both may change when a run is resumed"
     )
     with _loader_ended(), memory_errors(advice):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
