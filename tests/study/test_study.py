@@ -1,4 +1,4 @@
-"""xdoge study: its commands, who runs when, what the table says, and that nothing is lost or left out."""
+"""`xdoge study`: its commands, the order of its runs, its tables, and that nothing is lost or left out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from operator import itemgetter
 from pathlib import Path
 
 import forked
@@ -54,7 +55,7 @@ def write(folder, tokens, recipe, **changes):
         **changes,
     }
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump({key: one for key, one in value.items() if one is not None}, sort_keys=False))
+    path.write_text(yaml.safe_dump({key: part for key, part in value.items() if part is not None}, sort_keys=False))
     return path
 
 
@@ -123,8 +124,8 @@ def test_settings_reach_the_command_line_as_they_were_written(tmp_path, store, r
     odd = {"targets": {"gl/wiki": 1.0}, "held_out": ["gl/wiki"], "mu": 1e-05, "no_worse_than": None, "batch": "sampled"}
     path = write(tmp_path, store, recipe, strategies={"uniform": {"kind": "uniform"}, "odd": {"kind": "fit", **odd}})
     arguments = Study.load(path).runs("OUT")["weights/odd/seed-1"].arguments
-    given = dict(one.split("=", 1) for one in arguments if "=" in one)
-    assert {key: yaml.safe_load(value) for key, value in given.items()} == {"steps": 3, "checkpoint_every": 1, **odd}
+    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    assert {key: yaml.safe_load(value) for key, value in options.items()} == {"steps": 3, "checkpoint_every": 1, **odd}
 
 
 def test_equal_flops_leave_no_strategy_a_whole_step(tmp_path, store, recipe):
@@ -146,8 +147,7 @@ def test_equal_flops_leave_no_strategy_a_whole_step(tmp_path, store, recipe):
 @pytest.mark.parametrize("kind", METHODS)
 def test_what_learning_will_cost_is_what_the_weights_say_it_cost(kind, tmp_path, store, recipe):
     extra = {"regmix": {"runs": 10, "simulations": 200, "best": 5, "regressor": "linear", "eval_sequences": 3}}
-    given = {"proxy": recipe, "steps": 1, **extra.get(kind, {})}
-    settings = METHODS[kind].for_store(store, given)
+    settings = METHODS[kind].for_store(store, {"proxy": recipe, "steps": 1, **extra.get(kind, {})})
     done = learn(kind, store, settings, tmp_path / "run")
     assert learning_flops(settings, store) == done.proxy["flops"]
 
@@ -318,8 +318,8 @@ def write_results(study, out, bits, *, without=()):
         if trial.name in without:
             continue
         rows = [
-            Row(trial.name, one, task, "bits_per_byte", value, 0.1, 9, False)
-            for one, value in bits[trial.name].items()
+            Row(trial.name, language, task, "bits_per_byte", value, 0.1, 9, False)
+            for language, value in bits[trial.name].items()
             for task in ("perplexity", "perplexity/wiki")
         ]
         rows.append(Row(trial.name, "*", "perplexity", "bits_per_byte", 9.9, 0.1, 9, False))
@@ -336,17 +336,17 @@ def write_results(study, out, bits, *, without=()):
 
 def some_bits(study, seed=0):
     generator = np.random.default_rng(seed)
-    return {trial.name: {one: 2 + generator.random() for one in study.languages} for trial in study.trials()}
+    return {trial.name: {language: 2 + generator.random() for language in study.languages} for trial in study.trials()}
 
 
 def test_the_table_agrees_with_plain_means_and_scipy(tmp_path, store, recipe):
     study, out = Study.load(write(tmp_path, store, recipe, seeds=[0, 1, 2, 5])), tmp_path / "out"
     bits, failed = some_bits(study), "sources/4-steps/seed-1"
     write_results(study, out, bits, without=[failed])
-    found = study.findings(out)
+    findings = study.findings(out)
     seeds = {"uniform": [0, 1, 2, 5], "sources": [0, 2, 5], "learned": [0, 1, 2, 5]}
-    rows = {row["strategy"]: row for row in found.rows("tokens")}
-    measures = {one: (lambda values, one=one: values[one]) for one in study.languages}
+    rows = {row["strategy"]: row for row in findings.rows("tokens")}
+    measures = {language: itemgetter(language) for language in study.languages}
     measures |= {"macro": lambda values: np.mean(list(values.values())), "worst": lambda values: max(values.values())}
     for name, row in rows.items():
         assert row["seeds"] == seeds[name]
@@ -363,11 +363,11 @@ def test_the_table_agrees_with_plain_means_and_scipy(tmp_path, store, recipe):
             assert interval["n"] == len(mine)
     assert list(rows) == sorted(rows, key=lambda name: rows[name]["differences"].get("macro", {"mean": 0})["mean"])
     # the failed model, by name and with what it said, in every output
-    assert found.notes[0] == f"1 of 20 models failed and are missing from the means: train/{failed}: error: no."
-    table = report.comparison_tables(found, "tokens")[0]
+    assert findings.notes[0] == f"1 of 20 models failed and are missing from the means: train/{failed}: error: no."
+    table = report.comparison_tables(findings, "tokens")[0]
     assert {row[0]: row[1] for row in table.rows} == {"uniform": "4 of 4", "sources": "3 of 4", "learned": "4 of 4"}
-    assert report.missing_table(found).rows == [[failed, "failed", f"train/{failed}: error: no."]]
-    (row,) = [one for one in found.to_dict()["models"] if one["run"] == failed and one["comparison"] == "tokens"]
+    assert report.missing_table(findings).rows == [[failed, "failed", f"train/{failed}: error: no."]]
+    (row,) = [row for row in findings.to_dict()["models"] if (row["run"], row["comparison"]) == (failed, "tokens")]
     assert (row["state"], row["languages"]) == ("failed", {})
 
 
@@ -394,8 +394,8 @@ def test_a_result_that_was_removed_is_no_failure(study, tmp_path):
     with (out / "runs.jsonl").open("a") as file:
         file.write(json.dumps({"run": "results/uniform/4-steps/seed-0", "status": 0, "seconds": 1, "last_line": "x"}))
     (out / "results/uniform/4-steps/seed-0.json").unlink()
-    trial = next(one for one in study.trials() if one.name == "uniform/4-steps/seed-0")
-    assert study.findings(out).outcomes[trial].state == "waiting"  # of all runs only the results are there
+    trial = next(trial for trial in study.trials() if trial.name == "uniform/4-steps/seed-0")
+    assert study.findings(out).results[trial].state == "waiting"  # of all runs only the results are there
 
 
 def test_study_json_has_every_number_of_the_table(study, tmp_path):
@@ -430,10 +430,10 @@ def test_a_language_is_named_better_only_if_its_whole_interval_is(study, tmp_pat
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=9))
 def test_intervals_are_those_of_scipy(values):
-    found, error = paired(values), stats.sem(values)
+    interval, error = paired(values), stats.sem(values)
     half = stats.t.ppf(0.975, len(values) - 1) * error
-    assert found.mean == pytest.approx(np.mean(values), abs=1e-12)
-    assert (found.low, found.high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=1e-9)
+    assert interval.mean == pytest.approx(np.mean(values), abs=1e-12)
+    assert (interval.low, interval.high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=1e-9)
 
 
 def test_one_seed_has_no_interval():
@@ -470,7 +470,7 @@ def test_a_study_runs_is_stopped_goes_on_and_shows_what_failed(tmp_path, store, 
     blocked.mkdir(parents=True, exist_ok=True)
     (blocked / "notes.txt").touch()
     with monkeypatch.context() as patch:
-        patch.setattr(Findings, "to_html", no_altair)
+        patch.setattr(report, "page", no_altair)
         status, printed, err = xdoge("study", path, "--out", out, "--jobs", 2)
     assert status == 1
     assert "warning: no report.html: altair is not installed; this needs pip install 'xdoge[analysis]'.\n" in err
@@ -531,8 +531,9 @@ def test_the_script_for_slurm_submits_arrays_and_each_task_runs_its_own(tmp_path
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
 
     def run(*arguments, **more):
-        given = {**environment, **more}
-        return subprocess.run(["bash", file, *arguments], env=given, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            ["bash", file, *arguments], env={**environment, **more}, capture_output=True, text=True, check=False
+        )
 
     submitted = run("--account=a")
     assert submitted.returncode == 0, submitted.stderr
@@ -561,8 +562,8 @@ def test_the_script_for_slurm_submits_arrays_and_each_task_runs_its_own(tmp_path
 def test_the_example_has_every_strategy_and_loads(tmp_path, store, recipe):
     value = yaml.safe_load(EXAMPLE.read_text())
     kinds = [
-        (one["kind"], one.get("level", "languages"), one.get("score"), one.get("targets"))
-        for one in value["strategies"].values()
+        (settings["kind"], settings.get("level", "languages"), settings.get("score"), settings.get("targets"))
+        for settings in value["strategies"].values()
     ]
     assert len(value["seeds"]) >= 3
     for kind in (
@@ -570,7 +571,7 @@ def test_the_example_has_every_strategy_and_loads(tmp_path, store, recipe):
         ("regmix",), ("doge",), ("fit", "languages", "paper"), ("fit", "languages", None, "sources"),
         ("fit", "languages", None, "robust"),
     ):  # fmt: skip
-        assert any(one[: len(kind)] == kind for one in kinds), kind
+        assert any(other[: len(kind)] == kind for other in kinds), kind
     value["evaluation"] |= {"window": 16, "stride": 16}
     value |= {"steps": 2, "batch_size": 8, "sequence_length": 16, "max_epochs": "none", "store": str(store.path)}
     value["learning"] = {"steps": 2, "batch_size": 12, "sequence_length": 16}
@@ -580,5 +581,5 @@ def test_the_example_has_every_strategy_and_loads(tmp_path, store, recipe):
     for name in {value["proxy"], value["model"]}:
         shutil.copy(EXAMPLE.parent / name, tmp_path)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(value))
-    found = Study.load(tmp_path / "study.yaml")
-    assert isinstance(found.findings(tmp_path / "nothing"), Findings)
+    study = Study.load(tmp_path / "study.yaml")
+    assert isinstance(study.findings(tmp_path / "nothing"), Findings)

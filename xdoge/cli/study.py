@@ -16,6 +16,7 @@ from xdoge.config import settings_help
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.io import write_json, write_text
 from xdoge.study import Findings, Study, StudySpec
+from xdoge.study import report as study_report
 from xdoge.study.spec import KINDS
 
 _STUDY_HELP = f"""Train the same model on the mixtures of several strategies, over seeds, and say whom each one helps.
@@ -125,19 +126,19 @@ def print_plan(planned: Study) -> None:
     _say(f"FLOPs: a training at equal tokens {once:.2g}; learning {told or 'nothing'}; all runs {total:.2g}")
 
 
-def print_findings(found: Findings, out: Path, command: str, *, as_json: bool) -> None:
+def print_findings(findings: Findings, out: Path, command: str, *, as_json: bool) -> None:
     """Print the tables, and write study.json and report.html."""
-    write_json(out / "study.json", found.to_dict())
+    write_json(out / "study.json", findings.to_dict())
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(findings.to_dict(), indent=2, ensure_ascii=False))
     else:
-        for table in found.tables():
+        for table in study_report.tables(findings):
             print_table(table)
-    for line in found.notes:
+    for line in findings.notes:
         _say(f"warning: {line}.")
     written = [out / "study.json"]
     try:
-        write_text(out / "report.html", found.to_html(command))
+        write_text(out / "report.html", study_report.page(findings, command))
         written.append(out / "report.html")
     except MissingExtraError as error:
         _say(f"warning: no report.html: {error}")

@@ -1,16 +1,18 @@
-"""Strategies × seeds: weights, mixture, training and perplexity of each, as commands of xdoge, and one table of it all.
+"""Strategies × seeds: learns weights, plans mixtures, trains and measures a model for each, and tabulates the results.
 
+study.py       the public `Study`: loads a study.yaml, runs it, reads its findings
 spec.py        what a study.yaml says, and what its strategies are and cost
-plan.py        the commands, and what each needs: `Study`
-runner.py      runs them, several at once
-findings.py    what they found: `Findings`
+plan.py        the commands of a study, and which runs each of them needs
+runner.py      runs the commands, several at once
+findings.py    the results: `Findings`
 intervals.py   paired differences over seeds
-report.py      tables and the page
-slurm.py       the same for a cluster
+report.py      tables and the HTML page of the findings
+slurm.py       a script that runs the study on a cluster
 """
 
 from xdoge.study.findings import Findings
-from xdoge.study.plan import Run, Study, Trial
+from xdoge.study.plan import Run, Trial
 from xdoge.study.spec import StudySpec
+from xdoge.study.study import Study
 
 __all__ = ["Findings", "Run", "Study", "StudySpec", "Trial"]

@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of n differences; low and high are None where one difference alone tells nothing of their spread."""
+    """The mean of n differences with its confidence interval; low and high are None if n is 1."""
 
     mean: float
     low: float | None
@@ -20,7 +20,7 @@ class Interval:
 
     @property
     def sign(self) -> int:
-        """Which way the whole interval lies from 0: -1, 1, or 0 where it holds 0 or is not known."""
+        """-1 or 1 if the whole interval is below or above 0; 0 if it contains 0 or is not known."""
         if self.low is None or self.high is None:
             return 0
         return (self.low > 0) - (self.high < 0)
@@ -29,7 +29,7 @@ class Interval:
 def paired(differences: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval:
     """Return the mean of n >= 1 paired differences with Student's interval, n - 1 degrees of freedom.
 
-    It takes them as independent and normal, which a handful of seeds can neither show nor refute.
+    It assumes independent and normal differences, which a few seeds can neither confirm nor refute.
 
     Source: Student 1908, The probable error of a mean.
     """
@@ -39,6 +39,6 @@ def paired(differences: Sequence[float], *, confidence: float = CONFIDENCE) -> I
     mean = math.fsum(differences) / n
     if n == 1:
         return Interval(mean, None, None, n)
-    variance = math.fsum((one - mean) ** 2 for one in differences) / (n - 1)
+    variance = math.fsum((difference - mean) ** 2 for difference in differences) / (n - 1)
     half = float(t.ppf((1 + confidence) / 2, n - 1)) * math.sqrt(variance / n)
     return Interval(mean, mean - half, mean + half, n)

@@ -1,4 +1,4 @@
-"""A study as commands of xdoge: which there are, what each needs, and how long everything trains."""
+"""The plan of a study: its commands, what each of them needs, and for how many steps each model trains."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import yaml
 
@@ -18,32 +18,27 @@ from xdoge.io import read_json, write_json
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import Recipe, load_recipe
-from xdoge.study.spec import FIT, Comparison, Strategy, StudySpec, read_strategies, recipe_path
+from xdoge.study.spec import FIT, BudgetKind, Strategy, StudySpec, read_strategies, recipe_path
 from xdoge.train.initial_model import Start
 from xdoge.train.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from xdoge.study.findings import Findings
 
 SCHEMA = "xdoge.study-plan"
 
 OWN = ("model", "seed", "steps", "batch_size", "sequence_length")
-"""Settings of training that the study itself decides."""
+"""Settings of training that are keys of the study itself."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One command.
+    """One command of a study.
 
     Attributes:
-        name: where it lies in the study's folder, such as "train/uniform/400-steps/seed-0".
+        name: its path in the study's folder, such as "train/uniform/400-steps/seed-0".
         arguments: of `xdoge`.
-        file: which it writes last, and whose presence says that it is finished.
-        folder: run folder, which --resume continues; None for commands that need no such word.
-        needs: names of the runs that it reads from.
-        flops: what it computes, about.
+        file: the command writes it last, so it exists once the run is finished.
+        folder: run folder that `xdoge ... --resume` continues; None for commands that start anew.
+        needs: names of the runs whose files it reads.
+        flops: estimate of its floating-point operations.
     """
 
     name: str
@@ -60,13 +55,13 @@ class Run:
 
     @property
     def command(self) -> str:
-        """What to type."""
+        """The line to type in a shell."""
         return shlex.join(["xdoge", *self.arguments])
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A model that is trained: by which strategy, for how long, with which seed."""
+    """One trained model: its strategy, its number of steps and its seed."""
 
     strategy: str
     steps: int
@@ -74,13 +69,13 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Where its files lie, under the folder of each kind of run."""
+        """Path of its files below the folder of each kind of run."""
         return f"{self.strategy}/{self.steps}-steps/seed-{self.seed}"
 
 
 @dataclass(frozen=True)
-class Study:
-    """Strategies × seeds, each with its weights, mixture, training and perplexity."""
+class StudyPlan:
+    """Strategies × seeds, each with the commands for its weights, mixture, training and perplexity."""
 
     path: Path
     spec: StudySpec
@@ -91,18 +86,18 @@ class Study:
 
     @classmethod
     def load(cls, path: Path | str, *, store: Path | str | None = None) -> Self:
-        """Read a study.yaml and check everything that can be known before the first run.
+        """Read a study.yaml, and check everything that can be checked before the first run.
 
         Args:
             path: of the study.yaml.
-            store: a token store to take in place of the one that it names.
+            store: token store to use instead of the one that study.yaml names.
 
         Raises:
-            XDogeError: a key, strategy, setting, recipe or budget is not what it can be; or the store is none.
+            XDogeError: a key, strategy, setting, recipe, budget or the store is wrong.
         """
         path = Path(path)
-        given = read_yaml(path)
-        spec = StudySpec.parse(given if store is None else {**given, "store": str(store)}, where=str(path))
+        values = read_yaml(path) | ({} if store is None else {"store": str(store)})
+        spec = StudySpec.parse(values, where=str(path))
         opened = TokenStore.open(path.parent / spec.store if store is None else spec.store)
         require("proxy", "torch", "transformers", "accelerate", "sentencepiece")
         require("analysis", "scipy")
@@ -110,14 +105,14 @@ class Study:
             model = recipe_path(spec.model, path.parent)
             recipe = load_recipe(model)
         except XDogeError as error:
-            raise XDogeError(f"{path}: model: {error}") from error
+            raise XDogeError(f"{path}: model: {error.message}") from error
         strategies = read_strategies(spec, opened, path.parent, where=str(path))
-        study = cls(path, spec, opened, strategies, model, recipe)
-        study._check()
-        return study
+        plan = cls(path, spec, opened, strategies, model, recipe)
+        plan._check()
+        return plan
 
     def _check(self) -> None:
-        """Refuse what training and measuring would refuse."""
+        """Refuse what `xdoge train` and `xdoge eval` would refuse."""
         if taken := [key for key in OWN if key in self.spec.training]:
             raise XDogeError(f"{self.path}: training names {taken[0]}, which is a key of the study itself.")
         if not self.languages:
@@ -143,10 +138,10 @@ class Study:
                         sequence_length=self.sequence_length,
                     )
                     own = {"model": self.model, "steps": steps, "batch_size": self.batch_size}
-                    given, start = {**own, **self._training(steps)}, Start.find(self.model)
-                    TrainSettings.for_run(mixture, self.store, given, start=start, where="training")
+                    settings, start = {**own, **self._training(steps)}, Start.find(self.model)
+                    TrainSettings.for_run(mixture, self.store, settings, start=start, where="training")
                 except XDogeError as error:
-                    raise XDogeError(f"{where}: {error}") from error
+                    raise XDogeError(f"{where}: {error.message}") from error
 
     @property
     def sequence_length(self) -> int:
@@ -164,39 +159,41 @@ class Study:
         return self.batch_size * self.sequence_length
 
     @property
-    def dearest(self) -> int:
+    def learning_flops(self) -> int:
         """FLOPs of the strategy whose weights cost the most to learn."""
         return max(strategy.flops for strategy in self.strategies.values())
 
     @property
     def total_flops(self) -> int:
-        """FLOPs that each strategy has where these are equal: of the training at equal tokens, and of the dearest."""
-        return self.dearest + self.training_flops((self.spec.steps or self.recipe.steps) * self.tokens_per_step)
+        """FLOPs of each strategy at equal FLOPs: the training at equal tokens plus the most costly learning."""
+        return self.learning_flops + self.training_flops((self.spec.steps or self.recipe.steps) * self.tokens_per_step)
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Languages that have validation text, by which everything is measured."""
-        heard, languages = self.store.documents("validation"), self.store.languages
-        return tuple(language for language, sources in languages.items() if any(heard[source] for source in sources))
+        """Languages that have validation text."""
+        documents, languages = self.store.documents("validation"), self.store.languages
+        return tuple(name for name, sources in languages.items() if any(documents[source] for source in sources))
 
     def training_flops(self, tokens: int) -> int:
-        """Return what it costs to train the model on some tokens."""
+        """Return the FLOPs of training the model on that many tokens."""
         length, vocab_size = self.sequence_length, self.store.vocab_size
         return training_flops(self.recipe, tokens, sequence_length=length, vocab_size=vocab_size)
 
-    def steps(self, comparison: Comparison, strategy: str) -> int:
-        """Return how long a strategy's models train.
+    def steps(self, comparison: BudgetKind, strategy: str) -> int:
+        """Return the number of steps that a strategy's models train for.
 
-        At equal tokens all train alike. At equal FLOPs all have the same total: that training, and the dearest
-        strategy's learning. What a strategy does not spend on its weights it spends on training, in whole steps.
+        At equal tokens all models train for the same steps. At equal FLOPs every strategy has `total_flops`. What it
+        does not spend on learning its weights it spends on training, in whole steps.
         """
         steps = self.spec.steps or self.recipe.steps
         if comparison == "flops":
-            steps += (self.dearest - self.strategies[strategy].flops) // self.training_flops(self.tokens_per_step)
+            steps += (self.learning_flops - self.strategies[strategy].flops) // self.training_flops(
+                self.tokens_per_step
+            )
         return steps
 
     def trials(self) -> dict[Trial, None]:
-        """Return every model once, seed by seed, so that what is there after a stop compares."""
+        """Return every model once, seed by seed, so that the models finished before a stop can be compared."""
         return dict.fromkeys(
             Trial(name, self.steps(comparison, name), seed)
             for seed in self.spec.seeds
@@ -205,15 +202,15 @@ class Study:
         )
 
     def weights_run(self, strategy: str, seed: int) -> str | None:
-        """Return the name of the run that learns a strategy's weights; None where nothing is learned."""
+        """Return the name of the run that learns a strategy's weights; None if it learns nothing."""
         return None if self.strategies[strategy].weights else f"weights/{strategy}/seed-{seed}"
 
     def weights_file(self, out: Path, strategy: str, seed: int) -> Path:
-        """Return where a strategy's weights lie."""
+        """Return the path of a strategy's weights."""
         return out / (self.weights_run(strategy, seed) or f"weights/{strategy}") / "weights.json"
 
     def runs(self, out: Path | str) -> dict[str, Run]:
-        """Return every run by name, each after those that it needs."""
+        """Return every run by name, each after the runs that it needs."""
         out, runs = Path(out), []
         for seed in self.spec.seeds:
             runs += [self._learning(out, name, seed) for name in self.strategies if self.weights_run(name, seed)]
@@ -227,10 +224,10 @@ class Study:
 
     def _learning(self, out: Path, name: str, seed: int) -> Run:
         strategy, run = self.strategies[name], f"weights/{name}/seed-{seed}"
-        given = dict(strategy.settings)
+        settings = dict(strategy.settings)
         method = ["fit-weights"] if strategy.kind == FIT else ["baseline", strategy.kind]
-        options = ["--out", str(out / run), "--proxy", given.pop("proxy"), "--seed", str(seed)]
-        arguments = (*method, str(self.store.path), *options, *_assigned(given))
+        options = ["--out", str(out / run), "--proxy", settings.pop("proxy"), "--seed", str(seed)]
+        arguments = (*method, str(self.store.path), *options, *_assigned(settings))
         return Run(run, arguments, out / run / "weights.json", out / run, (), strategy.flops)
 
     def _trial(self, out: Path, trial: Trial) -> list[Run]:
@@ -256,28 +253,28 @@ class Study:
         return [
             Run(mixture, mix, planned, None, (learned,) if learned else (), 0),
             Run(train, training, out / train / "train.json", out / train, (mixture,), cost),
-            Run(results, measuring, measured, None, (train,), self.training_flops(self._heard) // 3),
+            Run(results, measuring, measured, None, (train,), self.training_flops(self._evaluation_tokens) // 3),
         ]
 
     @property
-    def _heard(self) -> int:
-        """Tokens, about, that the model reads to be measured, in windows that overlap; forward only, a third."""
+    def _evaluation_tokens(self) -> int:
+        """Estimate of the tokens that the model reads in an evaluation, in windows that overlap."""
         settings = PerplexitySettings.parse(self.spec.evaluation, where="evaluation")
         window = settings.window or self.sequence_length
         documents, tokens = self.store.documents("validation"), self.store.tokens("validation")
         most = settings.max_documents or max(documents.values())
-        heard = sum(tokens[source] * min(1.0, most / n) for source, n in documents.items() if n)
-        return round(heard * window / (settings.stride or window // 2))
+        measured = sum(tokens[source] * min(1.0, most / n) for source, n in documents.items() if n)
+        return round(measured * window / (settings.stride or window // 2))
 
     def _training(self, steps: int) -> dict[str, Any]:
-        """Return the other settings of a training; what counts is measured after it, so little is on the way."""
+        """Return the other settings of a training, which validates at its end only: the study measures every model."""
         return {"sequence_length": self.sequence_length, "eval_every": steps, **self.spec.training}
 
     def begin(self, out: Path | str) -> dict[str, Run]:
-        """Make the study's folder, or check that it is this study's; return the runs.
+        """Make the study's folder, or check that the folder is this study's; return the runs.
 
         Raises:
-            XDogeError: the folder holds something else, or runs of before that the study would no longer have.
+            XDogeError: the folder holds something else, or a run that the study no longer plans.
         """
         out = Path(out)
         runs, file = self.runs(out), out / "plan.json"
@@ -285,7 +282,9 @@ class Study:
             "schema": f"{SCHEMA}/1",
             "store": self.store.sha256,
             "model": self.recipe.model_dump(mode="json"),
-            "learning": {name: dict(one.learns_from) for name, one in self.strategies.items() if one.learns_from},
+            "learning": {
+                name: dict(strategy.learns_from) for name, strategy in self.strategies.items() if strategy.learns_from
+            },
             "runs": {name: self._portable(run) for name, run in self.runs("OUT").items()},
         }
         before = read_json(file, schema=SCHEMA) if file.exists() else None
@@ -301,7 +300,7 @@ class Study:
         return runs
 
     def _check_before(self, out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Refuse to drop or change what was planned: every run that was started stays in the table."""
+        """Refuse to drop or change a run that was planned: every run that was started stays in the table."""
         for key in ("store", "model"):
             if before[key] != now[key]:
                 raise XDogeError(f"{out} is a study with another {key}; name another folder for this one.")
@@ -323,32 +322,14 @@ class Study:
                     "was there, or name another folder."
                 )
 
-    def run(self, out: Path | str, *, jobs: int = 1, on_note: Callable[[str], None] = lambda text: None) -> Findings:
-        """Run what is left, `jobs` commands at once, and return what was found, failed runs included.
-
-        Raises:
-            XDogeError: the folder is another study's, or in use.
-            Interrupted: SIGINT or SIGTERM came, and all that ran has written what it needs to go on.
-        """
-        from xdoge.study.runner import run_all
-
-        run_all(self.begin(out).values(), Path(out), jobs=jobs, on_note=on_note)
-        return self.findings(out)
-
-    def findings(self, out: Path | str) -> Findings:
-        """Return what was found so far, without running anything."""
-        from xdoge.study.findings import Findings
-
-        return Findings.read(self, Path(out))
-
     def _portable(self, run: Run) -> str:
-        """Return the command of a run without where the store lies."""
+        """Return the command of a run without the path of the store."""
         store = str(self.store.path)
         return shlex.join("STORE" if argument == store else argument for argument in run.arguments)
 
 
 def _assigned(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings as options of the command line."""
+    """Return settings as `--set` options of the command line."""
     options = []
     for key, value in settings.items():
         text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=2**31)

@@ -1,4 +1,4 @@
-"""A study as tables of text and as one page that can be sent to somebody."""
+"""The findings of a study as tables of text, and as one HTML page."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from xdoge.analysis.page import Figure, Section, TableOf, render
 from xdoge.errors import MOST_NAMES
 from xdoge.study.findings import MACRO, WORST, Findings
 from xdoge.study.intervals import CONFIDENCE
-from xdoge.study.spec import Comparison
+from xdoge.study.spec import BudgetKind
 
 NONE = "–"
 
-TITLES: Mapping[Comparison, str] = {"tokens": "Equal tokens", "flops": "Equal total FLOPs"}
+TITLES: Mapping[BudgetKind, str] = {"tokens": "Equal tokens", "flops": "Equal total FLOPs"}
 
 RULE = (
-    f"Differences are of the same seeds, paired: first parameters and order of text are alike. ±: half of Student's "
-    f"{CONFIDENCE:.0%} interval over seeds, for one difference at a time. Better and worse name the languages whose "
-    "whole interval lies on one side of 0."
+    f"Differences are paired by seed: both models start from the same parameters and read in the same order. ± is half "
+    f"of Student's {CONFIDENCE:.0%} interval over seeds, for one difference at a time. Better and worse name the "
+    "languages whose whole interval lies on one side of 0."
 )
 
 
-def tables(found: Findings) -> list[TableOf]:
-    """Return two tables for each comparison, then how stable the weights are, then what is missing."""
-    made = [table for one in found.study.spec.compare for table in comparison_tables(found, one)]
-    missing = missing_table(found)
-    return [*made, stability_table(found), *([missing] if missing.rows else [])]
+def tables(findings: Findings) -> list[TableOf]:
+    """Return two tables for each comparison, then the stability of the weights, then the missing models."""
+    compared = [table for kind in findings.study.spec.compare for table in comparison_tables(findings, kind)]
+    missing = missing_table(findings)
+    return [*compared, stability_table(findings), *([missing] if missing.rows else [])]
 
 
-def comparison_tables(found: Findings, comparison: Comparison) -> list[TableOf]:
-    """Return the macro mean and the worst language with differences and costs, and bits per byte by language."""
-    study, rows = found.study, found.rows(comparison)
+def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TableOf]:
+    """Return a table of macro mean, worst language and costs, and a table of bits per byte by language."""
+    study, rows = findings.study, findings.rows(comparison)
     against = f"\nagainst {study.spec.relative_to}"
     about = f"{rows[0]['training_tokens']:,} tokens of training each"
     if comparison == "flops":
@@ -67,9 +67,9 @@ def comparison_tables(found: Findings, comparison: Comparison) -> list[TableOf]:
         [
             [
                 row["strategy"],
-                *(_bits(row["languages"].get(one)) for one in study.languages),
-                _some(row["better"]),
-                _some(row["worse"]),
+                *(_bits(row["languages"].get(language)) for language in study.languages),
+                _few(row["better"]),
+                _few(row["worse"]),
             ]
             for row in rows
         ],
@@ -78,106 +78,106 @@ def comparison_tables(found: Findings, comparison: Comparison) -> list[TableOf]:
     return [summary, by_language]
 
 
-def difference_table(found: Findings, comparison: Comparison) -> TableOf:
-    """Return the differences of every language with their intervals."""
-    study = found.study
-    rows = [row for row in found.rows(comparison) if row["strategy"] != study.spec.relative_to]
+def difference_table(findings: Findings, comparison: BudgetKind) -> TableOf:
+    """Return a table of the difference of every language with its interval."""
+    study = findings.study
+    rows = [row for row in findings.rows(comparison) if row["strategy"] != study.spec.relative_to]
     return TableOf(
         f"{TITLES[comparison]}: difference to {study.spec.relative_to} in bits per byte",
         ["strategy", *study.languages],
-        [[row["strategy"], *(_difference(row, one) for one in study.languages)] for row in rows],
+        [[row["strategy"], *(_difference(row, language) for language in study.languages)] for row in rows],
     )
 
 
-def stability_table(found: Findings) -> TableOf:
-    """Return how far the weights of two seeds lie apart."""
+def stability_table(findings: Findings) -> TableOf:
+    """Return a table of the mean distance between the weights of two seeds."""
     return TableOf(
         "Stability: total variation between the weights of two seeds, mean over all pairs",
         ["strategy", "seeds", "of sources", "of languages"],
         [
-            [row["strategy"], _seeds(found, row), _share(row["sources"]), _share(row["languages"])]
-            for row in found.stability()
+            [row["strategy"], _seeds(findings, row), _share(row["sources"]), _share(row["languages"])]
+            for row in findings.stability()
         ],
     )
 
 
-def _seeds(found: Findings, row: Mapping[str, Any]) -> str:
-    fixed = found.study.strategies[row["strategy"]].weights is not None
-    return "same for all" if fixed else f"{len(row['seeds'])} of {len(found.study.spec.seeds)}"
+def _seeds(findings: Findings, row: Mapping[str, Any]) -> str:
+    fixed = findings.study.strategies[row["strategy"]].weights is not None
+    return "same for all" if fixed else f"{len(row['seeds'])} of {len(findings.study.spec.seeds)}"
 
 
-def missing_table(found: Findings) -> TableOf:
-    """Return the models that no mean has in it, and why."""
-    missing = [one for one in found.outcomes.values() if one.state != "finished"]
-    rows = [[one.trial.name, one.state, one.why or NONE] for one in missing]
+def missing_table(findings: Findings) -> TableOf:
+    """Return a table of the models that are missing from the means, and why."""
+    missing = [result for result in findings.results.values() if result.state != "finished"]
+    rows = [[result.trial.name, result.state, result.why or NONE] for result in missing]
     return TableOf("Models that are missing from the means", ["model", "state", "why"], rows, (0, 1, 2))
 
 
-def page(found: Findings, command: str) -> str:
-    """Return the page as HTML.
+def page(findings: Findings, command: str = "") -> str:
+    """Return a self-contained HTML page: tables, a chart for each comparison, what failed, and the commands.
 
     Args:
-        found: what to show.
-        command: with which it was made, for whoever repeats it.
+        findings: what to show.
+        command: the command that made the page; empty if there is none to show.
     """
-    study = found.study
+    study = findings.study
     made = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes")
     seeds = f"{len(study.spec.seeds)} seed{'s' * (len(study.spec.seeds) != 1)}"
     subtitle = (
         f"{study.path.name}: {len(study.strategies)} strategies, {seeds}, model {study.recipe.name}, "
         f"store {study.store.name}. Made by xdoge {__version__} at {made}."
     )
-    return render("Whom does it help?", subtitle, list(_sections(found, command)))
+    return render("Whom does it help?", subtitle, list(_sections(findings, command)))
 
 
-def _sections(found: Findings, command: str) -> Iterator[Section]:
-    from xdoge.analysis.charts.study import seed_differences
+def _sections(findings: Findings, command: str) -> Iterator[Section]:
+    from xdoge.analysis.charts.seeds import seed_differences
 
-    study = found.study
-    if found.notes:
-        yield Section("Warnings", warnings=found.notes)
+    study = findings.study
+    if findings.notes:
+        yield Section("Warnings", warnings=findings.notes)
     for comparison in study.spec.compare:
-        differences = difference_table(found, comparison)
+        differences = difference_table(findings, comparison)
         figures = []
-        if shown := _dots(found, comparison):
+        if dots := _dots(findings, comparison):
             title = f"{TITLES[comparison]}: difference to {study.spec.relative_to}"
-            chart = seed_differences(shown, title=title, relative_to=study.spec.relative_to)
+            chart = seed_differences(dots, title=title, relative_to=study.spec.relative_to)
             figures = [Figure(chart, f"{title}, bits per byte", str(chart.to_dict()["description"]))]
         yield Section(
             TITLES[comparison],
-            paragraphs=[_explained(found, comparison), RULE],
+            paragraphs=[_explained(findings, comparison), RULE],
             figures=figures,
-            tables=[*comparison_tables(found, comparison), *([differences] if differences.rows else [])],
+            tables=[*comparison_tables(findings, comparison), *([differences] if differences.rows else [])],
         )
-    missing = missing_table(found)
-    yield Section("Stability of the weights", tables=[stability_table(found)])
+    missing = missing_table(findings)
+    yield Section("Stability of the weights", tables=[stability_table(findings)])
     yield Section(
         "What was run",
         paragraphs=[
-            f"{len(found.outcomes)} models were planned, and all that were begun are counted here.",
+            f"{len(findings.results)} models were planned, and all that were begun are counted here.",
             f"Store {study.store.name}, SHA-256 {study.store.sha256}.",
         ],
         tables=[missing] if missing.rows else [],
-        commands=[*([command] if command else []), "\n".join(study.commands(found.out))],
+        commands=[*([command] if command else []), "\n".join(study.commands(findings.out))],
     )
 
 
-def _explained(found: Findings, comparison: Comparison) -> str:
-    study = found.study
+def _explained(findings: Findings, comparison: BudgetKind) -> str:
+    study = findings.study
     if comparison == "tokens":
         steps = study.steps("tokens", study.spec.relative_to)
         return f"Every model trains for {steps:,} steps, whatever its weights cost to learn."
     return (
         f"Every strategy has {study.total_flops:.4g} FLOPs for learning its weights and training together: what the "
-        "dearest needs at equal tokens. Those that learn for less, or not at all, train for longer."
+        "most costly strategy needs at equal tokens. Strategies that spend less on learning train for longer."
     )
 
 
-def _dots(found: Findings, comparison: Comparison) -> list[dict[str, Any]]:
-    """Return what the chart draws, strategies in the order of the table."""
+def _dots(findings: Findings, comparison: BudgetKind) -> list[dict[str, Any]]:
+    """Return the rows of the chart, strategies in the order of the table."""
     return [
         {"strategy": row["strategy"], "measure": measure, **interval}
-        for row in found.rows(comparison)
+        for row in findings.rows(comparison)
         for measure, interval in row["differences"].items()
     ]
 
@@ -199,6 +199,6 @@ def _difference(row: Mapping[str, Any], measure: str) -> str:
     return f"{interval['mean']:+.3f}{half}{seeds}".replace("-", "−")
 
 
-def _some(names: Sequence[str]) -> str:
+def _few(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
     return " ".join(names[:MOST_NAMES]) + more or NONE

@@ -1,7 +1,7 @@
-"""Run the commands of a study, several at once, each in a process of its own, so that one that fails stops no other.
+"""Run the commands of a study, several at once, each in its own process, so that a failed one stops no other.
 
-Under the study's folder each command appends what it prints to logs/NAME.log, and each end of one is a line of
-runs.jsonl, which several studies of one folder, as the tasks of a Slurm array, may write to.
+Each command appends its output to logs/NAME.log in the study's folder. When a command ends, runs.jsonl gets a line;
+several processes, such as the tasks of a Slurm array, may append to it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, Self
 from xdoge.distributed import stop_requests
 from xdoge.errors import Interrupted
 from xdoge.io import disk_errors, locked
+from xdoge.progress import OnNote, silent
 from xdoge.study.plan import Run
 
 POLL = 0.05
@@ -34,22 +35,22 @@ def run_all(
     *,
     jobs: int = 1,
     only: Callable[[str], bool] | None = None,
-    on_note: Callable[[str], None] = lambda text: None,
+    on_note: OnNote = silent,
 ) -> list[str]:
-    """Run what is not finished, each when those that it needs are, and return the names of those that failed.
+    """Run every run that is not finished, after the runs that it needs, and return the names of those that failed.
 
-    A run that was begun goes on. What needs a failed run is not started, and is among the failed.
+    A run that was begun continues. A run that needs a failed one is not started and counts as failed.
 
     Args:
-        runs: each after those that it needs.
+        runs: each after the runs that it needs.
         out: the study's folder.
-        jobs: commands at once; each gets that part of the cores as threads, unless OMP_NUM_THREADS is set.
-        only: which runs to start, by name, as one of several calls that share the folder; None for all, alone.
+        jobs: commands at once; each gets 1/jobs of the cores as threads, unless OMP_NUM_THREADS is set.
+        only: says by name which runs to start, for several calls that share the folder; None starts all, and locks it.
         on_note: called with a line for each run that ends.
 
     Raises:
         XDogeError: another process runs this study.
-        Interrupted: SIGINT or SIGTERM came. The running commands were told, and have ended.
+        Interrupted: SIGINT or SIGTERM came. It was passed on to the running commands, which have ended.
     """
     session = _Session({run.name: run for run in runs}, out, jobs, only or (lambda name: True), on_note)
     with locked(out) if only is None else contextlib.nullcontext(), stop_requests() as stop, session:
@@ -66,18 +67,18 @@ def run_all(
 
 
 class _Session:
-    """One call of `run_all`: what waits, what runs, what failed, and how long it took."""
+    """State of one call of `run_all`: the runs that wait, run and failed, and the time they took."""
 
     def __init__(
         self,
-        every: Mapping[str, Run],
+        runs: Mapping[str, Run],
         out: Path,
         jobs: int,
         only: Callable[[str], bool],
-        on_note: Callable[[str], None],
+        on_note: OnNote,
     ) -> None:
-        self.every, self.out, self.jobs, self.on_note = every, out, jobs, on_note
-        self.waiting = [run for run in every.values() if only(run.name) and not run.finished]
+        self.runs, self.out, self.jobs, self.on_note = runs, out, jobs, on_note
+        self.waiting = [run for run in runs.values() if only(run.name) and not run.finished]
         self.asked = {run.name for run in self.waiting}
         self.running: dict[str, tuple[Run, subprocess.Popen[bytes], float]] = {}
         self.failed: list[str] = []
@@ -98,10 +99,10 @@ class _Session:
     @property
     def finished(self) -> str:
         """How many of all runs are finished."""
-        return f"{sum(run.finished for run in self.every.values())} of {len(self.every)}"
+        return f"{sum(run.finished for run in self.runs.values())} of {len(self.runs)}"
 
     def collect(self, *, stopping: bool) -> None:
-        """Write down what ended; what was told to stop has not."""
+        """Write down the commands that ended, except those that were told to stop."""
         for run, process, began in [*self.running.values()]:
             status = process.poll()
             if status is None:
@@ -111,8 +112,8 @@ class _Session:
                 self._ended(run, status, time.monotonic() - began)
 
     def _ended(self, run: Run, status: int, seconds: float) -> None:
-        good, said = status == 0 and run.finished, last_line(log_of(self.out, run.name))
-        row = {"run": run.name, "status": status, "seconds": round(seconds, 1), "last_line": said}
+        good, message = status == 0 and run.finished, last_line(log_of(self.out, run.name))
+        row = {"run": run.name, "status": status, "seconds": round(seconds, 1), "last_line": message}
         with disk_errors(self.out), (self.out / "runs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not good:
@@ -120,19 +121,19 @@ class _Session:
         elif run.folder:
             shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         self.done += run.flops
-        how = f"finished in {clock(seconds)}" if good else f"failed ({status}): {said}"
+        how = f"finished in {clock(seconds)}" if good else f"failed ({status}): {message}"
         self.on_note(f"{run.name} {how}; {self.finished}{self._time_left()}")
 
     def _time_left(self) -> str:
-        """Say how long the rest takes if it computes as fast."""
+        """Return how long the rest takes at the same speed."""
         if not self.done or not (self.waiting or self.running):
             return ""
         return f", about {clock((time.monotonic() - self.began) * (self.left - self.done) / self.done)} left"
 
     def start_what_can(self) -> None:
-        """Start as many as may run at once of those whose needs are finished; give up those whose needs failed."""
+        """Start runs whose needs are finished, `jobs` at once at most; give up those whose needs failed."""
         for run in [*self.waiting]:
-            missing = [name for name in run.needs if not self.every[name].finished]
+            missing = [name for name in run.needs if not self.runs[name].finished]
             if any(name in self.failed or name not in self.asked for name in missing):
                 self.waiting.remove(run)
                 self.failed.append(run.name)
@@ -157,7 +158,7 @@ _STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 
 
 def start(run: Run, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a command, or go on with it, in a process group of its own, so that Ctrl-C reaches it through us alone."""
+    """Start or continue a command in its own process group, so that Ctrl-C reaches it only through this process."""
     arguments = arguments_now(run)
     with disk_errors(log):
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -175,31 +176,31 @@ def start(run: Run, log: Path, environment: Mapping[str, str]) -> subprocess.Pop
 
 
 def arguments_now(run: Run) -> Sequence[str]:
-    """Return the arguments of a run, with --resume where it was begun."""
+    """Return the arguments of a run, with --resume if it was begun."""
     begun = run.folder is not None and (run.folder / "config.yaml").exists()
     return [*run.arguments, "--resume"] if begun else run.arguments
 
 
 def log_of(out: Path, name: str) -> Path:
-    """Return where a run's output is kept."""
+    """Return the path of a run's log."""
     return out / "logs" / f"{name}.log"
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log that says something."""
+    """Return the last line of a log that is not blank."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
 
 
 def attempts(out: Path) -> dict[str, dict[str, Any]]:
-    """Return how each run that ended, ended last."""
-    file, found = out / "runs.jsonl", {}
+    """Return the last line of runs.jsonl for each run that ended."""
+    file, last = out / "runs.jsonl", {}
     for line in file.read_bytes().splitlines() if file.exists() else ():
         with contextlib.suppress(ValueError, TypeError, KeyError):  # cut short by a kill
             row = json.loads(line)
-            found[row["run"]] = row
-    return found
+            last[row["run"]] = row
+    return last
 
 
 def clock(seconds: float) -> str:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from xdoge.study.plan import Study
+from xdoge.study.plan import StudyPlan
 
 _SCRIPT = """\
 #!/usr/bin/env bash
@@ -66,17 +66,17 @@ exit "$status"
 """
 
 
-def script(study: Study, out: Path, command: Sequence[str], *, name: str) -> str:
-    """Return the script.
+def script(study: StudyPlan, out: Path, command: Sequence[str], *, name: str) -> str:
+    """Return the script that submits a study.
 
-    A task runs `xdoge study --only`, which goes on with what was begun, so that tasks may be stopped and put back into
-    the queue. Models wait for the weights of all strategies; where some failed, theirs fail and the others are trained.
+    A task runs `xdoge study --only`, which continues what was begun, so that tasks may be stopped and requeued. Models
+    wait for the weights of all strategies. If some weights failed, only the models that need them fail.
 
     Args:
-        study: what to run.
+        study: the plan to run.
         out: the study's folder.
-        command: `xdoge study ...` as it was given, without --slurm.
-        name: of the file that the script will be.
+        command: `xdoge study ...` as the user typed it, without --slurm.
+        name: file name of the script.
     """
     learned = [run for run in study.runs(out) if run.startswith("weights/")]
     parts = {

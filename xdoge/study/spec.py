@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 FIT = "fit"
 KINDS = (*STRATEGIES, FIT, *METHODS)
 
-Comparison = Literal["tokens", "flops"]
+BudgetKind = Literal["tokens", "flops"]
+"""What the models of a comparison have equally much of."""
+
 Passes = Annotated[
     Annotated[float, Field(gt=0)] | None, BeforeValidator(lambda value: None if value == "none" else value)
 ]
@@ -47,7 +49,7 @@ class StudySpec(Config):
         DEFAULT_MAX_EPOCHS, description="most passes over a source, or none; a strategy's own wins [4]"
     )
     relative_to: str = Field("uniform", description="strategy that the others' differences are taken against")
-    compare: tuple[Comparison, ...] = Field(
+    compare: tuple[BudgetKind, ...] = Field(
         ("tokens", "flops"), min_length=1, description="what is made equal: tokens, flops or both [both]"
     )
     learning: dict[str, Any] = Field(default_factory=dict, description="settings of all strategies that learn [none]")
@@ -58,9 +60,9 @@ class StudySpec(Config):
     @field_validator("seeds", "compare")
     @classmethod
     def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if twice := [one for one in dict.fromkeys(values) if values.count(one) > 1]:
+        if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
             raise ValueError(f"{twice[0]} is given twice")
-        if any(isinstance(one, int) and one < 0 for one in values):
+        if any(isinstance(value, int) and value < 0 for value in values):
             raise ValueError(f"{list(values)} must be >= 0")
         return values
 
@@ -74,7 +76,7 @@ class StudySpec(Config):
 
 
 class _BySize(Config):
-    """A strategy that looks at sizes only."""
+    """Settings of a strategy that computes weights from the sizes of the sources."""
 
     level: Level = "languages"
     temperature: float | None = None
@@ -86,17 +88,17 @@ class _OwnEpochs(Config, extra="ignore"):
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to come by weights.
+    """A way to choose weights.
 
     Attributes:
         name: as the study calls it.
         kind: one of `KINDS`.
-        flops: what it costs to learn the weights with one seed; 0 if nothing is learned.
+        flops: cost of learning the weights with one seed; 0 if nothing is learned.
         max_epochs: most passes over a source in its mixtures.
-        level: what competes under that cap, for strategies that look at sizes.
-        weights: of a strategy that looks at sizes, whatever the seed.
-        settings: as given, of a strategy that learns.
-        learns_from: what lies in files that the settings name: the proxy's recipe, and the reference's weights.
+        level: what shares the budget under that cap, for strategies that look at sizes.
+        weights: of a strategy that looks at sizes, the same for every seed; None if it learns.
+        settings: of a strategy that learns, as study.yaml has them.
+        learns_from: contents of files that the settings name: the proxy's recipe and the reference's weights.
     """
 
     name: str
@@ -113,63 +115,63 @@ def read_strategies(spec: StudySpec, store: TokenStore, folder: Path, *, where: 
     """Return every strategy by name, in the order of the study; paths of recipes lead from `folder`.
 
     Raises:
-        XDogeError: a kind or setting is unknown, or the store cannot serve it; the line names the strategy.
+        XDogeError: a kind or setting is unknown, or does not fit the store; the line names the strategy.
     """
-    found = {}
+    strategies = {}
     for name, entry in spec.strategies.items():
-        here, given = f"{where}: strategies.{name}", dict(entry)
-        kind = given.pop("kind", None)
+        here, settings = f"{where}: strategies.{name}", dict(entry)
+        kind = settings.pop("kind", None)
         if kind not in KINDS:
             raise XDogeError(f"{here}: kind is {kind!r}; it must be one of {', '.join(KINDS)}.")
-        epochs = _OwnEpochs.parse(given, where=here).max_epochs if "max_epochs" in given else spec.max_epochs
-        given.pop("max_epochs", None)
+        epochs = _OwnEpochs.parse(settings, where=here).max_epochs if "max_epochs" in settings else spec.max_epochs
+        settings.pop("max_epochs", None)
         if kind not in STRATEGIES:
-            complete = {"proxy": spec.proxy, **spec.learning, **given}
+            complete = {"proxy": spec.proxy, **spec.learning, **settings}
             complete["proxy"] = recipe_path(str(complete["proxy"]), folder)
             reference, colon, allowance = str(complete.get("no_worse_than") or "").rpartition(":")
             if colon and reference not in STRATEGIES:
                 complete["no_worse_than"] = f"{_from(folder, reference)}:{allowance}"
-            found[name] = _learned(name, kind, complete, store, epochs, seed=spec.seeds[0], where=here)
+            strategies[name] = _learned(name, kind, complete, store, epochs, seed=spec.seeds[0], where=here)
             continue
-        by_size = _BySize.parse(given, where=here)
+        by_size = _BySize.parse(settings, where=here)
         try:
             weights = strategy_weights(kind, store.tokens(), level=by_size.level, temperature=by_size.temperature)
         except XDogeError as error:
-            raise XDogeError(f"{here}: {error}") from error
-        found[name] = Strategy(name, kind, max_epochs=epochs, level=by_size.level, weights=weights)
-    if spec.relative_to not in found:
+            raise XDogeError(f"{here}: {error.message}") from error
+        strategies[name] = Strategy(name, kind, max_epochs=epochs, level=by_size.level, weights=weights)
+    if spec.relative_to not in strategies:
         raise XDogeError(f"{where}: relative_to is {spec.relative_to!r}, which is none of its strategies.")
-    return found
+    return strategies
 
 
 def _learned(
     name: str,
     kind: str,
-    given: dict[str, Any],
+    values: dict[str, Any],
     store: TokenStore,
     max_epochs: float | None,
     *,
     seed: int,
     where: str,
 ) -> Strategy:
-    if "seed" in given:
+    if "seed" in values:
         raise XDogeError(f"{where}: seed is no setting of a strategy; the study's seeds are taken in turn.")
     settings: FitSettings | BaselineSettings
     learns_from: dict[str, Any] = {}
     try:
         if kind == FIT:
-            settings = FitSettings.for_store(store, {"seed": seed, **given}, where="settings")
+            settings = FitSettings.for_store(store, {"seed": seed, **values}, where="settings")
             reference = settings.target_rule(store).reference
             learns_from["reference"] = None if reference is None else reference.tolist()
         else:
-            settings = METHODS[kind].for_store(store, {"seed": seed, **given}, where="settings")
+            settings = METHODS[kind].for_store(store, {"seed": seed, **values}, where="settings")
     except XDogeError as error:
-        raise XDogeError(f"{where}: {str(error).removeprefix('settings: ')}") from error
+        raise XDogeError(f"{where}: {error.message.removeprefix('settings: ')}") from error
     if isinstance(settings, RegmixSettings) and settings.regressor == "lightgbm":
         require("baselines", "lightgbm")
     learns_from["proxy"] = load_recipe(settings.proxy).model_dump(mode="json")
     flops = learning_flops(settings, store)
-    return Strategy(name, kind, flops=flops, max_epochs=max_epochs, settings=given, learns_from=learns_from)
+    return Strategy(name, kind, flops=flops, max_epochs=max_epochs, settings=values, learns_from=learns_from)
 
 
 def learning_flops(settings: FitSettings | BaselineSettings, store: TokenStore) -> int:
@@ -196,7 +198,7 @@ def learning_flops(settings: FitSettings | BaselineSettings, store: TokenStore) 
 
 
 def recipe_path(name: str, folder: Path) -> str:
-    """Return a recipe's name as it is, and a file's path, which leads from `folder`, from wherever one stands."""
+    """Return a recipe's name as it is, and the path of a recipe's file, relative to `folder`, as an absolute path."""
     return name if name in recipe_names() or Path(name).suffix not in (".yaml", ".yml") else _from(folder, name)
 
 

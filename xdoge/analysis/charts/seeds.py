@@ -1,4 +1,4 @@
-"""The chart of a study: whom each strategy helps, and how sure that is."""
+"""The chart of a study: the difference that each strategy makes for each language, with its interval over seeds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from xdoge.analysis.charts.drawing import AVERAGE, INK, HConcatChart, beside, by
 from xdoge.analysis.shares import union
 
 NAMED = {"macro": AVERAGE, "worst": AVERAGE}
-"""What is no language, and drawn like an average."""
+"""Measures that are not languages; they are drawn in the colour of averages."""
 
 COLUMNS = 4
 
@@ -19,7 +19,7 @@ COLUMNS = 4
 def seed_differences(rows: Sequence[Mapping[str, Any]], *, title: str, relative_to: str) -> HConcatChart:
     """Draw differences of bits per byte as dots with their intervals, a panel for each language.
 
-    A dot is filled where the whole interval lies on one side of 0, and hollow where chance over seeds may have made it.
+    A dot is filled if the whole interval lies on one side of 0, and hollow if chance over seeds may explain it.
 
     Args:
         rows: `strategy`, `measure` (a language, "macro" or "worst"), `mean`, `low` and `high` (None without an
