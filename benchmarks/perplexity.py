@@ -39,9 +39,11 @@ from transformers.utils import logging
 
 from xdoge.corpus.readers.files import file_blocks
 from xdoge.corpus.sample import SAMPLE_BYTES, generate
-from xdoge.eval.documents import model_tokenizer
-from xdoge.eval.scoring import CausalModel, Processes
+from xdoge.distributed import Processes
+from xdoge.eval.scoring import LoadedModel
 from xdoge.models.recipes import load_recipe
+from xdoge.models.resolver import CausalModel
+from xdoge.models.tokenizers import model_tokenizer
 
 CONTEXT = 512
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -91,7 +93,7 @@ def contestants(folder: str, texts: list[str]) -> tuple[int, dict[str, Callable[
     causal, processes = CausalModel.find(folder), Processes.join(cpu=False)
     window = min(causal.context or CONTEXT, CONTEXT)
     batch = BATCH_TOKENS[processes.device]
-    loaded = causal.load(processes, processes.precision(), split=False)
+    loaded = LoadedModel(folder, causal.load(precision=processes.precision(), device=processes.device))
     tokenizer = model_tokenizer(folder)
     begin = tokenizer.end_of_document if causal.begin is None else causal.begin
 

@@ -80,15 +80,14 @@ def model_with_code(folder, marker, model_type):
 @pytest.mark.parametrize("model_type", ["hostile", "llama"])
 def test_code_of_a_model_is_not_run(tmp_path, marker, model_type):
     from xdoge.corpus.tokenizer import huggingface
-    from xdoge.distributed import Processes
-    from xdoge.eval.scoring import CausalModel
-    from xdoge.train.initial_model import Start
+    from xdoge.models.resolver import CausalModel
+    from xdoge.train.initial_model import InitialModel
 
     name = model_with_code(tmp_path / "model", marker, model_type)
     with pytest.raises(XDogeError):
-        CausalModel.find(name).load(Processes.join(cpu=True), "float32", split=False)
+        CausalModel.find(name).load()
     with pytest.raises(XDogeError):
-        Start.find(name).build(None, sequence_length=8, seed=0)
+        InitialModel.find(name).build(None, sequence_length=8, seed=0)
     with pytest.raises(XDogeError):
         huggingface(name)
     assert not marker.exists()
@@ -106,9 +105,8 @@ class Touch:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_in_place_of_weights_is_not_run(tmp_path, marker, zipped):
-    from xdoge.distributed import Processes
-    from xdoge.eval.scoring import CausalModel
-    from xdoge.train.initial_model import Start
+    from xdoge.models.resolver import CausalModel
+    from xdoge.train.initial_model import InitialModel
 
     torch = pytest.importorskip("torch")
     name = model_with_code(tmp_path / "model", marker, "llama")
@@ -118,9 +116,9 @@ def test_a_pickle_in_place_of_weights_is_not_run(tmp_path, marker, zipped):
     else:
         file.write_bytes(pickle.dumps(Touch(marker), protocol=2))
     with pytest.raises(XDogeError, match="cannot be loaded"):
-        CausalModel.find(name).load(Processes.join(cpu=True), "float32", split=False)
+        CausalModel.find(name).load()
     with pytest.raises(XDogeError, match="cannot be loaded"):
-        Start.find(name).build(None, sequence_length=8, seed=0)
+        InitialModel.find(name).build(None, sequence_length=8, seed=0)
     assert not marker.exists()
 
 

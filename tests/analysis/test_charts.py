@@ -25,7 +25,6 @@ from xdoge.fit.settings import FitSettings
 from xdoge.fit.trainer import fit
 from xdoge.mixtures.allocation import unimax
 from xdoge.mixtures.strategies import strategy_weights
-from xdoge.train.initial_model import Start
 from xdoge.train.settings import TrainSettings
 from xdoge.train.trainer import train
 
@@ -70,8 +69,7 @@ def runs(store, recipe, tmp_path_factory):
             weights, available_tokens=store.tokens(), budget_tokens=1_280, max_epochs=None, corpus=corpus
         )
         settings = {"model": recipe, "steps": 4, "batch_size": 8, "sequence_length": 16, "eval_every": 2}
-        start = Start.find(recipe)
-        train(mixture, store, TrainSettings.for_run(mixture, store, settings, start=start), folder / mixture.name)
+        train(mixture, store, TrainSettings.for_run(mixture, store, settings), folder / mixture.name)
         mixture.save(folder / f"{mixture.name}.json")
     return folder
 

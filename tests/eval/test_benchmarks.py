@@ -219,7 +219,7 @@ def check_tokens(path, texts):
 
 def test_the_harness_sees_the_token_before_a_document_first(model, data):
     from xdoge.distributed import Processes
-    from xdoge.eval.scoring import CausalModel
+    from xdoge.models.resolver import CausalModel
 
     asked = harness.Model(
         CausalModel.find(model), Processes(0, 1, "cpu"), HarnessSettings(batch_size=1, precision="float32")

@@ -34,9 +34,9 @@ from xdoge.models.loss import document_positions, sequence_nats
 from xdoge.sampling.dataset import MixtureDataset
 from xdoge.sampling.sampler import MixtureSampler
 from xdoge.train import trainer as training
-from xdoge.train.initial_model import Start, check_documents, freeze, layers_trained, peak_learning_rate
+from xdoge.train.initial_model import InitialModel, check_documents, freeze, layers_trained, peak_learning_rate
 from xdoge.train.run_log import Record, beyond_plan, common_budget, passes, read_rows
-from xdoge.train.settings import ELASTIC, Layout, TrainSettings
+from xdoge.train.settings import ELASTIC, BatchSplit, TrainSettings
 from xdoge.train.trainer import train
 from xdoge.training.optim import learning_rate_ratio
 from xdoge.training.run_folder import RunFolder
@@ -56,9 +56,8 @@ def mixture(store):
     )
 
 
-def settings_for(mixture, store, model, **given):
-    given = {**QUICK, "model": str(model), **given}
-    return TrainSettings.for_run(mixture, store, given, start=Start.find(given["model"]))
+def settings_for(mixture, store, model, **values):
+    return TrainSettings.for_run(mixture, store, {**QUICK, "model": str(model), **values})
 
 
 def expected(mixture, store, count):
@@ -393,12 +392,8 @@ def test_only_parameters_of_the_pattern_move(mixture, store, finished, tmp_path)
     same_weights(run, tmp_path / "recomputed", atol=0, rtol=0)
 
 
-def test_a_model_of_the_hub_is_pinned_by_its_commit():
-    assert Start("some/model", config=SimpleNamespace(_commit_hash="abc")).pin() == {"commit": "abc"}
-
-
 def test_a_pattern_that_is_found_nowhere_is_refused(recipe):
-    model = Start.find(recipe).recipe.build(vocab_size=300, seed=0)
+    model = InitialModel.find(recipe).recipe.build(vocab_size=300, seed=0)
     with pytest.raises(XDogeError, match=r"train_only 'layer9' is found in no parameter's name, such as model\."):
         freeze(model, "layer9")
     with pytest.raises(XDogeError, match=r"train_only 'layers\(' is no regular expression"):
@@ -443,7 +438,7 @@ def test_a_model_that_does_not_fit_the_store_is_refused(mixture, store, finished
     bare = model_folder(model, tmp_path / "bare")
     for path in [*bare.glob("token*"), *bare.glob("xdoge*")]:
         path.unlink()
-    refused(bare, r"bare has no tokenizer, so nothing says whether the store's tokens are its own; copy")
+    refused(bare, r"bare has no tokenizer; copy")
     narrow = model_folder(model, tmp_path / "narrow", vocab_size=200)
     refused(narrow, r"narrow has an embedding for 200 tokens, and its tokenizer makes 300")
     other = tmp_path / "other"
@@ -460,13 +455,15 @@ def test_a_model_that_does_not_fit_the_store_is_refused(mixture, store, finished
     quantised = model_folder(model, tmp_path / "quantised", quantization_config={"quant_method": "gptq", "bits": 4})
     refused(quantised, r"quantised' is quantised; train the one in full precision")
     refused(tmp_path / "nothing", r"^model '.*nothing' does not exist\.$")
-    refused(model.parent, r"run' is no model: it has no config.json; a model lies in .*run/model\.$")
+    shutil.copytree(model, tmp_path / "models" / "inside")
+    refused(tmp_path / "models", r"models' is no model: it has no config.json; a model lies in .*models/inside\.$")
+    assert settings_for(mixture, store, model.parent).sequence_length == LENGTH  # a run folder stands for its model
 
 
 def test_a_misspelt_recipe_is_told_its_name_without_asking_the_hub(monkeypatch):
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name, **_: pytest.fail("asked the Hub"))
     with pytest.raises(XDogeError, match=r"^model '125' is no recipe \(1m, .*\), no folder; did you mean 125m\?$"):
-        Start.find("125")
+        InitialModel.find("125")
 
 
 def test_no_address_of_the_hub_s_words_is_cut(monkeypatch):
@@ -477,7 +474,7 @@ def test_no_address_of_the_hub_s_words_is_cut(monkeypatch):
     with pytest.raises(
         XDogeError, match=r"^model 'a/b' is no recipe .*, no folder, no model on the Hub: a/b is"
     ) as error:
-        Start.find("a/b")
+        InitialModel.find("a/b")
     assert "http" not in str(error.value)
 
 
@@ -556,15 +553,15 @@ def test_the_processes_make_up_the_global_batch_or_are_refused(
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     settings = settings_for(mixture, store, recipe, **given)
     if isinstance(layout, tuple):
-        assert Layout.of(settings) == Layout(*layout)
+        assert BatchSplit.of(settings) == BatchSplit(*layout)
     else:
         with pytest.raises(XDogeError, match=layout):
-            Layout.of(settings)
+            BatchSplit.of(settings)
 
 
 def test_a_folder_with_something_in_it_is_refused(mixture, store, recipe, finished, tmp_path):
     settings = settings_for(mixture, store, recipe)
-    with pytest.raises(XDogeError, match=r"run is not empty. Continue that run with --resume, or name another folder"):
+    with pytest.raises(XDogeError, match=r"run is not empty. Continue that run with resume=True"):
         train(mixture, store, settings, finished[0])
     with pytest.raises(XDogeError, match=r"holds no run to resume; leave out --resume"):
         train(mixture, store, settings, tmp_path / "nothing", resume=True)
@@ -664,7 +661,7 @@ def test_a_folder_named_like_a_recipe_is_not_passed_over_in_silence(mixture, sto
 
     (tmp_path / "1m").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Start, "build", stop)
+    monkeypatch.setattr(InitialModel, "build", stop)
     settings, notes = settings_for(mixture, store, "1m", sequence_length=LENGTH), []
     with pytest.raises(Enough):
         train(mixture, store, settings, tmp_path / "run", on_note=notes.append)
@@ -806,7 +803,7 @@ def test_help_teaches(xdoge):
 def test_counts_that_only_look_whole_are_refused_before_the_run(store, mixture, recipe, key):
     for value in (8.0, "8", True):
         with pytest.raises(XDogeError, match=f"settings: {key}: input should be a valid integer"):
-            TrainSettings.for_run(mixture, store, {"model": recipe, key: value}, start=Start.find(recipe))
+            TrainSettings.for_run(mixture, store, {"model": recipe, key: value})
 
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cpt"

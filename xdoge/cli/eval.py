@@ -36,6 +36,7 @@ from xdoge.eval.perplexity import PerplexitySettings, measure
 from xdoge.eval.results import Results, Row
 from xdoge.eval.suite import HarnessSettings, Suite
 from xdoge.io import disk_errors, locked
+from xdoge.models.resolver import model_folder
 from xdoge.progress import Event, OnProgress, silent
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def run_evaluation(
     from xdoge.distributed import Processes
     from xdoge.eval.documents import FileText, StoreText
     from xdoge.eval.lm_eval import benchmarks as iberobench
-    from xdoge.eval.scoring import CausalModel
+    from xdoge.models.resolver import CausalModel
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
     hub.set_verbosity_error()  # type: ignore[no-untyped-call]  # a task without data says so in its outcome
@@ -308,13 +309,7 @@ def _model(argument: str) -> Model:
         name, path = argument.rstrip("/"), argument
     elif not name.strip():
         raise XDogeError(f"{argument} has no name before the equals sign; write NAME=MODEL, or the model alone.")
-    folder = Path(path)
-    for file, inside in (("train.json", "model"), ("weights.json", "proxy")):
-        if (folder / file).is_file() and (folder / inside).is_dir():
-            return Model(name, str(folder / inside))
-    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
-        raise XDogeError(f"{path} is a run that is not finished; --resume finishes it.")
-    return Model(name, path)
+    return Model(name, model_folder(path))
 
 
 def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from xdoge.cli.app import AsJson, app, given_settings, is_first, one_voice, open_store, stdout
 from xdoge.config import settings_help
-from xdoge.errors import XDogeError, require
+from xdoge.errors import require
 from xdoge.mixtures.mixture import Mixture
 from xdoge.progress import Event
 from xdoge.train.settings import ELASTIC, TrainSettings
@@ -104,8 +104,6 @@ def train(  # one option for each thing that runs differ in most often
         require("proxy", "torch", "transformers", "accelerate")
         if resume:  # what is not given anew is as the run was started
             given = RunFolder(out).settings() | given
-        if "model" not in given:
-            raise XDogeError("--model is missing: a recipe such as 125m, or the folder or Hub name of a model.")
         opened, planned = open_store(store), Mixture.load(mixture)
         summary = run_training(planned, opened, given, out, resume=resume, where=str(config) if config else "settings")
     if not is_first():
@@ -120,10 +118,9 @@ def run_training(
     mixture: Mixture, store: TokenStore, given: dict[str, Any], out: Path, *, resume: bool, where: str = "settings"
 ) -> dict[str, Any]:
     from xdoge.cli.progress import Display
-    from xdoge.train.initial_model import Start
     from xdoge.train.trainer import train
 
-    settings = TrainSettings.for_run(mixture, store, given, start=Start.find(str(given["model"])), where=where)
+    settings = TrainSettings.for_run(mixture, store, given, where=where)
     if not resume and is_first():
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True), file=sys.stderr)
     display = Display()

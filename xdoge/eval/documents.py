@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from xdoge.corpus.readers.files import file_blocks, reading, scan
 from xdoge.corpus.spec import Corpus, text_format
 from xdoge.corpus.store import TokenStore
-from xdoge.corpus.tokenizer import Tokenizer, huggingface, sentencepiece_model
 from xdoge.errors import XDogeError
-from xdoge.io import sha256_file
+from xdoge.models.tokenizers import check_tokenizer, model_tokenizer
 from xdoge.sampling.permutation import derive_key
 
 
@@ -81,13 +80,8 @@ class StoreText:
     """
 
     def __init__(self, store: TokenStore, model: str) -> None:
-        own = _fingerprint(model, store.tokenizer_fingerprint)
-        if own != store.tokenizer_fingerprint:
-            raise XDogeError(
-                f"{store.path} was prepared with another tokenizer ({store.tokenizer_fingerprint[:12]}) than that of "
-                f"{model} ({own[:12]}), so its tokens mean something else to the model. Give the validation text "
-                "itself, as files: the model's own tokenizer reads it, and bits per byte compares."
-            )
+        advice = "Give the validation text as files: the model's own tokenizer reads them, and bits per byte compares."
+        check_tokenizer(store, model, advice=advice)
         self.store = store
         self.fingerprint, self.end_of_document = store.tokenizer_fingerprint, store.end_of_document
         counts = store.documents("validation")
@@ -140,7 +134,7 @@ class FileText:
         """Return what shows that the text, or the way it is read, changed."""
         text = self._texts[source]
         return {
-            "files": [asdict(found)["sha256"] for found in self._inputs[source]],
+            "files": [asdict(file)["sha256"] for file in self._inputs[source]],
             "column": text.column,
             "id": text.id,
             "tokenizer": self.fingerprint,
@@ -182,45 +176,6 @@ def validation_texts(corpus: Corpus) -> dict[str, Text]:
         if not source.validation:
             raise XDogeError(f"{source.where} has no validation files; name the text of {source.name} itself.")
     return {source.name: Text(source.validation, source.spec.text) for source in corpus.sources}
-
-
-def model_tokenizer(model: str) -> Tokenizer:
-    """Return the tokenizer of a model's folder or name on the Hub.
-
-    Where there is a SentencePiece model and no tokenizer.json, SentencePiece itself reads it: what transformers 5.23
-    makes of such a file gives other tokens.
-
-    Raises:
-        XDogeError: there is none, or it cannot be read.
-    """
-    path = model_file(model, "tokenizer.model")
-    if path is not None and model_file(model, "tokenizer.json") is None:
-        return sentencepiece_model(path.read_bytes(), where=str(path))
-    if Path(model).is_dir() and not any(
-        re.search(r"^(tokenizer|vocab|tiktoken)|\.model$", child.name) for child in Path(model).iterdir()
-    ):
-        raise XDogeError(f"{model} has no tokenizer; copy the files of the one it was trained with into that folder.")
-    return huggingface(model)
-
-
-def model_file(model: str, name: str) -> Path | None:
-    """Return where a file of a model lies, downloaded if need be; None where the model has no such file."""
-    if Path(model).is_dir():
-        path = Path(model) / name
-        return path if path.is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(model, name))
-    except (EntryNotFoundError, OSError):  # there is none, or none in the cache of a machine without network
-        return None
-
-
-def _fingerprint(model: str, wanted: str) -> str:
-    """Return the fingerprint of the model's tokenizer, by its SentencePiece model if that is the one wanted."""
-    path = model_file(model, "tokenizer.model")
-    return wanted if path is not None and sha256_file(path) == wanted else model_tokenizer(model).fingerprint
 
 
 def _ids(path: Path, column: str) -> list[str | None] | None:

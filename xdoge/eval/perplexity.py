@@ -24,11 +24,12 @@ from pydantic import Field
 from xdoge.config import Config
 from xdoge.corpus.store import TokenStore
 from xdoge.distributed import Processes
-from xdoge.errors import NonFiniteLossError, XDogeError
+from xdoge.errors import NonFiniteLossError, XDogeError, argument
 from xdoge.eval.documents import FileText, StoreText, Text
 from xdoge.eval.results import ALL, Row
-from xdoge.eval.scoring import CausalModel, LoadedModel
+from xdoge.eval.scoring import LoadedModel, load_on
 from xdoge.io import read_json, sha256_json, write_json
+from xdoge.models.resolver import CausalModel
 from xdoge.progress import Event, OnProgress, silent
 from xdoge.sampling.permutation import derive_key
 
@@ -36,9 +37,6 @@ SCHEMA = "xdoge.perplexity"
 TASK = "perplexity"
 RELATIVE = "bits_relative_to_"
 """Begins the name of the metric of parallel text; the reference language ends it."""
-
-WINDOW = 2048
-"""Tokens, where the model's context is not shorter."""
 
 Floats = NDArray[np.float64]
 
@@ -107,8 +105,11 @@ class Measured:
             "settings": self.settings.model_dump(mode="json"),
             **self.about,
             "sources": {
-                source: {"documents": len(found.totals), **dict(zip(names, found.totals.sum(0).tolist(), strict=True))}
-                for source, found in self.sources.items()
+                source: {
+                    "documents": len(scores.totals),
+                    **dict(zip(names, scores.totals.sum(0).tolist(), strict=True)),
+                }
+                for source, scores in self.sources.items()
             },
             "not_measured": list(self.not_measured),
         }
@@ -125,7 +126,9 @@ class Measured:
         return [*self._own_rows(), *self._relative_rows()]
 
     def _own_rows(self) -> Iterator[Row]:
-        resampled = {source: self._resample(source, one.totals, one.ids) for source, one in self.sources.items()}
+        resampled = {
+            source: self._resample(source, scores.totals, scores.ids) for source, scores in self.sources.items()
+        }
         languages = _by_language(self.sources)
         averages: list[tuple[int, Floats, Floats]] = []
         for language, sources in languages.items():
@@ -152,14 +155,17 @@ class Measured:
         averages: list[tuple[int, float, Floats]] = []
         for language, sources in _by_language(self.sources).items():
             paired = {s: self._pairs(s, reference + s[len(language) :]) for s in sources if language != reference}
-            found = {source: pairs for source, (_, pairs) in paired.items() if len(pairs)}
-            if not found:
+            pairs_of = {source: pairs for source, (_, pairs) in paired.items() if len(pairs)}
+            if not pairs_of:
                 continue
-            resampled = {source: self._resample(source, pairs, paired[source][0]) for source, pairs in found.items()}
-            parts = [(TASK, list(found)), *((f"{TASK}/{short}", [s]) for s in found if (short := s.partition("/")[2]))]
+            resampled = {source: self._resample(source, pairs, paired[source][0]) for source, pairs in pairs_of.items()}
+            parts = [
+                (TASK, list(pairs_of)),
+                *((f"{TASK}/{short}", [s]) for s in pairs_of if (short := s.partition("/")[2])),
+            ]
             for task, members in parts:
-                n = sum(len(found[source]) for source in members)
-                own, other = np.sum([found[source].sum(0) for source in members], axis=0).tolist()
+                n = sum(len(pairs_of[source]) for source in members)
+                own, other = np.sum([pairs_of[source].sum(0) for source in members], axis=0).tolist()
                 drawn = np.sum([resampled[source] for source in members], axis=0)  # (resamples, 2)
                 ratios = drawn[:, 0] / drawn[:, 1]
                 yield self._relative_row(language, task, n, own / other, ratios)
@@ -180,7 +186,7 @@ class Measured:
         """
         if other not in self.sources:
             return [], np.empty((0, 2))
-        nats = [self.sources[one].nats_by_id() for one in (source, other)]
+        nats = [self.sources[name].nats_by_id() for name in (source, other)]
         common = [name for name in nats[0] if name in nats[1]]
         return common, np.array([[nats[0][name], nats[1][name]] for name in common]).reshape(-1, 2)
 
@@ -249,7 +255,7 @@ def measure(
     Under torchrun or `accelerate launch` every process calls it, scores its part of each source, and returns the same.
 
     Args:
-        model: folder or name on the Hub of a causal language model.
+        model: folder, run folder or name on the Hub of a causal language model.
         text: a token store, whose validation split is read, if the model's tokenizer made it; or text files by
             "language/source" or language.
         settings: all defaults if left out.
@@ -263,7 +269,7 @@ def measure(
         NonFiniteLossError: the model predicts nan.
     """
     causal = CausalModel.find(model)
-    feed = StoreText(text, model) if isinstance(text, TokenStore) else FileText(text, model)
+    feed = StoreText(text, causal.name) if isinstance(text, TokenStore) else FileText(text, causal.name)
     if not feed.sources:
         raise XDogeError(f"there is no validation text to measure {model} on.")
     processes = Processes.join(cpu=(settings or PerplexitySettings()).device == "cpu")
@@ -281,7 +287,10 @@ def measure(
         if scores is None:
             documents = feed.read(source).some(settings.max_documents)
             report = on_progress if processes.is_first else silent
-            loaded = loaded or causal.load(processes, settings.precision, split=settings.device == "split")
+            split = settings.device == "split"
+            loaded = loaded or LoadedModel(
+                causal.name, load_on(processes, causal, precision=settings.precision, split=split)
+            )
             nats = _nats(loaded, documents.tokens, settings, begin, processes, source, report)
             tokens = [len(document) for document in documents.tokens]
             totals = np.stack([nats, np.array(tokens, dtype=float), documents.words, documents.n_bytes], axis=1)
@@ -291,7 +300,7 @@ def measure(
         elif processes.is_first:
             on_progress(Event("skip", source))
         sources[source] = scores
-    about = {"path": model, **about, "text": texts}
+    about = {"path": causal.name, **about, "text": texts}
     return Measured(name or model, sources, settings, about, tuple(feed.empty))
 
 
@@ -301,15 +310,13 @@ def resolved(settings: PerplexitySettings, causal: CausalModel, processes: Proce
     Raises:
         XDogeError: the window is longer than the model's context, or shorter than the stride.
     """
-    window = settings.window or min(causal.context or WINDOW, WINDOW)
-    if causal.context is not None and window > causal.context:
-        raise XDogeError(
-            f"window {window:,} is longer than the context of {causal.name}, {causal.context:,}; lower it or leave it "
-            "out."
-        )
+    window = settings.window or causal.default_length
+    causal.check_length("window", window)
     stride = settings.stride or window // 2
     if stride > window:
-        raise XDogeError(f"stride {stride:,} is longer than the window, {window:,}; some tokens would not be scored.")
+        raise XDogeError(
+            f"{argument('stride')} {stride:,} is longer than the window, {window:,}; some tokens would not be scored."
+        )
     update = {
         "window": window,
         "stride": stride,

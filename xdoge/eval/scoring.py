@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xdoge.distributed import Processes
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.errors import XDogeError, argument
 from xdoge.models.memory import memory_errors
+from xdoge.models.resolver import CausalModel
 
 if TYPE_CHECKING:
     import torch
@@ -44,12 +43,12 @@ def windows(document: int, tokens: int, *, window: int, stride: int) -> Iterator
         done, end = end, min(end + stride, tokens)
 
 
-def batches(found: Sequence[Window], *, batch_tokens: int) -> Iterator[list[Window]]:
+def batches(parts: Sequence[Window], *, batch_tokens: int) -> Iterator[list[Window]]:
     """Yield windows in groups of like length, longest first, each of at most `batch_tokens` with its padding.
 
     A window longer than that is a batch of its own.
     """
-    ordered = sorted(found, key=lambda one: -one.length)
+    ordered = sorted(parts, key=lambda part: -part.length)
     start = 0
     while start < len(ordered):
         rows = max(1, batch_tokens // ordered[start].length)
@@ -57,80 +56,15 @@ def batches(found: Sequence[Window], *, batch_tokens: int) -> Iterator[list[Wind
         start += rows
 
 
-@dataclass(frozen=True)
-class CausalModel:
-    """A causal language model by its folder or its name on the Hub, with the configuration transformers reads."""
+def load_on(processes: Processes, model: CausalModel, *, precision: str, split: bool) -> Any:
+    """Return the model of transformers, on this process's device or split over all GPUs.
 
-    name: str
-    config: Any
-
-    @classmethod
-    def find(cls, name: str) -> Self:
-        """Return the model of that name; no weights are loaded yet.
-
-        Raises:
-            XDogeError: it cannot be read, or is no causal language model.
-        """
-        try:
-            from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-        except ImportError as error:
-            raise MissingExtraError("transformers", "proxy") from error
-        if not Path(name).exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-            raise XDogeError(f"{name} does not exist.")
-        if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-            inside = [str(file.parent) for file in sorted(Path(name).glob("*/config.json"))]
-            hint = f"; a model lies in {' and '.join(inside)}" if inside else ""
-            raise XDogeError(f"{name} is no model: it has no config.json{hint}.")
-        try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            message = " ".join(str(error).split())[:200]
-            raise XDogeError(f"model {name!r} cannot be read as a folder or a name on the Hub: {message}") from error
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise XDogeError(f"model {name!r} is a {config.model_type}, which is no causal language model.")
-        return cls(name, config)
-
-    @property
-    def context(self) -> int | None:
-        """Longest sequence the model takes; None where it has no limit."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
-
-    @property
-    def begin(self) -> int | None:
-        """The token that begins a text; None where the model has none."""
-        return getattr(self.config.get_text_config(), "bos_token_id", None)
-
-    def identity(self) -> dict[str, Any]:
-        """Return what shows that the model changed: sizes and times of its files, or the commit on the Hub."""
-        if not Path(self.name).is_dir():
-            return {"name": self.name, "commit": getattr(self.config, "_commit_hash", None)}
-        files = [file for file in sorted(Path(self.name).iterdir()) if file.suffix in (".safetensors", ".bin", ".json")]
-        return {"files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}}
-
-    def load(self, processes: Processes, precision: str, *, split: bool) -> LoadedModel:
-        """Return the model with its weights, on this process's device or, to `split`, over all GPUs.
-
-        Raises:
-            XDogeError: the weights cannot be loaded.
-            MemoryFullError: the device has no room for them.
-        """
-        from pickle import UnpicklingError
-
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        options = {"device_map": "auto"} if split else {}
-        way_out = "split spreads it over the GPUs of one process (--set device=split), and bfloat16 halves it"
-        try:
-            with memory_errors(f"while loading {self.name}; {way_out}"):
-                model: Any = AutoModelForCausalLM.from_pretrained(
-                    self.name, dtype=getattr(torch, precision), trust_remote_code=False, **options
-                )
-                model = (model if split else model.to(processes.device)).eval()
-        except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-            message = " ".join(str(error).split())[:200]
-            raise XDogeError(f"the weights of {self.name} cannot be loaded: {message}") from error
-        return LoadedModel(self.name, model)
+    Raises:
+        XDogeError: the weights cannot be loaded.
+        MemoryFullError: the device has no room for them.
+    """
+    advice = f"{argument('device', 'split')} spreads it over the GPUs of one process, and bfloat16 halves it"
+    return model.load(precision=precision, device=processes.device, split=split, advice=advice)
 
 
 class LoadedModel:
@@ -176,20 +110,22 @@ class LoadedModel:
                 f"{self.name} has an embedding for {size:,} tokens, and its tokenizer made the token "
                 f"{max(begin, largest):,}; these are not the files of one model."
             )
-        found = [
-            one
+        parts = [
+            part
             for number, document in enumerate(documents)
-            for one in windows(number, len(document), window=window, stride=stride)
+            for part in windows(number, len(document), window=window, stride=stride)
         ]
         rank, count = share
         nats, done = np.zeros(len(documents)), 0
-        limits = memory_errors(f"while scoring {batch_tokens:,} tokens at once with {self.name}; lower batch_tokens")
+        limits = memory_errors(
+            f"while scoring {batch_tokens:,} tokens at once with {self.name}; lower {argument('batch_tokens')}"
+        )
         with torch.inference_mode(), limits:
-            for turn, batch in enumerate(batches(found, batch_tokens=batch_tokens)):
-                done += sum(one.scored for one in batch)
+            for turn, batch in enumerate(batches(parts, batch_tokens=batch_tokens)):
+                done += sum(part.scored for part in batch)
                 if turn % count == rank:
                     owners, losses = self._losses(*_tensors(documents, batch, begin))
-                    nats += np.bincount(np.array([one.document for one in batch])[owners], losses, len(nats))
+                    nats += np.bincount(np.array([part.document for part in batch])[owners], losses, len(nats))
                     on_batch(done)
         return nats
 
@@ -220,13 +156,13 @@ def _tensors(
     """Return inputs and targets of a batch, (B, T) each; -1 where there is none."""
     import torch
 
-    ids = np.full((len(batch), max(one.length for one in batch)), -1)
+    ids = np.full((len(batch), max(part.length for part in batch)), -1)
     targets = ids.copy()
-    for row, one in enumerate(batch):
-        document = documents[one.document]
-        first = max(0, one.start - 1)
-        ids[row, one.length - (one.end - 1 - first) : one.length] = document[first : one.end - 1]
-        if one.start == 0:
+    for row, part in enumerate(batch):
+        document = documents[part.document]
+        first = max(0, part.start - 1)
+        ids[row, part.length - (part.end - 1 - first) : part.length] = document[first : part.end - 1]
+        if part.start == 0:
             ids[row, 0] = begin
-        targets[row, one.length - one.scored : one.length] = document[one.end - one.scored : one.end]
+        targets[row, part.length - part.scored : part.length] = document[part.end - part.scored : part.end]
     return torch.from_numpy(ids), torch.from_numpy(targets)

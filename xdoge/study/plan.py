@@ -19,7 +19,6 @@ from xdoge.mixtures.mixture import Mixture
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import Recipe, load_recipe
 from xdoge.study.spec import FIT, BudgetKind, Strategy, StudySpec, read_strategies, recipe_path
-from xdoge.train.initial_model import Start
 from xdoge.train.settings import TrainSettings
 
 SCHEMA = "xdoge.study-plan"
@@ -138,8 +137,8 @@ class StudyPlan:
                         sequence_length=self.sequence_length,
                     )
                     own = {"model": self.model, "steps": steps, "batch_size": self.batch_size}
-                    settings, start = {**own, **self._training(steps)}, Start.find(self.model)
-                    TrainSettings.for_run(mixture, self.store, settings, start=start, where="training")
+                    values = {**own, **self._training(steps)}
+                    TrainSettings.for_run(mixture, self.store, values, where="training")
                 except XDogeError as error:
                     raise XDogeError(f"{where}: {error.message}") from error
 

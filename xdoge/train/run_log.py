@@ -19,7 +19,7 @@ from xdoge.errors import NonFiniteLossError, XDogeError
 from xdoge.io import read_json, read_rows, sha256_file, write_json
 from xdoge.mixtures.mixture import Mixture
 from xdoge.sampling.sampler import MixtureSampler
-from xdoge.train.settings import Layout, TrainSettings
+from xdoge.train.settings import BatchSplit, TrainSettings
 from xdoge.training.checkpoints import SUMS, newest_whole, saving_tensors
 from xdoge.training.run_folder import RunFolder
 
@@ -69,14 +69,14 @@ class Record:
         due = step % self.settings.eval_every == 0
         return due and not any(row["step"] == step and "validation" in row for row in self.rows())
 
-    def describe(self, layout: Layout) -> str:
+    def describe(self, split: BatchSplit) -> str:
         trained, frozen = self.parameters
         left = self.sampler.total - self.settings.steps * self.settings.batch_size
         found = f" (train_only is found in {self.layers[0]} of {self.layers[1]} layers)"
         return (
             f"{trained:,} parameters are trained, {frozen:,} frozen{found if self.settings.train_only else ''}; "
             f"learning rate {self.settings.learning_rate:.3g}; "
-            f"{layout.per_device} sequences at once × {layout.processes} processes × {layout.accumulation} "
+            f"{split.per_device} sequences at once × {split.processes} processes × {split.accumulation} "
             f"accumulated = {self.settings.batch_size}"
             + (f"; {left:,} sequences of the mixture stay unread" if left else "")
         )

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, field_validator
 
 from xdoge.config import Config
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, argument
 from xdoge.mixtures.mixture import Mixture
+from xdoge.train.initial_model import InitialModel
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
-    from xdoge.train.initial_model import Start
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
@@ -90,48 +90,52 @@ class TrainSettings(Config):
 
     @classmethod
     def for_run(
-        cls, mixture: Mixture, store: TokenStore, given: Mapping[str, Any], *, start: Start, where: str = "settings"
+        cls, mixture: Mixture, store: TokenStore, values: Mapping[str, Any], *, where: str = "settings"
     ) -> Self:
-        """Return what the user gave, completed by the defaults of the model and the mixture.
+        """Return the user's settings, completed by the defaults of the model and the mixture.
 
         Args:
             mixture: what the run reads.
             store: where the tokens are.
-            given: any of the fields; the rest is filled in.
-            start: `Start.find(given["model"])`.
+            values: any of the fields, `model` at least; the rest is filled in.
             where: what errors call the settings, such as the file they were read from.
 
         Raises:
-            XDogeError: a setting is unknown or not allowed, the mixture is of another store or another sequence
-                length, or it has fewer tokens than the steps read.
+            XDogeError: `model` is missing or cannot be trained. A setting is unknown or not allowed. The mixture is of
+                another store or another sequence length, or it has fewer tokens than the steps read.
         """
+        if "model" not in values:
+            example = "a recipe such as 125m, or the folder or Hub name of a model"
+            raise XDogeError(f"{argument('model')} is missing: {example}.")
+        initial = InitialModel.find(str(values["model"]))
         check_mixture(mixture, store)
         planned = {"sequence_length": mixture.sequence_length} if mixture.sequence_length else {}
-        filled = {**start.defaults(), **planned, **given}
+        filled = {**initial.defaults(), **planned, **values}
         whole = [filled[key] for key in ("sequence_length", "batch_size")]
         length, batch = (
             value if isinstance(value, int) and value > 0 else 1 for value in whole
         )  # parse refuses it by name
-        start.check_context(length)
+        initial.check_context(length)
         if planned and length == whole[0] != mixture.sequence_length:
             raise XDogeError(
-                f"sequence_length is {length:,}, and {mixture.name!r} was planned for whole sequences of "
+                f"{argument('sequence_length')} is {length:,}, and {mixture.name!r} was planned for whole sequences of "
                 f"{mixture.sequence_length:,} tokens; leave it out, or plan with xdoge mix --sequence-length {length}."
             )
         total = mixture.budget_tokens // length
         if total < batch:
             raise XDogeError(
-                f"{mixture.name!r} has {total:,} sequences of {length:,} tokens, less than one batch_size of {batch:,}."
+                f"{mixture.name!r} has {total:,} sequences of {length:,} tokens, less than one "
+                f"{argument('batch_size')} of {batch:,}."
             )
-        steps = given.get("steps", total // batch)
+        steps = values.get("steps", total // batch)
         steps = steps if isinstance(steps, int) else 1
         every = {"eval_every": max(1, steps // 10), "checkpoint_every": max(1, steps // 20)}
         settings = cls.parse({"steps": steps, **every, **filled}, where=where)
         if settings.steps * batch > total:
             raise XDogeError(
-                f"steps {settings.steps:,} × batch_size {batch:,} are {settings.steps * batch:,} sequences of "
-                f"{length:,} tokens, more than the {total:,} that {mixture.name!r} was planned for; take at most "
-                f"{total // batch:,} steps, or plan a larger budget."
+                f"{argument('steps')} {settings.steps:,} × batch_size {batch:,} are {settings.steps * batch:,} "
+                f"sequences of {length:,} tokens, more than the {total:,} that {mixture.name!r} was planned for; take "
+                f"at most {total // batch:,} steps, or plan a larger budget."
             )
         for tracker in settings.report_to:
             if importlib.util.find_spec(tracker) is None:
@@ -140,16 +144,16 @@ class TrainSettings(Config):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the global batch is spread: per_device × processes × accumulation sequences."""
+class BatchSplit:
+    """How the global batch is split: per_device × processes × accumulation sequences."""
 
     processes: int
     per_device: int
     accumulation: int
 
     @classmethod
-    def of(cls, settings: TrainSettings) -> Layout:
-        """Return the layout on the processes that torchrun or accelerate started.
+    def of(cls, settings: TrainSettings) -> BatchSplit:
+        """Return the split over the processes that torchrun or accelerate started.
 
         Raises:
             XDogeError: it does not make up the global batch, which is the sampler's block.

@@ -44,9 +44,9 @@ from xdoge.models.loss import sequence_nats
 from xdoge.models.memory import memory_errors
 from xdoge.sampling.dataset import MixtureDataset
 from xdoge.sampling.sampler import MixtureSampler
-from xdoge.train.initial_model import Start, check_documents, freeze, layers_trained
+from xdoge.train.initial_model import InitialModel, check_documents, freeze, layers_trained
 from xdoge.train.run_log import SCHEMA, Record, Row, checkpoints, good_checkpoint, step_of
-from xdoge.train.settings import ELASTIC, Layout, TrainSettings, check_mixture
+from xdoge.train.settings import ELASTIC, BatchSplit, TrainSettings, check_mixture
 from xdoge.training.checkpoints import seal
 from xdoge.training.optim import BETAS, learning_rate_ratio, pick_autocast
 from xdoge.training.run_folder import RunFolder
@@ -87,13 +87,13 @@ def train(
     run, first = RunFolder(Path(out)), os.environ.get("RANK", "0") == "0"
     if not first:
         on_row = on_note = _ignore
-    start = Start.find(settings.model)
+    initial = InitialModel.find(settings.model)
     check_mixture(mixture, store)
-    start.check(store, settings.sequence_length)
-    layout = Layout.of(settings)
+    initial.check(store, settings.sequence_length)
+    split = BatchSplit.of(settings)
     refuse_other_precision(settings)
     sampler = _sampler(mixture, store, settings, on_note)
-    config = resolved_config(mixture, store, settings, start, sampler)
+    config = resolved_config(mixture, store, settings, initial, sampler)
     if resume:
         for change in run.check(config, free=ELASTIC) if first else ():
             on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
@@ -102,38 +102,37 @@ def train(
             return read_json(run.path / "train.json", schema=SCHEMA)
     elif first:
         run.refuse_taken()
-    if start.recipe and Path(start.name).is_dir():
-        on_note(f"note: {start.name} is taken as the recipe; write ./{start.name} for the folder of that name")
+    if initial.recipe and Path(initial.name).is_dir():
+        on_note(f"note: {initial.name} is taken as the recipe; write ./{initial.name} for the folder of that name")
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]
-    model = start.build(store, sequence_length=settings.sequence_length, seed=settings.seed)
+    model = initial.build(store, sequence_length=settings.sequence_length, seed=settings.seed)
     check_documents(model, settings.documents)
     parameters = freeze(model, settings.train_only)
     layers = layers_trained(model)
     record = Record(run, store, mixture, settings, sampler, first, parameters, layers, on_row, on_note)
     with run.claimed() if first else contextlib.nullcontext(), _process_group(), stop_requests() as stop:
         if first and not resume:
-            run.start({**config, "pin": start.pin()})
+            run.start({**config, "pin": initial.pin()})
         if first and not (run.path / "mixture.json").exists():  # nor where a kill came between the two
             mixture.save(run.path / "mixture.json")
-        return _run(record, model, layout, stop, resume=resume)
+        return _run(record, model, split, stop, resume=resume)
 
 
-def _run(record: Record, model: Any, layout: Layout, stop: list[int], *, resume: bool) -> dict[str, Any]:
+def _run(record: Record, model: Any, split: BatchSplit, stop: list[int], *, resume: bool) -> dict[str, Any]:
     """Train from the last checkpoint, or from the beginning, to the end or until a signal comes."""
     settings, run = record.settings, record.run
-    trainer = _MixtureTrainer(record, model, training_arguments(settings, layout, run))
+    trainer = _MixtureTrainer(record, model, training_arguments(settings, split, run))
     checkpoint = good_checkpoint(run.checkpoints, record.on_note) if resume and record.first else None
     (checkpoint,) = broadcast_object_list([checkpoint])
     if resume:
         record.rewind(checkpoint)
     (trainer.args.eval_on_start,) = broadcast_object_list([record.owes_validation(step_of(checkpoint))])
     trainer.add_callback(_Schedule(stop, settings))
-    record.on_note(record.describe(layout))
+    record.on_note(record.describe(split))
     advice = (
-        f"with {layout.per_device} sequences at once; lower {argument('per_device_batch_size')} (the step stays the "
-        f"same, in more parts), or set {argument('activation_checkpointing', True)}. "
-        "Both may change when a run is resumed"
+        f"with {split.per_device} sequences at once; lower {argument('per_device_batch_size')} (the step stays the "
+        f"same, in more parts), or set {argument('activation_checkpointing', True)}. Both may change on resuming"
     )
     with _loader_ended(), memory_errors(advice):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -341,7 +340,7 @@ def _autocasts(settings: TrainSettings) -> bool:
     return pick_autocast(settings.precision, torch.device("cuda" if cuda else "cpu")) is not None
 
 
-def training_arguments(settings: TrainSettings, layout: Layout, run: RunFolder) -> Any:
+def training_arguments(settings: TrainSettings, split: BatchSplit, run: RunFolder) -> Any:
     """Return Trainer's arguments: nothing shuffled, one block of the sampler a step, a row of logs a step.
 
     Raises:
@@ -357,8 +356,8 @@ def training_arguments(settings: TrainSettings, layout: Layout, run: RunFolder) 
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=settings.device == "auto" and torch.cuda.is_available(),
         remove_unused_columns=False,  # they would take the number of the source
-        per_device_train_batch_size=layout.per_device,
-        gradient_accumulation_steps=layout.accumulation,
+        per_device_train_batch_size=split.per_device,
+        gradient_accumulation_steps=split.accumulation,
         max_steps=settings.steps,
         seed=settings.seed,
         learning_rate=settings.learning_rate,
@@ -387,7 +386,7 @@ def training_arguments(settings: TrainSettings, layout: Layout, run: RunFolder) 
 
 
 def resolved_config(
-    mixture: Mixture, store: TokenStore, settings: TrainSettings, start: Start, sampler: MixtureSampler
+    mixture: Mixture, store: TokenStore, settings: TrainSettings, initial: InitialModel, sampler: MixtureSampler
 ) -> dict[str, Any]:
     """Return what config.yaml holds: store, mixture, model and every setting."""
     plan = sampler.fingerprint  # the same for the same plan made again; the file's SHA-256 has its date in it
@@ -395,7 +394,7 @@ def resolved_config(
         "store": {"path": str(store.path), "name": store.name, "sha256": store.sha256},
         "mixture": {"name": mixture.name, "sha256": sha256_json(mixture.to_dict()), "plan": plan},
         "settings": settings.model_dump(mode="json"),
-        "model": start.to_config(),
+        "model": initial.to_config(),
     }
 
 

@@ -20,9 +20,9 @@ from xdoge.errors import Interrupted, XDogeError
 from xdoge.eval.lm_eval.catalogue import Catalogue, Fault, TaskError, is_unreachable, lm_eval_version, offline, one_line
 from xdoge.eval.lm_eval.harness import Model, Score
 from xdoge.eval.results import ALL, Row
-from xdoge.eval.scoring import CausalModel
 from xdoge.eval.suite import NORMALISED, HarnessSettings, Suite, SuiteTask, check_together, is_published
 from xdoge.io import read_json, sha256_json, write_json
+from xdoge.models.resolver import CausalModel
 from xdoge.progress import Event, OnProgress, silent
 
 SCHEMA = "xdoge.benchmark"
@@ -169,7 +169,7 @@ def evaluate(
     Under torchrun or `accelerate launch` every process calls it, answers its part of each task, and returns the same.
 
     Args:
-        model: folder or name on the Hub of a causal language model.
+        model: folder, run folder or name on the Hub of a causal language model.
         suite: the tasks.
         settings: all defaults if left out.
         local_data: folder with the questions, TASK/SPLIT.jsonl; what it lacks comes from the Hub or its cache.
@@ -204,7 +204,7 @@ def evaluate(
                 report(Event("skip", spec.task))
             report(Event("source", suite.name, done=len(outcomes), total=len(tasks), unit="tasks"))
     report(Event("done", suite.name, done=len(tasks), total=len(tasks), unit="tasks"))
-    return Benchmarked(name or model, suite.name, tuple(outcomes), settings, {"path": model, **about})
+    return Benchmarked(name or model, suite.name, tuple(outcomes), settings, {"path": causal.name, **about})
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any
 from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.distributed import Processes
 from xdoge.errors import Interrupted, XDogeError
-from xdoge.eval.documents import model_file, model_tokenizer
 from xdoge.eval.lm_eval.catalogue import TaskError, one_line, quiet
-from xdoge.eval.scoring import CausalModel
+from xdoge.eval.scoring import load_on
 from xdoge.eval.suite import HarnessSettings
 from xdoge.io import sha256_json
+from xdoge.models.resolver import CausalModel
+from xdoge.models.tokenizers import model_file, model_tokenizer
 from xdoge.sampling.permutation import derive_key
 
 RESAMPLES = 100
@@ -152,11 +153,11 @@ class Model:
             tokenizer: Any = AutoTokenizer.from_pretrained(self._causal.name, trust_remote_code=False)
         else:
             tokenizer = sentencepiece_tokenizer(str(model_file(self._causal.name, "tokenizer.model")), begin=self.begin)
+        split = settings.device == "split"
         with quiet():
-            loaded = self._causal.load(self._processes, settings.precision, split=settings.device == "split")
             # the softmax of bfloat16 would leave many answers equally likely
             lm = Divided(
-                pretrained=loaded.model,
+                pretrained=load_on(self._processes, self._causal, precision=settings.precision, split=split),
                 tokenizer=tokenizer,
                 batch_size=settings.batch_size,
                 max_length=self._causal.context,

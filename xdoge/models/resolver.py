@@ -1,0 +1,161 @@
+"""A causal language model by its name: a local folder, a run folder, or a name on the Hub.
+
+Training and evaluation find, check, identify and load models here, so that a model that suits one suits the other.
+Code that comes with a model is never run.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, Self
+
+from xdoge.errors import MissingExtraError, XDogeError, argument
+from xdoge.io import sha256_file
+from xdoge.models.memory import memory_errors
+from xdoge.models.tokenizers import model_file
+
+LONGEST = 2048
+"""Tokens of a sequence or window by default, where the model's context is not shorter."""
+
+
+@dataclass(frozen=True)
+class CausalModel:
+    """A causal language model, with the configuration that transformers reads.
+
+    Attributes:
+        name: its folder or its name on the Hub.
+        config: of transformers.
+    """
+
+    name: str
+    config: Any
+
+    @classmethod
+    def find(cls, name: str, *, kinds: str = "folder") -> Self:
+        """Return the model of a name; no weights are loaded yet.
+
+        Args:
+            name: the folder of a model, a run folder, or a name on the Hub.
+            kinds: what else the name could have been, for the message that it is nothing of that.
+
+        Raises:
+            XDogeError: the model cannot be read, or is no causal language model.
+        """
+        name = model_folder(name)
+        folder = Path(name)
+        if folder.is_dir() and not (folder / "config.json").is_file():
+            inside = [str(file.parent) for file in sorted(folder.glob("*/config.json"))]
+            hint = f"; a model lies in {' and '.join(inside)}" if inside else ""
+            raise XDogeError(f"model {name!r} is no model: it has no config.json{hint}.")
+        if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+            raise XDogeError(f"model {name!r} does not exist.")
+        try:
+            from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+        except ImportError as error:
+            raise MissingExtraError("transformers", "proxy") from error
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            local = folder.is_dir()
+            what = "is a folder that cannot be read as a model" if local else f"is no {kinds}, no model on the Hub"
+            raise XDogeError(f"model {name!r} {what}: {shorten(str(error), 200)}") from error
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise XDogeError(f"model {name!r} is a {config.model_type}, which is no causal language model.")
+        return cls(name, config)
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence that the model takes; None if it has no limit."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def default_length(self) -> int:
+        """Tokens of a sequence or window where the user names no number."""
+        return min(self.context or LONGEST, LONGEST)
+
+    def check_length(self, setting: str, length: int) -> None:
+        """Refuse sequences that are longer than the model's context.
+
+        Raises:
+            XDogeError: they are; the message names the setting.
+        """
+        if self.context is not None and length > self.context:
+            raise XDogeError(
+                f"{argument(setting)} {length:,} is longer than the context of {self.name}, {self.context:,}; lower it "
+                "or leave it out."
+            )
+
+    @property
+    def begin(self) -> int | None:
+        """The token that begins a text; None if the model has none."""
+        return getattr(self.config.get_text_config(), "bos_token_id", None)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what shows at once that the model changed: sizes and times of its files, or its commit on the Hub."""
+        if not Path(self.name).is_dir():
+            return {"name": self.name, **self.pin()}
+        files = [file for file in sorted(Path(self.name).iterdir()) if file.suffix in (".safetensors", ".bin", ".json")]
+        return {"files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}}
+
+    def pin(self) -> dict[str, Any]:
+        """Return what identifies the weights for good: SHA-256 of the model's files, or its commit on the Hub."""
+        if not Path(self.name).is_dir():
+            file = model_file(self.name, "config.json")  # in a folder that is named after the commit
+            return {"commit": file.parent.name if file else None}
+        names = re.compile(r"config\.json|.*\.safetensors|pytorch_model.*\.bin")
+        files = [path for path in sorted(Path(self.name).iterdir()) if names.fullmatch(path.name)]
+        return {"sha256": {path.name: sha256_file(path) for path in files}}
+
+    def load(
+        self,
+        *,
+        precision: str = "float32",
+        device: str = "cpu",
+        split: bool = False,
+        advice: str = "use a machine with more memory",
+    ) -> Any:
+        """Return the model of transformers with its weights.
+
+        Args:
+            precision: name of torch's type for the weights.
+            device: where the model goes.
+            split: spread the layers over all GPUs instead.
+            advice: what the user can do if memory is full.
+
+        Raises:
+            XDogeError: the weights cannot be loaded.
+            MemoryFullError: the device has no room for them.
+        """
+        from pickle import UnpicklingError
+
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        options = {"device_map": "auto"} if split else {}
+        try:
+            with memory_errors(f"while loading {self.name}; {advice}"):
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    self.name, dtype=getattr(torch, precision), trust_remote_code=False, **options
+                )
+                return model if split else model.to(device)
+        except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
+            message = " ".join(str(error).split())[:200]
+            raise XDogeError(f"the weights of {self.name} cannot be loaded: {message}") from error
+
+
+def model_folder(name: str) -> str:
+    """Return the folder of the model that a run ended with, for a run folder; any other name as it is.
+
+    Raises:
+        XDogeError: the run is not finished.
+    """
+    folder = Path(name)
+    for file, inside in (("train.json", "model"), ("weights.json", "proxy")):
+        if (folder / file).is_file() and (folder / inside).is_dir():
+            return str(folder / inside)
+    if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+        raise XDogeError(f"{name} is a run that is not finished; {argument('resume', True)} finishes it.")
+    return name

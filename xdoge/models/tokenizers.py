@@ -1,0 +1,76 @@
+"""The tokenizer of a model, in a local folder or on the Hub, and whether a token store was made with it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xdoge.corpus.tokenizer import Tokenizer, huggingface, sentencepiece_model
+from xdoge.errors import XDogeError
+from xdoge.io import sha256_file
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+
+
+def model_file(model: str, name: str) -> Path | None:
+    """Return where a file of a model lies, downloaded if need be; None if the model has no such file."""
+    if Path(model).is_dir():
+        path = Path(model) / name
+        return path if path.is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(model, name))
+    except (EntryNotFoundError, OSError):  # there is none, or none in the cache of a machine without network
+        return None
+
+
+def model_tokenizer(model: str) -> Tokenizer:
+    """Return the tokenizer of a model's folder or name on the Hub.
+
+    SentencePiece itself reads a model's SentencePiece file if there is no tokenizer.json. What transformers 5.23 makes
+    of such a file gives other tokens.
+
+    Raises:
+        XDogeError: the model has no tokenizer, or it cannot be read.
+    """
+    path = model_file(model, "tokenizer.model")
+    if path is not None and model_file(model, "tokenizer.json") is None:
+        return sentencepiece_model(path.read_bytes(), where=str(path))
+    return _transformers_tokenizer(model)
+
+
+def check_tokenizer(store: TokenStore, model: str, *, advice: str) -> None:
+    """Refuse a store whose tokens mean something else to a model.
+
+    A store is the model's if it was prepared from the model's SentencePiece file, or with the tokenizer that
+    transformers loads for the model.
+
+    Args:
+        store: the tokens.
+        model: its folder or name on the Hub.
+        advice: what the user should do instead, a sentence.
+
+    Raises:
+        XDogeError: the store was prepared with another tokenizer, or the model has none.
+    """
+    wanted, path = store.tokenizer_fingerprint, model_file(model, "tokenizer.model")
+    if path is not None and sha256_file(path) == wanted:
+        return
+    own = _transformers_tokenizer(model).fingerprint
+    if own != wanted:
+        raise XDogeError(
+            f"{store.path} was prepared with another tokenizer ({wanted[:12]}) than that of {model} ({own[:12]}), so "
+            f"its tokens mean something else to the model. {advice}"
+        )
+
+
+def _transformers_tokenizer(model: str) -> Tokenizer:
+    if Path(model).is_dir() and not any(
+        re.search(r"^(tokenizer|vocab|tiktoken)|\.model$", child.name) for child in Path(model).iterdir()
+    ):
+        raise XDogeError(f"{model} has no tokenizer; copy the files of the one it was trained with into that folder.")
+    return huggingface(model)
