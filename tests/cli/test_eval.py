@@ -167,14 +167,14 @@ def test_results_are_not_written_over(xdoge, store, models, tmp_path):
 
 def test_the_second_model_is_refused_before_the_first_is_measured(xdoge, store, models, tmp_path):
     status, _, err = xdoge("eval", models / "m0", tmp_path, "--store", store.path, "--out", tmp_path / "r.json")
-    assert (status, err) == (1, f"error: {tmp_path} is no model: it has no config.json.\n")
+    assert (status, err) == (1, f"error: model '{tmp_path}' is no model: it has no config.json.\n")
 
 
 def test_a_run_that_is_not_finished_is_no_model(xdoge, store, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("a: 1")
     status, _, err = xdoge("eval", tmp_path / "run", "--store", store.path, "--out", tmp_path / "r.json")
-    assert (status, err) == (1, f"error: {tmp_path}/run is a run that is not finished; --resume finishes it.\n")
+    assert (status, err) == (1, f"error: {tmp_path}/run is a run that is not finished; resume it first.\n")
 
 
 def test_a_run_folder_stands_for_its_model(xdoge, store, models, tmp_path):

@@ -157,5 +157,5 @@ def model_folder(name: str) -> str:
         if (folder / file).is_file() and (folder / inside).is_dir():
             return str(folder / inside)
     if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
-        raise XDogeError(f"{name} is a run that is not finished; {argument('resume', True)} finishes it.")
+        raise XDogeError(f"{name} is a run that is not finished; resume it first.")
     return name
