@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "xdoge"
 ROOMS = (
     "_version",
     "errors",
+    "_callable",
     "names",
     "io",
     "progress",

@@ -1,28 +1,78 @@
 """Learn how much of each language a multilingual language model should be trained on.
 
-The names below are light: they need NumPy and nothing else. What trains, reads or tokenises lives in
-`xdoge.corpus` and `xdoge.proxy` and imports its libraries when it is used. `compare` is loaded when first asked for.
+`import xdoge` loads nothing heavy. Each name below is imported when it is first used, and says
+which extra to install if a library is missing.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from xdoge._version import __version__
-from xdoge.errors import XDogeError
-from xdoge.mixtures.mixture import Mixture
-from xdoge.mixtures.weights import WeightSet
-from xdoge.sampling.sampler import Draw, Draws, MixtureSampler
+from xdoge.errors import importing
 
 if TYPE_CHECKING:
     from xdoge.analysis.comparison import compare
+    from xdoge.corpus.prepare import prepare
+    from xdoge.corpus.store import TokenStore
+    from xdoge.errors import Interrupted, XDogeError
+    from xdoge.eval.perplexity import evaluate
+    from xdoge.export import export
+    from xdoge.fit.trainer import fit
+    from xdoge.mixtures.mixture import Mixture
+    from xdoge.mixtures.weights import WeightSet
+    from xdoge.sampling.dataset import MixtureDataset
+    from xdoge.sampling.sampler import Draw, Draws, MixtureSampler
+    from xdoge.study import Study
+    from xdoge.train.trainer import train
 
-__all__ = ["Draw", "Draws", "Mixture", "MixtureSampler", "WeightSet", "XDogeError", "__version__", "compare"]
+__all__ = [
+    "Draw",
+    "Draws",
+    "Interrupted",
+    "Mixture",
+    "MixtureDataset",
+    "MixtureSampler",
+    "Study",
+    "TokenStore",
+    "WeightSet",
+    "XDogeError",
+    "__version__",
+    "compare",
+    "evaluate",
+    "export",
+    "fit",
+    "prepare",
+    "train",
+]
+
+_HOMES = {
+    "Draw": "sampling.sampler",
+    "Draws": "sampling.sampler",
+    "Interrupted": "errors",
+    "Mixture": "mixtures.mixture",
+    "MixtureDataset": "sampling.dataset",
+    "MixtureSampler": "sampling.sampler",
+    "Study": "study",
+    "TokenStore": "corpus.store",
+    "WeightSet": "mixtures.weights",
+    "XDogeError": "errors",
+    "compare": "analysis.comparison",
+    "evaluate": "eval.perplexity",
+    "prepare": "corpus.prepare",
+}
+_CALLABLE_PACKAGES = ("export", "fit", "train")  # see xdoge/_callable.py
 
 
 def __getattr__(name: str) -> Any:
-    if name == "compare":
-        from xdoge.analysis.comparison import compare
+    if name in _CALLABLE_PACKAGES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with importing("cli" if _HOMES[name].startswith("corpus") else "proxy"):
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
-        return compare
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
-
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, importing
 from xdoge.io import read_regular
 from xdoge.names import CONTROLS, shown
+
+with importing("cli"):
+    import yaml
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from xdoge.errors import Interrupted, LostProcessError, MissingExtraError
+from xdoge.errors import Interrupted, LostProcessError, importing
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +42,8 @@ class Processes:
             cpu: use the CPU where there is a GPU.
             timeout: seconds after which a process that does not answer is lost; None leaves it to torch.
         """
-        try:
+        with importing("proxy"):
             import torch
-        except ImportError as error:
-            raise MissingExtraError("torch", "proxy") from error
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls(0, 1, "cuda" if torch.cuda.is_available() and not cpu else "cpu")
         from accelerate import PartialState  # type: ignore[import-untyped]

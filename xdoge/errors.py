@@ -16,10 +16,11 @@ Bugs of our own stay plain Python exceptions, with their tracebacks.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 MOST_NAMES = 5
 """Named in one message; more would hide what it says."""
@@ -109,6 +110,21 @@ def require(extra: str, *libraries: str) -> None:
     for library in libraries:
         if importlib.util.find_spec(library) is None:
             raise MissingExtraError(library, extra)
+
+
+@contextlib.contextmanager
+def importing(extra: str) -> Iterator[None]:
+    """Turn a missing library, where the block imports it, into the extra of xdoge that brings it.
+
+    Raises:
+        MissingExtraError: a library is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "xdoge":
+            raise
+        raise MissingExtraError(error.name, extra) from error
 
 
 def names_that_differ(here: str, mine: Iterable[str], there: str, theirs: Iterable[str]) -> str:

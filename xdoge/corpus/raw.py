@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, importing
+
+with importing("cli"):
+    import pyarrow as pa
 
 OUTSIDE = "it lies outside the store, so put back what was prepared, or run xdoge prepare again with --refresh"
 """What to do about a file that is not what store.json says."""

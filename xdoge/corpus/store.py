@@ -19,16 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from xdoge.corpus.raw import OUTSIDE, Joined, Raw, Tokens
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, importing
 from xdoge.io import read_json, sha256_file
 from xdoge.mixtures.checks import is_count
 from xdoge.names import check_source, check_text, shown
 
 if TYPE_CHECKING:
     from xdoge.corpus.tokenizer import Tokenizer
+
+with importing("cli"):
+    import pyarrow as pa
 
 SCHEMA = "xdoge.store"
 PREPARING = "preparing.json"

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from xdoge._callable import make_callable
 from xdoge.errors import XDogeError
 from xdoge.export import megatron, rows, sources
 from xdoge.export.request import Export, Paths, Request
 from xdoge.mixtures.mixture import Mixture
 
 __all__ = ["FORMATS", "Export", "export"]
+
+make_callable(__name__, __name__)
 
 FORMATS: Mapping[str, Callable[[Request], Export]] = MappingProxyType(
     {

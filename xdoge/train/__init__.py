@@ -5,3 +5,7 @@ initial_model.py   the recipe or the model that training starts from, and whethe
 trainer.py         `train`: transformers' Trainer over a MixtureDataset, resuming
 run_log.py         what a run writes: rows of metrics, the model, train.json
 """
+
+from xdoge._callable import make_callable
+
+make_callable(__name__, f"{__name__}.trainer")
