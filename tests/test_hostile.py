@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xdoge import Mixture, WeightSet
-from xdoge.analysis.reading import read_all
+from xdoge.analysis.inputs import read_all
 from xdoge.corpus import TokenStore
 from xdoge.corpus.spec import Corpus
 from xdoge.errors import XDogeError

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from xdoge import Mixture, WeightSet, XDogeError, compare
 from xdoge.analysis import charts
+from xdoge.analysis.chart_set import ComparisonChart, charts_by_name
 from xdoge.analysis.charts import colours
 from xdoge.analysis.charts.drawing import apart
-from xdoge.analysis.gallery import Drawn, named
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.fit.affinity import GradientAffinity, language_cosines, read_products
 from xdoge.fit.settings import FitSettings
@@ -117,8 +117,8 @@ def test_a_comparison_of_everything_fills_every_chart(drawn, runs):
 
 
 def test_names_of_charts_can_be_those_of_files_and_each_has_its_own():
-    drawn = [Drawn("trajectory", of, of) for of in ("a/60m", "a 60m", "größe", "")]
-    assert named(drawn) == {
+    drawn = [ComparisonChart("trajectory", of, of) for of in ("a/60m", "a 60m", "größe", "")]
+    assert charts_by_name(drawn) == {
         "trajectory-a-60m": "a/60m",
         "trajectory-a-60m-2": "a 60m",
         "trajectory-größe": "größe",
@@ -278,7 +278,7 @@ def test_improvement_over_tokens_is_that_of_the_runs(runs, drawn):
     shown = {row["language"]: row["improvement"] for row in rows if row.get("tokens") == 4 * 8 * 16}
     assert shown == pytest.approx((-last).to_dict())
     assert charts.improvement([runs / "uniform", runs / "learned"], baseline="uniform").to_dict()
-    with pytest.raises(XDogeError, match="baseline other is none of the runs: uniform, learned"):
+    with pytest.raises(XDogeError, match="baseline=other"):
         charts.improvement([runs / "uniform", runs / "learned"], baseline="other")
     with pytest.raises(XDogeError, match="no other run compares with uniform"):
         charts.validation_change([runs / "uniform"], baseline="uniform")

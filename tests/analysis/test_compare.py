@@ -475,7 +475,7 @@ def test_a_name_before_the_file_is_read_in_python_as_in_the_shell(tmp_path):
 
 
 def test_a_baseline_that_is_nothing_is_refused_with_what_there_is():
-    with pytest.raises(XDogeError, match="baseline unifrom is none of what is compared: first, second."):
+    with pytest.raises(XDogeError, match="baseline=unifrom"):
         compare([FIRST, SECOND], baseline="unifrom")
 
 

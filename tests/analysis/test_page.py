@@ -10,7 +10,8 @@ import pytest
 from browser import browse
 
 from xdoge import Mixture, WeightSet, compare
-from xdoge.analysis.page import Figure, Section, TableOf, render
+from xdoge.analysis.page import Figure, Section, render
+from xdoge.analysis.tables import TextTable
 
 HOSTILE = "</script><script>alert('x')</script><b>&amp;"
 
@@ -42,7 +43,7 @@ class Outline(HTMLParser):
 
 
 def page(*figures):
-    table = TableOf("Weights", ("language", "weight"), [("eu", "0.75"), (HOSTILE, "0.25")])
+    table = TextTable("Weights", ("language", "weight"), [("eu", "0.75"), (HOSTILE, "0.25")])
     section = Section(HOSTILE, (HOSTILE,), (HOSTILE,), figures, (table,), (f"xdoge compare {HOSTILE}",))
     return render("Title", HOSTILE, [section, Section("Second")])
 

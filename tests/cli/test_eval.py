@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from xdoge import cli
+from xdoge.analysis.models import measures, score_rows
+from xdoge.analysis.tables import not_run, results_tables
 from xdoge.cli.eval import print_results
 from xdoge.errors import XDogeError
-from xdoge.eval import report
 from xdoge.eval.lm_eval.catalogue import TaskError, offline
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.models.recipes import load_recipe
@@ -34,13 +34,6 @@ def row(model, language, value, *, task="perplexity", metric="perplexity_per_tok
 def results(*rows, tokenizers=("a", "a")):
     about = {f"m{number}": {"tokenizer": name} for number, name in enumerate(tokenizers)}
     return Results.of(rows, settings={"perplexity": about})
-
-
-def printed(table):
-    console = Console(width=120)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
 
 
 def test_two_models_on_a_store_in_one_table(xdoge, store, models, tmp_path):
@@ -121,7 +114,7 @@ def test_text_files_by_name_column_and_corpus(xdoge, models, tmp_path):
         (["M", "M", "--store", "S", "--out", "r.json"], "two models are called M; write NAME=M to tell them apart."),
         (
             ["M", "--store", "S", "--baseline", "uniform", "--out", "r.json"],
-            "--baseline uniform is none of the models: M.",
+            "--baseline uniform is not compared here; choose one of M.",
         ),
         (
             ["M", "--store", "S", "--set", "windw=3", "--out", "r.json"],
@@ -190,8 +183,8 @@ def test_a_run_folder_stands_for_its_model(xdoge, store, models, tmp_path):
 def test_different_tokenizers_share_no_column_per_token():
     rows = [row(f"m{n}", "gl", 30.0 + n) for n in range(2)]
     rows += [row(f"m{n}", "gl", 1.0 + n, metric="bits_per_byte") for n in range(2)]
-    assert [one.metric for one in report.measures(results(*rows))] == ["perplexity_per_token"]
-    assert [one.metric for one in report.measures(results(*rows, tokenizers=("a", "b")))] == ["bits_per_byte"]
+    assert [measure.metric for measure in measures(results(*rows))] == ["perplexity_per_token"]
+    assert [measure.metric for measure in measures(results(*rows, tokenizers=("a", "b")))] == ["bits_per_byte"]
 
 
 def test_the_table_says_so(capsys):
@@ -205,13 +198,14 @@ def test_the_best_is_bold_and_the_change_is_against_the_baseline():
         row("m0", "gl", 40.0, stderr=0.5), row("m1", "gl", 30.0), row("m0", "eu", 50.0), row("m1", "eu", 55.0),
         row("m0", ALL, 45.0), row("m1", ALL, 42.5),
     ]  # fmt: skip
-    table = report.summary(results(*rows), report.measures(results(*rows)), baseline="m0")
-    first, second = ([str(cell) for cell in column.cells] for column in table.columns[1:])
-    assert first == ["40.00 ± 0.50", "50.00", "45.00"]
-    assert second == ["30.00\n-25.0%", "55.00\n+10.0%", "42.50\n-5.6%"]
-    bold = [[cell.style == "bold" for cell in column.cells] for column in table.columns[1:]]
-    assert bold == [[False, True, False], [True, False, True]]
-    assert "average" in printed(table)
+    table = results(*rows)
+    (shown,) = results_tables(table, score_rows(table, baseline="m0"), baseline="m0")
+    assert shown.rows == [
+        ["gl", "40.00 ± 0.50", "30.00", "-25.0%"],
+        ["eu", "50.00", "55.00", "+10.0%"],
+        ["average", "45.00", "42.50", "-5.6%"],
+    ]
+    assert shown.bold == {(0, 2), (1, 1), (2, 2)}
 
 
 def test_a_baseline_no_better_than_chance_has_changes_in_points():
@@ -219,10 +213,10 @@ def test_a_baseline_no_better_than_chance_has_changes_in_points():
         row(f"m{n}", "eu", value, task="mc", metric="normalised", higher=True) for n, value in enumerate((-2.0, 3.5))
     ]
     table = Results.of(rows, settings={"benchmarks": {"mc": {}}})
-    assert [one.task for one in report.measures(table)] == ["mc"]
-    shown = report.summary(table, report.measures(table), baseline="m0")
-    assert [str(cell) for cell in shown.columns[2].cells] == ["3.500\n+5.5 points"]
-    assert next(iter(shown.columns[2].cells)).style == "bold"
+    assert [measure.task for measure in measures(table)] == ["mc"]
+    (shown,) = results_tables(table, score_rows(table, baseline="m0"), baseline="m0")
+    assert shown.rows == [["eu", "-2.000", "3.500", "+5.5 points"]]
+    assert shown.bold == {(0, 2)}
 
 
 def test_tasks_that_did_not_run_are_told_by_reason():
@@ -233,7 +227,7 @@ def test_tasks_that_did_not_run_are_told_by_reason():
         {"task": "d", "language": "eu", "outcome": "ran", "reason": ""},
     ]
     table = Results.of([], settings={"benchmarks": {"s": {"m": {"outcomes": outcomes}}}})
-    assert report.not_run(table) == [
+    assert not_run(table) == [
         "no data: 2 tasks (nothing in DIR/a): a, b",
         "broken upstream: 1 task (needs a loading script): c",
     ]
@@ -288,4 +282,4 @@ def test_help_names_every_setting():
 def test_a_long_list_of_tasks_is_cut_short():
     outcomes = [{"task": f"t{n}", "outcome": "no data", "reason": "none"} for n in range(20)]
     table = Results.of([], settings={"benchmarks": {"s": {"m": {"outcomes": outcomes}}}})
-    assert report.not_run(table) == ["no data: 20 tasks (none): t0, t1, t2, t3, t4, t5, t6, t7, …"]
+    assert not_run(table) == ["no data: 20 tasks (none): t0, t1, t2, t3, t4, t5, t6, t7, …"]

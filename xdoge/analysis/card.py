@@ -93,18 +93,18 @@ def _origins(store: TokenStore) -> dict[str, dict[str, str]]:
     """Return origin and licence of each source, from store.json and the corpus.yaml that lies beside it."""
     entries = read_json(store.path / "store.json")["sources"]
     languages = read_yaml(store.path / "corpus.yaml").get("languages", {})
-    found = {}
+    origins = {}
     for source, entry in entries.items():
         language, short = split_source(source)
         spec = languages.get(language, {}).get("sources", {}).get(short, {})
         parts = [spec.get(key) for key in ("dataset", "config", "revision")]
         files = len(entry["inputs"])
-        found[source] = {
+        origins[source] = {
             "dataset": ", ".join(str(part) for part in parts if part) if parts[0] else "",
             "files": f"{files:,} file{'s' * (files != 1)}",
             "license": entry["license"] or UNKNOWN,
         }
-    return found
+    return origins
 
 
 def _size(mixture: Mixture, store: TokenStore | None) -> str:

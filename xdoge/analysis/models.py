@@ -1,15 +1,17 @@
-"""Trained models side by side: what results.json and training runs say, with changes against a baseline."""
+"""Trained models side by side: rows from results.json and training runs, with changes against a baseline."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from xdoge.analysis.reading import TrainRun, text_behind
+from xdoge.analysis.inputs import TrainRun, text_behind
 from xdoge.analysis.shares import Rows
 from xdoge.analysis.statistics import exceeds
 from xdoge.errors import XDogeError
+from xdoge.eval.perplexity import RELATIVE
 from xdoge.eval.perplexity import TASK as PERPLEXITY
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.eval.suite import NORMALISED
@@ -18,17 +20,64 @@ from xdoge.train.run_log import common_budget
 
 RULE = (
     "A difference exceeds the errors if |Δ| > 1.96 · sqrt(stderr² + stderr² of the baseline), as for independent "
-    "numbers. Models measured on the same documents err together, so that their differences are surer than that; a "
-    "paired test needs the scores of single documents, which results.json does not hold."
+    "numbers. Errors of models measured on the same documents are correlated, so this rule is cautious; a paired test "
+    "needs the scores of single documents, which results.json does not hold."
 )
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that models are compared by.
+
+    Attributes:
+        title: with its unit.
+        task: of the rows.
+        metric: of the rows.
+    """
+
+    title: str
+    task: str
+    metric: str
+
+
+def measures(results: Results) -> list[Measure]:
+    """Return what the models are compared by: perplexity, and the normalised score of each suite.
+
+    Perplexity is per token if all models share one tokenizer. Otherwise their tokens are different pieces of text, and
+    bits per UTF-8 byte take its place. Parallel text adds its bits relative to the reference language.
+    """
+    pairs = {(row.task, row.metric) for row in results.rows}
+    suites = results.settings.get("benchmarks", {})
+    scores = sorted(task for task, metric in pairs if metric == NORMALISED and task in suites)
+    measured = [Measure(f"{suite}, 0 is chance, 100 best", suite, NORMALISED) for suite in scores]
+    if any(task == PERPLEXITY for task, _ in pairs):
+        metric = "perplexity_per_token" if len(tokenizers(results)) == 1 else "bits_per_byte"
+        parallel = sorted(metric for task, metric in pairs if task == PERPLEXITY and metric.startswith(RELATIVE))
+        measured = [Measure(name.replace("_", " "), PERPLEXITY, name) for name in (metric, *parallel)] + measured
+    return measured
+
+
+def tokenizers(results: Results) -> set[str]:
+    """Return the fingerprints of the tokenizers of the models whose perplexity was measured."""
+    return {about["tokenizer"] for about in results.settings.get("perplexity", {}).values()}
+
+
+def task_outcomes(results: Results) -> list[dict[str, Any]]:
+    """Return the outcome of every task of every suite and model, with the name of the model."""
+    return [
+        {"model": model, **outcome}
+        for suites in results.settings.get("benchmarks", {}).values()
+        for model, about in suites.items()
+        for outcome in about["outcomes"]
+    ]
 
 
 def score_rows(results: Results, *, baseline: str | None) -> Rows:
     """Return the rows of results.json with differences to the baseline model.
 
-    `difference` is value - baseline's, `change` that over the baseline's, which normalised scores have not; both are
-    None for the baseline itself and where the two numbers do not compare, and then `not_compared` says why.
-    `difference_stderr` and `exceeds` follow `RULE`; `better` says which way the difference goes.
+    `difference` is the value minus the baseline's. `change` is the difference over the baseline's value, None for
+    normalised scores. Both are None for the baseline itself, and where `not_compared` says why the two numbers do not
+    compare. `difference_stderr` and `exceeds` follow `RULE`; `better` says whether the difference is an improvement.
     """
     base = {row.key[1:]: row for row in results.rows if row.model == baseline}
     rows = []
@@ -61,8 +110,8 @@ def score_rows(results: Results, *, baseline: str | None) -> Rows:
 def validation_rows(runs: Mapping[str, TrainRun], *, baseline: str | None) -> Rows:
     """Return a row for each run, step of validation and language, with the change against the baseline.
 
-    Runs compare where they have read as many tokens, of the same planned budget, and are validated on the same text.
-    `difference` is in nats per token, `change` that of the perplexity.
+    Two runs compare if they have the same budget and validation text, and at steps at which both have read as many
+    tokens. `difference` is in nats per token, `change` is that of the perplexity.
     """
     base = runs.get(baseline or "")
     losses = {row["tokens"]: row["validation_by_language"] for row in base.validations} if base else {}
@@ -89,7 +138,7 @@ def validation_rows(runs: Mapping[str, TrainRun], *, baseline: str | None) -> Ro
 
 
 def reading_rows(runs: Mapping[str, TrainRun]) -> Rows:
-    """Return a row for each run and source: what was read of it so far."""
+    """Return a row for each run and source: tokens and epochs read so far."""
     rows = []
     for name, run in runs.items():
         state = run.summary or next((row for row in reversed(run.rows) if "epochs" in row), {})
@@ -112,7 +161,7 @@ def reading_rows(runs: Mapping[str, TrainRun]) -> Rows:
 
 
 def score_notes(scores: Rows, *, baseline: str | None) -> list[str]:
-    """Return what keeps models from being compared, a line for each reason."""
+    """Return why models are not compared, a line for each reason."""
     reasons: dict[str, dict[str, None]] = {}
     for row in scores:
         if row["not_compared"]:
@@ -137,7 +186,7 @@ def window_notes(results: Results, *, baseline: str | None) -> list[str]:
 
 
 def run_notes(runs: Mapping[str, TrainRun], *, baseline: str | None) -> list[str]:
-    """Return what keeps training runs from being compared, a line for each reason."""
+    """Return why training runs are not compared, a line for each reason."""
     lines = []
     for name, run in runs.items():
         if run.summary is None:
@@ -152,7 +201,7 @@ def run_notes(runs: Mapping[str, TrainRun], *, baseline: str | None) -> list[str
         if len(finished) > 1:
             common_budget(finished)
     except XDogeError as error:
-        lines.append(str(error))
+        lines.append(error.message)
     return lines
 
 
@@ -174,7 +223,7 @@ def _not_compared(results: Results, row: Row, other: Row | None) -> str | None:
 
 
 def _change(row: Row, other: Row) -> float | None:
-    """Return the change over the baseline's number; None for scores that are counted in points from chance."""
+    """Return the relative change; None for normalised scores, which are counted in points from chance."""
     return None if row.metric == NORMALISED or other.value <= 0 else (row.value - other.value) / other.value
 
 
@@ -188,13 +237,13 @@ def _about(results: Results, model: str) -> Mapping[str, Any]:
 
 
 def _questions(results: Results, row: Row) -> set[tuple[Any, ...]]:
-    """Return what identifies the questions behind a row: of a task, of a group, or of all that an average is over."""
+    """Return what identifies the questions behind a row of a task, of a group, or of an average over tasks."""
     keys = ("task", "metric", "prompts", "num_fewshot", "n", *(("chance", "max") if row.metric == NORMALISED else ()))
     return {
-        tuple(one.get(key) for key in keys)
+        tuple(outcome.get(key) for key in keys)
         for suite, models in results.settings.get("benchmarks", {}).items()
-        for one in models.get(row.model, {}).get("outcomes", ())
-        if one.get("outcome") == "ran"
-        and row.language in (ALL, one.get("language"))
-        and row.task in (suite, one.get("task"), one.get("group"))
+        for outcome in models.get(row.model, {}).get("outcomes", ())
+        if outcome.get("outcome") == "ran"
+        and row.language in (ALL, outcome.get("language"))
+        and row.task in (suite, outcome.get("task"), outcome.get("group"))
     }

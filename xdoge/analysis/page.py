@@ -1,4 +1,4 @@
-"""One self-contained page: headings, tables and charts that need no network, and tables that need no JavaScript."""
+"""Render sections as one self-contained HTML page that needs no network; without JavaScript, charts are still."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from xdoge.analysis.tables import TextTable
 from xdoge.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -16,34 +17,17 @@ if TYPE_CHECKING:
 
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
-"""What the page's own script takes from the bundled library."""
-
-
-@dataclass(frozen=True)
-class TableOf:
-    """A table of text.
-
-    Attributes:
-        caption: what it shows, with units.
-        header: name of each column; the first is that of the rows' names.
-        rows: as many cells each as the header has.
-        text_columns: columns aligned to the left, by their place.
-    """
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    text_columns: Sequence[int] = (0,)
+"""Makes the bundled library visible to the script of the page."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, with what it shows in words for those who do not see it.
+    """A chart, and in words what it shows.
 
     Attributes:
         chart: an Altair chart.
-        caption: what it shows, below it.
-        description: the same for a screen reader, with the numbers that matter.
+        caption: stands below the chart.
+        description: for screen readers; has the most important numbers.
     """
 
     chart: alt.TopLevelMixin
@@ -53,19 +37,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it, in this order."""
+    """A heading and its content, in the order of the fields."""
 
     title: str
     paragraphs: Sequence[str] = ()
     warnings: Sequence[str] = ()
     figures: Sequence[Figure] = ()
-    tables: Sequence[TableOf] = ()
+    tables: Sequence[TextTable] = ()
     commands: Sequence[str] = ()
 
 
 @functools.cache
 def _library() -> str:
-    """Return what draws the charts, as JavaScript; bundling it takes seconds."""
+    """Return the JavaScript library that draws the charts; bundling it takes seconds."""
     import vl_convert
 
     library: str = vl_convert.javascript_bundle(_SNIPPET)
@@ -75,7 +59,7 @@ def _library() -> str:
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """Return the page as HTML; all text is escaped.
 
-    Each chart stands there as a still picture, which JavaScript replaces by the same chart with hover.
+    Each chart is a still picture, which JavaScript replaces by the same chart with hover.
     """
     try:
         import vl_convert

@@ -1,4 +1,4 @@
-"""A comparison as one page that can be sent to somebody: what was compared, tables, charts, warnings, commands."""
+"""A comparison as one HTML page: files, tables, charts, warnings and the commands to repeat it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import datetime
 import platform
 import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xdoge._version import __version__
-from xdoge.analysis.page import Figure, Section, TableOf, render
+from xdoge.analysis.chart_set import charts_of
+from xdoge.analysis.comparison_data import ComparisonData
+from xdoge.analysis.page import Figure, Section, render
+from xdoge.analysis.tables import TextTable
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.strategies import STRATEGIES
-
-if TYPE_CHECKING:
-    from xdoge.analysis.comparison import Comparison
 
 _PARTS = {
     "weights": "Weights",
@@ -27,12 +27,12 @@ _PARTS = {
     "improvement": "Training runs",
     "perplexity_change": "Models",
 }
-"""Under which heading a chart stands, by its kind."""
+"""The heading of each kind of chart."""
 
 _CAPTIONS = {
     "weights": "Share of training tokens of each language, stacked by source",
     "trajectory": "Weights of the languages over the steps of the fit",
-    "targets": "What the loss of each language counted for over the steps of the fit (targets: robust)",
+    "targets": "Weight of each language's loss in the target over the steps of the fit (targets: robust)",
     "transfer": "Who helps whom: cosine between the gradients of two languages",
     "planned": "What was asked for and what the caps on repetition left of it",
     "unimax": "UniMax against temperature sampling: passes and sampling probability by language rank",
@@ -42,12 +42,12 @@ _CAPTIONS = {
 }
 
 
-def report(compared: Comparison, command: str = "") -> str:
+def comparison_page(compared: ComparisonData, command: str = "") -> str:
     """Return the page as HTML.
 
     Args:
         compared: what to show.
-        command: with which the page was made, for whoever repeats it.
+        command: the command that made the page; empty if there is none to show.
     """
     names = ", ".join(file.name for file in compared.files)
     made = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes")
@@ -55,7 +55,7 @@ def report(compared: Comparison, command: str = "") -> str:
     return render("What was compared, and how it differs", subtitle, list(_sections(compared, command)))
 
 
-def _sections(compared: Comparison, command: str) -> Iterator[Section]:
+def _sections(compared: ComparisonData, command: str) -> Iterator[Section]:
     baseline = f"Differences are taken against {compared.baseline}." if compared.baseline else ""
     yield Section(
         "Files",
@@ -68,9 +68,9 @@ def _sections(compared: Comparison, command: str) -> Iterator[Section]:
     if compared.notes:
         yield Section("Warnings", warnings=compared.notes)
     figures: dict[str, list[Figure]] = {}
-    for one in compared.drawn:
-        caption = _CAPTIONS[one.kind] + (f": {one.of}" if one.of else "")
-        figures.setdefault(_PARTS[one.kind], []).append(Figure(one.chart, caption, _description(one.chart, caption)))
+    for item in charts_of(compared):
+        caption = _CAPTIONS[item.kind] + (f": {item.subject}" if item.subject else "")
+        figures.setdefault(_PARTS[item.kind], []).append(Figure(item.chart, caption, _description(item.chart, caption)))
     for title in dict.fromkeys((*_PARTS.values(), *compared.parts)):
         tables = compared.parts.get(title, ())
         if tables or title in figures:
@@ -80,13 +80,13 @@ def _sections(compared: Comparison, command: str) -> Iterator[Section]:
     yield Section("To repeat it", paragraphs=[_made_with()], commands=_commands(compared, command))
 
 
-def _files(compared: Comparison) -> TableOf:
+def _files(compared: ComparisonData) -> TextTable:
     header = ("name", "kind", "file", "xdoge", "created", "SHA-256")
     rows = [
         (file.name, file.kind, file.path or "a Python object", file.xdoge_version, file.created, file.sha256)
         for file in compared.files
     ]
-    return TableOf("What was compared", header, rows, tuple(range(len(header))))
+    return TextTable("What was compared", header, rows, tuple(range(len(header))))
 
 
 def _description(chart: Any, caption: str) -> str:
@@ -121,18 +121,18 @@ def _mix(name: str, mixture: Mixture) -> str:
     )
 
 
-def _commands(compared: Comparison, command: str) -> list[str]:
-    """Return the command of the page, and those that made the weights that were compared."""
+def _commands(compared: ComparisonData, command: str) -> list[str]:
+    """Return the command of the page, and the commands that repeat the runs that were compared."""
     lines = [command] if command else []
-    for name, one in compared.inputs.weights.items():
-        if one.proxy.get("name"):
-            baseline = one.method.get("baseline")
+    for name, fit in compared.inputs.weights.items():
+        if fit.proxy.get("name"):
+            baseline = fit.method.get("baseline")
             made = f"baseline {baseline}" if baseline else "fit-weights"
-            options = {"proxy": one.proxy["name"]} | ({} if baseline else {"floor": one.floor})
-            options |= {key: one.method[key] for key in ("steps", "seed") if key in one.method}
-            options |= {key: one.proxy[key] for key in ("steps", "seed") if key in one.proxy}
-            given = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in options.items())
-            lines.append(f"xdoge {made} STORE --out RUN {given}    # {name}; all settings: config.yaml of its run")
+            options = {"proxy": fit.proxy["name"]} | ({} if baseline else {"floor": fit.floor})
+            options |= {key: fit.method[key] for key in ("steps", "seed") if key in fit.method}
+            options |= {key: fit.proxy[key] for key in ("steps", "seed") if key in fit.proxy}
+            written = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in options.items())
+            lines.append(f"xdoge {made} STORE --out RUN {written}    # {name}; all settings: config.yaml of its run")
     lines += [_mix(name, mixture) for name, mixture in compared.inputs.mixtures.items()]
     for name, run in compared.inputs.runs.items():
         lines.append(f"xdoge train MIXTURE.json --store STORE --config {run.path}/config.yaml --out RUN    # {name}")

@@ -23,7 +23,7 @@ UNITS = {
     "kendall_tau_b": "",
     "spearman_rho": "",
 }
-"""Of each distance; the rank correlations have none."""
+"""The unit of each distance; rank correlations have no unit."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Group:
     Attributes:
         name: "proxy NAME", or "all proxies"; with the number of the corpus where there are several.
         sets: by name.
-        differ: settings of the fit or the proxy in which they are not all the same.
-        of_all: whether it is of several proxies, each of which may have a group of its own.
+        differ: settings of the fit or the proxy in which the sets differ.
+        of_all: whether it has the sets of all proxies, each of which may also have its own group.
     """
 
     name: str
@@ -53,12 +53,12 @@ def weight_rows(sets: Mapping[str, WeightSet], *, baseline: str | None) -> Rows:
     """Return a row for each set and language or source, with the difference to the baseline's weight."""
     base = sets.get(baseline or "")
     rows = []
-    for name, one in sets.items():
-        spread = {"sources": one.spread or {}, "languages": (one.spread or {}).get("languages", {})}
+    for name, weight_set in sets.items():
+        spread = {"sources": weight_set.spread or {}, "languages": (weight_set.spread or {}).get("languages", {})}
         for level in ("languages", "sources"):
-            weights, deviation = getattr(one, level), spread[level].get("standard_deviation", {})
+            shares, deviation = getattr(weight_set, level), spread[level].get("standard_deviation", {})
             others = getattr(base, level) if base is not None else {}
-            for key, weight in weights.items():
+            for key, weight in shares.items():
                 rows.append(
                     {
                         "set": name,
@@ -77,15 +77,15 @@ def weight_rows(sets: Mapping[str, WeightSet], *, baseline: str | None) -> Rows:
 def distance_rows(sets: Mapping[str, WeightSet]) -> Rows:
     """Return a row for each two sets, level and distance; sets over other languages or sources are left out."""
     rows = []
-    for (name, one), (other_name, other) in itertools.combinations(sets.items(), 2):
+    for (name, first), (other_name, second) in itertools.combinations(sets.items(), 2):
         for level in ("languages", "sources"):
-            mine, theirs = getattr(one, level), getattr(other, level)
+            mine, theirs = getattr(first, level), getattr(second, level)
             if mine.keys() != theirs.keys():
                 continue
             tau, rho = rank_correlations(list(mine.values()), [theirs[key] for key in mine])
             values = {
-                "total_variation": one.distance(other, level=level),
-                "jensen_shannon": one.distance(other, metric="jensen_shannon", level=level) / math.log(2),
+                "total_variation": first.distance(second, level=level),
+                "jensen_shannon": first.distance(second, metric="jensen_shannon", level=level) / math.log(2),
                 "kendall_tau_b": tau,
                 "spearman_rho": rho,
             }
@@ -97,24 +97,24 @@ def distance_rows(sets: Mapping[str, WeightSet]) -> Rows:
 
 
 def groups(sets: Mapping[str, WeightSet]) -> list[Group]:
-    """Return which learned sets are summarised together: those of each proxy, and of all proxies, on one corpus.
+    """Return the learned sets that are summarised together: for each corpus, those of each proxy and of all proxies.
 
-    Strategies and averages are not learned by one fit, and are left out; so is a group of one.
+    Strategies and averages are left out, since no single fit learned them. A group has at least two sets.
     """
-    learned = {name: one for name, one in sets.items() if one.proxy and one.spread is None}
-    found = []
-    corpora = _grouped(learned, lambda one: (one.corpus.get("sha256"), frozenset(one.sources)))
+    learned = {name: weights for name, weights in sets.items() if weights.proxy and weights.spread is None}
+    summarised = []
+    corpora = _grouped(learned, lambda weights: (weights.corpus.get("sha256"), frozenset(weights.sources)))
     for number, ((digest, _), names) in enumerate(corpora.items(), 1):
         corpus = {name: learned[name] for name in names}
-        proxies = _grouped(corpus, lambda one: one.proxy.get("name", "?"))
+        proxies = _grouped(corpus, lambda weights: weights.proxy.get("name", "?"))
         parts = [(f"proxy {proxy}", members, False) for proxy, members in proxies.items()]
         parts += [("all proxies", names, True)] if len(proxies) > 1 else []
         where = f", corpus {number} ({str(digest)[:12]})" if len(corpora) > 1 else ""
         for called, members, every in parts:
-            some = {one: corpus[one] for one in members}
+            some = {name: corpus[name] for name in members}
             if len(some) > 1:
-                found.append(Group(called + where, some, _differing(list(some.values())), every))
-    return found
+                summarised.append(Group(called + where, some, _differing(list(some.values())), every))
+    return summarised
 
 
 def summary_rows(group: Group) -> Rows:
@@ -123,7 +123,7 @@ def summary_rows(group: Group) -> Rows:
     sets = list(group.sets.values())
     for level in ("languages", "sources"):
         for key in getattr(sets[0], level):
-            values = np.array([getattr(one, level)[key] for one in sets])
+            values = np.array([getattr(weights, level)[key] for weights in sets])
             rows.append(
                 {
                     "group": group.name,
@@ -143,9 +143,10 @@ def summary_rows(group: Group) -> Rows:
 def order_rows(group: Group) -> Rows:
     """Return a row for each two languages: in how many sets the first weighs more, and by how much.
 
-    The language of the greater mean stands first. They swap if another set has them the other way round.
+    The language with the greater mean stands first. Two languages swap if the sets order them differently.
     """
-    languages = {name: np.array([one.languages[name] for one in group.sets.values()]) for name in _languages(group)}
+    sets = group.sets.values()
+    languages = {name: np.array([weights.languages[name] for weights in sets]) for name in _languages(group)}
     rows = []
     for above, below in itertools.combinations(sorted(languages, key=lambda name: -languages[name].mean()), 2):
         differences = languages[above] - languages[below]
@@ -166,12 +167,12 @@ def order_rows(group: Group) -> Rows:
 
 
 def agreement(group: Group) -> float | None:
-    """Return the mean Kendall's τ-b over all two sets of the order of languages; None where none has an order."""
-    found = [
-        rank_correlations([one.languages[name] for name in _languages(group)], list(other.languages.values()))[0]
-        for one, other in itertools.combinations([_ordered(one, group) for one in group.sets.values()], 2)
+    """Return the mean Kendall's τ-b between the orders of languages of any two sets; None if no set has an order."""
+    taus = [
+        rank_correlations(list(first.languages.values()), list(second.languages.values()))[0]
+        for first, second in itertools.combinations([_ordered(weights, group) for weights in group.sets.values()], 2)
     ]
-    known = [tau for tau in found if tau is not None]
+    known = [tau for tau in taus if tau is not None]
     return math.fsum(known) / len(known) if known else None
 
 
@@ -195,16 +196,16 @@ def mixture_rows(mixtures: Mapping[str, Mixture]) -> Rows:
 
 
 def notes(sets: Mapping[str, WeightSet]) -> list[str]:
-    """Return what makes weight sets hard to compare: other corpora, or other languages and sources."""
+    """Return why weight sets are hard to compare: different corpora, or different languages and sources."""
     lines = []
     digests: dict[str, list[str]] = {}
-    for name, one in sets.items():
-        if digest := one.corpus.get("sha256"):
+    for name, weights in sets.items():
+        if digest := weights.corpus.get("sha256"):
             digests.setdefault(digest, []).append(name)
     if len(digests) > 1:
         stores = "; ".join(f"{', '.join(names)}: store {digest[:12]}" for digest, names in digests.items())
         lines.append(f"weights of different corpora stand side by side, whose sources may differ in text: {stores}.")
-    if len({frozenset(one.sources) for one in sets.values()}) > 1:
+    if len({frozenset(weights.sources) for weights in sets.values()}) > 1:
         lines.append(
             "the weight sets name different sources; – where a set has none, and distances are given only between sets "
             "that name the same."
@@ -216,30 +217,30 @@ def _languages(group: Group) -> list[str]:
     return list(next(iter(group.sets.values())).languages)
 
 
-def _ordered(one: WeightSet, group: Group) -> WeightSet:
+def _ordered(weights: WeightSet, group: Group) -> WeightSet:
     """Return the set with its sources in the order of the group's first."""
     first = next(iter(group.sets.values()))
-    return WeightSet(one.name, {source: one.sources[source] for source in first.sources})
+    return WeightSet(weights.name, {source: weights.sources[source] for source in first.sources})
 
 
 def _differing(sets: Sequence[WeightSet]) -> tuple[str, ...]:
-    found = []
+    differing = []
     for part in ("method", "proxy"):
-        keys = dict.fromkeys(key for one in sets for key in getattr(one, part))
+        keys = dict.fromkeys(key for weights in sets for key in getattr(weights, part))
         for key in keys:
-            values = [getattr(one, part).get(key) for one in sets]
+            values = [getattr(weights, part).get(key) for weights in sets]
             if any(value != values[0] for value in values):
-                found.append(key)
-    return tuple(dict.fromkeys(found))
+                differing.append(key)
+    return tuple(dict.fromkeys(differing))
 
 
 def _grouped(sets: Mapping[str, WeightSet], key: Any) -> dict[Any, list[str]]:
     grouped: dict[Any, list[str]] = {}
-    for name, one in sets.items():
-        grouped.setdefault(key(one), []).append(name)
+    for name, weights in sets.items():
+        grouped.setdefault(key(weights), []).append(name)
     return grouped
 
 
 def union(names: Iterable[Iterable[str]]) -> list[str]:
     """Return every name once, in the order of first appearance."""
-    return list(dict.fromkeys(name for some in names for name in some))
+    return list(dict.fromkeys(itertools.chain.from_iterable(names)))

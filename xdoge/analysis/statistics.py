@@ -1,4 +1,4 @@
-"""How far two orders agree, and whether a difference exceeds what chance alone makes."""
+"""Statistics of comparisons: rank correlations, and whether a difference exceeds its standard errors."""
 
 from __future__ import annotations
 
@@ -7,44 +7,48 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from xdoge.errors import require
 from xdoge.mixtures.simplex import Floats
 
 TIE = 1e-6
-"""Weights nearer than this are equal: rounding to whole tokens moves them by less where a budget exceeds a million."""
+"""Weights nearer than this are equal. Rounding to whole tokens moves them by less if the budget exceeds a million."""
 
 SIGNIFICANCE = 1.96
-"""Standard errors that a difference of two independent numbers exceeds in one of twenty cases if there is none."""
+"""Standard errors that the difference of two equal numbers exceeds by chance in 5 % of cases."""
 
 
 def rank_correlations(x: Sequence[float], y: Sequence[float]) -> tuple[float | None, float | None]:
     """Return Kendall's τ-b and Spearman's ρ of two lists of k numbers, from 1, the same order, to -1, the opposite.
 
-    Both follow from the signs of all differences: τ-b is the cosine between the two tables of signs, ρ the cosine
-    between their row sums, which are the ranks. Numbers nearer than `TIE` are tied. None where a list is all ties.
+    Numbers nearer than `TIE` are tied. Both are None if all numbers of a list are tied.
 
-    Source: Kendall 1945, The treatment of ties in ranking problems.
+    Raises:
+        MissingExtraError: SciPy is not installed.
     """
-    a, b = _signs(x), _signs(y)
-    return _cosine(a, b), _cosine(a.sum(axis=1), b.sum(axis=1))
+    require("analysis", "scipy")
+    from scipy.stats import kendalltau, spearmanr  # type: ignore[import-untyped]
+
+    a, b = _levels(x), _levels(y)
+    if not (a.any() and b.any()):
+        return None, None
+    return float(kendalltau(a, b).statistic), float(spearmanr(a, b).statistic)
 
 
 def exceeds(difference: float, *stderrs: float | None) -> tuple[float | None, bool | None]:
     """Return the standard error of a difference of independent numbers, and whether the difference exceeds it.
 
-    The rule: |difference| > 1.96 · sqrt(Σ stderr²). None and None where a standard error is not known.
+    The rule: |difference| > 1.96 · sqrt(Σ stderr²). Both are None if a standard error is not known.
     """
-    if any(one is None for one in stderrs):
+    if any(stderr is None for stderr in stderrs):
         return None, None
-    error = math.hypot(*(one for one in stderrs if one is not None))
+    error = math.hypot(*(stderr for stderr in stderrs if stderr is not None))
     return error, abs(difference) > SIGNIFICANCE * error
 
 
-def _signs(values: Sequence[float]) -> Floats:
+def _levels(values: Sequence[float]) -> Floats:
+    """Return the rank of each number, (k,), from 0; a number within `TIE` of the next smaller one has the same rank."""
     array = np.asarray(values, dtype=np.float64)
-    differences = array[:, None] - array[None, :]  # (k, k)
-    return np.sign(np.where(np.abs(differences) < TIE, 0.0, differences))
-
-
-def _cosine(a: Floats, b: Floats) -> float | None:
-    lengths = math.sqrt(float((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum()) / lengths if lengths else None
+    order = np.argsort(array)
+    ranks = np.zeros(len(array))
+    ranks[order[1:]] = np.cumsum(np.diff(array[order]) >= TIE)
+    return ranks

@@ -1,19 +1,18 @@
-"""The rows of a comparison as tables of text, for the terminal and for the report."""
+"""Tables of text, which the command line prints and reports show, made from the rows of a comparison."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from xdoge.analysis.models import RULE
-from xdoge.analysis.page import TableOf
+from xdoge.analysis.models import RULE, Measure, measures, task_outcomes
 from xdoge.analysis.shares import Group, Rows, agreement, union
 from xdoge.analysis.statistics import TIE
-from xdoge.eval.report import Measure
-from xdoge.eval.results import ALL
+from xdoge.eval.results import ALL, Results
 from xdoge.mixtures.weights import WeightSet
 
 NONE = "–"
@@ -28,40 +27,63 @@ METRICS = {
 }
 
 
-def weights_tables(rows: Rows, *, baseline: str | None) -> list[TableOf]:
-    """Weights by language and source, a column for each set and one for its difference to the baseline.
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text.
+
+    Attributes:
+        caption: what it shows, with units.
+        header: name of each column; the first is that of the rows' names.
+        rows: each has as many cells as the header.
+        text_columns: numbers of the columns that are aligned to the left.
+        bold: (row, column) of the cells that are bold.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: Sequence[int] = (0,)
+    bold: Collection[tuple[int, int]] = ()
+
+
+def weights_tables(rows: Rows, *, baseline: str | None) -> list[TextTable]:
+    """Return weights by language and source, a column for each set and one for its difference to the baseline.
 
     The differences of more than `SIDE_BY_SIDE` sets have a table of their own.
     """
     sets = union([row["set"]] for row in rows)
-    found = {(row["set"], row["source"] or row["language"]): row for row in rows}
-    compared = [name for name in sets if name != baseline and any(_differs(row, name) for row in rows)]
+    by_set = {(row["set"], row["source"] or row["language"]): row for row in rows}
+    compared = [
+        name
+        for name in sets
+        if name != baseline and any(row["set"] == name and row["difference"] is not None for row in rows)
+    ]
     first = "language or source"
-    weights = [[_indented(key), *(_weight(found.get((name, key))) for name in sets)] for key in _tree(rows)]
-    changes = [[_signed(found.get((name, key), {}).get("difference")) for name in compared] for key in _tree(rows)]
+    weights = [[_indented(key), *(_weight(by_set.get((name, key))) for name in sets)] for key in _tree(rows)]
+    changes = [[_signed(by_set.get((name, key), {}).get("difference")) for name in compared] for key in _tree(rows)]
     names = [f"{name}\n- {baseline}" for name in compared]
     caption = "Weights: share of training tokens"
     if len(compared) <= SIDE_BY_SIDE:
         both = [row + more for row, more in zip(weights, changes, strict=True)]
-        return [TableOf(caption, [first, *sets, *names], both)]
+        return [TextTable(caption, [first, *sets, *names], both)]
     differences = [[row[0], *more] for row, more in zip(weights, changes, strict=True)]
     return [
-        TableOf(caption, [first, *sets], weights),
-        TableOf(f"Weights: difference to {baseline}", [first, *compared], differences),
+        TextTable(caption, [first, *sets], weights),
+        TextTable(f"Weights: difference to {baseline}", [first, *compared], differences),
     ]
 
 
-def distances_table(rows: Rows, *, level: str) -> TableOf:
-    """Distances between every two sets, by language or by source."""
+def distances_table(rows: Rows, *, level: str) -> TextTable:
+    """Return a table of the distances between every two sets, by language or by source."""
     kept = [row for row in rows if row["level"] == level]
-    found = {(row["set"], row["other"], row["metric"]): row["value"] for row in kept}
+    values = {(row["set"], row["other"], row["metric"]): row["value"] for row in kept}
     pairs = dict.fromkeys((row["set"], row["other"]) for row in kept)
-    body = [[*pair, *(_plain(found[*pair, metric]) for metric in METRICS)] for pair in pairs]
-    return TableOf(f"Distances between weights of {level}s", ["set", "other", *METRICS.values()], body, (0, 1))
+    body = [[*pair, *(_plain(values[*pair, metric]) for metric in METRICS)] for pair in pairs]
+    return TextTable(f"Distances between weights of {level}s", ["set", "other", *METRICS.values()], body, (0, 1))
 
 
-def summary_table(group: Group, rows: Rows) -> TableOf:
-    """Mean and spread of the weights of several sets."""
+def summary_table(group: Group, rows: Rows) -> TextTable:
+    """Return a table of mean and spread of the weights of several sets."""
     kept = {row["source"] or row["language"]: row for row in rows if row["group"] == group.name}
     body = []
     for key in _tree(kept.values()):
@@ -70,11 +92,11 @@ def summary_table(group: Group, rows: Rows) -> TableOf:
         relative = f"{row['standard_deviation'] / row['mean']:.1%}" if row["mean"] else NONE
         body.append([_indented(key), *numbers, relative])
     header = ["language or source", "mean", "standard deviation", "least", "greatest", "deviation / mean"]
-    return TableOf(f"Weights of {len(group.sets)} fits, {group.name}", header, body)
+    return TextTable(f"Weights of {len(group.sets)} fits, {group.name}", header, body)
 
 
-def order_table(group: Group, rows: Rows) -> TableOf:
-    """The pairs of languages that not all sets have in the same order."""
+def order_table(group: Group, rows: Rows) -> TextTable:
+    """Return a table of the pairs of languages that not all sets have in the same order."""
     body = [
         [
             f"{row['language']} over {row['other']}",
@@ -87,7 +109,7 @@ def order_table(group: Group, rows: Rows) -> TableOf:
         if row["group"] == group.name and row["swaps"]
     ]
     header = ["languages", "so in", "the other way in", "mean difference", "standard deviation"]
-    return TableOf(f"Pairs of languages that swap, {group.name}", header, body)
+    return TextTable(f"Pairs of languages that swap, {group.name}", header, body)
 
 
 def stability(group: Group, rows: Rows) -> str:
@@ -103,10 +125,10 @@ def stability(group: Group, rows: Rows) -> str:
     return f"{len(group.sets)} fits, {group.name}: {order}; mean Kendall τ-b {_plain(tau, 2)}{settings}."
 
 
-def mixtures_table(rows: Rows) -> TableOf:
-    """Planned share and epochs of each mixture; a star marks what a cap decided."""
+def mixtures_table(rows: Rows) -> TextTable:
+    """Return a table of planned share, tokens and epochs; a star marks sources at their cap."""
     mixtures = union([row["mixture"]] for row in rows)
-    found = {(row["mixture"], row["source"] or row["language"]): row for row in rows}
+    by_mixture = {(row["mixture"], row["source"] or row["language"]): row for row in rows}
     header = ["language or source"]
     for name in mixtures:
         header += [f"{name}\nplanned", "tokens", "epochs"]
@@ -114,53 +136,103 @@ def mixtures_table(rows: Rows) -> TableOf:
     for key in _tree(rows):
         cells = [_indented(key)]
         for name in mixtures:
-            row = found.get((name, key))
+            row = by_mixture.get((name, key))
             star = "*" if row and row["capped"] else ""
-            cells += [NONE] * 3 if row is None else [f"{row['weight']:.4f}", f"{row['tokens']:,}", _epochs(row) + star]
+            cells += (
+                [NONE] * 3
+                if row is None
+                else [f"{row['weight']:.4f}", f"{row['tokens']:,}", _epochs(row["epochs"]) + star]
+            )
         body.append(cells)
-    return TableOf("Mixtures: planned share, tokens and epochs (*: the cap decided)", header, body)
+    return TextTable("Mixtures: planned share, tokens and epochs (*: the cap decided)", header, body)
 
 
-def scores_table(rows: Rows, measure: Measure, *, baseline: str | None) -> TableOf:
-    """One measure by language, a column for each model and one for its change."""
+def results_tables(results: Results, rows: Rows, *, baseline: str | None) -> list[TextTable]:
+    """Return a table for each measure, and one of the benchmarks by task.
+
+    Args:
+        results: of which models.
+        rows: the same as `xdoge.analysis.models.score_rows` returns them.
+        baseline: model that changes are taken against; None shows no changes.
+    """
+    tables = [scores_table(rows, measure, baseline=baseline) for measure in measures(results)]
+    tables.append(tasks_table(rows, task_outcomes(results), baseline=baseline))
+    return [table for table in tables if table.rows]
+
+
+def scores_table(rows: Rows, measure: Measure, *, baseline: str | None) -> TextTable:
+    """Return a table of one measure by language, a column for each model and one for its change."""
     kept = [row for row in rows if (row["task"], row["metric"]) == (measure.task, measure.metric)]
-    models, found = union([row["model"]] for row in kept), {(row["model"], row["language"]): row for row in kept}
-    compared = [name for name in models if name != baseline and any(_differs(row, name, "model") for row in kept)]
-    header = ["language", *models, *(f"Δ {name}\nagainst {baseline}" for name in compared)]
-    languages = union([row["language"]] for row in kept)
-    body = [
-        [
-            "average" if language == ALL else language,
-            *(_score(found.get((model, language))) for model in models),
-            *(_change(found.get((model, language))) for model in compared),
-        ]
-        for language in [*(one for one in languages if one != ALL), *(one for one in languages if one == ALL)]
-    ]
+    lines: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
+    for row in sorted(kept, key=lambda row: row["language"] == ALL):  # the average last
+        lines.setdefault(("average" if row["language"] == ALL else row["language"],), {})[row["model"]] = row
     direction = "more is better" if any(row["higher_is_better"] for row in kept) else "less is better"
-    star = " (*: exceeds the errors)" if compared else ""
-    return TableOf(f"{measure.title}, {direction}{star}", header, body)
-
-
-def tasks_table(rows: Rows, tasks: Iterable[tuple[str, str]], *, baseline: str | None) -> TableOf:
-    """Benchmarks by task and language, as the harness scores them."""
-    wanted = set(tasks)
-    kept = [row for row in rows if (row["task"], row["metric"]) in wanted]
     models = union([row["model"]] for row in kept)
-    found = {(row["model"], row["language"], row["task"], row["metric"]): row for row in kept}
-    compared = [name for name in models if name != baseline and any(_differs(row, name, "model") for row in kept)]
-    header = ["task", "language", "metric", "n", *models, *(f"Δ {name}\nagainst {baseline}" for name in compared)]
-    body = []
-    for language, task, metric in dict.fromkeys((row["language"], row["task"], row["metric"]) for row in kept):
-        cells = [found.get((model, language, task, metric)) for model in models]
-        n = next(str(cell["n"]) for cell in cells if cell)
-        changes = [_change(found.get((model, language, task, metric))) for model in compared]
-        body.append([task, language, metric, n, *map(_score, cells), *changes])
+    return _models_table(f"{measure.title}, {direction}", ["language"], models, lines, baseline=baseline)
+
+
+def tasks_table(rows: Rows, outcomes: Iterable[Mapping[str, Any]], *, baseline: str | None) -> TextTable:
+    """Return a table of benchmarks by language and task, as the harness scores them."""
+    shots = {(ran["task"], ran["metric"]): ran.get("num_fewshot") for ran in outcomes if ran["outcome"] == "ran"}
+    kept = [row for row in rows if (row["task"], row["metric"]) in shots]
+    names = {
+        (row["language"], row["task"], row["metric"]): (_plain(shots[row["task"], row["metric"]], 0), str(row["n"]))
+        for row in reversed(kept)
+    }
+    lines: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
+    for row in kept:
+        key = row["language"], row["task"], row["metric"]
+        lines.setdefault((*key, *names[key]), {})[row["model"]] = row
+    models, header = union([row["model"]] for row in kept), ["language", "task", "metric", "shots", "n"]
+    return _models_table("Benchmarks by task", header, models, lines, baseline=baseline, decimals=4)
+
+
+def _models_table(
+    caption: str,
+    header: Sequence[str],
+    models: Sequence[str],
+    lines: Mapping[tuple[str, ...], Mapping[str, Mapping[str, Any]]],
+    *,
+    baseline: str | None,
+    decimals: int | None = None,
+) -> TextTable:
+    """Return a table with the score of each model, the best of a line in bold, and its change."""
+    compared = [
+        name for name in models if any(name in line and line[name]["difference"] is not None for line in lines.values())
+    ]
+    body, bold = list[list[str]](), set[tuple[int, int]]()
+    for names, line in lines.items():
+        if len(line) > 1:
+            best = max(line.values(), key=lambda row: row["value"] if row["higher_is_better"] else -row["value"])
+            bold.add((len(body), len(names) + models.index(best["model"])))
+        scores = [_score(line.get(name), decimals) for name in models]
+        body.append([*names, *scores, *(_change(line.get(name)) for name in compared)])
+    changes = [f"Δ {name}\nagainst {baseline}" for name in compared]
     star = " (*: exceeds the errors)" if compared else ""
-    return TableOf(f"Benchmarks by task{star}", header, body, text_columns=(0, 1, 2))
+    text_columns = tuple(range(min(len(header), 3)))
+    return TextTable(f"{caption}{star}", [*header, *models, *changes], body, text_columns, bold)
 
 
-def validation_table(rows: Rows, *, baseline: str | None) -> TableOf:
-    """Perplexity per token on the validation text after the last step of each run, and its change."""
+def not_run(results: Results) -> list[str]:
+    """Return a line for each reason for which tasks did not run; empty if all ran."""
+    missed = [outcome for outcome in task_outcomes(results) if outcome["outcome"] != "ran"]
+    return by_reason((outcome["outcome"], outcome["reason"], outcome["task"]) for outcome in missed)
+
+
+def by_reason(missed: Iterable[tuple[str, str, str]], *, most: int = 8) -> list[str]:
+    """Return a line for each outcome and reason of (outcome, reason, task), with `most` of the tasks."""
+    reasons: dict[tuple[str, str], dict[str, None]] = {}
+    for outcome, reason, task in missed:
+        reasons.setdefault((outcome, reason), {})[task] = None
+    lines = []
+    for (outcome, reason), tasks in reasons.items():
+        names = ", ".join([*list(tasks)[:most], *(["…"] if len(tasks) > most else [])])
+        lines.append(f"{outcome}: {len(tasks)} task{'s' * (len(tasks) > 1)} ({reason}): {names}")
+    return lines
+
+
+def validation_table(rows: Rows, *, baseline: str | None) -> TextTable:
+    """Return a table of the validation perplexity per token after the last step of each run, and its change."""
     runs = union([row["run"]] for row in rows)
     last = {name: max(row["step"] for row in rows if row["run"] == name) for name in runs}
     final = {(row["run"], row["language"]): row for row in rows if row["step"] == last[row["run"]]}
@@ -175,21 +247,21 @@ def validation_table(rows: Rows, *, baseline: str | None) -> TableOf:
         cells = {name: final.get((name, language)) for name in runs}
         shown = [f"{cell['perplexity']:,.2f}" if cell else NONE for cell in cells.values()]
         body.append([language, *shown, *(_percent((cells[name] or {}).get("change")) for name in compared)])
-    return TableOf("Training runs: perplexity per token of the validation text, less is better", header, body)
+    return TextTable("Training runs: perplexity per token of the validation text, less is better", header, body)
 
 
-def reading_table(rows: Rows) -> TableOf:
-    """Passes over each source that the runs have made, earlier phases included."""
+def reading_table(rows: Rows) -> TextTable:
+    """Return a table of the epochs that each run has read of each source, earlier phases included."""
     runs = {row["run"]: row for row in rows}
-    found = {(row["run"], row["source"]): row["epochs"] for row in rows}
+    epochs = {(row["run"], row["source"]): row["epochs"] for row in rows}
     header = ["source", *(f"{name}\n{row['tokens_seen']:,} tokens" for name, row in runs.items())]
     sources = union([row["source"]] for row in rows)
-    body = [[source, *(_passes(found.get((name, source))) for name in runs)] for source in sources]
-    return TableOf("Training runs: epochs read of each source", header, body)
+    body = [[source, *(_epochs(epochs.get((name, source))) for name in runs)] for source in sources]
+    return TextTable("Training runs: epochs read of each source", header, body)
 
 
 def without_order(rows: Rows, sets: Mapping[str, WeightSet]) -> list[str]:
-    """Return why rank correlations are missing: weights that are all equal have no order."""
+    """Return why rank correlations are missing: equal weights have no order."""
     lines = []
     for level in ("language", "source"):
         missing = [row for row in rows if row["level"] == level and row["value"] is None]
@@ -205,7 +277,7 @@ def without_order(rows: Rows, sets: Mapping[str, WeightSet]) -> list[str]:
 
 
 def exceeding_rule(rows: Rows) -> list[str]:
-    """Return the rule by which differences are starred, where there are any."""
+    """Return the rule by which differences are starred, if any has standard errors."""
     return [RULE] if any(row["exceeds"] is not None for row in rows) else []
 
 
@@ -221,10 +293,6 @@ def _tree(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _indented(key: str) -> str:
     return f"  {key}" if "/" in key else key
-
-
-def _differs(row: Mapping[str, Any], name: str, key: str = "set") -> bool:
-    return row[key] == name and row["difference"] is not None
 
 
 def _weight(row: Mapping[str, Any] | None) -> str:
@@ -246,22 +314,20 @@ def _percent(value: float | None) -> str:
     return NONE if value is None else f"{value:+.1%}"
 
 
-def _epochs(row: Mapping[str, Any]) -> str:
-    return _passes(row["epochs"])
-
-
-def _passes(epochs: float | None) -> str:
+def _epochs(epochs: float | None) -> str:
     if epochs is None:
         return NONE
     return f"{epochs:.2f}" if epochs >= 0.1 else f"{epochs:.2g}"
 
 
-def _score(row: Mapping[str, Any] | None) -> str:
+def _score(row: Mapping[str, Any] | None, decimals: int | None) -> str:
+    """Return a score with its error, with four significant digits or `decimals`."""
     if row is None:
         return NONE
-    decimals = 3 if abs(row["value"]) < 10 else 2
-    error = "" if row["stderr"] is None else f" ± {row['stderr']:,.{decimals}f}"
-    return f"{row['value']:,.{decimals}f}{error}"
+    size = abs(row["value"])
+    places = decimals if decimals is not None else 3 if size < 10 else 2 if size < 1000 else 0
+    error = "" if row["stderr"] is None else f" ± {row['stderr']:,.{places}f}"
+    return f"{row['value']:,.{places}f}{error}"
 
 
 def _change(row: Mapping[str, Any] | None) -> str:

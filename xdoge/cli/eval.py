@@ -16,6 +16,9 @@ import typer
 from rich import box
 from rich.table import Table
 
+from xdoge.analysis.inputs import check_baseline
+from xdoge.analysis.models import score_notes, score_rows, task_outcomes, tokenizers
+from xdoge.analysis.tables import by_reason, exceeding_rule, not_run, results_tables
 from xdoge.cli.app import (
     AsJson,
     Force,
@@ -28,9 +31,9 @@ from xdoge.cli.app import (
     stdout,
 )
 from xdoge.cli.progress import Display
+from xdoge.cli.tables import print_table
 from xdoge.config import Config, settings_help
 from xdoge.errors import XDogeError, require
-from xdoge.eval import report
 from xdoge.eval.documents import Text, validation_texts
 from xdoge.eval.perplexity import PerplexitySettings, measure
 from xdoge.eval.results import Results, Row
@@ -178,19 +181,14 @@ def evaluate(  # one option for each thing that evaluations differ in most often
 
 def print_results(results: Results, *, baseline: str | None = None) -> None:
     """Print languages × models, the raw scores of the tasks, and what did not run and why."""
-    models = {row.model for row in results.rows}
-    shown = report.measures(results)
-    together = [shown] if 1 < len(shown) * len(models) <= 4 else [[one] for one in shown]
-    for part in together:
-        stdout.print(report.summary(results, part, baseline=baseline))
-    if len(report.tokenizers(results)) > 1:
+    scores = score_rows(results, baseline=baseline)
+    for table in results_tables(results, scores, baseline=baseline):
+        print_table(table)
+    if len(tokenizers(results)) > 1:
         print("The models have different tokenizers: bits per byte compares them, perplexity per token does not.")
-    table = report.task_scores(results)
-    if table.row_count:
-        stdout.print(table)
-    for line in report.not_run(results):
+    for line in (*exceeding_rule(scores), *score_notes(scores, baseline=baseline), *not_run(results)):
         print(line)
-    if benchmarks := report.outcomes(results):
+    if benchmarks := task_outcomes(results):
         ran = sum(outcome["outcome"] == "ran" for outcome in benchmarks)
         print(f"{ran:,} of {len(benchmarks):,} tasks ran; the table has what became of each.")
         if cut := {outcome["task"]: None for outcome in benchmarks if outcome.get("truncated")}:
@@ -252,9 +250,9 @@ def run_evaluation(
         results.save(out)
     shutil.rmtree(partial, ignore_errors=True)
     if not rows:
-        for line in report.not_run(results):
+        for line in not_run(results):
             print(line, file=sys.stderr)
-        asked = len(report.outcomes(results))
+        asked = len(task_outcomes(results))
         raise XDogeError(f"none of the {asked:,} tasks ran, for the reasons above; {out} is not written.")
     return results
 
@@ -276,7 +274,7 @@ def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool
     for one in found:
         table.add_row(one.task, one.dataset, one.where)
     stdout.print(table)
-    for line in report.by_reason((one.where, one.note, one.task) for one in found if one.note):
+    for line in by_reason((one.where, one.note, one.task) for one in found if one.note):
         print(line)
     missing = sum(one.where == "missing" for one in found)
     print(f"{len(found) - missing} of {len(found)} tasks have their questions here.")
@@ -292,7 +290,7 @@ def _refuse_wrong_use(models: Sequence[Model], out: Path | None, anything: bool,
     names = [model.name for model in models]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise XDogeError(f"two models are called {twice[0]}; write NAME={twice[0]} to tell them apart.")
-    report.check_baseline(names, baseline)
+    check_baseline(names, baseline)
 
 
 def _refuse_reference(reference: str, text: TokenStore | Mapping[str, Text]) -> None:

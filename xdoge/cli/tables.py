@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from xdoge.analysis.page import TableOf
+from xdoge.analysis.tables import TextTable
 from xdoge.cli.app import stdout
 
 if TYPE_CHECKING:
@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from xdoge.mixtures.weights import WeightSet
 
 
-def print_table(table: TableOf) -> None:
+def print_table(table: TextTable) -> None:
     """Print a table of text, its caption above it."""
     print(table.caption)
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(table.header):
         drawn.add_column(Text(column), justify="left" if number in table.text_columns else "right", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*map(Text, row), style="bold" if _heads(row[0], table) else "")
+    for line, row in enumerate(table.rows):
+        cells = [Text(cell, style="bold" if (line, place) in table.bold else "") for place, cell in enumerate(row)]
+        drawn.add_row(*cells, style="bold" if _heads(row[0], table) else "")
     stdout.print(drawn)
 
 
-def _heads(name: str, table: TableOf) -> bool:
+def _heads(name: str, table: TextTable) -> bool:
     """Whether a row is of a language that has its sources below it."""
     return any(row[0].startswith(f"  {name}/") for row in table.rows)
 

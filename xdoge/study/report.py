@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from xdoge._version import __version__
-from xdoge.analysis.page import Figure, Section, TableOf, render
+from xdoge.analysis.page import Figure, Section, render
+from xdoge.analysis.tables import TextTable
 from xdoge.errors import MOST_NAMES
 from xdoge.study.findings import MACRO, WORST, Findings
 from xdoge.study.intervals import CONFIDENCE
@@ -24,14 +25,14 @@ RULE = (
 )
 
 
-def tables(findings: Findings) -> list[TableOf]:
+def tables(findings: Findings) -> list[TextTable]:
     """Return two tables for each comparison, then the stability of the weights, then the missing models."""
     compared = [table for kind in findings.study.spec.compare for table in comparison_tables(findings, kind)]
     missing = missing_table(findings)
     return [*compared, stability_table(findings), *([missing] if missing.rows else [])]
 
 
-def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TableOf]:
+def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TextTable]:
     """Return a table of macro mean, worst language and costs, and a table of bits per byte by language."""
     study, rows = findings.study, findings.rows(comparison)
     against = f"\nagainst {study.spec.relative_to}"
@@ -40,7 +41,7 @@ def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TableO
         about = f"{study.total_flops:.4g} FLOPs each for weights and training together"
     if most := study.spec.evaluation.get("max_documents"):
         about += f", measured on {most} documents of each source at most"
-    summary = TableOf(
+    summary = TextTable(
         f"{TITLES[comparison]}: bits per byte, {about}; less is better",
         [
             *("strategy", "seeds", "macro", f"Δ macro{against}", "worst", f"Δ worst{against}"),
@@ -61,7 +62,7 @@ def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TableO
             for row in rows
         ],
     )
-    by_language = TableOf(
+    by_language = TextTable(
         f"{TITLES[comparison]}: bits per byte by language, mean over seeds",
         ["strategy", *study.languages, "better", "worse"],
         [
@@ -78,20 +79,20 @@ def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TableO
     return [summary, by_language]
 
 
-def difference_table(findings: Findings, comparison: BudgetKind) -> TableOf:
+def difference_table(findings: Findings, comparison: BudgetKind) -> TextTable:
     """Return a table of the difference of every language with its interval."""
     study = findings.study
     rows = [row for row in findings.rows(comparison) if row["strategy"] != study.spec.relative_to]
-    return TableOf(
+    return TextTable(
         f"{TITLES[comparison]}: difference to {study.spec.relative_to} in bits per byte",
         ["strategy", *study.languages],
         [[row["strategy"], *(_difference(row, language) for language in study.languages)] for row in rows],
     )
 
 
-def stability_table(findings: Findings) -> TableOf:
+def stability_table(findings: Findings) -> TextTable:
     """Return a table of the mean distance between the weights of two seeds."""
-    return TableOf(
+    return TextTable(
         "Stability: total variation between the weights of two seeds, mean over all pairs",
         ["strategy", "seeds", "of sources", "of languages"],
         [
@@ -106,11 +107,11 @@ def _seeds(findings: Findings, row: Mapping[str, Any]) -> str:
     return "same for all" if fixed else f"{len(row['seeds'])} of {len(findings.study.spec.seeds)}"
 
 
-def missing_table(findings: Findings) -> TableOf:
+def missing_table(findings: Findings) -> TextTable:
     """Return a table of the models that are missing from the means, and why."""
     missing = [result for result in findings.results.values() if result.state != "finished"]
     rows = [[result.trial.name, result.state, result.why or NONE] for result in missing]
-    return TableOf("Models that are missing from the means", ["model", "state", "why"], rows, (0, 1, 2))
+    return TextTable("Models that are missing from the means", ["model", "state", "why"], rows, (0, 1, 2))
 
 
 def page(findings: Findings, command: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The charts that people look at, each built by the function of its name.
+"""Charts, each drawn by the function of its name; `planned_shares(mixture)` draws a mixture.
 
 They are Altair charts: `chart.save("x.svg")` (or .png, .pdf, .html) works without network, and Jupyter shows them.
 """

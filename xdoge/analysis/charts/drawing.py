@@ -1,4 +1,4 @@
-"""What all charts share: saving without network, type sizes that print, and labels that do not overlap."""
+"""Shared by all charts: saving without network, type sizes for print, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import altair as alt
 from xdoge.analysis.charts import colours
 
 PNG_SCALE = 2.0
-"""Pixels of a PNG for each of the chart, so that it prints at 8 cm without steps."""
+"""Pixels of a PNG per pixel of the chart, so that it prints sharply at 8 cm."""
 
 SHARE = alt.Axis(format=".0%", labelFlush=False)
 TOKENS = alt.Axis(format="~s", tickCount=6, labelFlush=False, labelExpr="datum.value == 0 ? '0' : datum.label")
 CHANGE = alt.Axis(format="+~%", labelFlush=False, labelExpr="datum.value == 0 ? '0%' : datum.label")
 AVERAGE = "average"
-"""Stands among languages for their average."""
+"""The name of the average among the languages."""
 
 QUIET, INK = "#6B6B6B", "#222222"
 
@@ -88,9 +88,9 @@ def _config() -> alt.Config:
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:
-    """Return where labels stand so that no two are nearer than `gap`, each as near to its value as that allows.
+    """Return positions of labels, no two nearer than `gap`, each as near to its value as that allows.
 
-    Neighbours that are too near share the place around their mean; a block that then touches another joins it.
+    Neighbours that are too near form a block around their mean; a block that then touches another joins it.
     """
     order = sorted(range(len(values)), key=lambda i: values[i])
     blocks: list[list[float]] = []  # sum of the values less their offsets, number of labels
@@ -106,14 +106,14 @@ def apart(values: Sequence[float], gap: float) -> list[float]:
 
 
 def _start(block: Sequence[float], gap: float) -> float:
-    """Return the lowest place of a block of labels that is centred on the mean of its values."""
+    """Return the lowest position of a block of labels that is centred on the mean of its values."""
     total, count = block
     return total / count - gap * (count - 1) / 2
 
 
 def by_language(languages: Sequence[str]) -> alt.Color:
     """Colour by language, without a legend: lines and bars are labelled."""
-    shades = [colours.NEUTRAL if one == AVERAGE else colours.colour(one) for one in languages]
+    shades = [colours.NEUTRAL if language == AVERAGE else colours.colour(language) for language in languages]
     return alt.Color("language:N", scale=alt.Scale(domain=list(languages), range=shades), legend=None)
 
 
@@ -121,7 +121,7 @@ def lines(
     rows: Sequence[Mapping[str, Any]], languages: Sequence[str], x: alt.X, y: alt.Y, tooltip: list[Any]
 ) -> alt.Chart:
     """Return a line for each language, in its colour and dash."""
-    dashes = alt.Scale(domain=list(languages), range=[list(colours.dash(one)) for one in languages])
+    dashes = alt.Scale(domain=list(languages), range=[list(colours.dash(language)) for language in languages])
     drawn: alt.Chart = (
         alt.Chart(data(rows))
         .mark_line(strokeWidth=2)
@@ -143,7 +143,8 @@ def end_labels(
     gap = (max(spread) - min(spread)) * 0.055 or 1.0
     places = apart(list(ends.values()), gap)
     rows = [
-        {"language": one, "x": x, "place": place, "text": texts[one]} for one, place in zip(ends, places, strict=True)
+        {"language": language, "x": x, "place": place, "text": texts[language]}
+        for language, place in zip(ends, places, strict=True)
     ]
     drawn: alt.Chart = (
         alt.Chart(data(rows))

@@ -47,7 +47,8 @@ def trajectory(run: Path | str) -> LayerChart:
     steps = numbers[:: len(sources)]  # (steps,)
     weights = table["weight"].to_numpy().reshape(-1, len(sources))  # (steps, k)
     languages = union([language_of(source)] for source in sources)
-    summed = {one: weights[:, [language_of(source) == one for source in sources]].sum(1) for one in languages}
+    members = {name: [language_of(source) == name for source in sources] for name in languages}
+    summed = {name: weights[:, columns].sum(1) for name, columns in members.items()}
     return _over_steps(
         steps,
         summed,
@@ -70,11 +71,11 @@ def targets(run: Path | str) -> LayerChart:
     rows = [row for row in read_rows(Path(run) / "metrics.jsonl") if "targets" in row]
     if not rows:
         raise XDogeError(f"{run} has no targets that moved in metrics.jsonl; it is no fit with targets: robust.")
-    taus = {one: np.array([row["targets"][one] for row in rows]) for one in rows[0]["targets"]}
+    taus = {language: np.array([row["targets"][language] for row in rows]) for language in rows[0]["targets"]}
     return _over_steps(
         np.array([row["step"] for row in rows]),
         taus,
-        {one: float(values.mean()) for one, values in taus.items()},
+        {language: float(values.mean()) for language, values in taus.items()},
         title="Targets over the fit",
         y="τ: what the language's loss counts for",
         mean="the mean over the steps",
@@ -94,10 +95,13 @@ def _over_steps(
     kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).round().astype(int))
     languages, name = list(values), y.partition(":")[0]
     rows: list[dict[str, Any]] = [
-        {"step": int(steps[i]), "language": one, name: float(values[one][i])} for one in languages for i in kept
+        {"step": int(steps[i]), "language": language, name: float(values[language][i])}
+        for language in languages
+        for i in kept
     ]
-    marks = [{"step": int(steps[-1]), "language": one, name: means[one]} for one in languages if one in means]
-    ends = {one: float(values[one][-1]) for one in languages}
+    last = int(steps[-1])
+    marks = [{"step": last, "language": language, name: mean} for language, mean in means.items()]
+    ends = {language: float(values[language][-1]) for language in languages}
     across = alt.X("step:Q", title="step of the fit", scale=alt.Scale(domain=[0, int(steps[-1])], nice=False))
     up = alt.Y(f"{name}:Q", title=y, axis=SHARE, scale=alt.Scale(zero=False))
     tooltip = ["language:N", alt.Tooltip(f"{name}:Q", format=".4f")]
@@ -106,7 +110,7 @@ def _over_steps(
         .mark_point(shape="diamond", filled=True, size=70, clip=False, stroke="white", opacity=1)
         .encode(x=across, y=up, color=by_language(languages), tooltip=tooltip)
     )
-    texts = {one: f"{one} {means.get(one, ends[one]):.3f}" for one in languages}
+    texts = {language: f"{language} {means.get(language, ends[language]):.3f}" for language in languages}
     return layered(
         [
             lines(rows, languages, across, up, ["step:Q", *tooltip]),
@@ -116,7 +120,7 @@ def _over_steps(
         title=title,
         subtitle=f"diamonds and numbers: {mean}" if marks else "numbers: the last step",
         description=f"{y} of each language over {int(steps[-1]):,} steps; {'mean' if marks else 'last'}: "
-        + ", ".join(f"{one} {value:.3f}" for one, value in (means or ends).items())
+        + ", ".join(f"{language} {value:.3f}" for language, value in (means or ends).items())
         + ".",
         width=460,
         height=300,
@@ -137,9 +141,9 @@ def transfer(run: Path | str, *, families: Mapping[str, str | None] | None = Non
     cosines = _cosines(Path(run), known)
     languages = list(cosines)
     cells: list[dict[str, Any]] = [
-        {"language": one, "other": other, "cosine": value, "left": j, "right": j + 1, "top": i, "bottom": i + 1}
-        for i, one in enumerate(languages)
-        for j, (other, value) in enumerate(cosines[one].items())
+        {"language": language, "other": other, "cosine": value, "left": j, "right": j + 1, "top": i, "bottom": i + 1}
+        for i, language in enumerate(languages)
+        for j, (other, value) in enumerate(cosines[language].items())
     ]
     for cell in cells:
         value = cell["cosine"]
@@ -160,7 +164,7 @@ def transfer(run: Path | str, *, families: Mapping[str, str | None] | None = Non
         [
             heat.encode(x2="right:Q", y2="bottom:Q", color=coloured, tooltip=tooltip, **frame),
             text.mark_text(fontSize=11).encode(text="text:N", color=ink, **frame),
-            *(_family_lines(languages, known, frame) if any(known.get(one) for one in languages) else []),
+            *(_family_lines(languages, known, frame) if any(known.get(language) for language in languages) else []),
         ],
         title="Who helps whom",
         subtitle=[
@@ -189,10 +193,10 @@ def _cosines(run: Path, families: Mapping[str, str | None]) -> dict[str, dict[st
     for source in sources:
         members.setdefault(language_of(source), []).append(source)
     ordered = _by_family(list(members), families)
-    cosines = language_cosines(read_products(path, sources), {one: members[one] for one in ordered}, sources)
+    cosines = language_cosines(read_products(path, sources), {name: members[name] for name in ordered}, sources)
     return {
-        one: {other: None if math.isnan(value) else value for other, value in zip(ordered, row, strict=True)}
-        for one, row in zip(ordered, cosines.tolist(), strict=True)
+        language: {other: None if math.isnan(value) else value for other, value in zip(ordered, row, strict=True)}
+        for language, row in zip(ordered, cosines.tolist(), strict=True)
     }
 
 
@@ -229,11 +233,11 @@ def _families(run: Path) -> dict[str, str | None]:
 
 def _by_family(languages: Sequence[str], families: Mapping[str, str | None]) -> list[str]:
     """Put languages of one family together, and families of one branch, in the order of first appearance."""
-    branches = union([str(families.get(one) or one).partition("/")[0]] for one in languages)
-    groups = union([str(families.get(one) or one)] for one in languages)
+    branches = union([str(families.get(language) or language).partition("/")[0]] for language in languages)
+    groups = union([str(families.get(language) or language)] for language in languages)
 
-    def place(one: str) -> tuple[int, int]:
-        family = str(families.get(one) or one)
+    def place(language: str) -> tuple[int, int]:
+        family = str(families.get(language) or language)
         return branches.index(family.partition("/")[0]), groups.index(family)
 
     return sorted(languages, key=place)
@@ -243,7 +247,7 @@ def _family_lines(
     ordered: Sequence[str], families: Mapping[str, str | None], frame: Mapping[str, Any]
 ) -> list[alt.Chart]:
     """Draw lines between families, and name each at the right of its rows."""
-    names = [str(families.get(one) or one) for one in ordered]
+    names = [str(families.get(language) or language) for language in ordered]
     starts = [i for i in range(len(names)) if i == 0 or names[i] != names[i - 1]]
     count, inner = len(names), starts[1:]
     rows = [{"left": 0, "right": count, "top": i} for i in inner]

@@ -1,4 +1,4 @@
-"""Charts of trained models: what a mixture changed, at the end and on the way."""
+"""Charts of trained models: how a mixture changed their perplexity, at the end and during training."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from xdoge.analysis.charts.drawing import (
     layered,
     lines,
 )
-from xdoge.analysis.models import score_rows, validation_rows
-from xdoge.analysis.reading import TrainRun, read_run
+from xdoge.analysis.inputs import TrainRun, check_baseline, read_run
+from xdoge.analysis.models import measures, score_rows, validation_rows
 from xdoge.analysis.shares import union
 from xdoge.analysis.statistics import SIGNIFICANCE
 from xdoge.errors import XDogeError
 from xdoge.eval.perplexity import TASK as PERPLEXITY
-from xdoge.eval.report import measures
 from xdoge.eval.results import ALL, Results
 
 Runs = Mapping[str, TrainRun] | Iterable[Path | str]
@@ -43,7 +42,7 @@ def perplexity_change(results: Results, *, baseline: str) -> LayerChart:
     Raises:
         XDogeError: no perplexity of another model compares with the baseline's.
     """
-    metric = next((one.metric for one in measures(results) if one.task == PERPLEXITY), "")
+    metric = next((measure.metric for measure in measures(results) if measure.task == PERPLEXITY), "")
     rows = []
     for row in score_rows(results, baseline=baseline):
         if row["task"] == PERPLEXITY and row["metric"] == metric and row["change"] is not None:
@@ -79,7 +78,7 @@ def improvement(runs: Runs, *, baseline: str) -> HConcatChart:
 
     Args:
         runs: folders of `xdoge train`; their names are those of the folders.
-        baseline: name of the one that the others are compared with, panel by panel.
+        baseline: name of the run that each of the others is compared with.
 
     Raises:
         XDogeError: no other run has read as many tokens and was validated on the same text.
@@ -96,7 +95,7 @@ def improvement(runs: Runs, *, baseline: str) -> HConcatChart:
     for name in names:
         own = [row for row in rows if row["run"] == name]
         ends = {row["language"]: row["improvement"] for row in own}  # the last of each stays
-        labels = {one: f"{one} {value:+.1%}".replace("-", "−") for one, value in ends.items()}
+        labels = {language: f"{language} {value:+.1%}".replace("-", "−") for language, value in ends.items()}
         texts.append(f"{name}: {', '.join(labels.values())}")
         tooltip = ["run:N", "language:N", "tokens:Q", alt.Tooltip("improvement:Q", format="+.2%")]
         zero = alt.Chart(data([{"zero": 0}])).mark_rule(color=INK).encode(y=alt.Y("zero:Q", title=y["title"]))
@@ -111,9 +110,8 @@ def improvement(runs: Runs, *, baseline: str) -> HConcatChart:
 
 
 def _compared(runs: Runs, baseline: str) -> list[dict[str, Any]]:
-    read = dict(runs) if isinstance(runs, Mapping) else {one.name: one for one in map(read_run, map(Path, runs))}
-    if baseline not in read:
-        raise XDogeError(f"baseline {baseline} is none of the runs: {', '.join(read)}.")
+    read = dict(runs) if isinstance(runs, Mapping) else {run.name: run for run in map(read_run, map(Path, runs))}
+    check_baseline(list(read), baseline)
     rows = [row for row in validation_rows(read, baseline=baseline) if row["change"] is not None]
     if not rows:
         raise XDogeError(
@@ -136,8 +134,8 @@ def _bar(language: str, model: str, change: float, error: float, exceeds: bool |
 def _changes(rows: Sequence[dict[str, Any]], what: str, baseline: str, note: str) -> LayerChart:
     """Draw bars of changes by language, a bar for each model, from the greatest fall to the greatest rise."""
     models, languages = union([row["model"]] for row in rows), union([row["language"]] for row in rows)
-    least = {one: min(row["change"] for row in rows if row["language"] == one) for one in languages}
-    languages.sort(key=lambda one: (one == AVERAGE, least[one]))
+    least = {language: min(row["change"] for row in rows if row["language"] == language) for language in languages}
+    languages.sort(key=lambda language: (language == AVERAGE, least[language]))
     for row in rows:
         row["label"] = (f"{row['model']} " if len(models) > 1 else "") + f"{row['change']:+.1%}".replace("-", "−")
         row["end"] = max(0.0, row["high"])

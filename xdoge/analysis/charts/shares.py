@@ -32,15 +32,15 @@ def weights_by_language(sets: Mapping[str, WeightSet | Sequence[WeightSet]] | Se
     Args:
         sets: weight sets; or by name, one or several.
     """
-    named = sets if isinstance(sets, Mapping) else {one.name: one for one in sets}
-    groups = {name: [one] if isinstance(one, WeightSet) else list(one) for name, one in named.items()}
+    named = sets if isinstance(sets, Mapping) else {weights.name: weights for weights in sets}
+    groups = {name: [weights] if isinstance(weights, WeightSet) else list(weights) for name, weights in named.items()}
     totals = [row for name, members in groups.items() for row in _totals(name, members)]
     parts = [row for name, members in groups.items() for row in _parts(name, members)]
     dots = [
-        {"language": language, "set": name, "weight": weight, "fit": one.name}
+        {"language": language, "set": name, "weight": weight, "fit": weight_set.name}
         for name, members in groups.items()
-        for one in members
-        for language, weight in (one.languages.items() if len(members) > 1 else ())
+        for weight_set in members
+        for language, weight in (weight_set.languages.items() if len(members) > 1 else ())
     ]
     languages = union([row["language"]] for row in sorted(totals, key=lambda row: -row["mean"]))
     sources = union([row["source"]] for row in parts)
@@ -90,8 +90,8 @@ def weights_by_language(sets: Mapping[str, WeightSet | Sequence[WeightSet]] | Se
 def _totals(name: str, members: Sequence[WeightSet]) -> list[dict[str, Any]]:
     """Return mean and deviation of each language's weight over the sets of one bar."""
     rows = []
-    for language in union(one.languages for one in members):
-        values = [one.languages.get(language, 0.0) for one in members]
+    for language in union(weights.languages for weights in members):
+        values = [weights.languages.get(language, 0.0) for weights in members]
         mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         rows.append(
             {
@@ -110,9 +110,9 @@ def _totals(name: str, members: Sequence[WeightSet]) -> list[dict[str, Any]]:
 def _parts(name: str, members: Sequence[WeightSet]) -> list[dict[str, Any]]:
     """Return the mean weight of each source over the sets of one bar."""
     rows = []
-    for source in union(one.sources for one in members):
+    for source in union(weights.sources for weights in members):
         language, short = split_source(source)
-        weight = float(np.mean([one.sources.get(source, 0.0) for one in members]))
+        weight = float(np.mean([weights.sources.get(source, 0.0) for weights in members]))
         rows.append({"language": language, "set": name, "source": short, "weight": weight})
     return rows
 
@@ -205,13 +205,19 @@ def unimax_and_temperature(
     for name, count in available_tokens.items():
         language = language_of(name)
         sizes[language] = sizes.get(language, 0) + count
-    sizes = {one: count for one, count in sorted(sizes.items(), key=lambda item: -item[1]) if count}
+    sizes = {language: count for language, count in sorted(sizes.items(), key=lambda item: -item[1]) if count}
     caps = [cap for cap in max_epochs if sum(epoch_cap(count, cap) for count in sizes.values()) >= budget_tokens]
     methods = _unimax(sizes, budget_tokens, caps) | _temperatures(sizes, temperatures)
     rows: list[dict[str, Any]] = [
-        {"method": name, "language": one, "rank": rank, "probability": share, "epochs": share * budget_tokens / size}
-        for name, shares in methods.items()
-        for rank, ((one, size), share) in enumerate(zip(sizes.items(), shares, strict=True), start=1)
+        {
+            "method": method,
+            "language": name,
+            "rank": rank,
+            "probability": share,
+            "epochs": share * budget_tokens / size,
+        }
+        for method, shares in methods.items()
+        for rank, ((name, size), share) in enumerate(zip(sizes.items(), shares, strict=True), start=1)
     ]
     passes = [row["epochs"] for row in rows]
     ends = [min(passes) / 1.3, max(passes) * 1.3]
@@ -231,7 +237,7 @@ def unimax_and_temperature(
 def _unimax(sizes: Mapping[str, int], budget: int, caps: Sequence[float]) -> dict[str, list[float]]:
     """Return the shares of the languages under each cap."""
     return {
-        f"UniMax, ≤ {cap:g} epoch{'s' * (cap != 1)}": [counts[one] / budget for one in sizes]
+        f"UniMax, ≤ {cap:g} epoch{'s' * (cap != 1)}": [counts[language] / budget for language in sizes]
         for cap in caps
         for counts in [unimax(sizes, token_budget=budget, max_epochs=cap).counts]
     }

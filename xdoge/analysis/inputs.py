@@ -1,4 +1,4 @@
-"""The files that are compared, told apart by what they hold."""
+"""Reading the inputs of a comparison: files and folders are told apart by their content, and named."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from xdoge.config import read_yaml
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, argument
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.io import read_json, read_rows, sha256_file, sha256_json
 from xdoge.mixtures.mixture import Mixture
@@ -18,10 +18,15 @@ from xdoge.names import language_of, split_source
 from xdoge.train.run_log import SCHEMA as TRAIN
 
 Kind = Literal["weights", "mixture", "run", "results"]
-Source = WeightSet | Mixture | Results | Path | str
-"""A string may be NAME=FILE; a path that exists as it is written has no name before it."""
+Comparable = WeightSet | Mixture | Results | Path | str
+"""A string may be NAME=FILE, unless a file of that whole name exists."""
 
-CALLED: dict[str, str] = {"weights": "weight sets", "mixture": "mixtures", "run": "training runs", "results": "tables"}
+KIND_NAMES = {
+    "weights": "weight sets",
+    "mixture": "mixtures",
+    "run": "training runs",
+    "results": "tables",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class TrainRun:
 
     @property
     def text(self) -> tuple[Any, ...]:
-        """What the validation losses of two runs must have in common to be compared."""
+        """Identifies the validation text; only losses on the same text are compared."""
         settings = self.config["settings"]
         own = [settings.get(key) for key in ("sequence_length", "eval_sequences", "documents")]
         return self.config["store"]["sha256"], *own
@@ -63,15 +68,15 @@ class TrainRun:
 
 @dataclass(frozen=True)
 class File:
-    """One thing that was compared, and where it came from.
+    """One input, and where it came from.
 
     Attributes:
-        name: what it is called in tables.
+        name: its name in tables.
         kind: "weights", "mixture", "run" or "results".
         path: as the user wrote it; empty for a Python object.
         sha256: of the file; of a run, of its train.json; empty for a run that is not finished.
-        xdoge_version: that wrote it.
-        created: when, ISO 8601.
+        xdoge_version: version that wrote it.
+        created: ISO 8601 time at which it was written.
     """
 
     name: str
@@ -92,7 +97,7 @@ class Inputs:
         mixtures: planned mixtures.
         runs: training runs.
         results: rows of all results.json together, and their settings.
-        files: all of them, in the order given.
+        files: all inputs, in the order of the arguments.
     """
 
     weights: dict[str, WeightSet] = field(default_factory=dict)
@@ -103,35 +108,35 @@ class Inputs:
     files: list[File] = field(default_factory=list)
     _tables: dict[str, str] = field(default_factory=dict)  # by model: the table that has it
 
-    def add(self, found: _Found, name: str) -> None:
-        """Take what was read, under a name.
+    def add(self, item: _Item, name: str) -> None:
+        """Add what was read, under a name.
 
         Raises:
-            XDogeError: another of its kind has that name, or a table before it has other numbers for its models.
+            XDogeError: another input of its kind has that name, or an earlier table has other numbers of its models.
         """
-        value = found.value
+        value = item.value
         if isinstance(value, Results):
-            self._merge(_renamed(value, name) if found.label else value, found.path or "a table")
+            self._merge(_renamed(value, name) if item.label else value, item.path or "a table")
         else:
             places: dict[str, Any] = {"weights": self.weights, "mixture": self.mixtures, "run": self.runs}
-            place = places[found.kind]
+            place = places[item.kind]
             if name in place:
-                before = next(file.path for file in self.files if file.kind == found.kind and file.name == name)
-                both = " and ".join(filter(None, (before, found.path)))
+                before = next(file.path for file in self.files if file.kind == item.kind and file.name == name)
+                both = " and ".join(filter(None, (before, item.path)))
                 raise XDogeError(
-                    f"two {CALLED[found.kind]} are called {name}{f': {both}' if both else ''}. "
+                    f"two {KIND_NAMES[item.kind]} are called {name}{f': {both}' if both else ''}. "
                     "Write NAME=FILE, or in Python {name: file}, to tell them apart."
                 )
             place[name] = dataclasses.replace(value, name=name)
-        if found.fit is not None:
-            self.fits[name] = found.fit
-        self.files.append(File(name, found.kind, found.path, found.sha256, *found.made))
+        if item.fit is not None:
+            self.fits[name] = item.fit
+        self.files.append(File(name, item.kind, item.path, item.sha256, *item.made))
 
-    def _merge(self, found: Results, path: str) -> None:
+    def _merge(self, table: Results, path: str) -> None:
         known = {row.key: row for row in self.results.rows}
-        for model in dict.fromkeys(row.model for row in found.rows):
-            other = next((row for row in found.rows if row.model == model and known.get(row.key, row) != row), None)
-            mine, theirs = (one.settings.get("perplexity", {}).get(model, {}) for one in (self.results, found))
+        for model in dict.fromkeys(row.model for row in table.rows):
+            other = next((row for row in table.rows if row.model == model and known.get(row.key, row) != row), None)
+            mine, theirs = (results.settings.get("perplexity", {}).get(model, {}) for results in (self.results, table))
             differ = _measured_otherwise(mine, theirs) if mine and theirs else []
             if other and text_behind(mine, other) != text_behind(theirs, other):
                 differ = ["text", *differ]
@@ -143,12 +148,17 @@ class Inputs:
                     "at a time, or write NAME=FILE to call the models of one table otherwise."
                 )
             self._tables.setdefault(model, path)
-        rows = [*self.results.rows, *(row for row in found.rows if row.key not in known)]
-        self.results = Results(tuple(rows), _merged(self.results.settings, found.settings))
+        rows = [*self.results.rows, *(row for row in table.rows if row.key not in known)]
+        self.results = Results(tuple(rows), _merged(self.results.settings, table.settings))
 
 
 def text_behind(about: Mapping[str, Any], row: Row) -> dict[str, Any]:
-    """Return what identifies the text behind a row of perplexity, by source, of what a table says of its model."""
+    """Return what identifies the text behind a row of perplexity, by source.
+
+    Args:
+        about: settings of the model's perplexity, as results.json has them.
+        row: of that model.
+    """
     source = split_source(row.task)[1]
     return {
         name: text
@@ -158,19 +168,19 @@ def text_behind(about: Mapping[str, Any], row: Row) -> dict[str, Any]:
 
 
 def _measured_otherwise(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Return in what two measurements of a model's perplexity differ, beside the text."""
-    both = [{**one.get("settings", {}), **one} for one in (mine, theirs)]
+    """Return the settings in which two measurements of a model's perplexity differ, except the text."""
+    both = [{**about.get("settings", {}), **about} for about in (mine, theirs)]
     return [key for key in ("tokenizer", "window", "stride", "precision") if both[0].get(key) != both[1].get(key)]
 
 
 @dataclass(frozen=True)
-class _Found:
-    """One thing that was read, before it has a name.
+class _Item:
+    """One input that was read and has no name yet.
 
     Attributes:
         label: the name that the user gave it.
-        made: version of xdoge and time.
-        fit: the run folder of a weight set.
+        made: version of xdoge and time that wrote it.
+        fit: the run folder of a weight set, if it was read from one.
     """
 
     kind: Kind
@@ -182,60 +192,66 @@ class _Found:
     fit: Path | None = None
 
 
-def read_all(given: Iterable[Source | tuple[str | None, Source]]) -> Inputs:
-    """Read everything that is to be compared, and name it.
+def read_all(inputs: Iterable[Comparable | tuple[str | None, Comparable]]) -> Inputs:
+    """Read and name everything that is to be compared.
 
-    A thing is called by the label the user gave, "NAME=FILE" or in a pair; else, if it is a file or a folder, by the
-    end of its path, as long as it takes to tell it from the others of its kind; else by the name it has in Python.
+    An input has the label of the user, from "NAME=FILE" or a pair. Without a label, a file or folder is called by the
+    end of its path, as long as needed to tell it from the others of its kind, and a Python object by its own name.
 
     Raises:
-        XDogeError: there is nothing, a file is of another kind, or names clash.
+        XDogeError: there is no input, a file is of another kind, or names clash.
     """
-    found = [_read(*one) if isinstance(one, tuple) else _read(None, one) for one in given]
-    if not found:
+    items = [_read(*value) if isinstance(value, tuple) else _read(None, value) for value in inputs]
+    if not items:
         raise XDogeError("there is nothing to compare; name weights.json, mixture.json, results.json or run folders.")
-    inputs = Inputs()
-    for one in found:
-        others = [_parts(other.path) for other in found if other.kind == one.kind and other.path and not other.label]
-        own = _end(_parts(one.path), others) if one.path else str(getattr(one.value, "name", ""))
-        inputs.add(one, one.label or own)
-    return inputs
+    named = Inputs()
+    for item in items:
+        others = [_parts(other.path) for other in items if other.kind == item.kind and other.path and not other.label]
+        own = _end(_parts(item.path), others) if item.path else str(getattr(item.value, "name", ""))
+        named.add(item, item.label or own)
+    return named
 
 
-def _read(label: str | None, given: Source) -> _Found:
-    if isinstance(given, WeightSet | Mixture | Results):
-        return _found(given, label, path="", digest=sha256_json(given.to_dict()))
-    if label is None and isinstance(given, str) and "=" in given and not Path(given).exists():
-        label, _, given = given.rpartition("=")
+def check_baseline(names: Sequence[str], baseline: str | None) -> None:
+    """Raise XDogeError if `baseline` is neither None nor one of the names that are compared."""
+    if baseline is not None and baseline not in names:
+        raise XDogeError(f"{argument('baseline', baseline)} is not compared here; choose one of {', '.join(names)}.")
+
+
+def _read(label: str | None, source: Comparable) -> _Item:
+    if isinstance(source, WeightSet | Mixture | Results):
+        return _item(source, label, path="", digest=sha256_json(source.to_dict()))
+    if label is None and isinstance(source, str) and "=" in source and not Path(source).exists():
+        label, _, source = source.rpartition("=")
         if not label.strip():
-            raise XDogeError(f"={given} has no name before the equals sign; write NAME=FILE, or the file alone.")
-    path = Path(given)
+            raise XDogeError(f"={source} has no name before the equals sign; write NAME=FILE, or the file alone.")
+    path = Path(source)
     if path.is_dir() and _is_training(path):
         run, file = read_run(path), path / "train.json"
         digest, summary = (sha256_file(file), run.summary) if run.summary else ("", {})
         made = (summary.get("xdoge_version", ""), summary.get("created", ""))
-        return _Found("run", run, label, str(given), digest, made)
+        return _Item("run", run, label, str(source), digest, made)
     file = path / "weights.json" if path.is_dir() else path
-    found = WeightSet.load(path) if path.is_dir() else _load(path)
-    fit = file.parent if isinstance(found, WeightSet) and (file.parent / "trajectory.parquet").exists() else None
-    return dataclasses.replace(_found(found, label, path=str(given), digest=sha256_file(file)), fit=fit)
+    value = WeightSet.load(path) if path.is_dir() else _load(path)
+    fit = file.parent if isinstance(value, WeightSet) and (file.parent / "trajectory.parquet").exists() else None
+    return dataclasses.replace(_item(value, label, path=str(source), digest=sha256_file(file)), fit=fit)
 
 
-def _found(value: WeightSet | Mixture | Results, label: str | None, *, path: str, digest: str) -> _Found:
+def _item(value: WeightSet | Mixture | Results, label: str | None, *, path: str, digest: str) -> _Item:
     kind: Kind = "weights" if isinstance(value, WeightSet) else "mixture" if isinstance(value, Mixture) else "results"
-    return _Found(kind, value, label, path, digest, (value.xdoge_version, value.created))
+    return _Item(kind, value, label, path, digest, (value.xdoge_version, value.created))
 
 
 def _parts(path: str) -> list[str]:
-    """Return the parts of a path that may name what lies there; weights.json says less than the folder around it."""
-    found = Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()
-    *folders, last = [part for part in found.parts if part not in (found.anchor, "..")] or [str(found)]
+    """Return the parts of a path that may name an input; of RUN/weights.json, the folder names it."""
+    full = Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()
+    *folders, last = [part for part in full.parts if part not in (full.anchor, "..")] or [str(full)]
     generic = last in ("weights.json", "mixture.json", "results.json") and folders
     return folders if generic else [*folders, last.removesuffix(".json")]
 
 
 def _end(parts: Sequence[str], others: Iterable[Sequence[str]]) -> str:
-    """Return the shortest end of a path that no other one has."""
+    """Return the shortest end of a path that no other path has."""
     apart = [other for other in others if other != parts]
     ends = (parts[-depth:] for depth in range(1, len(parts)))
     return "/".join(next((end for end in ends if all(other[-len(end) :] != end for other in apart)), parts))
@@ -276,7 +292,7 @@ def _load(path: Path) -> WeightSet | Mixture | Results:
 
 
 def _renamed(results: Results, name: str) -> Results:
-    """Call the model of a table, or each of several after it, by the name given to the file."""
+    """Name the model of a table after the file; of several models, put the name of the file before each."""
     models = dict.fromkeys(row.model for row in results.rows)
     names = {model: name if len(models) == 1 else f"{name}/{model}" for model in models}
     rows = [Row(**{**dataclasses.asdict(row), "model": names[row.model]}) for row in results.rows]
