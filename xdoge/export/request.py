@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, importing
 from xdoge.mixtures.mixture import Mixture, Share
 
 Paths = str | Mapping[str, str]
@@ -154,7 +154,8 @@ class Request:
 
 def to_yaml(value: Any, *comments: str) -> str:
     """Return YAML that keeps every digit, below comment lines."""
-    import yaml
+    with importing("cli"):
+        import yaml
 
     head = "".join(f"# {line}\n" for line in comments)
     return head + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=math.inf)
