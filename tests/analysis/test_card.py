@@ -55,9 +55,9 @@ def test_the_card_states_the_numbers_of_the_mixture_and_the_store(planned, store
     ]
     es = mixture.languages["es"]
     assert cells(card, "es")[2:4] == [f"{es.weight:.2%}", f"{es.tokens:,}"]
-    distinct = sum(min(one.available_tokens, one.tokens) for one in mixture.sources.values())
+    distinct = sum(min(share.available_tokens, share.tokens) for share in mixture.sources.values())
     assert f"8,000 tokens, read from {distinct:,} different ones of {sum(store.tokens().values()):,}" in card
-    digests = [sha256_json(one.to_dict()) for one in (mixture, weights)]
+    digests = [sha256_json(part.to_dict()) for part in (mixture, weights)]
     for digest in (*digests, store.sha256, store.tokenizer_fingerprint):
         assert f"`{digest}`" in card
     assert "`60m`, 60,000,000 parameters, 5,000 tokens" in card
@@ -161,13 +161,13 @@ def test_the_command_writes_the_card_and_no_file_over_another(xdoge, planned, st
     weights, mixture = planned
     weights.save(tmp_path / "weights.json")
     mixture.save(tmp_path / "mixture.json")
-    given = ("card", tmp_path / "mixture.json", "--store", store.path, "--weights", tmp_path / "weights.json")
-    status, out, _ = xdoge(*given)
+    command = ("card", tmp_path / "mixture.json", "--store", store.path, "--weights", tmp_path / "weights.json")
+    status, out, _ = xdoge(*command)
     assert (status, out) == (0, mixture_card(mixture, store=store, weights=weights))
-    assert xdoge(*given, "--out", tmp_path / "CARD.md")[:2] == (0, f"{tmp_path / 'CARD.md'}\n")
+    assert xdoge(*command, "--out", tmp_path / "CARD.md")[:2] == (0, f"{tmp_path / 'CARD.md'}\n")
     assert (tmp_path / "CARD.md").read_text() == out
     assert xdoge("card", tmp_path)[:2] == (0, mixture_card(mixture))  # a training run has its mixture.json
     status, out, err = xdoge("card", store.path)
     assert (status, out, err) == (1, "", f"error: {store.path}/mixture.json does not exist.\n")
-    status, _, err = xdoge(*given, "--out", tmp_path / "CARD.md")
+    status, _, err = xdoge(*command, "--out", tmp_path / "CARD.md")
     assert (status, "exists; name another file" in err) == (1, True)

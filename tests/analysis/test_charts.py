@@ -61,8 +61,8 @@ def lab(rgb):
 def runs(store, recipe, tmp_path_factory):
     """Folders of a fit and of two training runs, as the commands leave them; read only."""
     folder = tmp_path_factory.mktemp("runs")
-    given = {"proxy": recipe, "steps": 6, "gram_every": 1, "eval_every": 3}
-    learned = fit(store, FitSettings.for_store(store, given), folder / "fit")
+    settings = {"proxy": recipe, "steps": 6, "gram_every": 1, "eval_every": 3}
+    learned = fit(store, FitSettings.for_store(store, settings), folder / "fit")
     corpus = {"name": store.name, "sha256": store.sha256}
     for weights in (strategy_weights("uniform", store.tokens()), replace(learned, name="learned")):
         mixture = Mixture.plan(
@@ -153,7 +153,9 @@ def test_charts_are_saved_without_network(drawn, tmp_path, monkeypatch):
 def test_the_reference_languages_are_told_apart_by_every_eye_and_print_on_white():
     for matrix in SIGHT.values():
         seen = {language: lab(np.array(matrix) @ linear(colour)) for language, colour in colours.FIXED.items()}
-        nearest = min(np.linalg.norm(seen[one] - seen[other]) for one, other in itertools.combinations(seen, 2))
+        nearest = min(
+            np.linalg.norm(seen[language] - seen[other]) for language, other in itertools.combinations(seen, 2)
+        )
         assert nearest > 15
     assert all(1.05 / (luminance(colour) + 0.05) > 3 for colour in (*colours.FIXED.values(), *colours.OTHERS))
     assert len({colours.dash(language) for language in colours.FIXED}) == len(colours.FIXED)
@@ -170,10 +172,10 @@ def test_a_language_has_the_same_colour_in_every_chart_whatever_else_is_shown(dr
             yield from shades(child)
 
     for name, chart in drawn.items():
-        found = {(language, shade) for language, shade in shades(chart.to_dict()) if language in colours.FIXED}
+        shown = {(language, shade) for language, shade in shades(chart.to_dict()) if language in colours.FIXED}
         expected = {(language, colours.FIXED[language]) for language in ("es", "gl", "eu")}
-        assert found <= expected, name
-        assert found or name.startswith(("transfer", "unimax")), name
+        assert shown <= expected, name
+        assert shown or name.startswith(("transfer", "unimax")), name
     assert colours.colour("nl") == colours.colour("nl") in colours.OTHERS
     assert colours.colour("es") == "#B5341A"
 
@@ -196,8 +198,8 @@ def test_the_trajectory_ends_where_the_fit_ended_and_marks_the_learned_weights(r
     last = table[table["step"] == 6].groupby(table["source"].astype(str).str[:2])["weight"].sum()
     rows = values(drawn["trajectory-fit"].to_dict())
     for language in weights.languages:
-        found = [row["weight"] for row in rows if (row.get("step"), row["language"]) == (6, language)]
-        assert found == [pytest.approx(last[language]), pytest.approx(weights.languages[language])]
+        marks = [row["weight"] for row in rows if (row.get("step"), row["language"]) == (6, language)]
+        assert marks == [pytest.approx(last[language]), pytest.approx(weights.languages[language])]
 
 
 def test_a_long_fit_is_thinned_and_one_without_weights_ends_with_the_last_step(tmp_path):
@@ -219,8 +221,8 @@ def test_the_map_of_transfer_is_that_of_the_gram_matrix_with_families_together(r
     rows, text = values(spec), str(spec)
     expected = language_cosines(read_products(runs / "fit" / "gram.parquet", store.sources), languages, store.sources)
     cells = {(row["language"], row["other"]): row["cosine"] for row in rows if "cosine" in row}
-    for (i, one), (j, other) in itertools.product(enumerate(languages), repeat=2):
-        value = cells[one, other]
+    for (i, language), (j, other) in itertools.product(enumerate(languages), repeat=2):
+        value = cells[language, other]
         assert value == (None if np.isnan(expected[i, j]) else pytest.approx(expected[i, j]))
     order = sorted({(row["top"], row["language"]) for row in rows if "cosine" in row and row["top"] == int(row["top"])})
     assert [language for _, language in order] == ["es", "gl", "eu"]
@@ -262,11 +264,11 @@ def test_planned_shares_show_where_the_cap_decided():
 
 def test_changes_against_the_baseline_stand_with_the_errors_of_the_rule(drawn):
     rows = values(drawn["perplexity_change"].to_dict())
-    found = {row["language"]: row for row in rows if "label" in row}
-    assert found["es"]["change"] == pytest.approx(-0.05)
+    bars = {row["language"]: row for row in rows if "label" in row}
+    assert bars["es"]["change"] == pytest.approx(-0.05)
     error = 1.96 * np.hypot(0.4, 0.4) / 20
-    assert (found["es"]["low"], found["es"]["high"]) == (pytest.approx(-0.05 - error), pytest.approx(-0.05 + error))
-    assert (found["es"]["sure"], found["eu"]["sure"], found["average"]["sure"]) == (False, True, True)
+    assert (bars["es"]["low"], bars["es"]["high"]) == (pytest.approx(-0.05 - error), pytest.approx(-0.05 + error))
+    assert (bars["es"]["sure"], bars["eu"]["sure"], bars["average"]["sure"]) == (False, True, True)
     with pytest.raises(XDogeError, match="no perplexity of a model in the results compares with that of nobody"):
         charts.perplexity_change(results(), baseline="nobody")
 

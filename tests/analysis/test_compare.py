@@ -35,17 +35,17 @@ FIRST = weights("first", 0.3, 0.1, 0.35, 0.25)
 SECOND = weights("second", 0.3, 0.2, 0.2, 0.3, seed=1)
 
 
-def mixture(given, *, name=None, budget=4_000, **settings):
-    return Mixture.plan(given, available_tokens=AVAILABLE, budget_tokens=budget, name=name, **settings)
+def mixture(shares, *, name=None, budget=4_000, **settings):
+    return Mixture.plan(shares, available_tokens=AVAILABLE, budget_tokens=budget, name=name, **settings)
 
 
 def results(*rows, tokenizers=None, texts=None, **settings):
     """A table of (model, language, value, stderr) with `task` perplexity, or rows as they are."""
     made = [
-        one
-        if isinstance(one, Row)
-        else Row(one[0], one[1], "perplexity", "perplexity_per_token", one[2], one[3], 10, False)
-        for one in rows
+        row
+        if isinstance(row, Row)
+        else Row(row[0], row[1], "perplexity", "perplexity_per_token", row[2], row[3], 10, False)
+        for row in rows
     ]
     models = dict.fromkeys(row.model for row in made)
     about = {
@@ -63,8 +63,8 @@ def training(folder, losses, *, steps=4, finished=True, tokens=256, store="s", *
     config = {"store": {"sha256": store}, "mixture": {"name": "m", "sha256": "0"}, "settings": settings}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [
-        {"step": 2 * i, "tokens": 2 * i * tokens, "validation_by_language": found, "epochs": {"es/web": 0.1 * i}}
-        for i, found in enumerate(losses)
+        {"step": 2 * i, "tokens": 2 * i * tokens, "validation_by_language": loss, "epochs": {"es/web": 0.1 * i}}
+        for i, loss in enumerate(losses)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished:
@@ -79,7 +79,7 @@ def training(folder, losses, *, steps=4, finished=True, tokens=256, store="s", *
     return folder
 
 
-def found(rows, **wanted):
+def row_of(rows, **wanted):
     (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     return row
 
@@ -129,24 +129,24 @@ def test_distances_are_those_of_scipy(p, q):
 
 def test_weights_stand_side_by_side_with_differences_to_the_baseline():
     rows = compare([FIRST, SECOND]).rows["weights"]  # the first is the baseline
-    spanish = found(rows, set="second", level="language", language="es")
+    spanish = row_of(rows, set="second", level="language", language="es")
     assert (spanish["weight"], spanish["baseline"]) == (0.5, "first")
     assert spanish["difference"] == pytest.approx(0.1)
-    assert found(rows, set="second", source="eu/wiki")["difference"] == pytest.approx(-0.15)
+    assert row_of(rows, set="second", source="eu/wiki")["difference"] == pytest.approx(-0.15)
     assert len(rows) == 2 * (3 + 4)
     other = compare([FIRST, SECOND], baseline="second").rows["weights"]
-    assert found(other, set="first", source="eu/wiki")["difference"] == pytest.approx(0.15)
+    assert row_of(other, set="first", source="eu/wiki")["difference"] == pytest.approx(0.15)
 
 
 def test_planned_shares_stand_beside_the_learned_weights():
     plan = mixture(FIRST, max_epochs=1, level="sources")
     compared = compare([FIRST, plan])
     assert list(compared.sets) == ["first", "first (planned)"]
-    capped = found(compared.rows["weights"], set="first (planned)", source="eu/wiki")
+    capped = row_of(compared.rows["weights"], set="first (planned)", source="eu/wiki")
     assert (capped["weight"], capped["difference"]) == (0.25, pytest.approx(-0.1))  # 1,000 of 4,000 tokens
-    assert found(compared.rows["mixtures"], mixture="first", source="eu/wiki")["epochs"] == 1.0
+    assert row_of(compared.rows["mixtures"], mixture="first", source="eu/wiki")["epochs"] == 1.0
     assert compared.notes == tuple(f"first: {line}" for line in plan.warnings())
-    (table,) = [one for one in compared.tables if one.caption.startswith("Mixtures")]
+    (table,) = [table for table in compared.tables if table.caption.startswith("Mixtures")]
     assert next(row for row in table.rows if row[0] == "eu")[3] == "1.00*"
 
 
@@ -155,7 +155,7 @@ def test_several_fits_are_summarised_and_their_order_is_compared():
     compared = compare([FIRST, SECOND, third])
     (group,) = compared.groups
     assert (group.name, list(group.sets), group.differ) == ("proxy 60m", ["first", "second", "third"], ("seed",))
-    basque = found(compared.rows["summary"], language="eu", level="language")
+    basque = row_of(compared.rows["summary"], language="eu", level="language")
     assert basque["mean"] == pytest.approx(0.85 / 3)
     assert basque["standard_deviation"] == pytest.approx(np.std([0.35, 0.2, 0.3], ddof=1))
     assert (basque["least"], basque["greatest"], basque["sets"]) == (0.2, 0.35, 3)
@@ -165,7 +165,7 @@ def test_several_fits_are_summarised_and_their_order_is_compared():
     assert (galician["sets_above"], galician["sets_below"], galician["swaps"]) == (2, 1, True)
     assert galician["mean_difference"] == pytest.approx((-0.1 + 0.1 + 0.1) / 3)
     assert [pair for pair, row in order.items() if row["swaps"]] == [("es", "gl"), ("gl", "eu")]  # es and eu only tie
-    languages = [np.round(list(one.languages.values()), 9) for one in (FIRST, SECOND, third)]
+    languages = [np.round(list(weights.languages.values()), 9) for weights in (FIRST, SECOND, third)]
     taus = [kendalltau(languages[i], languages[j]).statistic for i, j in ((0, 1), (0, 2), (1, 2))]
     assert agreement(group) == pytest.approx(np.mean(taus))
     assert compared.remarks[0].startswith("3 fits, proxy 60m: ")
@@ -174,10 +174,10 @@ def test_several_fits_are_summarised_and_their_order_is_compared():
 
 def test_sources_in_another_order_make_the_same_comparison():
     turned = replace(SECOND, sources=dict(reversed(SECOND.sources.items())))
-    one, other = compare([FIRST, SECOND]), compare([FIRST, turned])
-    assert one.rows["distances"] == other.rows["distances"]
-    assert one.rows["order"] == other.rows["order"]
-    assert one.remarks == other.remarks
+    straight, other = compare([FIRST, SECOND]), compare([FIRST, turned])
+    assert straight.rows["distances"] == other.rows["distances"]
+    assert straight.rows["order"] == other.rows["order"]
+    assert straight.remarks == other.remarks
 
 
 def test_fits_are_grouped_by_proxy_and_together_and_only_on_one_corpus():
@@ -219,7 +219,7 @@ def test_sets_of_other_sources_have_no_distance_but_a_dash():
     other = WeightSet("other", {"es/web": 0.5, "fr/web": 0.5})
     compared = compare([FIRST, other])
     assert "distances" not in compared.rows
-    assert found(compared.rows["weights"], set="other", language="fr", level="language")["difference"] is None
+    assert row_of(compared.rows["weights"], set="other", language="fr", level="language")["difference"] is None
     table = compared.tables[0]
     assert next(row for row in table.rows if row[0] == "fr") == ["fr", "–", "0.5000", "–"]
     assert "the weight sets name different sources" in compared.notes[0]
@@ -236,12 +236,12 @@ def test_changes_of_perplexity_with_errors_against_the_baseline():
         ("learned", "eu", 29.0, None),
     )
     compared = compare([table], baseline="uniform")
-    row = found(compared.rows["scores"], model="learned", language="es")
+    row = row_of(compared.rows["scores"], model="learned", language="es")
     assert (row["difference"], row["change"], row["difference_stderr"]) == (-2.0, -0.1, 0.5)
     assert (row["exceeds"], row["better"]) == (True, True)
-    unknown = found(compared.rows["scores"], model="learned", language="eu")
+    unknown = row_of(compared.rows["scores"], model="learned", language="eu")
     assert (unknown["exceeds"], unknown["difference_stderr"]) == (None, None)
-    assert found(compared.rows["scores"], model="uniform", language="es")["difference"] is None
+    assert row_of(compared.rows["scores"], model="uniform", language="es")["difference"] is None
     (scores,) = compared.tables
     assert scores.rows[0] == ["es", "20.00 ± 0.30", "18.00 ± 0.40", "-10.0%*"]
     assert scores.rows[1] == ["eu", "30.00 ± 1.00", "29.00", "-3.3%"]
@@ -255,9 +255,9 @@ def test_perplexity_per_token_of_two_tokenizers_is_not_compared_but_bits_per_byt
         for metric, value in zip(("perplexity_per_token", "bits_per_byte"), values, strict=True)
     ]
     compared = compare([results(*rows, tokenizers={"one": "a", "two": "b"})])
-    per_token = found(compared.rows["scores"], model="two", metric="perplexity_per_token")
+    per_token = row_of(compared.rows["scores"], model="two", metric="perplexity_per_token")
     assert per_token["difference"] is None
-    assert found(compared.rows["scores"], model="two", metric="bits_per_byte")["change"] == pytest.approx(-0.1)
+    assert row_of(compared.rows["scores"], model="two", metric="bits_per_byte")["change"] == pytest.approx(-0.1)
     (table,) = compared.tables
     assert table.caption.startswith("bits per byte")
     assert compared.notes == (
@@ -268,7 +268,7 @@ def test_perplexity_per_token_of_two_tokenizers_is_not_compared_but_bits_per_byt
 def test_numbers_of_different_text_or_questions_are_not_compared():
     table = results(("one", "es", 20.0, 0.1), ("two", "es", 10.0, 0.1), texts={"two": {"es": "y"}})
     compared = compare([table])
-    assert found(compared.rows["scores"], model="two")["change"] is None
+    assert row_of(compared.rows["scores"], model="two")["change"] is None
     assert compared.notes == ("two against one: perplexity was measured on different text.",)
     fewer = [Row(model, "es", "xnli_es", "acc", 0.5, 0.1, n, True) for model, n in (("one", 100), ("two", 50))]
     assert compare([results(*fewer)]).notes == (
@@ -317,7 +317,7 @@ def test_other_windows_are_compared_with_a_warning():
         return replace(results((model, "es", 20.0, 0.1)), settings={"perplexity": {model: about}})
 
     compared = compare([table("one", 2048), table("two", 512)])
-    assert found(compared.rows["scores"], model="two")["difference"] == 0.0
+    assert row_of(compared.rows["scores"], model="two")["difference"] == 0.0
     assert compared.notes == (
         "two against one: read in windows of 512 tokens, each scoring 256, not in windows of 2,048 and 1,024; part of "
         "a difference in perplexity is that.",
@@ -330,7 +330,7 @@ def test_a_baseline_no_better_than_chance_gives_points_and_not_per_cent():
         Row(model, ALL, "suite", "normalised", value, 1.0, 9, True) for model, value in (("one", -1.0), ("two", 4.0))
     ]
     compared = compare([results(*rows, benchmarks={"suite": {}})])
-    assert found(compared.rows["scores"], model="two")["change"] is None
+    assert row_of(compared.rows["scores"], model="two")["change"] is None
     assert compared.tables[0].rows == [["average", "-1.000 ± 1.000", "4.000 ± 1.000", "+5.0 points*"]]
 
 
@@ -339,13 +339,13 @@ def test_tables_of_several_files_are_one_and_contradictions_are_refused(tmp_path
     first.save(tmp_path / "a.json")
     second.save(tmp_path / "b.json")
     compared = compare([tmp_path / "a.json", tmp_path / "b.json"])
-    assert found(compared.rows["scores"], model="two")["change"] == -0.5
+    assert row_of(compared.rows["scores"], model="two")["change"] == -0.5
     results(("one", "es", 21.0, 0.1)).save(tmp_path / "c.json")
     with pytest.raises(XDogeError, match=r"a.json and .*c.json have different numbers of one for es perplexity"):
         compare([tmp_path / "a.json", tmp_path / "c.json"])
     named = compare([tmp_path / "a.json", ("later", tmp_path / "c.json")])
     assert named.models == ["one", "later"]
-    assert found(named.rows["scores"], model="later")["change"] == pytest.approx(0.05)
+    assert row_of(named.rows["scores"], model="later")["change"] == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(
@@ -381,14 +381,14 @@ def test_training_runs_are_compared_where_they_have_read_as_much(tmp_path):
     training(tmp_path / "uniform", losses)
     training(tmp_path / "learned", better)
     compared = compare([tmp_path / "uniform", tmp_path / "learned"])
-    last = found(compared.rows["validation"], run="learned", language="es", step=4)
+    last = row_of(compared.rows["validation"], run="learned", language="es", step=4)
     assert last["difference"] == pytest.approx(-0.2)
     assert last["change"] == pytest.approx(math.exp(-0.2) - 1)
     assert (last["tokens"], last["perplexity"]) == (1024, pytest.approx(math.exp(1.8)))
     table = compared.tables[0]
     assert table.rows[0] == ["es", "7.39", "6.05", "-18.1%"]
     assert compared.notes == ()
-    assert found(compared.rows["reading"], run="learned")["tokens_seen"] == 1024
+    assert row_of(compared.rows["reading"], run="learned")["tokens_seen"] == 1024
 
 
 def test_runs_of_unequal_budgets_or_text_or_unfinished_ones_get_no_change(tmp_path):
@@ -404,7 +404,7 @@ def test_runs_of_unequal_budgets_or_text_or_unfinished_ones_get_no_change(tmp_pa
     assert compared.notes[0] == "running is not finished: step 2 of 4."
     assert compared.notes[1] == "elsewhere, apart against uniform: validated on different text, so no change is given."
     assert "have seen different numbers of tokens and cannot be compared" in compared.notes[2]
-    assert found(compared.rows["reading"], run="running")["finished"] is False
+    assert row_of(compared.rows["reading"], run="running")["finished"] is False
 
 
 # Names and files
@@ -483,8 +483,8 @@ def test_a_baseline_of_one_kind_leaves_the_others_without_differences():
     compared = compare(
         [FIRST, SECOND, results(("uniform", "es", 2.0, 0.1), ("learned", "es", 1.0, 0.1))], baseline="uniform"
     )
-    assert found(compared.rows["weights"], set="second", language="eu", level="language")["difference"] is None
-    assert found(compared.rows["scores"], model="learned")["change"] == -0.5
+    assert row_of(compared.rows["weights"], set="second", language="eu", level="language")["difference"] is None
+    assert row_of(compared.rows["scores"], model="learned")["change"] == -0.5
 
 
 def test_compare_is_public_and_loaded_when_asked_for():
@@ -509,7 +509,7 @@ def test_the_command_prints_tables_and_json(xdoge, tmp_path):
     value = json.loads(out)
     assert value["schema"] == "xdoge.comparison/1"
     assert [file["name"] for file in value["files"]] == ["a", "b"]
-    assert found(value["weights"], set="a", source="eu/wiki")["difference"] == pytest.approx(0.15)
+    assert row_of(value["weights"], set="a", source="eu/wiki")["difference"] == pytest.approx(0.15)
 
 
 def test_the_command_warns_on_stderr_and_refuses_in_one_line(xdoge, tmp_path):

@@ -31,11 +31,11 @@ class Outline(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
-        given = dict(attributes)
+        values = dict(attributes)
         if tag == "th":
-            assert given["scope"] in ("col", "row")
-        if given.get("role") == "img":
-            self.labels.append(given["aria-label"])
+            assert values["scope"] in ("col", "row")
+        if values.get("role") == "img":
+            self.labels.append(values["aria-label"])
 
     def handle_data(self, data):
         if self.tags and self.tags[-1] in ("h1", "h2") and data.strip():
@@ -49,19 +49,19 @@ def page(*figures):
 
 
 def test_text_is_escaped_wherever_it_stands():
-    found = Outline(page())
-    assert "script" not in found.tags
-    assert "b" not in found.tags
-    assert found.headings == ["Title", HOSTILE, "Second"]
-    assert found.tags.count("th") == 4
-    assert found.tags.count("td") == 2
+    outline = Outline(page())
+    assert "script" not in outline.tags
+    assert "b" not in outline.tags
+    assert outline.headings == ["Title", HOSTILE, "Second"]
+    assert outline.tags.count("th") == 4
+    assert outline.tags.count("td") == 2
 
 
 def test_text_of_a_chart_ends_no_script():
     text = page(Figure(chart(HOSTILE), "caption", "A describes it."))
-    found = Outline(text)
-    assert found.tags.count("script") == 3  # the library, the charts as data, ours
-    assert found.labels == ["A describes it."]
+    outline = Outline(text)
+    assert outline.tags.count("script") == 3  # the library, the charts as data, ours
+    assert outline.labels == ["A describes it."]
     assert "<script>alert" not in text
 
 
@@ -110,8 +110,8 @@ def test_the_report_of_a_comparison_is_drawn_and_says_how_to_repeat_it(xdoge, tm
         1, f"error: {out} exists; name another file, or replace it with --force.\n",
     )  # fmt: skip
     text = out.read_text(encoding="utf-8")
-    found = Outline(text)
-    assert found.headings[1:] == [
+    outline = Outline(text)
+    assert outline.headings[1:] == [
         "Files",
         "Warnings",
         "Weights",

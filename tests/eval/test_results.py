@@ -1,4 +1,4 @@
-"""results.json: one number a row, and nothing that is none."""
+"""results.json: one number a row, and rows that are not numbers are refused."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from xdoge.analysis.shares import groups, order_rows, summary_rows
 from xdoge.analysis.tables import stability, summary_table
 from xdoge.cli.app import AsJson, Force, app, refuse_taken
 from xdoge.cli.tables import print_table
-from xdoge.errors import MOST_NAMES, XDogeError
+from xdoge.errors import MOST_NAMES, XDogeError, require
 from xdoge.mixtures.weights import WeightSet
 
 UNSETTLED = 0.05
@@ -72,6 +72,7 @@ def merge(
     as_json: AsJson = False,
 ) -> None:
     refuse_taken(out, force)
+    require("analysis", "scipy")
     fits = _fits(runs)
     proxies = Counter(str(fit.proxy.get("name")) for fit in fits.values())
     first = next(iter(fits.values()))
