@@ -33,8 +33,8 @@ def context() -> ForkServerContext:
 
 def start(*arguments: object, printed: Path, environment: Mapping[str, str] = MappingProxyType({})) -> BaseProcess:
     """Start an xdoge command that leads a process group of its own and appends what it prints to a file."""
-    given = [str(argument) for argument in arguments]
-    process = context().Process(target=_command, args=(given, printed, dict(environment)))
+    words = [str(argument) for argument in arguments]
+    process = context().Process(target=_command, args=(words, printed, dict(environment)))
     process.start()
     return process
 

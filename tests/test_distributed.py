@@ -49,11 +49,11 @@ def spawn(count: int, cases: list[dict[str, Any]], folder: Any) -> list[list[tup
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_find_what_one_finds(count, tmp_path):
-    for case, found in zip(CASES, spawn(count, CASES, tmp_path), strict=True):
+    for case, results in zip(CASES, spawn(count, CASES, tmp_path), strict=True):
         expected, gradient = ranks.run(case, ALONE, Placement(np.array([case["counts"]])))
         tolerance = 1e-12 if case["dtype"] is torch.float64 else 1e-2 if "autocast" in case["how"] else 1e-6
-        for products, own in found:
-            assert torch.equal(own, found[0][1])  # or the proxies would drift apart
+        for products, own in results:
+            assert torch.equal(own, results[0][1])  # or the proxies would drift apart
             assert (own - gradient).norm() <= tolerance * gradient.norm(), case
             for field in fields(products):
                 ours, theirs = getattr(products, field.name), getattr(expected, field.name)
@@ -61,7 +61,7 @@ def test_processes_find_what_one_finds(count, tmp_path):
                     assert ours is None
                     continue
                 assert np.array_equal(np.isnan(ours), np.isnan(theirs)), (case, field.name)
-                assert np.array_equal(ours, getattr(found[0][0], field.name), equal_nan=True)
+                assert np.array_equal(ours, getattr(results[0][0], field.name), equal_nan=True)
                 scale = np.linalg.norm(theirs[~np.isnan(theirs)])
                 assert np.linalg.norm((ours - theirs)[~np.isnan(theirs)]) <= tolerance * scale, (case, field.name)
 

@@ -95,9 +95,9 @@ def store(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def test_every_corpus_in_the_examples_is_valid() -> None:
-    found = sorted(EXAMPLES.rglob("corpus.yaml"))
-    assert IBERIAN in found
-    for path in found:
+    paths = sorted(EXAMPLES.rglob("corpus.yaml"))
+    assert IBERIAN in paths
+    for path in paths:
         Corpus.load(path)
 
 

@@ -80,17 +80,17 @@ class Command:
 
     def files(self) -> dict[str, object]:
         """Return what the final files hold, but for times."""
-        found: dict[str, object] = {}
+        contents: dict[str, object] = {}
         for path in sorted(self.where.rglob("*")):
             name = path.relative_to(self.where).as_posix()
             if path.is_file() and path.name != ".lock" and "/checkpoints/" not in name:
                 rows = path.suffix == ".jsonl"
                 if rows or path.suffix == ".json":
                     text = path.read_text().replace(str(self.where), "WHERE")
-                    found[name] = [without_times(json.loads(row)) for row in (text.splitlines() if rows else [text])]
+                    contents[name] = [without_times(json.loads(row)) for row in (text.splitlines() if rows else [text])]
                 else:
-                    found[name] = path.read_bytes().replace(str(self.where).encode(), b"WHERE")
-        return found
+                    contents[name] = path.read_bytes().replace(str(self.where).encode(), b"WHERE")
+        return contents
 
 
 def without_times(value: dict[str, object]) -> dict[str, object]:
@@ -131,11 +131,11 @@ def whole(tmp_path_factory) -> dict[str, tuple[Command, float]]:
         "eval": (evaluate, "out.json", None, "finished before, kept", "out.json.partial/*.json"),
     }
     done = {}
-    for name, given in commands.items():
+    for name, arguments in commands.items():
         if name == "train":
             mix = ("mix", weights, "--store", store, "--budget", 20_000, "--sequence-length", 16)
             assert forked_run(*mix, "--out", mixture, printed=at / "mix.log") == 0
-        command = Command(at, *given).at(at / name)
+        command = Command(at, *arguments).at(at / name)
         process = command.start()
         done[name] = command, work(process)
         assert process.exitcode == 0, command.log.read_text()

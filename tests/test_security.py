@@ -32,13 +32,13 @@ def test_no_module_runs_text_or_loads_pickles():
                 assert harmless or (node.module or "").partition(".")[0] not in UNSAFE_MODULES, where
             elif isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                keywords = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 assert called not in UNSAFE_CALLS, where
-                assert called != "torch.load" or given.get("weights_only") == "True", where
-                assert called != "yaml.load" or given.get("Loader") == "_StrictLoader", where
-                assert given.get("allow_pickle", "False") == given.get("shell", "False") == "False", where
-                assert not called.endswith("from_pretrained") or given.get("trust_remote_code") == "False", where
-                assert given.get("trust_remote_code", "False") == "False", where
+                assert called != "torch.load" or keywords.get("weights_only") == "True", where
+                assert called != "yaml.load" or keywords.get("Loader") == "_StrictLoader", where
+                assert keywords.get("allow_pickle", "False") == keywords.get("shell", "False") == "False", where
+                assert not called.endswith("from_pretrained") or keywords.get("trust_remote_code") == "False", where
+                assert keywords.get("trust_remote_code", "False") == "False", where
 
 
 # --- models that bring code ------------------------------------------------------------------------------------------

@@ -90,10 +90,9 @@ def settings_help(settings: type[Config]) -> str:
 def explain(error: ValidationError, *, where: str, known: Iterable[str] = ()) -> str:
     """Say in one line which key is wrong and how, which of those `known` was meant, and how many faults follow."""
     # a misspelt key first, which explains a missing one; then the deepest, which of a union's errors is the one meant
-    found = sorted(
-        error.errors(include_url=False), key=lambda one: (one["type"] != "extra_forbidden", -len(one["loc"]))
+    first, *more = sorted(
+        error.errors(include_url=False), key=lambda fault: (fault["type"] != "extra_forbidden", -len(fault["loc"]))
     )
-    first, *more = found
     key = ".".join(part for part in map(str, first["loc"]) if re.fullmatch(r"[\w/.-]+", part))  # no tags of unions
     got = "" if first["type"] in ("missing", "extra_forbidden") or "ctx" in first else f" (got {shown(first['input'])})"
     messages = {"extra_forbidden": "is not a known key", "missing": "is missing"}
@@ -112,8 +111,8 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_scalar(self, node: Any) -> Any:
         line = node.start_mark.line + 1
-        if found := CONTROLS.search(re.sub("[\t\n]", "", node.value)):
-            raise XDogeError(f"line {line}: {found[0]!a} is a control character, which no value may hold.")
+        if control := CONTROLS.search(re.sub("[\t\n]", "", node.value)):
+            raise XDogeError(f"line {line}: {control[0]!a} is a control character, which no value may hold.")
         if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _LONGEST_NUMBER:
             raise XDogeError(f"line {line}: a number has at most {_LONGEST_NUMBER} digits.")
         return super().construct_scalar(node)

@@ -196,16 +196,16 @@ def _constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def check_schema(where: str, found: object, *, schema: str, version: int) -> None:
+def check_schema(where: str, value: object, *, schema: str, version: int) -> None:
     """Refuse another kind of file, and a file written by a newer xdoge."""
-    number = re.fullmatch(f"{schema}/([0-9]{{1,9}})", str(found))
+    number = re.fullmatch(f"{schema}/([0-9]{{1,9}})", str(value))
     if number is None:
         raise XDogeError(
-            f'{where}: "schema" is {shown(found)}, not "{schema}/{version}"; this is another kind of file.'
+            f'{where}: "schema" is {shown(value)}, not "{schema}/{version}"; this is another kind of file.'
         )
     if int(number[1]) > version:
         raise XDogeError(
-            f"{where}: written with schema {found}, newer than {schema}/{version} of this xdoge; "
+            f"{where}: written with schema {value}, newer than {schema}/{version} of this xdoge; "
             "pip install --upgrade xdoge to read it."
         )
 

@@ -198,8 +198,8 @@ def test_a_runs_own_config_starts_another(xdoge, store, recipe, tmp_path):
     assert xdoge(*command, "--set", "mu=0.7")[0] == 0
     again = ["fit-weights", store.path, "--out", tmp_path / "two", "--config", tmp_path / "one" / "config.yaml"]
     assert xdoge(*again)[0] == 0
-    one, two = (json.loads((tmp_path / name / "weights.json").read_text()) for name in ("one", "two"))
-    assert one["sources"] == two["sources"]
+    first, second = (json.loads((tmp_path / name / "weights.json").read_text()) for name in ("one", "two"))
+    assert first["sources"] == second["sources"]
 
 
 def test_warnings_of_prepare_are_said_with_json_too(xdoge, tmp_path):

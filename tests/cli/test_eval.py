@@ -43,7 +43,7 @@ def test_two_models_on_a_store_in_one_table(xdoge, store, models, tmp_path):
     )
     assert status == 0, err
     table = Results.load(out)
-    assert {found.model for found in table.rows} == {"one", "two"}
+    assert {row.model for row in table.rows} == {"one", "two"}
     languages = [line.split()[0] for line in printed.splitlines() if "±" in line]
     assert languages == ["es", "gl", "eu", "average"]
     assert "one: es/web: " in err
@@ -51,9 +51,7 @@ def test_two_models_on_a_store_in_one_table(xdoge, store, models, tmp_path):
     assert printed.count("%") == 4  # a change for each line of the second model
     assert str(out) in printed
     assert not (tmp_path / "results.json.partial").exists()
-    value = next(
-        found.value for found in table.rows if found.key == ("two", "gl", "perplexity", "perplexity_per_token")
-    )
+    value = next(row.value for row in table.rows if row.key == ("two", "gl", "perplexity", "perplexity_per_token"))
     assert f"{value:.2f}" in printed or f"{value:.3f}" in printed
 
 
@@ -97,7 +95,7 @@ def test_text_files_by_name_column_and_corpus(xdoge, models, tmp_path):
         "eval", models / "m0", "--text", f"es={file}", "--text", f"gl={file}:gl", "--set", "reference=es", "--out", out
     )
     assert status == 0, err
-    rows = {found.key[1:]: found for found in Results.load(out).rows}
+    rows = {row.key[1:]: row for row in Results.load(out).rows}
     assert rows["gl", "perplexity", "bits_relative_to_es"].value > 1
     assert rows["es", "perplexity", "bits_per_byte"].n == 5
 

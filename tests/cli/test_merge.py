@@ -53,7 +53,7 @@ def test_the_mean_of_runs_is_written_with_their_spread(xdoge, runs):
     languages = mean.spread["languages"]
     assert languages["standard_deviation"] == pytest.approx({"es": 0, "gl": 0.1, "eu": 0.1})
     assert (languages["least"]["gl"], languages["greatest"]["gl"]) == (0.1, 0.3)
-    assert [one["sha256"] for one in mean.spread["weights"]] == [
+    assert [fit["sha256"] for fit in mean.spread["weights"]] == [
         sha256_file(Path(file)) for file in ("seed0/weights.json", "seed1/weights.json", "seed2.json")
     ]
     assert out.startswith("Weights of 3 fits, proxy 60m")
@@ -166,7 +166,7 @@ def test_an_average_lies_between_its_sets_and_its_spread_is_that_of_each_level(t
     mean = WeightSet.average(sets)
     for level, spread in (("sources", mean.spread), ("languages", mean.spread["languages"])):
         for name, weight in getattr(mean, level).items():
-            values = [getattr(one, level)[name] for one in sets]
+            values = [getattr(weights, level)[name] for weights in sets]
             assert spread["least"][name] == min(values)
             assert spread["greatest"][name] == max(values)
             assert min(values) - 1e-12 <= weight <= max(values) + 1e-12

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from xdoge.config import read_yaml
-from xdoge.errors import Interrupted, RankLocalError, XDogeError
+from xdoge.errors import Interrupted, RankLocalError, XDogeError, XDogeException
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -55,30 +55,30 @@ def refuse_taken(path: Path | None, force: bool) -> None:
         raise XDogeError(f"{path} exists; name another file, or replace it with --force.")
 
 
-def given_settings(config: Path | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
+def chosen_settings(config: Path | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
     """Merge the settings file, --set and the options, later ones winning."""
-    given = read_yaml(config) if config else {}
-    given = dict(given.get("settings", given))  # a run's own config.yaml does as well
+    chosen = read_yaml(config) if config else {}
+    chosen = dict(chosen.get("settings", chosen))  # a run's own config.yaml does as well
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise XDogeError(f"--set {assignment}: write it as KEY=VALUE.")
         try:
-            given[key] = yaml.safe_load(value)
+            chosen[key] = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError) as error:
             raise XDogeError(f"--set {assignment}: {value!r} is not a YAML value.") from error
-    return given | {key: value for key, value in flags.items() if value is not None}
+    return chosen | {key: value for key, value in flags.items() if value is not None}
 
 
-def as_options(error: XDogeError | Interrupted) -> str:
+def as_options(error: XDogeException) -> str:
     """Return a message of the library with each argument as the running command's option for it.
 
-    An argument that the command has no option for is a setting, which `--set` takes where the command has that.
+    A setting that has no option is named as `--set` takes it, where the command has that.
     """
     command = get_command(app)
     assert isinstance(command, TyperGroup)
     parameters = next((command.commands[word].params for word in sys.argv[1:] if word in command.commands), [])
-    options = {parameter.name: max(parameter.opts, key=len) for parameter in parameters}
+    options = {parameter.name: _typed(parameter) for parameter in parameters}
 
     def spell(name: str, value: str | None) -> str:
         option = options.get(name)
@@ -88,6 +88,13 @@ def as_options(error: XDogeError | Interrupted) -> str:
         return option if value in (None, "True") else f"{option} {value}"
 
     return error.spelled(spell)
+
+
+def _typed(parameter: Any) -> str:
+    """Return how the help names an option, `--max-epochs`, or an argument, `STORE`."""
+    if parameter.param_type_name == "argument":
+        return getattr(parameter, "metavar", None) or str(parameter.name)
+    return str(max(parameter.opts, key=len))
 
 
 def is_first() -> bool:

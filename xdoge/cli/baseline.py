@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from xdoge.baselines import METHODS, BaselineSettings, check_method, learn
-from xdoge.cli.app import AsJson, app, given_settings, open_store
+from xdoge.cli.app import AsJson, app, chosen_settings, open_store
 from xdoge.cli.tables import print_weights
 from xdoge.config import read_yaml, settings_help
 from xdoge.corpus.store import TokenStore
@@ -99,19 +99,19 @@ def baseline(
     from xdoge.training.run_folder import RunFolder
 
     check_method(method)
-    given = given_settings(config, assignments or [], {"proxy": proxy, "steps": steps, "seed": seed})
+    chosen = chosen_settings(config, assignments or [], {"proxy": proxy, "steps": steps, "seed": seed})
     require("proxy", "torch", "transformers", "sentencepiece")
     run = RunFolder(out)
-    if resume:  # what is not given anew is as the run was started
+    if resume:  # what is not chosen anew is as the run was started
         started = run.settings()
         before = read_yaml(out / "config.yaml").get("baseline", "fit-weights")
         if before != method:
             raise XDogeError(f"{out} holds a run of {before}, not of {method}.")
-        given = started | given
+        chosen = started | chosen
     else:
         run.refuse_taken()
     tokens = open_store(store)
-    settings = METHODS[method].for_store(tokens, given, where=str(config) if config else "settings")
+    settings = METHODS[method].for_store(tokens, chosen, where=str(config) if config else "settings")
     print_baseline(run_baseline(method, tokens, settings, out, resume=resume), tokens, out, as_json=as_json)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from xdoge.cli.app import app
-from xdoge.cli.eval import Model, print_results, run_evaluation
+from xdoge.cli.eval import ModelArgument, print_results, run_evaluation
 from xdoge.cli.fit_weights import print_fit, run_fit
 from xdoge.cli.mix import print_mixtures
 from xdoge.cli.prepare import prepare_store, print_store
@@ -69,11 +69,11 @@ def demo(
     for name, mixture in mixtures.items():
         mixture.save(out / f"{name}.json")
         print(out / f"{name}.json")
-        given = {"model": "1m", "steps": every, "eval_every": every, **SIZE}
-        summary = run_training(mixture, store, given, out / name, resume=False)
+        chosen = {"model": "1m", "steps": every, "eval_every": every, **SIZE}
+        summary = run_training(mixture, store, chosen, out / name, resume=False)
         print_run(summary, mixture, out / name)
 
-    models = [Model(name, str(out / name / "model")) for name in mixtures]
+    models = [ModelArgument(name, str(out / name / "model")) for name in mixtures]
     results = run_evaluation(
         models, store, [], PerplexitySettings(max_documents=20), HarnessSettings(), None, out / "results.json"
     )

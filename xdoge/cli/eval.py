@@ -23,7 +23,7 @@ from xdoge.cli.app import (
     AsJson,
     Force,
     app,
-    given_settings,
+    chosen_settings,
     is_first,
     one_voice,
     open_store,
@@ -94,7 +94,7 @@ large for one.
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelArgument:
     """A model to measure: what to call it in tables, and its folder or its name on the Hub."""
 
     name: str
@@ -155,10 +155,10 @@ def evaluate(  # one option for each thing that evaluations differ in most often
             return
         require("proxy", "torch", "transformers")
         flags = {"num_fewshot": num_fewshot, "limit": limit, "max_documents": max_documents}
-        given = given_settings(config, assignments or [], flags)
-        perplexity, harness = _settings(given, where=str(config) if config else "settings")
-        found = [_model(model) for model in models or []]
-        _refuse_wrong_use(found, out, bool(store or text or suites), baseline)
+        chosen = chosen_settings(config, assignments or [], flags)
+        perplexity, harness = _settings(chosen, where=str(config) if config else "settings")
+        measured = [_model(model) for model in models or []]
+        _refuse_wrong_use(measured, out, bool(store or text or suites), baseline)
         of_benchmarks = {"--num-fewshot": num_fewshot, "--limit": limit, "--local-data": local_data}
         if not suites and (idle := [option for option, value in of_benchmarks.items() if value is not None]):
             raise XDogeError(f"{idle[0]} is for benchmarks; name some with --suite, or leave it out.")
@@ -167,9 +167,9 @@ def evaluate(  # one option for each thing that evaluations differ in most often
         if store and text:
             raise XDogeError("--store and --text are two ways to name the text; give one.")
         opened = open_store(store) if store else _texts(text or [])
-        if opened is not None and "reference" in given:
+        if opened is not None and "reference" in chosen:
             _refuse_reference(perplexity.reference, opened)
-        results = run_evaluation(found, opened, suites, perplexity, harness, local_data, out)
+        results = run_evaluation(measured, opened, suites, perplexity, harness, local_data, out)
     if results is None:  # another process reports
         return
     if as_json:
@@ -196,7 +196,7 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
 
 
 def run_evaluation(
-    models: Sequence[Model],
+    models: Sequence[ModelArgument],
     text: TokenStore | Mapping[str, Text] | None,
     suites: Sequence[Suite],
     perplexity: PerplexitySettings,
@@ -264,23 +264,23 @@ def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool
     if not suites:
         raise XDogeError("--prefetch needs --suite: the benchmarks whose questions are wanted.")
     with Display() as display:
-        found = [one for suite in suites for one in prefetch(suite, local_data, on_progress=display.show)]
+        listed = [task for suite in suites for task in prefetch(suite, local_data, on_progress=display.show)]
     if as_json:
-        print(json.dumps([one.to_dict() for one in found], indent=2))
+        print(json.dumps([task.to_dict() for task in listed], indent=2))
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("task", "data set", "where"):
         table.add_column(column)
-    for one in found:
-        table.add_row(one.task, one.dataset, one.where)
+    for task in listed:
+        table.add_row(task.task, task.dataset, task.where)
     stdout.print(table)
-    for line in by_reason((one.where, one.note, one.task) for one in found if one.note):
+    for line in by_reason((task.where, task.note, task.task) for task in listed if task.note):
         print(line)
-    missing = sum(one.where == "missing" for one in found)
-    print(f"{len(found) - missing} of {len(found)} tasks have their questions here.")
+    missing = sum(task.where == "missing" for task in listed)
+    print(f"{len(listed) - missing} of {len(listed)} tasks have their questions here.")
 
 
-def _refuse_wrong_use(models: Sequence[Model], out: Path | None, anything: bool, baseline: str | None) -> None:
+def _refuse_wrong_use(models: Sequence[ModelArgument], out: Path | None, anything: bool, baseline: str | None) -> None:
     if not models:
         raise XDogeError("name at least one model: a run folder, the folder of a model, or its name on the Hub.")
     if out is None:
@@ -300,14 +300,14 @@ def _refuse_reference(reference: str, text: TokenStore | Mapping[str, Text]) -> 
         raise XDogeError(f"reference {reference} is none of the languages of the text: {', '.join(languages)}.")
 
 
-def _model(argument: str) -> Model:
+def _model(argument: str) -> ModelArgument:
     """Read [NAME=]MODEL; a run folder stands for the model it ended with."""
     name, equals, path = argument.rpartition("=")
     if not equals or Path(argument).exists():
         name, path = argument.rstrip("/"), argument
     elif not name.strip():
         raise XDogeError(f"{argument} has no name before the equals sign; write NAME=MODEL, or the model alone.")
-    return Model(name, model_folder(path))
+    return ModelArgument(name, model_folder(path))
 
 
 def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:
@@ -325,25 +325,25 @@ def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:
             path, colon, column = file.rpartition(":")
             text = Text((Path(path),), column) if colon and not Path(file).exists() else Text((Path(file),))
             new = {source: text}
-        for source, found in new.items():
+        for source, text in new.items():
             before = texts.get(source)
-            if before and before.column != found.column:
+            if before and before.column != text.column:
                 raise XDogeError(
                     f"--text {source}: files of one source are read from one column, not from {before.column} and "
-                    f"{found.column}; name two sources, such as {source.partition('/')[0]}/{found.column}."
+                    f"{text.column}; name two sources, such as {source.partition('/')[0]}/{text.column}."
                 )
-            texts[source] = replace(found, files=(*before.files, *found.files)) if before else found
+            texts[source] = replace(text, files=(*before.files, *text.files)) if before else text
     return texts or None
 
 
 _Settings = TypeVar("_Settings", bound=Config)
 
 
-def _settings(given: Mapping[str, Any], *, where: str) -> tuple[PerplexitySettings, HarnessSettings]:
+def _settings(chosen: Mapping[str, Any], *, where: str) -> tuple[PerplexitySettings, HarnessSettings]:
     """Return the settings of both kinds; one that both know, such as device, goes to both."""
 
     def of(kind: type[_Settings], other: type[Config]) -> _Settings:
-        own = {key: value for key, value in given.items() if key in kind.model_fields or key not in other.model_fields}
+        own = {key: value for key, value in chosen.items() if key in kind.model_fields or key not in other.model_fields}
         return kind.parse(own, where=where)
 
     return of(PerplexitySettings, HarnessSettings), of(HarnessSettings, PerplexitySettings)

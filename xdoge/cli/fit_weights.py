@@ -15,7 +15,7 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, Workers, app, given_settings, is_first, one_voice, open_store, stdout
+from xdoge.cli.app import AsJson, Workers, app, chosen_settings, is_first, one_voice, open_store, stdout
 from xdoge.cli.prepare import prepare_store
 from xdoge.cli.tables import print_weights
 from xdoge.config import settings_help
@@ -123,22 +123,22 @@ def fit_weights(
         "target_budget": target_budget,
     }
     with one_voice():
-        given = given_settings(config, assignments or [], flags)
+        chosen = chosen_settings(config, assignments or [], flags)
         require("proxy", "torch", "transformers", "sentencepiece")
-        if resume:  # what is not given anew is as the run was started
-            given = RunFolder(out).settings() | given
+        if resume:  # what is not chosen anew is as the run was started
+            chosen = RunFolder(out).settings() | chosen
         elif is_first():
             RunFolder(out).refuse_taken()
         if corpus.suffix in (".yaml", ".yml"):  # hours of preparing come after all that can be known before
             if os.environ.get("WORLD_SIZE", "1") != "1":
                 raise XDogeError(f"{corpus}: several processes fit on a store; make it with xdoge prepare first.")
-            FitSettings.for_sources(_languages(corpus), given, where=where)
+            FitSettings.for_sources(_languages(corpus), chosen, where=where)
             store = prepare_store(corpus, out / "store", workers=workers)
         else:
             store = open_store(corpus)
         if verify:  # all of them, so that none waits for another
             store.verify()
-        weights = run_fit(store, FitSettings.for_store(store, given, where=where), out, resume=resume)
+        weights = run_fit(store, FitSettings.for_store(store, chosen, where=where), out, resume=resume)
     if is_first():
         print_fit(weights, store, out, as_json=as_json)
 

@@ -58,7 +58,9 @@ def mix(  # one option for each thing that a plan depends on
     weights: Annotated[
         str, typer.Argument(metavar="WEIGHTS.json|STRATEGY", help="What to follow.", show_default=False)
     ],
-    budget: Annotated[str, typer.Option(metavar="TOKENS", help="Training tokens of the run: 500M, 100B, 2T.")],
+    budget_tokens: Annotated[
+        str, typer.Option("--budget", metavar="TOKENS", help="Training tokens of the run: 500M, 100B, 2T.")
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="MIXTURE.json", help="File to write; without it the plan is only shown.")
     ] = None,
@@ -67,9 +69,11 @@ def mix(  # one option for each thing that a plan depends on
     max_epochs: Annotated[
         str, typer.Option(metavar="N[,N...]", help="Most passes over a source; `none`; several are shown side by side.")
     ] = f"{DEFAULT_MAX_EPOCHS:g}",
-    cap: Annotated[
+    caps: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=N", help="Most passes over one source, or each of a language's; may be repeated."),
+        typer.Option(
+            "--cap", metavar="NAME=N", help="Most passes over one source, or each of a language's; may be repeated."
+        ),
     ] = None,
     after: Annotated[
         Path | None,
@@ -105,8 +109,8 @@ def mix(  # one option for each thing that a plan depends on
     followed, by_size = _weights(weights, available, temperature)
     common: dict[str, Any] = {
         "available_tokens": available,
-        "budget_tokens": _count(budget, "--budget"),
-        "caps": _caps(cap or []),
+        "budget_tokens": _count(budget_tokens, "--budget"),
+        "caps": _caps(caps or []),
         "read_before": _read_before(after, available),
         "min_share": min_share,
         "level": level or ("languages" if by_size else None),
@@ -209,16 +213,16 @@ def _read_counts(path: Path) -> dict[str, int]:
 
 
 def _weights(
-    given: str, available: Mapping[str, int], temperature: float | None
+    argument: str, available: Mapping[str, int], temperature: float | None
 ) -> tuple[WeightSet | dict[str, float], bool]:
     """Return the weights that the first argument names, and whether they are a strategy's."""
-    if given in STRATEGIES:
-        return strategy_weights(given, available, temperature=temperature), True
+    if argument in STRATEGIES:
+        return strategy_weights(argument, available, temperature=temperature), True
     if temperature is not None:
         raise XDogeError("--temperature is for the strategy temperature; leave it out.")
-    path = Path(given)
+    path = Path(argument)
     if not path.exists():
-        raise XDogeError(f"{given} is neither a file nor a strategy; the strategies are {', '.join(STRATEGIES)}.")
+        raise XDogeError(f"{argument} is neither a file nor a strategy; the strategies are {', '.join(STRATEGIES)}.")
     if path.is_dir() or "schema" in (value := read_json(path)):
         return WeightSet.load(path), False
     for name, weight in value.items():

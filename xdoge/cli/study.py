@@ -80,7 +80,7 @@ def study(
     from xdoge.study.runner import run_all
 
     planned = Study.load(path, store=store)
-    given = ["xdoge", "study", str(path), "--out", str(out), *(["--store", str(store)] if store else [])]
+    command = ["xdoge", "study", str(path), "--out", str(out), *(["--store", str(store)] if store else [])]
     if dry_run:
         print(f"# Weights of strategies that learn nothing, {out}/weights/NAME/weights.json, are written at the start.")
         print("\n".join(planned.commands(out)))
@@ -92,7 +92,7 @@ def study(
         if slurm.exists():
             raise XDogeError(f"{slurm} exists; remove it, or name another file.")
         planned.begin(out)
-        write_text(slurm, script(planned, out, given, name=str(slurm)))
+        write_text(slurm, script(planned, out, command, name=str(slurm)))
         print_plan(planned)
         print(slurm)
         return
@@ -109,7 +109,7 @@ def study(
         if not report:
             print_plan(planned)
             failed = run_all(runs.values(), out, jobs=jobs, on_note=_say)
-        print_findings(planned.findings(out), out, " ".join(given), as_json=as_json)
+        print_findings(planned.findings(out), out, " ".join(command), as_json=as_json)
     if failed:
         raise XDogeError(f"{len(failed)} runs failed or lacked what they need; their logs are in {out}/logs.")
 
@@ -120,7 +120,9 @@ def print_plan(planned: Study) -> None:
         steps = {name: planned.steps(comparison, name) for name in planned.strategies}
         told = ", ".join(f"{name} {count:,}" for name, count in steps.items())
         _say(f"equal {comparison}, steps of training: {told}")
-    told = ", ".join(f"{one.name} {one.flops:.2g}" for one in planned.strategies.values() if one.flops)
+    told = ", ".join(
+        f"{strategy.name} {strategy.flops:.2g}" for strategy in planned.strategies.values() if strategy.flops
+    )
     once = planned.training_flops(planned.steps("tokens", planned.spec.relative_to) * planned.tokens_per_step)
     total = sum(run.flops for run in planned.runs("OUT").values())
     _say(f"FLOPs: a training at equal tokens {once:.2g}; learning {told or 'nothing'}; all runs {total:.2g}")

@@ -14,7 +14,7 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, app, given_settings, is_first, one_voice, open_store, stdout
+from xdoge.cli.app import AsJson, app, chosen_settings, is_first, one_voice, open_store, stdout
 from xdoge.config import settings_help
 from xdoge.errors import require
 from xdoge.mixtures.mixture import Mixture
@@ -100,12 +100,12 @@ def train(  # one option for each thing that runs differ in most often
 
     flags = {"model": model, "steps": steps, "batch_size": batch_size, "train_only": train_only, "seed": seed}
     with one_voice():
-        given = given_settings(config, assignments or [], flags)
+        chosen = chosen_settings(config, assignments or [], flags)
         require("proxy", "torch", "transformers", "accelerate")
-        if resume:  # what is not given anew is as the run was started
-            given = RunFolder(out).settings() | given
+        if resume:  # what is not chosen anew is as the run was started
+            chosen = RunFolder(out).settings() | chosen
         opened, planned = open_store(store), Mixture.load(mixture)
-        summary = run_training(planned, opened, given, out, resume=resume, where=str(config) if config else "settings")
+        summary = run_training(planned, opened, chosen, out, resume=resume, where=str(config) if config else "settings")
     if not is_first():
         return
     if as_json:
@@ -115,12 +115,12 @@ def train(  # one option for each thing that runs differ in most often
 
 
 def run_training(
-    mixture: Mixture, store: TokenStore, given: dict[str, Any], out: Path, *, resume: bool, where: str = "settings"
+    mixture: Mixture, store: TokenStore, chosen: dict[str, Any], out: Path, *, resume: bool, where: str = "settings"
 ) -> dict[str, Any]:
     from xdoge.cli.progress import Display
     from xdoge.train.trainer import train
 
-    settings = TrainSettings.for_run(mixture, store, given, where=where)
+    settings = TrainSettings.for_run(mixture, store, chosen, where=where)
     if not resume and is_first():
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True), file=sys.stderr)
     display = Display()
