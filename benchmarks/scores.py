@@ -45,7 +45,7 @@ def run(store: TokenStore, out: Path, *, score: str, sequences: int, seed: int, 
             "eval_every": steps,
         },
     )
-    fit(store, settings, path, resume=(path / "config.yaml").exists())
+    fit(store, settings, out=path, resume=(path / "config.yaml").exists())
     return path
 
 

@@ -1,19 +1,20 @@
-"""What a fit's run folder holds, and whether two are the same."""
+"""What a run folder of a fit or a baseline holds, and whether two hold the same run."""
 
 from __future__ import annotations
 
 import json
 
 
-def same_run(one, other):
-    """Assert that two run folders hold the same run, to the bit, but for dates and times."""
-    a, b = (json.loads((run / "weights.json").read_text()) for run in (one, other))
+def same_run(first, second):
+    """Assert that two run folders hold the same run, to the bit, except for dates and times."""
+    a, b = (json.loads((run / "weights.json").read_text()) for run in (first, second))
     a.pop("created"), b.pop("created")
     assert a == b
-    for name in ("trajectory.parquet", "gram.parquet"):
-        assert (one / name).read_bytes() == (other / name).read_bytes()
-    assert (one / "proxy" / "model.safetensors").read_bytes() == (other / "proxy" / "model.safetensors").read_bytes()
-    assert [row | {"seconds": 0} for row in metrics(one)] == [row | {"seconds": 0} for row in metrics(other)]
+    for name in ("trajectory.parquet", "gram.parquet", "proxy/model.safetensors"):
+        assert (first / name).exists() == (second / name).exists()
+        if (first / name).exists():
+            assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert [row | {"seconds": 0} for row in metrics(first)] == [row | {"seconds": 0} for row in metrics(second)]
 
 
 def metrics(run):

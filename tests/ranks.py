@@ -74,7 +74,7 @@ def fit_twice(rank: int, count: int, port: int, store: str, recipe: str, folder:
     opened = TokenStore.open(store)
     settings = FitSettings.for_store(opened, {"proxy": recipe, "steps": 2})
     for run in ("first", "second"):
-        fit(opened, settings, Path(folder, run))
+        fit(opened, settings, out=Path(folder, run))
 
 
 def work(rank: int, count: int, cases: list[dict[str, Any]], folder: str) -> None:

@@ -13,14 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xdoge.fit.gradients.engine import ALONE
+from xdoge.distributed import ALONE
 from xdoge.fit.gradients.placement import SLACK, Placement, place
 from xdoge.fit.gradients.products import SourceProducts
 
 CASES: list[dict[str, Any]] = [
     {"model": model, "counts": counts, "how": how, "dtype": torch.float64}
     for model, counts in (
-        ("tied", (4, 4, 4, 4, 4)),  # on 2 processes one source is split
+        ("tied", (4, 4, 4, 4, 4)),  # on 2 processes a source is split
         ("untied", (6, 2, 2, 2, 0)),  # none is, on 2
         ("gpt2", (3, 0, 1, 9, 2)),
         ("tied", (1, 1, 1, 1, 1)),
@@ -33,7 +33,7 @@ CASES += [case | {"dtype": torch.float32, "how": {"autocast": torch.bfloat16}} f
 
 
 def spawn(count: int, cases: list[dict[str, Any]], folder: Any) -> list[list[tuple[SourceProducts, torch.Tensor]]]:
-    """Return what each process found in each case."""
+    """Return what each process computed in each case."""
     context = forked.context()
     started = [context.Process(target=ranks.work, args=(rank, count, cases, str(folder))) for rank in range(count)]
     for process in started:

@@ -204,6 +204,10 @@ class Processes:
         return missing
 
 
+ALONE = Processes(rank=0, world_size=1, device="cpu")
+"""A process that works by itself."""
+
+
 def _end_group() -> None:
     import torch
 

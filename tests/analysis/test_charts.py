@@ -62,7 +62,7 @@ def runs(store, recipe, tmp_path_factory):
     """Folders of a fit and of two training runs, as the commands leave them; read only."""
     folder = tmp_path_factory.mktemp("runs")
     settings = {"proxy": recipe, "steps": 6, "gram_every": 1, "eval_every": 3}
-    learned = fit(store, FitSettings.for_store(store, settings), folder / "fit")
+    learned = fit(store, FitSettings.for_store(store, settings), out=folder / "fit").weights
     corpus = {"name": store.name, "sha256": store.sha256}
     for weights in (strategy_weights("uniform", store.tokens()), replace(learned, name="learned")):
         mixture = Mixture.plan(

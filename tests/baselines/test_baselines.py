@@ -13,12 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from command_line import one_line
+from fit_runs import metrics, same_run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xdoge import WeightSet, XDogeError
 from xdoge.baselines import METHODS, doge, doremi, learn, regmix
-from xdoge.baselines.training import Proxy, train_on
+from xdoge.baselines.training import BaselineProxy, train_on
 from xdoge.errors import Interrupted, MissingExtraError
 from xdoge.fit import reweight
 from xdoge.fit.batches import draw
@@ -34,19 +35,15 @@ DEFAULTS = {
 }
 
 
-def settings_for(method, store, recipe, **given):
-    return METHODS[method].for_store(store, {"proxy": recipe, **DEFAULTS[method], **given})
-
-
-def metrics(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def settings_for(method, store, recipe, **options):
+    return METHODS[method].for_store(store, {"proxy": recipe, **DEFAULTS[method], **options})
 
 
 @pytest.fixture(scope="module", params=["doremi", "regmix", "doge"])
 def finished(request, store, recipe, tmp_path_factory):
     """Each method and a run of it to its end; read only."""
     out = tmp_path_factory.mktemp(request.param) / "run"
-    learn(request.param, store, settings_for(request.param, store, recipe), out)
+    learn(request.param, store, settings_for(request.param, store, recipe), out=out)
     return request.param, out
 
 
@@ -65,28 +62,28 @@ weights_and_scores = st.integers(2, 8).flatmap(
 def test_doremis_update_is_that_of_the_paper(drawn, eta, smoothing):
     alpha, excess = (np.array(values) for values in drawn)
     alpha /= alpha.sum()
-    found = doremi.update(alpha, excess, eta=eta, smoothing=smoothing)
+    weights = doremi.update(alpha, excess, eta=eta, smoothing=smoothing)
     raised = [a * np.exp(eta * x) for a, x in zip(alpha, excess, strict=True)]
-    expected = [(1 - smoothing) * one / sum(raised) + smoothing / len(raised) for one in raised]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert found.sum() == pytest.approx(1)
-    assert found.min() >= smoothing / len(found)
+    expected = [(1 - smoothing) * value / sum(raised) + smoothing / len(raised) for value in raised]
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+    assert weights.sum() == pytest.approx(1)
+    assert weights.min() >= smoothing / len(weights)
 
 
 def test_doremis_update_neither_over_nor_underflows():
-    found = doremi.update(np.array([1.0, 0.0, 0.0]), np.array([900.0, 0.0, 900.0]), eta=1.0, smoothing=0.3)
-    np.testing.assert_allclose(found, [0.8, 0.1, 0.1])
+    weights = doremi.update(np.array([1.0, 0.0, 0.0]), np.array([900.0, 0.0, 900.0]), eta=1.0, smoothing=0.3)
+    np.testing.assert_allclose(weights, [0.8, 0.1, 0.1])
 
 
 def naive_doremi(store, settings, recipe, steps):
     """The weights and excess losses of the first steps, token by token in float64 but for the optimiser's steps."""
-    reference, proxy = (Proxy(store, settings, recipe) for _ in range(2))
+    reference, proxy = (BaselineProxy(store, settings, recipe) for _ in range(2))
     tokens = np.array(list(store.tokens().values()), dtype=float)
     for _ in train_on(tokens / tokens.sum(), reference):
         pass
     k = len(store.sources)
     counts = np.array(largest_remainder([1.0] * k, settings.batch_size))
-    alpha, found = np.full(k, 1 / k), []
+    alpha, moves = np.full(k, 1 / k), []
     for step in range(steps):
         rows = torch.from_numpy(draw(store, step * counts, counts, settings=settings))
         source_of = np.repeat(np.arange(k), counts)
@@ -107,14 +104,14 @@ def naive_doremi(store, settings, recipe, steps):
         alpha = (1 - 1e-3) * raised / raised.sum() + 1e-3 / k
         objective = sum(alpha[i] * per_token[0][source_of == i].mean() for i in range(k))
         objective.backward()
-        proxy.descend(objective.item())
-        found.append((alpha, excess))
-    return found
+        proxy.train_step(objective.item())
+        moves.append((alpha, excess))
+    return moves
 
 
 def test_doremi_is_what_a_plain_loop_computes(store, recipe, tmp_path):
     settings = settings_for("doremi", store, recipe)
-    learn("doremi", store, settings, tmp_path / "run")
+    learn("doremi", store, settings, out=tmp_path / "run")
     table = pq.read_table(tmp_path / "run" / "trajectory.parquet")
     weights, scores = (table[name].to_numpy().reshape(4, 4) for name in ("weight", "score"))
     for step, (alpha, excess) in enumerate(naive_doremi(store, settings, load_recipe(recipe), 3)):
@@ -123,12 +120,10 @@ def test_doremi_is_what_a_plain_loop_computes(store, recipe, tmp_path):
 
 
 def test_the_reference_is_trained_on_the_weights_that_were_asked_for(store, recipe, tmp_path):
-    sets = {
-        reference: learn(
-            "doremi", store, settings_for("doremi", store, recipe, reference=reference), tmp_path / reference
-        )
-        for reference in ("proportional", "uniform")
-    }
+    sets = {}
+    for reference in ("proportional", "uniform"):
+        settings = settings_for("doremi", store, recipe, reference=reference)
+        sets[reference] = learn("doremi", store, settings, out=tmp_path / reference).weights
     assert sets["proportional"].sources != sets["uniform"].sources
     assert sets["uniform"].method["reference"] == "uniform"
 
@@ -139,28 +134,33 @@ def test_the_reference_is_trained_on_the_weights_that_were_asked_for(store, reci
 @given(weights_and_scores, st.floats(1e-4, 1e-2), st.floats(1e-3, 0.1))
 def test_doges_update_without_clips_is_the_papers_of_fit_weights(drawn, rate, mu):
     """μ of fit-weights divides η, a share of the whole fit; that of DoGE's code divides the learning rate."""
-    alpha, values = (np.array(one) for one in drawn)
+    alpha, values = (np.array(numbers) for numbers in drawn)
     alpha, k = alpha / alpha.sum(), len(alpha)
     norms = 0.5 + np.arange(k) / k  # at most 1.5, so that scores below 6 stay below 5 once divided by their mean
     products = values * norms.mean() * 5 / 6
     nan = np.full(k, np.nan)
     seen = SourceProducts(
-        losses=np.ones(k), scores=products, square_norms=norms**2, half_products=nan, gram=None, progress=nan
+        losses=np.ones(k),
+        scores=products / norms.mean(),
+        square_norms=norms**2,
+        half_products=nan,
+        gram=None,
+        progress=nan,
     )
     rule = reweight.Rule(
-        targets=np.ones(k), trained=np.ones(k, bool), floor=0.0, mu=mu, score="paper", normalise="mean_norm"
+        targets=np.ones(k), trained=np.ones(k, bool), floor=0.0, mu=mu, score="paper", normalise="none"
     )
     expected, _ = reweight.step(reweight.Weights(now=alpha, total=np.zeros(k)), seen, rule=rule, eta=rate)
-    found, _ = doge.update(alpha, products, norms, rate=rate, mu=mu, smoothing=0.0)
-    np.testing.assert_allclose(found, expected.now, rtol=1e-4, atol=1e-12)
-    assert found.sum() == pytest.approx(1)
+    weights, _ = doge.update(alpha, products, norms, rate=rate, mu=mu, smoothing=0.0)
+    np.testing.assert_allclose(weights, expected.now, rtol=1e-4, atol=1e-12)
+    assert weights.sum() == pytest.approx(1)
 
 
 def test_doges_scores_end_at_0_and_5():
     alpha = np.array([0.2, 0.3, 0.5])
-    found, scores = doge.update(alpha, np.array([-4.0, 60.0, 70.0]), np.ones(3), rate=0.01, mu=0.01, smoothing=0.0)
+    weights, scores = doge.update(alpha, np.array([-4.0, 60.0, 70.0]), np.ones(3), rate=0.01, mu=0.01, smoothing=0.0)
     np.testing.assert_array_equal(scores, [0, 5, 5])
-    assert found[2] / found[1] == pytest.approx(5 / 3)  # both at the upper end, so neither gains on the other
+    assert weights[2] / weights[1] == pytest.approx(5 / 3)  # both at the upper end, so neither gains on the other
     smoothed, _ = doge.update(alpha, np.zeros(3), np.ones(3), rate=0.01, mu=0.01, smoothing=1 / 2)
     np.testing.assert_allclose(smoothed, alpha / 2 + 1 / 6)
 
@@ -194,8 +194,8 @@ def test_doges_products_are_those_of_gradients_that_torch_clipped(to_mix):
 def test_doge_scores_against_the_target_that_was_asked_for(store, recipe, tmp_path, target):
     """The first step's scores, from one gradient at a time."""
     settings = settings_for("doge", store, recipe, target=target, steps=1)
-    learn("doge", store, settings, tmp_path / "run")
-    proxy = Proxy(store, settings, load_recipe(recipe))
+    learn("doge", store, settings, out=tmp_path / "run")
+    proxy = BaselineProxy(store, settings, load_recipe(recipe))
     sizes = np.array(largest_remainder([1.0] * (4 + (target == "mix")), settings.batch_size))
     rows = list(torch.split(proxy.draw(sizes[:4]), sizes[:4].tolist()))
     if target == "mix":
@@ -204,8 +204,8 @@ def test_doge_scores_against_the_target_that_was_asked_for(store, recipe, tmp_pa
     grads = []
     for part in rows:
         loss = F.cross_entropy(proxy.model(input_ids=part[:, :-1]).logits.flatten(0, 1), part[:, 1:].flatten())
-        found = torch.autograd.grad(loss, list(proxy.model.parameters()))
-        grads.append(torch.cat([one.flatten() for one in found]).double())
+        parts = torch.autograd.grad(loss, list(proxy.model.parameters()))
+        grads.append(torch.cat([part.flatten() for part in parts]).double())
     grads = torch.stack(grads)
     along = grads[:4] @ (grads[4] if target == "mix" else grads.sum(0))
     expected = along / grads[:4].norm(dim=1).mean()
@@ -223,12 +223,12 @@ def regmix_settings(store, recipe):
 
 def test_mixtures_lie_around_the_shares_of_the_corpus(regmix_settings):
     shares = np.array([0.64, 0.25, 0.1, 0.0099, 0.0001])
-    found = regmix.mixtures(shares, 20_000, np.random.default_rng(0), regmix_settings)
-    np.testing.assert_allclose(found.sum(1), 1)
-    assert found.min() >= 0
-    np.testing.assert_allclose(found.mean(0), shares**0.5 / (shares**0.5).sum(), atol=0.01)
-    assert (found.max(1) > 0.99).mean() > 0.1  # small strengths: almost one source alone
-    assert ((found > 0.02).sum(1) >= 4).mean() > 0.1  # great ones: many
+    drawn = regmix.mixtures(shares, 20_000, np.random.default_rng(0), regmix_settings)
+    np.testing.assert_allclose(drawn.sum(1), 1)
+    assert drawn.min() >= 0
+    np.testing.assert_allclose(drawn.mean(0), shares**0.5 / (shares**0.5).sum(), atol=0.01)
+    assert (drawn.max(1) > 0.99).mean() > 0.1  # small strengths: almost one source alone
+    assert ((drawn > 0.02).sum(1) >= 4).mean() > 0.1  # great ones: many
 
 
 @pytest.mark.parametrize("regressor", ["lightgbm", "linear"])
@@ -265,15 +265,6 @@ def test_predictions_that_are_all_alike_have_no_rank(regmix_settings):
     assert np.isnan(correlation)
 
 
-@given(st.lists(st.integers(0, 4), min_size=3, max_size=12), st.integers(0, 99))
-def test_rank_correlation_is_scipys(values, seed):
-    from scipy.stats import spearmanr
-
-    a, b = np.array(values, float), np.random.default_rng(seed).integers(0, 5, len(values)).astype(float)
-    if len(set(a)) > 1 and len(set(b)) > 1:
-        assert regmix._rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
-
-
 def test_regmix_regresses_the_mean_of_the_targets(store, recipe):
     by = {
         targets: settings_for("regmix", store, recipe, targets=targets).target_weights(store)
@@ -302,7 +293,7 @@ def test_every_tiny_model_reads_its_own_mixture(finished):
 
 def test_training_on_fixed_weights_reads_what_they_say_and_learns(store, recipe):
     settings = settings_for("doge", store, recipe, steps=30)
-    proxy = Proxy(store, settings, load_recipe(recipe))
+    proxy = BaselineProxy(store, settings, load_recipe(recipe))
     weights = np.array([0.5, 0.0, 0.25, 0.25])
     rows = list(train_on(weights, proxy))
     assert proxy.read[1] == 0
@@ -354,17 +345,6 @@ def test_the_answer_is_the_mean_of_the_trajectory(store, finished):
     assert min(weights.sources.values()) >= weights.floor == ({"doremi": 1e-3 / 4, "doge": 0.0}[method])
 
 
-def same_run(one, other):
-    """Assert that two run folders hold the same run, to the bit, but for dates and times."""
-    a, b = (json.loads((run / "weights.json").read_text()) for run in (one, other))
-    a.pop("created"), b.pop("created")
-    assert a == b
-    assert [row | {"seconds": 0} for row in metrics(one)] == [row | {"seconds": 0} for row in metrics(other)]
-    assert (one / "trajectory.parquet").exists() == (other / "trajectory.parquet").exists()
-    if (one / "trajectory.parquet").exists():
-        assert (one / "trajectory.parquet").read_bytes() == (other / "trajectory.parquet").read_bytes()
-
-
 @pytest.mark.parametrize("how", ["signal", "kill"])
 def test_stopped_anywhere_and_resumed_it_is_the_same_run(store, recipe, finished, tmp_path, how):
     """DoReMi's fourth row ends its reference model; a kill comes after a row is written and before its checkpoint."""
@@ -376,52 +356,56 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(store, recipe, finished
 
     for last in (3, 4, 5):
 
-        def stop(row, last=last):
-            if row["step"] == last and how == "kill":
+        def stop(event, last=last):
+            if event.done == last and how == "kill":
                 raise Killed
-            if row["step"] == last:
+            if event.done == last:
                 os.kill(os.getpid(), signal.SIGINT)
 
         started = (cut / "config.yaml").exists()
         expected = Killed if how == "kill" else Interrupted
-        with pytest.raises(
-            expected, match=None if how == "kill" else r"stopped after \w+ \d+ of \d+; --resume continues"
-        ):
-            learn(method, store, settings, cut, resume=started, on_step=stop)
-    learn(method, store, settings, cut, resume=True)
+        with pytest.raises(expected, match=None if how == "kill" else r"stopped after \w+ \d+ of \d+; resume=True"):
+            learn(method, store, settings, out=cut, resume=started, on_progress=stop)
+    learn(method, store, settings, out=cut, resume=True)
     same_run(whole, cut)
+
+
+def interrupt(event):
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_row_that_a_kill_cut_short_is_run_again(store, recipe, finished, tmp_path):
     method, whole = finished
     settings = settings_for(method, store, recipe)
     with pytest.raises(Interrupted):
-        learn(method, store, settings, tmp_path / "run", on_step=lambda row: os.kill(os.getpid(), signal.SIGINT))
+        learn(method, store, settings, out=tmp_path / "run", on_progress=interrupt)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
-    learn(method, store, settings, tmp_path / "run", resume=True)
+    learn(method, store, settings, out=tmp_path / "run", resume=True)
     same_run(whole, tmp_path / "run")
 
 
 def test_a_finished_run_is_not_run_again_and_not_written_over(store, recipe, finished):
     method, out = finished
     notes = []
-    weights = learn(method, store, settings_for(method, store, recipe), out, resume=True, on_note=notes.append)
-    assert weights == WeightSet.load(out / "weights.json")
+    result = learn(method, store, settings_for(method, store, recipe), out=out, resume=True, on_note=notes.append)
+    assert result.finished_before
+    assert result.steps == metrics(out)[-1]["step"]
+    assert result.weights == WeightSet.load(out / "weights.json")
     assert "is finished already" in notes[-1]
-    with pytest.raises(XDogeError, match="is not empty. Continue that run with --resume, or name another folder"):
-        learn(method, store, settings_for(method, store, recipe), out)
+    with pytest.raises(XDogeError, match="is not empty.*resume=True"):
+        learn(method, store, settings_for(method, store, recipe), out=out)
     with pytest.raises(XDogeError, match=r"cannot be resumed with other settings: settings.seed was 0, is now 1\."):
-        learn(method, store, settings_for(method, store, recipe, seed=1), out, resume=True)
+        learn(method, store, settings_for(method, store, recipe, seed=1), out=out, resume=True)
 
 
 # Errors
 
 
 def test_what_a_store_cannot_serve_is_refused(store, recipe):
-    def refused(method, match, **given):
+    def refused(method, match, **options):
         with pytest.raises(XDogeError, match=match):
-            settings_for(method, store, recipe, **given)
+            settings_for(method, store, recipe, **options)
 
     refused("doremi", "settings: etta is not a known key; did you mean eta?", etta=1)
     refused(
@@ -446,25 +430,31 @@ def test_few_runs_are_remarked_on(store, recipe):
 
 def test_what_the_user_should_know_of_the_answer_is_said(store, recipe, tmp_path, monkeypatch):
     notes = []
-    learn("regmix", store, settings_for("regmix", store, recipe), tmp_path / "regmix", on_note=notes.append)
+    learn("regmix", store, settings_for("regmix", store, recipe), out=tmp_path / "regmix", on_note=notes.append)
     assert "rank correlation of predicted and true loss over the held-out runs: " in notes[-1]
     monkeypatch.setattr(doge, "SCORES", (0.0, 1e-9))
-    learn("doge", store, settings_for("doge", store, recipe, target="sources"), tmp_path / "doge", on_note=notes.append)
+    learn(
+        "doge",
+        store,
+        settings_for("doge", store, recipe, target="sources"),
+        out=tmp_path / "doge",
+        on_note=notes.append,
+    )
     assert "6 of 6 steps every score was clipped to 1e-09, so that no weight moved" in notes[-1]
 
 
 def test_an_unknown_method_several_processes_and_a_missing_library_are_refused(store, recipe, tmp_path, monkeypatch):
     with pytest.raises(XDogeError, match="baseline 'doremy' is unknown; the baselines are doremi, regmix, doge"):
-        learn("doremy", store, settings_for("doremi", store, recipe), tmp_path / "run")
+        learn("doremy", store, settings_for("doremi", store, recipe), out=tmp_path / "run")
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     with pytest.raises(
         MissingExtraError, match=r"lightgbm is not installed; this needs pip install 'xdoge\[baselines\]'"
     ):
-        learn("regmix", store, settings_for("regmix", store, recipe), tmp_path / "run")
-    learn("regmix", store, settings_for("regmix", store, recipe, regressor="linear"), tmp_path / "linear")
+        learn("regmix", store, settings_for("regmix", store, recipe), out=tmp_path / "run")
+    learn("regmix", store, settings_for("regmix", store, recipe, regressor="linear"), out=tmp_path / "linear")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(XDogeError, match="baselines run in one process; start them without torchrun or accelerate"):
-        learn("doge", store, settings_for("doge", store, recipe), tmp_path / "run")
+        learn("doge", store, settings_for("doge", store, recipe), out=tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

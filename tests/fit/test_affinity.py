@@ -49,9 +49,9 @@ def test_every_step_of_a_fit_falls_into_one_window():
 
 def test_cosines_of_known_gradients():
     g = np.array([[3.0, 0.0], [1.0, 1.0], [0.0, -2.0]])
-    found = cosines(g @ g.T)
+    measured = cosines(g @ g.T)
     half = np.sqrt(0.5)
-    np.testing.assert_allclose(found, [[1, half, 0], [half, 1, -half], [0, -half, 1]], atol=1e-15)
+    np.testing.assert_allclose(measured, [[1, half, 0], [half, 1, -half], [0, -half, 1]], atol=1e-15)
     spanish = g[:2].mean(axis=0)
     expected = spanish @ g[2] / np.linalg.norm(spanish) / 2
     languages = {"es": ("es/a", "es/b"), "eu": ("eu/a",)}
@@ -59,12 +59,12 @@ def test_cosines_of_known_gradients():
 
 
 def test_a_cosine_that_is_none_is_not_shown():
-    found = cosines(np.array([[0.1, 1.0], [1.0, 4.0]]))
-    assert np.isnan(found[0, 1])
-    np.testing.assert_allclose(np.diagonal(found), 1)
+    measured = cosines(np.array([[0.1, 1.0], [1.0, 4.0]]))
+    assert np.isnan(measured[0, 1])
+    np.testing.assert_allclose(np.diagonal(measured), 1)
 
 
 def test_a_length_that_noise_made_negative_is_not_invented():
-    found = cosines(np.array([[-0.1, 1.0], [1.0, 4.0]]))
-    assert np.isnan(found[0]).all()
-    assert found[1, 1] == 1
+    measured = cosines(np.array([[-0.1, 1.0], [1.0, 4.0]]))
+    assert np.isnan(measured[0]).all()
+    assert measured[1, 1] == 1

@@ -11,8 +11,8 @@ from xdoge.fit.settings import FitSettings
 from xdoge.mixtures.simplex import project
 
 
-def settings_for(store, recipe, **given):
-    return FitSettings.for_store(store, {"proxy": recipe} | given)
+def settings_for(store, recipe, **options):
+    return FitSettings.for_store(store, {"proxy": recipe} | options)
 
 
 def counts_of(alpha, settings, step, trained=None):
@@ -86,6 +86,6 @@ def test_a_batch_does_not_depend_on_how_the_past_was_cut(store, recipe):
 
 def test_another_seed_is_another_order(store, recipe):
     counts, read = np.array([4, 4, 4, 4]), np.zeros(4, dtype=np.int64)
-    one = draw(store, read, counts, settings=settings_for(store, recipe))
+    rows = draw(store, read, counts, settings=settings_for(store, recipe))
     other = draw(store, read, counts, settings=settings_for(store, recipe, seed=1))
-    assert not np.array_equal(one, other)
+    assert not np.array_equal(rows, other)

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from xdoge.errors import XDogeError
-from xdoge.fit.gradients import accumulator as onepass
+from xdoge.fit.gradients import accumulator
 from xdoge.fit.gradients.engine import GradientEngine
 from xdoge.fit.gradients.head import HeadLoss
 from xdoge.fit.gradients.products import SourceBatch, SourceProducts
@@ -193,8 +193,8 @@ def test_any_counts_and_any_split_into_microbatches_are_exact(
 
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_slicing_changes_nothing(monkeypatch: pytest.MonkeyPatch, microbatches: int) -> None:
-    monkeypatch.setattr(onepass, "MAX_COLUMNS", 5)
-    monkeypatch.setattr(onepass, "MIN_ROWS", 7)
+    monkeypatch.setattr(accumulator, "MAX_COLUMNS", 5)
+    monkeypatch.setattr(accumulator, "MIN_ROWS", 7)
     monkeypatch.setattr(HeadLoss, "SLICE_BYTES", 3 * 8 * VOCABULARY)
     model = prepare(MODELS["llama biases"]())
     assert_exact(model, make_batch(), engine=GradientEngine(model, 5, chunk_bytes=1), microbatches=microbatches)
@@ -488,8 +488,8 @@ def test_halves_are_the_first_and_second_rows_of_a_source() -> None:
     ],
 )
 def test_a_batch_that_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
-    given: dict[str, Any] = {"input_ids": make_batch().input_ids, "counts": COUNTS, "weights": WEIGHTS} | change
+    arguments: dict[str, Any] = {"input_ids": make_batch().input_ids, "counts": COUNTS, "weights": WEIGHTS} | change
     with pytest.raises(XDogeError, match=message):
         GradientEngine(TinyModel(), 5).backward(
-            SourceBatch(given["input_ids"], given["counts"]), weights=given["weights"], targets=TARGETS
+            SourceBatch(arguments["input_ids"], arguments["counts"]), weights=arguments["weights"], targets=TARGETS
         )

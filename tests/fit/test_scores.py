@@ -88,17 +88,17 @@ def test_the_unbiased_score_converges_to_the_truth_and_the_papers_does_not(recor
     whole = SourceBatch(torch.cat(data), (60, 60, 60))
     truth = engine.backward(whole, weights=targets / 3, targets=targets).scores
     generator = np.random.default_rng(0)
-    found = {"paper": [], "unbiased": []}
+    by_score = {"paper": [], "unbiased": []}
     for _ in range(1500):
         rows = torch.cat([source[generator.integers(0, 60, size=2)] for source in data])
         model.zero_grad()
         products = engine.backward(SourceBatch(rows, (2, 2, 2)), weights=targets / 3, targets=targets)
-        for score, values in found.items():
+        for score, values in by_score.items():
             values.append(raw_scores(products, rule(score, targets)))
-    mean = {score: np.mean(values, axis=0) for score, values in found.items()}
-    deviation = {score: np.std(values, axis=0, ddof=1) for score, values in found.items()}
-    error = {score: deviation[score] / np.sqrt(1500) for score in found}
-    for score in found:
+    mean = {score: np.mean(values, axis=0) for score, values in by_score.items()}
+    deviation = {score: np.std(values, axis=0, ddof=1) for score, values in by_score.items()}
+    error = {score: deviation[score] / np.sqrt(1500) for score in by_score}
+    for score in by_score:
         record_property(f"{score} bias", ((mean[score] - truth) / truth).round(3).tolist())
         record_property(f"{score} deviation", (deviation[score] / truth).round(3).tolist())
     assert (np.abs(mean["unbiased"] - truth) < 3.5 * error["unbiased"]).all()
@@ -110,15 +110,15 @@ def test_the_unbiased_score_converges_to_the_truth_and_the_papers_does_not(recor
 def test_more_sequences_shrink_the_papers_bias_in_proportion():
     """The bias is the trace of the gradient's covariance, which falls as 1 / n."""
     data = sequences(3, 200, 10)
-    model, generator, one = Toy(seed=2), np.random.default_rng(1), np.ones(1)
+    model, generator, ones = Toy(seed=2), np.random.default_rng(1), np.ones(1)
     engine = GradientEngine(model, 1)
-    truth = engine.backward(SourceBatch(data, (200,)), weights=one, targets=one).scores[0]
+    truth = engine.backward(SourceBatch(data, (200,)), weights=ones, targets=ones).scores[0]
     bias = {}
     for n in (2, 8):
         values = []
         for _ in range(800):
             rows = data[generator.integers(0, 200, size=n)]
             model.zero_grad()
-            values.append(engine.backward(SourceBatch(rows, (n,)), weights=one, targets=one).scores[0])
+            values.append(engine.backward(SourceBatch(rows, (n,)), weights=ones, targets=ones).scores[0])
         bias[n] = np.mean(values) - truth
     assert bias[2] / bias[8] == pytest.approx(4, rel=0.15)

@@ -18,7 +18,7 @@ def test_what_the_user_leaves_out_comes_from_recipe_and_corpus(store, recipe):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         ({"floor": 0.25}, r"floor 0.25 is too high for 4 sources: it must be below 1/4 = 0.25"),
         ({"floor": -0.1}, "s: floor: input should be greater than or equal to 0"),
@@ -47,20 +47,20 @@ def test_what_the_user_leaves_out_comes_from_recipe_and_corpus(store, recipe):
         ({"proxy": "2m"}, "recipe '2m' is unknown"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(store, recipe, given, message):
+def test_settings_that_cannot_work_are_refused(store, recipe, options, message):
     with pytest.raises(XDogeError, match=message):
-        FitSettings.for_store(store, {"proxy": recipe} | given, where="s")
+        FitSettings.for_store(store, {"proxy": recipe} | options, where="s")
 
 
 def test_what_is_wrong_with_any_store_is_refused_without_one(recipe):
     languages = {"es": ["es/web"], "eu": ["eu/web", "eu/wiki"]}
-    for given, message in [
+    for options, message in [
         ({"steps": -1}, "steps: input should be greater than 0"),
         ({"floor": 0.9}, "floor 0.9 is too high for 3 sources"),
         ({"held_out": ["gl/web"]}, "held_out names 'gl/web', which the corpus does not have"),
     ]:
         with pytest.raises(XDogeError, match=message):
-            FitSettings.for_sources(languages, {"proxy": recipe} | given)
+            FitSettings.for_sources(languages, {"proxy": recipe} | options)
     assert FitSettings.for_sources(languages, {"proxy": recipe, "steps": 10}).floor == pytest.approx(1 / 60)
 
 
@@ -68,8 +68,8 @@ def test_a_source_of_few_sequences_and_rare_scores_are_said(store, recipe):
     few = FitSettings.for_store(store, {"proxy": recipe, "sequence_length": 60})
     assert "few sequences" in few.notes(store)[0]
     assert "gl/wiki (19)" in few.notes(store)[0]
-    given = {"proxy": recipe, "batch": "sampled", "sequence_length": 4, "floor": 0.01}
-    assert "drawn twice" in FitSettings.for_store(store, given).notes(store)[0]
+    options = {"proxy": recipe, "batch": "sampled", "sequence_length": 4, "floor": 0.01}
+    assert "drawn twice" in FitSettings.for_store(store, options).notes(store)[0]
     assert FitSettings.for_store(store, {"proxy": recipe, "sequence_length": 4}).notes(store) == []
 
 

@@ -27,13 +27,13 @@ MEMBERS = [[0], [1, 2], [3, 4, 5]]
 def gradients(seed, kinds=MEMBERS, relatives=0.6, lengths=(1, 1, 1, 1, 1)):
     """Return k gradients, (k, P): all languages but the first are like each other, the sources of one more so."""
     generator = np.random.default_rng(seed)
-    found = np.zeros((sum(map(len, kinds)), 40))
+    grads = np.zeros((sum(map(len, kinds)), 40))
     common = generator.normal(size=40)
     for language, members in enumerate(kinds):
         own = generator.normal(size=40) + (relatives * common if language else 0)
         for source in members:
-            found[source] = lengths[language] * (own + 0.5 * generator.normal(size=40))
-    return found / np.sqrt(40)
+            grads[source] = lengths[language] * (own + 0.5 * generator.normal(size=40))
+    return grads / np.sqrt(40)
 
 
 def products(gradients, alpha, tau, reference=None):
@@ -54,21 +54,21 @@ def play(gradients, target_rule, rule, steps=STEPS, losses=None):
     weights, state = reweight.Weights.uniform(rule.trained), TargetState.start(len(target_rule.shares))
     for step in range(steps):
         tau = state.targets(target_rule)
-        found = products(gradients, weights.now, tau, target_rule.reference)
+        seen = products(gradients, weights.now, tau, target_rule.reference)
         if losses is not None:
-            found = replace(found, losses=losses(step, weights.now))
+            seen = replace(seen, losses=losses(step, weights.now))
         now, alpha = replace(rule, targets=tau, masses=state.masses(target_rule)), weights.now
-        weights, _ = reweight.step(weights, found, rule=now, eta=1 / steps)
-        state, _ = advance(state, found, alpha, target_rule=target_rule, rule=now, eta=1 / steps)
+        weights, _ = reweight.step(weights, seen, rule=now, eta=1 / steps)
+        state, _ = advance(state, seen, alpha, target_rule=target_rule, rule=now, eta=1 / steps)
     return weights.average, state
 
 
-def both_rules(k, members=MEMBERS, mu=0.01, **given):
+def both_rules(k, members=MEMBERS, mu=0.01, **options):
     base = np.zeros(k)
     for sources in members:
         base[sources] = 1 / len(sources)
     rule = Rule(base, np.ones(k, dtype=bool), floor=0.0, mu=mu, score="unbiased", normalise="mean_square")
-    return TargetRule(shares=language_shares(members, base), base=base, robust=True, mu=mu, **given), rule
+    return TargetRule(shares=language_shares(members, base), base=base, robust=True, mu=mu, **options), rule
 
 
 def relative_progress(gradients, target_rule):
@@ -81,30 +81,30 @@ def relative_progress(gradients, target_rule):
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (1, 3, 3), (1, 10, 10), (10, 1, 1)])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_language_that_progresses_least_progresses_as_much_as_it_can(seed, lengths, mu):
-    found = gradients(seed, lengths=lengths)
-    target_rule, rule = both_rules(len(found), mu=mu)
-    alpha, _ = play(found, target_rule, rule)
-    matrix = relative_progress(found, target_rule)
+    grads = gradients(seed, lengths=lengths)
+    target_rule, rule = both_rules(len(grads), mu=mu)
+    alpha, _ = play(grads, target_rule, rule)
+    matrix = relative_progress(grads, target_rule)
     best = linprog(  # maximise v with A α ≥ v on the simplex
-        [0] * len(found) + [-1],
+        [0] * len(grads) + [-1],
         A_ub=np.c_[-matrix, np.ones(len(matrix))],
         b_ub=np.zeros(len(matrix)),
-        A_eq=[[1] * len(found) + [0]],
+        A_eq=[[1] * len(grads) + [0]],
         b_eq=[1],
-        bounds=[(0, None)] * len(found) + [(None, None)],
+        bounds=[(0, None)] * len(grads) + [(None, None)],
     )
-    regret = rule.mu * np.log(len(found) * len(target_rule.shares)) + 1 / (2 * rule.mu * STEPS)  # of both players
+    regret = rule.mu * np.log(len(grads) * len(target_rule.shares)) + 1 / (2 * rule.mu * STEPS)  # of both players
     assert -best.fun >= (matrix @ alpha).min() >= -best.fun - regret
-    assert (matrix @ alpha).min() > (matrix @ np.full(len(found), 1 / len(found))).min()
+    assert (matrix @ alpha).min() > (matrix @ np.full(len(grads), 1 / len(grads))).min()
 
 
 def test_a_language_without_relatives_does_not_pay_for_those_that_have_some():
     members = [[0], [1], [2], [3], [4]]
-    found = gradients(0, members, relatives=2.0)
+    grads = gradients(0, members, relatives=2.0)
     target_rule, rule = both_rules(5, members)
-    robust, _ = play(found, target_rule, rule)
-    votes, _ = play(found, replace(target_rule, robust=False), rule)
-    matrix = relative_progress(found, target_rule)
+    robust, _ = play(grads, target_rule, rule)
+    votes, _ = play(grads, replace(target_rule, robust=False), rule)
+    matrix = relative_progress(grads, target_rule)
     assert (matrix @ votes)[0] < 0.02 < 0.2 < (matrix @ robust)[0]
     assert (matrix @ robust).min() > (matrix @ votes).min()
 
@@ -112,10 +112,10 @@ def test_a_language_without_relatives_does_not_pay_for_those_that_have_some():
 @settings(max_examples=30, deadline=None)
 @given(st.floats(1e-6, 1e6), st.integers(0, 10))
 def test_the_unit_of_the_losses_decides_nothing(scale, seed):
-    found = gradients(seed)
-    target_rule, rule = both_rules(len(found), mu=0.1)
-    ours, state = play(scale * found, target_rule, rule, steps=20)
-    theirs, other = play(found, target_rule, rule, steps=20)
+    grads = gradients(seed)
+    target_rule, rule = both_rules(len(grads), mu=0.1)
+    ours, state = play(scale * grads, target_rule, rule, steps=20)
+    theirs, other = play(grads, target_rule, rule, steps=20)
     np.testing.assert_allclose(ours, theirs, rtol=1e-9)
     np.testing.assert_allclose(state.tau, other.tau, rtol=1e-9)
 
@@ -123,8 +123,8 @@ def test_the_unit_of_the_losses_decides_nothing(scale, seed):
 def test_a_guard_keeps_a_language_near_the_reference():
     """Losses that fall by what the gradients say, 10 − Σ_t P_ℓ / steps."""
     members = [[0], [1], [2], [3], [4]]
-    found = gradients(0, members, relatives=2.0)
-    gram, uniform, start = found @ found.T, np.full(5, 0.2), np.full(5, 10.0)
+    grads = gradients(0, members, relatives=2.0)
+    gram, uniform, start = grads @ grads.T, np.full(5, 0.2), np.full(5, 10.0)
     target_rule, rule = both_rules(5, members, mu=0.1, reference=uniform, allowance=0.005)
     target_rule = replace(target_rule, robust=False)
 
@@ -137,7 +137,7 @@ def test_a_guard_keeps_a_language_near_the_reference():
             fallen = fallen + gram @ alpha / STEPS
             return now
 
-        _, state = play(found, target_rule, rule, losses=losses)
+        _, state = play(grads, target_rule, rule, losses=losses)
         return (start - fallen) / (start - gram @ uniform) - 1, state
 
     free, _ = losses_with(replace(target_rule, reference=None))
@@ -150,11 +150,11 @@ def test_a_guard_keeps_a_language_near_the_reference():
 
 def test_a_language_that_makes_no_progress_at_all_gets_the_most_the_guard_has():
     """Two languages that hinder each other: what helps one is worse for the other than nothing."""
-    found = np.array([[1.0, 0.0], [-0.5, 1.0]])
+    grads = np.array([[1.0, 0.0], [-0.5, 1.0]])
     target_rule, rule = both_rules(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
     target_rule, alpha, state = replace(target_rule, robust=False), np.array([0.2, 0.8]), TargetState.start(2)
     for _ in range(40):
-        shown = products(found, alpha, state.targets(target_rule), target_rule.reference)
+        shown = products(grads, alpha, state.targets(target_rule), target_rule.reference)
         state, _ = advance(state, shown, alpha, target_rule=target_rule, rule=rule, eta=1 / 40)
     assert state.made[0] < 0 < state.reference_made[0]
     assert np.isnan(state.excess()[0])
@@ -163,13 +163,13 @@ def test_a_language_that_makes_no_progress_at_all_gets_the_most_the_guard_has():
 
 def test_a_loss_that_has_risen_is_no_estimate_and_moves_no_multiplier():
     """More progress of the reference would else be taken for a higher loss of the reference."""
-    found = np.eye(2)
+    grads = np.eye(2)
     target_rule, rule = both_rules(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
     target_rule, alpha, state = replace(target_rule, robust=False), np.array([0.1, 0.9]), TargetState.start(2)
     state = replace(state, multiplier=np.array([7.0, 0.0]))
     for step in range(40):
         shown = replace(
-            products(found, alpha, state.targets(target_rule), target_rule.reference), losses=np.full(2, 5 + step / 80)
+            products(grads, alpha, state.targets(target_rule), target_rule.reference), losses=np.full(2, 5 + step / 80)
         )
         state, _ = advance(state, shown, alpha, target_rule=target_rule, rule=rule, eta=1 / 40)
     assert np.isnan(state.excess()).all()
@@ -182,10 +182,10 @@ def test_a_language_without_targets_is_guarded_all_the_same():
 
 
 def test_a_language_that_the_batch_does_not_show_keeps_its_target():
-    found = gradients(0)
-    target_rule, rule = both_rules(len(found), mu=0.1)
+    grads = gradients(0)
+    target_rule, rule = both_rules(len(grads), mu=0.1)
     state = TargetState.start(3)
-    shown = products(found, np.full(6, 1 / 6), rule.targets)
+    shown = products(grads, np.full(6, 1 / 6), rule.targets)
     state, _ = advance(state, shown, np.full(6, 1 / 6), target_rule=target_rule, rule=rule, eta=0.1)
     hidden = replace(shown, half_products=np.array([np.nan, *shown.half_products[1:]]))
     after, progress = advance(state, hidden, np.full(6, 1 / 6), target_rule=target_rule, rule=rule, eta=0.1)
@@ -195,20 +195,20 @@ def test_a_language_that_the_batch_does_not_show_keeps_its_target():
 
 
 def test_the_proxy_sees_what_repeats_as_often_as_in_the_target_run(store, recipe):
-    given = {"proxy": recipe, "steps": 50}
-    whole = FitSettings.for_store(store, given)
-    part = FitSettings.for_store(store, given | {"target_budget": 3 * whole.proxy_tokens})
+    options = {"proxy": recipe, "steps": 50}
+    whole = FitSettings.for_store(store, options)
+    part = FitSettings.for_store(store, options | {"target_budget": 3 * whole.proxy_tokens})
     counts, seen = whole.sequences_seen(store), part.sequences_seen(store)
     assert counts == store.sequence_counts(whole.sequence_length)
     assert seen == {source: max(2, round(n / 3)) for source, n in counts.items()}
     held = FitSettings.for_store(store, part.model_dump() | {"held_out": ["eu/wiki"]})
     assert held.sequences_seen(store) == seen | {"eu/wiki": counts["eu/wiki"]}
     with pytest.raises(XDogeError, match=r"target_budget .* is no more than the .* tokens that the proxy trains on"):
-        FitSettings.for_store(store, given | {"target_budget": whole.proxy_tokens})
+        FitSettings.for_store(store, options | {"target_budget": whole.proxy_tokens})
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("options", "message"),
     [
         (
             {"no_worse_than": "uniform"},
@@ -224,24 +224,24 @@ def test_the_proxy_sees_what_repeats_as_often_as_in_the_target_run(store, recipe
         ({"targets": "robust", "normalise": "none"}, "normalise none keeps the scale of targets"),
     ],
 )
-def test_targets_that_cannot_work_are_refused(store, recipe, given, message):
+def test_targets_that_cannot_work_are_refused(store, recipe, options, message):
     with pytest.raises(XDogeError, match=message):
-        FitSettings.for_store(store, {"proxy": recipe} | given)
+        FitSettings.for_store(store, {"proxy": recipe} | options)
 
 
 def test_a_fit_follows_the_languages_and_says_what_it_found(store, recipe, tmp_path):
-    given = {"proxy": recipe, "steps": 6, "targets": "robust", "no_worse_than": "uniform:0.001%"}
+    options = {"proxy": recipe, "steps": 6, "targets": "robust", "no_worse_than": "uniform:0.001%"}
     notes: list[str] = []
-    weights = fit(store, FitSettings.for_store(store, given), tmp_path / "run", on_note=notes.append)
+    weights = fit(store, FitSettings.for_store(store, options), out=tmp_path / "run", on_note=notes.append).weights
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         assert sum(row["targets"].values()) == pytest.approx(1)
         assert row["progress"].keys() == row["excess"].keys() == row["multipliers"].keys() == store.languages.keys()
-    mean = {one: np.mean([row["targets"][one] for row in rows]) for one in store.languages}
+    mean = {language: np.mean([row["targets"][language] for row in rows]) for language in store.languages}
     assert weights.method["mean_targets"] == pytest.approx(mean)
     assert weights.method["excess"] == rows[-1]["excess"]
-    worse = [one for one, excess in rows[-1]["excess"].items() if excess > 1e-5]
-    assert [f"warning: the loss of {one} is" in "\n".join(notes) for one in worse] == [True] * len(worse)
+    worse = [language for language, excess in rows[-1]["excess"].items() if excess > 1e-5]
+    assert [f"warning: the loss of {language} is" in "\n".join(notes) for language in worse] == [True] * len(worse)
     assert worse
     spec = charts.targets(tmp_path / "run").to_dict()
     assert spec["title"]["text"] == "Targets over the fit"

@@ -17,33 +17,39 @@ from fit_runs import metrics, same_run
 
 from xdoge import WeightSet, XDogeError
 from xdoge.errors import Interrupted, NonFiniteLossError
-from xdoge.fit.settings import FitSettings
+from xdoge.fit.settings import FitOptions, FitSettings
 from xdoge.fit.trainer import fit
+from xdoge.models.flops import product_flops, training_flops
+from xdoge.models.recipes import load_recipe
 from xdoge.training.checkpoints import seal
 from xdoge.training.run_folder import RunFolder
 
 
-def settings_for(store, recipe, **given):
+def settings_for(store, recipe, **options):
     """Six steps, with a μ that keeps so short a fit from leaping."""
     defaults = {"proxy": recipe, "steps": 6, "mu": 0.5, "checkpoint_every": 2, "eval_every": 3}
-    return FitSettings.for_store(store, defaults | given)
+    return FitSettings.for_store(store, defaults | options)
 
 
 @pytest.fixture(scope="module")
 def finished(store, recipe, tmp_path_factory):
     """A run of six steps, to its end; read only."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    fit(store, settings_for(store, recipe), out)
+    fit(store, settings_for(store, recipe), out=out)
     return out
 
 
-def test_a_fit_writes_everything_it_promises(store, finished):
+def test_a_fit_writes_everything_it_promises(store, recipe, finished):
     weights = WeightSet.load(finished / "weights.json")
     assert tuple(weights.sources) == store.sources
     assert sum(weights.sources.values()) == pytest.approx(1)
     assert min(weights.sources.values()) >= weights.floor == pytest.approx(1 / 80)
     assert weights.corpus["sha256"] == store.sha256
     assert weights.method["steps"] == 6
+    model = load_recipe(recipe)
+    trained = training_flops(model, 6 * 12 * 16, sequence_length=16, vocab_size=store.vocab_size)
+    products = product_flops(model.parameters(store.vocab_size), sources=4, steps=6, maps=6)
+    assert weights.proxy["flops"] == trained + products
     rows = metrics(finished)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in rows if "validation" in row] == [3, 6]
@@ -62,24 +68,44 @@ def test_a_fit_writes_everything_it_promises(store, finished):
     assert rows[0]["loss"] == pytest.approx(trajectory["loss"].to_numpy()[:4].mean())  # weighed as it was trained on
 
 
+def test_a_fit_takes_its_settings_by_name(store, recipe, finished, tmp_path):
+    options = {"proxy": recipe, "steps": 6, "mu": 0.5, "checkpoint_every": 2, "eval_every": 3}
+    events = []
+    result = fit(store, out=tmp_path / "run", on_progress=events.append, **options)
+    same_run(finished, tmp_path / "run")
+    assert [(event.kind, event.done, event.total) for event in events] == [("step", step, 6) for step in range(1, 7)]
+    assert events[-1].row == metrics(tmp_path / "run")[-1]
+    assert result.steps == 6
+    assert result.seconds > 0
+    assert fit(store, out=tmp_path / "run", resume=True).finished_before  # the settings are those of the run
+    with pytest.raises(XDogeError, match="stepz.*did you mean steps"):
+        fit(store, out=tmp_path / "other", stepz=3)
+    with pytest.raises(XDogeError, match="steps and settings are both given"):
+        fit(store, settings_for(store, recipe), out=tmp_path / "other", steps=3)
+
+
+def test_the_settings_that_fit_takes_by_name_are_all_settings():
+    assert list(FitOptions.__annotations__) == list(FitSettings.model_fields)
+
+
 def test_the_golden_run_is_what_it_was(finished):
-    """Losses and weights of the fixed run; XDOGE_REMAKE_GOLDEN=1 pytest tests/test_trainer.py -k golden remakes them.
+    """Losses and weights of the fixed run, which XDOGE_REMAKE_GOLDEN=1 pytest tests/fit -k golden remakes.
 
     A change here changes what users' runs compute, and says so in the changelog. Other processors round otherwise,
     hence the tolerance.
     """
     path = Path(__file__).with_name("golden_fit.json")
-    found = {
+    measured = {
         "target_losses": [row["target_loss"] for row in metrics(finished)],
         "validation": metrics(finished)[-1]["validation"],
         "weights": dict(WeightSet.load(finished / "weights.json").sources),
     }
     if os.environ.get("XDOGE_REMAKE_GOLDEN"):
-        path.write_text(json.dumps(found, indent=2) + "\n")
+        path.write_text(json.dumps(measured, indent=2) + "\n")
     golden = json.loads(path.read_text())
-    assert found["target_losses"] == pytest.approx(golden["target_losses"], rel=1e-5)
-    assert found["validation"] == pytest.approx(golden["validation"], rel=1e-5)
-    assert found["weights"] == pytest.approx(golden["weights"], rel=1e-3)
+    assert measured["target_losses"] == pytest.approx(golden["target_losses"], rel=1e-5)
+    assert measured["validation"] == pytest.approx(golden["validation"], rel=1e-5)
+    assert measured["weights"] == pytest.approx(golden["weights"], rel=1e-3)
 
 
 def test_everybodys_tools_load_the_proxy(finished, store):
@@ -91,69 +117,70 @@ def test_everybodys_tools_load_the_proxy(finished, store):
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(store, recipe, finished, tmp_path):
-    fit(store, settings_for(store, recipe), tmp_path / "again")
+    fit(store, settings_for(store, recipe), out=tmp_path / "again")
     same_run(finished, tmp_path / "again")
-    other = fit(store, settings_for(store, recipe, seed=1), tmp_path / "other")
-    assert other.sources != WeightSet.load(finished / "weights.json").sources
+    other = fit(store, settings_for(store, recipe, seed=1), out=tmp_path / "other")
+    assert other.weights.sources != WeightSet.load(finished / "weights.json").sources
 
 
 def test_weights_move_and_losses_fall(store, recipe, tmp_path):
-    weights = fit(store, settings_for(store, recipe, steps=40, eval_every=40), tmp_path / "run")
+    weights = fit(store, settings_for(store, recipe, steps=40, eval_every=40), out=tmp_path / "run").weights
     rows = metrics(tmp_path / "run")
     assert rows[-1]["target_loss"] < rows[0]["target_loss"] - 1
     assert max(weights.sources.values()) - min(weights.sources.values()) > 0.01
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         {"batch": "sampled", "score": "paper"},
         {"batch": "sampled", "batch_size": 8},
         {"targets": "languages", "microbatches": 3},
         {"targets": {"gl/wiki": 1.0}, "held_out": ["gl/wiki"]},
-        {"normalise": "mean_norm", "burn_in": 0.5},
+        {"normalise": "none", "mu": 100.0, "burn_in": 0.5},
         {"targets": "robust", "no_worse_than": "uniform:1%", "target_budget": 5000},
         {"precision": "bfloat16", "activation_checkpointing": True},
     ],
-    ids=lambda given: "-".join(map(str, given.values())),
+    ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_every_way_to_fit_can_be_stopped_and_resumed_to_the_bit(store, recipe, tmp_path, given):
-    settings = settings_for(store, recipe, **given)
-    whole = fit(store, settings, tmp_path / "whole")
+def test_every_way_to_fit_can_be_stopped_and_resumed_to_the_bit(store, recipe, tmp_path, options):
+    settings = settings_for(store, recipe, **options)
+    whole = fit(store, settings, out=tmp_path / "whole")
 
-    def stop_at_third(row):
-        if row["step"] == 3:
+    def stop_at_third(event):
+        if event.done == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="stopped after step 3 of 6; --resume continues") as stopped:
-        fit(store, settings, tmp_path / "cut", on_step=stop_at_third)
+    with pytest.raises(Interrupted, match="stopped after step 3 of 6; resume=True") as stopped:
+        fit(store, settings, out=tmp_path / "cut", on_progress=stop_at_third)
     assert stopped.value.exit_code == 130
-    resumed = fit(store, settings, tmp_path / "cut", resume=True)
-    assert resumed.sources == whole.sources
+    resumed = fit(store, settings, out=tmp_path / "cut", resume=True)
+    assert (whole.resumed, resumed.resumed, resumed.finished_before) == (False, True, False)
+    assert resumed.weights.sources == whole.weights.sources
     same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(store, recipe, tmp_path):
     settings, run = settings_for(store, recipe), tmp_path / "run"
-    fit(store, settings, run)
+    fit(store, settings, out=run)
     (run / "weights.json").unlink()
     for folder in (run / "checkpoints").iterdir():
         state = json.loads((folder / "state.json").read_text())
         (folder / "state.json").write_text(json.dumps(state | {"schema": "xdoge.checkpoint/1"}))
         seal(folder)
     with pytest.raises(XDogeError, match=r"step-000000006 was written by an earlier xdoge, whose fits this one cannot"):
-        fit(store, settings, run, resume=True)
+        fit(store, settings, out=run, resume=True)
 
 
 def test_a_held_out_target_ends_with_weight_zero(store, recipe, tmp_path):
-    given = {"targets": {"gl/wiki": 1.0}, "held_out": ["gl/wiki"], "steps": 10}
-    weights = fit(store, settings_for(store, recipe, **given), tmp_path / "run")
+    options = {"targets": {"gl/wiki": 1.0}, "held_out": ["gl/wiki"], "steps": 10}
+    weights = fit(store, settings_for(store, recipe, **options), out=tmp_path / "run").weights
     assert weights.sources["gl/wiki"] == 0.0
     assert min(weight for source, weight in weights.sources.items() if source != "gl/wiki") >= weights.floor
 
 
 def test_microbatches_change_nothing_but_rounding(store, recipe, tmp_path, finished):
-    weights = fit(store, settings_for(store, recipe, microbatches=4), tmp_path / "run")
+    weights = fit(store, settings_for(store, recipe, microbatches=4), out=tmp_path / "run").weights
     for source, weight in WeightSet.load(finished / "weights.json").sources.items():
         assert weights.sources[source] == pytest.approx(weight, rel=1e-4)
 
@@ -161,35 +188,36 @@ def test_microbatches_change_nothing_but_rounding(store, recipe, tmp_path, finis
 def test_a_finished_run_is_not_run_again(store, recipe, finished):
     notes = []
     before = (finished / "weights.json").stat().st_mtime_ns
-    weights = fit(store, settings_for(store, recipe), finished, resume=True, on_note=notes.append)
-    assert weights == WeightSet.load(finished / "weights.json")
+    result = fit(store, settings_for(store, recipe), out=finished, resume=True, on_note=notes.append)
+    assert (result.finished_before, result.steps, result.path) == (True, 6, finished)
+    assert result.weights == WeightSet.load(finished / "weights.json")
     assert "is finished already" in notes[0]
     assert (finished / "weights.json").stat().st_mtime_ns == before
 
 
 def test_a_folder_with_something_in_it_is_refused(store, recipe, finished, tmp_path):
     with pytest.raises(XDogeError, match="run is not empty. .*resume=True"):
-        fit(store, settings_for(store, recipe), finished)
+        fit(store, settings_for(store, recipe), out=finished)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(XDogeError, match="is not empty. Please name another folder"):
-        fit(store, settings_for(store, recipe), tmp_path)
+        fit(store, settings_for(store, recipe), out=tmp_path)
     with pytest.raises(XDogeError, match="holds no run to resume.*resume=True"):
-        fit(store, settings_for(store, recipe), tmp_path, resume=True)
+        fit(store, settings_for(store, recipe), out=tmp_path, resume=True)
 
 
 def test_resuming_with_other_settings_is_refused_and_the_difference_shown(store, recipe, finished):
     message = r"cannot be resumed with other settings: settings.seed was 0, is now 1; settings.mu was 0.5, is now 0.1\."
     with pytest.raises(XDogeError, match=message):
-        fit(store, settings_for(store, recipe, seed=1, mu=0.1), finished, resume=True)
+        fit(store, settings_for(store, recipe, seed=1, mu=0.1), out=finished, resume=True)
 
 
 def test_another_library_version_is_said_on_resume(store, recipe, tmp_path):
     settings = settings_for(store, recipe)
-    fit(store, settings, tmp_path / "run")
+    fit(store, settings, out=tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
     path.write_text(path.read_text().replace(f"numpy: {np.__version__}", "numpy: 1.0.0"))
     notes = []
-    fit(store, settings, tmp_path / "run", resume=True, on_note=notes.append)
+    fit(store, settings, out=tmp_path / "run", resume=True, on_note=notes.append)
     assert f"numpy 1.0.0 → {np.__version__}" in notes[0]
 
 
@@ -213,28 +241,28 @@ def test_a_loss_that_is_not_finite_stops_with_step_source_and_a_checkpoint_that_
 
     build = Recipe.build
     settings, out = settings_for(store, recipe, checkpoint_every=1), tmp_path / "run"
-    monkeypatch.setattr(Recipe, "build", lambda self, **given: poisoned(build(self, **given), 5))
+    monkeypatch.setattr(Recipe, "build", lambda self, **options: poisoned(build(self, **options), 5))
     message = r"step 5: the loss of es/web is nan. Last good checkpoint: .*step-000000003\. Lower learning_rate"
     with pytest.raises(NonFiniteLossError, match=message):
-        fit(store, settings, out)
+        fit(store, settings, out=out)
     assert not (out / "weights.json").exists()
     monkeypatch.undo()
-    fit(store, settings, out, resume=True)
-    fit(store, settings, tmp_path / "whole")
+    fit(store, settings, out=out, resume=True)
+    fit(store, settings, out=tmp_path / "whole")
     same_run(tmp_path / "whole", out)
 
 
 def test_divergence_is_noticed_in_the_very_last_step(store, recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("xdoge.fit.trainer._Fit.nats", lambda self, rows: torch.full((len(rows),), torch.inf))
+    monkeypatch.setattr("xdoge.training.proxy.Proxy.nats", lambda self, rows: torch.full((len(rows),), torch.inf))
     with pytest.raises(NonFiniteLossError, match="step 1: the validation loss of es/web is inf"):
-        fit(store, settings_for(store, recipe, steps=1), tmp_path / "run")
+        fit(store, settings_for(store, recipe, steps=1), out=tmp_path / "run")
     assert not (tmp_path / "run" / "weights.json").exists()
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
 def test_what_cannot_start_leaves_no_folder(store, recipe, tmp_path):
     with pytest.raises(XDogeError, match="device 'gpu' is unknown"):
-        fit(store, settings_for(store, recipe, device="gpu"), tmp_path / "run")
+        fit(store, settings_for(store, recipe, device="gpu"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -242,39 +270,39 @@ def test_a_recipe_edited_during_the_run_does_not_reach_the_answer(store, recipe,
     path = tmp_path / "mine.yaml"
     path.write_text(Path(recipe).read_text())
 
-    def edit(row):
+    def edit(event):
         path.write_text(Path(recipe).read_text().replace("layers: 2", "layers: 3"))
 
-    weights = fit(store, settings_for(store, str(path)), tmp_path / "run", on_step=edit)
+    weights = fit(store, settings_for(store, str(path)), out=tmp_path / "run", on_progress=edit).weights
     assert weights.proxy["layers"] == 2
     with pytest.raises(XDogeError, match="recipe.layers was 2, is now 3"):
-        fit(store, settings_for(store, str(path)), tmp_path / "run", resume=True)
+        fit(store, settings_for(store, str(path)), out=tmp_path / "run", resume=True)
 
 
 def test_a_second_process_is_kept_out_of_a_run(store, recipe, tmp_path):
     refused = []
 
-    def start_again(row):
+    def start_again(event):
         if not refused:
             with pytest.raises(XDogeError, match="run is in use by another process") as error:
-                fit(store, settings_for(store, recipe), tmp_path / "run", resume=True)
+                fit(store, settings_for(store, recipe), out=tmp_path / "run", resume=True)
             refused.append(error)
 
-    fit(store, settings_for(store, recipe), tmp_path / "run", on_step=start_again)
+    fit(store, settings_for(store, recipe), out=tmp_path / "run", on_progress=start_again)
     assert refused
 
 
 def test_seconds_go_on_after_a_resume(store, recipe, tmp_path):
     settings = settings_for(store, recipe, checkpoint_every=1)
 
-    def stop(row):
-        if row["step"] == 3:
+    def stop(event):
+        if event.done == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted) as stopped:
-        fit(store, settings, tmp_path / "run", on_step=stop)
+        fit(store, settings, out=tmp_path / "run", on_progress=stop)
     assert stopped.value.exit_code == 143
-    fit(store, settings, tmp_path / "run", resume=True)
+    fit(store, settings, out=tmp_path / "run", resume=True)
     seconds = [row["seconds"] for row in metrics(tmp_path / "run")]
     assert seconds == sorted(seconds)
 
@@ -289,7 +317,7 @@ def test_a_half_written_row_of_metrics_is_dropped(tmp_path):
 def test_a_fit_runs_in_a_thread_too(store, recipe, tmp_path):
     """Signals belong to the main thread; elsewhere they are left alone."""
     done = []
-    thread = threading.Thread(target=lambda: done.append(fit(store, settings_for(store, recipe), tmp_path / "run")))
+    thread = threading.Thread(target=lambda: done.append(fit(store, settings_for(store, recipe), out=tmp_path / "run")))
     thread.start()
     thread.join()
     assert done

@@ -26,11 +26,11 @@ from xdoge.baselines import METHODS, learn
 from xdoge.errors import Interrupted, MissingExtraError
 from xdoge.eval.results import Results, Row
 from xdoge.mixtures.weights import WeightSet
+from xdoge.models.recipes import load_recipe
 from xdoge.study import Study, report, runner, slurm
 from xdoge.study.findings import Findings
 from xdoge.study.intervals import paired
 from xdoge.study.plan import Run
-from xdoge.study.spec import learning_flops
 
 EXAMPLE = Path(__file__).parents[2] / "examples/study/study.yaml"
 TRAINING = {"eval_sequences": 2}
@@ -148,8 +148,8 @@ def test_equal_flops_leave_no_strategy_a_whole_step(tmp_path, store, recipe):
 def test_what_learning_will_cost_is_what_the_weights_say_it_cost(kind, tmp_path, store, recipe):
     extra = {"regmix": {"runs": 10, "simulations": 200, "best": 5, "regressor": "linear", "eval_sequences": 3}}
     settings = METHODS[kind].for_store(store, {"proxy": recipe, "steps": 1, **extra.get(kind, {})})
-    done = learn(kind, store, settings, tmp_path / "run")
-    assert learning_flops(settings, store) == done.proxy["flops"]
+    weights = learn(kind, store, settings, out=tmp_path / "run").weights
+    assert settings.learning_flops(load_recipe(recipe), store) == weights.proxy["flops"]
 
 
 STRATEGIES = {"uniform": {"kind": "uniform"}}

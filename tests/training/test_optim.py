@@ -15,8 +15,8 @@ from xdoge.training.optim import check_launch, learning_rate_ratio, make_optimis
 
 
 def test_the_rate_rises_falls_as_a_cosine_and_ends_where_stated(store, recipe):
-    given = {"proxy": recipe, "steps": 100, "warmup": 0.1, "final_learning_rate": 0.2}
-    settings = FitSettings.for_store(store, given)
+    options = {"proxy": recipe, "steps": 100, "warmup": 0.1, "final_learning_rate": 0.2}
+    settings = FitSettings.for_store(store, options)
     ratios = [learning_rate_ratio(step, settings) for step in range(1, 101)]
     assert ratios[0] == pytest.approx(0.1)
     assert ratios[9] == 1.0
@@ -28,8 +28,8 @@ def test_the_rate_rises_falls_as_a_cosine_and_ends_where_stated(store, recipe):
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_shortest_fit_has_a_rate_above_zero(store, recipe, steps):
-    given = {"proxy": recipe, "steps": steps, "warmup": 0.0, "final_learning_rate": 0.0}
-    settings = FitSettings.for_store(store, given)
+    options = {"proxy": recipe, "steps": steps, "warmup": 0.0, "final_learning_rate": 0.0}
+    settings = FitSettings.for_store(store, options)
     assert learning_rate_ratio(1, settings) == 1.0
 
 
@@ -62,7 +62,7 @@ def test_precision_is_what_was_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("environment", "given", "message"),
+    ("environment", "options", "message"),
     [
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "accelerate is set to FSDP, and a fit keeps the whole proxy"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "accelerate is set to DeepSpeed"),
@@ -72,11 +72,11 @@ def test_precision_is_what_was_asked_for():
     ],
 )
 def test_what_a_launcher_asks_for_and_a_fit_does_not_do_is_refused(
-    store, recipe, monkeypatch, environment, given, message
+    store, recipe, monkeypatch, environment, options, message
 ):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    settings = FitSettings.for_store(store, {"proxy": recipe, **given})
+    settings = FitSettings.for_store(store, {"proxy": recipe, **options})
     with pytest.raises(XDogeError, match=message):
         check_launch(Processes(0, 2, "cpu"), settings)
 

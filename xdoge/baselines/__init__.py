@@ -1,6 +1,6 @@
 """Baselines that learn weights by other methods, on the same store, proxies and training as `xdoge fit-weights`.
 
-settings.py     what the user may choose, per method
+options.py      what the user may choose, per method
 training.py     a proxy, and plain training on fixed weights
 job.py          one run: what it logs, when it stops, how it is finished
 doremi.py       DoReMi: group DRO on the excess loss over a reference model
@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 from xdoge.baselines.options import BaselineSettings, DogeSettings, DoremiSettings, RegmixSettings
 from xdoge.errors import XDogeError
 from xdoge.mixtures.weights import WeightSet
+from xdoge.progress import OnNote, OnProgress, silent
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
+    from xdoge.fit.result import FitResult
 
 __all__ = ["METHODS", "BaselineSettings", "learn"]
 
@@ -30,39 +32,35 @@ METHODS: Mapping[str, type[BaselineSettings]] = {
 """Each method with the class of its settings."""
 
 
-def _ignore(_: object) -> None:
-    """Say nothing."""
-
-
 def learn(
     method: str,
     store: TokenStore,
     settings: BaselineSettings,
-    out: Path | str,
     *,
+    out: Path | str,
     resume: bool = False,
-    on_step: Callable[[dict[str, Any]], None] = _ignore,
-    on_note: Callable[[str], None] = _ignore,
-) -> WeightSet:
-    """Learn one weight per source of `store` by a baseline and return them, written to `out`/weights.json.
+    on_progress: OnProgress = silent,
+    on_note: OnNote = silent,
+) -> FitResult:
+    """Learn one weight per source of `store` by a baseline, and write the weights to `out`/weights.json.
 
-    What it cost stands in `proxy["flops"]`: the exact FLOPs of every model that was run to learn the weights. Killed at
-    any moment and resumed, it ends with the same numbers, to the bit on one CPU with the same versions.
+    Its `proxy["flops"]` is the cost: the exact FLOPs of every model that was run to learn the weights. A run that is
+    killed at any moment and resumed ends with the same numbers: to the bit on one CPU with the same versions.
 
     Args:
         method: one of `METHODS`.
         store: the tokens.
         settings: from `METHODS[method].for_store`.
         out: the run folder, empty or new.
-        resume: continue the run that lies in `out`.
-        on_step: called with each row of metrics.jsonl.
-        on_note: called with what the user should know and no row says.
+        resume: continue the run in `out`.
+        on_progress: called after each step, or for RegMix after each model, with its row of metrics.jsonl.
+        on_note: called with each sentence that the user should read.
 
     Raises:
         XDogeError: the method is unknown, the folder is taken, a setting differs from the run's that is resumed, or a
             launcher started several processes.
         NonFiniteLossError: training diverged.
-        Interrupted: SIGINT or SIGTERM came; --resume continues.
+        Interrupted: SIGINT or SIGTERM came; the same call with `resume` continues.
     """
     check_method(method)
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -72,38 +70,32 @@ def learn(
     from xdoge.baselines.job import Job
     from xdoge.baselines.regmix import regmix
     from xdoge.distributed import stop_requests
+    from xdoge.fit.result import FitResult, resolved_config
     from xdoge.models.recipes import load_recipe
     from xdoge.training.run_folder import RunFolder
 
     run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
-    config = {
-        "baseline": method,
-        "store": {"path": str(store.path), "name": store.name, "sha256": store.sha256},
-        "settings": settings.model_dump(mode="json"),
-        "recipe": recipe.model_dump(mode="json"),
-    }
+    config = {"baseline": method, **resolved_config(store, settings, recipe)}
     if resume:
         for change in run.check(config):
             on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
         if run.weights.exists():
             on_note(f"{run.path} is finished already.")
-            return WeightSet.load(run.weights)
+            return FitResult.read(run)
     else:
         run.refuse_taken()
     for line in settings.notes(store):
         on_note(f"note: {line}")
-    steps: dict[str, Callable[[Job[Any]], WeightSet]] = {"doremi": doremi, "regmix": regmix, "doge": doge}
+    methods: dict[str, Callable[[Job[Any]], WeightSet]] = {"doremi": doremi, "regmix": regmix, "doge": doge}
     with run.claimed(), stop_requests() as stop:
         if not resume:
             run.start(config)
-        return steps[method](Job(store, settings, recipe, run, stop, on_step, on_note))
+        job = Job(store, settings, recipe, run, stop, on_progress, on_note)
+        weights = methods[method](job)
+    return FitResult(weights, run.path, settings.n_rows, job.elapsed, resumed=resume)
 
 
 def check_method(method: str) -> None:
-    """Refuse a method that is none.
-
-    Raises:
-        XDogeError: it is unknown.
-    """
+    """Raise XDogeError if `method` is not one of `METHODS`."""
     if method not in METHODS:
         raise XDogeError(f"baseline {method!r} is unknown; the baselines are {', '.join(METHODS)}.")

@@ -17,12 +17,12 @@ import torch
 
 from xdoge.baselines.job import Job, Trajectory, equal_parts, follow
 from xdoge.baselines.options import DogeSettings
-from xdoge.baselines.training import Proxy, Row
+from xdoge.baselines.training import BaselineProxy
 from xdoge.fit.gradients.engine import GradientEngine
 from xdoge.fit.gradients.products import SourceBatch, SourceProducts
 from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
-from xdoge.models.flops import training_flops
+from xdoge.training.run_folder import MetricsRow
 
 LARGEST_NORM = 5.0
 """To which the gradient of every source is clipped before the products: `max_grad_norm`."""
@@ -68,10 +68,8 @@ def clipped(products: SourceProducts, k: int) -> tuple[Floats, Floats]:
 def doge(job: Job[DogeSettings]) -> WeightSet:
     """Train the proxy, from the newest checkpoint on, and return the mean of the weights."""
     store, settings, run = job.store, job.settings, job.run
-    proxy, trajectory = (
-        Proxy(store, settings, job.recipe),
-        Trajectory(len(store.sources), ("score", "loss", "grad_norm")),
-    )
+    proxy = BaselineProxy(store, settings, job.recipe)
+    trajectory = Trajectory(len(store.sources), ("score", "loss", "grad_norm"))
     if folder := run.good_checkpoint(job.on_note):
         numbers, arrays, tensors = run.load_checkpoint(folder)
         proxy.load(numbers["step"], arrays, tensors)
@@ -90,13 +88,10 @@ def doge(job: Job[DogeSettings]) -> WeightSet:
             f"in {stuck} of {settings.steps} steps every score was clipped to {SCORES[1]:g}, so that no weight moved, "
             "as none would in the authors' code"
         )
-    cost = training_flops(
-        job.recipe, proxy.tokens, sequence_length=settings.sequence_length, vocab_size=store.vocab_size
-    ) + settings.product_flops(len(store.sources), job.parameters)
-    return job.finish(trajectory.mean, flops=cost, tokens=proxy.tokens, floor=settings.smoothing / len(store.sources))
+    return job.finish(trajectory.mean, tokens=proxy.tokens, floor=settings.smoothing / len(store.sources))
 
 
-def _steps(job: Job[DogeSettings], proxy: Proxy, trajectory: Trajectory) -> Iterator[Row]:
+def _steps(job: Job[DogeSettings], proxy: BaselineProxy, trajectory: Trajectory) -> Iterator[MetricsRow]:
     """Take the steps that are left, and yield each one's row of metrics."""
     settings, k = job.settings, len(job.store.sources)
     parts = settings.parts(k)
@@ -118,7 +113,7 @@ def _steps(job: Job[DogeSettings], proxy: Proxy, trajectory: Trajectory) -> Iter
             autocast=proxy.autocast,
         )
         losses = products.losses[:k]
-        row = proxy.descend(float(trajectory.now @ losses))
+        row = proxy.train_step(float(trajectory.now @ losses))
         rate = row["learning_rate"]
         along, norms = clipped(products, k)
         weights, scores = update(trajectory.now, along, norms, rate=rate, mu=settings.mu, smoothing=settings.smoothing)

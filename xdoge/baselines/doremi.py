@@ -16,9 +16,10 @@ import torch
 
 from xdoge.baselines.job import Job, Trajectory, equal_parts, follow, means
 from xdoge.baselines.options import DoremiSettings
-from xdoge.baselines.training import Proxy, Row, flops, train_on
+from xdoge.baselines.training import BaselineProxy, train_on
 from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
+from xdoge.training.run_folder import MetricsRow
 
 
 def update(weights: Floats, excess: Floats, *, eta: float, smoothing: float) -> Floats:
@@ -41,7 +42,7 @@ def doremi(job: Job[DoremiSettings]) -> WeightSet:
     """Train the reference and then the proxy, from the newest checkpoint on, and return the mean of the weights."""
     store, settings, run = job.store, job.settings, job.run
     k = len(store.sources)
-    reference, proxy = (Proxy(store, settings, job.recipe) for _ in range(2))
+    reference, proxy = (BaselineProxy(store, settings, job.recipe) for _ in range(2))
     trajectory = Trajectory(k, ("score", "loss", "reference_loss"))
     begun = 0
     if folder := run.good_checkpoint(job.on_note):
@@ -74,12 +75,12 @@ def doremi(job: Job[DoremiSettings]) -> WeightSet:
     follow(job, train_on(fixed, reference), reference, save_reference)
     reference.model.eval()
     follow(job, _play(job, proxy, reference, trajectory), proxy, save, before=settings.steps)
-    trained = reference.tokens + proxy.tokens
-    cost = flops(store, settings, job.recipe, trained=trained, forward=proxy.tokens)
-    return job.finish(trajectory.mean, flops=cost, tokens=trained, floor=settings.smoothing / k)
+    return job.finish(trajectory.mean, tokens=reference.tokens + proxy.tokens, floor=settings.smoothing / k)
 
 
-def _play(job: Job[DoremiSettings], proxy: Proxy, reference: Proxy, trajectory: Trajectory) -> Iterator[Row]:
+def _play(
+    job: Job[DoremiSettings], proxy: BaselineProxy, reference: BaselineProxy, trajectory: Trajectory
+) -> Iterator[MetricsRow]:
     """Take the steps that are left of the proxy and the weights, and yield each one's row of metrics."""
     settings = job.settings
     counts = equal_parts(settings, len(job.store.sources))
@@ -93,12 +94,12 @@ def _play(job: Job[DoremiSettings], proxy: Proxy, reference: Proxy, trajectory: 
         by_source = means(losses, counts)
         loss = (torch.from_numpy(weights).to(by_source) * by_source).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        row = proxy.descend(loss.item())
-        found = by_source.detach().double().cpu().numpy()
+        row = proxy.train_step(loss.item())
+        source_losses = by_source.detach().double().cpu().numpy()
         trajectory.move(
             weights,
             score=excess.cpu().numpy(),
-            loss=found,
+            loss=source_losses,
             reference_loss=means(before.double(), counts).cpu().numpy(),
         )
-        yield row | {"target_loss": float(found.mean()), "languages": job.by_language(weights)}
+        yield row | {"target_loss": float(source_losses.mean()), "languages": job.by_language(weights)}

@@ -1,10 +1,7 @@
-"""What one call of `learn` works with: the run folder, who listens, and how a run is logged, stopped and finished."""
+"""One run of a baseline: its folder and callbacks, how it is logged, stopped and finished, and its trajectory."""
 
 from __future__ import annotations
 
-import datetime
-import json
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,15 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xdoge._version import __version__
 from xdoge.baselines.options import BaselineSettings
-from xdoge.baselines.training import Proxy, Row
+from xdoge.baselines.training import BaselineProxy
 from xdoge.corpus.store import TokenStore
-from xdoge.errors import Interrupted
+from xdoge.errors import Interrupted, argument
+from xdoge.fit.result import language_weights, learned_weights
+from xdoge.io import read_rows
 from xdoge.mixtures.simplex import Floats, largest_remainder
 from xdoge.mixtures.weights import WeightSet
 from xdoge.models.recipes import Recipe
-from xdoge.training.run_folder import History, RunFolder
+from xdoge.progress import Event, OnNote, OnProgress
+from xdoge.training.run_folder import History, MetricsRow, RunFolder
 
 Settings = TypeVar("Settings", bound=BaselineSettings)
 
@@ -36,75 +35,58 @@ class Job(Generic[Settings]):
     recipe: Recipe
     run: RunFolder
     stop: list[int]
-    on_step: Callable[[Row], None]
-    on_note: Callable[[str], None]
+    on_progress: OnProgress
+    on_note: OnNote
     seconds: float = 0.0
     began: float = field(default_factory=time.perf_counter)
 
     @property
-    def parameters(self) -> int:
-        """All parameters of a proxy."""
-        embedding = self.store.vocab_size * self.recipe.hidden_size
-        return self.recipe.non_embedding_parameters + embedding * (1 if self.recipe.tie_embeddings else 2)
+    def elapsed(self) -> float:
+        """Seconds since the run began, over all calls."""
+        return self.seconds + time.perf_counter() - self.began
 
-    def rewind(self, step: int) -> list[Row]:
+    def rewind(self, step: int) -> list[MetricsRow]:
         """Drop the rows of metrics.jsonl after `step` and return those that stay; the clock goes on from the last."""
         self.run.rewind_metrics(step)
-        text = self.run.metrics.read_text(encoding="utf-8") if self.run.metrics.exists() else ""
-        rows = [json.loads(line) for line in text.splitlines()]
+        rows = read_rows(self.run.metrics)
         self.seconds = rows[-1]["seconds"] if rows else 0.0
         self.began = time.perf_counter()
         return rows
 
-    def log(self, row: Row) -> None:
+    def log(self, row: MetricsRow) -> None:
         """Write a row of metrics.jsonl, with the seconds since the run began, and show it."""
-        row["seconds"] = round(self.seconds + time.perf_counter() - self.began, 3)
+        row["seconds"] = round(self.elapsed, 3)
         self.run.log(row)
-        self.on_step(row)
+        event = Event("step", self.settings.method, done=row["step"], total=self.settings.n_rows, unit="steps", row=row)
+        self.on_progress(event)
 
-    def refuse_to_go_on(self, done: int, what: str) -> None:
+    def stop_if_asked(self, done: int, what: str) -> None:
         """End here if a signal asked for it."""
         if self.stop:
             total = self.settings.n_rows
-            raise Interrupted(self.stop[0], f"stopped after {what} {done} of {total}; --resume continues")
+            raise Interrupted(
+                self.stop[0], f"stopped after {what} {done} of {total}; {argument('resume', True)} continues"
+            )
 
     def by_language(self, weights: Floats) -> dict[str, float]:
         """Return the sum of the weights of each language's sources."""
-        sources = self.store.sources
-        return {
-            language: math.fsum(float(weights[sources.index(source)]) for source in members)
-            for language, members in self.store.languages.items()
-        }
+        return language_weights(self.store, weights)
 
     def finish(
-        self, weights: Floats, *, flops: int, tokens: int, floor: float = 0.0, about: Mapping[str, Any] | None = None
+        self, weights: Floats, *, tokens: int, floor: float = 0.0, about: Mapping[str, Any] | None = None
     ) -> WeightSet:
         """Write weights.json, the last file of a run, and return what it holds.
 
         Args:
             weights: (k,) the answer.
-            flops: of all models that were run to learn it, exactly.
-            tokens: that they were trained on.
+            tokens: all that the models were trained on.
             floor: least weight that a source could have.
             about: what else to keep beside the proxy.
         """
-        store, recipe, method = self.store, self.recipe, self.settings.method
-        answer = WeightSet(
-            name=f"{store.name}-{method}-{recipe.name}-seed{self.settings.seed}",
-            sources=dict(zip(store.sources, weights.tolist(), strict=True)),
-            floor=floor,
-            method={"baseline": method, **self.settings.model_dump(mode="json")},
-            proxy={
-                **recipe.model_dump(mode="json", exclude={"about"}),
-                "non_embedding_parameters": recipe.non_embedding_parameters,
-                "parameters": self.parameters,
-                "tokens_seen": tokens,
-                "flops": flops,
-                **(about or {}),
-            },
-            corpus={"name": store.name, "sha256": store.sha256, "tokens": store.tokens()},
-            xdoge_version=__version__,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        settings = self.settings
+        method = {"baseline": settings.method, **settings.model_dump(mode="json")}
+        answer = learned_weights(
+            weights, self.store, settings, self.recipe, method=method, floor=floor, tokens=tokens, proxy=about
         )
         answer.save(self.run.weights)
         return answer
@@ -141,7 +123,9 @@ class Trajectory:
         self.history = run.read_trajectory(step, tuple(self.history), len(self.now))
 
 
-def follow(job: Job[Any], rows: Iterable[Row], proxy: Proxy, save: Callable[[], None], *, before: int = 0) -> None:
+def follow(
+    job: Job[Any], rows: Iterable[MetricsRow], proxy: BaselineProxy, save: Callable[[], None], *, before: int = 0
+) -> None:
     """Run the steps of one proxy: each is evaluated and logged, and now and then everything is saved.
 
     Args:
@@ -155,11 +139,11 @@ def follow(job: Job[Any], rows: Iterable[Row], proxy: Proxy, save: Callable[[], 
     for row in rows:
         done = row["step"]
         if done % settings.eval_every == 0 or done == settings.steps:
-            row["validation"] = proxy.evaluate()
+            row["validation"] = proxy.finite_validation_losses()
         job.log({**row, "step": before + done})
         if done % settings.checkpoint_every == 0 or done == settings.steps or job.stop:
             save()
-        job.refuse_to_go_on(before + done, "step")
+        job.stop_if_asked(before + done, "step")
 
 
 def equal_parts(settings: BaselineSettings, parts: int) -> NDArray[np.int64]:

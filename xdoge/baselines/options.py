@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, require
 from xdoge.models.flops import product_flops
-from xdoge.models.recipes import load_recipe
+from xdoge.models.recipes import Recipe, load_recipe
 from xdoge.training.proxy_settings import ProxySettings
 
 if TYPE_CHECKING:
@@ -113,6 +113,11 @@ class DoremiSettings(SteppedSettings):
         """A row for each step of the reference model, then one for each of the proxy."""
         return 2 * self.steps
 
+    def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
+        """Return the FLOPs of the reference, of the proxy, and of running the reference on the proxy's text."""
+        tokens = self.proxy_tokens
+        return self.training_flops(recipe, store, 2 * tokens) + self.training_flops(recipe, store, tokens) // 3
+
 
 class DogeSettings(SteppedSettings):
     """Settings of DoGE (arXiv:2310.15393) as its authors' code has it."""
@@ -129,10 +134,16 @@ class DogeSettings(SteppedSettings):
         """One part for each source, and one for the mix where that is the target."""
         return k + (self.target == "mix")
 
-    def product_flops(self, k: int, parameters: int) -> int:
-        """Return the FLOPs of all inner products between the gradients of k sources and the mix."""
-        maps = self.steps if self.target == "sources" else 0
-        return product_flops(parameters, sources=self.parts(k), steps=self.steps, halves=False, maps=maps)
+    def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
+        """Return the FLOPs of the proxy and of all inner products between the gradients of the sources and the mix."""
+        products = product_flops(
+            recipe.parameters(store.vocab_size),
+            sources=self.parts(len(store.sources)),
+            steps=self.steps,
+            halves=False,
+            maps=self.steps if self.target == "sources" else 0,
+        )
+        return super().learning_flops(recipe, store) + products
 
 
 class RegmixSettings(BaselineSettings):
@@ -158,6 +169,17 @@ class RegmixSettings(BaselineSettings):
     def n_rows(self) -> int:
         """A row for each tiny model."""
         return self.runs
+
+    def require_libraries(self) -> None:
+        """Raise MissingExtraError if a library is missing that is needed when all models are trained."""
+        require("baselines", "scipy", *(["lightgbm"] if self.regressor == "lightgbm" else []))
+
+    def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
+        """Return the FLOPs of training all tiny models and of their validation losses."""
+        available = store.sequence_counts(self.sequence_length, split="validation").values()
+        scored = sum(min(count, self.eval_sequences) for count in available) * self.sequence_length
+        trained = self.training_flops(recipe, store, self.runs * self.proxy_tokens)
+        return trained + self.training_flops(recipe, store, self.runs * scored) // 3
 
     def target_weights(self, store: TokenStore) -> dict[str, float]:
         """Return τ of each source that counts and has validation text, summing to 1."""

@@ -13,10 +13,10 @@ import numpy as np
 
 from xdoge.baselines.job import Job
 from xdoge.baselines.options import RegmixSettings
-from xdoge.baselines.training import Proxy, Row, flops, train_on
-from xdoge.errors import MissingExtraError
+from xdoge.baselines.training import BaselineProxy, train_on
 from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
+from xdoge.training.run_folder import MetricsRow
 
 STRENGTHS = 15
 """Concentrations between the least and the greatest, evenly in their logarithm, one of which each mixture draws."""
@@ -34,7 +34,7 @@ BOOSTING = {"objective": "regression", "metric": "l2", "learning_rate": 0.01, "v
 def regmix(job: Job[RegmixSettings]) -> WeightSet:
     """Train the tiny models that are left, regress, simulate, and return the mean of the best mixtures."""
     store, settings = job.store, job.settings
-    refuse_without_regressor(settings)
+    settings.require_libraries()
     tokens = np.array([store.tokens()[source] for source in store.sources], dtype=np.float64)
     shares = tokens / tokens.sum()
     generator = np.random.default_rng(settings.seed)
@@ -43,12 +43,14 @@ def regmix(job: Job[RegmixSettings]) -> WeightSet:
     done = job.rewind(settings.runs)
     targets = settings.target_weights(store)
     for index in range(len(done), settings.runs):
-        proxy = Proxy(store, settings, job.recipe)  # all from the same parameters, and with the same order of text
-        row: Row = {}
+        proxy = BaselineProxy(
+            store, settings, job.recipe
+        )  # all from the same parameters, and with the same order of text
+        row: MetricsRow = {}
         for last in train_on(planned[index], proxy):
-            job.refuse_to_go_on(index, "run")
+            job.stop_if_asked(index, "run")
             row = last
-        validation = proxy.evaluate()
+        validation = proxy.finite_validation_losses()
         row |= {
             "step": index + 1,
             "target_loss": sum(weight * validation[source] for source, weight in targets.items()),
@@ -64,12 +66,8 @@ def regmix(job: Job[RegmixSettings]) -> WeightSet:
     weights, correlation = best_mixture(tried, losses, simulated, settings)
     told = "" if correlation >= FAIR else "; so low, the weights say little: take more runs or more steps"
     job.on_note(f"rank correlation of predicted and true loss over the held-out runs: {correlation:.2f}{told}")
-    trained = done[-1]["tokens"]
-    heard = store.sequence_counts(settings.sequence_length, split="validation").values()
-    scored = sum(min(count, settings.eval_sequences) for count in heard) * settings.sequence_length * settings.runs
-    cost = flops(store, settings, job.recipe, trained=trained, forward=scored)
     about = {"held_out_rank_correlation": None if np.isnan(correlation) else correlation}
-    return job.finish(weights, flops=cost, tokens=trained, about=about)
+    return job.finish(weights, tokens=done[-1]["tokens"], about=about)
 
 
 def mixtures(shares: Floats, count: int, generator: np.random.Generator, settings: RegmixSettings) -> Floats:
@@ -81,11 +79,11 @@ def mixtures(shares: Floats, count: int, generator: np.random.Generator, setting
     centre = shares**settings.temperature / (shares**settings.temperature).sum()
     strengths = np.geomspace(settings.least_strength, settings.greatest_strength, STRENGTHS)
     drawn = generator.integers(STRENGTHS, size=count)
-    found = np.empty((count, shares.size))
+    drawn_weights = np.empty((count, shares.size))
     for index, strength in enumerate(strengths):
         chosen = drawn == index
-        found[chosen] = generator.dirichlet(centre * strength, size=int(chosen.sum()))
-    return found
+        drawn_weights[chosen] = generator.dirichlet(centre * strength, size=int(chosen.sum()))
+    return drawn_weights
 
 
 def best_mixture(tried: Floats, losses: Floats, simulated: Floats, settings: RegmixSettings) -> tuple[Floats, float]:
@@ -105,20 +103,7 @@ def best_mixture(tried: Floats, losses: Floats, simulated: Floats, settings: Reg
     predict = fit(tried[:cut], losses[:cut], tried[cut:], losses[cut:], settings.seed)
     order = np.argsort(predict(simulated), kind="stable")[: settings.best]
     mean: Floats = simulated[order].mean(axis=0)
-    return mean / mean.sum(), _rank_correlation(predict(tried[cut:]), losses[cut:])
-
-
-def refuse_without_regressor(settings: RegmixSettings) -> None:
-    """Say that LightGBM is missing before, and not after, the tiny models are trained.
-
-    Raises:
-        MissingExtraError: it is.
-    """
-    if settings.regressor == "lightgbm":
-        try:
-            import lightgbm  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("lightgbm", "baselines") from error
+    return mean / mean.sum(), rank_correlation(predict(tried[cut:]), losses[cut:])
 
 
 def _linear(x: Floats, y: Floats, x_held: Floats, y_held: Floats, seed: int) -> Callable[[Floats], Floats]:
@@ -149,12 +134,8 @@ def _lightgbm(x: Floats, y: Floats, x_held: Floats, y_held: Floats, seed: int) -
     return predict
 
 
-def _rank_correlation(a: Floats, b: Floats) -> float:
-    """Return Spearman's rank correlation, ties at their mean rank."""
-    mean_ranks: list[Floats] = []
-    for values in (a, b):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        mean_ranks.append((counts.cumsum() - (counts - 1) / 2)[inverse])
-    if any(np.ptp(rank) == 0 for rank in mean_ranks):
-        return float("nan")
-    return float(np.asarray(np.corrcoef(mean_ranks))[0, 1])
+def rank_correlation(predicted: Floats, true: Floats) -> float:
+    """Return Spearman's rank correlation, NaN where either is all alike."""
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+    return float("nan") if np.ptp(predicted) == 0 or np.ptp(true) == 0 else float(spearmanr(predicted, true).statistic)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
@@ -17,7 +17,6 @@ from xdoge.config import read_yaml, settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError, require
 from xdoge.mixtures.weights import WeightSet
-from xdoge.progress import Event
 
 
 def _only(method: str) -> str:
@@ -37,7 +36,7 @@ the sources in which it lies furthest behind the reference. The answer is the me
 
 - `regmix` (Liu et al. 2024): many tiny models, each on a random mixture; a regression of validation loss on weights;
 the mean of the simulated mixtures that it predicts best. Costs `runs` tiny models; needs pip install
-'xdoge[baselines]', or `--set regressor=linear`.
+'xdoge[baselines]'.
 
 - `doge` (Fan et al. 2023): as its authors' published code computes it, where fit-weights deliberately does not. Costs
 one proxy.
@@ -123,11 +122,9 @@ def run_baseline(
     if not resume:
         print(yaml.safe_dump({"settings": settings.model_dump(mode="json")}, sort_keys=False), file=sys.stderr)
     with Display() as display:
-
-        def show(row: dict[str, Any]) -> None:
-            display.show(Event("step", method, row["step"], settings.n_rows, unit="steps", row=row))
-
-        return learn(method, store, settings, out, resume=resume, on_step=show, on_note=display.note)
+        return learn(
+            method, store, settings, out=out, resume=resume, on_progress=display.show, on_note=display.note
+        ).weights
 
 
 def print_baseline(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:

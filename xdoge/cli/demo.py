@@ -51,7 +51,7 @@ def demo(
     print_store(store)
     every = max(1, steps // 4)
     settings = FitSettings.for_store(store, {"proxy": "1m", "steps": steps, "eval_every": every, **SIZE})
-    weights = run_fit(store, settings, out / "run")
+    weights = run_fit(store, settings, out / "run").weights
     print_fit(weights, store, out / "run", as_json=False)
 
     tokens = store.tokens()

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -22,10 +22,10 @@ from xdoge.config import settings_help
 from xdoge.errors import XDogeError, require
 from xdoge.fit.settings import FitSettings
 from xdoge.models.recipes import load_recipe
-from xdoge.progress import Event
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
+    from xdoge.fit.result import FitResult
     from xdoge.mixtures.weights import WeightSet
 
 
@@ -138,7 +138,7 @@ def fit_weights(
             store = open_store(corpus)
         if verify:  # all of them, so that none waits for another
             store.verify()
-        weights = run_fit(store, FitSettings.for_store(store, chosen, where=where), out, resume=resume)
+        weights = run_fit(store, FitSettings.for_store(store, chosen, where=where), out, resume=resume).weights
     if is_first():
         print_fit(weights, store, out, as_json=as_json)
 
@@ -153,7 +153,7 @@ def _languages(corpus: Path) -> dict[str, list[str]]:
     return languages
 
 
-def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = False) -> WeightSet:
+def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = False) -> FitResult:
     from transformers.utils.logging import disable_progress_bar
 
     from xdoge.cli.progress import Display
@@ -165,12 +165,8 @@ def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool
         config = {"settings": settings.model_dump(mode="json"), "recipe": shape}
         print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), file=sys.stderr)
     display = Display()
-
-    def show(row: dict[str, Any]) -> None:
-        display.show(Event("step", "fit", row["step"], settings.steps, unit="steps", row=row))
-
     with display if is_first() else contextlib.nullcontext():
-        return fit(store, settings, out, resume=resume, on_step=show, on_note=display.note)
+        return fit(store, settings, out=out, resume=resume, on_progress=display.show, on_note=display.note)
 
 
 def print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from xdoge.fit.gradients.products import SourceProducts
 
 Score = Literal["unbiased", "paper"]
-Normalisation = Literal["mean_square", "mean_norm", "none"]
+Normalisation = Literal["mean_square", "none"]
 
 DECAY = 0.95
 """Of the running means of |g|²: they remember about 20 steps, while gradient norms change over hundreds."""
@@ -159,13 +159,10 @@ def normalised(scores: Floats, products: SourceProducts, *, rule: Rule, mean_squ
 
     "mean_square" divides by Στ (or the sum of `masses`) over the sources present and by the running mean of |∇l_i|² as
     the score estimates it, times the leap of this step's |g|² above its running mean: the mean alignment of a source
-    with the targets, 1 if all gradients are equal. "mean_norm" divides by the mean |g_i| of this step, as DoGE's code
-    does. "none" leaves nats² per unit step.
+    with the targets, 1 if all gradients are equal. "none" leaves nats² per unit step.
     """
     if rule.normalise == "none":
         return scores
-    if rule.normalise == "mean_norm":
-        return scores / float(np.nanmean(np.sqrt(products.square_norms)))
     masses = rule.targets if rule.masses is None else rule.masses
     present = masses[~np.isnan(products.losses)].sum()
     return scores / (mean_square * present) if present > 0 and mean_square > 0 else np.full_like(scores, np.nan)

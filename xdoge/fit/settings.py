@@ -1,11 +1,11 @@
-"""Settings of a fit: what the user may choose, what the recipe and the corpus fill in, what is refused."""
+"""Settings of a fit: their meaning, the defaults from the recipe and the corpus, and the checks on them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -17,7 +17,7 @@ from xdoge.fit.targets import TargetRule, language_shares
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
 from xdoge.models.flops import product_flops
-from xdoge.models.recipes import load_recipe
+from xdoge.models.recipes import Recipe, load_recipe
 from xdoge.training.proxy_settings import ProxySettings
 
 if TYPE_CHECKING:
@@ -31,6 +31,41 @@ FEW_SEQUENCES = 20
 
 FLOOR_SHARE = 1 / 20
 """Default floor as a part of the equal share 1 / k: γ ≪ 1 / k, and no source is ever out of reach."""
+
+
+class FitOptions(TypedDict, total=False):
+    """The settings by name, as `fit` takes them; `FitSettings` says what each means and checks it."""
+
+    proxy: str
+    seed: int
+    steps: int
+    batch_size: int
+    sequence_length: int
+    learning_rate: float
+    warmup: float
+    final_learning_rate: float
+    weight_decay: float
+    clip: float
+    precision: Literal["auto", "float32", "bfloat16"]
+    device: str
+    eval_sequences: int
+    floor: float
+    mu: float
+    score: Score
+    targets: Literal["sources", "languages", "robust"] | Mapping[str, float]
+    no_worse_than: str | None
+    target_budget: int | str | None
+    held_out: Sequence[str]
+    normalise: Normalisation
+    burn_in: float
+    batch: Literal["stratified", "sampled"]
+    microbatches: int
+    timeout: float
+    activation_checkpointing: bool
+    eval_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    gram_every: int
 
 
 class FitSettings(ProxySettings):
@@ -168,20 +203,20 @@ class FitSettings(ProxySettings):
         }
 
     @property
-    def proxy_tokens(self) -> int:
-        """Tokens that the proxy trains on."""
-        return self.steps * self.batch_size * self.sequence_length
-
-    @property
     def least_sequences(self) -> int:
         """Sequences that each source has in a stratified batch at the least: the unbiased score needs two halves."""
         return 2 if self.score == "unbiased" else 1
 
-    def product_flops(self, k: int, parameters: int) -> int:
-        """Return the FLOPs of all inner products between the gradients of k sources."""
-        maps = self.steps // self.gram_every if self.gram_every else 0
-        directions = 2 + (self.no_worse_than is not None)
-        return product_flops(parameters, sources=k, steps=self.steps, directions=directions, maps=maps)
+    def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
+        """Return the FLOPs of training the proxy and of all inner products between the sources' gradients."""
+        products = product_flops(
+            recipe.parameters(store.vocab_size),
+            sources=len(store.sources),
+            steps=self.steps,
+            directions=2 + (self.no_worse_than is not None),
+            maps=self.steps // self.gram_every if self.gram_every else 0,
+        )
+        return super().learning_flops(recipe, store) + products
 
     def rule(self, languages: Languages) -> Rule:
         """Return what decides the outer steps, with τ and the trained sources in the order of the languages."""
@@ -216,6 +251,19 @@ class FitSettings(ProxySettings):
                 f"a source at the floor is drawn twice, and so scored, in few batches of {self.batch_size}; "
                 "batch: stratified scores all sources in all batches"
             )
+        return lines
+
+    def warnings(self, weights: WeightSet, rule: TargetRule) -> list[str]:
+        """Return a line for each language whose loss is not estimated to end as `no_worse_than` asked."""
+        lines = []
+        for language, excess in weights.method.get("excess", {}).items():
+            if excess is None or excess > rule.allowance:
+                how = (
+                    f"is estimated to end {excess:.1%} above the reference's"
+                    if excess is not None
+                    else "could not be estimated"
+                )
+                lines.append(f"the loss of {language} {how}; no_worse_than asked for {self.no_worse_than}")
         return lines
 
     def _check_against(self, languages: Languages, sources: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The state of a fit between two steps, and how a checkpoint holds it: as numbers, arrays and tensors by name."""
+"""The state of a fit between two steps, and how a checkpoint holds it: as numbers and arrays by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
-import torch
 
 from xdoge.fit.affinity import GradientAffinity
 from xdoge.fit.batches import Counts
@@ -48,26 +47,3 @@ class State:
             for key, (part, kind) in PARTS.items()
         }
         return cls(step=numbers["step"], read=arrays["read"], **parts)
-
-
-def to_tensors(model: torch.nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the parameters and the optimiser's moments by name."""
-    moments = {
-        f"optimiser.{index}.{name}": value
-        for index, values in optimiser.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    return {f"model.{name}": value.detach() for name, value in model.named_parameters()} | moments
-
-
-def from_tensors(model: torch.nn.Module, optimiser: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put everything back as `to_tensors` found it."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        kind, index, *rest = key.split(".")
-        if kind == "optimiser":
-            moments.setdefault(int(index), {})[".".join(rest)] = value
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})

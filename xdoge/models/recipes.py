@@ -56,6 +56,11 @@ class Recipe(Config):
         mlp = 3 * self.hidden_size * self.intermediate_size
         return self.layers * (attention + mlp + 2 * self.hidden_size) + self.hidden_size
 
+    def parameters(self, vocab_size: int) -> int:
+        """Return all parameters of the model: an embedding tied to the head counts once."""
+        embedding = vocab_size * self.hidden_size
+        return self.non_embedding_parameters + embedding * (1 if self.tie_embeddings else 2)
+
     def build(self, *, vocab_size: int, seed: int) -> LlamaForCausalLM:
         """Return a freshly initialised model, on the CPU in float32; the global generator is left as it was."""
         try:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from xdoge.baselines import METHODS, BaselineSettings
-from xdoge.baselines.options import DogeSettings, DoremiSettings, RegmixSettings
+from xdoge.baselines.options import RegmixSettings
 from xdoge.config import Config
-from xdoge.errors import XDogeError, require
+from xdoge.errors import XDogeError
 from xdoge.fit.settings import FitSettings
 from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import Level, WeightSet
-from xdoge.models.flops import training_flops
 from xdoge.models.recipes import load_recipe, recipe_names
 
 if TYPE_CHECKING:
@@ -167,34 +166,12 @@ def _learned(
             settings = METHODS[kind].for_store(store, {"seed": seed, **values}, where="settings")
     except XDogeError as error:
         raise XDogeError(f"{where}: {error.message.removeprefix('settings: ')}") from error
-    if isinstance(settings, RegmixSettings) and settings.regressor == "lightgbm":
-        require("baselines", "lightgbm")
-    learns_from["proxy"] = load_recipe(settings.proxy).model_dump(mode="json")
-    flops = learning_flops(settings, store)
-    return Strategy(name, kind, flops=flops, max_epochs=max_epochs, settings=values, learns_from=learns_from)
-
-
-def learning_flops(settings: FitSettings | BaselineSettings, store: TokenStore) -> int:
-    """Return what it will cost to learn weights with these settings: what `proxy["flops"]` of weights.json then says.
-
-    Known before anything is learned, so that a study can promise every strategy the same total.
-    """
-    recipe = load_recipe(settings.proxy)
-    length, vocab_size, k = settings.sequence_length, store.vocab_size, len(store.sources)
-    tokens = settings.steps * settings.batch_size * length
-
-    def trained(count: int) -> int:
-        return training_flops(recipe, count, sequence_length=length, vocab_size=vocab_size)
-
-    if isinstance(settings, DoremiSettings):  # the reference, the proxy, and the reference on the proxy's text
-        return trained(2 * tokens) + trained(tokens) // 3
     if isinstance(settings, RegmixSettings):
-        heard = store.sequence_counts(length, split="validation").values()
-        scored = sum(min(count, settings.eval_sequences) for count in heard) * length
-        return trained(settings.runs * tokens) + trained(settings.runs * scored) // 3
-    assert isinstance(settings, FitSettings | DogeSettings)
-    embedding = vocab_size * recipe.hidden_size * (1 if recipe.tie_embeddings else 2)
-    return trained(tokens) + settings.product_flops(k, recipe.non_embedding_parameters + embedding)
+        settings.require_libraries()
+    recipe = load_recipe(settings.proxy)
+    learns_from["proxy"] = recipe.model_dump(mode="json")
+    flops = settings.learning_flops(recipe, store)
+    return Strategy(name, kind, flops=flops, max_epochs=max_epochs, settings=values, learns_from=learns_from)
 
 
 def recipe_path(name: str, folder: Path) -> str:

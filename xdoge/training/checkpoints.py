@@ -1,25 +1,17 @@
-"""Checkpoints that are whole or not there: checksums, damage, and the newest that can be trusted."""
+"""Checkpoints with checksums: how one is sealed, what damage it has, and which is the newest undamaged one."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from xdoge.errors import XDogeError
-from xdoge.io import (
-    replacing_folder,
-    sha256_file,
-    write_text,
-)
-
-if TYPE_CHECKING:
-    pass
+from xdoge.errors import XDogeError, argument
+from xdoge.io import replacing_folder, sha256_file, write_text
+from xdoge.progress import OnNote
 
 SUMS = "SHA256SUMS"
 """Written last into a checkpoint: the SHA-256 of each of its files, as `sha256sum -c` reads them."""
@@ -27,7 +19,7 @@ SUMS = "SHA256SUMS"
 
 @contextlib.contextmanager
 def saving_tensors(path: Path) -> Iterator[Path]:
-    """As `replacing_folder`, and a full disk is one also where safetensors says so in words of its own."""
+    """Do as `replacing_folder` does, and turn the error of safetensors on a full disk into an OSError."""
     from safetensors import SafetensorError
 
     with replacing_folder(path) as folder:
@@ -39,18 +31,6 @@ def saving_tensors(path: Path) -> Iterator[Path]:
             if os.strerror(errno.ENOSPC) in str(error):
                 raise OSError(errno.ENOSPC, str(error)) from error
             raise
-
-
-def give_back_memory() -> None:
-    """Give freed memory back to the system: Arrow's, and the C library's where that is glibc.
-
-    That keeps what steps of ever other shapes leave free between what is in use, up to 0.2 MB a step.
-    """
-    import pyarrow as pa
-
-    pa.default_memory_pool().release_unused()
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def seal(folder: Path) -> None:
@@ -81,7 +61,7 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def newest_whole(checkpoints: Sequence[Path], on_note: Callable[[str], None]) -> Path | None:
+def newest_whole(checkpoints: Sequence[Path], on_note: OnNote) -> Path | None:
     """Return the newest of some sealed checkpoints, oldest first, that is undamaged; say so and remove those after it.
 
     Raises:
@@ -99,7 +79,7 @@ def newest_whole(checkpoints: Sequence[Path], on_note: Callable[[str], None]) ->
     if damaged:
         raise XDogeError(
             f"every checkpoint is damaged: {'; '.join(f'{folder}: {what}' for folder, what in damaged.items())}. Put "
-            f"back a copy of one, or remove {checkpoints[0].parent} and --resume from the first step."
+            f"back a copy of one, or remove {checkpoints[0].parent} and start again with {argument('resume', True)}."
         )
     return None
 

@@ -1,4 +1,4 @@
-"""How the proxy itself is trained: rate, optimiser, device and precision."""
+"""Learning-rate schedule, optimiser, device and precision of a training, and what a launcher may ask for."""
 
 from __future__ import annotations
 

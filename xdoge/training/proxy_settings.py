@@ -1,4 +1,4 @@
-"""Settings of a proxy's training, shared by fits, baselines and swarms."""
+"""Settings of a proxy's training, which fits, baselines and swarms share, and the FLOPs that they cost."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from xdoge.config import Config
+from xdoge.models.flops import training_flops
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
+    from xdoge.models.recipes import Recipe
 
 
 class ProxySettings(Config):
@@ -32,3 +34,19 @@ class ProxySettings(Config):
     def sequences_seen(self, store: TokenStore) -> dict[str, int]:
         """Return how many sequences of each source the proxy sees: all."""
         return store.sequence_counts(self.sequence_length)
+
+    @property
+    def proxy_tokens(self) -> int:
+        """Tokens that one proxy trains on."""
+        return self.steps * self.batch_size * self.sequence_length
+
+    def training_flops(self, recipe: Recipe, store: TokenStore, tokens: int) -> int:
+        """Return the FLOPs of training on so many tokens; a forward pass alone is a third of them."""
+        return training_flops(recipe, tokens, sequence_length=self.sequence_length, vocab_size=store.vocab_size)
+
+    def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
+        """Return the exact FLOPs of learning weights with these settings, known before anything is learned.
+
+        weights.json holds them as `proxy["flops"]`: all models that are trained or run to learn the weights.
+        """
+        return self.training_flops(recipe, store, self.proxy_tokens)

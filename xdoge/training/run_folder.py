@@ -1,4 +1,4 @@
-"""The run folder of a fit: what it holds, how it is started, continued and finished.
+"""The run folder of a fit or a training: what it holds, and how it is started, continued and finished.
 
 config.yaml          every setting, resolved, the recipe and the store
 versions.json        of Python and the libraries, at the start
@@ -20,7 +20,7 @@ import os
 import platform
 import shutil
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,16 +30,9 @@ from numpy.typing import NDArray
 
 from xdoge.config import read_yaml
 from xdoge.errors import XDogeError, argument
-from xdoge.io import (
-    disk_errors,
-    locked,
-    read_json,
-    read_rows,
-    replacing,
-    write_json,
-    write_text,
-)
-from xdoge.training.checkpoints import give_back_memory, newest_whole, saving_tensors, seal
+from xdoge.io import disk_errors, locked, read_json, read_rows, replacing, write_json, write_text
+from xdoge.progress import OnNote
+from xdoge.training.checkpoints import newest_whole, saving_tensors, seal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,8 +45,10 @@ UNCHECKED = ("store.path", "mixture.sha256", "pin", "settings.timeout")
 CHECKPOINT = 2
 """Version of what a checkpoint holds."""
 
-
 Arrays = dict[str, NDArray[Any]]
+
+MetricsRow = dict[str, Any]
+"""A row of metrics.jsonl: a step's number, loss, seconds, and what else the method tells of it."""
 
 
 class History:
@@ -115,10 +110,10 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """The resolved settings of the run that lies here; refuses as `refuse_missing` does."""
         self.refuse_missing()
-        found = read_yaml(self.path / "config.yaml").get("settings")
-        if not isinstance(found, dict):
+        settings = read_yaml(self.path / "config.yaml").get("settings")
+        if not isinstance(settings, dict):
             raise XDogeError(f"{self.path / 'config.yaml'} is damaged: it has no settings.")
-        return found
+        return settings
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -165,7 +160,7 @@ class RunFolder:
         """The newest checkpoint folder, None before the first."""
         return max(self._checkpoints(), default=None)
 
-    def good_checkpoint(self, on_note: Callable[[str], None]) -> Path | None:
+    def good_checkpoint(self, on_note: OnNote) -> Path | None:
         """The newest checkpoint that is what was written, None before the first; refuses as `newest_whole` does."""
         return newest_whole(self._checkpoints(), on_note)
 
@@ -191,7 +186,6 @@ class RunFolder:
             seal(folder)
         for old in self._checkpoints()[:-keep]:
             shutil.rmtree(old)
-        give_back_memory()
 
     def load_checkpoint(self, folder: Path) -> tuple[dict[str, Any], Arrays, Any]:
         """Read back numbers, arrays and tensors.

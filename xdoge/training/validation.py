@@ -65,17 +65,17 @@ def validation_losses(
     sums = []
     for part in np.split(own, calls):
         picked = [chosen[i] for i in part.tolist()]
-        batch = [np.stack([sequence(*one) for one in picked])]
+        batch = [np.stack([sequence(source, index) for source, index in picked])]
         if documents == "separate":
-            batch.append(np.stack([positions(*one) for one in picked]))
+            batch.append(np.stack([positions(source, index) for source, index in picked]))
         sums.append(nats(*(torch.from_numpy(array.astype(np.int64)) for array in batch)))
     everyone: torch.Tensor = gather(torch.cat(sums))  # (world_size * calls * rows,), rank after rank
     by_sequence = everyone.view(world_size, -1).T.reshape(-1)[: len(chosen)].tolist()
-    totals: dict[str, list[float]] = {}
-    for one, total in zip(chosen, by_sequence, strict=True):
-        scored = sequence_length - 1 if documents == "ignore" else np.count_nonzero(positions(*one)[1:])
-        found = totals.setdefault(one[0], [0.0, 0])
-        found[0], found[1] = found[0] + total, found[1] + scored
+    totals: dict[str, tuple[float, int]] = {}
+    for (source, index), total in zip(chosen, by_sequence, strict=True):
+        scored = sequence_length - 1 if documents == "ignore" else int(np.count_nonzero(positions(source, index)[1:]))
+        sum_so_far, predictions = totals.get(source, (0.0, 0))
+        totals[source] = sum_so_far + total, predictions + scored
     return {source: total / scored for source, (total, scored) in totals.items() if scored}
 
 

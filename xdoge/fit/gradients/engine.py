@@ -35,7 +35,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from xdoge.distributed import Processes
+from xdoge.distributed import ALONE, Processes
 from xdoge.errors import XDogeError
 from xdoge.fit.gradients.accumulator import GradientAccumulator
 from xdoge.fit.gradients.head import head_loss
@@ -48,8 +48,6 @@ from xdoge.models.loss import plain_head
 CHUNK_BYTES = {"cpu": 3 * 2**20, "cuda": 64 * 2**20}
 """Of the per-source gradients formed at once, by kind of device: larger ones fall out of a CPU's cache, where it was
 measured; a GPU, where it was not, wants fewer and larger products, and messages of some megabytes."""
-
-ALONE = Processes(rank=0, world_size=1, device="cpu")
 
 
 class GradientEngine:

@@ -1,0 +1,107 @@
+"""What a fit or a baseline returns, and the set of weights that it writes."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xdoge._version import __version__
+from xdoge.corpus.store import TokenStore
+from xdoge.io import read_rows
+from xdoge.mixtures.simplex import Floats
+from xdoge.mixtures.weights import WeightSet
+from xdoge.models.recipes import Recipe
+from xdoge.training.proxy_settings import ProxySettings
+from xdoge.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Learned weights, and how the run that learned them ended.
+
+    Attributes:
+        weights: one weight per source, as `path`/weights.json holds them.
+        path: the run folder.
+        steps: rows of metrics.jsonl: steps of the proxy, and for RegMix the models trained.
+        seconds: of all calls that the run took.
+        resumed: whether this call continued an earlier one.
+        finished_before: whether the run had ended already, so that this call only read the weights.
+    """
+
+    weights: WeightSet
+    path: Path
+    steps: int
+    seconds: float
+    resumed: bool = False
+    finished_before: bool = False
+
+    @classmethod
+    def read(cls, run: RunFolder) -> FitResult:
+        """Return the result of a run that ended before."""
+        last = (read_rows(run.metrics) or [{}])[-1]
+        weights = WeightSet.load(run.weights)
+        return cls(weights, run.path, last.get("step", 0), last.get("seconds", 0.0), resumed=True, finished_before=True)
+
+
+def resolved_config(store: TokenStore, settings: ProxySettings, recipe: Recipe) -> dict[str, Any]:
+    """Return what config.yaml holds: the store, every setting and the recipe in full."""
+    return {
+        "store": {"path": str(store.path), "name": store.name, "sha256": store.sha256},
+        "settings": settings.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
+    }
+
+
+def learned_weights(
+    weights: Floats,
+    store: TokenStore,
+    settings: ProxySettings,
+    recipe: Recipe,
+    *,
+    method: Mapping[str, Any],
+    floor: float,
+    tokens: int,
+    proxy: Mapping[str, Any] | None = None,
+) -> WeightSet:
+    """Return the set of weights that weights.json holds, with how it was learned and at what cost.
+
+    Args:
+        weights: (k,) the answer.
+        store: what it was learned on.
+        settings: of the fit or the baseline.
+        recipe: of the proxy.
+        method: what decided the weights; `baseline` names the method where it is not XDoGE.
+        floor: least weight that a source could have.
+        tokens: all that the proxies were trained on.
+        proxy: what else to keep beside the recipe.
+    """
+    name = [store.name, *([method["baseline"]] if "baseline" in method else []), recipe.name, f"seed{settings.seed}"]
+    return WeightSet(
+        name="-".join(name),
+        sources=dict(zip(store.sources, weights.tolist(), strict=True)),
+        floor=floor,
+        method=dict(method),
+        proxy={
+            **recipe.model_dump(mode="json", exclude={"about"}),
+            "non_embedding_parameters": recipe.non_embedding_parameters,
+            "parameters": recipe.parameters(store.vocab_size),
+            "tokens_seen": tokens,
+            "flops": settings.learning_flops(recipe, store),
+            **(proxy or {}),
+        },
+        corpus={"name": store.name, "sha256": store.sha256, "tokens": store.tokens()},
+        xdoge_version=__version__,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def language_weights(store: TokenStore, weights: Floats) -> dict[str, float]:
+    """Return the sum of the weights (k,) of each language's sources."""
+    return {
+        language: math.fsum(float(weights[store.sources.index(source)]) for source in sources)
+        for language, sources in store.languages.items()
+    }
