@@ -69,7 +69,7 @@ def runs(store, recipe, tmp_path_factory):
             weights, available_tokens=store.tokens(), budget_tokens=1_280, max_epochs=None, corpus=corpus
         )
         settings = {"model": recipe, "steps": 4, "batch_size": 8, "sequence_length": 16, "eval_every": 2}
-        train(mixture, store, TrainSettings.for_run(mixture, store, settings), folder / mixture.name)
+        train(mixture, store, TrainSettings.for_run(mixture, store, settings), out=folder / mixture.name)
         mixture.save(folder / f"{mixture.name}.json")
     return folder
 

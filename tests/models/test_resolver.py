@@ -10,7 +10,6 @@ from xdoge.eval.perplexity import measure
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models.recipes import load_recipe
 from xdoge.models.resolver import CausalModel
-from xdoge.train.settings import TrainSettings
 from xdoge.train.trainer import train
 
 NAME, COMMIT = "someone/tiny", "0123456789abcdef0123456789abcdef01234567"
@@ -38,8 +37,7 @@ def train_on_it(store, tmp_path):
     def run():
         weights = dict.fromkeys(store.sources, 0.25)
         mixture = Mixture.plan(weights, available_tokens=store.tokens(), budget_tokens=16 * 16)
-        settings = TrainSettings.for_run(mixture, store, {"model": NAME, "steps": 1, "batch_size": 8})
-        return train(mixture, store, settings, tmp_path / "run")
+        return train(mixture, store, out=tmp_path / "run", model=NAME, steps=1, batch_size=8)
 
     return run
 
@@ -47,7 +45,7 @@ def train_on_it(store, tmp_path):
 def test_a_store_of_a_hub_model_s_sentencepiece_file_is_trained_and_measured_on(snapshot, store, train_on_it):
     assert (snapshot / "tokenizer.model").is_file()
     assert set(measure(NAME, store).sources) == set(store.sources)
-    assert train_on_it()["model"]["base"] == {"architecture": "llama", "commit": COMMIT}
+    assert train_on_it().summary["model"]["base"] == {"architecture": "llama", "commit": COMMIT}
 
 
 def test_a_store_of_another_tokenizer_is_refused_by_training_and_evaluation(snapshot, store, train_on_it):

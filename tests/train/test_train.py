@@ -33,10 +33,12 @@ from xdoge.models import loss
 from xdoge.models.loss import document_positions, sequence_nats
 from xdoge.sampling.dataset import MixtureDataset
 from xdoge.sampling.sampler import MixtureSampler
+from xdoge.train import mixture_trainer
 from xdoge.train import trainer as training
 from xdoge.train.initial_model import InitialModel, check_documents, freeze, layers_trained, peak_learning_rate
-from xdoge.train.run_log import Record, beyond_plan, common_budget, passes, read_rows
-from xdoge.train.settings import ELASTIC, BatchSplit, TrainSettings
+from xdoge.train.mixture_trainer import MixtureTrainer
+from xdoge.train.run_log import RunLog, beyond_plan, common_budget, passes, read_rows
+from xdoge.train.settings import ELASTIC, BatchSplit, TrainSettings, TrainValues
 from xdoge.train.trainer import train
 from xdoge.training.optim import learning_rate_ratio
 from xdoge.training.run_folder import RunFolder
@@ -60,6 +62,24 @@ def settings_for(mixture, store, model, **values):
     return TrainSettings.for_run(mixture, store, {**QUICK, "model": str(model), **values})
 
 
+def test_settings_are_made_of_single_values(mixture, store, recipe, finished, tmp_path):
+    result = train(mixture, store, out=tmp_path / "run", model=recipe, **QUICK)
+    assert (result.ended, result.folder, result.steps) == ("trained", tmp_path / "run", 6)
+    assert result.to_dict()["validation"] == result.validation == finished[2]["validation"]
+    again = train(mixture, store, out=tmp_path / "run", resume=True)
+    assert again == replace(result, ended="finished before")
+    with pytest.raises(XDogeError, match="learning_rat"):
+        train(mixture, store, out=tmp_path / "new", model=recipe, learning_rat=0.1)
+    with pytest.raises(XDogeError, match="model"):
+        train(mixture, store, out=tmp_path / "new", steps=3)
+    with pytest.raises(XDogeError, match="steps"):
+        train(mixture, store, settings_for(mixture, store, recipe), out=tmp_path / "new", steps=3)
+
+
+def test_every_setting_can_be_named_in_the_call():
+    assert set(TrainValues.__annotations__) == set(TrainSettings.model_fields)
+
+
 def expected(mixture, store, count):
     """Return the first sequences of the plan, (count, T)."""
     sampler = MixtureSampler(mixture, store.sequence_counts(LENGTH), batch_size=BATCH, sequence_length=LENGTH)
@@ -70,13 +90,13 @@ def expected(mixture, store, count):
 def stream(monkeypatch):
     """A list that receives every batch that is trained on, (B, T)."""
     seen = []
-    step = training._MixtureTrainer.training_step
+    step = MixtureTrainer.training_step
 
     def record(self, model, inputs, *rest):
         seen.append(inputs["input_ids"])
         return step(self, model, inputs, *rest)
 
-    monkeypatch.setattr(training._MixtureTrainer, "training_step", record)
+    monkeypatch.setattr(MixtureTrainer, "training_step", record)
     return seen
 
 
@@ -84,8 +104,10 @@ def stream(monkeypatch):
 def finished(mixture, store, recipe, tmp_path_factory):
     """A run folder, its rows and its summary; read only."""
     run, rows = tmp_path_factory.mktemp("train") / "run", []
-    summary = train(mixture, store, settings_for(mixture, store, recipe), run, on_row=rows.append)
-    return run, rows, summary
+    result = train(
+        mixture, store, settings_for(mixture, store, recipe), out=run, on_progress=lambda event: rows.append(event.row)
+    )
+    return run, rows, result.to_dict()
 
 
 def metrics(run):
@@ -98,8 +120,8 @@ def weights(run):
     return load_file(run / "model" / "model.safetensors")
 
 
-def same_weights(one, other, **tolerance):
-    left, right = weights(one), weights(other)
+def same_weights(run, other, **tolerance):
+    left, right = weights(run), weights(other)
     assert left.keys() == right.keys()
     for name in left:
         torch.testing.assert_close(left[name], right[name], **tolerance)
@@ -142,13 +164,15 @@ def test_tokens_and_epochs_are_those_of_the_sequences_read(finished, mixture, st
 
 
 def test_what_the_loader_hands_out_is_counted_and_not_what_it_should(mixture, store, recipe, monkeypatch, tmp_path):
-    read = training._Labelled.__getitems__
-    monkeypatch.setattr(training._Labelled, "__getitems__", lambda self, positions: read(self, [0] * len(positions)))
-    summary = train(mixture, store, settings_for(mixture, store, recipe, steps=2), tmp_path / "run")
+    read = mixture_trainer._Labelled.__getitems__
+    monkeypatch.setattr(
+        mixture_trainer._Labelled, "__getitems__", lambda self, positions: read(self, [0] * len(positions))
+    )
+    result = train(mixture, store, settings_for(mixture, store, recipe, steps=2), out=tmp_path / "run")
     source = MixtureSampler(mixture, store.sequence_counts(LENGTH), batch_size=BATCH, sequence_length=LENGTH)[0].source
-    assert {name: count for name, count in summary["tokens_by_source"].items() if count} == {source: 2 * BATCH * LENGTH}
-    assert set(summary["repeated_beyond_plan"]) == {source}
-    assert summary["epochs"][source] == 2 * BATCH * LENGTH / store.tokens()[source]
+    assert {name: count for name, count in result.tokens_by_source.items() if count} == {source: 2 * BATCH * LENGTH}
+    assert set(result.repeated_beyond_plan) == {source}
+    assert result.epochs[source] == 2 * BATCH * LENGTH / store.tokens()[source]
 
 
 def test_the_validation_loss_is_that_of_transformers(finished, store):
@@ -195,14 +219,14 @@ def test_validation_keeps_documents_apart_as_training_does(finished, mixture, st
 
 def test_separate_documents_are_validated_separately_by_the_trainer(mixture, store, recipe, tmp_path):
     """Its loss after training is that of its model on documents apart."""
-    summary = train(
-        mixture, store, settings_for(mixture, store, recipe, documents="separate", steps=1), tmp_path / "run"
+    result = train(
+        mixture, store, settings_for(mixture, store, recipe, documents="separate", steps=1), out=tmp_path / "run"
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").eval().requires_grad_(False)
     losses = validation_losses(
         lambda *batch: sequence_nats(model, *batch), store, LENGTH, most=4, rows=3, documents="separate"
     )
-    assert losses == pytest.approx(summary["validation_by_source"], rel=1e-5)
+    assert losses == pytest.approx(result.validation_by_source, rel=1e-5)
 
 
 def test_documents_are_not_kept_apart_by_a_model_that_cannot():
@@ -221,10 +245,10 @@ def test_the_losses_of_a_batch_are_computed_in_parts(monkeypatch):
     )
     rows = torch.randint(0, 9, (5, 101))
     logits = torch.randn(5, 100, 9)
-    found = sequence_nats(lambda **given: SimpleNamespace(logits=logits), rows)
+    nats = sequence_nats(lambda **values: SimpleNamespace(logits=logits), rows)
     assert sizes == [loss.LOGIT_ROWS, 500 - loss.LOGIT_ROWS]
     whole = cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").sum(-1)
-    torch.testing.assert_close(found, whole.double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(nats, whole.double(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("world_size", "rows"), [(2, 3), (3, 1), (5, 4)])
@@ -247,22 +271,22 @@ def test_processes_that_share_the_validation_find_the_same_losses(store, world_s
         kept = {"most": 7, "rows": rows, "rank": rank, "world_size": world_size}
         validation_losses(nats, store, LENGTH, **kept, gather=keep)
         called.append(list(calls))
-    assert all(one == called[0] for one in called)  # or sharded models wait for each other forever
+    assert all(call == called[0] for call in called)  # or sharded models wait for each other forever
     together = validation_losses(nats, store, LENGTH, **kept, gather=lambda _: torch.cat(parts))
     assert together == pytest.approx(alone)
 
 
 def test_training_reads_the_plan_in_its_order(mixture, store, recipe, stream, tmp_path):
-    train(mixture, store, settings_for(mixture, store, recipe, workers=0), tmp_path / "run")
+    train(mixture, store, settings_for(mixture, store, recipe, workers=0), out=tmp_path / "run")
     assert torch.equal(torch.cat(stream), expected(mixture, store, 6 * BATCH))
 
 
 @pytest.mark.parametrize("documents", ["ignore", "separate"])
 def test_accumulation_changes_nothing_but_rounding(mixture, store, recipe, stream, tmp_path, documents):
-    given = {"documents": documents, "steps": 3}
-    train(mixture, store, settings_for(mixture, store, recipe, **given), tmp_path / "one")
-    accumulated = settings_for(mixture, store, recipe, **given, per_device_batch_size=2)
-    train(mixture, store, accumulated, tmp_path / "four")
+    values = {"documents": documents, "steps": 3}
+    train(mixture, store, settings_for(mixture, store, recipe, **values), out=tmp_path / "one")
+    accumulated = settings_for(mixture, store, recipe, **values, per_device_batch_size=2)
+    train(mixture, store, accumulated, out=tmp_path / "four")
     assert [len(batch) for batch in stream] == [8] * 3 + [2] * 12
     same_weights(tmp_path / "one", tmp_path / "four", atol=1e-4, rtol=1e-3)
     losses = [[row["loss"] for row in metrics(tmp_path / run) if "loss" in row] for run in ("one", "four")]
@@ -280,18 +304,18 @@ def test_the_rate_follows_the_schedule_from_the_first_step(finished, mixture, st
 def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(mixture, store, recipe, finished, stream, tmp_path, step):
     sent = []
 
-    def stop(row):
-        if row["step"] == step - 1 and not sent:
-            sent.append(row)
+    def stop(event):
+        if event.done == step - 1 and not sent:
+            sent.append(event)
             os.kill(os.getpid(), signal.SIGTERM)
 
     settings, notes = settings_for(mixture, store, recipe), []
-    with pytest.raises(Interrupted, match=rf"stopped after step {step} of 6; --resume continues") as stopped:
-        train(mixture, store, settings, tmp_path / "run", on_row=stop)
+    with pytest.raises(Interrupted, match=rf"stopped after step {step} of 6; resume=True continues") as stopped:
+        train(mixture, store, settings, out=tmp_path / "run", on_progress=stop)
     assert stopped.value.exit_code == 143
     assert [row["step"] for row in metrics(tmp_path / "run") if "validation" in row] == [0, 3][: 1 + (step > 3)]
     (tmp_path / "run" / "mixture.json").unlink()  # as if a kill had come right after config.yaml
-    train(mixture, store, settings, tmp_path / "run", resume=True, on_note=notes.append)
+    train(mixture, store, settings, out=tmp_path / "run", resume=True, on_note=notes.append)
     assert Mixture.load(tmp_path / "run" / "mixture.json") == mixture
     assert f"resuming after step {step} of 6" in notes
     assert torch.equal(torch.cat(stream), expected(mixture, store, 6 * BATCH))
@@ -305,18 +329,18 @@ def test_killed_between_checkpoints_it_goes_on_from_the_last_whole_one(
     class Killed(Exception):
         pass
 
-    def kill(row):
-        if row["step"] == 5:
+    def kill(event):
+        if event.done == 5:
             raise Killed
 
     settings, run = settings_for(mixture, store, recipe), tmp_path / "run"
     with pytest.raises(Killed):
-        train(mixture, store, settings, run, on_row=kill)
+        train(mixture, store, settings, out=run, on_progress=kill)
     broken = run / "checkpoints" / "checkpoint-5"  # as a kill in the midst of writing leaves one
     shutil.copytree(run / "checkpoints" / "checkpoint-4", broken)
     (broken / "trainer_state.json").write_text('{"global_step": 5')
     stream.clear()
-    train(mixture, store, settings, run, resume=True)
+    train(mixture, store, settings, out=run, resume=True)
     assert torch.equal(torch.cat(stream), expected(mixture, store, 6 * BATCH)[4 * BATCH :])
     same_weights(run, finished[0], atol=0, rtol=0)
     assert metrics(run) == metrics(finished[0])
@@ -326,13 +350,13 @@ def test_killed_between_checkpoints_it_goes_on_from_the_last_whole_one(
 def test_two_processes_go_on_where_one_stopped_and_one_where_two_did(
     mixture, store, recipe, finished, stream, tmp_path
 ):
-    def stop(row):
-        if row["step"] == 1:
+    def stop(event):
+        if event.done == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     settings, run = settings_for(mixture, store, recipe, device="cpu"), tmp_path / "run"
     with pytest.raises(Interrupted, match="stopped after step 2 of 6") as stopped:
-        train(mixture, store, settings, run, on_row=stop)
+        train(mixture, store, settings, out=run, on_progress=stop)
     assert stopped.value.exit_code == 130
     mixture.save(tmp_path / "mixture.json")
     script = tmp_path / "worker.py"
@@ -340,7 +364,7 @@ def test_two_processes_go_on_where_one_stopped_and_one_where_two_did(
         "import os, signal, sys, torch\n"
         "import xdoge.cli.train\n"
         "from xdoge.cli import main\n"
-        "from xdoge.train.trainer import _MixtureTrainer as T\n"
+        "from xdoge.train.mixture_trainer import MixtureTrainer as T\n"
         "folder, step = sys.argv.pop(1), T.training_step\n"
         "def record(self, model, inputs, *rest):\n"
         "    torch.save(inputs['input_ids'], f'{folder}/{self.state.global_step}-{self.args.process_index}.pt')\n"
@@ -366,9 +390,9 @@ def test_two_processes_go_on_where_one_stopped_and_one_where_two_did(
     assert done.stderr.count("stopped after step 4 of 6; --resume continues") == 1, done.stderr
     assert "4 sequences at once × 2 processes" in done.stderr
     shared = [torch.load(tmp_path / "seen" / f"{step}-{rank}.pt") for step in (2, 3) for rank in (0, 1)]
-    summary = train(mixture, store, settings, run, resume=True)
+    result = train(mixture, store, settings, out=run, resume=True)
     assert torch.equal(torch.cat([*stream[:2], *shared, *stream[2:]]), expected(mixture, store, 6 * BATCH))
-    assert summary["tokens_by_source"] == finished[2]["tokens_by_source"]
+    assert result.tokens_by_source == finished[2]["tokens_by_source"]
     assert [row["step"] for row in metrics(run)] == [row["step"] for row in metrics(finished[0])]
     same_weights(run, finished[0], atol=1e-4, rtol=1e-3)
 
@@ -376,19 +400,19 @@ def test_two_processes_go_on_where_one_stopped_and_one_where_two_did(
 def test_only_parameters_of_the_pattern_move(mixture, store, finished, tmp_path):
     run, notes = tmp_path / "run", []
     settings = settings_for(mixture, store, finished[0] / "model", train_only=r"layers\.(1)\.", steps=2)
-    train(mixture, store, settings, run, on_note=notes.append)
+    train(mixture, store, settings, out=run, on_note=notes.append)
     before, after = weights(finished[0]), weights(run)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if "layers.1." in name}
     trained = sum(before[name].numel() for name in moved)
     frozen = sum(tensor.numel() for tensor in before.values()) - trained
-    found = "(train_only is found in 1 of 2 layers)"
-    assert any(f"{trained:,} parameters are trained, {frozen:,} frozen {found}" in note for note in notes)
+    layers = "(train_only is found in 1 of 2 layers)"
+    assert any(f"{trained:,} parameters are trained, {frozen:,} frozen {layers}" in note for note in notes)
     pinned = {name: sha256_file(finished[0] / "model" / name) for name in ("config.json", "model.safetensors")}
     base = json.loads((run / "train.json").read_text())["model"]["base"]
     assert base == {"architecture": "llama", "sha256": pinned}
-    given = {"train_only": r"layers\.(1)\.", "steps": 2, "activation_checkpointing": True}
-    train(mixture, store, settings_for(mixture, store, finished[0] / "model", **given), tmp_path / "recomputed")
+    values = {"train_only": r"layers\.(1)\.", "steps": 2, "activation_checkpointing": True}
+    train(mixture, store, settings_for(mixture, store, finished[0] / "model", **values), out=tmp_path / "recomputed")
     same_weights(run, tmp_path / "recomputed", atol=0, rtol=0)
 
 
@@ -410,7 +434,7 @@ def test_a_model_goes_on_with_its_own_context_and_half_the_peak_of_its_size(mixt
 
 
 def test_continued_training_begins_where_the_model_was(mixture, store, finished, tmp_path):
-    train(mixture, store, settings_for(mixture, store, finished[0] / "model", steps=1), tmp_path / "run")
+    train(mixture, store, settings_for(mixture, store, finished[0] / "model", steps=1), out=tmp_path / "run")
     first = metrics(tmp_path / "run")[0]
     assert first["step"] == 0
     assert first["validation"] == pytest.approx(finished[2]["validation_by_source"], rel=1e-5)
@@ -427,9 +451,9 @@ def model_folder(source, target, **changes):
 def test_a_model_that_does_not_fit_the_store_is_refused(mixture, store, finished, tmp_path):
     model = finished[0] / "model"
 
-    def refused(folder, message, **given):
+    def refused(folder, message, **values):
         with pytest.raises(XDogeError, match=message) as error:
-            train(mixture, store, settings_for(mixture, store, folder, **given), tmp_path / "run")
+            train(mixture, store, settings_for(mixture, store, folder, **values), out=tmp_path / "run")
         assert "\n" not in str(error.value)
         assert not (tmp_path / "run").exists()
 
@@ -500,9 +524,9 @@ def write_tokenizer(folder):
 
 
 def test_a_mixture_that_does_not_fit_the_store_is_refused(mixture, store, recipe):
-    def refused(changed, message, **given):
+    def refused(changed, message, **values):
         with pytest.raises(XDogeError, match=message):
-            settings_for(changed, store, recipe, **given)
+            settings_for(changed, store, recipe, **values)
 
     other = replace(mixture, corpus={"name": "elsewhere", "sha256": "f" * 64})
     refused(
@@ -523,7 +547,7 @@ def test_a_mixture_that_does_not_fit_the_store_is_refused(mixture, store, recipe
 
 
 def test_settings_are_refused_by_name(mixture, store, recipe, monkeypatch):
-    for given, message in [
+    for values, message in [
         ({"lerning_rate": 1}, "settings: lerning_rate is not a known key; did you mean learning_rate?"),
         ({"batch_size": 0}, "settings: batch_size: "),
         ({"sequence_length": "long"}, "settings: sequence_length: "),
@@ -532,11 +556,11 @@ def test_settings_are_refused_by_name(mixture, store, recipe, monkeypatch):
     ]:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(XDogeError, match=f"^{message.replace('?', '[?]')}"):
-            settings_for(mixture, store, recipe, **given)
+            settings_for(mixture, store, recipe, **values)
 
 
 @pytest.mark.parametrize(
-    ("processes", "given", "layout"),
+    ("processes", "values", "layout"),
     [
         (1, {}, (1, 8, 1)),
         (2, {}, (2, 4, 1)),
@@ -548,10 +572,10 @@ def test_settings_are_refused_by_name(mixture, store, recipe, monkeypatch):
     ],
 )
 def test_the_processes_make_up_the_global_batch_or_are_refused(
-    mixture, store, recipe, monkeypatch, processes, given, layout
+    mixture, store, recipe, monkeypatch, processes, values, layout
 ):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    settings = settings_for(mixture, store, recipe, **given)
+    settings = settings_for(mixture, store, recipe, **values)
     if isinstance(layout, tuple):
         assert BatchSplit.of(settings) == BatchSplit(*layout)
     else:
@@ -562,42 +586,42 @@ def test_the_processes_make_up_the_global_batch_or_are_refused(
 def test_a_folder_with_something_in_it_is_refused(mixture, store, recipe, finished, tmp_path):
     settings = settings_for(mixture, store, recipe)
     with pytest.raises(XDogeError, match=r"run is not empty. Continue that run with resume=True"):
-        train(mixture, store, settings, finished[0])
+        train(mixture, store, settings, out=finished[0])
     with pytest.raises(XDogeError, match=r"holds no run to resume"):
-        train(mixture, store, settings, tmp_path / "nothing", resume=True)
+        train(mixture, store, settings, out=tmp_path / "nothing", resume=True)
 
 
 def test_resuming_with_other_settings_is_refused_but_not_with_another_layout(mixture, store, recipe, finished):
     run, _, summary = finished
     with pytest.raises(XDogeError, match=r"cannot be resumed with other settings: settings.clip was 1.0, is now 2.0"):
-        train(mixture, store, settings_for(mixture, store, recipe, clip=2.0), run, resume=True)
+        train(mixture, store, settings_for(mixture, store, recipe, clip=2.0), out=run, resume=True)
     with pytest.raises(XDogeError, match=r"mixture.plan was '\w+', is now '\w+'"):
-        train(replace(mixture, seed=1), store, settings_for(mixture, store, recipe), run, resume=True)
+        train(replace(mixture, seed=1), store, settings_for(mixture, store, recipe), out=run, resume=True)
     notes = []
     again = settings_for(
         mixture, store, recipe, per_device_batch_size=1, checkpoint_every=5, activation_checkpointing=True
     )
     remade = replace(mixture, created="2031-01-01T00:00:00+00:00")
-    assert train(remade, store, again, run, resume=True, on_note=notes.append) == summary
+    assert train(remade, store, again, out=run, resume=True, on_note=notes.append).to_dict() == summary
     assert "is finished already" in notes[-1]
 
 
 def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_written(mixture, store, recipe, tmp_path, monkeypatch):
-    step = training._MixtureTrainer.training_step
+    step = MixtureTrainer.training_step
 
     def spoil(self, model, inputs, *rest):
         loss = step(self, model, inputs, *rest)
         return loss * float("nan") if self.state.global_step == 3 else loss
 
-    monkeypatch.setattr(training._MixtureTrainer, "training_step", spoil)
+    monkeypatch.setattr(MixtureTrainer, "training_step", spoil)
     with pytest.raises(
         NonFiniteLossError, match=r"^step 4: loss is nan. Last good checkpoint: .*checkpoint-2\. Start anew in"
     ):
-        train(mixture, store, settings_for(mixture, store, recipe), tmp_path / "run")
+        train(mixture, store, settings_for(mixture, store, recipe), out=tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints" / "checkpoint-4").exists()
     monkeypatch.undo()
     good = tmp_path / "run" / "checkpoints" / "checkpoint-2"  # the way out that it names
-    train(mixture, store, settings_for(mixture, store, good, learning_rate=1e-4, steps=1), tmp_path / "calmer")
+    train(mixture, store, settings_for(mixture, store, good, learning_rate=1e-4, steps=1), out=tmp_path / "calmer")
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("alloc: can't allocate memory: you")])
@@ -605,21 +629,21 @@ def test_too_little_memory_is_told_in_one_line_with_the_way_out(mixture, store, 
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(training._MixtureTrainer, "training_step", fail)
+    monkeypatch.setattr(MixtureTrainer, "training_step", fail)
     message = r"^out of memory with 8 sequences at once; lower per_device_batch_size .*activation_checkpointing=True"
     with pytest.raises(MemoryFullError, match=message):
-        train(mixture, store, settings_for(mixture, store, recipe), tmp_path / "run")
+        train(mixture, store, settings_for(mixture, store, recipe), out=tmp_path / "run")
     settings = settings_for(mixture, store, recipe, steps=1, per_device_batch_size=2, activation_checkpointing=True)
     monkeypatch.undo()
     with pytest.raises(XDogeError, match="settings.steps was 6, is now 1"):
-        train(mixture, store, settings, tmp_path / "run", resume=True)
+        train(mixture, store, settings, out=tmp_path / "run", resume=True)
 
 
 def test_accelerates_own_precision_does_not_overrule_the_setting(mixture, store, recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     message = r"^accelerate is set to mixed_precision bf16 .* and precision float32 is float32; set both alike"
     with pytest.raises(XDogeError, match=message):
-        train(mixture, store, settings_for(mixture, store, recipe, precision="float32"), tmp_path / "run")
+        train(mixture, store, settings_for(mixture, store, recipe, precision="float32"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     training.refuse_other_precision(settings_for(mixture, store, recipe, precision="bfloat16"))
 
@@ -628,18 +652,18 @@ def test_diverged_weights_are_noticed_in_the_validation_loss(mixture, store, rec
     def spoiled(*args, **kwargs):
         return {"es/web": float("inf")}
 
-    monkeypatch.setattr(training, "validation_losses", spoiled)
+    monkeypatch.setattr(mixture_trainer, "validation_losses", spoiled)
     with pytest.raises(NonFiniteLossError, match=r"^step 0: es/web is inf. Last good checkpoint: none yet"):
-        train(mixture, store, settings_for(mixture, store, recipe), tmp_path / "run")
+        train(mixture, store, settings_for(mixture, store, recipe), out=tmp_path / "run")
 
 
 def test_bfloat16_and_recomputed_activations_train_too(mixture, store, recipe, finished, tmp_path):
-    given = {"precision": "bfloat16", "activation_checkpointing": True, "device": "cpu", "steps": 2}
-    summary = train(mixture, store, settings_for(mixture, store, recipe, **given), tmp_path / "run")
+    values = {"precision": "bfloat16", "activation_checkpointing": True, "device": "cpu", "steps": 2}
+    result = train(mixture, store, settings_for(mixture, store, recipe, **values), out=tmp_path / "run")
     assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
     at_two = [row["loss"] for row in finished[1] if "loss" in row][1]
     assert metrics(tmp_path / "run")[2]["loss"] == pytest.approx(at_two, rel=0.02)
-    assert summary["steps"] == 2
+    assert result.steps == 2
 
 
 def test_the_mixtures_sequence_length_is_the_default_and_no_other_is_taken(store, recipe):
@@ -656,7 +680,7 @@ def test_a_folder_named_like_a_recipe_is_not_passed_over_in_silence(mixture, sto
     class Enough(Exception):
         pass
 
-    def stop(*args, **given):
+    def stop(*args, **values):
         raise Enough
 
     (tmp_path / "1m").mkdir()
@@ -664,7 +688,7 @@ def test_a_folder_named_like_a_recipe_is_not_passed_over_in_silence(mixture, sto
     monkeypatch.setattr(InitialModel, "build", stop)
     settings, notes = settings_for(mixture, store, "1m", sequence_length=LENGTH), []
     with pytest.raises(Enough):
-        train(mixture, store, settings, tmp_path / "run", on_note=notes.append)
+        train(mixture, store, settings, out=tmp_path / "run", on_note=notes.append)
     assert "note: 1m is taken as the recipe; write ./1m for the folder of that name" in notes
 
 
@@ -712,16 +736,16 @@ def test_the_command_trains_resumes_and_prints_what_came_of_it(xdoge, mixture, s
     (tmp_path / "train.yaml").write_text("steps: 9\nclip: 0.5\neval_sequences: 2\neval_every: 9\n")
     command = ["train", tmp_path / "mixture.json", "--store", store.path, "--out", tmp_path / "run"]
     options = ["--config", tmp_path / "train.yaml", "--set", "clip=0.7", "--set", "steps=8", "--steps", 4]
-    write = Record.write
+    write = RunLog.write
 
     def stop(self, step, values):
         write(self, step, values)
         if step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(training.Trainer, "log", lambda *_: print("a tracker prints"))
+    monkeypatch.setattr(mixture_trainer.Trainer, "log", lambda *_: print("a tracker prints"))
     with monkeypatch.context() as patched:
-        patched.setattr(Record, "write", stop)
+        patched.setattr(RunLog, "write", stop)
         status, _, err = xdoge(*command, "--model", recipe, "--batch-size", 8, *options)
     assert (status, "stopped after step 2 of 4; --resume continues" in err) == (143, True)
     assert "clip: 0.7" in err
@@ -751,15 +775,15 @@ def test_settings_that_may_differ_are_kept_for_a_resume_all_the_same(xdoge, mixt
 
 
 def test_checkpoints_follow_the_setting_of_the_resume(mixture, store, recipe, tmp_path):
-    def stop(row):
-        if row["step"] == 1:
+    def stop(event):
+        if event.done == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     run = tmp_path / "run"
     with pytest.raises(Interrupted, match="stopped after step 2"):
-        train(mixture, store, settings_for(mixture, store, recipe, keep_checkpoints=9), run, on_row=stop)
+        train(mixture, store, settings_for(mixture, store, recipe, keep_checkpoints=9), out=run, on_progress=stop)
     again = settings_for(mixture, store, recipe, keep_checkpoints=9, checkpoint_every=1)
-    train(mixture, store, again, run, resume=True)
+    train(mixture, store, again, out=run, resume=True)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"checkpoint-{n}" for n in range(2, 7)]
 
 

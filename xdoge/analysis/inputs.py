@@ -15,7 +15,7 @@ from xdoge.io import read_json, read_rows, sha256_file, sha256_json
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
 from xdoge.names import language_of, split_source
-from xdoge.train.run_log import SCHEMA as TRAIN
+from xdoge.train.result import SCHEMA as TRAIN
 
 Kind = Literal["weights", "mixture", "run", "results"]
 Comparable = WeightSet | Mixture | Results | Path | str

@@ -70,8 +70,8 @@ def demo(
         mixture.save(out / f"{name}.json")
         print(out / f"{name}.json")
         chosen = {"model": "1m", "steps": every, "eval_every": every, **SIZE}
-        summary = run_training(mixture, store, chosen, out / name, resume=False)
-        print_run(summary, mixture, out / name)
+        trained = run_training(mixture, store, chosen, out / name, resume=False)
+        print_run(trained, mixture)
 
     models = [ModelArgument(name, str(out / name / "model")) for name in mixtures]
     results = run_evaluation(

@@ -18,11 +18,11 @@ from xdoge.cli.app import AsJson, app, chosen_settings, is_first, one_voice, ope
 from xdoge.config import settings_help
 from xdoge.errors import require
 from xdoge.mixtures.mixture import Mixture
-from xdoge.progress import Event
 from xdoge.train.settings import ELASTIC, TrainSettings
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
+    from xdoge.train.result import TrainResult
 
 _TRAIN_HELP = f"""Train a target model on a mixture, from scratch or by continual pre-training.
 
@@ -105,18 +105,18 @@ def train(  # one option for each thing that runs differ in most often
         if resume:  # what is not chosen anew is as the run was started
             chosen = RunFolder(out).settings() | chosen
         opened, planned = open_store(store), Mixture.load(mixture)
-        summary = run_training(planned, opened, chosen, out, resume=resume, where=str(config) if config else "settings")
+        result = run_training(planned, opened, chosen, out, resume=resume, where=str(config) if config else "settings")
     if not is_first():
         return
     if as_json:
-        print(json.dumps(summary, indent=2))
+        print(json.dumps(result.to_dict(), indent=2))
     else:
-        print_run(summary, planned, out)
+        print_run(result, planned)
 
 
 def run_training(
     mixture: Mixture, store: TokenStore, chosen: dict[str, Any], out: Path, *, resume: bool, where: str = "settings"
-) -> dict[str, Any]:
+) -> TrainResult:
     from xdoge.cli.progress import Display
     from xdoge.train.trainer import train
 
@@ -127,18 +127,15 @@ def run_training(
     for step, losses in _validations(out)[-1:] if resume else ():
         display.validated(step, losses)
 
-    def show(row: dict[str, Any]) -> None:
-        display.show(Event("step", "train", row["step"], settings.steps, unit="steps", row=row))
-
     with display if is_first() else contextlib.nullcontext(), contextlib.redirect_stdout(sys.stderr):  # trackers print
-        return train(mixture, store, settings, out, resume=resume, on_row=show, on_note=display.note)
+        return train(mixture, store, settings, out=out, resume=resume, on_progress=display.show, on_note=display.note)
 
 
-def print_run(summary: dict[str, Any], mixture: Mixture, out: Path) -> None:
+def print_run(result: TrainResult, mixture: Mixture) -> None:
     """Print the validation loss and what was read of each language, and where everything lies."""
-    name, steps = summary["model"]["from"], summary["steps"]
-    print(f"{name} on {mixture.name}: {summary['tokens_seen']:,} tokens, {steps:,} steps")
-    _, first = next(iter(_validations(out)), (0, {}))
+    name = result.summary["model"]["from"]
+    print(f"{name} on {mixture.name}: {result.tokens_seen:,} tokens, {result.steps:,} steps")
+    _, first = next(iter(_validations(result.folder)), (0, {}))
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("language")
     for column in ("first loss", "validation loss", "perplexity", "epochs"):
@@ -146,17 +143,17 @@ def print_run(summary: dict[str, Any], mixture: Mixture, out: Path) -> None:
     for language, share in mixture.languages.items():
         sources = [source for source in mixture.sources if source.partition("/")[0] == language]
         available = {source: mixture.sources[source].available_tokens for source in sources}
-        epochs = sum(summary["epochs"][source] * available[source] for source in sources) / share.available_tokens
-        loss = summary["validation"].get(language)
+        epochs = sum(result.epochs[source] * available[source] for source in sources) / share.available_tokens
+        loss = result.validation.get(language)
         numbers = ("–", "–", "–")
         if loss is not None:
             numbers = (f"{first.get(language, loss):.4f}", f"{loss:.4f}", f"{math.exp(loss):.2f}")
         table.add_row(language, *numbers, f"{epochs:.3f}")
     stdout.print(table)
-    if beyond := summary["repeated_beyond_plan"]:
+    if beyond := result.repeated_beyond_plan:
         print(f"warning: repeated more often than planned, a bug: {', '.join(beyond)}", file=sys.stderr)
     for name in ("train.json", "model", "metrics.jsonl", "config.yaml", "mixture.json"):
-        print(out / name)
+        print(result.folder / name)
 
 
 def _validations(out: Path) -> list[tuple[int, dict[str, float]]]:

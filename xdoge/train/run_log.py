@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,24 +15,22 @@ from typing import TYPE_CHECKING, Any
 from xdoge._version import __version__
 from xdoge.config import read_yaml
 from xdoge.corpus.store import TokenStore
-from xdoge.errors import NonFiniteLossError, XDogeError
+from xdoge.errors import NonFiniteLossError, XDogeError, argument
 from xdoge.io import read_json, read_rows, sha256_file, write_json
 from xdoge.mixtures.mixture import Mixture
+from xdoge.progress import Event, OnNote, OnProgress
 from xdoge.sampling.sampler import MixtureSampler
+from xdoge.train.result import SCHEMA, TrainResult
 from xdoge.train.settings import BatchSplit, TrainSettings
 from xdoge.training.checkpoints import SUMS, newest_whole, saving_tensors
-from xdoge.training.run_folder import RunFolder
+from xdoge.training.run_folder import MetricsRow, RunFolder
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
-SCHEMA = "xdoge.train"
-
-Row = dict[str, Any]
-
 
 @dataclass
-class Record:
+class RunLog:
     """What a run reads, where it writes, and what it has to tell."""
 
     run: RunFolder
@@ -43,8 +41,8 @@ class Record:
     first: bool  # of the processes
     parameters: tuple[int, int]  # trained, frozen
     layers: tuple[int, int]  # with a trained parameter, all
-    on_row: Callable[[Row], None]
-    on_note: Callable[[str], None]
+    on_progress: OnProgress
+    on_note: OnNote
     before: Counter[str] = field(default_factory=Counter)  # sequences that training read before this process
     seconds: float = 0.0  # before this process
     began: float = 0.0
@@ -60,7 +58,7 @@ class Record:
         self.seconds = max((row["seconds"] for row in self.rows()), default=0.0)
         self.on_note(f"resuming after step {step} of {self.settings.steps}")
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[MetricsRow]:
         """Return the rows of metrics.jsonl."""
         return read_rows(self.run.metrics)
 
@@ -72,9 +70,9 @@ class Record:
     def describe(self, split: BatchSplit) -> str:
         trained, frozen = self.parameters
         left = self.sampler.total - self.settings.steps * self.settings.batch_size
-        found = f" (train_only is found in {self.layers[0]} of {self.layers[1]} layers)"
+        layers = f" (train_only is found in {self.layers[0]} of {self.layers[1]} layers)"
         return (
-            f"{trained:,} parameters are trained, {frozen:,} frozen{found if self.settings.train_only else ''}; "
+            f"{trained:,} parameters are trained, {frozen:,} frozen{layers if self.settings.train_only else ''}; "
             f"learning rate {self.settings.learning_rate:.3g}; "
             f"{split.per_device} sequences at once × {split.processes} processes × {split.accumulation} "
             f"accumulated = {self.settings.batch_size}"
@@ -85,44 +83,52 @@ class Record:
         """Return the tokens read after so many steps."""
         return step * self.settings.batch_size * self.settings.sequence_length
 
-    def reading(self, counts: Mapping[str, int]) -> Row:
+    def reading(self, counts: Mapping[str, int]) -> MetricsRow:
         """Return what so many sequences of each source are in tokens, and in passes with those of earlier phases."""
         length = self.settings.sequence_length
         tokens = {source: count * length for source, count in counts.items()}
         return {"tokens_by_source": tokens, "epochs": passes(self.mixture, counts, length)}
 
-    def write(self, step: int, values: Row) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl and show it, after refusing numbers that nothing good can follow from."""
         for name, value in [*values.items(), *values.get("validation", {}).items()]:
             if isinstance(value, float) and not math.isfinite(value):
                 good = latest_checkpoint(self.run.checkpoints)
                 raise NonFiniteLossError(
                     f"step {step}: {name} is {value}. Last good checkpoint: {good or 'none yet'}. Start anew in "
-                    "another RUN with a lower learning_rate or clip, from there if --model names it; look at the text."
+                    f"another folder with a lower learning_rate or clip, from there if {argument('model')} names it; "
+                    "look at the text."
                 )
         if not self.first:
             return
         seconds = self.seconds + time.perf_counter() - self.began
         row = {"step": step, "tokens": self.tokens(step), **values, "seconds": round(seconds, 3)}
         self.run.log(row)
-        self.on_row(row)
+        self.on_progress(Event("step", "train", step, self.settings.steps, unit="steps", row=row))
 
-    def finish(self, trainer: Trainer, counts: Mapping[str, int]) -> dict[str, Any]:
+    def finish(self, trainer: Trainer, counts: Mapping[str, int]) -> TrainResult:
         """Write the model and, last, train.json; `counts` are the sequences of each source that training read."""
+        from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
+
         state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # by all processes
-        if not self.first:
-            return {}
-        model: Any = trainer.accelerator.unwrap_model(trainer.model)
-        model.config.use_cache = True  # Trainer's False is for training
-        shutil.rmtree(self.run.path / "model", ignore_errors=True)
-        with saving_tensors(self.run.path / "model") as folder:
-            model.save_pretrained(folder, state_dict=state)
-            self.store.tokenizer().export(folder)
+        (summary,) = broadcast_object_list([self._summary(counts) if self.first else None])
+        if self.first:
+            model: Any = trainer.accelerator.unwrap_model(trainer.model)
+            model.config.use_cache = True  # Trainer's False is for training
+            shutil.rmtree(self.run.path / "model", ignore_errors=True)
+            with saving_tensors(self.run.path / "model") as folder:
+                model.save_pretrained(folder, state_dict=state)
+                self.store.tokenizer().export(folder)
+            write_json(self.run.path / "train.json", summary)
+        return TrainResult.of(self.run.path, summary, "trained")
+
+    def _summary(self, counts: Mapping[str, int]) -> dict[str, Any]:
+        """Return what train.json holds."""
         settings, steps, reading = self.settings, self.settings.steps, self.reading(counts)
         planned = self.sampler.counts(steps * settings.batch_size)
         config = read_yaml(self.run.path / "config.yaml")
         measured = [row for row in self.rows() if "validation" in row]
-        summary = {
+        return {
             "schema": f"{SCHEMA}/1",
             "model": {
                 "path": "model",
@@ -150,8 +156,6 @@ class Record:
             "xdoge_version": __version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        write_json(self.run.path / "train.json", summary)
-        return summary
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -164,17 +168,17 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(checkpoints(folder), key=step_of, default=None)
 
 
-def good_checkpoint(folder: Path, on_note: Callable[[str], None]) -> Path | None:
+def good_checkpoint(folder: Path, on_note: OnNote) -> Path | None:
     """Return the newest checkpoint that is what was written; drop what a kill cut short.
 
     Raises:
         XDogeError: all are damaged.
     """
-    found = checkpoints(folder)
+    complete = checkpoints(folder)
     for path in folder.glob("checkpoint-*"):
-        if path not in found:
+        if path not in complete:
             shutil.rmtree(path)
-    return newest_whole(found, on_note)
+    return newest_whole(complete, on_note)
 
 
 def step_of(checkpoint: Path | None) -> int:

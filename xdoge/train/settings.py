@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 from pydantic import Field, field_validator
 
@@ -139,8 +139,38 @@ class TrainSettings(Config):
             )
         for tracker in settings.report_to:
             if importlib.util.find_spec(tracker) is None:
-                raise XDogeError(f"report_to names {tracker}, which is not installed; pip install {tracker}.")
+                raise XDogeError(
+                    f"{argument('report_to')} names {tracker}, which is not installed; pip install {tracker}."
+                )
         return settings
+
+
+class TrainValues(TypedDict, total=False):
+    """Any of the settings, as `train` takes them by name; `TrainSettings` says what they mean."""
+
+    model: str
+    seed: int
+    steps: int
+    batch_size: int
+    sequence_length: int
+    documents: Literal["ignore", "separate"]
+    learning_rate: float
+    warmup: float
+    final_learning_rate: float
+    weight_decay: float
+    clip: float
+    train_only: str | None
+    precision: Literal["auto", "float32", "bfloat16"]
+    activation_checkpointing: bool
+    device: Literal["auto", "cpu"]
+    per_device_batch_size: int | None
+    accumulation: int | None
+    workers: int
+    eval_every: int
+    eval_sequences: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    report_to: Tracker | Sequence[Tracker]
 
 
 @dataclass(frozen=True)
