@@ -46,8 +46,6 @@ CHECKPOINT = 2
 """Version of what a checkpoint holds."""
 
 Arrays = dict[str, NDArray[Any]]
-MetricsRow = dict[str, Any]
-"""A row of metrics.jsonl."""
 
 MetricsRow = dict[str, Any]
 """A row of metrics.jsonl: a step's number, loss, seconds, and what else the method tells of it."""
