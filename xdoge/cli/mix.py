@@ -14,7 +14,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, Force, app, open_store, refuse_taken, stdout
+from xdoge.cli.app import AsJson, Force, app, as_options, open_store, refuse_taken, stdout
 from xdoge.config import parse_count
 from xdoge.errors import XDogeError
 from xdoge.io import read_json
@@ -126,7 +126,7 @@ def mix(  # one option for each thing that a plan depends on
         try:
             planned.append(Mixture.plan(followed, max_epochs=limit, name=name, **common))
         except XDogeError as error:
-            refused.append(f"--max-epochs {_epochs(limit)}: " * (len(limits) > 1) + _as_options(str(error)))
+            refused.append(f"--max-epochs {_epochs(limit)}: " * (len(limits) > 1) + as_options(error))
     if not planned:
         raise XDogeError(" ".join(refused))
     if out is not None:
@@ -159,7 +159,7 @@ def _number(text: str, what: str) -> float:
 
 
 def _limit(text: str) -> float | None:
-    return None if text.strip() == "none" else _number(text, "--max-epochs")
+    return None if text.strip().lower() == "none" else _number(text, "--max-epochs")
 
 
 def _caps(assignments: Sequence[str]) -> dict[str, float]:
@@ -239,13 +239,6 @@ def _read_before(earlier: Path | None, available: Mapping[str, int]) -> dict[str
     if unknown := sorted(set(sources) - set(available)):
         raise XDogeError(f"{earlier} reads {unknown[0]}, which has no token count; is it of another corpus?")
     return {source: share.read_before + share.tokens for source, share in sources.items()}
-
-
-def _as_options(message: str) -> str:
-    """Return an error of `Mixture.plan` in the words of the command line."""
-    for argument in ("budget_tokens", "max_epochs", "min_share"):
-        message = message.replace(argument, "--" + argument.removesuffix("_tokens").replace("_", "-"))
-    return message.replace("caps names", "--cap names").replace("or None for", "or none for")
 
 
 def _other_corpus(weights: WeightSet | Mapping[str, float], corpus: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a plan refuses, in the words of whoever asked for it."""
+"""What `Mixture.plan` refuses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 
-from xdoge.errors import MOST_NAMES, XDogeError, names_that_differ
+from xdoge.errors import MOST_NAMES, XDogeError, argument, names_that_differ
 from xdoge.mixtures.allocation import least_max_epochs
 from xdoge.mixtures.weights import WeightSet
 from xdoge.names import shown
@@ -36,10 +36,10 @@ def check_names(
             if name not in (known if what == "caps" else available):
                 near = difflib.get_close_matches(name, known, n=1)
                 some = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:MOST_NAMES])}, ..."
-                raise XDogeError(f"{what} names {name!r}; {some}")
+                raise XDogeError(f"{argument(what)} names {name!r}; {some}")
     for name, limit in caps.items():
         if not (_is_number(limit) and limit >= 0):
-            raise XDogeError(f"caps[{name!r}] is {limit!r}; passes over a source are a number >= 0.")
+            raise XDogeError(f"{argument('caps')} of {name!r} is {limit!r}; passes over a source are a number >= 0.")
     for name, count in before.items():
         if not isinstance(count, int) or count < 0:
             raise XDogeError(f"read_before[{name!r}] is {count!r}; it must be a whole number >= 0.")
@@ -49,7 +49,7 @@ def check_names(
 def check_level(level: object) -> None:
     """Refuse a level that is none."""
     if level not in ("languages", "sources"):
-        raise XDogeError(f"level is {shown(level)}; it must be languages or sources.")
+        raise XDogeError(f"{argument('level')} is {shown(level)}; it must be languages or sources.")
 
 
 def is_count(value: object) -> bool:
@@ -63,12 +63,17 @@ def _is_number(value: object) -> bool:
 
 def check_numbers(budget: int, max_epochs: float | None, min_share: float, *, sources: int) -> None:
     if not is_count(budget) or budget < 1:
-        raise XDogeError(f"budget_tokens is {shown(budget)}; it must be a whole number >= 1, and below 2^63.")
+        raise XDogeError(
+            f"{argument('budget_tokens')} is {shown(budget)}; it must be a whole number >= 1, and below 2^63."
+        )
     if max_epochs is not None and not (_is_number(max_epochs) and max_epochs > 0):
-        raise XDogeError(f"max_epochs is {shown(max_epochs)}; it must be a number above 0, or None for no cap.")
+        raise XDogeError(
+            f"{argument('max_epochs')} is {shown(max_epochs)}; it must be a number above 0, or None for no cap."
+        )
     if not (_is_number(min_share) and 0 <= min_share <= 1 / sources):
         raise XDogeError(
-            f"min_share is {shown(min_share)}; for {sources} sources it must be 0 to 1/{sources} = {1 / sources:.4g}."
+            f"{argument('min_share')} is {shown(min_share)}; for {sources} sources it must be 0 to "
+            f"1/{sources} = {1 / sources:.4g}."
         )
 
 
@@ -88,7 +93,11 @@ def refuse_unspendable(
     general = [source for source in used if source not in caps and source.partition("/")[0] not in caps]
     spendable = sum(most[source] for source in used)
     message = f"budget {budget:,} cannot be spent: {len(used)} sources"
-    message += f" at max_epochs {max_epochs:g}" if general and max_epochs is not None else " at caps of their own"
+    message += (
+        f" at {argument('max_epochs')} {max_epochs:g}"
+        if general and max_epochs is not None
+        else " at caps of their own"
+    )
     message += f", less the {sum(before.values()):,} tokens read before," if any(before.values()) else ""
     message += f" give {spendable:,}."
     if not general:
@@ -99,7 +108,7 @@ def refuse_unspendable(
         spent=before,
         fixed=sum(most[source] for source in used if source not in general),
     )
-    raise XDogeError(f"{message} Raise max_epochs to {least:.12g} or lower the budget.")
+    raise XDogeError(f"{message} Raise {argument('max_epochs')} to {least:.12g} or lower the budget.")
 
 
 def whole_sequences(available: Mapping[str, int], sequence_length: int) -> dict[str, int]:
@@ -109,7 +118,7 @@ def whole_sequences(available: Mapping[str, int], sequence_length: int) -> dict[
         XDogeError: the length is none, or a source is shorter than one sequence.
     """
     if not isinstance(sequence_length, int) or sequence_length < 1:
-        raise XDogeError(f"sequence_length is {sequence_length!r}; it must be a whole number >= 1.")
+        raise XDogeError(f"{argument('sequence_length')} is {sequence_length!r}; it must be a whole number >= 1.")
     for source, count in available.items():
         if count < sequence_length:
             raise XDogeError(
