@@ -9,7 +9,7 @@ from pydantic import Field
 
 from xdoge.errors import XDogeError, require
 from xdoge.models.flops import product_flops
-from xdoge.models.recipes import Recipe, load_recipe
+from xdoge.models.recipes import Recipe
 from xdoge.training.proxy_settings import ProxySettings
 
 if TYPE_CHECKING:
@@ -23,33 +23,19 @@ class BaselineSettings(ProxySettings):
     """What `learn` calls it."""
 
     @classmethod
-    def for_store(cls, store: TokenStore, given: Mapping[str, Any], *, where: str = "settings") -> Self:
-        """Return what the user gave, completed by the recipe's and the corpus' defaults, checked against the store.
+    def for_store(cls, store: TokenStore, options: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Return the options with the defaults of the recipe and the corpus, checked against the store.
 
         Args:
             store: the tokens to learn on.
-            given: any of the fields; the rest is filled in.
+            options: any of the fields; the rest is filled in.
             where: what errors call the settings, such as the file they were read from.
 
         Raises:
             XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
         """
-        recipe = load_recipe(str(given.get("proxy", cls.model_fields["proxy"].default)))
-        settings = cls.parse(
-            {
-                **{key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate")},
-                "batch_size": max(recipe.batch_size, 2 * len(store.sources)),
-                **cls._defaults(given, recipe.steps),
-                **given,
-            },
-            where=where,
-        )
-        for source, count in store.sequence_counts(settings.sequence_length).items():
-            if count == 0:
-                raise XDogeError(
-                    f"{source} is too short: its {store.tokens()[source]} tokens make no sequence of "
-                    f"{settings.sequence_length}. Lower sequence_length or leave it out."
-                )
+        settings = cls.parse(cls.completed(options, len(store.sources)), where=where)
+        settings.refuse_short_sources(store, 1)
         settings._check(store)
         return settings
 
@@ -61,11 +47,6 @@ class BaselineSettings(ProxySettings):
     def notes(self, store: TokenStore) -> list[str]:
         """Return what a careful user would want to know about these settings on this store, a line each."""
         return []
-
-    @classmethod
-    def _defaults(cls, given: Mapping[str, Any], recipe_steps: int) -> dict[str, Any]:
-        """Return the defaults that depend on the number of steps."""
-        return {}
 
     def _check(self, store: TokenStore) -> None:
         """Refuse what this store cannot serve."""
@@ -79,9 +60,8 @@ class SteppedSettings(BaselineSettings):
     keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
 
     @classmethod
-    def _defaults(cls, given: Mapping[str, Any], recipe_steps: int) -> dict[str, Any]:
-        steps = given.get("steps", recipe_steps)
-        steps = steps if isinstance(steps, int) else recipe_steps  # a wrong one is refused by name, by parse
+    def defaults(cls, options: Mapping[str, Any], steps: int, k: int) -> dict[str, Any]:
+        """Return how often to evaluate and to save."""
         return {"eval_every": max(1, steps // 10), "checkpoint_every": max(1, steps // 20)}
 
     def parts(self, k: int) -> int:
@@ -189,10 +169,10 @@ class RegmixSettings(BaselineSettings):
             targets = {source: 1 / len(members) for members in store.languages.values() for source in members}
         else:
             targets = self.targets
-        heard = store.sequence_counts(self.sequence_length, split="validation")
-        found = {source: weight for source, weight in targets.items() if weight and heard.get(source)}
-        total = sum(found.values())
-        return {source: weight / total for source, weight in found.items()}
+        available = store.sequence_counts(self.sequence_length, split="validation")
+        measured = {source: weight for source, weight in targets.items() if weight and available.get(source)}
+        total = sum(measured.values())
+        return {source: weight / total for source, weight in measured.items()}
 
     def notes(self, store: TokenStore) -> list[str]:
         """Say what is left out of the target, and when there are few runs."""

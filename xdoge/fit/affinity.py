@@ -1,7 +1,7 @@
-"""Who helps whom: inner products of the sources' gradients, averaged over the fit, and their cosines.
+"""Gradient affinity: which sources help which, as inner products and cosines of their gradients over the fit.
 
-⟨g_i, g_j⟩ > 0 means that a small step on source j lowers the loss on source i. Averaged over steps and divided by the
-lengths of both gradients it is a map of transfer between sources, and summed over their sources, between languages.
+⟨g_i, g_j⟩ > 0 means that a small step on source j lowers the loss on source i. The products are averaged over steps.
+Divided by the lengths of both gradients they are cosines between sources, and summed over sources, between languages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xdoge.fit.gradients.products import SourceProducts
 
 WINDOWS = 10
-"""The fit is cut into this many equal windows, so that one can see transfer change while the proxy learns."""
+"""The fit is cut into this many equal windows, to show how affinity changes while the proxy learns."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ def read_products(path: Path, sources: Sequence[str]) -> Floats:
 def cosines(products: Floats) -> Floats:
     """Return products divided by the lengths of both gradients: (k, k).
 
-    The lengths are estimates without the gradients' noise, and can come out far too small or even negative. Where one
-    is not above 0, or the ratio is none that a cosine can be, the entry is NaN: not known from so few steps.
+    The lengths are estimates without the gradients' noise, and can come out far too small or even negative. The entry
+    is NaN where a length is not above 0 or the ratio is not between -1 and 1: so few steps do not tell.
     """
     own = np.diagonal(products)
     with np.errstate(invalid="ignore"):

@@ -17,7 +17,7 @@ from xdoge.fit.targets import TargetRule, language_shares
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
 from xdoge.models.flops import product_flops
-from xdoge.models.recipes import Recipe, load_recipe
+from xdoge.models.recipes import Recipe
 from xdoge.training.proxy_settings import ProxySettings
 
 if TYPE_CHECKING:
@@ -113,53 +113,41 @@ class FitSettings(ProxySettings):
         return value
 
     @classmethod
-    def for_store(cls, store: TokenStore, given: Mapping[str, Any], *, where: str = "settings") -> Self:
-        """Return what the user gave, completed by the recipe's and the corpus' defaults, checked against the store.
+    def for_store(cls, store: TokenStore, options: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Return the options with the defaults of the recipe and the corpus, checked against the store.
 
         Args:
             store: the tokens to learn on.
-            given: any of the fields; the rest is filled in.
+            options: any of the fields; the rest is filled in.
             where: what errors call the settings, such as the file they were read from.
 
         Raises:
             XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
         """
-        settings = cls.for_sources(store.languages, given, where=where)
-        for source, count in store.sequence_counts(settings.sequence_length).items():
-            if count < settings.least_sequences:
-                raise XDogeError(
-                    f"{source} is too short: its {store.tokens()[source]} tokens make {count} sequences of "
-                    f"{settings.sequence_length}, and at least {settings.least_sequences} are needed. "
-                    "Lower sequence_length or leave it out."
-                )
+        settings = cls.for_sources(store.languages, options, where=where)
+        settings.refuse_short_sources(store, settings.least_sequences)
         return settings
 
     @classmethod
-    def for_sources(cls, languages: Languages, given: Mapping[str, Any], *, where: str = "settings") -> Self:
-        """Return the settings for these sources; all is checked but the length of their text, before preparing it.
+    def for_sources(cls, languages: Languages, options: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Return the settings for these sources, before their text is prepared; only its length is not checked.
 
         Raises:
             XDogeError: a setting is unknown or not allowed.
         """
         sources = [source for members in languages.values() for source in members]
-        settings = cls.parse(cls._filled(given, len(sources), len(given.get("held_out") or ())), where=where)
+        settings = cls.parse(cls.completed(options, len(sources)), where=where)
         settings._check_against(languages, sources)
         return settings
 
     @classmethod
-    def _filled(cls, given: Mapping[str, Any], k: int, held_out: int) -> dict[str, Any]:
-        recipe = load_recipe(str(given.get("proxy", cls.model_fields["proxy"].default)))
-        defaults = {key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate")}
-        steps = given.get("steps", recipe.steps)
-        steps = steps if isinstance(steps, int) else recipe.steps  # a wrong one is refused by name, by parse
+    def defaults(cls, options: Mapping[str, Any], steps: int, k: int) -> dict[str, Any]:
+        """Return the floor for k sources, and how often to evaluate, to save and to measure Gram matrices."""
         return {
-            **defaults,
-            "batch_size": max(recipe.batch_size, 2 * k),
-            "floor": FLOOR_SHARE / max(1, k - held_out),
+            "floor": FLOOR_SHARE / max(1, k - len(options.get("held_out") or ())),
             "eval_every": max(1, steps // 10),
             "checkpoint_every": max(1, steps // 20),
             "gram_every": max(1, steps // 100),
-            **given,
         }
 
     def target_rule(self, store: TokenStore) -> TargetRule:

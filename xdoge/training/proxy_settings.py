@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from xdoge.config import Config
+from xdoge.errors import XDogeError
 from xdoge.models.flops import training_flops
+from xdoge.models.recipes import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
-    from xdoge.models.recipes import Recipe
 
 
 class ProxySettings(Config):
@@ -30,6 +32,34 @@ class ProxySettings(Config):
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most")
+
+    @classmethod
+    def completed(cls, options: Mapping[str, Any], k: int) -> dict[str, Any]:
+        """Return the options and, for what they leave out, the defaults of the recipe and of k sources."""
+        recipe = load_recipe(str(options.get("proxy", cls.model_fields["proxy"].default)))
+        steps = options.get("steps", recipe.steps)
+        steps = steps if isinstance(steps, int) else recipe.steps  # `parse` refuses a wrong one by name
+        return {
+            **{key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate")},
+            "batch_size": max(recipe.batch_size, 2 * k),
+            **cls.defaults(options, steps, k),
+            **options,
+        }
+
+    @classmethod
+    def defaults(cls, options: Mapping[str, Any], steps: int, k: int) -> dict[str, Any]:
+        """Return the defaults of a method's own settings, which depend on its steps and on k sources."""
+        return {}
+
+    def refuse_short_sources(self, store: TokenStore, least: int) -> None:
+        """Raise XDogeError if a source has fewer than `least` sequences."""
+        for source, count in store.sequence_counts(self.sequence_length).items():
+            if count < least:
+                raise XDogeError(
+                    f"{source} is too short: its {store.tokens()[source]} tokens make {count} sequences of "
+                    f"{self.sequence_length}, and at least {least} are needed. Lower sequence_length, or leave the "
+                    "source out."
+                )
 
     def sequences_seen(self, store: TokenStore) -> dict[str, int]:
         """Return how many sequences of each source the proxy sees: all."""

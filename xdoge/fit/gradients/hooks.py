@@ -227,8 +227,6 @@ def _check_same(sink: GradientSink, hooked: HookedModule, output: Any, expected:
     sink.checked.add(hooked.name)
 
 
-# ---------------------------------------------------------------------------------------------- parameters swapped
-
 Slots = list[tuple[nn.Module, str, nn.Parameter]]
 
 
