@@ -81,7 +81,7 @@ def plain(model: LlamaForCausalLM, ids: torch.Tensor, processes: Processes) -> N
 
 
 def measure(count: int, recipe: str) -> dict[str, Any]:
-    """Return what the processes found."""
+    """Return what the processes measured."""
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     with socket.socket() as free:
@@ -92,28 +92,28 @@ def measure(count: int, recipe: str) -> dict[str, Any]:
         job.start()
     for job in jobs:
         job.join()
-    found: dict[str, Any] = queue.get()
-    return found
+    measured: dict[str, Any] = queue.get()
+    return measured
 
 
 def main() -> None:
     """Print the table."""
     recipe = sys.argv[1] if len(sys.argv) > 1 else "1m"
     counts = [int(text) for text in sys.argv[2:]] or [1, 2]
-    found = {count: measure(count, recipe) for count in counts}
+    measured = {count: measure(count, recipe) for count in counts}
     tokens = SOURCES * ROWS * TOKENS
-    print(f"{recipe}, {found[counts[0]]['parameters']:,} parameters; k = {SOURCES}, {tokens:,} tokens a step")
-    alone = found[counts[0]]["seconds"]
-    for count, one in found.items():
-        for name, taken in one["seconds"].items():
+    print(f"{recipe}, {measured[counts[0]]['parameters']:,} parameters; k = {SOURCES}, {tokens:,} tokens a step")
+    alone = measured[counts[0]]["seconds"]
+    for count, result in measured.items():
+        for name, taken in result["seconds"].items():
             seconds = statistics.median(taken)
             ratio = statistics.median(alone[name]) / seconds
-            sent = one["sent"][name] / one["parameters"] / 4 if count > 1 else 0
+            sent = result["sent"][name] / result["parameters"] / 4 if count > 1 else 0
             print(
                 f"{count} processes  {name:>13}  {tokens / seconds:9,.0f} tokens/s  × {ratio:.2f}  "
                 f"sent {sent:.2f} × parameters"
             )
-    print(json.dumps({"recipe": recipe, "tokens": tokens, "processes": found}))
+    print(json.dumps({"recipe": recipe, "tokens": tokens, "processes": measured}))
 
 
 if __name__ == "__main__":

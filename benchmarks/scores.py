@@ -72,16 +72,14 @@ def measure(paths: list[Path]) -> dict[str, float]:
 
 def order_kept(paths: list[Path], best: list[Path]) -> float:
     """Return the rank correlation of each seed's weights with the mean of the other seeds' at `best`, averaged."""
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
-    def ranks(values: np.ndarray) -> np.ndarray:
-        return np.argsort(np.argsort(values))
-
-    found, reference = (
+    learned, reference = (
         np.array([list(WeightSet.load(path / "weights.json").sources.values()) for path in group])
         for group in (paths, best)
     )
     others = [np.delete(reference, seed, axis=0).mean(axis=0) for seed in range(len(paths))]
-    return float(np.mean([np.corrcoef(ranks(a), ranks(b))[0, 1] for a, b in zip(found, others, strict=True)]))
+    return float(np.mean([spearmanr(a, b).statistic for a, b in zip(learned, others, strict=True)]))
 
 
 def main(
@@ -108,9 +106,9 @@ def main(
     best = list(runs.values())[-1]  # the unbiased score with the most sequences
     for (score, count), paths in runs.items():
         if len(paths) > 1:
-            found = measure(paths) | {"order_kept": order_kept(paths, best)}
-            results[f"{score}-{count}"] = found
-            table.add_row(score, str(count), *(f"{value:.4f}" for value in found.values()))
+            numbers = measure(paths) | {"order_kept": order_kept(paths, best)}
+            results[f"{score}-{count}"] = numbers
+            table.add_row(score, str(count), *(f"{value:.4f}" for value in numbers.values()))
     Console(width=120).print(table)
     print(json.dumps(results))
 

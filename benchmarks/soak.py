@@ -51,7 +51,7 @@ def watch(process: subprocess.Popen[bytes], minutes: float, metrics: Path) -> li
             time.sleep(min(SECONDS, 60 * minutes / 200))
         if process.poll() is not None:
             sys.exit(f"the command ended with {process.returncode} before its time")
-        row = {name: min(one[name] for one in looks) for name in COLUMNS}
+        row = {name: min(sample[name] for sample in looks) for name in COLUMNS}
         row["steps"] = len(metrics.read_bytes().splitlines())
         tenths.append(row)
         print(
@@ -69,22 +69,32 @@ def main() -> None:
     parser.add_argument("--store", type=Path)
     parser.add_argument("--proxy", default="1m")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of the fit")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        store, run = given.store or Path(folder, "store"), Path(folder, "run")
-        if given.store is None:
+        store, run = args.store or Path(folder, "store"), Path(folder, "run")
+        if args.store is None:
             from xdoge.corpus.prepare import prepare
             from xdoge.corpus.sample import write_sample
 
             prepare(write_sample(Path(folder, "sample")), store)
-        settings = ["sequence_length=32", "checkpoint_every=100", "eval_every=100", "eval_sequences=2", *given.set]
+        settings = ["sequence_length=32", "checkpoint_every=100", "eval_every=100", "eval_sequences=2", *args.set]
         options = [word for setting in settings for word in ("--set", setting)]
-        command = [sys.executable, "-m", "xdoge", "fit-weights", str(store), "--out", str(run), "--proxy", given.proxy]
+        command = [
+            sys.executable,
+            "-m",
+            "xdoge",
+            "fit-weights",
+            str(store),
+            "--out",
+            str(run),
+            "--proxy",
+            args.proxy,
+        ]
         print("tenth   minutes     steps  resident MB  anonymous MB  files")
         with Path(folder, "printed").open("wb") as printed:
             process = subprocess.Popen([*command, "--steps", str(STEPS), *options], stdout=printed, stderr=printed)
             try:
-                tenths = watch(process, given.minutes, run / "metrics.jsonl")
+                tenths = watch(process, args.minutes, run / "metrics.jsonl")
                 process.send_signal(signal.SIGTERM)
                 process.wait(60)
             finally:
@@ -92,7 +102,7 @@ def main() -> None:
         grown = [name for name in COLUMNS if tenths[-1][name] > MOST * tenths[1][name]]
         in_order = process.returncode == 128 + signal.SIGTERM
         print(f"grown by more than {MOST - 1:.0%}: {', '.join(grown) or 'nothing'}; exit code {process.returncode}")
-        print(json.dumps({"minutes": given.minutes, "proxy": given.proxy, "settings": settings, "tenths": tenths}))
+        print(json.dumps({"minutes": args.minutes, "proxy": args.proxy, "settings": settings, "tenths": tenths}))
         sys.exit(bool(grown) or not in_order)
 
 

@@ -301,7 +301,8 @@ def test_when_every_checkpoint_is_damaged_nothing_is_lost_unasked(whole, name, t
     assert status == 1
     line = line_of(printed)
     assert all(f"{path}: {largest(path).name} is not what was written" in line for path in checkpoints)
-    assert f"Put back a copy of one, or remove {command.path / 'checkpoints'} and --resume from the first step" in line
+    assert f"remove {command.path / 'checkpoints'}" in line
+    assert "--resume" in line
     assert sorted(command.path.glob("checkpoints/*")) == checkpoints
 
 

@@ -1,24 +1,24 @@
-"""Inner products of the sources' gradients, out of the one backward pass that trains the model.
+"""The gradient engine: inner products of the sources' gradients from the backward pass that trains the model.
 
-The reweighting step needs, for k sources with gradients g_i of their mean losses, the products ⟨g_j, Σ_i τ_i g_i⟩, and
-training needs Σ_i α_i g_i. Done plainly that is k backward passes and a k × P matrix. But a backward pass over a batch
-that holds rows of all sources has everything already: the gradient of a linear map's weight is a sum over rows,
+Let g_i be the gradient of the mean loss of source i, of k. Reweighting needs the products ⟨g_j, Σ_i τ_i g_i⟩, and
+training needs Σ_i α_i g_i. The plain way takes k backward passes and a k × P matrix. But one backward pass over a batch
+with rows of all sources has everything already. The gradient of a linear map's weight is a sum over rows:
 
-    g = Σ_rows (output gradient)ᵀ (input),
+    g = Σ_rows (output gradient)ᵀ (input)
 
-and stopping that sum at the borders between sources gives each source's own gradient, for the same arithmetic. So, in
-backward, wherever a parameter's gradient would be formed, this module forms it per source, a slice of the parameter
-at a time in a buffer of a few megabytes, and reduces the slice at once to
+Stopping that sum at the borders between sources gives each source's own gradient, for the same arithmetic. So wherever
+backward would form a parameter's gradient, the engine forms it per source, one slice of the parameter at a time, in a
+buffer of a few megabytes. It reduces each slice at once to
 
     its share of the products                added up in float64, a few numbers per source, and
     its slice of Σ_i α_i g_i                 added to `param.grad`.
 
-No more than that buffer is ever held beyond what training holds. Parameters that are used more than once (a head tied
-to the embedding, a module called twice, microbatches) wait until their last use has arrived, for the uses must be
-summed before products are taken. The one condition is that no operation mixes rows.
+Beyond what training holds, that buffer is all the memory it needs. A parameter that is used several times (a head tied
+to the embedding, a module called twice, microbatches) waits for its last use, since the uses must be summed before
+products are taken. The only condition is that no operation mixes rows.
 
-`accumulator.py` has the reduction, `segments.py` the rows and the forms in which gradients arrive, `hooks.py` what
-stands in for each module's forward.
+`hooks.py` replaces the modules' forward, `segments.py` has the forms in which gradients arrive, `accumulator.py` forms
+and reduces them, and `pipelined_reduce.py` sums the gradients of sources that lie on several processes.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from xdoge.fit.gradients.segments import working_dtype
 from xdoge.models.loss import plain_head
 
 CHUNK_BYTES = {"cpu": 3 * 2**20, "cuda": 64 * 2**20}
-"""Of the per-source gradients formed at once, by kind of device: larger ones fall out of a CPU's cache, where it was
-measured; a GPU, where it was not, wants fewer and larger products, and messages of some megabytes."""
+"""Size of the per-source gradients formed at once, by kind of device. On a CPU it was measured: larger ones fall out of
+the cache. On a GPU it was not: it wants fewer and larger products, and messages of some megabytes."""
 
 
 class GradientEngine:

@@ -1,4 +1,4 @@
-"""The output head and its cross-entropy in one operation, without keeping the logits."""
+"""The output head with its cross-entropy as one operation, which need not keep the logits."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class HeadLoss(torch.autograd.Function):
     """The summed next-token loss of a head without bias, with the logits made a few tokens at a time.
 
     Each slice of logits is turned at once into its loss, its gradient (softmax minus one-hot) and the hidden states'
-    gradient, so that of the three copies of (N, V) that an ordinary cross-entropy makes at most one stays, and none
-    if `keep` is false: then the slice that the weight's gradient needs is made once more when it is needed.
+    gradient. An ordinary cross-entropy makes three copies of (N, V); this keeps at most one. If `keep` is false it
+    keeps none: the slice that the weight's gradient needs is computed again when it is needed.
     """
 
     SLICE_BYTES = 32 * 2**20

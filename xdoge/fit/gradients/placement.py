@@ -1,9 +1,8 @@
 """Which rows of a step's batch each process runs.
 
-A source whose rows all lie on one process costs the others nothing: that process alone forms its gradient and knows
-|g_j|² and the product of its halves. Of a source that is split over processes, the gradient itself has to be summed
-over them, slice by slice. So sources stay whole as long as the processes have about equally much to do, and are split
-where one is too large for that.
+A source whose rows all lie on one process needs no communication: that process forms its gradient alone and knows
+|g_j|² and the product of its halves. The gradient of a source that is split must be summed over processes, slice by
+slice. So sources stay whole while the processes have about equally much to do; a source that is too large is split.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ SLACK = 1.1
 
 @dataclass(frozen=True)
 class Placement:
-    """How many rows of each source each process runs; those of one source lie in the order of the processes."""
+    """How many rows of each source each process runs. The rows of a source are in the order of the processes."""
 
     rows: NDArray[np.int64]  # (R, k)
 
@@ -45,13 +44,13 @@ class Placement:
 
 
 def place(counts: Counts, processes: int) -> Placement:
-    """Spread a batch over processes: whole sources, the largest first, each to the one that has least so far.
+    """Spread a batch over processes: whole sources, the largest first, each to the process with the fewest rows so far.
 
-    Where that leaves one of them more than `SLACK` times the mean, or none at all, all get equally many rows (one more
-    or less), and a source that does not fit goes on in the next process.
+    If a process then has more than `SLACK` times the mean, or no rows, all processes get equally many rows instead,
+    give or take one. A source that does not fit continues in the next process.
 
     Args:
-        counts: (k,) rows of each source; no fewer in all than processes.
+        counts: (k,) rows of each source; their sum is at least the number of processes.
         processes: R.
     """
     rows = np.zeros((processes, len(counts)), dtype=np.int64)
