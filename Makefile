@@ -7,7 +7,7 @@ DEMO_OUT ?= demo
 # Commands and tests start hundreds of interpreters, and each would compile what it imports again: keep the bytecode.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help install demo test check lint format types pytest notebooks bench-prepare bench-step bench-sampler bench-eval clean
+.PHONY: help install demo test test-fast check lint format types pytest notebooks bench-prepare bench-step bench-sampler bench-eval clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ demo: .venv/installed
 test: check
 
 check: lint types pytest
+
+## test-fast      the same without the tests that take more than ten seconds
+test-fast: lint types
+	@echo "== pytest -m 'not slow', warnings are errors"
+	@$(BIN)/pytest -q -n 2 -m "not slow"
 
 lint: .venv/installed
 	@echo "== ruff: lint and format"
