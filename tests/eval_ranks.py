@@ -30,7 +30,7 @@ def ask(model: str, data: Path, text: dict[str, Path], partial: Path | None) -> 
     measured = measure(model, texts, settings=PerplexitySettings(batch_tokens=48, device="cpu"), partial=partial)
     settings = HarnessSettings(device="cpu")
     suite = Suite(name="mine", num_fewshot=2, tasks=TASKS)
-    found = iberobench.evaluate(model, suite, settings=settings, local_data=data, partial=partial)
+    found = iberobench.run_suite(model, suite, settings=settings, local_data=data, partial=partial)
     return {
         "totals": {source: scores.totals.tolist() for source, scores in measured.sources.items()},
         "outcomes": {
@@ -58,7 +58,7 @@ def work(rank: int, environment: dict[str, str], folder: Path, model: str, data:
     def fail(*_: object) -> None:
         raise RuntimeError("a bug of ours")
 
-    _before(harness.Model, "score", lambda _, task, *__: asked.append(task.task_name))
+    _before(harness.HarnessModel, "score", lambda _, task, *__: asked.append(task.task_name))
     if rank == 1:
         _before(HFLM, "_loglikelihood_tokens", broken)
         _before(catalogue.Catalogue, "build", without_data)

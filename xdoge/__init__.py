@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xdoge.corpus.prepare import prepare
     from xdoge.corpus.store import TokenStore
     from xdoge.errors import Interrupted, XDogeError
-    from xdoge.eval.perplexity import evaluate
+    from xdoge.eval.evaluate import evaluate
     from xdoge.export import export
     from xdoge.fit.trainer import fit
     from xdoge.mixtures.mixture import Mixture
@@ -59,7 +59,7 @@ _HOMES = {
     "WeightSet": "mixtures.weights",
     "XDogeError": "errors",
     "compare": "analysis.comparison",
-    "evaluate": "eval.perplexity",
+    "evaluate": "eval.evaluate",
     "prepare": "corpus.prepare",
 }
 _CALLABLE_PACKAGES = ("export", "fit", "train")  # see xdoge/_callable.py

@@ -19,9 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from xdoge.errors import XDogeError
 from xdoge.eval.lm_eval import benchmarks as iberobench
 from xdoge.eval.lm_eval import harness
-from xdoge.eval.lm_eval.benchmarks import Benchmarked, Outcome, check, evaluate, expanded
+from xdoge.eval.lm_eval.benchmarks import Benchmarked, TaskOutcome, check, expanded, run_suite
 from xdoge.eval.lm_eval.bridge import bridged, compute_exact, compute_f1, load_metric
-from xdoge.eval.lm_eval.catalogue import Catalogue, Source, TaskError, offline
+from xdoge.eval.lm_eval.catalogue import Catalogue, TaskData, TaskError, offline
 from xdoge.eval.lm_eval.harness import Score, sentencepiece_tokenizer
 from xdoge.eval.lm_eval.prefetch import prefetch
 from xdoge.eval.lm_eval.tasks.veritasqa import answers
@@ -131,7 +131,7 @@ def no_network():
 def run(model, data, *tasks, **options):
     settings = HarnessSettings.parse({"device": "cpu", **options.pop("settings", {})}, where="settings")
     suite = Suite(name="mine", num_fewshot=2, tasks=tasks)
-    return evaluate(model, suite, settings=settings, local_data=data, **options)
+    return run_suite(model, suite, settings=settings, local_data=data, **options)
 
 
 def only(found):
@@ -141,7 +141,7 @@ def only(found):
 
 def built(task, data, num_fewshot=0):
     catalogue = Catalogue([task.task])
-    source = catalogue.source(task, data)
+    source = catalogue.data(task, data)
     return catalogue.build(task, source, num_fewshot=num_fewshot, seed=1234)
 
 
@@ -221,7 +221,7 @@ def test_the_harness_sees_the_token_before_a_document_first(model, data):
     from xdoge.distributed import Processes
     from xdoge.models.resolver import CausalModel
 
-    asked = harness.Model(
+    asked = harness.HarnessModel(
         CausalModel.find(model), Processes(0, 1, "cpu"), HarnessSettings(batch_size=1, precision="float32")
     )
     lm = asked._load()
@@ -257,7 +257,7 @@ def test_every_task_with_real_questions_is_built():
     tasks, catalogue = expanded(suite)
     made, failed, folders = set(), {}, set()
     for task in tasks:
-        source = catalogue.source(task, data)
+        source = catalogue.data(task, data)
         if not source.files:
             continue
         try:
@@ -353,14 +353,14 @@ def test_veritasqa_metrics_of_known_answers():
 
 
 def test_every_task_has_an_outcome_and_none_stops_the_others(model, data, tmp_path, monkeypatch):
-    score = harness.Model.score
+    score = harness.HarnessModel.score
 
     def failing(self, task, metric, wanted):
         if task.task_name == "escola":
             raise RuntimeError("CUDA out of memory")
         return score(self, task, metric, wanted)
 
-    monkeypatch.setattr(harness.Model, "score", failing)
+    monkeypatch.setattr(harness.HarnessModel, "score", failing)
     monkeypatch.setattr(iberobench, "is_published", lambda task: True)
     rows_of(tmp_path / "qnlieu", test=[{"question": "a", "label": 0}])
     rows_of(tmp_path / "assin2_rte", train=[{}])
@@ -459,14 +459,14 @@ def test_a_killed_run_goes_on_where_it_was(model, data, tmp_path, monkeypatch):
     assert again.rows() == whole.rows()
     assert [event.name for event in seen if event.kind == "skip"] == ["qnlieu", "bec2016eu"]
     assert [(event.done, event.total) for event in seen if event.kind == "source"] == [(1, 3), (2, 3), (3, 3)]
-    monkeypatch.setattr(harness.Model, "_load", lambda self: pytest.fail("asked again"))
+    monkeypatch.setattr(harness.HarnessModel, "_load", lambda self: pytest.fail("asked again"))
     assert run(model, data, QNLI, BEC, ESCOLA, partial=partial, **options).rows() == whole.rows()
 
 
 def test_what_was_kept_of_other_questions_settings_or_weights_is_not_used(model, data, tmp_path, monkeypatch):
     score = Score(0.5, 0.1, 2, True, "none", 0, "0")
     asked = []
-    monkeypatch.setattr(harness.Model, "score", lambda self, task, *_: asked.append(task.task_name) or score)
+    monkeypatch.setattr(harness.HarnessModel, "score", lambda self, task, *_: asked.append(task.task_name) or score)
     rows_of(tmp_path / "qnlieu", test=[{"question": "a", "sentence": "b", "label": 0}] * 9)
 
     def asked_again(task=QNLI, **settings):
@@ -495,7 +495,7 @@ def test_a_group_of_the_harness_stands_for_its_tasks():
     wanted = [task for task in Suite.find("iberobench").tasks if task.group == "flores_gl"]
     assert {task.task for task in tasks} == {task.task for task in wanted}
     assert {(task.group, task.folder, task.max) for task in tasks} == {("flores_gl", "flores", 100)}
-    assert all(catalogue.source(task, None).dataset == "facebook/flores" for task in tasks)
+    assert all(catalogue.data(task, None).dataset == "facebook/flores" for task in tasks)
 
 
 def test_a_task_that_the_harness_does_not_have_is_refused_before_anything_runs():
@@ -551,8 +551,8 @@ def outcome(task, value, *, stderr=None, language="eu", reason="", **fields):
     scale = {} if "choices" in fields or "chance" in fields else {"chance": 0}
     spec = SuiteTask(task=task, language=language, **scale, **fields)
     if value is None:
-        return Outcome(spec, "no data", reason)
-    return Outcome(spec, "ran", score=Score(value, stderr, 100, True, "none", 0, "0"))
+        return TaskOutcome(spec, "no data", reason)
+    return TaskOutcome(spec, "ran", score=Score(value, stderr, 100, True, "none", 0, "0"))
 
 
 def test_averages_of_known_scores():
@@ -618,7 +618,7 @@ def test_importing_brings_in_nothing_heavy():
 
 def test_a_source_of_files_is_known_by_their_bytes(tmp_path):
     rows_of(tmp_path, test=[{"a": 1}])
-    source = Source("d", None, {}, ("test",), {"test": tmp_path / "test.jsonl"}, "test")
+    source = TaskData("d", None, {}, ("test",), {"test": tmp_path / "test.jsonl"}, "test")
     before = source.identity()
     rows_of(tmp_path, test=[{"a": 2}])
     os.utime(tmp_path / "test.jsonl", ns=(1, 1))

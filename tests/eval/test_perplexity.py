@@ -20,7 +20,7 @@ from xdoge.corpus import Corpus
 from xdoge.distributed import Processes
 from xdoge.errors import MemoryFullError, NonFiniteLossError, XDogeError
 from xdoge.eval.documents import Documents, Text, validation_texts
-from xdoge.eval.perplexity import Measured, PerplexitySettings, SourceScores, evaluate, measure
+from xdoge.eval.perplexity import Measured, PerplexitySettings, SourceScores, measure
 from xdoge.eval.results import ALL
 from xdoge.eval.scoring import LoadedModel, batches, load_on, windows
 from xdoge.models.recipes import load_recipe
@@ -221,7 +221,7 @@ def test_a_store_and_its_text_files_give_the_same_numbers(proxy, store, tmp_path
 
 def test_a_store_of_another_tokenizer_is_refused(hub_model, store):
     with pytest.raises(XDogeError, match="another tokenizer .*as files"):
-        evaluate(hub_model, store)
+        measure(hub_model, store).rows()
 
 
 def test_numbers_of_known_totals():
@@ -305,7 +305,7 @@ def test_parallel_text_gives_bits_relative_to_the_reference(hub_model, parallel)
     expected = {language: nats[language] / nats["en"] for language in ("gl", "eu")}
     expected[ALL] = (expected["gl"] + expected["eu"]) / 2
     assert ratios == pytest.approx({(k, "perplexity", "bits_relative_to_en"): v for k, v in expected.items()})
-    basque = values(evaluate(hub_model, parallel, settings=PerplexitySettings(reference="eu")), language="en")
+    basque = values(measure(hub_model, parallel, settings=PerplexitySettings(reference="eu")).rows(), language="en")
     assert basque["en", "perplexity", "bits_relative_to_eu"] == pytest.approx(1 / expected["eu"])
 
 
@@ -313,7 +313,7 @@ def test_a_file_with_a_column_for_each_language_and_parquet_serve_as_well(hub_mo
     columns = {f"sentence_{language}": documents for language, documents in PARALLEL.items()}
     pq.write_table(pa.table({"id": range(4), **columns}), tmp_path / "flores.parquet")
     wide = {ln: Text((tmp_path / "flores.parquet",), column=f"sentence_{ln}") for ln in PARALLEL}
-    one, other = evaluate(hub_model, parallel), evaluate(hub_model, wide)
+    one, other = measure(hub_model, parallel).rows(), measure(hub_model, wide).rows()
     assert one == other
 
 
@@ -346,26 +346,26 @@ def test_the_draw_does_not_care_for_order_or_for_other_documents(ids, most, draw
 
 
 def test_a_killed_evaluation_goes_on_where_it_was(hub_model, parallel, tmp_path, monkeypatch):
-    whole, partial, seen = evaluate(hub_model, parallel), tmp_path / "partial", []
+    whole, partial, seen = measure(hub_model, parallel).rows(), tmp_path / "partial", []
 
     def stop(event):
         if (event.kind, event.name) == ("source", "gl"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(hub_model, parallel, partial=partial, on_progress=stop)
+        measure(hub_model, parallel, partial=partial, on_progress=stop).rows()
     assert [file.name[:3] for file in partial.iterdir()] == ["en-"]
-    assert evaluate(hub_model, parallel, partial=partial, on_progress=seen.append) == whole
+    assert measure(hub_model, parallel, partial=partial, on_progress=seen.append).rows() == whole
     assert [event.name for event in seen if event.kind == "skip"] == ["en"]
     assert [event.name for event in seen if event.kind == "done"] == ["gl", "eu"]
     monkeypatch.setattr(CausalModel, "load", lambda *_, **__: pytest.fail("measured again"))
-    assert evaluate(hub_model, parallel, partial=partial) == whole
+    assert measure(hub_model, parallel, partial=partial).rows() == whole
 
 
 def test_what_was_kept_of_other_text_settings_or_weights_is_not_used(hub_model, parallel, tmp_path):
     def measured_again(settings=None):
         seen = []
-        evaluate(hub_model, parallel, partial=tmp_path / "partial", settings=settings, on_progress=seen.append)
+        measure(hub_model, parallel, partial=tmp_path / "partial", settings=settings, on_progress=seen.append).rows()
         return [event.name for event in seen if event.kind == "done"]
 
     assert measured_again() == ["en", "gl", "eu"]
@@ -390,19 +390,19 @@ def test_what_was_kept_of_other_text_settings_or_weights_is_not_used(hub_model, 
 )
 def test_windows_that_cannot_be_are_refused(hub_model, parallel, settings, message):
     with pytest.raises(XDogeError, match=message):
-        evaluate(hub_model, parallel, settings=PerplexitySettings(**settings))
+        measure(hub_model, parallel, settings=PerplexitySettings(**settings)).rows()
 
 
 def test_what_is_no_model_or_has_no_tokenizer_is_refused(hub_model, parallel, tmp_path):
     with pytest.raises(XDogeError, match=r"has no config\.json; a model lies in .*/model"):
-        evaluate(os.path.dirname(hub_model), parallel)
+        measure(os.path.dirname(hub_model), parallel).rows()
     AutoModelForCausalLM.from_pretrained(hub_model).save_pretrained(tmp_path / "bare")
     with pytest.raises(XDogeError, match="bare has no tokenizer; copy the files"):
-        evaluate(str(tmp_path / "bare"), parallel)
+        measure(str(tmp_path / "bare"), parallel).rows()
     with pytest.raises(XDogeError, match="'es mal' cannot be a source; write LANGUAGE or LANGUAGE/NAME"):
-        evaluate(hub_model, {"es mal": parallel["gl"]})
+        measure(hub_model, {"es mal": parallel["gl"]}).rows()
     with pytest.raises(XDogeError, match="no column 'sentence'; it has text, id"):
-        evaluate(hub_model, {"gl": Text(parallel["gl"].files, column="sentence")})
+        measure(hub_model, {"gl": Text(parallel["gl"].files, column="sentence")}).rows()
 
 
 def test_a_token_outside_the_vocabulary_and_a_loss_of_nan_are_refused(hub_model, parallel, monkeypatch):
@@ -413,7 +413,7 @@ def test_a_token_outside_the_vocabulary_and_a_loss_of_nan_are_refused(hub_model,
         model.lm_head.weight[0, 0] = float("nan")
     monkeypatch.setattr(CausalModel, "load", lambda *_, **__: model)
     with pytest.raises(NonFiniteLossError, match="gives document 0 of en a loss of nan"):
-        evaluate(hub_model, parallel)
+        measure(hub_model, parallel).rows()
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("alloc: can't allocate memory: you")])
@@ -449,7 +449,7 @@ def test_an_id_that_names_several_documents_names_none():
 
 def test_the_model_is_fed_in_the_order_that_fits_its_progress(hub_model, parallel):
     seen = []
-    evaluate(hub_model, parallel, settings=PerplexitySettings(batch_tokens=30), on_progress=seen.append)
+    measure(hub_model, parallel, settings=PerplexitySettings(batch_tokens=30), on_progress=seen.append).rows()
     of_one = [event for event in seen if event.name == "gl"]
     assert [event.kind for event in of_one] == ["source"] * (len(of_one) - 1) + ["done"]
     assert [event.tokens for event in of_one] == sorted(event.tokens for event in of_one)

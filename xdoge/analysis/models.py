@@ -62,16 +62,6 @@ def tokenizers(results: Results) -> set[str]:
     return {about["tokenizer"] for about in results.settings.get("perplexity", {}).values()}
 
 
-def task_outcomes(results: Results) -> list[dict[str, Any]]:
-    """Return the outcome of every task of every suite and model, with the name of the model."""
-    return [
-        {"model": model, **outcome}
-        for suites in results.settings.get("benchmarks", {}).values()
-        for model, about in suites.items()
-        for outcome in about["outcomes"]
-    ]
-
-
 def score_rows(results: Results, *, baseline: str | None) -> Rows:
     """Return the rows of results.json with differences to the baseline model.
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from xdoge.analysis.models import RULE, Measure, measures, task_outcomes
+from xdoge.analysis.models import RULE, Measure, measures
 from xdoge.analysis.shares import Group, Rows, agreement, union
 from xdoge.analysis.statistics import TIE
-from xdoge.eval.results import ALL, Results
+from xdoge.eval.results import ALL, Results, by_reason
 from xdoge.mixtures.weights import WeightSet
 
 NONE = "–"
@@ -156,7 +156,7 @@ def results_tables(results: Results, rows: Rows, *, baseline: str | None) -> lis
         baseline: model that changes are taken against; None shows no changes.
     """
     tables = [scores_table(rows, measure, baseline=baseline) for measure in measures(results)]
-    tables.append(tasks_table(rows, task_outcomes(results), baseline=baseline))
+    tables.append(tasks_table(rows, results.task_outcomes(), baseline=baseline))
     return [table for table in tables if table.rows]
 
 
@@ -215,20 +215,8 @@ def _models_table(
 
 def not_run(results: Results) -> list[str]:
     """Return a line for each reason for which tasks did not run; empty if all ran."""
-    missed = [outcome for outcome in task_outcomes(results) if outcome["outcome"] != "ran"]
+    missed = [outcome for outcome in results.task_outcomes() if outcome["outcome"] != "ran"]
     return by_reason((outcome["outcome"], outcome["reason"], outcome["task"]) for outcome in missed)
-
-
-def by_reason(missed: Iterable[tuple[str, str, str]], *, most: int = 8) -> list[str]:
-    """Return a line for each outcome and reason of (outcome, reason, task), with `most` of the tasks."""
-    reasons: dict[tuple[str, str], dict[str, None]] = {}
-    for outcome, reason, task in missed:
-        reasons.setdefault((outcome, reason), {})[task] = None
-    lines = []
-    for (outcome, reason), tasks in reasons.items():
-        names = ", ".join([*list(tasks)[:most], *(["…"] if len(tasks) > most else [])])
-        lines.append(f"{outcome}: {len(tasks)} task{'s' * (len(tasks) > 1)} ({reason}): {names}")
-    return lines
 
 
 def validation_table(rows: Rows, *, baseline: str | None) -> TextTable:

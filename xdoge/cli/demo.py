@@ -9,14 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from xdoge.cli.app import app
-from xdoge.cli.eval import ModelArgument, print_results, run_evaluation
+from xdoge.cli.eval import print_results, run_evaluation
 from xdoge.cli.fit_weights import print_fit, run_fit
 from xdoge.cli.mix import print_mixtures
 from xdoge.cli.prepare import prepare_store, print_store
 from xdoge.cli.train import print_run, run_training
 from xdoge.errors import XDogeError, require
-from xdoge.eval.perplexity import PerplexitySettings
-from xdoge.eval.suite import HarnessSettings
 from xdoge.io import write_text
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.strategies import strategy_weights
@@ -73,11 +71,9 @@ def demo(
         trained = run_training(mixture, store, chosen, out / name, resume=False)
         print_run(trained, mixture)
 
-    models = [ModelArgument(name, str(out / name / "model")) for name in mixtures]
     results = run_evaluation(
-        models, store, [], PerplexitySettings(max_documents=20), HarnessSettings(), None, out / "results.json"
+        {name: out / name for name in mixtures}, store=store, out=out / "results.json", max_documents=20
     )
-    assert results is not None  # there is one process
     print_results(results, baseline="uniform")
     files = [out / "run", *(out / f"{name}.json" for name in mixtures), *(out / name for name in mixtures)]
     compared = compare([*files, out / "results.json"], baseline="uniform")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import json
-import shutil
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.table import Table
 
 from xdoge.analysis.inputs import check_baseline
-from xdoge.analysis.models import score_notes, score_rows, task_outcomes, tokenizers
-from xdoge.analysis.tables import by_reason, exceeding_rule, not_run, results_tables
+from xdoge.analysis.models import score_notes, score_rows, tokenizers
+from xdoge.analysis.tables import exceeding_rule, not_run, results_tables
 from xdoge.cli.app import (
     AsJson,
     Force,
@@ -32,18 +28,17 @@ from xdoge.cli.app import (
 )
 from xdoge.cli.progress import Display
 from xdoge.cli.tables import print_table
-from xdoge.config import Config, settings_help
+from xdoge.config import settings_help
 from xdoge.errors import XDogeError, require
 from xdoge.eval.documents import Text, validation_texts
-from xdoge.eval.perplexity import PerplexitySettings, measure
-from xdoge.eval.results import Results, Row
+from xdoge.eval.evaluate import evaluate as measure_all
+from xdoge.eval.evaluate import named_models, partial_folder, split_settings
+from xdoge.eval.perplexity import PerplexitySettings
+from xdoge.eval.results import Results, by_reason
 from xdoge.eval.suite import HarnessSettings, Suite
-from xdoge.io import disk_errors, locked
-from xdoge.models.resolver import model_folder
-from xdoge.progress import Event, OnProgress, silent
 
 if TYPE_CHECKING:
-    from xdoge.corpus.store import TokenStore
+    pass
 
 _EVAL_HELP = f"""Measure perplexity by language and benchmarks of one model or several, in one table.
 
@@ -93,14 +88,6 @@ large for one.
 """
 
 
-@dataclass(frozen=True)
-class ModelArgument:
-    """A model to measure: what to call it in tables, and its folder or its name on the Hub."""
-
-    name: str
-    path: str
-
-
 @app.command(name="eval", help=_EVAL_HELP)
 def evaluate(  # one option for each thing that evaluations differ in most often
     models: Annotated[
@@ -118,8 +105,8 @@ def evaluate(  # one option for each thing that evaluations differ in most often
             help="Validation files of a corpus, or one file of a language or source; may be repeated.",
         ),
     ] = None,
-    suite: Annotated[
-        list[str] | None, typer.Option(metavar="NAME|FILE", help="Benchmarks to run; may be repeated.")
+    suites: Annotated[
+        list[str] | None, typer.Option("--suite", metavar="NAME|FILE", help="Benchmarks to run; may be repeated.")
     ] = None,
     local_data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with the benchmarks' questions, TASK/SPLIT.jsonl.")
@@ -145,32 +132,30 @@ def evaluate(  # one option for each thing that evaluations differ in most often
     as_json: AsJson = False,
 ) -> None:
     with one_voice():
-        suites = [Suite.find(name) for name in suite or []]
+        benchmarks = [Suite.find(name) for name in suites or []]
         if local_data is not None and not local_data.is_dir():
             raise XDogeError(f"--local-data {local_data} is not a folder.")
-        if suites:
+        if benchmarks:
             require("eval", "lm_eval")
         if prefetch:
-            _prefetch(suites, local_data, as_json=as_json)
+            _prefetch(benchmarks, local_data, as_json=as_json)
             return
         require("proxy", "torch", "transformers")
         flags = {"num_fewshot": num_fewshot, "limit": limit, "max_documents": max_documents}
         chosen = chosen_settings(config, assignments or [], flags)
-        perplexity, harness = _settings(chosen, where=str(config) if config else "settings")
-        measured = [_model(model) for model in models or []]
-        _refuse_wrong_use(measured, out, bool(store or text or suites), baseline)
+        split_settings(chosen, where=str(config) if config else "settings")
+        named = named_models(_models(models or []))
+        check_baseline(list(named), baseline)
+        if out is None:
+            raise XDogeError("--out is missing: the results.json to write.")
         of_benchmarks = {"--num-fewshot": num_fewshot, "--limit": limit, "--local-data": local_data}
-        if not suites and (idle := [option for option, value in of_benchmarks.items() if value is not None]):
+        if not benchmarks and (idle := [option for option, value in of_benchmarks.items() if value is not None]):
             raise XDogeError(f"{idle[0]} is for benchmarks; name some with --suite, or leave it out.")
-        assert out is not None
-        refuse_taken(out, force or _partial(out).is_dir())  # where a kill came just before that folder was removed
-        if store and text:
-            raise XDogeError("--store and --text are two ways to name the text; give one.")
-        opened = open_store(store) if store else _texts(text or [])
-        if opened is not None and "reference" in chosen:
-            _refuse_reference(perplexity.reference, opened)
-        results = run_evaluation(measured, opened, suites, perplexity, harness, local_data, out)
-    if results is None:  # another process reports
+        refuse_taken(out, force or partial_folder(out).is_dir())  # a kill may have come before that was removed
+        options = {"suites": benchmarks, "local_data": local_data, "out": out, **chosen}
+        opened = open_store(store) if store else None
+        results = run_evaluation(named, store=opened, text=_texts(text or []), **options)
+    if not is_first():
         return
     if as_json:
         print(json.dumps(results.to_dict(), indent=2, ensure_ascii=False))
@@ -188,73 +173,17 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
         print("The models have different tokenizers: bits per byte compares them, perplexity per token does not.")
     for line in (*exceeding_rule(scores), *score_notes(scores, baseline=baseline), *not_run(results)):
         print(line)
-    if benchmarks := task_outcomes(results):
+    if benchmarks := results.task_outcomes():
         ran = sum(outcome["outcome"] == "ran" for outcome in benchmarks)
         print(f"{ran:,} of {len(benchmarks):,} tasks ran; the table has what became of each.")
         if cut := {outcome["task"]: None for outcome in benchmarks if outcome.get("truncated")}:
             print(f"Longer than the context, and read without their beginning: some prompts of {', '.join(cut)}.")
 
 
-def run_evaluation(
-    models: Sequence[ModelArgument],
-    text: TokenStore | Mapping[str, Text] | None,
-    suites: Sequence[Suite],
-    perplexity: PerplexitySettings,
-    harness: HarnessSettings,
-    local_data: Path | None,
-    out: Path,
-) -> Results | None:
-    """Measure every model, write `out` and return it; None in all processes but the first.
-
-    Raises:
-        XDogeError: something cannot be measured, or nothing was.
-    """
-    from huggingface_hub.utils import logging as hub
-    from transformers.utils.logging import disable_progress_bar
-
-    from xdoge.distributed import Processes
-    from xdoge.eval.documents import FileText, StoreText
-    from xdoge.eval.lm_eval import benchmarks as iberobench
-    from xdoge.models.resolver import CausalModel
-
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    hub.set_verbosity_error()  # type: ignore[no-untyped-call]  # a task without data says so in its outcome
-    iberobench.check(suites, harness)  # what can be refused is refused before the first model is measured
-    for model in models:
-        CausalModel.find(model.path)
-        if text is not None:
-            StoreText(text, model.path) if not isinstance(text, Mapping) else FileText(text, model.path)
-    partial, first = _partial(out), is_first()
-    rows: dict[Row, None] = {}  # two suites that share a task give the same rows
-    settings: dict[str, Any] = {}
-    with _kept(partial, out) if first else contextlib.nullcontext(), Display() as display:
-        for model in models:
-            options: dict[str, Any] = {
-                "name": model.name,
-                "partial": partial,
-                "on_progress": _named(display.show, model.name if len(models) > 1 else "") if first else silent,
-            }
-            if text is not None:
-                measured = measure(model.path, text, settings=perplexity, **options)
-                rows |= dict.fromkeys(measured.rows())
-                settings.setdefault("perplexity", {})[model.name] = measured.to_dict()
-            for suite in suites:
-                benchmarked = iberobench.evaluate(model.path, suite, settings=harness, local_data=local_data, **options)
-                rows |= dict.fromkeys(benchmarked.rows())
-                settings.setdefault("benchmarks", {}).setdefault(suite.name, {})[model.name] = benchmarked.to_dict()
-    Processes.join(cpu=perplexity.device == "cpu").end_group_at_exit()
-    if not first:
-        return None
-    results = Results.of(rows, settings=settings)
-    if rows:
-        results.save(out)
-    shutil.rmtree(partial, ignore_errors=True)
-    if not rows:
-        for line in not_run(results):
-            print(line, file=sys.stderr)
-        asked = len(task_outcomes(results))
-        raise XDogeError(f"none of the {asked:,} tasks ran, for the reasons above; {out} is not written.")
-    return results
+def run_evaluation(models: Mapping[str, str | Path], **options: Any) -> Results:
+    """Measure every model as `evaluate` does, and show how far it is."""
+    with Display() as display:
+        return measure_all(models, on_progress=display.show, on_note=display.note, **options)
 
 
 def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool) -> None:
@@ -280,34 +209,19 @@ def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool
     print(f"{len(listed) - missing} of {len(listed)} tasks have their questions here.")
 
 
-def _refuse_wrong_use(models: Sequence[ModelArgument], out: Path | None, anything: bool, baseline: str | None) -> None:
-    if not models:
-        raise XDogeError("name at least one model: a run folder, the folder of a model, or its name on the Hub.")
-    if out is None:
-        raise XDogeError("--out is missing: the results.json to write.")
-    if not anything:
-        raise XDogeError("nothing to measure: give --store or --text for perplexity, --suite for benchmarks.")
-    names = [model.name for model in models]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise XDogeError(f"two models are called {twice[0]}; write NAME={twice[0]} to tell them apart.")
-    check_baseline(names, baseline)
-
-
-def _refuse_reference(reference: str, text: TokenStore | Mapping[str, Text]) -> None:
-    sources = text if isinstance(text, Mapping) else text.sources
-    languages = dict.fromkeys(source.partition("/")[0] for source in sources)
-    if reference not in languages:
-        raise XDogeError(f"reference {reference} is none of the languages of the text: {', '.join(languages)}.")
-
-
-def _model(argument: str) -> ModelArgument:
-    """Read [NAME=]MODEL; a run folder stands for the model it ended with."""
-    name, equals, path = argument.rpartition("=")
-    if not equals or Path(argument).exists():
-        name, path = argument.rstrip("/"), argument
-    elif not name.strip():
-        raise XDogeError(f"{argument} has no name before the equals sign; write NAME=MODEL, or the model alone.")
-    return ModelArgument(name, model_folder(path))
+def _models(arguments: Sequence[str]) -> dict[str, str | Path]:
+    """Read every [NAME=]MODEL: what to call it in tables, and its folder or its name on the Hub."""
+    named: dict[str, str | Path] = {}
+    for written in arguments:
+        name, equals, path = written.rpartition("=")
+        if not equals or Path(written).exists():
+            name, path = written.rstrip("/"), written
+        elif not name.strip():
+            raise XDogeError(f"{written} has no name before the equals sign; write NAME=MODEL, or the model alone.")
+        if name in named:
+            raise XDogeError(f"two models are called {name}; write NAME={name} to tell them apart.")
+        named[name] = path
+    return named
 
 
 def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:
@@ -334,41 +248,3 @@ def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:
                 )
             texts[source] = replace(text, files=(*before.files, *text.files)) if before else text
     return texts or None
-
-
-_Settings = TypeVar("_Settings", bound=Config)
-
-
-def _settings(chosen: Mapping[str, Any], *, where: str) -> tuple[PerplexitySettings, HarnessSettings]:
-    """Return the settings of both kinds; one that both know, such as device, goes to both."""
-
-    def of(kind: type[_Settings], other: type[Config]) -> _Settings:
-        own = {key: value for key, value in chosen.items() if key in kind.model_fields or key not in other.model_fields}
-        return kind.parse(own, where=where)
-
-    return of(PerplexitySettings, HarnessSettings), of(HarnessSettings, PerplexitySettings)
-
-
-def _named(show: OnProgress, model: str) -> OnProgress:
-    def named(event: Event) -> None:
-        show(replace(event, name=f"{model}: {event.name}" if model else event.name))
-
-    return named
-
-
-def _partial(out: Path) -> Path:
-    return out.with_name(out.name + ".partial")
-
-
-@contextlib.contextmanager
-def _kept(partial: Path, out: Path) -> Iterator[None]:
-    """Keep what is finished, and other processes out; say what was there before."""
-    before = partial.is_dir()
-    with disk_errors(partial):
-        partial.mkdir(parents=True, exist_ok=True)
-    with locked(partial):
-        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of a process that was killed in that moment
-            left.unlink()
-        if before:
-            print(f"going on with what {partial} holds", file=sys.stderr)
-        yield

@@ -228,19 +228,6 @@ def _by_language(sources: Mapping[str, SourceScores]) -> dict[str, list[str]]:
     return languages
 
 
-def evaluate(
-    model: str,
-    text: TokenStore | Mapping[str, Text],
-    *,
-    settings: PerplexitySettings | None = None,
-    name: str | None = None,
-    partial: Path | None = None,
-    on_progress: OnProgress = silent,
-) -> list[Row]:
-    """Return the perplexity of a model on each source and language, as rows of results.json; see `measure`."""
-    return measure(model, text, settings=settings, name=name, partial=partial, on_progress=on_progress).rows()
-
-
 def measure(
     model: str,
     text: TokenStore | Mapping[str, Text],

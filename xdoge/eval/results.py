@@ -113,6 +113,15 @@ class Results:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         return cls(tuple(rows), settings, xdoge_version=__version__, created=now)
 
+    def task_outcomes(self) -> list[dict[str, Any]]:
+        """Return the outcome of every task of every suite and model, with the name of the model."""
+        return [
+            {"model": model, **outcome}
+            for suites in self.settings.get("benchmarks", {}).values()
+            for model, about in suites.items()
+            for outcome in about["outcomes"]
+        ]
+
     def save(self, path: Path | str) -> None:
         """Write results.json, whole or not at all; every number survives the round trip exactly."""
         write_json(Path(path), self.to_dict())
@@ -147,7 +156,7 @@ class Results:
                 created=value.get("created", ""),
             )
         except XDogeError as error:
-            raise XDogeError(f"{path}: {error}") from error
+            raise XDogeError(f"{path}: {error.message}") from error
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a data frame, a column for each field."""
@@ -156,6 +165,18 @@ class Results:
         except ImportError as error:
             raise MissingExtraError("pandas", "analysis") from error
         return pd.DataFrame([asdict(row) for row in self.rows], columns=list(_FIELDS))
+
+
+def by_reason(missed: Iterable[tuple[str, str, str]], *, most: int = 8) -> list[str]:
+    """Return a line for each outcome and reason of (outcome, reason, task), with `most` of the tasks."""
+    reasons: dict[tuple[str, str], dict[str, None]] = {}
+    for outcome, reason, task in missed:
+        reasons.setdefault((outcome, reason), {})[task] = None
+    lines = []
+    for (outcome, reason), tasks in reasons.items():
+        names = ", ".join([*list(tasks)[:most], *(["…"] if len(tasks) > most else [])])
+        lines.append(f"{outcome}: {len(tasks)} task{'s' * (len(tasks) > 1)} ({reason}): {names}")
+    return lines
 
 
 class _Perplexity(Config, extra="ignore"):
@@ -185,7 +206,7 @@ class _Settings(Config, extra="ignore"):
     benchmarks: dict[str, dict[str, _Benchmarked]] = Field(default_factory=dict)
 
 
-_FIELDS = tuple(one.name for one in fields(Row))
+_FIELDS = tuple(field.name for field in fields(Row))
 
 
 def _row_of(entry: object, number: int) -> Row:
@@ -198,7 +219,7 @@ def _row_of(entry: object, number: int) -> Row:
     try:
         return Row(**entry)
     except XDogeError as error:
-        raise XDogeError(f"{where}: {error}") from error
+        raise XDogeError(f"{where}: {error.message}") from error
 
 
 def _is_number(value: object) -> bool:

@@ -121,17 +121,17 @@ class Suite(Config):
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         seen: set[str] = set()
-        for one in self.tasks:
-            if one.task in seen:
-                raise ValueError(f"{one.task} is listed twice")
-            seen.add(one.task)
-            if self.name in (one.task, one.group):
+        for task in self.tasks:
+            if task.task in seen:
+                raise ValueError(f"{task.task} is listed twice")
+            seen.add(task.task)
+            if self.name in (task.task, task.group):
                 raise ValueError(f"{self.name} is the suite and one of its tasks; tables could not tell them apart")
-        for group in {one.group for one in self.tasks if one.group}:
-            members = [one for one in self.tasks if one.group == group]
-            if len({(one.language, one.metric) for one in members}) > 1:
+        for group in {task.group for task in self.tasks if task.group}:
+            members = [task for task in self.tasks if task.group == group]
+            if len({(task.language, task.metric) for task in members}) > 1:
                 raise ValueError(f"the tasks of {group} have several languages or metrics; a group has one of each")
-            if any(one.task == group for one in self.tasks):
+            if any(task.task == group for task in self.tasks):
                 raise ValueError(f"{group} is a task and a group of others; list one of the two")
         return self
 
@@ -151,7 +151,7 @@ class Suite(Config):
             raise XDogeError(f"{name}: suites extend each other in a circle.")
         value = {"name": path.stem, **read_yaml(path)}
         if isinstance(value.get("tasks"), list):
-            value["tasks"] = [_filled(one, f"{path}: tasks.{n}") for n, one in enumerate(value["tasks"])]
+            value["tasks"] = [_filled(entry, f"{path}: tasks.{n}") for n, entry in enumerate(value["tasks"])]
         if "extends" in value:
             if value.get("tasks"):  # alone first, so that an error counts the tasks as the file does
                 cls.parse({key: one for key, one in value.items() if key not in ("extends", "only")}, where=str(path))
@@ -190,7 +190,7 @@ def check_together(suites: Mapping[str, Sequence[SuiteTask]]) -> None:
         for task in tasks:
             if clash := {task.task, task.group} & suites.keys():
                 raise XDogeError(f"{clash.pop()} is a suite and a task of {suite}; {_APART}")
-            members = [one.task for one in tasks if one.group == task.group] if task.group else []
+            members = [member.task for member in tasks if member.group == task.group] if task.group else []
             asked = task.model_dump(exclude={"name", "data"}) | {"members": members}
             other, before = seen.setdefault(task.task, (suite, asked))
             if differ := [key for key in asked if asked[key] != before[key]]:
@@ -211,7 +211,7 @@ def suite_names() -> list[str]:
 @functools.cache
 def _published() -> dict[str, dict[str, Any]]:
     """Return the tasks of the published tables by name, as iberobench.yaml writes them."""
-    return {one["task"]: one for one in read_yaml(_FOLDER / "iberobench.yaml")["tasks"]}
+    return {entry["task"]: entry for entry in read_yaml(_FOLDER / "iberobench.yaml")["tasks"]}
 
 
 def _filled(entry: object, where: str) -> dict[str, Any]:
@@ -246,4 +246,4 @@ def _path(name: str) -> Path:
 def _fits(value: object, wanted: object) -> bool:
     """Whether a field has one of the wanted values, or fits one of the wanted patterns such as belebele_*."""
     alternatives = wanted if isinstance(wanted, list) else [wanted]
-    return any(value == one or (value is not None and fnmatchcase(str(value), str(one))) for one in alternatives)
+    return any(value == match or (value is not None and fnmatchcase(str(value), str(match))) for match in alternatives)

@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from rich import box
@@ -29,9 +29,6 @@ from xdoge.config import Config, Count
 from xdoge.errors import XDogeError
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import load_recipe
-
-if TYPE_CHECKING:
-    pass
 
 Positive = Annotated[Count, Field(gt=0)]
 
@@ -55,8 +52,8 @@ class Hardware(Config):
 
     @model_validator(mode="after")
     def _one_speed(self) -> Self:
-        given = self.achieved is not None, self.peak is not None, self.utilisation is not None
-        if given not in ((True, False, False), (False, True, True)):
+        named = self.achieved is not None, self.peak is not None, self.utilisation is not None
+        if named not in ((True, False, False), (False, True, True)):
             raise ValueError("give either achieved, or peak and utilisation: FLOP/s per GPU such as 365T")
         return self
 
@@ -81,13 +78,13 @@ class RunSpec(Config):
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         kinds = ("model", "parameters", "hours")
-        given = [kind for kind in kinds if getattr(self, kind) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give one of {', '.join(kinds)} (got {' and '.join(given) or 'none'})")
+        named = [kind for kind in kinds if getattr(self, kind) is not None]
+        if len(named) != 1:
+            raise ValueError(f"give one of {', '.join(kinds)} (got {' and '.join(named) or 'none'})")
         taken = {"model": ("tokens", "sequence_length", "achieved"), "parameters": ("tokens", "achieved"), "hours": ()}
         for key in ("tokens", "sequence_length", "achieved"):
-            if getattr(self, key) is not None and key not in taken[given[0]]:
-                raise ValueError(f"{key} decides nothing in a row that gives {given[0]}; remove one of them")
+            if getattr(self, key) is not None and key not in taken[named[0]]:
+                raise ValueError(f"{key} decides nothing in a row that gives {named[0]}; remove one of them")
         if self.parameters is not None and self.tokens is None:
             raise ValueError("tokens is missing; only a recipe has a number of its own")
         return self

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from xdoge.distributed import Processes
 from xdoge.errors import Interrupted, XDogeError
 from xdoge.eval.lm_eval.catalogue import Catalogue, Fault, TaskError, is_unreachable, lm_eval_version, offline, one_line
-from xdoge.eval.lm_eval.harness import Model, Score
+from xdoge.eval.lm_eval.harness import HarnessModel, Score
 from xdoge.eval.results import ALL, Row
 from xdoge.eval.suite import NORMALISED, HarnessSettings, Suite, SuiteTask, check_together, is_published
 from xdoge.io import read_json, sha256_json, write_json
@@ -29,7 +29,7 @@ SCHEMA = "xdoge.benchmark"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     """What became of one task.
 
     Attributes:
@@ -81,7 +81,7 @@ class Benchmarked:
 
     model: str
     suite: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[TaskOutcome, ...]
     settings: HarnessSettings
     about: Mapping[str, Any]
 
@@ -154,7 +154,7 @@ def _average(numbers: Sequence[_Number]) -> _Number:
     return sum(value for value, _ in numbers) / len(numbers), spread
 
 
-def evaluate(
+def run_suite(
     model: str,
     suite: Suite,
     *,
@@ -185,7 +185,7 @@ def evaluate(
     settings = settings or HarnessSettings()
     processes = Processes.join(cpu=settings.device == "cpu")
     settings = resolved(settings, processes)
-    asked = Model(causal, processes, settings)
+    asked = HarnessModel(causal, processes, settings)
     about = {
         "model": causal.identity(),
         "tokenizer": asked.tokenizer,
@@ -194,8 +194,8 @@ def evaluate(
     }
     tasks, catalogue = expanded(suite)
     report = on_progress if processes.is_first else silent
-    run = _Run(suite.num_fewshot, catalogue, asked, settings, processes, about, local_data, partial)
-    outcomes: list[Outcome] = []
+    run = _SuiteRun(suite.num_fewshot, catalogue, asked, settings, processes, about, local_data, partial)
+    outcomes: list[TaskOutcome] = []
     with contextlib.ExitStack() as without_network:
         for spec in tasks:
             outcome, kept = run.outcome(spec, without_network)
@@ -208,38 +208,38 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What the tasks of a run have in common."""
+class _SuiteRun:
+    """What the tasks of a suite have in common."""
 
     num_fewshot: int
     catalogue: Catalogue
-    asked: Model
+    asked: HarnessModel
     settings: HarnessSettings
     processes: Processes
     about: Mapping[str, Any]
     local_data: Path | None
     partial: Path | None
 
-    def outcome(self, spec: SuiteTask, without_network: contextlib.ExitStack) -> tuple[Outcome, bool]:
+    def outcome(self, spec: SuiteTask, without_network: contextlib.ExitStack) -> tuple[TaskOutcome, bool]:
         """Return what becomes of a task, and whether that was known from an earlier run."""
-        began, outcome = time.monotonic(), Outcome(spec, "ran")
+        began, outcome = time.monotonic(), TaskOutcome(spec, "ran")
         try:
             with self._agreed():
-                source = self.catalogue.source(spec, self.local_data)
+                data = self.catalogue.data(spec, self.local_data)
                 num_fewshot = self.catalogue.num_fewshot(spec, self.num_fewshot, self.settings)
                 outcome = replace(
                     outcome,
                     num_fewshot=num_fewshot,
-                    examples=source.examples if num_fewshot else None,
+                    examples=data.examples if num_fewshot else None,
                     version=self.catalogue.version(spec),
-                    data=source.identity(),
+                    data=data.identity(),
                 )
             file, key = self._file(outcome)
             known = self.processes.broadcast(_load(file) if self.processes.is_first else None)
             if known is not None:
                 return replace(outcome, score=known[0], seconds=known[1]), True
             with self._agreed():
-                task = self.catalogue.build(spec, source, num_fewshot=num_fewshot, seed=self.settings.seed)
+                task = self.catalogue.build(spec, data, num_fewshot=num_fewshot, seed=self.settings.seed)
             outcome = replace(outcome, score=self._score(task, spec))
         except TaskError as error:
             outcome = replace(outcome, outcome=error.outcome, reason=str(error))
@@ -268,7 +268,7 @@ class _Run:
     def _score(self, task: Any, spec: SuiteTask) -> Score:
         try:
             score = self.asked.score(task, spec.metric, spec.filter)
-        except (Interrupted, XDogeError, TaskError):
+        except (Interrupted, XDogeError):
             raise
         except Exception as error:  # one task that fails must not stop a night's run
             raise TaskError("failed", one_line(error)) from error
@@ -276,7 +276,7 @@ class _Run:
             raise TaskError("failed", f"{spec.metric} is {'missing' if score is None else score.value}")
         return score
 
-    def _file(self, outcome: Outcome) -> tuple[Path | None, dict[str, Any]]:
+    def _file(self, outcome: TaskOutcome) -> tuple[Path | None, dict[str, Any]]:
         """Return where a finished task is kept, and what its number depends on."""
         spec, settings = outcome.spec, self.settings
         key = {
@@ -330,17 +330,17 @@ def check(suites: Sequence[Suite], settings: HarnessSettings) -> None:
     Raises:
         XDogeError: a name is wrong, or two suites ask a task in different ways.
     """
-    found = {}
+    asked: dict[str, list[SuiteTask]] = {}
     for suite in suites:
-        if suite.name in found:
+        if suite.name in asked:
             raise XDogeError(f"two suites are called {suite.name}; give one of the files another `name:`.")
         tasks, catalogue = expanded(suite)
-        found[suite.name] = [
+        asked[suite.name] = [
             task.model_copy(update={"num_fewshot": catalogue.num_fewshot(task, suite.num_fewshot, settings)})
             for task in tasks
             if catalogue.members(task.task)
         ]
-    check_together(found)
+    check_together(asked)
 
 
 def _load(file: Path | None) -> tuple[Score, float] | None:

@@ -45,11 +45,11 @@ def compute_f1(gold: str, predicted: str) -> float:
 
     Source: Rajpurkar et al. 2016, SQuAD, arXiv:1606.05250, section 6.1; 2018, arXiv:1806.03822, for empty answers.
     """
-    wanted, found = normalize_answer(gold).split(), normalize_answer(predicted).split()
-    if not wanted or not found:
-        return float(wanted == found)
-    common = (Counter(wanted) & Counter(found)).total()
-    return 2 * common / (len(wanted) + len(found))
+    wanted, answered = normalize_answer(gold).split(), normalize_answer(predicted).split()
+    if not wanted or not answered:
+        return float(wanted == answered)
+    common = (Counter(wanted) & Counter(answered)).total()
+    return 2 * common / (len(wanted) + len(answered))
 
 
 class _F1:
@@ -72,7 +72,7 @@ class _Rouge:
 
         scorer = RougeScorer(["rouge1"])
         pairs = zip(references, predictions, strict=True)
-        scores = [scorer.score(wanted, found)["rouge1"].fmeasure for wanted, found in pairs]
+        scores = [scorer.score(wanted, answer)["rouge1"].fmeasure for wanted, answer in pairs]
         return {"rouge1": sum(scores) / len(scores)}
 
 

@@ -31,7 +31,7 @@ _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 Fault = Literal["no data", "broken upstream", "wrong suite", "failed"]
 
 
-class TaskError(Exception):
+class TaskError(XDogeError):
     """Why a task cannot be built, in one line; `outcome` says whose fault it is."""
 
     def __init__(self, outcome: Fault, reason: str) -> None:
@@ -40,7 +40,7 @@ class TaskError(Exception):
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskData:
     """Where a task's questions come from.
 
     Attributes:
@@ -119,7 +119,7 @@ class Catalogue:
         near = difflib.get_close_matches(name, sorted(set().union(*_definitions().values())), n=1)
         return f"lm-eval {lm_eval_version()} has no task {name}" + (f"; did you mean {near[0]}?" if near else ".")
 
-    def source(self, task: SuiteTask, local_data: Path | None) -> Source:
+    def data(self, task: SuiteTask, local_data: Path | None) -> TaskData:
         """Return where the questions of a task come from: its folder if there is one, else the Hub.
 
         Raises:
@@ -138,7 +138,7 @@ class Catalogue:
         known = [split for split in wanted if split and (split in files or not files)]
         examples = "fixed" if fewshot.get("samples") and not wanted[0] else (known or [questions])[0]
         splits = dict.fromkeys([questions, *([] if examples == "fixed" else [examples])])
-        return Source(
+        return TaskData(
             config.get("dataset_path") or "",
             config.get("dataset_name"),
             {k: v for k, v in (config.get("dataset_kwargs") or {}).items() if k != "trust_remote_code"},
@@ -158,31 +158,31 @@ class Catalogue:
         """Return the version of the task's definition."""
         return str((self._config(task.task).get("metadata") or {}).get("version", ""))
 
-    def build(self, task: SuiteTask, source: Source, *, num_fewshot: int, seed: int) -> Any:
+    def build(self, task: SuiteTask, data: TaskData, *, num_fewshot: int, seed: int) -> Any:
         """Return a task of the harness with its questions loaded and its first prompt made.
 
         Raises:
             TaskError: it cannot be built.
         """
-        spec = {"group": "xdoge", "task": [{"task": task.task, **self._overrides(task, source)}]}
+        spec = {"group": "xdoge", "task": [{"task": task.task, **self._overrides(task, data)}]}
         try:
             with quiet(), bridged():
                 built = self._manager.load(spec)["tasks"][task.task]
         except Interrupted:
             raise
         except Exception as error:  # whatever the Python files of a task raise
-            raise TaskError(*_blame(error, source)) from error
+            raise TaskError(*_blame(error, data)) from error
         if task.output_type != built.OUTPUT_TYPE:
             raise TaskError("wrong suite", f"{task.task} is {built.OUTPUT_TYPE}, not {task.output_type}")
         if task.metric not in built.aggregation():
             has = ", ".join(built.aggregation())
             raise TaskError("wrong suite", f"{task.task} has no metric {task.metric}; it has {has}")
-        if source.examples == source.splits[0]:
+        if data.examples == data.splits[0]:
             built.fewshot_cfg.split = built.config.test_split  # so that no question is an example of itself
-        pool = len(built.sampler.df) - (source.examples == source.splits[0])
+        pool = len(built.sampler.df) - (data.examples == data.splits[0])
         if num_fewshot > pool:
             raise TaskError(
-                "no data", f"its {source.examples} split has {pool} examples for the prompt, not {num_fewshot}"
+                "no data", f"its {data.examples} split has {pool} examples for the prompt, not {num_fewshot}"
             )
         built.set_config(key="num_fewshot", value=num_fewshot)
         built.set_fewshot_seed(seed=seed)
@@ -195,16 +195,14 @@ class Catalogue:
         config: dict[str, Any] = entry.cfg
         return config
 
-    def _overrides(self, task: SuiteTask, source: Source) -> dict[str, Any]:
+    def _overrides(self, task: SuiteTask, data: TaskData) -> dict[str, Any]:
         config = self._config(task.task)
-        if not source.files:
-            return {"dataset_kwargs": dict(source.options) or None}
-        missing = {key: None for key in _SPLITS if config.get(key) and config[key] not in source.files}
+        if not data.files:
+            return {"dataset_kwargs": dict(data.options) or None}
+        missing = {key: None for key in _SPLITS if config.get(key) and config[key] not in data.files}
         fewshot = {key: value for key, value in (config.get("fewshot_config") or {}).items() if key != "split"}
-        own = (
-            {"fewshot_config": fewshot or None, "fewshot_split": source.examples} if source.examples != "fixed" else {}
-        )
-        return {"custom_dataset": partial(_read, dict(source.files)), "dataset_kwargs": None, **missing, **own}
+        own = {"fewshot_config": fewshot or None, "fewshot_split": data.examples} if data.examples != "fixed" else {}
+        return {"custom_dataset": partial(_read, dict(data.files)), "dataset_kwargs": None, **missing, **own}
 
 
 @contextlib.contextmanager
@@ -270,15 +268,14 @@ def lm_eval_version() -> str:
 def _folders(names: Iterable[str]) -> list[Path]:
     """Return the folders with YAML files that define one of the names; of two, lm-eval prefers the later."""
     wanted = set(names)
-    found = {path.parent for path, defined in _definitions().items() if wanted & defined}
-    return sorted(found, reverse=True)
+    return sorted({path.parent for path, defined in _definitions().items() if wanted & defined}, reverse=True)
 
 
 def _is_tag(name: str) -> bool:
     """Whether some file of lm-eval gives tasks this tag."""
-    given = re.compile(rf"^(?:tag:|\s*-)[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*$", flags=re.MULTILINE)
+    tag = re.compile(rf"^(?:tag:|\s*-)[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*$", flags=re.MULTILINE)
     files = (path for root in _roots() for path in root.rglob("*") if path.suffix in ("", ".yaml") and path.is_file())
-    return any(given.search(path.read_text(encoding="utf-8", errors="replace")) for path in files)
+    return any(tag.search(path.read_text(encoding="utf-8", errors="replace")) for path in files)
 
 
 @cache
@@ -322,20 +319,20 @@ def _columns(path: Path) -> dict[str, list[Any]]:
     return {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
 
 
-def _blame(error: Exception, source: Source) -> tuple[Fault, str]:
+def _blame(error: Exception, data: TaskData) -> tuple[Fault, str]:
     """Return the outcome and the reason of an error in building a task."""
     message = " ".join(str(error).split())
     if isinstance(error, XDogeError):
         return "no data", message
-    if source.files:
-        folder = next(iter(source.files.values())).parent
+    if data.files:
+        folder = next(iter(data.files.values())).parent
         if type(error).__name__ == "UndefinedError" or isinstance(error, KeyError):
             return "no data", f"{folder} lacks a column: {message}"
         if isinstance(error, IndexError | ValueError):
             return "no data", f"{folder} has rows that do not fit the task: {message}"[:200]
         return "broken upstream", one_line(error)
     if "scripts are no longer supported" in message:
-        return "broken upstream", f"{source.dataset} needs a loading script, which `datasets` no longer runs"
+        return "broken upstream", f"{data.dataset} needs a loading script, which `datasets` no longer runs"
     if is_unreachable(error) or isinstance(error, OSError) or "Couldn't find cache" in message:
         return "no data", "neither among the local data nor in the cache of the Hub" + (
             "" if is_unreachable(error) else f": {message}"[:160]

@@ -44,7 +44,7 @@ class Score:
     prompts: str
 
 
-class Model:
+class HarnessModel:
     """A causal language model that lm-eval asks, by its folder or name on the Hub.
 
     Attributes:
@@ -70,23 +70,23 @@ class Model:
         with quiet():
             from lm_eval.evaluator import evaluate
 
-            found = evaluate(
+            results = evaluate(
                 lm=self._lm,
                 task_dict={"tasks": {task.task_name: task}},
                 limit=self._settings.limit,
                 bootstrap_iters=0,  # lm-eval would do it for every metric, also those not asked for
                 log_samples=True,
             )
-            return self._score(task, metric, wanted_filter, found)
+            return self._score(task, metric, wanted_filter, results)
 
-    def _score(self, task: Any, metric: str, wanted: str | None, found: Mapping[str, Any]) -> Score | None:
-        samples = found["samples"][task.task_name]
+    def _score(self, task: Any, metric: str, wanted: str | None, results: Mapping[str, Any]) -> Score | None:
+        samples = results["samples"][task.task_name]
         chosen = wanted or samples[0]["filter"]
-        value = found["results"][task.task_name].get(f"{metric},{chosen}")
+        value = results["results"][task.task_name].get(f"{metric},{chosen}")
         if value is None:
             return None
-        kept = sorted((one for one in samples if one["filter"] == chosen), key=lambda one: one["doc_id"])
-        values = [one[metric] for one in kept]
+        kept = sorted((sample for sample in samples if sample["filter"] == chosen), key=lambda sample: sample["doc_id"])
+        values = [sample[metric] for sample in kept]
         seed = derive_key("benchmark", self._settings.seed, task.task_name)
         return Score(
             float(value),
@@ -94,8 +94,8 @@ class Model:
             len(values),
             bool(task.higher_is_better()[metric]),
             chosen,
-            sum(any(self._truncates(*asked) for asked in one["arguments"]) for one in kept),
-            sha256_json({"prompts": [one["prompt_hash"] for one in kept]}),
+            sum(any(self._truncates(*asked) for asked in sample["arguments"]) for sample in kept),
+            sha256_json({"prompts": [sample["prompt_hash"] for sample in kept]}),
         )
 
     def _truncates(self, context: str, answer: str | Mapping[str, Any]) -> bool:
@@ -115,7 +115,7 @@ class Model:
             TaskError: in all processes, with the reason of the first that could not.
         """
         rank, count = self._processes.rank, self._processes.world_size
-        own, answers, failure = [one for one in requests if one.doc_id % count == rank], list[Any](), None
+        own, answers, failure = [request for request in requests if request.doc_id % count == rank], list[Any](), None
         try:
             answers = ask(own) if own else answers
         except (Interrupted, XDogeError):
@@ -126,7 +126,7 @@ class Model:
         if reasons := [reason for reason, _ in parts if reason]:
             raise TaskError("failed", reasons[0]) from failure
         answered = [iter(part) for _, part in parts]
-        return [next(answered[one.doc_id % count]) for one in requests]
+        return [next(answered[request.doc_id % count]) for request in requests]
 
     def _reason(self, error: Exception) -> str:
         """Return in a line why the model could not answer."""

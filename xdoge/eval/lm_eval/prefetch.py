@@ -16,7 +16,7 @@ _Where = Literal["local", "cache", "missing"]
 
 
 @dataclass(frozen=True)
-class Need:
+class DataNeed:
     """The data set of one task.
 
     Attributes:
@@ -40,29 +40,29 @@ class Need:
         return asdict(self)
 
 
-def prefetch(suite: Suite, local_data: Path | None = None, *, on_progress: OnProgress = silent) -> list[Need]:
+def prefetch(suite: Suite, local_data: Path | None = None, *, on_progress: OnProgress = silent) -> list[DataNeed]:
     """Fetch what a suite needs into the cache of the Hub, if there is a network, and return what is there then."""
     tasks, catalogue = expanded(suite)
-    needs: list[Need] = []
+    needs: list[DataNeed] = []
     reasons: dict[str, str] = {}
     with contextlib.ExitStack() as without_network:
         for spec in tasks:
             try:
-                source = catalogue.source(spec, local_data)
+                data = catalogue.data(spec, local_data)
             except TaskError as error:
-                needs.append(Need(spec.task, spec.language, "", (), "missing", str(error)))
+                needs.append(DataNeed(spec.task, spec.language, "", (), "missing", str(error)))
                 continue
-            dataset = f"{source.dataset} {source.config}" if source.config else source.dataset
-            if not source.files and dataset not in reasons:
+            dataset = f"{data.dataset} {data.config}" if data.config else data.dataset
+            if not data.files and dataset not in reasons:
                 try:
                     reasons[dataset] = ""
-                    source.load()
+                    data.load()
                 except TaskError as error:
                     reasons[dataset] = str(error)
                     if is_unreachable(error):
                         without_network.enter_context(offline())
-            where: _Where = "local" if source.files else "missing" if reasons[dataset] else "cache"
-            needs.append(Need(spec.task, spec.language, dataset, source.splits, where, reasons.get(dataset, "")))
+            where: _Where = "local" if data.files else "missing" if reasons[dataset] else "cache"
+            needs.append(DataNeed(spec.task, spec.language, dataset, data.splits, where, reasons.get(dataset, "")))
             on_progress(Event("source", "data sets", done=len(needs), total=len(tasks), unit="tasks"))
     on_progress(Event("done", "data sets", done=len(tasks), total=len(tasks), unit="tasks"))
     return needs

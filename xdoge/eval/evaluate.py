@@ -1,0 +1,203 @@
+"""`evaluate`: perplexity and benchmarks of one model or several, in one table that is never half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
+
+from xdoge.config import Config
+from xdoge.corpus.store import TokenStore
+from xdoge.distributed import Processes
+from xdoge.errors import XDogeError, argument
+from xdoge.eval.documents import FileText, StoreText, Text
+from xdoge.eval.perplexity import PerplexitySettings, measure
+from xdoge.eval.results import Results, Row, by_reason
+from xdoge.eval.suite import HarnessSettings, Suite
+from xdoge.io import disk_errors, locked
+from xdoge.models.resolver import CausalModel
+from xdoge.names import language_of
+from xdoge.progress import OnNote, OnProgress, silent
+
+
+class EvalValues(TypedDict, total=False):
+    """Any settings of `PerplexitySettings` and `HarnessSettings`, which say what they mean."""
+
+    window: int | None
+    stride: int | None
+    max_documents: int | None
+    batch_tokens: int | None
+    reference: str
+    resamples: int
+    num_fewshot: int | None
+    limit: int | None
+    batch_size: int | None
+    precision: Literal["auto", "float32", "bfloat16"]
+    device: Literal["auto", "cpu", "split"]
+    seed: int
+
+
+def evaluate(
+    models: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
+    *,
+    store: TokenStore | None = None,
+    text: Mapping[str, Text] | None = None,
+    suites: Sequence[Suite | str] = (),
+    local_data: Path | str | None = None,
+    out: Path | str | None = None,
+    on_progress: OnProgress = silent,
+    on_note: OnNote = silent,
+    **values: Unpack[EvalValues],
+) -> Results:
+    """Return the perplexity and the benchmark scores of models, as one table.
+
+    Under torchrun or `accelerate launch` every process calls it and returns the same; the first one writes and reports.
+    With `out`, each source and task is kept in OUT.partial as soon as it is finished. The same call, made again after a
+    kill, goes on from there.
+
+    Args:
+        models: run folders, folders of causal language models, or names on the Hub; a mapping also says what to call
+            each in tables.
+        store: token store whose validation split is read, for models that were trained on its tokens.
+        text: text files by "language/source" or language, which each model reads with its own tokenizer.
+        suites: benchmarks to run: names of suites that ship, YAML files, or suites.
+        local_data: folder with the benchmarks' questions, TASK/SPLIT.jsonl.
+        out: results.json to write, replaced if it exists; None to write nothing.
+        on_progress: called after every batch, source and task.
+        on_note: called with what the user should know.
+        values: settings such as max_documents=100 and limit=200; one that both kinds have goes to both.
+
+    Raises:
+        XDogeError: a setting is wrong, a model or a text cannot be read, or no task ran.
+        NonFiniteLossError: a model predicts nan.
+        MemoryFullError: a device of this process has too little memory.
+    """
+    from huggingface_hub.utils import logging as hub
+    from transformers.utils.logging import disable_progress_bar
+
+    perplexity, harness = split_settings(values)
+    folder, target = None if local_data is None else Path(local_data), None if out is None else Path(out)
+    read = [Suite.find(suite) if isinstance(suite, str) else suite for suite in suites]
+    content = _content(store, text, read, reference=perplexity.reference if "reference" in values else None)
+    if folder is not None and not folder.is_dir():
+        raise XDogeError(f"{argument('local_data')} {folder} is not a folder.")
+    named = {name: CausalModel.find(str(model)).name for name, model in named_models(models).items()}
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    hub.set_verbosity_error()  # type: ignore[no-untyped-call]  # a task without data says so in its outcome
+    if read:  # what can be refused is refused before the first model is measured
+        from xdoge.eval.lm_eval import benchmarks
+
+        benchmarks.check(read, harness)
+    for model in named.values() if content is not None else ():
+        StoreText(content, model) if isinstance(content, TokenStore) else FileText(content or {}, model)
+    rows: dict[Row, None] = {}  # two suites that share a task give the same rows
+    settings: dict[str, Any] = {}
+    first, partial = os.environ.get("RANK", "0") == "0", partial_folder(target) if target else None
+    with _kept(partial, target, on_note) if first and partial and target else contextlib.nullcontext():
+        for name, model in named.items():
+            show = _labelled(on_progress, name) if len(named) > 1 else on_progress
+            options: dict[str, Any] = {"name": name, "partial": partial, "on_progress": show if first else silent}
+            if content is not None:
+                measured = measure(model, content, settings=perplexity, **options)
+                rows |= dict.fromkeys(measured.rows())
+                settings.setdefault("perplexity", {})[name] = measured.to_dict()
+            for suite in read:
+                scored = benchmarks.run_suite(model, suite, settings=harness, local_data=folder, **options)
+                rows |= dict.fromkeys(scored.rows())
+                settings.setdefault("benchmarks", {}).setdefault(suite.name, {})[name] = scored.to_dict()
+    Processes.join(cpu=perplexity.device == "cpu").end_group_at_exit()
+    results = Results.of(rows, settings=settings)
+    if first and target and rows:
+        results.save(target)
+    if first and partial:
+        shutil.rmtree(partial, ignore_errors=True)
+    if not rows:
+        tasks = results.task_outcomes()
+        reasons = "; ".join(by_reason((task["outcome"], task["reason"], task["task"]) for task in tasks))
+        raise XDogeError(f"none of the {len(tasks):,} tasks ran, and no results are written: {reasons}.")
+    return results
+
+
+def named_models(models: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, str | Path]:
+    """Return the models by what to call them in tables: their own names, unless the user gave others.
+
+    Raises:
+        XDogeError: there is none, or two have one name.
+    """
+    if isinstance(models, Mapping):
+        named = dict(models)
+    else:
+        listed = [models] if isinstance(models, str | Path) else list(models)
+        names = [str(model).rstrip("/") for model in listed]
+        if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise XDogeError(f"model {twice[0]} is named twice; name it once.")
+        named = dict(zip(names, listed, strict=True))
+    if not named:
+        raise XDogeError("name at least one model: a run folder, the folder of a model, or its name on the Hub.")
+    return named
+
+
+def partial_folder(out: Path) -> Path:
+    """Return where finished sources and tasks are kept until `out` is written."""
+    return out.with_name(out.name + ".partial")
+
+
+def _content(
+    store: TokenStore | None, text: Mapping[str, Text] | None, suites: Sequence[Suite], *, reference: str | None
+) -> TokenStore | Mapping[str, Text] | None:
+    """Return what perplexity is measured on; `reference` is a language that the user named."""
+    if store is not None and text:
+        raise XDogeError(f"{argument('store')} and {argument('text')} are two ways to name the text; give one.")
+    content = store or text or None
+    if content is None and not suites:
+        raise XDogeError(
+            f"nothing to measure: give {argument('store')} or {argument('text')} for perplexity, {argument('suites')} "
+            "for benchmarks."
+        )
+    if content is not None and reference is not None:
+        sources = content if isinstance(content, Mapping) else content.sources
+        languages = dict.fromkeys(map(language_of, sources))
+        if reference not in languages:
+            raise XDogeError(f"reference {reference} is none of the languages of the text: {', '.join(languages)}.")
+    return content
+
+
+_Settings = TypeVar("_Settings", bound=Config)
+
+
+def split_settings(values: Mapping[str, Any], *, where: str = "settings") -> tuple[PerplexitySettings, HarnessSettings]:
+    """Return the settings of both kinds; one that both know, such as device, goes to both.
+
+    Raises:
+        XDogeError: a setting is unknown or not allowed; `where` is what the message calls the settings.
+    """
+
+    def of(kind: type[_Settings], other: type[Config]) -> _Settings:
+        own = {key: value for key, value in values.items() if key in kind.model_fields or key not in other.model_fields}
+        return kind.parse(own, where=where)
+
+    return of(PerplexitySettings, HarnessSettings), of(HarnessSettings, PerplexitySettings)
+
+
+def _labelled(on_progress: OnProgress, model: str) -> OnProgress:
+    """Return what passes events on, with the model's name before theirs."""
+    return lambda event: on_progress(replace(event, name=f"{model}: {event.name}"))
+
+
+@contextlib.contextmanager
+def _kept(partial: Path, out: Path, on_note: OnNote) -> Iterator[None]:
+    """Keep what is finished, and other processes out; say what was there before."""
+    before = partial.is_dir()
+    with disk_errors(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+    with locked(partial):
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of a process that was killed in that moment
+            left.unlink()
+        if before:
+            on_note(f"going on with what {partial} holds")
+        yield
