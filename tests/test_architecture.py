@@ -49,6 +49,8 @@ def imported(file: Path, modules: set[str]) -> set[str]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names if alias.name.partition(".")[0] == PACKAGE.name}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            pytest.fail(f"{file}:{node.lineno}: import by the full name, so that the direction can be read")
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == PACKAGE.name:
             below = {f"{node.module}.{alias.name}" for alias in node.names}
             names |= below & modules or {node.module}

@@ -183,8 +183,7 @@ class Processes:
             named = ", ".join(map(str, lost))
             raise LostProcessError(
                 f"process {named} of {self.world_size} (numbered from 0) died or no longer answers, so process "
-                f"{self.rank} stops. Its own messages say why. What was saved is kept: start again, with --resume "
-                "if there is one."
+                f"{self.rank} stops. Its own messages say why. What was saved is kept, so the run can be resumed."
             ) from error
 
     def _missing(self) -> list[int]:

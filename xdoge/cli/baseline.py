@@ -87,7 +87,9 @@ def baseline(
         typer.Option(metavar="NAME|FILE", help="Proxy model: 1m 7m 60m 125m 250m 500m 900m, or a YAML file."),
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps of each proxy.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", help="Of the initial proxies and the order of text.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", help="Seed of the initial proxies and the order of text.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")

@@ -88,7 +88,9 @@ def fit_weights(
         float | None, typer.Option(metavar="G", help="Least weight of a source, below 1/k for k sources.")
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", help="Of the initial proxy and the order of text.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", help="Seed of the initial proxy and the order of text.")
+    ] = None,
     targets: Annotated[
         str | None, typer.Option(metavar="WHOM", help="Whose loss counts: languages (the default), sources, or robust.")
     ] = None,

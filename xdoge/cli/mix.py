@@ -77,7 +77,7 @@ def mix(  # one option for each thing that a plan depends on
     ] = None,
     after: Annotated[
         Path | None,
-        typer.Option(metavar="MIXTURE.json", help="Of the phase before, whose reading counts, with all it counted."),
+        typer.Option(metavar="MIXTURE.json", help="Mixture of the previous phase. Its tokens count towards the caps."),
     ] = None,
     min_share: Annotated[
         float, typer.Option(metavar="G", help="Least share of the budget for each source, where its cap allows.")
@@ -91,13 +91,16 @@ def mix(  # one option for each thing that a plan depends on
         ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(metavar="τ", help="Of `temperature`.", show_default=f"{DEFAULT_TEMPERATURE:.3g}")
+        float | None,
+        typer.Option(
+            metavar="τ", help="Exponent of the strategy `temperature`.", show_default=f"{DEFAULT_TEMPERATURE:.3g}"
+        ),
     ] = None,
     sequence_length: Annotated[
         int | None,
         typer.Option(min=1, metavar="T", help="Count only what whole sequences of T tokens hold, as a loader will."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the order in which the sampler reads.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order in which the sampler reads.")] = 0,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:

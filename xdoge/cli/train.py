@@ -86,9 +86,9 @@ def train(  # one option for each thing that runs differ in most often
         int | None, typer.Option(metavar="B", help="Sequences per step, of all processes together.")
     ] = None,
     train_only: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Freeze all parameters but those whose names it is found in.")
+        str | None, typer.Option(metavar="REGEX", help="Train only parameters whose names match; freeze the others.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", help="Of a recipe's first weights.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="S", help="Seed of a recipe's initial weights.")] = None,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
