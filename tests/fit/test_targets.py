@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from fit_runs import metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
@@ -216,7 +216,7 @@ def test_the_proxy_sees_what_repeats_as_often_as_in_the_target_run(store, recipe
         ),
         ({"no_worse_than": "uniform:much%"}, "must be REFERENCE:PERCENT"),
         ({"no_worse_than": "uniform:0.0%"}, "must be REFERENCE:PERCENT, above 0"),
-        ({"no_worse_than": "unifrom:1%"}, "no_worse_than names 'unifrom', which is no strategy .* and no file"),
+        ({"no_worse_than": "unifrom:1%"}, "no_worse_than names 'unifrom'"),
         (
             {"targets": "robust", "batch": "sampled", "score": "paper"},
             "batch sampled shows some languages in some steps",
@@ -233,7 +233,7 @@ def test_a_fit_follows_the_languages_and_says_what_it_found(store, recipe, tmp_p
     options = {"proxy": recipe, "steps": 6, "targets": "robust", "no_worse_than": "uniform:0.001%"}
     notes: list[str] = []
     weights = fit(store, FitSettings.for_store(store, options), out=tmp_path / "run", on_note=notes.append).weights
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics(tmp_path / "run")
     for row in rows:
         assert sum(row["targets"].values()) == pytest.approx(1)
         assert row["progress"].keys() == row["excess"].keys() == row["multipliers"].keys() == store.languages.keys()

@@ -1,12 +1,4 @@
-"""Baselines that learn weights by other methods, on the same store, proxies and training as `xdoge fit-weights`.
-
-options.py      what the user may choose, per method
-training.py     a proxy, and plain training on fixed weights
-job.py          one run: what it logs, when it stops, how it is finished
-doremi.py       DoReMi: group DRO on the excess loss over a reference model
-regmix.py       RegMix: a regression over many tiny models
-doge.py         DoGE as its authors' code has it
-"""
+"""Baselines that learn weights by other methods, on the same store, proxies and training as `xdoge fit-weights`."""
 
 from __future__ import annotations
 

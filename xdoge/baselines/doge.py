@@ -20,6 +20,7 @@ from xdoge.baselines.options import DogeSettings
 from xdoge.baselines.training import BaselineProxy
 from xdoge.fit.gradients.engine import GradientEngine
 from xdoge.fit.gradients.products import SourceBatch, SourceProducts
+from xdoge.fit.result import language_weights
 from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
 from xdoge.training.run_folder import MetricsRow
@@ -118,4 +119,4 @@ def _steps(job: Job[DogeSettings], proxy: BaselineProxy, trajectory: Trajectory)
         along, norms = clipped(products, k)
         weights, scores = update(trajectory.now, along, norms, rate=rate, mu=settings.mu, smoothing=settings.smoothing)
         trajectory.move(weights, score=scores, loss=losses, grad_norm=np.sqrt(products.square_norms[:k]))
-        yield row | {"target_loss": float(losses.mean()), "languages": job.by_language(weights)}
+        yield row | {"target_loss": float(losses.mean()), "languages": language_weights(job.store, weights)}

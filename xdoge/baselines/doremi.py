@@ -17,6 +17,7 @@ import torch
 from xdoge.baselines.job import Job, Trajectory, equal_parts, follow, means
 from xdoge.baselines.options import DoremiSettings
 from xdoge.baselines.training import BaselineProxy, train_on
+from xdoge.fit.result import language_weights
 from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
 from xdoge.training.run_folder import MetricsRow
@@ -102,4 +103,4 @@ def _play(
             loss=source_losses,
             reference_loss=means(before.double(), counts).cpu().numpy(),
         )
-        yield row | {"target_loss": float(source_losses.mean()), "languages": job.by_language(weights)}
+        yield row | {"target_loss": float(source_losses.mean()), "languages": language_weights(job.store, weights)}

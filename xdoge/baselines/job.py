@@ -15,7 +15,7 @@ from xdoge.baselines.options import BaselineSettings
 from xdoge.baselines.training import BaselineProxy
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted, argument
-from xdoge.fit.result import language_weights, learned_weights
+from xdoge.fit.result import learned_weights
 from xdoge.io import read_rows
 from xdoge.mixtures.simplex import Floats, largest_remainder
 from xdoge.mixtures.weights import WeightSet
@@ -68,21 +68,10 @@ class Job(Generic[Settings]):
                 self.stop[0], f"stopped after {what} {done} of {total}; {argument('resume', True)} continues"
             )
 
-    def by_language(self, weights: Floats) -> dict[str, float]:
-        """Return the sum of the weights of each language's sources."""
-        return language_weights(self.store, weights)
-
     def finish(
         self, weights: Floats, *, tokens: int, floor: float = 0.0, about: Mapping[str, Any] | None = None
     ) -> WeightSet:
-        """Write weights.json, the last file of a run, and return what it holds.
-
-        Args:
-            weights: (k,) the answer.
-            tokens: all that the models were trained on.
-            floor: least weight that a source could have.
-            about: what else to keep beside the proxy.
-        """
+        """Write weights.json, the last file of a run, and return what it holds; see `learned_weights`."""
         settings = self.settings
         method = {"baseline": settings.method, **settings.model_dump(mode="json")}
         answer = learned_weights(

@@ -14,12 +14,13 @@ import numpy as np
 from xdoge.baselines.job import Job
 from xdoge.baselines.options import RegmixSettings
 from xdoge.baselines.training import BaselineProxy, train_on
+from xdoge.fit.result import language_weights
 from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
 from xdoge.training.run_folder import MetricsRow
 
 STRENGTHS = 15
-"""Concentrations between the least and the greatest, evenly in their logarithm, one of which each mixture draws."""
+"""Number of concentrations that mixtures draw from: spaced evenly in their logarithm, least to greatest."""
 
 HELD_OUT = 0.2
 """Share of the tiny models, the last ones, that the regressor is not fitted on: they end the boosting and check it."""
@@ -55,7 +56,7 @@ def regmix(job: Job[RegmixSettings]) -> WeightSet:
             "step": index + 1,
             "target_loss": sum(weight * validation[source] for source, weight in targets.items()),
             "tokens": (index + 1) * proxy.tokens,
-            "languages": job.by_language(planned[index]),
+            "languages": language_weights(job.store, planned[index]),
             "sources": dict(zip(store.sources, planned[index].tolist(), strict=True)),
             "validation": validation,
         }

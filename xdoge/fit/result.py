@@ -74,7 +74,7 @@ def learned_weights(
         store: what it was learned on.
         settings: of the fit or the baseline.
         recipe: of the proxy.
-        method: what decided the weights; `baseline` names the method where it is not XDoGE.
+        method: every setting; `baseline` names the method where it is not XDoGE.
         floor: least weight that a source could have.
         tokens: all that the proxies were trained on.
         proxy: what else to keep beside the recipe.

@@ -24,7 +24,7 @@ Score = Literal["unbiased", "paper"]
 Normalisation = Literal["mean_square", "none"]
 
 DECAY = 0.95
-"""Of the running means of |g|²: they remember about 20 steps, while gradient norms change over hundreds."""
+"""Decay of the running means of |g|²: they remember about 20 steps, while gradient norms change over hundreds."""
 
 LEAST_SIGNAL = 0.02
 """Least share of |g|² that is taken for signal. Measured shares are 0.15 to 0.5 (docs/experiments.md); the bound keeps
@@ -63,7 +63,7 @@ class Weights:
         total: (k,) sum of α_t over the steps that count towards the average.
         steps: number of those steps.
         signal: exponentially weighted sum of the sources' mean squared gradient, without noise where the score is.
-        square_norm: the same of |g_i|² as it came, noise included.
+        square_norm: the same of |g_i|², noise included.
         mass: the sum of the weights of both, for the bias of the first steps.
     """
 
@@ -144,7 +144,7 @@ def own_products(products: SourceProducts, rule: Rule) -> Floats:
 
 
 def noise_share(products: SourceProducts, rule: Rule) -> float | None:
-    """Return what part of the paper's scores, summed over sources, is gradient noise; None where no source tells.
+    """Return what part of the paper's scores, summed over sources, is gradient noise; None if no source has two rows.
 
     It is Σ_j τ_j (|g_j|² - ⟨g_j^A, g_j^B⟩) over Σ_j W_j, for the sources with two sequences or more.
     """

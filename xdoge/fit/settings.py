@@ -294,7 +294,7 @@ class FitSettings(ProxySettings):
         name = (self.no_worse_than or "").rpartition(":")[0]
         if name and name not in STRATEGIES and not Path(name).exists():
             raise XDogeError(
-                f"no_worse_than names {name!r}, which is no strategy ({', '.join(STRATEGIES)}) and no file."
+                f"no_worse_than names {name!r}, which is neither a strategy ({', '.join(STRATEGIES)}) nor a file."
             )
         if moving and self.normalise == "none":
             raise XDogeError("normalise none keeps the scale of targets, and moving targets have none; leave it out.")

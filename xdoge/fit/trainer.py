@@ -242,16 +242,7 @@ class Trainer:
         progress: Floats,
         **optimiser: float,
     ) -> MetricsRow:
-        """Add the step to the trajectory, and return its row of metrics.jsonl.
-
-        Args:
-            before: (k,) α_t, which the step trained with.
-            products: of the step's batch.
-            batch: the batch.
-            scores: (k,) W, which moved α.
-            progress: (L,) relative progress of the languages.
-            **optimiser: numbers of the proxy's own step.
-        """
+        """Add the step to the trajectory, and return its row of metrics.jsonl; `before` is α_t."""
         now, targets = self.state.weights.now, self.rule.targets
         columns = (now, scores, products.losses, np.sqrt(products.square_norms))
         for name, values in zip(COLUMNS, columns, strict=True):

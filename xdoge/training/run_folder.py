@@ -48,7 +48,7 @@ CHECKPOINT = 2
 Arrays = dict[str, NDArray[Any]]
 
 MetricsRow = dict[str, Any]
-"""A row of metrics.jsonl: a step's number, loss, seconds, and what else the method tells of it."""
+"""A row of metrics.jsonl: a step's number, loss, seconds, and the method's own numbers."""
 
 
 class History:
@@ -86,11 +86,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def refuse_taken(self) -> None:
-        """Refuse to start where something lies already.
-
-        Raises:
-            XDogeError: the folder holds a run, or anything else that a new run would lie among.
-        """
+        """Raise XDogeError if the folder holds a run, or other files that a new run would be mixed with."""
         if self.path.is_file():
             raise XDogeError(f"{self.path} is a file; {argument('out')} names a folder.")
         if self.path.is_dir() and any(not _harmless(child) for child in self.path.iterdir()):
@@ -99,11 +95,7 @@ class RunFolder:
             raise XDogeError(f"{self.path} is not empty. {hint} name another folder.")
 
     def refuse_missing(self) -> None:
-        """Refuse to resume where no run was started.
-
-        Raises:
-            XDogeError: there is none.
-        """
+        """Raise XDogeError if no run was started here."""
         if not (self.path / "config.yaml").exists():
             raise XDogeError(f"{self.path} holds no run to resume; leave out {argument('resume', True)} to start one.")
 

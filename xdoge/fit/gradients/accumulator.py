@@ -48,7 +48,7 @@ class _PendingSlice:
 
 
 class GradientAccumulator:
-    """The state of one call of `GradientEngine.backward`.
+    """The state of one call of `GradientEngine.backward`; the stand-ins of `hooks.py` see it as a `GradientSink`.
 
     The loss that is propagated back is the plain sum over tokens. The factor 1/(n_j (T-1)) that makes it a mean is part
     of the weights and targets.
@@ -119,12 +119,10 @@ class GradientAccumulator:
         self.losses += self.layout.sum(losses[:, None].double()).squeeze(1)
 
     def expect(self, parameter: nn.Parameter) -> None:
-        """See `GradientSink`."""
         if not self.in_backward:  # what a checkpoint runs again in backward is no new use
             self.uses[parameter] += 1
 
     def arrive(self, parameter: nn.Parameter, piece: Piece) -> None:
-        """See `GradientSink`."""
         self.uses[parameter] -= 1
         if self.uses[parameter] < 0:
             raise XDogeError(

@@ -203,11 +203,9 @@ class Product:
 
     @property
     def is_whole(self) -> bool:
-        """See `Piece`."""
         return self.layout.is_whole
 
     def slab(self, rows: slice) -> Slab:
-        """See `Piece`."""
         return partial(self.layout.outer, self.left[:, rows], self.right)
 
 
@@ -226,11 +224,9 @@ class LogitProduct:
 
     @property
     def is_whole(self) -> bool:
-        """See `Piece`."""
         return self.layout.is_whole
 
     def slab(self, rows: slice) -> Slab:
-        """See `Piece`."""
         logits = functional.linear(self.hidden, self.weight[rows])
         left = logits.to(working_dtype(logits.dtype)).sub_(self.log_norm[:, None]).exp_()
         here = ((self.targets >= rows.start) & (self.targets < rows.stop)).nonzero().squeeze(1)
@@ -255,7 +251,6 @@ class Lookup:
         return cls(tokens, segments[order], grads[order])
 
     def slab(self, rows: slice) -> Slab:
-        """See `Piece`."""
         bounds = torch.tensor([rows.start, rows.stop], device=self.tokens.device)
         start, stop = torch.searchsorted(self.tokens, bounds).tolist()
         index = self.segments[start:stop] * (rows.stop - rows.start) + self.tokens[start:stop] - rows.start
@@ -275,7 +270,6 @@ class Dense:
     is_whole = False
 
     def slab(self, rows: slice) -> Slab:
-        """See `Piece`."""
 
         def add(out: torch.Tensor, columns: slice, *, overwrite: bool) -> None:
             out.add_(self.grads[:, rows, columns])
