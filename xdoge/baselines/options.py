@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -22,23 +22,6 @@ class BaselineSettings(ProxySettings):
     method: ClassVar[str]
     """What `learn` calls it."""
 
-    @classmethod
-    def for_store(cls, store: TokenStore, options: Mapping[str, Any], *, where: str = "settings") -> Self:
-        """Return the options with the defaults of the recipe and the corpus, checked against the store.
-
-        Args:
-            store: the tokens to learn on.
-            options: any of the fields; the rest is filled in.
-            where: what errors call the settings, such as the file they were read from.
-
-        Raises:
-            XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
-        """
-        settings = cls.parse(cls.completed(options, len(store.sources)), where=where)
-        settings.refuse_short_sources(store, 1)
-        settings._check(store)
-        return settings
-
     @property
     def n_rows(self) -> int:
         """Rows of metrics.jsonl when the method has ended."""
@@ -47,9 +30,6 @@ class BaselineSettings(ProxySettings):
     def notes(self, store: TokenStore) -> list[str]:
         """Return what a careful user would want to know about these settings on this store, a line each."""
         return []
-
-    def _check(self, store: TokenStore) -> None:
-        """Refuse what this store cannot serve."""
 
 
 class SteppedSettings(BaselineSettings):
@@ -68,7 +48,8 @@ class SteppedSettings(BaselineSettings):
         """Return into how many equal parts a batch is cut for k sources."""
         return k
 
-    def _check(self, store: TokenStore) -> None:
+    def check_store(self, store: TokenStore) -> None:
+        """Refuse what this store cannot serve."""
         parts = self.parts(len(store.sources))
         if self.batch_size < parts:
             raise XDogeError(
@@ -187,7 +168,8 @@ class RegmixSettings(BaselineSettings):
             )
         return lines
 
-    def _check(self, store: TokenStore) -> None:
+    def check_store(self, store: TokenStore) -> None:
+        """Refuse what this store cannot serve."""
         for source, weight in self.targets.items() if isinstance(self.targets, dict) else ():
             if source not in store.sources:
                 raise XDogeError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -18,13 +18,10 @@ from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
 from xdoge.models.flops import product_flops
 from xdoge.models.recipes import Recipe
-from xdoge.training.proxy_settings import ProxySettings
+from xdoge.training.proxy_settings import Languages, ProxySettings
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
-
-Languages = Mapping[str, Sequence[str]]
-"""Each language with its sources."""
 
 FEW_SEQUENCES = 20
 """Below this many sequences, drawing without replacement biases ⟨g^A, g^B⟩ noticeably (docs/method.md)."""
@@ -111,34 +108,6 @@ class FitSettings(ProxySettings):
         if isinstance(value, dict) and (min(value.values(), default=0) < 0 or not any(value.values())):
             raise ValueError(f"{value} must be >= 0 and not all zero")
         return value
-
-    @classmethod
-    def for_store(cls, store: TokenStore, options: Mapping[str, Any], *, where: str = "settings") -> Self:
-        """Return the options with the defaults of the recipe and the corpus, checked against the store.
-
-        Args:
-            store: the tokens to learn on.
-            options: any of the fields; the rest is filled in.
-            where: what errors call the settings, such as the file they were read from.
-
-        Raises:
-            XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
-        """
-        settings = cls.for_sources(store.languages, options, where=where)
-        settings.refuse_short_sources(store, settings.least_sequences)
-        return settings
-
-    @classmethod
-    def for_sources(cls, languages: Languages, options: Mapping[str, Any], *, where: str = "settings") -> Self:
-        """Return the settings for these sources, before their text is prepared; only its length is not checked.
-
-        Raises:
-            XDogeError: a setting is unknown or not allowed.
-        """
-        sources = [source for members in languages.values() for source in members]
-        settings = cls.parse(cls.completed(options, len(sources)), where=where)
-        settings._check_against(languages, sources)
-        return settings
 
     @classmethod
     def defaults(cls, options: Mapping[str, Any], steps: int, k: int) -> dict[str, Any]:
@@ -254,8 +223,9 @@ class FitSettings(ProxySettings):
                 lines.append(f"the loss of {language} {how}; no_worse_than asked for {self.no_worse_than}")
         return lines
 
-    def _check_against(self, languages: Languages, sources: Sequence[str]) -> None:
+    def check_sources(self, languages: Languages) -> None:
         """Refuse what these sources cannot serve."""
+        sources = [source for members in languages.values() for source in members]
         named = [("held_out", self.held_out), ("targets", self.targets if isinstance(self.targets, dict) else ())]
         for key, chosen in named:
             for source in chosen:

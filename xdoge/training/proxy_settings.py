@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
@@ -14,6 +14,9 @@ from xdoge.models.recipes import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
+
+Languages = Mapping[str, Sequence[str]]
+"""Each language with its sources."""
 
 
 class ProxySettings(Config):
@@ -34,32 +37,64 @@ class ProxySettings(Config):
     eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most")
 
     @classmethod
-    def completed(cls, options: Mapping[str, Any], k: int) -> dict[str, Any]:
-        """Return the options and, for what they leave out, the defaults of the recipe and of k sources."""
+    def for_store(cls, store: TokenStore, options: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Return the options with the defaults of the recipe and the corpus, checked against the store.
+
+        Args:
+            store: the tokens to learn on.
+            options: any of the fields; the rest is filled in.
+            where: what errors call the settings, such as the file they were read from.
+
+        Raises:
+            XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
+        """
+        settings = cls.for_sources(store.languages, options, where=where)
+        for source, count in store.sequence_counts(settings.sequence_length).items():
+            if count < settings.least_sequences:
+                raise XDogeError(
+                    f"{source} is too short: its {store.tokens()[source]} tokens make {count} sequences of "
+                    f"{settings.sequence_length}, and at least {settings.least_sequences} are needed. "
+                    "Lower sequence_length or leave it out."
+                )
+        settings.check_store(store)
+        return settings
+
+    @classmethod
+    def for_sources(cls, languages: Languages, options: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Return the settings for these sources, before their text is prepared: nothing about the text is checked.
+
+        Raises:
+            XDogeError: a setting is unknown or not allowed.
+        """
+        k = sum(map(len, languages.values()))
         recipe = load_recipe(str(options.get("proxy", cls.model_fields["proxy"].default)))
         steps = options.get("steps", recipe.steps)
         steps = steps if isinstance(steps, int) else recipe.steps  # `parse` refuses a wrong one by name
-        return {
+        values = {
             **{key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate")},
             "batch_size": max(recipe.batch_size, 2 * k),
             **cls.defaults(options, steps, k),
             **options,
         }
+        settings = cls.parse(values, where=where)
+        settings.check_sources(languages)
+        return settings
 
     @classmethod
     def defaults(cls, options: Mapping[str, Any], steps: int, k: int) -> dict[str, Any]:
         """Return the defaults of a method's own settings, which depend on its steps and on k sources."""
         return {}
 
-    def refuse_short_sources(self, store: TokenStore, least: int) -> None:
-        """Raise XDogeError if a source has fewer than `least` sequences."""
-        for source, count in store.sequence_counts(self.sequence_length).items():
-            if count < least:
-                raise XDogeError(
-                    f"{source} is too short: its {store.tokens()[source]} tokens make {count} sequences of "
-                    f"{self.sequence_length}, and at least {least} are needed. Lower sequence_length, or leave the "
-                    "source out."
-                )
+    @property
+    def least_sequences(self) -> int:
+        """Sequences that each source needs at the least."""
+        return 1
+
+    def check_sources(self, languages: Languages) -> None:
+        """Refuse what these sources cannot serve."""
+
+    def check_store(self, store: TokenStore) -> None:
+        """Refuse what this store cannot serve."""
 
     def sequences_seen(self, store: TokenStore) -> dict[str, int]:
         """Return how many sequences of each source the proxy sees: all."""
