@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from xdoge.errors import XDogeError, require
+from xdoge.fit.targets import targets_by_source
 from xdoge.models.flops import product_flops
 from xdoge.models.recipes import Recipe
 from xdoge.training.proxy_settings import ProxySettings
@@ -144,12 +145,7 @@ class RegmixSettings(BaselineSettings):
 
     def target_weights(self, store: TokenStore) -> dict[str, float]:
         """Return τ of each source that counts and has validation text, summing to 1."""
-        if self.targets == "sources":
-            targets = dict.fromkeys(store.sources, 1.0)
-        elif self.targets == "languages":
-            targets = {source: 1 / len(members) for members in store.languages.values() for source in members}
-        else:
-            targets = self.targets
+        targets = targets_by_source(self.targets, store.languages)
         available = store.sequence_counts(self.sequence_length, split="validation")
         measured = {source: weight for source, weight in targets.items() if weight and available.get(source)}
         total = sum(measured.values())

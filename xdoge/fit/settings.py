@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from xdoge.config import Count
 from xdoge.errors import XDogeError, names_that_differ
 from xdoge.fit.reweight import Normalisation, Rule, Score
-from xdoge.fit.targets import TargetRule, language_shares
+from xdoge.fit.targets import TargetRule, language_shares, targets_by_source
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
 from xdoge.models.flops import product_flops
@@ -178,12 +178,7 @@ class FitSettings(ProxySettings):
     def rule(self, languages: Languages) -> Rule:
         """Return what decides the outer steps, with τ and the trained sources in the order of the languages."""
         sources = [source for members in languages.values() for source in members]
-        if self.targets == "sources":
-            targets = dict.fromkeys(sources, 1.0)
-        elif not isinstance(self.targets, dict):
-            targets = {source: 1 / len(members) for members in languages.values() for source in members}
-        else:
-            targets = self.targets
+        targets = targets_by_source(self.targets, languages)
         return Rule(
             targets=np.array([targets.get(source, 0.0) for source in sources]),
             trained=np.array([source not in self.held_out for source in sources]),

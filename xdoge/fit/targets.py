@@ -13,7 +13,7 @@ sum that the gradient engine forms anyway, or with one more. `docs/method.md`, "
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -216,6 +216,14 @@ def advance(
         multiplier = np.where(np.isnan(miss), state.multiplier, GAIN * np.clip(miss, 0.0, GAIN))
         after = replace(after, multiplier=multiplier)
     return after, progress
+
+
+def targets_by_source(targets: str | Mapping[str, float], languages: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Return τ of each source: 1 for "sources", those of a mapping, else a part of its language's 1."""
+    if isinstance(targets, str):
+        alike = targets == "sources"
+        return {source: 1 / (1 if alike else len(members)) for members in languages.values() for source in members}
+    return dict(targets)
 
 
 def language_shares(languages: Sequence[Sequence[int]], targets: Floats) -> Floats:
