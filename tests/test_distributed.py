@@ -47,6 +47,7 @@ def spawn(count: int, cases: list[dict[str, Any]], folder: Any) -> list[list[tup
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_find_what_one_finds(count, tmp_path):
     for case, results in zip(CASES, spawn(count, CASES, tmp_path), strict=True):

@@ -97,6 +97,9 @@ def without_times(value: dict[str, object]) -> dict[str, object]:
     return {key: inside for key, inside in value.items() if key not in TIMES}
 
 
+pytestmark = pytest.mark.slow  # all start from whole runs of each command
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict[str, tuple[Command, float]]:
     """Each command undisturbed, and the seconds of work that it was; later ones read what earlier ones wrote."""

@@ -272,6 +272,7 @@ def test_a_name_that_would_be_another_path_is_no_name_in_a_corpus(files, name):
     assert "cannot be a name" in attempt(files, "corpus.yaml", text_of("corpus.yaml", good))
 
 
+@pytest.mark.slow
 def test_many_sources_take_time_in_proportion(tmp_path):
     path = tmp_path / "weights.json"
     languages = {f"l{number}": 1e-5 for number in range(10**5)}

@@ -38,6 +38,7 @@ def agree(new, old):
     return all(abs(a - b) <= max(1, 0.2 * abs(b)) for a, b in values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_notebook_runs_and_prints_what_is_committed(path):

@@ -269,6 +269,7 @@ def test_real_text_goes_the_whole_way(xdoge, tmp_path):
     assert min(weights["sources"].values()) >= 0.002
 
 
+@pytest.mark.slow
 def test_the_demo_goes_the_whole_way(xdoge, tmp_path):
     status, out, err = xdoge("demo", "--out", tmp_path / "demo", "--steps", 2)
     assert status == 0

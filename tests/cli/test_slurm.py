@@ -239,6 +239,7 @@ def test_a_step_that_was_stopped_is_requeued_but_not_for_ever(cluster, command, 
     assert ("raise --time or MOST_REQUEUES" in done.stderr) == (restarts == 20)
 
 
+@pytest.mark.slow
 def test_fits_of_which_one_is_stopped_end_as_one_set_of_weights(cluster, server, store, recipe):
     """With xdoge itself as far as the mixtures."""
     _, commands = submit(
