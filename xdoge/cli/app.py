@@ -21,8 +21,7 @@ from xdoge.errors import Interrupted, RankLocalError, XDogeError, XDogeException
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
 
-stdout = Console(width=None if sys.stdout.isatty() else 120, markup=False)
-stderr = Console(stderr=True, markup=False)  # a source may be called [/x]
+stdout = Console(width=None if sys.stdout.isatty() else 120, markup=False)  # a source may be called [/x]
 
 app = typer.Typer(
     name="xdoge",
