@@ -164,7 +164,10 @@ STRATEGIES = {"uniform": {"kind": "uniform"}}
         ({"compare": ["hours"]}, "study.yaml: compare.0: input should be 'tokens' or 'flops'"),
         ({"model": "2m"}, "study.yaml: model: recipe '2m' is unknown"),
         ({"store": "nowhere"}, "nowhere"),
-        ({"relative_to": "unimax"}, "study.yaml: relative_to is 'unimax', which is none of its strategies."),
+        (
+            {"relative_to": "unimax"},
+            "study.yaml: relative_to is 'unimax'",
+        ),
         ({"steps": 10**6}, "study.yaml: strategies.uniform, equal tokens: budget 192,000,000 cannot be spent"),
         ({"training": {"seed": 1}}, "study.yaml: training names seed, which is a key of the study itself."),
         ({"training": {"rate": 1}}, "training: rate is not a known key"),

@@ -151,8 +151,8 @@ def results_tables(results: Results, rows: Rows, *, baseline: str | None) -> lis
     """Return a table for each measure, and one of the benchmarks by task.
 
     Args:
-        results: of which models.
-        rows: the same as `xdoge.analysis.models.score_rows` returns them.
+        results: table of results.json.
+        rows: its rows from `xdoge.analysis.models.score_rows`.
         baseline: model that changes are taken against; None shows no changes.
     """
     tables = [scores_table(rows, measure, baseline=baseline) for measure in measures(results)]

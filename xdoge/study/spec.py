@@ -139,7 +139,9 @@ def read_strategies(spec: StudySpec, store: TokenStore, folder: Path, *, where: 
             raise XDogeError(f"{here}: {error.message}") from error
         strategies[name] = Strategy(name, kind, max_epochs=epochs, level=by_size.level, weights=weights)
     if spec.relative_to not in strategies:
-        raise XDogeError(f"{where}: relative_to is {spec.relative_to!r}, which is none of its strategies.")
+        raise XDogeError(
+            f"{where}: relative_to is {spec.relative_to!r}; name one of its strategies: {', '.join(strategies)}."
+        )
     return strategies
 
 

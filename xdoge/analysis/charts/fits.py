@@ -77,7 +77,7 @@ def targets(run: Path | str) -> LayerChart:
         taus,
         {language: float(values.mean()) for language, values in taus.items()},
         title="Targets over the fit",
-        y="τ: what the language's loss counts for",
+        y="τ: weight of the language's loss in the target",
         mean="the mean over the steps",
     )
 
