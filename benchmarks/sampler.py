@@ -189,8 +189,8 @@ def far_figures(rounds: int) -> Figures:
     sampler = contestant.make()
     tokens = [share.tokens for share in mixture.sources.values()]
 
-    def off(position: int, found: list[int]) -> Fraction:
-        pairs = zip(found, tokens, strict=True)
+    def off(position: int, counts: list[int]) -> Fraction:
+        pairs = zip(counts, tokens, strict=True)
         return max(abs(number - Fraction(position * share, mixture.budget_tokens)) for number, share in pairs)
 
     ends = np.random.default_rng(0).integers(1, sampler.total // RANGE - 100, size=1000) * RANGE
@@ -200,7 +200,7 @@ def far_figures(rounds: int) -> Figures:
         for block in range(begin, begin + 100 * RANGE, RANGE):
             drawn += np.bincount(sampler.draws(block, block + RANGE).source, minlength=SOURCES)
             worst = max(worst, off(block + RANGE, drawn.tolist()))
-    medians = {key: round(statistics.median(found[key] for found in measured), 3) for key in measured[0]}
+    medians = {key: round(statistics.median(figures[key] for figures in measured), 3) for key in measured[0]}
     return medians | {"worst_deviation": round(float(worst), 3), "state_bytes": state_bytes(contestant.state())}
 
 
@@ -256,11 +256,11 @@ def loader_figures(corpus: Path | None, repeat: int, rounds: int, folder: Path) 
                 action()
                 if number:  # the first round brings the files into the page cache
                     seconds[name].append(time.process_time() - start)
-        found: Figures = {"batch": batch, "sequence_length": length, "tokens": tokens}
+        figures: Figures = {"batch": batch, "sequence_length": length, "tokens": tokens}
         for name, plain, mixed in (("ratio", "sequential", "mixed"), ("data_loader_ratio", "plain loader", "loader")):
-            found |= spread(name, [p / m for p, m in zip(seconds[plain], seconds[mixed], strict=True)])
-        found |= {f"{name} tokens/s": round(tokens / statistics.median(taken)) for name, taken in seconds.items()}
-        results.append(found)
+            figures |= spread(name, [p / m for p, m in zip(seconds[plain], seconds[mixed], strict=True)])
+        figures |= {f"{name} tokens/s": round(tokens / statistics.median(taken)) for name, taken in seconds.items()}
+        results.append(figures)
     return results
 
 
@@ -306,30 +306,30 @@ def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, 
 
 def contestants(problem: Problem, own: Contestant, folder: Path, without: list[str]) -> dict[str, Contestant | str]:
     """Return what takes part, or why it does not."""
-    found: dict[str, Contestant | str] = {"xdoge": own}
+    taking_part: dict[str, Contestant | str] = {"xdoge": own}
     for name, set_up in PEERS.items():
         if name.split(",")[0] in without:
-            found[name] = "left out"
+            taking_part[name] = "left out"
             continue
         (folder / name).mkdir()
         try:
-            found[name] = set_up(problem, folder / name)
+            taking_part[name] = set_up(problem, folder / name)
         except ImportError as error:
-            found[name] = f"not installed ({error})"
+            taking_part[name] = f"not installed ({error})"
         except Exception as error:  # another release than the one this was written for; the others go on
-            found[name] = f"failed to set up ({type(error).__name__}: {error})"
-    return found
+            taking_part[name] = f"failed to set up ({type(error).__name__}: {error})"
+    return taking_part
 
 
-def line(name: str, found: Figures) -> str:
+def line(name: str, figures: Figures) -> str:
     """Return a row of the table."""
-    low, high = found["draws_per_second_range"]
+    low, high = figures["draws_per_second_range"]
     return (
-        f"{name:<31}{found['build_ms']:>9.2f} ms {found['resume_ms']:>9.2f} ms {found['state_bytes']:>7,} B "
-        f"{found['index_bytes']:>11,} B {found['draws_per_second']:>13,.0f} {f'({low:,.0f}–{high:,.0f})':<29}"
-        f"{found['draws_per_cpu_second']:>13,.0f} {found['worst_deviation']:>8.1f} {found['early_repeats']:>8,} "
-        f"{found['most_passes']:>6.2f} {found['draws']:>10,}"
-        f"{'' if found['resumes_the_same'] else '  RESUMES DIFFERENTLY'}"
+        f"{name:<31}{figures['build_ms']:>9.2f} ms {figures['resume_ms']:>9.2f} ms {figures['state_bytes']:>7,} B "
+        f"{figures['index_bytes']:>11,} B {figures['draws_per_second']:>13,.0f} {f'({low:,.0f}–{high:,.0f})':<29}"
+        f"{figures['draws_per_cpu_second']:>13,.0f} {figures['worst_deviation']:>8.1f} {figures['early_repeats']:>8,} "
+        f"{figures['most_passes']:>6.2f} {figures['draws']:>10,}"
+        f"{'' if figures['resumes_the_same'] else '  RESUMES DIFFERENTLY'}"
     )
 
 
@@ -345,13 +345,13 @@ def measure(taking_part: dict[str, Contestant | str], problem: Problem, rounds: 
         for name, contestant in racing.items():
             measured[name].append(one_round(contestant, states[name]))
     for name, contestant in racing.items():
-        found: Figures = {}
+        row: Figures = {}
         for key in measured[name][0]:
-            found |= spread(key, [once[key] for once in measured[name]])
-        found |= {"state_bytes": state_bytes(states[name]), "index_bytes": contestant.index_bytes}
-        found |= exactness(contestant, problem, states[name]) | {"note": contestant.note}
-        figures[name] = found
-        print(line(name, found), flush=True)
+            row |= spread(key, [once[key] for once in measured[name]])
+        row |= {"state_bytes": state_bytes(states[name]), "index_bytes": contestant.index_bytes}
+        row |= exactness(contestant, problem, states[name]) | {"note": contestant.note}
+        figures[name] = row
+        print(line(name, row), flush=True)
     return figures
 
 
@@ -387,8 +387,8 @@ def main() -> None:
     print("xdoge, draws per second of processor time: " + ", ".join(f"{key} {v:,}" for key, v in speeds.items()))
     with tempfile.TemporaryDirectory() as name:
         loader = loader_figures(arguments.corpus, arguments.repeat, rounds, Path(name))
-    for found in loader:
-        print("loader: " + ", ".join(f"{key} {value}" for key, value in found.items()))
+    for figures in loader:
+        print("loader: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
     ratios = {"loader_ratio": loader[0]["data_loader_ratio"], "bare_ratio": loader[0]["ratio"]}
     result = figures.pop("xdoge") | ratios | {"far": far, "speeds": speeds}
     print(json.dumps(result | {"loader": loader, "peers": figures}))

@@ -212,7 +212,7 @@ def mosaic(problem: Problem, folder: Path, *, batching: str) -> Contestant:
         make=make,
         begin=begin,
         draw=Cursor.take,
-        rows=lambda found: np.array([row["row"] for row in found]),
+        rows=lambda taken: np.array([row["row"] for row in taken]),
         state=state,
         index_bytes=8 * problem.total,
         stream=stream,

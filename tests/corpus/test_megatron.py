@@ -227,7 +227,7 @@ def test_perplexity_is_asked_of_the_same_documents(twins):
     from xdoge.eval.documents import StoreText
 
     texts = [StoreText(store, str(store.path / "tokenizer")).read("eu/wiki") for store in twins]
-    assert [one.tolist() for one in texts[0].tokens] == [one.tolist() for one in texts[1].tokens]
+    assert [tokens.tolist() for tokens in texts[0].tokens] == [tokens.tolist() for tokens in texts[1].tokens]
     assert texts[0].n_bytes.tolist() == texts[1].n_bytes.tolist()
 
 

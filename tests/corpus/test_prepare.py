@@ -76,13 +76,13 @@ def edit(corpus: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def contents(folder: Path) -> dict[str, str]:
     """Every file's bytes as a hash; of store.json without its date."""
-    found = {}
+    hashes = {}
     for path in sorted(folder.rglob("*")):
         data = path.read_bytes() if path.is_file() else b"folder"
         if path.name == "store.json":
             data = json.dumps({**json.loads(data), "created": None}).encode()
-        found[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
-    return found
+        hashes[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
+    return hashes
 
 
 def texts_of(store: TokenStore, source: str, split: Any = "train") -> list[list[int]]:

@@ -67,10 +67,10 @@ def test_every_format_gives_the_same_documents(
     path = tmp_path / f"{name}{ending}"
     path.write_bytes(compressed(make(texts), ending))
     assert read(path) == texts
-    found = scan(path, "text", name="here")
-    assert (found.path, found.n_bytes) == ("here", path.stat().st_size)
+    scanned = scan(path, "text", name="here")
+    assert (scanned.path, scanned.n_bytes) == ("here", path.stat().st_size)
     if name in ("a.jsonl", "a.json", "a.txt"):
-        assert found.rows == len(texts)
+        assert scanned.rows == len(texts)
 
 
 def test_parquet_and_both_arrow_formats_give_the_same_documents(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_corpus_yaml_names_files_that_exist_with_a_licence_and_unique_ids(corpus
 
 
 def test_sizes_are_what_the_scale_says_and_as_uneven_as_life(texts: dict[str, list[str]]):
-    size = {name: sum(len(text.encode()) for text in found) for name, found in texts.items()}
+    size = {name: sum(len(text.encode()) for text in documents_of) for name, documents_of in texts.items()}
     for language, source in SOURCES:
         target = SAMPLE_BYTES[language][source] * SCALE
         assert target <= size[f"{language}/{source}"] < target + 4000
@@ -118,15 +118,15 @@ def test_sizes_are_what_the_scale_says_and_as_uneven_as_life(texts: dict[str, li
 
 
 def test_documents_hardly_ever_repeat(texts: dict[str, list[str]]):
-    for name, found in texts.items():
-        assert len(set(found)) >= 0.99 * len(found), name
+    for name, documents_of in texts.items():
+        assert len(set(documents_of)) >= 0.99 * len(documents_of), name
 
 
 def test_documents_have_two_to_six_paragraphs_of_two_to_six_sentences(texts: dict[str, list[str]]):
     lengths = [
         (len(text.split("\n\n")), [len(re.split(r"(?<=\.) ", paragraph)) for paragraph in text.split("\n\n")])
-        for found in texts.values()
-        for text in found
+        for documents_of in texts.values()
+        for text in documents_of
     ]
     assert {paragraphs for paragraphs, _ in lengths} == {2, 3, 4, 5, 6}
     assert {sentence for _, counts in lengths for sentence in counts} == {2, 3, 4, 5, 6}

@@ -80,9 +80,9 @@ def test_sequences_are_pieces_of_the_documents_in_order(
     count = store.sequence_counts(length, split)[source]
     assert count == len(expected) // length
     index = data.draw(st.integers(0, count - 1))
-    one = store.sequence(source, index, length, split)
-    assert one.tolist() == expected[index * length : (index + 1) * length]
-    assert np.shares_memory(one, store.flat(source, split))
+    sequence = store.sequence(source, index, length, split)
+    assert sequence.tolist() == expected[index * length : (index + 1) * length]
+    assert np.shares_memory(sequence, store.flat(source, split))
     indices = data.draw(st.lists(st.integers(0, count - 1), max_size=5))
     several = store.sequences(source, indices, length, split)
     assert several.shape == (len(indices), length)

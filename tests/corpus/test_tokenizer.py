@@ -90,12 +90,12 @@ def test_a_hugging_face_tokenizer_gives_the_ids_of_auto_tokenizer(hugging_face: 
     expected = [[*ids, 1] for ids in theirs(documents, add_special_tokens=False)["input_ids"]]
     tokenizer = tokenizer_of(hugging_face)
     tokenizer.save(tmp_path / "saved")
-    for one in (tokenizer, Tokenizer.load(tmp_path / "saved")):
-        tokens, lengths = one.encode(documents)
+    for loaded in (tokenizer, Tokenizer.load(tmp_path / "saved")):
+        tokens, lengths = loaded.encode(documents)
         assert tokens.tolist() == list(chain.from_iterable(expected))
         assert lengths.tolist() == [len(ids) for ids in expected]
-        assert (one.end_of_document, one.vocab_size, one.kind) == (1, len(theirs), "huggingface")
-        assert one.fingerprint == tokenizer.fingerprint
+        assert (loaded.end_of_document, loaded.vocab_size, loaded.kind) == (1, len(theirs), "huggingface")
+        assert loaded.fingerprint == tokenizer.fingerprint
     again = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert again(documents)["input_ids"] == theirs(documents)["input_ids"]
 
@@ -106,14 +106,14 @@ def test_decoding_gives_the_text_without_special_tokens(model: bytes, hugging_fa
     ByT5Tokenizer().save_pretrained(tmp_path / "bytes")
     tokenizer_of(hugging_face).save(tmp_path / "saved")
     documents = [*(text.replace("\n", " ") for text in texts(3, 5)), "日本語 , don 't", ""]
-    for one, first in (
+    for loaded, first in (
         (sentencepiece_model(model, where="here"), 1),
         (tokenizer_of(hugging_face), 0),
         (Tokenizer.load(tmp_path / "saved"), 0),
         (tokenizer_of(tmp_path / "bytes"), 0),
     ):
-        tokens = [[first, *one.encode([document])[0].tolist()] for document in documents]
-        assert one.decode(tokens) == documents
+        tokens = [[first, *loaded.encode([document])[0].tolist()] for document in documents]
+        assert loaded.decode(tokens) == documents
 
 
 def test_special_tokens_in_the_text_follow_the_tokenizers_own_setting(hugging_face: Path, tmp_path: Path) -> None:
@@ -125,8 +125,8 @@ def test_special_tokens_in_the_text_follow_the_tokenizers_own_setting(hugging_fa
     tokenizer.save(tmp_path / "saved")
     expected = theirs("a </s> b", add_special_tokens=False)["input_ids"]
     assert 1 not in expected
-    for one in (tokenizer, Tokenizer.load(tmp_path / "saved")):
-        assert one.encode(["a </s> b"])[0].tolist() == [*expected, 1]
+    for loaded in (tokenizer, Tokenizer.load(tmp_path / "saved")):
+        assert loaded.encode(["a </s> b"])[0].tolist() == [*expected, 1]
 
 
 def test_a_tokenizer_written_in_python_works_too(tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_a_tokenizer_written_in_python_works_too(tmp_path: Path) -> None:
     ByT5Tokenizer().save_pretrained(tmp_path / "bytes")
     tokenizer = tokenizer_of(tmp_path / "bytes")
     tokenizer.save(tmp_path / "saved")
-    for one in (tokenizer, Tokenizer.load(tmp_path / "saved")):
-        assert one.encode(["ab", "é"])[0].tolist() == [100, 101, 1, 198, 172, 1]
-        assert one.fingerprint == tokenizer.fingerprint
+    for loaded in (tokenizer, Tokenizer.load(tmp_path / "saved")):
+        assert loaded.encode(["ab", "é"])[0].tolist() == [100, 101, 1, 198, 172, 1]
+        assert loaded.fingerprint == tokenizer.fingerprint
 
 
 def test_a_saved_model_is_the_same_and_loads_without_transformers(model: bytes, tmp_path: Path) -> None:
@@ -246,10 +246,10 @@ def test_too_large_a_vocabulary_says_the_largest_that_works(kind: str) -> None:
     spec = TrainTokenizer.model_validate({"vocab_size": 9_000, "model_type": kind})
     with pytest.raises(XDogeError, match="here: vocab_size 9000 is more than the text gives") as caught:
         train(texts(), spec, where="here")
-    found = re.search(r"at most (\d+) works\.$", str(caught.value))
-    assert found is not None
-    largest = TrainTokenizer.model_validate({"vocab_size": int(found[1]), "model_type": kind})
-    assert sentencepiece_model(train(texts(), largest, where="here"), where="it").vocab_size == int(found[1])
+    match = re.search(r"at most (\d+) works\.$", str(caught.value))
+    assert match is not None
+    largest = TrainTokenizer.model_validate({"vocab_size": int(match[1]), "model_type": kind})
+    assert sentencepiece_model(train(texts(), largest, where="here"), where="it").vocab_size == int(match[1])
 
 
 def test_too_many_letters_for_the_vocabulary_are_said() -> None:

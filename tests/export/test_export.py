@@ -98,8 +98,8 @@ def test_paths_may_be_a_template_or_a_mapping(to):
 def test_tokens_read_in_earlier_phases_bring_a_warning(to):
     shares = SHARES | {"eu/wiki": Share(0.3, 0.2, 10_000, 5_000, read_before=9_000)}
     lines = write(to, mixture(shares)).warnings
-    found = [line for line in lines if line.startswith("earlier phases read 9,000 tokens, 9,000 of them of eu/wiki")]
-    assert len(found) == (to != "csv")
+    warned = [line for line in lines if line.startswith("earlier phases read 9,000 tokens, 9,000 of them of eu/wiki")]
+    assert len(warned) == (to != "csv")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_datasets_ends_early_if_all_sources_are_read_more_than_once():
     options = json.loads(written.text)
     sets = [datasets.Dataset.from_dict({"row": range(1_000)}), datasets.Dataset.from_dict({"row": range(2_000)})]
     assert len(datasets.interleave_datasets(sets, **options["interleave"])) == pytest.approx(4_000, rel=0.1)
-    thrice = [one.repeat(3) for one in sets]
+    thrice = [dataset.repeat(3) for dataset in sets]
     assert len(datasets.interleave_datasets(thrice, **options["interleave"])) >= options["rows"] == 10_000
 
 
@@ -237,7 +237,7 @@ def test_grain_reads_the_mixture_to_the_integer_cut_that_is_warned_of():
     assert written.warnings == ("Grain cuts the weights to integers, 100 of 999 for xx/b: -0.79% of its rows.",)
     options = json.loads(written.text)
     sets = [grain.MapDataset.range(10_000).map(lambda _, name=name: name) for name in "abc"]
-    mixed = grain.MapDataset.mix([one.seed(0).shuffle().repeat() for one in sets], options["weights"])[
+    mixed = grain.MapDataset.mix([dataset.seed(0).shuffle().repeat() for dataset in sets], options["weights"])[
         : options["rows"]
     ]
     drawn = Counter(mixed[index] for index in range(len(mixed)))
@@ -264,14 +264,14 @@ def test_grain_ends_with_its_first_source_and_sliced_before_mixing_draws_the_sam
         for source in options["sources"]
     ]
     assert len(grain.MapDataset.mix(sets, options["weights"])) == 2_500  # eu/wiki ends after a quarter of 10,000
-    endless = [one.repeat() for one in sets]
-    sliced = [grain.MapDataset.mix([one[rank::2] for one in endless], options["weights"]) for rank in range(2)]
+    endless = [dataset.repeat() for dataset in sets]
+    sliced = [grain.MapDataset.mix([dataset[rank::2] for dataset in endless], options["weights"]) for rank in range(2)]
     assert all(sliced[0][step] == sliced[1][step] for step in range(100))
     mixed = grain.MapDataset.mix(endless, options["weights"])
     assert any(mixed[2 * step] != mixed[2 * step + 1] for step in range(100))
 
 
-# Megatron-LM, NeMo, Megatron-Bridge, nanotron
+# Megatron-LM, NeMo, Megatron-Bridge
 
 
 def test_megatron_blends_to_within_two_sequences():
@@ -313,36 +313,6 @@ def test_the_json_for_megatron_names_all_three_splits():
     assert parse(blend["valid"]) is None
 
 
-def test_megatron_bridge_gets_passes_over_each_source():
-    assert yaml.safe_load(write("megatron-bridge").text) == {
-        "source": [{"path_or_dataset": f"data/{name}"} for name in ("es/web", "es/wiki", "eu/wiki")],
-        "source_weights": [0.5, 1.5, 4.0],
-        "blend_seed": 7,
-    }
-
-
-def test_nanotron_gets_a_stage_with_folders_and_weights():
-    dataset = {"dataset_folder": ["data/es/web", "data/es/wiki", "data/eu/wiki"], "dataset_weights": [0.5, 0.3, 0.2]}
-    assert yaml.safe_load(write("nanotron").text) == {
-        "data_stages": [
-            {
-                "name": "three",
-                "start_training_step": 1,
-                "data": {"dataset": dataset, "num_loading_workers": 1, "seed": 7},
-            }
-        ]
-    }
-    assert write("nanotron").warnings == (LEFT_OUT,)  # 100,000 tokens of 125,000: the order is played once
-
-
-def test_nanotron_warns_if_it_plays_its_order_again():
-    plan = reading(a=(20_000, 20_000), b=(60_000, 20_000))  # budget twice the data
-    assert export(plan, "nanotron").warnings == (
-        "the budget is 2.00 times the 40,000 tokens of the sources, and Nanoset plays the order of so many tokens "
-        "again: of xx/a it reads 50.0% 2.00 times over, where the plan reads 100.0%.",
-    )
-
-
 # torchtitan
 
 
@@ -355,9 +325,9 @@ def test_torchtitan_is_given_weights_in_a_piece_of_python():
 def test_torchtitan_draws_the_same_sources_on_all_ranks():
     consumer("torchtitan.hf_datasets.text_datasets")
     mixing = consumer("torchtitan.hf_datasets.interleaved")
-    found: dict = {}
-    exec(write("torchtitan").text, found)
-    loader = found["dataloader"]
+    namespace: dict = {}
+    exec(write("torchtitan").text, namespace)
+    loader = namespace["dataloader"]
     assert [source.weight for source in loader.sources] == [0.5, 0.3, 0.2]
     assert [source.dataset_path for source in loader.sources] == ["data/es/web", "data/es/wiki", "data/eu/wiki"]
 
@@ -406,7 +376,7 @@ def test_mosaicml_streams_choose_what_the_plan_reads(to, length):
     held = [SHARES[name].available_tokens // length if length else DOCUMENTS[name] for name in value["streams"]]
     stream.apply_weights(streams, np.array(held), value.get("epoch_size"), 0)
     expected = [5_000, 3_000, 2_000] if length else [250, 1_500, 400]
-    assert np.abs(np.array([one.choose for one in streams]) - expected).max() <= (to == "mosaicml-proportion")
+    assert np.abs(np.array([dataset.choose for dataset in streams]) - expected).max() <= (to == "mosaicml-proportion")
 
 
 # OLMo-core

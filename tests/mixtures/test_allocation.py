@@ -45,9 +45,9 @@ sizes = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 10**12), min
 @given(sizes, st.floats(0.001, 1), st.integers(1, 8))
 def test_unimax_is_the_published_algorithm_where_the_budget_can_be_spent(counts, part, epochs):
     budget = max(1, int(part * epochs * sum(counts.values())))
-    found = unimax(counts, token_budget=budget, max_epochs=epochs).counts
+    counted = unimax(counts, token_budget=budget, max_epochs=epochs).counts
     for name, share in published_unimax(counts, budget, epochs).items():
-        assert abs(found[name] - share) < 1
+        assert abs(counted[name] - share) < 1
 
 
 def test_a_budget_above_all_epochs_is_refused_with_the_least_that_would_do():
@@ -102,8 +102,8 @@ def test_a_generic_convex_solver_finds_the_same(seed, divergence):
         method="SLSQP",
         options={"ftol": 1e-15, "maxiter": 1000},
     )
-    found = np.array(list(allocate(weights, budget, caps=caps, floors=floors).counts.values())) / budget
-    np.testing.assert_allclose(found, solved.x, atol=2e-5)
+    shares = np.array(list(allocate(weights, budget, caps=caps, floors=floors).counts.values())) / budget
+    np.testing.assert_allclose(shares, solved.x, atol=2e-5)
 
 
 @st.composite
@@ -125,13 +125,13 @@ def cases(draw):
 @pytest.mark.parametrize("solve", [allocate, allocate_by_language])
 def test_counts_sum_to_the_budget_within_caps_and_floors(solve, case):
     weights, budget, caps, floors = case
-    found = solve(weights, budget, caps=caps, floors=floors)
-    assert list(found.counts) == list(weights)
-    assert sum(found.counts.values()) == budget
-    for name, count in found.counts.items():
+    allocation = solve(weights, budget, caps=caps, floors=floors)
+    assert list(allocation.counts) == list(weights)
+    assert sum(allocation.counts.values()) == budget
+    for name, count in allocation.counts.items():
         assert floors[name] <= count <= caps[name]
-    for name in found.capped:
-        assert found.counts[name] == caps[name]
+    for name in allocation.capped:
+        assert allocation.counts[name] == caps[name]
 
 
 @given(cases())
@@ -139,10 +139,10 @@ def test_what_no_bound_holds_is_proportional_to_the_weights(case):
     weights, budget, caps, floors = case
     counts = allocate(weights, budget, caps=caps, floors=floors).counts
     free = [name for name in weights if weights[name] and floors[name] < counts[name] < caps[name]]
-    for one in free:
+    for name in free:
         for other in free:  # both are λ α to within 1
-            a, b = Fraction(weights[one]), Fraction(weights[other])
-            assert abs(counts[one] * b - counts[other] * a) <= a + b
+            a, b = Fraction(weights[name]), Fraction(weights[other])
+            assert abs(counts[name] * b - counts[other] * a) <= a + b
 
 
 @given(cases(), st.randoms(use_true_random=False))

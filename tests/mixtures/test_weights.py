@@ -51,22 +51,22 @@ def test_a_language_weighs_what_its_sources_weigh():
 
 
 def test_nothing_in_a_set_can_be_changed():
-    one = weights(method={"mu": 1})
+    original = weights(method={"mu": 1})
     with pytest.raises(dataclasses.FrozenInstanceError):
-        one.name = "other"
+        original.name = "other"
     with pytest.raises(TypeError, match="does not support item assignment"):
-        one.sources["es/web"] = 1.0
+        original.sources["es/web"] = 1.0
     with pytest.raises(TypeError, match="does not support item assignment"):
-        one.method["mu"] = 2
+        original.method["mu"] = 2
     with pytest.raises(TypeError, match="does not support item assignment"):
         weights(method={"targets": {"es/web": 1}}).method["targets"]["es/web"] = 2
 
 
 def test_a_set_can_be_copied_pickled_and_be_a_key():
-    one = weights(method={"targets": {"es/web": 1.0}, "held_out": ["gl/web"]}, spread={"sets": 2})
-    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
-        assert other == one
-        assert {one: 1}[other] == 1
+    original = weights(method={"targets": {"es/web": 1.0}, "held_out": ["gl/web"]}, spread={"sets": 2})
+    for other in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        assert other == original
+        assert {original: 1}[other] == 1
 
 
 @pytest.mark.parametrize(
@@ -87,8 +87,8 @@ def test_weights_that_are_none_are_refused(sources, message):
 
 
 def test_six_decimals_are_near_enough_to_one_and_are_not_rescaled():
-    one = weights({"es/web": 0.333333, "eu/web": 0.333333, "gl/web": 0.333333})
-    assert one.sources["es/web"] == 0.333333
+    original = weights({"es/web": 0.333333, "eu/web": 0.333333, "gl/web": 0.333333})
+    assert original.sources["es/web"] == 0.333333
 
 
 def test_a_file_that_contradicts_itself_is_refused(tmp_path):
@@ -126,8 +126,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path, change, message):
 
 
 def test_norwegian_stays_norwegian(tmp_path):
-    one = weights({"no/web": 1.0})
-    one.save(tmp_path / "w.json")
+    norwegian = weights({"no/web": 1.0})
+    norwegian.save(tmp_path / "w.json")
     assert WeightSet.load(tmp_path / "w.json").languages == {"no": 1.0}
 
 

@@ -65,10 +65,12 @@ def test_however_items_are_asked_for_they_are_the_same(store, sampler, documents
     for items in ([dataset[draw] for draw in draws], dataset.__getitems__(positions), dataset.__getitems__(draws)):
         assert [list(item) for item in items] == [names] * len(items)
         assert all(
-            torch.equal(item[name], one[name]) for item, one in zip(items, single, strict=True) for name in names
+            torch.equal(item[name], expected[name])
+            for item, expected in zip(items, single, strict=True)
+            for name in names
         )
     for batch in (dataset[positions], dataset[np.array(positions)], dataset[draws]):
-        assert all(torch.equal(batch[name], torch.stack([one[name] for one in single])) for name in names)
+        assert all(torch.equal(batch[name], torch.stack([expected[name] for expected in single])) for name in names)
     assert torch.equal(dataset[20:26]["input_ids"], dataset[list(range(20, 26))]["input_ids"])
     assert dataset[[]]["input_ids"].shape == (0, T)
 

@@ -42,17 +42,17 @@ def recursive(counts, t):
 def test_counts_are_those_of_exact_arithmetic(counts, data):
     quotas = Quotas(counts)
     positions = data.draw(st.lists(st.integers(0, quotas.total), min_size=1, max_size=6))
-    found = quotas.before(np.array(positions)).T.tolist()
-    assert found == [recursive(counts, t) for t in positions]
+    counted = quotas.before(np.array(positions)).T.tolist()
+    assert counted == [recursive(counts, t) for t in positions]
 
 
 @given(counts_of_any_size, st.data())
 def test_counts_sum_to_the_position_and_lie_within_two_of_their_target(counts, data):
     quotas = Quotas(counts)
     positions = np.array(data.draw(st.lists(st.integers(0, quotas.total), min_size=1, max_size=30)))
-    found = quotas.before(positions)
-    assert found.sum(axis=0).tolist() == positions.tolist()
-    for count, row in zip(counts, found.tolist(), strict=True):
+    counted = quotas.before(positions)
+    assert counted.sum(axis=0).tolist() == positions.tolist()
+    for count, row in zip(counts, counted.tolist(), strict=True):
         for t, value in zip(positions.tolist(), row, strict=True):
             assert 0 <= value <= count
             assert abs(value - Fraction(t * count, quotas.total)) < 2
@@ -81,9 +81,11 @@ def test_ten_thousand_sources_from_one_sequence_to_a_trillion():
     counts = (10 ** rng.uniform(0, 12, 10_000)).astype(int).tolist()
     quotas = Quotas(counts)
     for t in (1, 10**9 + 7, quotas.total // 2, quotas.total - 1):
-        found = quotas.before(np.array([t]))[:, 0].tolist()
-        assert sum(found) == t
-        worst = max(abs(value - Fraction(t * count, quotas.total)) for value, count in zip(found, counts, strict=True))
+        counted = quotas.before(np.array([t]))[:, 0].tolist()
+        assert sum(counted) == t
+        worst = max(
+            abs(value - Fraction(t * count, quotas.total)) for value, count in zip(counted, counts, strict=True)
+        )
         assert worst < 2
 
 
@@ -112,5 +114,5 @@ def test_each_block_holds_what_the_counts_say_in_any_order(counts, block, key):
     again = stage.locate(shuffled)
     assert (again[0] == source[shuffled - 7]).all()
     assert (again[1] == read[shuffled - 7]).all()
-    one = stage.locate(positions[-1:])
-    assert (one[0][0], one[1][0]) == (source[-1], read[-1])
+    last = stage.locate(positions[-1:])
+    assert (last[0][0], last[1][0]) == (source[-1], read[-1])

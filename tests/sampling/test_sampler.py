@@ -26,7 +26,7 @@ def mixture(weights=WEIGHTS, *, lengths=LENGTHS, sequences=1000, **more):
     return Mixture.plan(weights, available_tokens=available, budget_tokens=sequences * T, **more)
 
 
-def sampler(plan=None, *, lengths=LENGTHS, batch_size=20, **more):
+def make_sampler(plan=None, *, lengths=LENGTHS, batch_size=20, **more):
     return MixtureSampler(plan or mixture(), lengths=lengths, batch_size=batch_size, **more)
 
 
@@ -40,20 +40,20 @@ def stream(draws):
 
 def test_the_order_is_fixed_for_all_time():
     """A change here changes every run's data order, and is breaking."""
-    assert " ".join(".".join(map(str, draw)) for draw in stream(sampler()[:8])) == GOLDEN
+    assert " ".join(".".join(map(str, draw)) for draw in stream(make_sampler()[:8])) == GOLDEN
 
 
 def test_position_slice_array_range_and_iteration_agree():
-    one = sampler()
-    whole = stream(one)
-    assert len(whole) == len(one) == one.total == 1000
-    assert [tuple(one[t]) for t in (0, 17, 999)] == [whole[t] for t in (0, 17, 999)]
-    assert one[17] == Draw(*whole[17])
-    assert stream(one[30:70]) == stream(one.draws(30, 70)) == whole[30:70]
-    assert stream(one[900:5:-7]) == whole[900:5:-7]
-    assert stream(one[np.array([5, 998, 3])]) == [whole[5], whole[998], whole[3]]
-    assert stream(one[[]]) == stream(one.draws(4, 4)) == []
-    assert [stream(one.draws(t, t + 10)) for t in range(0, 50, 10)] == [whole[t : t + 10] for t in range(0, 50, 10)]
+    sampler = make_sampler()
+    whole = stream(sampler)
+    assert len(whole) == len(sampler) == sampler.total == 1000
+    assert [tuple(sampler[t]) for t in (0, 17, 999)] == [whole[t] for t in (0, 17, 999)]
+    assert sampler[17] == Draw(*whole[17])
+    assert stream(sampler[30:70]) == stream(sampler.draws(30, 70)) == whole[30:70]
+    assert stream(sampler[900:5:-7]) == whole[900:5:-7]
+    assert stream(sampler[np.array([5, 998, 3])]) == [whole[5], whole[998], whole[3]]
+    assert stream(sampler[[]]) == stream(sampler.draws(4, 4)) == []
+    assert [stream(sampler.draws(t, t + 10)) for t in range(0, 50, 10)] == [whole[t : t + 10] for t in range(0, 50, 10)]
 
 
 @given(
@@ -68,16 +68,16 @@ def test_blocks_are_near_exact_and_no_sequence_repeats_within_an_epoch(lengths, 
     weights = {source: mass / sum(masses.values()) for source, mass in masses.items()}
     total = data.draw(st.integers(1, 3 * sum(lengths.values())))
     plan = mixture(weights, lengths=lengths, sequences=total, max_epochs=None)
-    one = sampler(plan, lengths=lengths, batch_size=batch_size, seed=seed, sequence_length=T)
-    draws = one.draws(0, total)
-    for i, source in enumerate(one.sources):
+    sampler = make_sampler(plan, lengths=lengths, batch_size=batch_size, seed=seed, sequence_length=T)
+    draws = sampler.draws(0, total)
+    for i, source in enumerate(sampler.sources):
         mine = draws.source == i
         read = mine.cumsum()
         for end in [*range(batch_size, total, batch_size), total]:
-            assert abs(read[end - 1] - Fraction(one.quotas[source] * end, total)) < 2
-        assert read[-1] == one.quotas[source]
+            assert abs(read[end - 1] - Fraction(sampler.quotas[source] * end, total)) < 2
+        assert read[-1] == sampler.quotas[source]
         anywhere = data.draw(st.integers(1, total))
-        assert read[anywhere - 1] == one.counts(anywhere)[source]
+        assert read[anywhere - 1] == sampler.counts(anywhere)[source]
         epoch, index = draws.epoch[mine], draws.index[mine]
         assert (np.diff(epoch) >= 0).all()  # an epoch is over before the next begins, also within a block
         assert epoch.max(initial=0) == max(0, -(-len(epoch) // lengths[source]) - 1)
@@ -92,7 +92,7 @@ def test_blocks_are_near_exact_and_no_sequence_repeats_within_an_epoch(lengths, 
 
 def test_quotas_are_the_mixtures_tokens_in_whole_sequences():
     plan = mixture()
-    quotas = sampler(plan).quotas
+    quotas = make_sampler(plan).quotas
     assert sum(quotas.values()) == 1000
     assert quotas == {"es/web": 500, "es/wiki": 200, "gl/wiki": 200, "eu/wiki": 100}
     for source, share in plan.sources.items():
@@ -105,13 +105,13 @@ def test_caps_hold_in_whole_sequences_although_tails_are_lost():
     plan = Mixture.plan({"es": 0.5, "eu": 0.5}, available_tokens=available, budget_tokens=400 * T, max_epochs=4)
     assert plan.sources["eu/wiki"].tokens // T == 11
     with pytest.warns(UserWarning, match="eu is drawn less than once in a batch, about every 5 batches"):
-        one = MixtureSampler(plan, lengths, batch_size=10)
-    assert one.quotas == {"es/web": 392, "eu/wiki": 8}
+        sampler = MixtureSampler(plan, lengths, batch_size=10)
+    assert sampler.quotas == {"es/web": 392, "eu/wiki": 8}
 
 
 def test_every_sequence_is_read_as_often_as_its_epochs_say():
-    one = sampler(mixture(sequences=500, max_epochs=1))
-    draws = one[:]
+    sampler = make_sampler(mixture(sequences=500, max_epochs=1))
+    draws = sampler[:]
     pairs = set(zip(draws.source.tolist(), draws.index.tolist(), strict=True))
     assert len(pairs) == 500
     assert draws.epoch.max() == 0
@@ -119,78 +119,78 @@ def test_every_sequence_is_read_as_often_as_its_epochs_say():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 def test_ranks_partition_the_stream_and_have_equally_many(world_size):
-    whole = stream(sampler())
-    ranks = [sampler(world_size=world_size, rank=rank) for rank in range(world_size)]
+    whole = stream(make_sampler())
+    ranks = [make_sampler(world_size=world_size, rank=rank) for rank in range(world_size)]
     assert {len(rank) for rank in ranks} == {1000 // world_size}
-    for rank, one in enumerate(ranks):
-        mine = whole[rank::world_size][: len(one)]
-        assert stream(one[:]) == mine
-        assert stream(one) == mine
-        assert one.position == len(one) * world_size
+    for rank, sampler in enumerate(ranks):
+        mine = whole[rank::world_size][: len(sampler)]
+        assert stream(sampler[:]) == mine
+        assert stream(sampler) == mine
+        assert sampler.position == len(sampler) * world_size
 
 
 def test_a_shard_of_a_shard_is_every_so_manieth_position():
-    whole = stream(sampler())
-    workers = [sampler(world_size=2, rank=1).shard(world_size=3, rank=worker) for worker in range(3)]
+    whole = stream(make_sampler())
+    workers = [make_sampler(world_size=2, rank=1).shard(world_size=3, rank=worker) for worker in range(3)]
     assert [stream(worker[:5]) for worker in workers] == [whole[1 + 2 * w :: 6][:5] for w in range(3)]
     with pytest.raises(XDogeError, match="rank is 3; with world_size 3 it must be 0 to 2"):
-        sampler().shard(world_size=3, rank=3)
+        make_sampler().shard(world_size=3, rank=3)
 
 
 @given(st.integers(0, 100), st.sampled_from([1, 2, 3, 4, 6]), st.sampled_from([1, 2, 3, 5]))
 def test_any_cut_resumes_exactly_on_any_number_of_ranks(taken, before, after):
     """Also where the cut is no multiple of the new world size."""
-    whole = stream(sampler())
-    first = [sampler(world_size=before, rank=rank) for rank in range(before)]
+    whole = stream(make_sampler())
+    first = [make_sampler(world_size=before, rank=rank) for rank in range(before)]
     read = []
-    for one in first:
-        draws = iter(one)
+    for sampler in first:
+        draws = iter(sampler)
         read += [tuple(next(draws)) for _ in range(taken)]
     assert sorted(read) == sorted(whole[: taken * before])
-    states = [json.loads(json.dumps(one.state_dict())) for one in first]
+    states = [json.loads(json.dumps(sampler.state_dict())) for sampler in first]
     assert all(state == states[0] for state in states)
     rest = []
     for rank in range(after):
-        one = sampler(world_size=after, rank=rank)
-        one.load_state_dict(states[0])
-        rest += stream(one)
+        sampler = make_sampler(world_size=after, rank=rank)
+        sampler.load_state_dict(states[0])
+        rest += stream(sampler)
     end = taken * before + (1000 - taken * before) // after * after
     assert sorted(rest) == sorted(whole[taken * before : end])
 
 
 def test_resumed_sampler_continues_the_same_stream():
-    one = sampler()
-    draws = iter(one)
+    sampler = make_sampler()
+    draws = iter(sampler)
     head = [tuple(next(draws)) for _ in range(137)]
-    two = sampler()
-    two.load_state_dict(one.state_dict())
-    assert head + stream(two) == stream(sampler())
+    other = make_sampler()
+    other.load_state_dict(sampler.state_dict())
+    assert head + stream(other) == stream(make_sampler())
 
 
 def test_a_second_loop_goes_on_and_a_moved_position_is_noticed():
-    whole = stream(sampler())
-    one = sampler()
-    for _, _draw in zip(range(10), one, strict=False):
+    whole = stream(make_sampler())
+    sampler = make_sampler()
+    for _, _draw in zip(range(10), sampler, strict=False):
         pass
-    assert stream(one) == whole[10:]
-    assert stream(one) == []  # the budget is read
-    one.position = 990
-    draws = iter(one)
+    assert stream(sampler) == whole[10:]
+    assert stream(sampler) == []  # the budget is read
+    sampler.position = 990
+    draws = iter(sampler)
     assert tuple(next(draws)) == whole[990]
-    one.position = 4
+    sampler.position = 4
     assert tuple(next(draws)) == whole[4]
 
 
 def test_a_state_tells_what_training_consumed_where_a_loader_reads_ahead():
-    one = sampler()
-    draws = iter(one)
+    sampler = make_sampler()
+    draws = iter(sampler)
     for _ in range(100):
         next(draws)
-    assert one.state_dict()["position"] == 100
-    state = one.state_dict(60)
-    two = sampler()
-    two.load_state_dict(state)
-    assert tuple(next(iter(two))) == stream(sampler())[60]
+    assert sampler.state_dict()["position"] == 100
+    state = sampler.state_dict(60)
+    other = make_sampler()
+    other.load_state_dict(state)
+    assert tuple(next(iter(other))) == stream(make_sampler())[60]
 
 
 def test_a_state_is_small_and_plain():
@@ -198,37 +198,37 @@ def test_a_state_is_small_and_plain():
     plan = Mixture.plan(
         dict.fromkeys(many, 0.02), available_tokens=dict.fromkeys(many, 10**15), budget_tokens=2**60, max_epochs=None
     )
-    one = MixtureSampler(plan, many, batch_size=4096, sequence_length=1000)
-    one.position = 2**49
-    state = one.state_dict()
+    sampler = MixtureSampler(plan, many, batch_size=4096, sequence_length=1000)
+    sampler.position = 2**49
+    state = sampler.state_dict()
     assert len(json.dumps(state)) < 300
     assert all(type(value) in (int, str) for value in state.values())
 
 
 def test_the_batch_may_change_on_resume_and_the_order_stays():
-    one = sampler(batch_size=20)
-    one.position = 40
-    two = sampler(batch_size=50)
-    assert stream(two)[:40] != stream(sampler())[:40]
-    two.load_state_dict(one.state_dict())
-    assert two.batch_size == 20
-    assert stream(two) == stream(sampler())[40:]
+    sampler = make_sampler(batch_size=20)
+    sampler.position = 40
+    other = make_sampler(batch_size=50)
+    assert stream(other)[:40] != stream(make_sampler())[:40]
+    other.load_state_dict(sampler.state_dict())
+    assert other.batch_size == 20
+    assert stream(other) == stream(make_sampler())[40:]
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        lambda: sampler(seed=1),
-        lambda: sampler(mixture({**WEIGHTS, "es/web": 0.4, "eu/wiki": 0.2}, max_epochs=None)),
-        lambda: sampler(mixture(sequences=900)),
-        lambda: sampler(lengths={**LENGTHS, "es/web": 399}, sequence_length=T),
-        lambda: sampler().rebase(mixture(), at=20),
+        lambda: make_sampler(seed=1),
+        lambda: make_sampler(mixture({**WEIGHTS, "es/web": 0.4, "eu/wiki": 0.2}, max_epochs=None)),
+        lambda: make_sampler(mixture(sequences=900)),
+        lambda: make_sampler(lengths={**LENGTHS, "es/web": 399}, sequence_length=T),
+        lambda: make_sampler().rebase(mixture(), at=20),
     ],
 )
 @pytest.mark.filterwarnings("ignore:lengths of")
 def test_the_state_of_another_plan_is_refused(other):
     with pytest.raises(XDogeError, match="the state is of another plan"):
-        sampler().load_state_dict(other().state_dict())
+        make_sampler().load_state_dict(other().state_dict())
 
 
 @pytest.mark.parametrize(
@@ -242,24 +242,24 @@ def test_the_state_of_another_plan_is_refused(other):
     ],
 )
 def test_a_state_that_is_none_is_refused_and_changes_nothing(change, message):
-    one = sampler()
-    one.position = 60
+    sampler = make_sampler()
+    sampler.position = 60
     with pytest.raises(XDogeError, match=message):
-        one.load_state_dict(one.state_dict() | change)
-    assert one.state_dict() == sampler().state_dict(60)
+        sampler.load_state_dict(sampler.state_dict() | change)
+    assert sampler.state_dict() == make_sampler().state_dict(60)
     for value in ({}, None):
         with pytest.raises(XDogeError, match="no state of a sampler, which has version, position, batch_size, plan"):
-            one.load_state_dict(value)
+            sampler.load_state_dict(value)
     for value in (-3, 10.5, "a"):
         with pytest.raises(XDogeError, match="position is"):
-            one.position = value
+            sampler.position = value
         with pytest.raises(XDogeError, match="position is"):
-            one.state_dict(value)
-    assert one.position == 60
+            sampler.state_dict(value)
+    assert sampler.position == 60
 
 
 def test_past_the_budget_it_stops_raises_or_goes_on():
-    stop, fail, go = (sampler(past_budget=name) for name in ("stop", "raise", "continue"))
+    stop, fail, go = (make_sampler(past_budget=name) for name in ("stop", "raise", "continue"))
     with pytest.raises(IndexError, match="position 1,000 lies beyond the plan's 1,000 sequences"):
         stop[1000]
     assert len(stop[990:2000].source) == 10
@@ -288,102 +288,102 @@ def test_past_the_budget_it_stops_raises_or_goes_on():
 
 @pytest.mark.parametrize("at", [600, 620])
 def test_a_rebase_changes_the_weights_and_neither_loses_nor_repeats(at):
-    one = sampler()
+    sampler = make_sampler()
     new = mixture({**WEIGHTS, "es/web": 0.3, "gl/wiki": 0.4}, max_epochs=None)
-    two = one.rebase(new, at=at)
-    assert (two.total, two.position) == (1000, at)
-    draws = two.draws(0, 1000)
-    assert stream(draws)[:at] == stream(one)[:at]
+    other = sampler.rebase(new, at=at)
+    assert (other.total, other.position) == (1000, at)
+    draws = other.draws(0, 1000)
+    assert stream(draws)[:at] == stream(sampler)[:at]
     after = np.bincount(draws.source[at:])
     assert np.abs(after - (1000 - at) * np.array([0.3, 0.2, 0.4, 0.1])).max() < 1
     for i, (source, length) in enumerate(LENGTHS.items()):
         mine = draws.source == i
-        assert mine.sum() == two.counts(1000)[source]
+        assert mine.sum() == other.counts(1000)[source]
         order = draws.epoch[mine] * length + draws.index[mine]
         assert len(set(order.tolist())) == mine.sum()
         for epoch in range(draws.epoch[mine].max()):
             assert (mine & (draws.epoch == epoch)).sum() == length
-    three = sampler().rebase(new, at=at)
-    three.load_state_dict(two.state_dict(840))
+    three = make_sampler().rebase(new, at=at)
+    three.load_state_dict(other.state_dict(840))
     assert stream(three) == stream(draws)[840:]
-    longer = one.rebase(new, at=1000, tokens=320 * T)
+    longer = sampler.rebase(new, at=1000, tokens=320 * T)
     assert longer.total == 1320
     with pytest.raises(XDogeError, match="at is 610, inside a block that began at 600"):
-        one.rebase(new, at=610)
+        sampler.rebase(new, at=610)
     with pytest.raises(XDogeError, match="at is 1,001; the plan has the positions 0 to 1,000"):
-        one.rebase(new, at=1001)
+        sampler.rebase(new, at=1001)
     with pytest.raises(XDogeError, match="at 1,000 nothing is left of the plan"):
-        one.rebase(new, at=1000)
+        sampler.rebase(new, at=1000)
 
 
 def test_a_rebase_counts_what_was_read_towards_the_caps():
-    one = sampler(mixture(max_epochs=4))  # 100 of 100 allowed of eu by the end
+    sampler = make_sampler(mixture(max_epochs=4))  # 100 of 100 allowed of eu by the end
     new = mixture({**WEIGHTS, "es/web": 0.2, "eu/wiki": 0.4}, max_epochs=4)
-    assert one.rebase(new, at=500).quotas["eu/wiki"] == 100
+    assert sampler.rebase(new, at=500).quotas["eu/wiki"] == 100
 
 
 def test_stages_play_one_after_the_other():
     first, second = mixture(), mixture({**WEIGHTS, "es/web": 0.1, "gl/wiki": 0.6}, max_epochs=None)
-    one = MixtureSampler([(first, 410 * T), (second, 200 * T)], LENGTHS, batch_size=20)
-    assert one.total == 610
-    draws = one.draws(0, 610)
+    sampler = MixtureSampler([(first, 410 * T), (second, 200 * T)], LENGTHS, batch_size=20)
+    assert sampler.total == 610
+    draws = sampler.draws(0, 610)
     assert np.bincount(draws.source[:410]).tolist() == [205, 82, 82, 41]
     assert np.bincount(draws.source[410:]).tolist() == [20, 40, 120, 20]
     mine = draws.source == 2
     for epoch, expected in enumerate([60, 60, 60, 22]):
         assert len(set(draws.index[mine & (draws.epoch == epoch)].tolist())) == expected
     shuffled = np.random.default_rng(0).permutation(610)
-    assert stream(one[shuffled]) == [stream(draws)[t] for t in shuffled]
+    assert stream(sampler[shuffled]) == [stream(draws)[t] for t in shuffled]
     with pytest.raises(XDogeError, match="there is no stage to play"):
         MixtureSampler([], LENGTHS, batch_size=20)
 
 
 def test_a_phase_planned_after_another_goes_on_where_that_ended():
     first = mixture(sequences=103, max_epochs=1)
-    one = sampler(first)
+    sampler = make_sampler(first)
     read = {source: share.tokens for source, share in first.sources.items()}
     second = mixture(sequences=200, max_epochs=1, read_before=read)
-    two = sampler(second, read_before=one.quotas)
-    pairs = [set(zip(some[:].source.tolist(), some[:].index.tolist(), strict=True)) for some in (one, two)]
+    other = make_sampler(second, read_before=sampler.quotas)
+    pairs = [set(zip(some[:].source.tolist(), some[:].index.tolist(), strict=True)) for some in (sampler, other)]
     assert not pairs[0] & pairs[1]
     assert len(pairs[0] | pairs[1]) == 303
-    anew = sampler(second, read_before={})[:]  # as said: nothing was read
+    anew = make_sampler(second, read_before={})[:]  # as said: nothing was read
     assert anew.epoch.max() == 0
     assert len(pairs[0] & set(zip(anew.source.tolist(), anew.index.tolist(), strict=True))) > 90
-    nearly = sampler(second)[:]  # by its tokens, to within a sequence of each source
+    nearly = make_sampler(second)[:]  # by its tokens, to within a sequence of each source
     again = pairs[0] & set(zip(nearly.source.tolist(), nearly.index.tolist(), strict=True))
     assert len(again) <= len(LENGTHS)
 
 
 def test_numpys_whole_numbers_are_as_good_as_pythons():
     whole = np.int64
-    one = sampler(batch_size=whole(20), seed=whole(3), world_size=whole(2), rank=whole(1))
-    assert stream(one[:]) == stream(sampler(seed=3, world_size=2, rank=1)[:])
-    one.position = whole(40)
-    assert json.loads(json.dumps(one.state_dict())) == one.state_dict(whole(40))
+    sampler = make_sampler(batch_size=whole(20), seed=whole(3), world_size=whole(2), rank=whole(1))
+    assert stream(sampler[:]) == stream(make_sampler(seed=3, world_size=2, rank=1)[:])
+    sampler.position = whole(40)
+    assert json.loads(json.dumps(sampler.state_dict())) == sampler.state_dict(whole(40))
 
 
 @pytest.mark.parametrize("positions", [1.7, [0.0, 1.0], [True, False], [[1, 2]], "3"])
 def test_positions_that_are_none_are_refused(positions):
     with pytest.raises(IndexError, match="positions are whole numbers, a slice or a flat array of them"):
-        sampler()[positions]
+        make_sampler()[positions]
 
 
 @pytest.mark.parametrize(("before", "after"), [(50, 20), (20, 50)])
 def test_an_open_iterator_notices_a_state_with_another_batch(before, after):
-    one = sampler(batch_size=before)
-    draws = iter(one)
+    sampler = make_sampler(batch_size=before)
+    draws = iter(sampler)
     for _ in range(40):
         next(draws)
-    one.load_state_dict(sampler(batch_size=after).state_dict(40))
-    assert [tuple(draw) for draw in draws] == stream(sampler(batch_size=after))[40:]
+    sampler.load_state_dict(make_sampler(batch_size=after).state_dict(40))
+    assert [tuple(draw) for draw in draws] == stream(make_sampler(batch_size=after))[40:]
 
 
 def test_lengths_that_are_not_the_mixtures_are_noticed():
     halves = {source: length // 2 for source, length in LENGTHS.items()}
     plan = mixture(sequences=400, max_epochs=None)
     with pytest.warns(UserWarning, match="lengths of 4 of 4 sources .* es/web has 200 where 400 are expected"):
-        sampler(plan, lengths=halves, sequence_length=T)
+        make_sampler(plan, lengths=halves, sequence_length=T)
     with pytest.raises(XDogeError, match=r"takes Mixture\.load"):
         MixtureSampler("mixture.json", LENGTHS, batch_size=20)
     planned = mixture(sequence_length=T)
@@ -393,11 +393,11 @@ def test_lengths_that_are_not_the_mixtures_are_noticed():
 
 def test_a_rank_of_many_reads_its_part_of_large_blocks():
     """Few positions of large blocks take another way through the code than many."""
-    one = sampler(batch_size=500)
-    whole = stream(one[:])
-    assert stream(one.shard(world_size=125, rank=3)[:]) == whole[3::125]
+    sampler = make_sampler(batch_size=500)
+    whole = stream(sampler[:])
+    assert stream(sampler.shard(world_size=125, rank=3)[:]) == whole[3::125]
     scattered = np.random.default_rng(0).permutation(1000)[:20]
-    assert stream(one[scattered]) == [whole[t] for t in scattered]
+    assert stream(sampler[scattered]) == [whole[t] for t in scattered]
 
 
 def test_far_positions_of_huge_sources_are_exact():
@@ -405,13 +405,13 @@ def test_far_positions_of_huge_sources_are_exact():
     weights = {"en/web": 1 - 1e-9 - 1e-4, "eu/web": 1e-9, "gl/web": 1e-4}
     plan = Mixture.plan(weights, available_tokens=lengths, budget_tokens=2**46, max_epochs=None)
     with pytest.warns(UserWarning, match="eu is drawn less than once in a batch"):
-        one = MixtureSampler(plan, lengths, batch_size=1 << 20, sequence_length=1)
-    assert abs(one.quotas["eu/web"] - 2**46 * 1e-9) < 1
+        sampler = MixtureSampler(plan, lengths, batch_size=1 << 20, sequence_length=1)
+    assert abs(sampler.quotas["eu/web"] - 2**46 * 1e-9) < 1
     end = 5 << 40
-    for source, count in one.counts(end).items():
-        assert abs(count - Fraction(one.quotas[source] * end, one.total)) < 2
-    draws = one.draws(end - 1000, end + 1000)
-    assert stream(one[[end]]) == stream(draws)[1000:1001]
+    for source, count in sampler.counts(end).items():
+        assert abs(count - Fraction(sampler.quotas[source] * end, sampler.total)) < 2
+    draws = sampler.draws(end - 1000, end + 1000)
+    assert stream(sampler[[end]]) == stream(draws)[1000:1001]
     assert (draws.index < np.array(list(lengths.values()))[draws.source]).all()
     assert set(draws.epoch[draws.source == 0].tolist()) == {5}
 
@@ -446,28 +446,28 @@ def test_far_positions_of_huge_sources_are_exact():
 @pytest.mark.filterwarnings("ignore:lengths of")
 def test_what_does_not_fit_is_refused(arguments, message):
     with pytest.raises(XDogeError, match=message):
-        sampler(**arguments)
+        make_sampler(**arguments)
 
 
 def test_the_sequence_length_is_found_only_where_it_is_certain():
-    assert sampler().sequence_length == T
+    assert make_sampler().sequence_length == T
     plan = Mixture.plan({"es/web": 1.0}, available_tokens={"es/web": 100}, budget_tokens=100)
     with pytest.raises(XDogeError, match="any of 34 to 50 fits the lengths. Give sequence_length"):
         MixtureSampler(plan, {"es/web": 2}, batch_size=1)
 
 
 def test_a_sampler_can_be_copied_and_pickled_and_says_what_it_is():
-    one = sampler(world_size=4, rank=3)
-    one.draws(0, 100)
-    for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
-        assert stream(other) == stream(sampler(world_size=4, rank=3))
-    assert repr(one) == (
+    sampler = make_sampler(world_size=4, rank=3)
+    sampler.draws(0, 100)
+    for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        assert stream(other) == stream(make_sampler(world_size=4, rank=3))
+    assert repr(sampler) == (
         "MixtureSampler(4 sources, 1,000 sequences of 16 tokens, batch_size=20, seed=0, position=0, rank=3 of 4)"
     )
-    assert len(pickle.dumps(one)) < 10_000
+    assert len(pickle.dumps(sampler)) < 10_000
 
 
 def test_the_order_of_blocks_and_epochs_differs_from_seed_to_seed():
-    one, two = sampler()[:], sampler(seed=1)[:]
-    assert (one.source != two.source).mean() > 0.3
-    assert (one.index != two.index).mean() > 0.9
+    sampler, other = make_sampler()[:], make_sampler(seed=1)[:]
+    assert (sampler.source != other.source).mean() > 0.3
+    assert (sampler.index != other.index).mean() > 0.9

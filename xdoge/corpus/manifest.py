@@ -148,8 +148,8 @@ def _change(source: Source, corpus: Corpus, tokenizer: Tokenizer | None, marker:
         if marker["settings"][key] != value:
             return f"{key} changed from {marker['settings'][key]} to {value}"
     files, held_out = ([relative(file, corpus.folder) for file in part] for part in (source.files, source.validation))
-    found = files if source.dataset is None else local_files(source, corpus.folder)
-    for kind, now in (("inputs", found), ("validation_inputs", held_out)):
+    inputs = files if source.dataset is None else local_files(source, corpus.folder)
+    for kind, now in (("inputs", inputs), ("validation_inputs", held_out)):
         before = {entry["path"]: entry for entry in marker[kind]}
         if now is not None:  # what lies on a server is known by its revision
             for path in [*before, *now]:

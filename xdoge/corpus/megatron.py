@@ -147,10 +147,10 @@ def _scan(file: Path, tokenizer: Tokenizer, name: str) -> Input:
         while chunk := stream.read(CHUNK):
             digest.update(chunk)
             ids = np.frombuffer(chunk, index.dtype, len(chunk) // index.dtype.itemsize)
-            for found in (int(ids.min()), int(ids.max())):
-                if not 0 <= found < tokenizer.vocab_size:
+            for token in (int(ids.min()), int(ids.max())):
+                if not 0 <= token < tokenizer.vocab_size:
                     raise XDogeError(
-                        f"{file} holds the token id {found:,}, and the ids of the tokenizer are 0 to "
+                        f"{file} holds the token id {token:,}, and the ids of the tokenizer are 0 to "
                         f"{tokenizer.vocab_size - 1:,}; name the tokenizer that made the data set."
                     )
             here = ends[last : np.searchsorted(ends, done + len(ids))]

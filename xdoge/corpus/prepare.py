@@ -252,14 +252,14 @@ def _scan(works: Sequence[_Work], tokenizer: Tokenizer | None, pool: ThreadPoolE
     ]
     total, done = sum(len(files) for job in jobs for files in job), 0
     for work, job in zip(works, jobs, strict=True):
-        found: list[list[Input]] = [[], []]
-        for inputs, files, split in zip(found, job, SPLITS, strict=True):
+        scanned: list[list[Input]] = [[], []]
+        for inputs, files, split in zip(scanned, job, SPLITS, strict=True):
             for future in files:
                 with naming(work.source.field(split)):
                     inputs.append(future.result())
                 done += 1
                 progress(Event("scan", done=done, total=total))
-        work.inputs, work.validation_inputs = tuple(found[0]), tuple(found[1])
+        work.inputs, work.validation_inputs = tuple(scanned[0]), tuple(scanned[1])
         if work.source.dataset is not None:
             with naming(work.source.field("train")):
                 work.hub = open_dataset(work.source, work.folder)

@@ -290,7 +290,7 @@ def text_format(path: Path | str) -> tuple[str, str]:
 
 
 def _find(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
-    found: list[Path] = []
+    paths: list[Path] = []
     for pattern in patterns:
         matches = [Path(match) for match in sorted(glob.glob(str(folder / pattern), recursive=True))]
         if (folder / pattern).exists():  # a name with [brackets] in it
@@ -301,26 +301,26 @@ def _find(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, .
                 raise XDogeError(f"{where}: {pattern!r} matches no file in {folder.resolve()}.")
             kind = "is a folder, not a file" if (folder / pattern).is_dir() else "does not exist"
             raise XDogeError(f"{where}: {folder / pattern} {kind}.")
-        found.extend(files)
-    return tuple(found)
+        paths.extend(files)
+    return tuple(paths)
 
 
 def _find_text(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
-    found = _find(patterns, folder, where=where)
-    for file in found:
+    files = _find(patterns, folder, where=where)
+    for file in files:
         with naming(where):
             text_format(file)
-    return found
+    return files
 
 
 def _find_megatron(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
     prefixes = [pattern.removesuffix(".bin").removesuffix(".idx") for pattern in patterns]
-    found: list[Path] = []
+    files: list[Path] = []
     for file in _find([f"{prefix}.bin" for prefix in prefixes], folder, where=where):
-        found += [file, file.with_suffix(".idx")]
-        if not found[-1].is_file():
-            raise XDogeError(f"{where}: {found[-1]} does not exist, and {file.name} cannot be read without it.")
-    return tuple(found)
+        files += [file, file.with_suffix(".idx")]
+        if not files[-1].is_file():
+            raise XDogeError(f"{where}: {files[-1]} does not exist, and {file.name} cannot be read without it.")
+    return tuple(files)
 
 
 def _refuse_twice(path: Path, sources: Iterable[Source]) -> None:

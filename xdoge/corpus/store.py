@@ -160,14 +160,14 @@ class TokenStore:
             raise XDogeError(f"{manifest} is damaged: {shown(error)}. Prepare the store again.") from error
         for file, size, _, remedy in store._files():
             try:
-                found = file.stat()
+                status = file.stat()
             except OSError as error:
                 raise XDogeError(f"{file} is missing from the store; {remedy}.") from error
-            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, and a device have no end
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, and a device have no end
                 raise XDogeError(f"{file} is no file, nor a link to one; {remedy}.")
-            if found.st_size != size:
+            if status.st_size != size:
                 raise XDogeError(
-                    f"{file} has {found.st_size:,} bytes where store.json says {size:,}; "
+                    f"{file} has {status.st_size:,} bytes where store.json says {size:,}; "
                     f"it was cut or changed: {remedy}."
                 )
         return store
@@ -340,7 +340,7 @@ def map_tokens(file: Path) -> tuple[Tokens, npt.NDArray[np.int64]]:
 
 
 def _map_raw(file: Path, raw: Sequence[Raw]) -> tuple[Tokens | Joined, npt.NDArray[np.int64]]:
-    parts = [one.map() for one in raw] or [np.empty(0, dtype=np.uint16)]
+    parts = [file.map() for file in raw] or [np.empty(0, dtype=np.uint16)]
     bounds = _column(file, "bounds", (pa.int64(),)).to_numpy(zero_copy_only=True)
     return parts[0] if len(parts) == 1 else Joined(parts), bounds
 
@@ -354,8 +354,8 @@ def _column(file: Path, name: str, types: Sequence[pa.DataType]) -> Any:
         message = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise XDogeError(f"{file} is not a token file: {message}") from error
     if column.type not in types or column.null_count:
-        found = f"{str(column.type)[:80]} with {column.null_count:,} nulls"
-        raise XDogeError(f"{file} is not a token file: {name} is {found}.")
+        actual = f"{str(column.type)[:80]} with {column.null_count:,} nulls"
+        raise XDogeError(f"{file} is not a token file: {name} is {actual}.")
     return column
 
 
@@ -366,14 +366,14 @@ def _check_counts(*values: object) -> None:
 
 
 def _raw_files(folder: Path, entries: list[dict[str, Any]]) -> tuple[Raw, ...]:
-    found = tuple(
+    files = tuple(
         Raw(**{**entry, "file": folder / entry["file"], "dtype": np.dtype(entry["dtype"])}) for entry in entries
     )
-    for raw in found:
+    for raw in files:
         _check_counts(raw.begin, raw.end, raw.size)
         check_text("a raw file", str(raw.file))
         if raw.file.suffix != ".bin":
             raise XDogeError(f"{raw.file} is said to hold tokens, and only a .bin file can.")
         if raw.dtype.kind not in "iu" or not 0 <= raw.begin <= raw.end <= raw.size // raw.dtype.itemsize:
             raise TypeError(f"{raw.file} cannot hold {raw.dtype} tokens {raw.begin:,} to {raw.end:,}")
-    return found
+    return files

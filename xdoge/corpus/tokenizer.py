@@ -376,14 +376,14 @@ def train(texts: Iterable[str], spec: TrainTokenizer, *, where: str) -> bytes:
         if stop is not None:
             raise stop from None
         message = " ".join(str(error).split())
-        if found := re.search(r"too high.*<= (\d+)", message):
+        if match := re.search(r"too high.*<= (\d+)", message):
             raise XDogeError(
-                f"{where}: vocab_size {spec.vocab_size} is more than the text gives; at most {found[1]} works."
+                f"{where}: vocab_size {spec.vocab_size} is more than the text gives; at most {match[1]} works."
             ) from error
-        if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
+        if match := re.search(r"required_chars\. \d+ vs (\d+)", message):
             raise XDogeError(
                 f"{where}: vocab_size {spec.vocab_size} cannot hold the letters of the text; use more than "
-                f"{found[1]}, or lower character_coverage."
+                f"{match[1]}, or lower character_coverage."
             ) from error
         raise XDogeError(f"{where}: SentencePiece cannot train: {message}") from error
     return model.getvalue()

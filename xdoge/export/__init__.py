@@ -1,87 +1,14 @@
-"""A mixture in the form that other trainers read, with a warning wherever they cannot keep its promise.
+"""A mixture as the mixers of other trainers read it.
 
-`MixtureSampler` reads exactly what a mixture says. Where a trainer has a mixer of its own, `export` writes what that
-mixer wants: each function of `FORMATS` says what its weights mean and what happens at the end of a source, as read in
-the trainer's code; docs/exports.md has both in one table.
+`MixtureSampler` reads exactly what a mixture says. `export` writes what a trainer's own mixer wants, and warns where
+that mixer does something else. The docstring of each function of `FORMATS` is the manual of one format: it says what
+the weights mean and what happens at the end of a source. docs/exports.md compares the formats in one table.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-
 from xdoge._callable import make_callable
-from xdoge.errors import XDogeError
-from xdoge.export import megatron, rows, sources
-from xdoge.export.request import Export, Paths, Request
-from xdoge.mixtures.mixture import Mixture
+from xdoge.export.formats import FORMATS, export
+from xdoge.export.request import Export
 
 __all__ = ["FORMATS", "Export", "export"]
 
-make_callable(__name__, __name__)
-
-FORMATS: Mapping[str, Callable[[Request], Export]] = MappingProxyType(
-    {
-        "megatron": megatron.megatron,
-        "megatron-json": megatron.megatron_json,
-        "megatron-bridge": megatron.megatron_bridge,
-        "nanotron": megatron.nanotron,
-        "torchtitan": rows.torchtitan,
-        "grain": rows.grain,
-        "mosaicml": sources.mosaicml,
-        "mosaicml-proportion": sources.mosaicml_proportion,
-        "olmo-core": sources.olmo_core,
-        "datasets": rows.datasets,
-        "llamafactory": rows.llamafactory,
-        "axolotl": rows.axolotl,
-        "csv": sources.csv,
-    }
-)
-"""What `export` can write; the docstring of each function is its manual."""
-
-
-def export(
-    mixture: Mixture,
-    to: str,
-    *,
-    paths: Paths | None = None,
-    documents: Mapping[str, int] | None = None,
-    sequence_length: int | None = None,
-) -> Export:
-    """Return the mixture as another trainer reads it, with warnings where that trainer does something else.
-
-    Args:
-        mixture: the plan; sources of which it reads nothing are left out.
-        to: one of `FORMATS`.
-        paths: where the trainer finds each source: a template such as "data/{language}/{source}", in which {name} is
-            the whole "language/source", or a mapping from source to path. Left out: the default of the format.
-        documents: training documents per source, such as `TokenStore.documents()`. A trainer that draws documents
-            needs weights in proportion to token share / mean document length.
-        sequence_length: tokens of a sequence, where the trainer's rows are sequences; goes before `documents`.
-
-    Raises:
-        XDogeError: the format is unknown, paths or documents do not cover the sources, or the format cannot say what
-            the mixture means.
-    """
-    if to not in FORMATS:
-        raise XDogeError(f"format {to!r} is unknown; known: {', '.join(FORMATS)}.")
-    request = Request(mixture, paths, documents, sequence_length)
-    written = FORMATS[to](request)
-    if to == "csv":
-        return written
-    return Export(written.text, written.suffix, (*_general_warnings(request), *written.warnings))
-
-
-def _general_warnings(request: Request) -> list[str]:
-    """Return what no other trainer can keep."""
-    lines = []
-    if unread := [source for source in request.mixture.sources if source not in request.shares]:
-        lines.append(f"left out, since the plan reads 0 tokens of them: {', '.join(unread)}.")
-    before = {source: share.read_before for source, share in request.shares.items() if share.read_before}
-    if before:
-        most = max(before, key=lambda source: before[source])
-        lines.append(
-            f"earlier phases read {sum(before.values()):,} tokens, {before[most]:,} of them of {most}; an exported run "
-            "begins each source anew, so what they left unread does not come first."
-        )
-    return lines
+make_callable(__name__, "xdoge.export.formats")

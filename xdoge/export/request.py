@@ -13,6 +13,9 @@ from xdoge.mixtures.mixture import Mixture, Share
 
 Paths = str | Mapping[str, str]
 
+FOLDER = "data/{language}/{source}"
+"""Where most formats look for a source if no paths are given."""
+
 
 @dataclass(frozen=True)
 class Export:
@@ -107,25 +110,25 @@ class Request:
             XDogeError: the template is none, a source has no path, or two have the same.
         """
         paths = default if self.paths is None else self.paths
-        found: dict[str, str] = {}
+        places: dict[str, str] = {}
         for name in self.mixture.sources if every else self.shares:
             language, _, source = name.partition("/")
             if not isinstance(paths, str):
                 if name not in paths:
                     raise XDogeError(f"paths name no {name!r}, which the mixture reads; give its path.")
-                found[name] = paths[name]
+                places[name] = paths[name]
                 continue
             try:
-                found[name] = paths.format(language=language, source=source, name=name)
+                places[name] = paths.format(language=language, source=source, name=name)
             except (KeyError, IndexError, ValueError, AttributeError) as error:
                 raise XDogeError(
                     f"paths {paths!r} is no template; it may hold {{language}}, {{source}}, {{name}}, as {default!r}."
                 ) from error
         owner: dict[str, str] = {}
-        for name, path in found.items():
+        for name, path in places.items():
             if owner.setdefault(path, name) != name:
                 raise XDogeError(f"paths give {path!r} to both {owner[path]} and {name}; each source needs its own.")
-        return found
+        return places
 
     def unit_warnings(self) -> list[str]:
         """Say that weights of tokens were written where rows are drawn, if nothing is known of the rows."""

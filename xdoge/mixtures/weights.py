@@ -117,10 +117,10 @@ class WeightSet:
 
     def __getitem__(self, name: str) -> float:
         """Return the weight of a source ("es/web") or of a language ("es")."""
-        found = (self.sources if "/" in name else self.languages).get(name)
-        if found is None:
+        weight = (self.sources if "/" in name else self.languages).get(name)
+        if weight is None:
             raise KeyError(f"{name!r}; known: {', '.join([*self.languages, *self.sources])}")
-        return found
+        return weight
 
     def distance(self, other: WeightSet, *, metric: Metric = "total_variation", level: Level = "sources") -> float:
         """Return how far `other` lies from this set.
@@ -166,19 +166,21 @@ class WeightSet:
                 raise XDogeError(f"weights {first.name!r} and {other.name!r} differ in corpus or floor.")
         return cls(
             name=name,
-            sources={source: math.fsum(one.sources[source] for one in sets) / len(sets) for source in first.sources},
+            sources={
+                source: math.fsum(weights.sources[source] for weights in sets) / len(sets) for source in first.sources
+            },
             floor=first.floor,
-            method=_common([one.method for one in sets]),
-            proxy=_common([one.proxy for one in sets]),
+            method=_common([weights.method for weights in sets]),
+            proxy=_common([weights.proxy for weights in sets]),
             corpus=first.corpus,
             spread={
                 "sets": len(sets),
-                **_spread([one.sources for one in sets]),
-                "languages": _spread([one.languages for one in sets]),
-                "weights": [{"name": one.name, "sha256": sha256_json(one.to_dict())} for one in sets],
+                **_spread([weights.sources for weights in sets]),
+                "languages": _spread([weights.languages for weights in sets]),
+                "weights": [{"name": weights.name, "sha256": sha256_json(weights.to_dict())} for weights in sets],
             },
             xdoge_version=first.xdoge_version,
-            created=max(one.created for one in sets),
+            created=max(weights.created for weights in sets),
         )
 
     def save(self, path: Path | str) -> None:
@@ -331,7 +333,7 @@ def _check_deviation(name: str, where: str, spread: Any, weights: Mapping[str, f
     if (
         not isinstance(deviation, Mapping)
         or (deviation and deviation.keys() != weights.keys())
-        or not all(isinstance(one, int | float) for one in deviation.values())
+        or not all(isinstance(number, int | float) for number in deviation.values())
     ):
         raise XDogeError(f"weights {name}: {where}.standard_deviation is not one number for each of its names.")
 

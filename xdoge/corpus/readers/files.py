@@ -259,8 +259,8 @@ def scan(path: Path, column: str, *, name: str) -> Input:
     """
     kind, compression = text_format(path)
     with reading(path):
-        found = hashed(path, name=name)
-        if found.n_bytes == 0:
+        file = hashed(path, name=name)
+        if file.n_bytes == 0:
             raise XDogeError(f"{path} is empty.")
         rows = (
             _check_table(path, kind, column)
@@ -269,7 +269,7 @@ def scan(path: Path, column: str, *, name: str) -> Input:
         )
         if rows == 0:
             raise XDogeError(f"{path} is empty: it has no rows.")
-    return replace(found, rows=rows)
+    return replace(file, rows=rows)
 
 
 def hashed(path: Path, *, name: str) -> Input:

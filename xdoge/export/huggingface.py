@@ -1,14 +1,11 @@
-"""Mixers that draw rows, which may be documents or sequences: datasets, LLaMA-Factory, axolotl, Grain, torchtitan."""
+"""Hugging Face datasets, and the trainers that mix with it: LLaMA-Factory and axolotl."""
 
 from __future__ import annotations
 
-import json
 import math
 
 from xdoge.errors import XDogeError
-from xdoge.export.request import Export, Request, to_json, to_yaml
-
-FOLDER = "data/{language}/{source}"
+from xdoge.export.request import FOLDER, Export, Request, to_json, to_yaml
 
 
 def datasets(request: Request) -> Export:
@@ -112,71 +109,6 @@ def axolotl(request: Request) -> Export:
     return Export(to_yaml(value), ".yaml")
 
 
-def grain(request: Request) -> Export:
-    """Weights for Grain's `MapDataset.mix`: JSON.
-
-    Use: `grain.MapDataset.mix(data_sets, plan["weights"])[: plan["rows"]]`, each data set with `.seed(s).shuffle()
-    .repeat()` before. Mix first and slice for the ranks after: sliced before, all ranks draw the same source in the
-    same step.
-
-    Weights: shares of rows. If rows are sequences (give the sequence length) they are shares of tokens; if rows are
-    documents (give the documents per source), of token share / mean document length. Grain scales them so that the
-    least is 100 and cuts all to integers, which changes them by up to 1 %; none may be 0.
-
-    At the end of a source: without `.repeat()` the mix is only as long as the first source to end allows, without a
-    word. With it, a source starts again without limit, in a new order each time.
-
-    Paths: "data/{language}/{source}".
-
-    Source: grain/_src/python/dataset/transformations: mix.py, shuffle.py (0.2.18).
-    """
-    places = request.places(FOLDER)
-    value = {
-        "sources": list(places),
-        "paths": list(places.values()),
-        "weights": list(request.row_weights.values()),
-        "rows": request.n_rows,
-        "seed": request.mixture.seed,
-    }
-    return Export(to_json(value), ".json", (*request.unit_warnings(), *_cut_to_integers(request)))
-
-
-def torchtitan(request: Request) -> Export:
-    """Weighted sources for torchtitan's interleaved text loader: a piece of Python for a config function.
-
-    Use: as the `dataloader` of a config, torchtitan 0.3 and newer, with each data set registered in `DATASETS` under
-    its name in lower case.
-
-    Weights: chances of sequences, since each source is packed into sequences before they are mixed, and so shares of
-    tokens; torchtitan divides them by their sum. Sources are drawn at random with the same generator on all ranks: in
-    each step all ranks read the same sources, and a batch is far from the mixture.
-
-    At the end of a source it starts again, without limit, in a new order (the first pass is in the order of the file):
-    training stops at its steps. With `infinite=False` it would stop when the first source ends.
-
-    Paths: "data/{language}/{source}", the `dataset_path`.
-
-    Source: torchtitan/hf_datasets: interleaved.py, text_datasets.py (0.3.0).
-    """
-    quoted = [
-        f"        HFDataSource(dataset={json.dumps(source.lower())}, dataset_path={json.dumps(path)}, "
-        f"weight={request.weights[source]!r}),"
-        for source, path in request.places(FOLDER).items()
-    ]
-    lines = [
-        "from torchtitan.hf_datasets.text_datasets import HFDataSource, InterleavedHuggingFaceTextDataLoader",
-        "",
-        "dataloader = InterleavedHuggingFaceTextDataLoader.Config(",
-        f"    seed={request.mixture.seed},",
-        "    sources=[",
-        *quoted,
-        "    ],",
-        ")",
-    ]
-    chance = Request(request.mixture, request.paths, None, request.sequence_length).chance_warnings()
-    return Export("\n".join(lines) + "\n", ".py", tuple(chance))
-
-
 def _runs_away(request: Request) -> list[str]:
     """Say what "all_exhausted" reads beyond the budget if it is not stopped there."""
     passes = request.passes
@@ -199,24 +131,3 @@ def _ends_early(request: Request) -> list[str]:
         f"all sources are read more than once, {least} {passes[least]:.2f} times: the interleaving ends after "
         f"{1 / passes[least]:.0%} of the budget. Repeat each data set {math.floor(passes[least]) + 1} times first."
     ]
-
-
-def _cut_to_integers(request: Request) -> list[str]:
-    """Say what Grain makes of the weights, if that is more than 0.1 % off or passes a cap."""
-    wanted = request.row_weights
-    scale = 100 / min(wanted.values())
-    whole = {source: int(weight * scale) for source, weight in wanted.items()}  # as Grain computes it
-    total = sum(whole.values())
-    factor = {source: whole[source] / total / weight for source, weight in wanted.items()}
-    worst = max(factor, key=lambda source: abs(factor[source] - 1))
-    lines = []
-    if abs(factor[worst] - 1) > 0.001:
-        lines.append(
-            f"Grain cuts the weights to integers, {whole[worst]:,} of {total:,} for {worst}: "
-            f"{factor[worst] - 1:+.2%} of its rows."
-        )
-    for source, share in request.shares.items():
-        epochs = (share.read_before + share.tokens * factor[source]) / share.available_tokens
-        if share.max_epochs is not None and epochs > share.max_epochs * 1.0005:
-            lines.append(f"with them {source} is read {epochs:.3f} times, above its cap of {share.max_epochs:g}.")
-    return lines

@@ -1,0 +1,47 @@
+"""A table of the mixture, for trainers that have no export of their own."""
+
+from __future__ import annotations
+
+import csv as csv_file
+import io
+
+from xdoge.export.request import FOLDER, Export, Request
+
+
+def csv(request: Request) -> Export:
+    """A table, for trainers that are not listed: CSV, a row per source, those not read included.
+
+    Columns: source, language, path, weight (share of the run's tokens), tokens (of this run), available_tokens,
+    read_before (tokens), epochs (at the end, earlier phases included), max_epochs, capped; with a sequence length
+    sequences, with documents document_weight, the share of draws where documents are drawn.
+
+    Weights: of tokens. The end of a source is for the reader of the table to decide.
+
+    Paths: "data/{language}/{source}".
+    """
+    places = request.places(FOLDER, every=True)
+    drawn = Request(request.mixture, documents=request.documents).row_weights
+    rows = []
+    for source, share in request.mixture.sources.items():
+        row: dict[str, str | float | None] = {
+            "source": source,
+            "language": source.partition("/")[0],
+            "path": places[source],
+            "weight": share.weight,
+            "tokens": share.tokens,
+            "available_tokens": share.available_tokens,
+            "read_before": share.read_before,
+            "epochs": share.epochs,
+            "max_epochs": share.max_epochs,
+            "capped": str(share.capped).lower(),
+        }
+        if request.sequence_length is not None:
+            row["sequences"] = share.tokens // request.sequence_length
+        if request.documents is not None:
+            row["document_weight"] = drawn.get(source, 0.0)
+        rows.append(row)
+    file = io.StringIO()
+    writer = csv_file.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return Export(file.getvalue(), ".csv")

@@ -1,0 +1,81 @@
+"""The formats that a mixture can be exported to, and the function that writes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from xdoge.errors import XDogeError
+from xdoge.export.csv_table import csv
+from xdoge.export.grain import grain
+from xdoge.export.huggingface import axolotl, datasets, llamafactory
+from xdoge.export.megatron import megatron, megatron_json
+from xdoge.export.mosaicml import mosaicml, mosaicml_proportion
+from xdoge.export.olmo_core import olmo_core
+from xdoge.export.request import Export, Paths, Request
+from xdoge.export.torchtitan import torchtitan
+from xdoge.mixtures.mixture import Mixture
+
+FORMATS: Mapping[str, Callable[[Request], Export]] = MappingProxyType(
+    {
+        "megatron": megatron,
+        "megatron-json": megatron_json,
+        "torchtitan": torchtitan,
+        "grain": grain,
+        "mosaicml": mosaicml,
+        "mosaicml-proportion": mosaicml_proportion,
+        "olmo-core": olmo_core,
+        "datasets": datasets,
+        "llamafactory": llamafactory,
+        "axolotl": axolotl,
+        "csv": csv,
+    }
+)
+"""What `export` can write; the docstring of each function is its manual."""
+
+
+def export(
+    mixture: Mixture,
+    to: str,
+    *,
+    paths: Paths | None = None,
+    documents: Mapping[str, int] | None = None,
+    sequence_length: int | None = None,
+) -> Export:
+    """Return the mixture as another trainer reads it, with warnings where that trainer does something else.
+
+    Args:
+        mixture: the plan; sources of which it reads nothing are left out.
+        to: one of `FORMATS`.
+        paths: where the trainer finds each source: a template such as "data/{language}/{source}", in which {name} is
+            the whole "language/source", or a mapping from source to path. Left out: the default of the format.
+        documents: training documents per source, such as `TokenStore.documents()`. A trainer that draws documents
+            needs weights in proportion to token share / mean document length.
+        sequence_length: tokens of a sequence, where the trainer's rows are sequences; goes before `documents`.
+
+    Raises:
+        XDogeError: the format is unknown, paths or documents do not cover the sources, or the format cannot say what
+            the mixture means.
+    """
+    if to not in FORMATS:
+        raise XDogeError(f"format {to!r} is unknown; known: {', '.join(FORMATS)}.")
+    request = Request(mixture, paths, documents, sequence_length)
+    written = FORMATS[to](request)
+    if to == "csv":
+        return written
+    return Export(written.text, written.suffix, (*_general_warnings(request), *written.warnings))
+
+
+def _general_warnings(request: Request) -> list[str]:
+    """Return what no other trainer can keep."""
+    lines = []
+    if unread := [source for source in request.mixture.sources if source not in request.shares]:
+        lines.append(f"left out, since the plan reads 0 tokens of them: {', '.join(unread)}.")
+    before = {source: share.read_before for source, share in request.shares.items() if share.read_before}
+    if before:
+        most = max(before, key=lambda source: before[source])
+        lines.append(
+            f"earlier phases read {sum(before.values()):,} tokens, {before[most]:,} of them of {most}; an exported run "
+            "begins each source anew, so what they left unread does not come first."
+        )
+    return lines

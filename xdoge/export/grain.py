@@ -1,0 +1,55 @@
+"""Grain: weights for its mix of data sets."""
+
+from __future__ import annotations
+
+from xdoge.export.request import FOLDER, Export, Request, to_json
+
+
+def grain(request: Request) -> Export:
+    """Weights for Grain's `MapDataset.mix`: JSON.
+
+    Use: `grain.MapDataset.mix(data_sets, plan["weights"])[: plan["rows"]]`, each data set with `.seed(s).shuffle()
+    .repeat()` before. Mix first and slice for the ranks after: sliced before, all ranks draw the same source in the
+    same step.
+
+    Weights: shares of rows. If rows are sequences (give the sequence length) they are shares of tokens; if rows are
+    documents (give the documents per source), of token share / mean document length. Grain scales them so that the
+    least is 100 and cuts all to integers, which changes them by up to 1 %; none may be 0.
+
+    At the end of a source: without `.repeat()` the mix is only as long as the first source to end allows, without a
+    word. With it, a source starts again without limit, in a new order each time.
+
+    Paths: "data/{language}/{source}".
+
+    Source: grain/_src/python/dataset/transformations: mix.py, shuffle.py (0.2.18).
+    """
+    places = request.places(FOLDER)
+    value = {
+        "sources": list(places),
+        "paths": list(places.values()),
+        "weights": list(request.row_weights.values()),
+        "rows": request.n_rows,
+        "seed": request.mixture.seed,
+    }
+    return Export(to_json(value), ".json", (*request.unit_warnings(), *_cut_to_integers(request)))
+
+
+def _cut_to_integers(request: Request) -> list[str]:
+    """Say what Grain makes of the weights, if that is more than 0.1 % off or passes a cap."""
+    wanted = request.row_weights
+    scale = 100 / min(wanted.values())
+    whole = {source: int(weight * scale) for source, weight in wanted.items()}  # as Grain computes it
+    total = sum(whole.values())
+    factor = {source: whole[source] / total / weight for source, weight in wanted.items()}
+    worst = max(factor, key=lambda source: abs(factor[source] - 1))
+    lines = []
+    if abs(factor[worst] - 1) > 0.001:
+        lines.append(
+            f"Grain cuts the weights to integers, {whole[worst]:,} of {total:,} for {worst}: "
+            f"{factor[worst] - 1:+.2%} of its rows."
+        )
+    for source, share in request.shares.items():
+        epochs = (share.read_before + share.tokens * factor[source]) / share.available_tokens
+        if share.max_epochs is not None and epochs > share.max_epochs * 1.0005:
+            lines.append(f"with them {source} is read {epochs:.3f} times, above its cap of {share.max_epochs:g}.")
+    return lines

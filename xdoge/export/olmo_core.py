@@ -1,0 +1,47 @@
+"""OLMo-core: a source mixture."""
+
+from __future__ import annotations
+
+import math
+
+from xdoge.export.request import Export, Request, to_yaml
+
+
+def olmo_core(request: Request) -> Export:
+    """Source mixture of OLMo-core, a `SourceMixtureList`: YAML.
+
+    Use: `SourceMixtureDatasetConfig(source_list=SourceMixtureList.from_yaml(FILE), requested_tokens=BUDGET, ...)`; the
+    budget is the first line of the file.
+
+    Weights: shares of tokens, in sequences, which must sum to 1 within 1e-5. `max_repetition_ratio` is the cap of the
+    source, at least 1: OLMo-core refuses to start if the files hold too little for that many passes.
+
+    At the end of a source nothing happens: whole passes and the rest are laid out beforehand. The rest is the first
+    part of each file, not a random one: text that comes late in a file of an under-read source is never read, so
+    shuffle the files. The loader shuffles all passes together.
+
+    Paths: "data/{language}/{source}/*.npy", a file or a pattern of files of token numbers.
+
+    Source: olmo_core/data: source_mixture.py, numpy_dataset.py, `NumpyFSLDatasetMixture` (3.0.0).
+    """
+    places = request.places("data/{language}/{source}/*.npy")
+    passes = request.passes
+    entries = []
+    for source, share in request.shares.items():
+        most = share.max_epochs if share.max_epochs is not None else math.ceil(passes[source])
+        entries.append(
+            {
+                "source_name": source,
+                "target_ratio": share.weight,
+                "paths": [places[source]],
+                "max_repetition_ratio": max(1.0, float(most)),
+            }
+        )
+    least = min(passes, key=lambda source: passes[source])
+    partly = sum(value < 1 for value in passes.values())
+    warnings = [
+        f"{partly} of {len(passes)} sources are not read whole: OLMo-core reads the first part of each file, "
+        f"{passes[least]:.1%} of {least}, and never the rest."
+    ]
+    text = to_yaml({"sources": entries}, f"requested_tokens: {request.mixture.budget_tokens}")
+    return Export(text, ".yaml", tuple(warnings if partly else ()))
