@@ -101,8 +101,8 @@ def contestants(folder: str, texts: list[str]) -> tuple[int, dict[str, Callable[
         flat, lengths = tokenizer.encode(texts)
         ends = np.cumsum(lengths).tolist()
         documents = [flat[end - n : end - 1] for end, n in zip(ends, lengths.tolist(), strict=True)]
-        found = loaded.nats(documents, begin=begin, window=window, stride=window, batch_tokens=batch)
-        return [float(value) for value in found]
+        nats = loaded.nats(documents, begin=begin, window=window, stride=window, batch_tokens=batch)
+        return [float(value) for value in nats]
 
     def theirs(rows: int) -> Callable[[], list[float]]:
         harness = HFLM(
@@ -143,7 +143,7 @@ def main() -> None:
     texts = sample_texts(arguments.documents)
     if arguments.text:
         each = -(-arguments.documents // len(arguments.text))
-        files = [(row for one in file_blocks(file, "text") for row in one.texts("text")) for file in arguments.text]
+        files = [(row for block in file_blocks(file, "text") for row in block.texts("text")) for file in arguments.text]
         texts = [text for rows in files for text in itertools.islice(filter(None, rows), each)]
     with tempfile.TemporaryDirectory() as folder:
         if not arguments.model:
@@ -168,8 +168,8 @@ def main() -> None:
         print(f"{name:<18} {speed}   xdoge's are {ratios[name]:.2f} × that {spread}   nats differ by {apart:.0e}")
         if apart > 1e-3:
             sys.exit(f"{name} finds other nats.")
-    _, many, one = ratios.values()
-    print(json.dumps({"ratio": many, "ratio_one_row": one, "tokens": tokens, "threads": arguments.threads}))
+    _, many, block = ratios.values()
+    print(json.dumps({"ratio": many, "ratio_one_row": block, "tokens": tokens, "threads": arguments.threads}))
 
 
 if __name__ == "__main__":

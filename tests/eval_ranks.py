@@ -30,12 +30,12 @@ def ask(model: str, data: Path, text: dict[str, Path], partial: Path | None) -> 
     measured = measure(model, texts, settings=PerplexitySettings(batch_tokens=48, device="cpu"), partial=partial)
     settings = HarnessSettings(device="cpu")
     suite = Suite(name="mine", num_fewshot=2, tasks=TASKS)
-    found = iberobench.run_suite(model, suite, settings=settings, local_data=data, partial=partial)
+    scored = iberobench.run_suite(model, suite, settings=settings, local_data=data, partial=partial)
     return {
         "totals": {source: scores.totals.tolist() for source, scores in measured.sources.items()},
         "outcomes": {
-            one["task"]: [one["outcome"], one["reason"], one.get("value"), one.get("prompts")]
-            for one in found.to_dict()["outcomes"]
+            outcome["task"]: [outcome["outcome"], outcome["reason"], outcome.get("value"), outcome.get("prompts")]
+            for outcome in scored.to_dict()["outcomes"]
         },
     }
 

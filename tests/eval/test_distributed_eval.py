@@ -82,10 +82,10 @@ def test_several_processes_give_the_same_numbers(asked, ended):
 
 
 def test_what_fails_in_one_process_fails_in_all_and_the_next_task_runs(ended):
-    found = json.loads((ended / "rank0.json").read_text())["outcomes"]
-    assert found["escola"][:2] == ["failed", "RuntimeError: CUDA out of memory"]
-    assert found["wnli_eu"][:2] == ["no data", "not on this machine"]
-    assert found["bec2016eu"][0] == "ran"
+    outcomes = json.loads((ended / "rank0.json").read_text())["outcomes"]
+    assert outcomes["escola"][:2] == ["failed", "RuntimeError: CUDA out of memory"]
+    assert outcomes["wnli_eu"][:2] == ["no data", "not on this machine"]
+    assert outcomes["bec2016eu"][0] == "ran"
     kept = sorted(file.name.rpartition("-")[0] for file in (ended / "partial").iterdir())
     assert kept == ["bec2016eu", "eu", "gl", "qnlieu"]
 

@@ -93,21 +93,21 @@ def naive_nats(model, tokens, begin, window, stride):
 
 
 def values(rows, **chosen):
-    found = [row for row in rows if all(getattr(row, key) == value for key, value in chosen.items())]
-    return {(row.language, row.task, row.metric): row.value for row in found}
+    chosen_rows = [row for row in rows if all(getattr(row, key) == value for key, value in chosen.items())]
+    return {(row.language, row.task, row.metric): row.value for row in chosen_rows}
 
 
 @given(tokens=st.integers(0, 60), window=st.integers(2, 20), data=st.data())
 def test_windows_score_each_token_once_with_the_context_promised(tokens, window, data):
     stride = data.draw(st.integers(1, window))
-    found = list(windows(7, tokens, window=window, stride=stride))
-    scored = [target for one in found for target in range(one.end - one.scored + 1, one.end + 1)]
+    parts = list(windows(7, tokens, window=window, stride=stride))
+    scored = [target for part in parts for target in range(part.end - part.scored + 1, part.end + 1)]
     assert scored == list(range(1, tokens + 1))  # target p is predicted from inputs [start, p)
-    for one in found:
-        assert one.document == 7
-        assert 0 < one.scored <= one.length <= window
-        first = one.end - one.scored + 1
-        assert first - one.start >= min(first, window - stride + 1)
+    for part in parts:
+        assert part.document == 7
+        assert 0 < part.scored <= part.length <= window
+        first = part.end - part.scored + 1
+        assert first - part.start >= min(first, window - stride + 1)
 
 
 @given(tokens=st.integers(1, 60), window=st.integers(2, 20), data=st.data())
@@ -119,29 +119,29 @@ def test_windows_are_those_of_the_harness(tokens, window, data):
     theirs = get_rolling_token_windows(text, prefix_token=0, max_seq_len=window, context_len=window - stride + 1)
     full = [0, *text]
     ours = [
-        (full[one.start : one.end], full[one.end - one.scored + 1 : one.end + 1])
-        for one in windows(0, tokens, window=window, stride=stride)
+        (full[part.start : part.end], full[part.end - part.scored + 1 : part.end + 1])
+        for part in windows(0, tokens, window=window, stride=stride)
     ]
     assert ours == list(theirs)
 
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
 def test_batches_hold_every_window_once_within_the_budget(lengths, budget):
-    found = [one for n, length in enumerate(lengths) for one in windows(n, length, window=40, stride=40)]
-    made = list(batches(found, batch_tokens=budget))
-    assert sorted(one for batch in made for one in batch) == sorted(found)
+    parts = [part for n, length in enumerate(lengths) for part in windows(n, length, window=40, stride=40)]
+    made = list(batches(parts, batch_tokens=budget))
+    assert sorted(part for batch in made for part in batch) == sorted(parts)
     for batch in made:
-        assert len(batch) == 1 or len(batch) * max(one.length for one in batch) <= budget
+        assert len(batch) == 1 or len(batch) * max(part.length for part in batch) <= budget
 
 
 def test_nats_of_short_documents_are_the_loss_of_transformers(hub_model):
     model = AutoModelForCausalLM.from_pretrained(hub_model).eval()
     documents = [np.arange(2, 2 + size) * 7 % 256 + 2 for size in (1, 5, 23, 12, 5)]
     nats = LoadedModel("it", model).nats(documents, begin=0, window=24, stride=12, batch_tokens=64)
-    for document, found in zip(documents, nats, strict=True):
+    for document, total in zip(documents, nats, strict=True):
         ids = torch.tensor([[0, *document.tolist()]])
         loss = model(input_ids=ids, labels=ids).loss.item() * len(document)
-        assert found == pytest.approx(loss, rel=2e-6)
+        assert total == pytest.approx(loss, rel=2e-6)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(24, 24), (24, 12), (10, 3), (2, 1)])
@@ -168,12 +168,12 @@ def test_the_harness_finds_the_same_nats(hub_model, parallel, window):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    found = measure(hub_model, parallel, settings=PerplexitySettings(window=window, stride=window))
+    measured = measure(hub_model, parallel, settings=PerplexitySettings(window=window, stride=window))
     harness = HFLM(pretrained=hub_model, max_length=window, batch_size=3, device="cpu", add_bos_token=False)
     for language, documents in PARALLEL.items():
         requests = [Instance("loglikelihood_rolling", {}, (text,), n) for n, text in enumerate(documents)]
         theirs = harness.loglikelihood_rolling(requests, disable_tqdm=True)
-        np.testing.assert_allclose(found.sources[language].totals[:, 0], np.negative(theirs), rtol=2e-6)
+        np.testing.assert_allclose(measured.sources[language].totals[:, 0], np.negative(theirs), rtol=2e-6)
 
 
 def test_a_model_that_caps_its_logits_is_asked_for_them(tmp_path):
@@ -193,8 +193,8 @@ def test_a_model_that_caps_its_logits_is_asked_for_them(tmp_path):
 def test_a_store_and_its_text_files_give_the_same_numbers(proxy, store, tmp_path):
     tokens, bounds = store.flat("eu/wiki", "validation"), store.document_bounds("eu/wiki", "validation")
     model = AutoModelForCausalLM.from_pretrained(proxy).eval()
-    found = measure(proxy, store)
-    scores = found.sources["eu/wiki"]
+    measured = measure(proxy, store)
+    scores = measured.sources["eu/wiki"]
     with torch.inference_mode():
         expected = [
             naive_nats(model, tokens[a : b - 1], store.end_of_document, CONTEXT, CONTEXT // 2)
@@ -214,9 +214,9 @@ def test_a_store_and_its_text_files_give_the_same_numbers(proxy, store, tmp_path
         files[source] = Text((tmp_path / f"{source.replace('/', '-')}.txt",))
         files[source].files[0].write_text("\n".join(lines), encoding="utf-8")
     again = measure(proxy, files)
-    assert [row.key for row in again.rows()] == [row.key for row in found.rows()]
-    for one, other in zip(found.rows(), again.rows(), strict=True):
-        assert one.value == pytest.approx(other.value, rel=1e-9)
+    assert [row.key for row in again.rows()] == [row.key for row in measured.rows()]
+    for row, other in zip(measured.rows(), again.rows(), strict=True):
+        assert row.value == pytest.approx(other.value, rel=1e-9)
 
 
 def test_a_store_of_another_tokenizer_is_refused(hub_model, store):
@@ -271,8 +271,8 @@ def test_the_bootstrap_agrees_with_the_standard_error_of_a_mean():
     totals = np.stack([nats, np.full(400, 100.0), np.full(400, 50.0), np.full(400, 100.0)], axis=1)
     sources = {"en": SourceScores(totals, (None,) * 400)}
     rows = Measured("m", sources, PerplexitySettings(resamples=4000), {}).rows()
-    found = next(row for row in rows if row.metric == "bits_per_byte")
-    assert found.stderr == pytest.approx(nats.std(ddof=1) / 20 / 100 / math.log(2), rel=0.05)
+    bits = next(row for row in rows if row.metric == "bits_per_byte")
+    assert bits.stderr == pytest.approx(nats.std(ddof=1) / 20 / 100 / math.log(2), rel=0.05)
     assert rows == Measured("m", sources, PerplexitySettings(resamples=4000), {}).rows()
     assert rows != Measured("m", sources, PerplexitySettings(resamples=4000, seed=1), {}).rows()
 
@@ -294,14 +294,14 @@ def test_an_average_over_translations_is_no_surer_than_one_of_them(seed):
         assert relative.stderr == pytest.approx(rows["gl", "perplexity", "bits_relative_to_en"].stderr)
     del sources["en"]
     rows = {row.key[1:]: row for row in Measured("m", sources, PerplexitySettings(resamples=50), {}).rows()}
-    average, one = (rows[language, "perplexity", "bits_per_byte"] for language in (ALL, "gl"))
-    assert average.stderr == pytest.approx(one.stderr)
+    average, galician = (rows[language, "perplexity", "bits_per_byte"] for language in (ALL, "gl"))
+    assert average.stderr == pytest.approx(galician.stderr)
 
 
 def test_parallel_text_gives_bits_relative_to_the_reference(hub_model, parallel):
-    found = measure(hub_model, parallel)
-    nats = {language: scores.totals[:, 0].sum() for language, scores in found.sources.items()}
-    ratios = values(found.rows(), metric="bits_relative_to_en")
+    measured = measure(hub_model, parallel)
+    nats = {language: scores.totals[:, 0].sum() for language, scores in measured.sources.items()}
+    ratios = values(measured.rows(), metric="bits_relative_to_en")
     expected = {language: nats[language] / nats["en"] for language in ("gl", "eu")}
     expected[ALL] = (expected["gl"] + expected["eu"]) / 2
     assert ratios == pytest.approx({(k, "perplexity", "bits_relative_to_en"): v for k, v in expected.items()})
@@ -313,22 +313,22 @@ def test_a_file_with_a_column_for_each_language_and_parquet_serve_as_well(hub_mo
     columns = {f"sentence_{language}": documents for language, documents in PARALLEL.items()}
     pq.write_table(pa.table({"id": range(4), **columns}), tmp_path / "flores.parquet")
     wide = {ln: Text((tmp_path / "flores.parquet",), column=f"sentence_{ln}") for ln in PARALLEL}
-    one, other = measure(hub_model, parallel).rows(), measure(hub_model, wide).rows()
-    assert one == other
+    narrow, other = measure(hub_model, parallel).rows(), measure(hub_model, wide).rows()
+    assert narrow == other
 
 
 def test_every_byte_and_word_of_the_text_is_counted(hub_model, parallel):
-    found = measure(hub_model, parallel)
+    measured = measure(hub_model, parallel)
     for language, documents in PARALLEL.items():
-        totals = found.sources[language].totals
+        totals = measured.sources[language].totals
         assert totals[:, 3].tolist() == [len(text.encode()) for text in documents]
         assert totals[:, 2].tolist() == [len(text.split()) for text in documents]
         assert totals[:, 1].tolist() == totals[:, 3].tolist()  # this tokenizer's tokens are bytes
 
 
 def test_drawn_documents_are_translations_of_each_other(hub_model, parallel):
-    found = measure(hub_model, parallel, settings=PerplexitySettings(max_documents=2))
-    ids = {scores.ids for scores in found.sources.values()}
+    measured = measure(hub_model, parallel, settings=PerplexitySettings(max_documents=2))
+    ids = {scores.ids for scores in measured.sources.values()}
     assert len(ids) == 1
     assert len(next(iter(ids))) == 2
 

@@ -91,9 +91,9 @@ def test_the_exact_count_is_that_of_torch_on_a_llama(change):
 
 
 def test_a_recipe_costs_what_the_model_it_builds_costs(recipe):
-    one = load_recipe(recipe)
-    model = one.build(vocab_size=70, seed=0)
-    flops = training_flops(one, 5 * 16, sequence_length=16, vocab_size=70)
+    shape = load_recipe(recipe)
+    model = shape.build(vocab_size=70, seed=0)
+    flops = training_flops(shape, 5 * 16, sequence_length=16, vocab_size=70)
     assert flops == training_flops(model.config, 5 * 16, sequence_length=16, vocab_size=70)
     model.set_attn_implementation("eager")
     assert flops == counted(model, torch.zeros(5, 16, dtype=torch.int64))
@@ -104,11 +104,11 @@ def test_a_recipe_costs_what_the_model_it_builds_costs(recipe):
 @pytest.mark.parametrize("reference", [False, True])
 def test_a_fit_step_costs_a_training_step_and_its_inner_products(gram, halves, reference):
     """Under sdpa, as proxies run, torch counts no attention on a CPU: neither here nor there."""
-    one, k = load_recipe("1m"), 29
-    model = one.build(vocab_size=1000, seed=0)
+    shape, k = load_recipe("1m"), 29
+    model = shape.build(vocab_size=1000, seed=0)
     rows = torch.zeros(2 * k, 32, dtype=torch.int64)
-    attention = 12 * one.layers * one.hidden_size * 32 * rows.numel()
-    plain = training_flops(one, rows.numel(), sequence_length=32, vocab_size=1000) - attention
+    attention = 12 * shape.layers * shape.hidden_size * 32 * rows.numel()
+    plain = training_flops(shape, rows.numel(), sequence_length=32, vocab_size=1000) - attention
     with FlopCounterMode(display=False) as counter:
         GradientEngine(model, k).backward(
             SourceBatch(rows, (2,) * k),
@@ -124,11 +124,11 @@ def test_a_fit_step_costs_a_training_step_and_its_inner_products(gram, halves, r
 
 
 def test_without_head_and_attention_the_exact_count_is_six_n_d_but_for_the_norms():
-    one = load_recipe("900m")
+    shape = load_recipe("900m")
     head_and_attention = 6 * 256_000 * 1536 + 12 * 32 * 1536 * 2048
-    exact = training_flops(one, 1, sequence_length=2048, vocab_size=256_000)
-    norms = (2 * one.layers + 1) * one.hidden_size
-    assert exact - head_and_attention == 6 * (one.non_embedding_parameters - norms)
+    exact = training_flops(shape, 1, sequence_length=2048, vocab_size=256_000)
+    norms = (2 * shape.layers + 1) * shape.hidden_size
+    assert exact - head_and_attention == 6 * (shape.non_embedding_parameters - norms)
 
 
 def test_only_a_llama_is_counted():
@@ -139,10 +139,10 @@ def test_only_a_llama_is_counted():
 def test_a_recipe_trains_on_its_own_tokens_unless_told_and_takes_the_hours_of_its_exact_count(tmp_path):
     runs = {"own": {"model": "60m"}, "told": {"model": "60m", "tokens": "100B", "sequence_length": 4096, "nodes": 2}}
     own, told = read_costs(write(tmp_path, runs, vocab_size="32K"))
-    one = load_recipe("60m")
-    assert (own.parameters, own.tokens) == (one.non_embedding_parameters, 10_000 * 128 * 1024)
+    shape = load_recipe("60m")
+    assert (own.parameters, own.tokens) == (shape.non_embedding_parameters, 10_000 * 128 * 1024)
     assert own.flops_6nd == 6 * own.parameters * own.tokens
-    assert told.flops_exact == training_flops(one, 10**11, sequence_length=4096, vocab_size=32_000)
+    assert told.flops_exact == training_flops(shape, 10**11, sequence_length=4096, vocab_size=32_000)
     assert told.hours == round(told.flops_exact / (365e12 * 8 * 3600), 2)
 
 
@@ -151,10 +151,10 @@ def test_peak_and_utilisation_are_a_speed_and_a_row_may_have_its_own(tmp_path):
     runs = {name: {"parameters": "1B", "tokens": "1T"} for name in ("plain", "slow", "one")}
     runs["slow"]["achieved"] = "250T"
     runs["one"] |= {"nodes": 0.125, "runs": 3}
-    plain, slow, one = read_costs(write(tmp_path, runs, hardware=hardware))
-    assert (plain.hours, slow.hours, one.hours) == (417, 833, 3333)  # 6e21 / 4e15, / 2e15, / 5e14 seconds
+    plain, slow, shape = read_costs(write(tmp_path, runs, hardware=hardware))
+    assert (plain.hours, slow.hours, shape.hours) == (417, 833, 3333)  # 6e21 / 4e15, / 2e15, / 5e14 seconds
     assert (plain.flops_per_gpu, slow.flops_per_gpu) == (5e14, 2.5e14)
-    assert one.node_hours == 1249.88  # 3,333 × 0.125 × 3 = 1,249.875
+    assert shape.node_hours == 1249.88  # 3,333 × 0.125 × 3 = 1,249.875
 
 
 @pytest.mark.parametrize(("tokens", "hours"), [("1M", 0.01), ("1B", 0.42), ("23.9B", 9.96), ("25B", 10), ("26B", 11)])

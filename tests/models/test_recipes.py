@@ -25,23 +25,23 @@ def test_all_sizes_are_there():
 
 
 def test_the_counted_parameters_are_those_of_the_model(recipe):
-    for one in (load_recipe("1m"), load_recipe(recipe)):
-        model = one.build(vocab_size=100, seed=0)
-        assert sum(p.numel() for p in model.parameters()) - 100 * one.hidden_size == one.non_embedding_parameters
+    for shape in (load_recipe("1m"), load_recipe(recipe)):
+        model = shape.build(vocab_size=100, seed=0)
+        assert sum(p.numel() for p in model.parameters()) - 100 * shape.hidden_size == shape.non_embedding_parameters
 
 
 def test_grouped_heads_and_an_untied_head_are_counted(tmp_path):
     text = "name: g\nhidden_size: 32\nintermediate_size: 48\nlayers: 2\nheads: 4\nkv_heads: 2\ntie_embeddings: false\n"
     (tmp_path / "g.yaml").write_text(text + "sequence_length: 8\nbatch_size: 4\nsteps: 2\nlearning_rate: 0.1\n")
-    one = load_recipe(str(tmp_path / "g.yaml"))
-    model = one.build(vocab_size=50, seed=0)
-    assert sum(p.numel() for p in model.parameters()) == one.non_embedding_parameters + 2 * 50 * 32
+    shape = load_recipe(str(tmp_path / "g.yaml"))
+    model = shape.build(vocab_size=50, seed=0)
+    assert sum(p.numel() for p in model.parameters()) == shape.non_embedding_parameters + 2 * 50 * 32
 
 
 def test_a_seed_decides_the_model_and_the_global_generator_is_left_alone(recipe):
-    one = load_recipe(recipe)
+    shape = load_recipe(recipe)
     before = torch.random.get_rng_state()
-    first, again, other = (one.build(vocab_size=64, seed=seed).state_dict() for seed in (3, 3, 4))
+    first, again, other = (shape.build(vocab_size=64, seed=seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)

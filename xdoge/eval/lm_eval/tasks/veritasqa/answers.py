@@ -15,8 +15,8 @@ Document = Mapping[str, Any]
 
 def split(answers: str) -> list[str]:
     """Return the answers of a field, each with a full stop."""
-    found = [answer.strip() for answer in answers.split(";")]
-    return [answer if answer.endswith(".") else f"{answer}." for answer in found if answer]
+    listed = [answer.strip() for answer in answers.split(";")]
+    return [answer if answer.endswith(".") else f"{answer}." for answer in listed if answer]
 
 
 def best_and_incorrect(document: Document) -> list[str]:
