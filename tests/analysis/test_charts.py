@@ -233,7 +233,7 @@ def test_the_map_of_transfer_is_that_of_the_gram_matrix_with_families_together(r
 def test_unimax_and_temperature_have_the_shares_of_the_algorithms():
     rows = values(charts.unimax_and_temperature(AVAILABLE, budget_tokens=1_000, max_epochs=(0.1, 1)).to_dict())
     sizes = {"en": 900, "es": 600, "eu": 50, "nl": 10}
-    counts = unimax(sizes, token_budget=1_000, max_epochs=1).counts
+    counts = unimax(sizes, budget_tokens=1_000, max_epochs=1).counts
     assert {row["method"] for row in rows} == {
         "UniMax, ≤ 1 epoch",
         "temperature τ = 1 (proportional)",

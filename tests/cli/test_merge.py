@@ -125,7 +125,7 @@ def test_other_runs_that_cannot_be_merged_are_one_line(xdoge, runs):
     xdoge("merge", *runs, "--out", "mean.json")
     for arguments, message in (
         (["seed0"], "seed0 is one run; name two or more."),
-        (["seed0", "half"], "half has no weights.json: its fit is not finished; continue it with --resume."),
+        (["seed0", "half"], "half has no weights.json: its fit is not finished; resume it first."),
         (["seed0", "seed0/weights.json"], "seed0 and seed0/weights.json are the same fit"),
         (["seed0", "mean.json"], "mean.json is an average already; name the fits"),
         (["seed0", "nowhere"], "nowhere does not exist."),

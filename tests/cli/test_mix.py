@@ -144,7 +144,7 @@ def test_whole_sequences_only(xdoge, store, here):
         ([*MIX, "--cap", "eu=1", "--cap", "eu=2"], "--cap eu is given twice"),
         (
             ["mix", "emptyrun", *MIX[2:]],
-            "emptyrun has no weights.json: its fit is not finished; continue it with --resume",
+            "emptyrun has no weights.json: its fit is not finished; resume it first",
         ),
         (["mix", "unimax", "--tokens", "emptyrun", *MIX[4:]], "emptyrun is a folder; --tokens names a file of counts"),
         (

@@ -36,7 +36,7 @@ def published_unimax(counts, budget, max_epochs):
     ],
 )
 def test_unimax_on_worked_examples(budget, epochs, expected):
-    assert unimax({"en": 10_000, "es": 1000, "eu": 100}, token_budget=budget, max_epochs=epochs).counts == expected
+    assert unimax({"en": 10_000, "es": 1000, "eu": 100}, budget_tokens=budget, max_epochs=epochs).counts == expected
 
 
 sizes = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 10**12), min_size=1)
@@ -45,7 +45,7 @@ sizes = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 10**12), min
 @given(sizes, st.floats(0.001, 1), st.integers(1, 8))
 def test_unimax_is_the_published_algorithm_where_the_budget_can_be_spent(counts, part, epochs):
     budget = max(1, int(part * epochs * sum(counts.values())))
-    counted = unimax(counts, token_budget=budget, max_epochs=epochs).counts
+    counted = unimax(counts, budget_tokens=budget, max_epochs=epochs).counts
     for name, share in published_unimax(counts, budget, epochs).items():
         assert abs(counted[name] - share) < 1
 
@@ -55,15 +55,15 @@ def test_a_budget_above_all_epochs_is_refused_with_the_least_that_would_do():
         XDogeError,
         match=r"6,000 cannot be spent: 2 languages at max_epochs 4 give 5,640\. Raise max_epochs to 4\.256 or lower",
     ):
-        unimax({"es": 1000, "eu": 410}, token_budget=6000, max_epochs=4)
-    assert sum(unimax({"es": 1000, "eu": 410}, token_budget=6000, max_epochs=4.256).counts.values()) == 6000
+        unimax({"es": 1000, "eu": 410}, budget_tokens=6000, max_epochs=4)
+    assert sum(unimax({"es": 1000, "eu": 410}, budget_tokens=6000, max_epochs=4.256).counts.values()) == 6000
     with pytest.raises(XDogeError, match="cannot be spent"):
-        unimax({"es": 1000, "eu": 410}, token_budget=6000, max_epochs=4.255)
+        unimax({"es": 1000, "eu": 410}, budget_tokens=6000, max_epochs=4.255)
     with pytest.raises(XDogeError, match="eu has 0 tokens"):
-        unimax({"es": 10, "eu": 0}, token_budget=5, max_epochs=1)
+        unimax({"es": 10, "eu": 0}, budget_tokens=5, max_epochs=1)
     for counts, epochs in (({}, 1), ({"es": 10}, math.inf), ({"es": 10}, -1)):
         with pytest.raises(XDogeError, match="languages at max_epochs"):
-            unimax(counts, token_budget=5, max_epochs=epochs)
+            unimax(counts, budget_tokens=5, max_epochs=epochs)
 
 
 def problem(seed, k=6):

@@ -18,9 +18,10 @@ from xdoge.cli.app import AsJson, Force, app, as_options, open_store, refuse_tak
 from xdoge.config import parse_count
 from xdoge.errors import XDogeError
 from xdoge.io import read_json
-from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS, Level, Mixture, Share
+from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS, Mixture, Share
 from xdoge.mixtures.strategies import DEFAULT_TEMPERATURE, STRATEGIES, strategy_weights
-from xdoge.mixtures.weights import WeightSet
+from xdoge.mixtures.weights import Level, WeightSet
+from xdoge.names import language_of
 
 Store = Annotated[Path | None, typer.Option(help="Token store that the run will read.")]
 
@@ -280,7 +281,7 @@ def print_mixtures(mixtures: Sequence[Mixture]) -> None:
     for language in sorted(languages[0], key=lambda name: -languages[0][name].tokens):
         table.add_row(language, *cells([shares[language] for shares in languages]), style="bold")
         for source in first.sources:
-            if source.partition("/")[0] == language:
+            if language_of(source) == language:
                 table.add_row(f"  {source}", *cells([mixture.sources[source] for mixture in mixtures]))
     stdout.print(table)
     if len(mixtures) > 1:

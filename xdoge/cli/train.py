@@ -18,6 +18,7 @@ from xdoge.cli.app import AsJson, app, chosen_settings, is_first, one_voice, ope
 from xdoge.config import settings_help
 from xdoge.errors import require
 from xdoge.mixtures.mixture import Mixture
+from xdoge.names import language_of
 from xdoge.train.settings import ELASTIC, TrainSettings
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def print_run(result: TrainResult, mixture: Mixture) -> None:
     for column in ("first loss", "validation loss", "perplexity", "epochs"):
         table.add_column(column, justify="right")
     for language, share in mixture.languages.items():
-        sources = [source for source in mixture.sources if source.partition("/")[0] == language]
+        sources = [source for source in mixture.sources if language_of(source) == language]
         available = {source: mixture.sources[source].available_tokens for source in sources}
         epochs = sum(result.epochs[source] * available[source] for source in sources) / share.available_tokens
         loss = result.validation.get(language)

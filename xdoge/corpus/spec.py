@@ -95,10 +95,10 @@ class TokenizerSpec(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = [name for name in ("sentencepiece", "huggingface", "train") if getattr(self, name) is not None]
-        if len(given) != 1:
+        kinds = [name for name in ("sentencepiece", "huggingface", "train") if getattr(self, name) is not None]
+        if len(kinds) != 1:
             raise ValueError(
-                f"give exactly one of sentencepiece, huggingface and train, not {' and '.join(given) or 'none'}"
+                f"give exactly one of sentencepiece, huggingface and train, not {' and '.join(kinds) or 'none'}"
             )
         return self
 

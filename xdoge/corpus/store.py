@@ -24,7 +24,7 @@ from xdoge.corpus.raw import OUTSIDE, Joined, Raw, Tokens
 from xdoge.errors import XDogeError, importing
 from xdoge.io import read_json, sha256_file
 from xdoge.mixtures.checks import is_count
-from xdoge.names import check_source, check_text, shown
+from xdoge.names import check_source, check_text, language_of, shown
 
 if TYPE_CHECKING:
     from xdoge.corpus.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ INSIDE = "delete it and run xdoge prepare again"
 _TOKENS = pa.large_list(pa.uint16()), pa.large_list(pa.uint32())
 
 
-class Row(NamedTuple):
+class StoreRow(NamedTuple):
     """One line of `TokenStore.table`: of the training split, but for `validation_tokens`."""
 
     source: str
@@ -113,7 +113,7 @@ class TokenStore:
         _check_counts(self.vocab_size, self.end_of_document)
         for source, entry in content["sources"].items():
             check_source(source, where="sources")
-            language, family = source.partition("/")[0], entry["family"]
+            language, family = language_of(source), entry["family"]
             for what, text in (("family", family), ("license", entry["license"])):
                 check_text(f"the {what} of {source}", "" if text is None else text)
             if not isinstance(entry["inputs"], list):
@@ -283,14 +283,14 @@ class TokenStore:
                 f"{self.path / 'tokenizer'} is not the tokenizer that made the tokens: its SHA-256 differs."
             )
 
-    def table(self) -> list[Row]:
+    def table(self) -> list[StoreRow]:
         """Return one row per source: its training documents, tokens and bytes, and its share of training tokens."""
         total = sum(self.tokens().values())
         rows = []
         for source in self.sources:
             train, validation = (self._part(source, split) for split in SPLITS)
             rows.append(
-                Row(
+                StoreRow(
                     source=source,
                     documents=train.documents,
                     tokens=train.tokens,

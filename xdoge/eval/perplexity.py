@@ -30,6 +30,7 @@ from xdoge.eval.results import ALL, Row
 from xdoge.eval.scoring import LoadedModel, load_on
 from xdoge.io import read_json, sha256_json, write_json
 from xdoge.models.resolver import CausalModel
+from xdoge.names import language_of, split_source
 from xdoge.progress import Event, OnProgress, silent
 from xdoge.sampling.permutation import derive_key
 
@@ -132,7 +133,7 @@ class Measured:
         languages = _by_language(self.sources)
         averages: list[tuple[int, Floats, Floats]] = []
         for language, sources in languages.items():
-            parts = [(TASK, sources), *((f"{TASK}/{short}", [s]) for s in sources if (short := s.partition("/")[2]))]
+            parts = [(TASK, sources), *((f"{TASK}/{short}", [s]) for s in sources if (short := split_source(s)[1]))]
             for task, members in parts:
                 n = sum(len(self.sources[source].totals) for source in members)
                 value = _metrics(np.sum([self.sources[source].totals.sum(0) for source in members], axis=0))  # (3,)
@@ -161,7 +162,7 @@ class Measured:
             resampled = {source: self._resample(source, pairs, paired[source][0]) for source, pairs in pairs_of.items()}
             parts = [
                 (TASK, list(pairs_of)),
-                *((f"{TASK}/{short}", [s]) for s in pairs_of if (short := s.partition("/")[2])),
+                *((f"{TASK}/{short}", [s]) for s in pairs_of if (short := split_source(s)[1])),
             ]
             for task, members in parts:
                 n = sum(len(pairs_of[source]) for source in members)
@@ -224,7 +225,7 @@ def _stderr(drawn: Floats) -> float | None:
 def _by_language(sources: Mapping[str, SourceScores]) -> dict[str, list[str]]:
     languages: dict[str, list[str]] = {}
     for source in sources:
-        languages.setdefault(source.partition("/")[0], []).append(source)
+        languages.setdefault(language_of(source), []).append(source)
     return languages
 
 

@@ -6,6 +6,7 @@ import csv as csv_file
 import io
 
 from xdoge.export.request import FOLDER, Export, Request
+from xdoge.names import language_of
 
 
 def csv(request: Request) -> Export:
@@ -25,7 +26,7 @@ def csv(request: Request) -> Export:
     for source, share in request.mixture.sources.items():
         row: dict[str, str | float | None] = {
             "source": source,
-            "language": source.partition("/")[0],
+            "language": language_of(source),
             "path": places[source],
             "weight": share.weight,
             "tokens": share.tokens,

@@ -10,6 +10,7 @@ from typing import Any
 
 from xdoge.errors import XDogeError, importing
 from xdoge.mixtures.mixture import Mixture, Share
+from xdoge.names import split_source
 
 Paths = str | Mapping[str, str]
 
@@ -112,7 +113,7 @@ class Request:
         paths = default if self.paths is None else self.paths
         places: dict[str, str] = {}
         for name in self.mixture.sources if every else self.shares:
-            language, _, source = name.partition("/")
+            language, source = split_source(name)
             if not isinstance(paths, str):
                 if name not in paths:
                     raise XDogeError(f"paths name no {name!r}, which the mixture reads; give its path.")

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, argument
 from xdoge.mixtures.simplex import as_integers
+from xdoge.names import language_of
 
-Share = float | Fraction
+Amount = float | Fraction
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Allocation:
 
 
 def allocate(
-    weights: Mapping[str, Share],
-    budget: int,
+    weights: Mapping[str, Amount],
+    budget_tokens: int,
     *,
     caps: Mapping[str, int] | None = None,
     floors: Mapping[str, int] | None = None,
@@ -46,7 +47,7 @@ def allocate(
 
     Args:
         weights: α, numbers >= 0 on any scale; a name of weight 0 gets its floor.
-        budget: what the counts sum to, in any unit.
+        budget_tokens: what the counts sum to; `MixtureSampler` gives sequences here.
         caps: most a name may get; names left out have none.
         floors: least a name may get; names left out may get 0.
 
@@ -65,13 +66,13 @@ def allocate(
     for name, least, most in zip(names, low, high, strict=True):
         if least < 0 or (most is not None and most < least):
             raise XDogeError(f"{name}: the floor {least:,} must be >= 0 and at most the cap {most}.")
-    if sum(low) > budget:
-        raise XDogeError(f"budget {budget:,} is less than the floors, which sum to {sum(low):,}.")
+    if sum(low) > budget_tokens:
+        raise XDogeError(f"budget {budget_tokens:,} is less than the floors, which sum to {sum(low):,}.")
     limits = [least if not part else most for part, least, most in zip(parts, low, high, strict=True)]
     spendable = sum(limit for limit in limits if limit is not None)
-    if None not in limits and spendable < budget:
-        raise XDogeError(f"budget {budget:,} cannot be spent: {len(names)} caps give {spendable:,}.")
-    over, under = _multiplier(parts, low, high, budget)  # λ = over / under, λ α_i = over · part / under
+    if None not in limits and spendable < budget_tokens:
+        raise XDogeError(f"budget {budget_tokens:,} cannot be spent: {len(names)} caps give {spendable:,}.")
+    over, under = _multiplier(parts, low, high, budget_tokens)  # λ = over / under, λ α_i = over · part / under
     counts, remainders, capped = [], [], set()
     for name, part, least, most in zip(names, parts, low, high, strict=True):
         count, remainder = divmod(over * part, under)
@@ -82,7 +83,7 @@ def allocate(
             count, remainder = most, 0
         counts.append(count)
         remainders.append(remainder)
-    left = budget - sum(counts)
+    left = budget_tokens - sum(counts)
     for i in sorted(range(len(names)), key=lambda i: (-remainders[i], i))[:left]:
         counts[i] += 1
     return Allocation(dict(zip(names, counts, strict=True)), frozenset(capped))
@@ -112,8 +113,8 @@ def _multiplier(parts: Sequence[int], low: Sequence[int], high: Sequence[int | N
 
 
 def allocate_by_language(
-    weights: Mapping[str, Share],
-    budget: int,
+    weights: Mapping[str, Amount],
+    budget_tokens: int,
     *,
     caps: Mapping[str, int] | None = None,
     floors: Mapping[str, int] | None = None,
@@ -125,7 +126,7 @@ def allocate_by_language(
     """
     languages: dict[str, list[str]] = {}
     for name in weights:
-        languages.setdefault(name.partition("/")[0], []).append(name)
+        languages.setdefault(language_of(name), []).append(name)
     caps, floors = caps or {}, floors or {}
     most = {}
     for language, names in languages.items():
@@ -134,7 +135,7 @@ def allocate_by_language(
             most[language] = sum(limit for limit in limits if limit is not None)
     above = allocate(
         {language: sum(Fraction(weights[name]) for name in names) for language, names in languages.items()},
-        budget,
+        budget_tokens,
         caps=most,
         floors={language: sum(floors.get(name, 0) for name in names) for language, names in languages.items()},
     )
@@ -151,7 +152,7 @@ def allocate_by_language(
     return Allocation({name: counts[name] for name in weights}, frozenset(capped))
 
 
-def unimax(token_counts: Mapping[str, int], *, token_budget: int, max_epochs: float) -> Allocation:
+def unimax(token_counts: Mapping[str, int], *, budget_tokens: int, max_epochs: float) -> Allocation:
     """Spread a token budget over languages as evenly as an epoch cap allows.
 
     The smallest corpus is served first: it takes an equal share of what is left, or `max_epochs` passes over itself if
@@ -160,11 +161,11 @@ def unimax(token_counts: Mapping[str, int], *, token_budget: int, max_epochs: fl
 
     Args:
         token_counts: unique training tokens per language, each > 0.
-        token_budget: tokens the run will consume over all languages.
+        budget_tokens: tokens the run will consume over all languages.
         max_epochs: most passes over any one corpus.
 
     Returns:
-        Tokens per language, in the order given; they sum to `token_budget`.
+        Tokens per language, in the order given; they sum to `budget_tokens`.
 
     Raises:
         XDogeError: a count is not positive, or the cap leaves part of the budget unspent.
@@ -179,13 +180,14 @@ def unimax(token_counts: Mapping[str, int], *, token_budget: int, max_epochs: fl
         if count <= 0:
             raise XDogeError(f"{name} has {count:,} tokens; a corpus has at least 1.")
     caps = {name: epoch_cap(count, max_epochs) for name, count in token_counts.items()}
-    if token_budget > sum(caps.values()):
-        least = least_max_epochs(token_counts, token_budget)
+    if budget_tokens > sum(caps.values()):
+        least = least_max_epochs(token_counts, budget_tokens)
         raise XDogeError(
-            f"token_budget {token_budget:,} cannot be spent: {len(caps)} languages at max_epochs {max_epochs:g} give "
-            f"{sum(caps.values()):,}. Raise max_epochs to {least:.12g} or lower the budget."
+            f"{argument('budget_tokens')} {budget_tokens:,} cannot be spent: {len(caps)} languages at "
+            f"{argument('max_epochs')} {max_epochs:g} give {sum(caps.values()):,}. Raise {argument('max_epochs')} to "
+            f"{least:.12g} or lower the budget."
         )
-    return allocate(dict.fromkeys(token_counts, 1), token_budget, caps=caps)
+    return allocate(dict.fromkeys(token_counts, 1), budget_tokens, caps=caps)
 
 
 def epoch_cap(available: int, max_epochs: float) -> int:
@@ -200,16 +202,16 @@ def epoch_cap(available: int, max_epochs: float) -> int:
 
 def least_max_epochs(
     available: Mapping[str, int],
-    budget: int,
+    budget_tokens: int,
     *,
     spent: Mapping[str, int] | None = None,
     fixed: int = 0,
 ) -> float:
-    """Return the least epoch cap, in thousandths, at which `budget` can be spent.
+    """Return the least epoch cap, in thousandths, at which `budget_tokens` can be spent.
 
     Args:
         available: unique tokens of the names that the cap is for; not all 0.
-        budget: tokens to spend.
+        budget_tokens: tokens to spend.
         spent: tokens that earlier phases of training read of them.
         fixed: tokens that others, with caps of their own, can take.
     """
@@ -221,10 +223,10 @@ def least_max_epochs(
         )
 
     high = 1
-    while spendable(high) < budget:
+    while spendable(high) < budget_tokens:
         high *= 2
     low = 0
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if spendable(middle) < budget else (low, middle)
+        low, high = (middle, high) if spendable(middle) < budget_tokens else (low, middle)
     return high / 1000

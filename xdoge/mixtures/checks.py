@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from xdoge.errors import MOST_NAMES, XDogeError, argument, names_that_differ
 from xdoge.mixtures.allocation import least_max_epochs
 from xdoge.mixtures.weights import WeightSet
-from xdoge.names import shown
+from xdoge.names import language_of, shown
 
 TOO_MANY = 1 << 63
 """Tokens; counts are kept in 64 bits."""
@@ -90,7 +90,7 @@ def refuse_unspendable(
     used = [source for source, weight in learned.items() if weight]
     if any(source not in most for source in used) or sum(most[source] for source in used) >= budget:
         return
-    general = [source for source in used if source not in caps and source.partition("/")[0] not in caps]
+    general = [source for source in used if source not in caps and language_of(source) not in caps]
     spendable = sum(most[source] for source in used)
     message = f"budget {budget:,} cannot be spent: {len(used)} sources"
     message += (

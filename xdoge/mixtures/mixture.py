@@ -12,19 +12,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge._version import __version__
+from xdoge.errors import XDogeError, importing
 from xdoge.io import read_json, sha256_json, write_json
 from xdoge.mixtures.allocation import Allocation, allocate, allocate_by_language, epoch_cap
 from xdoge.mixtures.checks import check_level, check_names, check_numbers, is_count, refuse_unspendable, whole_sequences
 from xdoge.mixtures.strategies import spread_by_size
-from xdoge.mixtures.weights import SUM_TOLERANCE, WeightSet
-from xdoge.names import check_source, check_text, shown
+from xdoge.mixtures.weights import SUM_TOLERANCE, Level, WeightSet
+from xdoge.names import check_source, check_text, language_of, shown
 
 if TYPE_CHECKING:
     import pandas as pd
-
 
 SCHEMA = "xdoge.mixture"
 
@@ -36,8 +36,6 @@ LITTLE_READ = 0.01
 
 LARGE_CUT = 0.25
 """Caps that take more than this part of a language's learned weight change what was learned."""
-
-Level = Literal["languages", "sources"]
 
 
 @dataclass(frozen=True)
@@ -206,25 +204,24 @@ class Mixture:
         level = level or ("languages" if by_language else "sources")
         if sequence_length is not None:
             available_tokens = whole_sequences(available_tokens, sequence_length)
-        before = {source: (read_before or {}).get(source, 0) for source in available_tokens}
-        check_names(weights, available_tokens, caps or {}, read_before or {}, level)
+        caps, read_before = caps or {}, read_before or {}
+        before = {source: read_before.get(source, 0) for source in available_tokens}
+        check_names(weights, available_tokens, caps, read_before, level)
         check_numbers(
             budget_tokens, max_epochs, min_share, sources=sum(weight > 0 for weight in weights.sources.values())
         )
-        passes = {source: _cap_of(source, caps or {}, max_epochs) for source in available_tokens}
+        passes = {source: caps.get(source, caps.get(language_of(source), max_epochs)) for source in available_tokens}
         most = {
             source: max(0, epoch_cap(available_tokens[source], limit) - before[source])
             for source, limit in passes.items()
             if limit is not None
         }
         learned = {source: weights.sources[source] for source in available_tokens}
-        refuse_unspendable(learned, budget_tokens, most, available_tokens, before, caps or {}, max_epochs)
+        refuse_unspendable(learned, budget_tokens, most, available_tokens, before, caps, max_epochs)
         least = epoch_cap(budget_tokens, min_share)
         floors = {source: min(least, most.get(source, least)) for source, weight in learned.items() if weight}
         solve = allocate if level == "sources" else allocate_by_language
         allocation: Allocation = solve(learned, budget_tokens, caps=most, floors=floors)
-        from xdoge._version import __version__
-
         return cls(
             name=name or weights.name,
             budget_tokens=budget_tokens,
@@ -256,7 +253,7 @@ class Mixture:
         """What is read of each language: the sums over its sources."""
         grouped: dict[str, list[Share]] = {}
         for source, share in self.sources.items():
-            grouped.setdefault(source.partition("/")[0], []).append(share)
+            grouped.setdefault(language_of(source), []).append(share)
         return {
             language: Share(
                 learned_weight=math.fsum(share.learned_weight for share in shares),
@@ -273,9 +270,13 @@ class Mixture:
         """Return what an expert would worry about, a line for each kind, naming sources or languages with numbers."""
         shares = self.sources
         repeated = {name: share.epochs for name, share in shares.items() if share.epochs > DEFAULT_MAX_EPOCHS}
-        hardly = {name: share.epochs for name, share in shares.items() if share.tokens and share.epochs < LITTLE_READ}
+        hardly = {
+            name: f"{share.epochs:.2%}" for name, share in shares.items() if share.tokens and share.epochs < LITTLE_READ
+        }
         never = {
-            name: share.learned_weight for name, share in shares.items() if share.learned_weight > 0 == share.tokens
+            name: f"weight {share.learned_weight:.3g}"
+            for name, share in shares.items()
+            if share.learned_weight > 0 == share.tokens
         }
         cut = {
             name: 1 - share.weight / share.learned_weight
@@ -283,38 +284,29 @@ class Mixture:
             if share.capped and share.weight < (1 - LARGE_CUT) * share.learned_weight
         }
         short = {
-            name: share.weight
+            name: f"{share.weight:.4g}"
             for name, share in shares.items()
             if share.learned_weight and share.weight < self.min_share - 1 / self.budget_tokens
         }
         moved = math.fsum(abs(share.weight - share.learned_weight) for share in shares.values()) / 2
-        kinds = [
-            (
-                f"caps overrule the weights for more than {LARGE_CUT:.0%} of the budget",
-                {"in all": f"{moved:.1%}"} if moved > LARGE_CUT else {},
+        kinds = {
+            f"caps overrule the weights for more than {LARGE_CUT:.0%} of the budget": (
+                {"in all": f"{moved:.1%}"} if moved > LARGE_CUT else {}
             ),
-            (
-                f"a cap allows less than min_share {self.min_share:g}",
-                {name: f"{weight:.4g}" for name, weight in short.items()},
-            ),
-            (
-                f"read more than {DEFAULT_MAX_EPOCHS:g} times, beyond which text is worth much less than new text",
-                {name: f"{epochs:.1f} times" for name, epochs in _largest_first(repeated)},
-            ),
-            (
-                f"less than {LITTLE_READ:.0%} of the text is read",
-                {name: f"{epochs:.2%}" for name, epochs in hardly.items()},
-            ),
-            ("gets no token", {name: f"weight {weight:.3g}" for name, weight in never.items()}),
-            (
-                f"caps cut the weight by more than {LARGE_CUT:.0%}",
-                {name: f"by {part:.0%}" for name, part in _largest_first(cut)},
-            ),
-        ]
+            f"a cap allows less than min_share {self.min_share:g}": short,
+            f"read more than {DEFAULT_MAX_EPOCHS:g} times, beyond which text is worth much less than new text": {
+                name: f"{epochs:.1f} times" for name, epochs in _largest_first(repeated)
+            },
+            f"less than {LITTLE_READ:.0%} of the text is read": hardly,
+            "gets no token": never,
+            f"caps cut the weight by more than {LARGE_CUT:.0%}": {
+                name: f"by {part:.0%}" for name, part in _largest_first(cut)
+            },
+        }
         return [
-            f"{what}: {', '.join(f'{name} {number}' for name, number in found.items())}."
-            for what, found in kinds
-            if found
+            f"{kind}: {', '.join(f'{name} {number}' for name, number in numbers.items())}."
+            for kind, numbers in kinds.items()
+            if numbers
         ]
 
     def save(self, path: Path | str) -> None:
@@ -361,19 +353,17 @@ class Mixture:
             if languages != {language: _entry(share) for language, share in mixture.languages.items()}:
                 raise XDogeError("languages are not the sums over the sources.")
         except XDogeError as error:
-            raise XDogeError(f"{path}: {error}") from error
+            raise XDogeError(f"{path}: {error.message}") from error
         except (TypeError, AttributeError, ValueError, KeyError) as error:
             raise XDogeError(f"{path} is not a mixture: {error}.") from error
         return mixture
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per source, with the columns of mixture.json."""
-        try:
+        with importing("analysis"):
             import pandas as pd
-        except ImportError as error:
-            raise MissingExtraError("pandas", "analysis") from error
         return pd.DataFrame(
-            {"language": source.partition("/")[0], "source": source, **_entry(share)}
+            {"language": language_of(source), "source": source, **_entry(share)}
             for source, share in self.sources.items()
         )
 
@@ -401,24 +391,10 @@ def _largest_first(numbers: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def _entry(share: Share) -> dict[str, Any]:
-    return {
-        "weight": share.weight,
-        "tokens": share.tokens,
-        "available_tokens": share.available_tokens,
-        "epochs": share.epochs,
-        "max_epochs": share.max_epochs,
-        "capped": share.capped,
-        "learned_weight": share.learned_weight,
-        "read_before": share.read_before,
-        "moved": share.moved,
-        "unread": share.unread,
-    }
+    names = ("weight", "tokens", "available_tokens", "epochs", "max_epochs", "capped", "learned_weight", "read_before")
+    return {name: getattr(share, name) for name in (*names, "moved", "unread")}
 
 
 def _same(what: str, stated: float, actual: float) -> None:
     if stated != actual:
         raise XDogeError(f"{what} is {shown(stated)}, but the tokens make it {actual}.")
-
-
-def _cap_of(source: str, caps: Mapping[str, float], max_epochs: float | None) -> float | None:
-    return caps.get(source, caps.get(source.partition("/")[0], max_epochs))

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 from xdoge.errors import XDogeError, names_that_differ
-from xdoge.mixtures.weights import WeightSet
+from xdoge.mixtures.weights import Level, WeightSet
+from xdoge.names import language_of
 
 Strategy = Literal["uniform", "proportional", "temperature", "unimax"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -20,7 +21,7 @@ def strategy_weights(
     strategy: str,
     available_tokens: Mapping[str, int],
     *,
-    level: Literal["languages", "sources"] = "languages",
+    level: Level = "languages",
     temperature: float | None = None,
 ) -> WeightSet:
     """Return the weights of a strategy that looks at sizes only.
@@ -80,13 +81,13 @@ def spread_by_size(languages: Mapping[str, float], available_tokens: Mapping[str
     return {
         source: languages[language] * (count / sizes[language] if sizes[language] else 0.0)
         for source, count in available_tokens.items()
-        for language in [source.partition("/")[0]]
+        for language in [language_of(source)]
     }
 
 
 def _by_language(available_tokens: Mapping[str, int]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for source, count in available_tokens.items():
-        language = source.partition("/")[0]
+        language = language_of(source)
         sizes[language] = sizes.get(language, 0) + count
     return sizes

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from xdoge.errors import MissingExtraError, XDogeError, names_that_differ
+from xdoge.errors import XDogeError, importing, names_that_differ
 from xdoge.io import read_json, sha256_json, write_json
-from xdoge.names import check_source, check_text, shown
+from xdoge.names import check_source, check_text, language_of, shown, split_source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ SUM_TOLERANCE = 1e-5
 """Twenty weights written with six decimals may miss 1 by this much; anything further off is refused."""
 
 Metric = Literal["total_variation", "kl", "jensen_shannon"]
-Level = Literal["sources", "languages"]
+Level = Literal["languages", "sources"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,8 +106,8 @@ class WeightSet:
         """Weights by language and source: {"es": {"web": 0.2, "wikipedia": 0.1}, ...}."""
         tree: dict[str, dict[str, float]] = {}
         for source, weight in self.sources.items():
-            language, _, rest = source.partition("/")
-            tree.setdefault(language, {})[rest] = weight
+            language, name = split_source(source)
+            tree.setdefault(language, {})[name] = weight
         return tree
 
     @property
@@ -209,7 +209,7 @@ class WeightSet:
         if path.is_dir():
             if not (path / "weights.json").exists():
                 unfinished = (path / "config.yaml").exists()
-                hint = "its fit is not finished; continue it with --resume" if unfinished else "it is no run of a fit"
+                hint = "its fit is not finished; resume it first" if unfinished else "it is no run of a fit"
                 raise XDogeError(f"{path} has no weights.json: {hint}.")
             path = path / "weights.json"
         value = read_json(path, schema="xdoge.weights", version=1)
@@ -225,25 +225,23 @@ class WeightSet:
                         f"languages[{shown(language)}] is {shown(stated)}, but its sources sum to {actual:.9g}."
                     )
         except XDogeError as error:
-            raise XDogeError(f"{path}: {error}") from error
+            raise XDogeError(f"{path}: {error.message}") from error
         except (TypeError, AttributeError, ValueError, KeyError, OverflowError, RecursionError) as error:
             raise XDogeError(f"{path} is not a weight set: {error}.") from error
         return weights
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per source: language, source, weight, language_weight, and spread where there is one."""
-        try:
+        with importing("analysis"):
             import pandas as pd
-        except ImportError as error:
-            raise MissingExtraError("pandas", "analysis") from error
         languages = self.languages
         deviation = (self.spread or {}).get("standard_deviation", {})
         rows = [
             {
-                "language": source.partition("/")[0],
+                "language": language_of(source),
                 "source": source,
                 "weight": weight,
-                "language_weight": languages[source.partition("/")[0]],
+                "language_weight": languages[language_of(source)],
                 **({"standard_deviation": deviation[source]} if deviation else {}),
             }
             for source, weight in self.sources.items()

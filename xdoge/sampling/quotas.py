@@ -110,12 +110,11 @@ class Stage:
     """A stretch of positions that has one set of quotas, cut into blocks.
 
     Counts are those of the quotas at the ends of blocks; within a block a keyed permutation gives the order, except
-    that a source ends an epoch before it begins the next. Beyond `quotas.total` positions the quotas begin again, and
-    so do the blocks.
+    that a source ends an epoch before it begins the next.
 
     Attributes:
         start: position of the first.
-        stop: position after the last, unless positions go on for ever.
+        stop: position after the last.
         quotas: of the k sources.
         carried: (k,) sequences of each source that were read before.
         sizes: (k,) sequences that each source has.
@@ -130,41 +129,37 @@ class Stage:
     sizes: Counts
     block: int
     key: Words
-    _per_cycle: int = field(init=False)
+    _last: int = field(init=False)
     _slots: Permutations = field(init=False)
 
     def __post_init__(self) -> None:
-        """Derive the number of blocks and the width of the last."""
-        blocks = -(-self.quotas.total // self.block)
-        widths = self.block, self.quotas.total - (blocks - 1) * self.block
-        object.__setattr__(self, "_per_cycle", blocks)
+        """Derive the number of the last block and its width."""
+        last = (self.quotas.total - 1) // self.block
+        widths = self.block, self.quotas.total - last * self.block
+        object.__setattr__(self, "_last", last)
         object.__setattr__(self, "_slots", Permutations(widths))
 
     def read_before(self, position: int) -> tuple[Counts, int]:
         """Return what is read of each source before the block of `position`, (k,), and where that block begins."""
-        cycles, offset = divmod(position - self.start, self.quotas.total)
-        within = offset % self.block
-        read: Counts = self.carried + cycles * np.array(self.quotas.counts)
-        read += self.quotas.before(np.array([offset - within]))[:, 0]
+        offset = position - self.start
+        within = offset % self.block if offset < self.quotas.total else 0
+        read: Counts = self.carried + self.quotas.before(np.array([offset - within]))[:, 0]
         return read, position - within
 
     def locate(self, positions: Counts) -> tuple[Counts, Counts]:
         """Return the source at each position, and which of its draws that is, from 0: (n,) each."""
         k = len(self.quotas.counts)
-        cycle: Counts | int = 0
         offset = positions - self.start
-        if offset.size and int(offset.max()) >= self.quotas.total:
-            cycle, offset = np.divmod(offset, self.quotas.total)
         block = offset // self.block
         slot = offset - block * self.block
-        blocks, which = _distinct(block + cycle * self._per_cycle)  # (b,), (n,)
+        blocks, which = _distinct(block)  # (b,), (n,)
         before, after = self._edges(blocks)  # (b, k) each
         read, quota = before.ravel(), (after - before).ravel()
         ends = np.cumsum(quota)
         starts = ends - quota  # where each source of each block begins, block after block
         begins = starts[::k]
         keys = mix(self.key, self.start + blocks * self.block)
-        last = (blocks % self._per_cycle == self._per_cycle - 1).astype(np.intp)
+        last = (blocks == self._last).astype(np.intp)
         width = last[which] if last.any() else 0
         at = begins[which] + self._slots(slot.view(np.uint64), width, keys[which])
         if at.size * 16 < self.block * blocks.size:  # few positions of large blocks
@@ -175,12 +170,12 @@ class Stage:
         sizes = np.tile(self.sizes, blocks.size)
         ending = quota > sizes - read % sizes  # an epoch ends before the source's last draw in the block
         if ending.any() and (some := np.flatnonzero(ending[group])).size:
-            found, where = np.unique(group[some], return_inverse=True)
-            counts = quota[found]
+            groups, where = np.unique(group[some], return_inverse=True)
+            counts = quota[groups]
             first = np.cumsum(counts) - counts
-            of = np.repeat(np.arange(found.size), counts)
-            places = (starts - np.repeat(begins, k))[found][of] + np.arange(of.size) - first[of]  # slots in the block
-            mine = found[of] // k
+            of = np.repeat(np.arange(groups.size), counts)
+            places = (starts - np.repeat(begins, k))[groups][of] + np.arange(of.size) - first[of]  # slots in the block
+            mine = groups[of] // k
             came = self._slots(places.view(np.uint64), last[mine], keys[mine], inverse=True)  # the position of each
             order = np.empty(of.size, dtype=np.int64)
             order[np.lexsort((came, of))] = np.arange(of.size)
@@ -189,11 +184,9 @@ class Stage:
 
     def _edges(self, blocks: Counts) -> tuple[Counts, Counts]:
         """Return what of each source is read before each block and after it, (b, k) each, what was carried included."""
-        cycle, block = np.divmod(blocks, self._per_cycle)
-        past = self.carried + cycle[:, None] * np.array(self.quotas.counts)
-        edges = np.concatenate([block * self.block, np.minimum((block + 1) * self.block, self.quotas.total)])
-        before, after = np.split(self.quotas.before(edges).T, 2)
-        return past + before, past + after
+        edges = np.concatenate([blocks * self.block, np.minimum((blocks + 1) * self.block, self.quotas.total)])
+        before, after = np.split(self.carried + self.quotas.before(edges).T, 2)
+        return before, after
 
 
 def _distinct(blocks: Counts) -> tuple[Counts, NDArray[np.intp]]:

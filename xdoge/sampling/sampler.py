@@ -1,9 +1,9 @@
 """Which sequence of which source comes at any position of a training run: computed, not stored.
 
 Position t ↦ (source, epoch, index) is a pure function of the mixture, the sources' lengths, the seed and the block
-size. The counts of all sources at the end of each block have a closed form (`quotas.py`); inside a block a keyed
-permutation gives the order; and each epoch of a source is a fresh keyed permutation of its sequences (`shuffle.py`). So
-a run of 10^13 positions resumes at any of them at once, on any number of ranks, from a state of four numbers.
+size. The counts of all sources at the end of each block have a closed form (`quotas.py`). A keyed permutation gives the
+order inside a block, and another the order of each epoch of a source (`permutation.py`). So a run of 10^13 positions
+resumes anywhere at once, on any number of ranks, from a state of four numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, Self, get_args, overload
+from typing import Any, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,8 +31,6 @@ from xdoge.sampling.sequences import (
     warn_of_rare,
     whole_number,
 )
-
-PastBudget = Literal["stop", "continue", "raise"]
 
 AT_ONCE = 1 << 20
 """Counts (sources × blocks) held at once, where positions lie far apart."""
@@ -75,8 +73,6 @@ class MixtureSampler:
         seed: of every order; that of the (first) mixture if left out.
         sequence_length: tokens per sequence; that of the mixture if left out, or found from `lengths` where these are
             the mixture's available tokens cut into sequences of one length.
-        past_budget: "stop" ends there, "continue" goes on in the same proportions and so beyond the caps, "raise"
-            makes reading on an error.
         read_before: sequences of each source that an earlier phase read with the same seed, such as the `quotas` of its
             sampler; each source goes on after them. Left out: the mixture's own tokens read before, in whole sequences,
             which may be one sequence off.
@@ -106,7 +102,6 @@ class MixtureSampler:
         batch_size: int,
         seed: int | None = None,
         sequence_length: int | None = None,
-        past_budget: PastBudget = "stop",
         read_before: Mapping[str, int] | None = None,
         world_size: int = 1,
         rank: int = 0,
@@ -118,8 +113,6 @@ class MixtureSampler:
         parts = [(mixture, mixture.budget_tokens)] if isinstance(mixture, Mixture) else list(mixture)
         if not parts:
             raise XDogeError("there is no stage to play; give at least one (mixture, tokens).")
-        if past_budget not in get_args(PastBudget):
-            raise XDogeError(f"past_budget is {past_budget!r}; it must be stop, continue or raise.")
         self.world_size = whole_number("world_size", world_size, least=1)
         self.rank = check_rank(rank, self.world_size)
         self.sources = tuple(dict.fromkeys(source for part, _ in parts for source in part.sources))
@@ -131,20 +124,18 @@ class MixtureSampler:
         warn_of_other_lengths(parts, self.lengths, self.sequence_length)
         self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.seed = whole_number("seed", parts[0][0].seed if seed is None else seed)
-        self.past_budget: PastBudget = past_budget
         self.position = 0
         self._sizes = np.array(list(self.lengths.values()), dtype=np.int64)  # (k,)
         self._permutations = Permutations(list(self.lengths.values()))
         keys = [derive_key(self.seed, source) for source in self.sources]
         self._source_keys = np.array(keys, dtype=np.uint64)  # (k,)
         self._block_key = np.array([derive_key(self.seed, "blocks")], dtype=np.uint64)
-        first = parts[0][0].sources
-        before = read_before
-        if before is None:
-            before = {s: share.read_before // self.sequence_length for s, share in first.items()}
-        if unknown := sorted(set(before) - set(self.sources)):
+        if read_before is None:
+            first = parts[0][0].sources
+            read_before = {s: share.read_before // self.sequence_length for s, share in first.items()}
+        if unknown := sorted(set(read_before) - set(self.sources)):
             raise XDogeError(f"read_before names {unknown[0]}, which the mixture does not.")
-        carried = [whole_number(f"read_before[{s!r}]", before.get(s, 0), least=0) for s in self.sources]
+        carried = [whole_number(f"read_before[{s!r}]", read_before.get(s, 0), least=0) for s in self.sources]
         self._stages: tuple[Stage, ...] = ()
         self._add_stages(parts, np.array(carried, dtype=np.int64))
 
@@ -209,12 +200,10 @@ class MixtureSampler:
         """Return the draw at one of this rank's positions, or the draws at a slice or an array of them.
 
         Raises:
-            IndexError: a position lies beyond the budget, with `past_budget` "stop".
-            XDogeError: the same, with "raise".
+            IndexError: a position lies beyond the budget.
         """
         if isinstance(positions, slice):
-            beyond = positions.stop if self.past_budget != "stop" and positions.stop is not None else 0
-            return self[np.arange(*positions.indices(max(len(self), beyond)), dtype=np.int64)]
+            return self[np.arange(*positions.indices(len(self)), dtype=np.int64)]
         wanted = np.atleast_1d(np.asarray(positions))
         if wanted.ndim > 1 or (wanted.size and wanted.dtype.kind not in "iu"):
             raise IndexError(f"positions are whole numbers, a slice or a flat array of them, not {positions!r}")
@@ -226,12 +215,12 @@ class MixtureSampler:
             raise IndexError(f"position {low:,} is negative; positions count from 0")
         self._refuse_beyond(self.rank + self.world_size * high + 1)
         if high - low == wanted.size - 1 and (wanted[0] == low) and np.all(np.diff(wanted) == 1):
-            found = self._range(low, high + 1)
+            draws = self._range(low, high + 1)
         else:
-            found = self._at(wanted * self.world_size + self.rank)
+            draws = self._at(wanted * self.world_size + self.rank)
         if np.ndim(positions) == 0:
-            return Draw(self.sources[found.source[0]], int(found.epoch[0]), int(found.index[0]))
-        return found
+            return Draw(self.sources[draws.source[0]], int(draws.epoch[0]), int(draws.index[0]))
+        return draws
 
     def draws(self, start: int, stop: int) -> Draws:
         """Return the draws at this rank's positions [start, stop); errors as for a single position."""
@@ -244,12 +233,9 @@ class MixtureSampler:
         """Yield this rank's draws from `position` on, which moves by `world_size` with each."""
         world = self.world_size
         while True:
-            begin, count = self.position, self._ahead_by
-            if self.past_budget != "continue":
-                count = min(count, (self.total - begin) // world)
+            begin = self.position
+            count = min(self._ahead_by, (self.total - begin) // world)
             if count <= 0:
-                if self.past_budget == "raise":
-                    self._refuse_beyond(begin + world)
                 return
             # the positions of this rank in the rounds of `world` positions that begin there
             own = begin + (self.rank - begin) % world + world * np.arange(count)
@@ -344,7 +330,7 @@ class MixtureSampler:
                 "rebase it at the same position, then load the state."
             )
         position, block = whole_number("position", position, least=0), whole_number("batch_size", block, least=1)
-        if position > self.total and self.past_budget != "continue":
+        if position > self.total:
             raise XDogeError(f"the state's position {position:,} lies beyond the plan's {self.total:,} sequences.")
         self.position, self.batch_size, self._ahead = position, block, self._nothing
         self._stages = tuple(replace(stage, block=block) for stage in self._stages)
@@ -367,13 +353,9 @@ class MixtureSampler:
         return hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:32]
 
     def _refuse_beyond(self, stop: int) -> None:
-        """Refuse global positions up to `stop` that lie beyond the budget, unless it may be passed."""
-        if stop <= self.total or self.past_budget == "continue":
-            return
-        message = f"position {stop - 1:,} lies beyond the plan's {self.total:,} sequences"
-        if self.past_budget == "raise":
-            raise XDogeError(f'{message}; plan a larger budget, or allow repetition with past_budget "continue".')
-        raise IndexError(message)
+        """Raise IndexError if the global positions up to `stop` reach beyond the budget."""
+        if stop > self.total:
+            raise IndexError(f"position {stop - 1:,} lies beyond the plan's {self.total:,} sequences")
 
     @property
     def _ahead_by(self) -> int:
@@ -389,8 +371,7 @@ class MixtureSampler:
         first, held = self._ahead
         if not (first <= start and stop <= first + held.source.size):
             ahead = max(stop, start + self._ahead_by) if start == self._next else stop
-            if self.past_budget != "continue":
-                ahead = max(stop, min(ahead, len(self)))
+            ahead = max(stop, min(ahead, len(self)))
             own = np.arange(start, ahead, dtype=np.int64) * self.world_size + self.rank
             held = self._at(own)
             first, self._ahead = start, (start, held)

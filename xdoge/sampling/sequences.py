@@ -11,6 +11,7 @@ import numpy as np
 from xdoge.errors import XDogeError, names_that_differ
 from xdoge.mixtures.allocation import allocate, epoch_cap
 from xdoge.mixtures.mixture import Mixture
+from xdoge.names import language_of
 from xdoge.sampling.quotas import Counts
 
 
@@ -121,7 +122,7 @@ def warn_of_rare(mixture: Mixture, sources: Sequence[str], quotas: Sequence[int]
     total = sum(quotas)
     languages: dict[str, int] = {}
     for source, quota in zip(sources, quotas, strict=True):
-        language = source.partition("/")[0]
+        language = language_of(source)
         languages[language] = languages.get(language, 0) + quota
         planned = mixture.sources.get(source)
         if planned and planned.tokens and not quota:

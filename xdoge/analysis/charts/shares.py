@@ -239,7 +239,7 @@ def _unimax(sizes: Mapping[str, int], budget: int, caps: Sequence[float]) -> dic
     return {
         f"UniMax, ≤ {cap:g} epoch{'s' * (cap != 1)}": [counts[language] / budget for language in sizes]
         for cap in caps
-        for counts in [unimax(sizes, token_budget=budget, max_epochs=cap).counts]
+        for counts in [unimax(sizes, budget_tokens=budget, max_epochs=cap).counts]
     }
 
 
