@@ -10,7 +10,7 @@ from xdoge.errors import MissingExtraError, require
 def main() -> None:
     """Run the command line."""
     try:
-        require("cli", "typer", "rich", "pydantic", "yaml", "pyarrow")
+        require("cli", "typer", "rich", "pydantic", "yaml", "pyarrow", "scipy")
     except MissingExtraError as error:
         sys.exit(f"error: {error}")
     from xdoge.cli import main as run

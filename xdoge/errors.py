@@ -34,6 +34,8 @@ def argument(name: str, value: object = None) -> str:
 
     Python shows `resume=True`. The command line shows `--resume`, since it knows which option sets the argument.
 
+    For messages of exceptions only: what `on_note` and `warnings.warn` are given is shown as it is.
+
     Args:
         name: of the argument or setting, as Python spells it.
         value: what the user should give, None to name the argument alone.

@@ -16,10 +16,11 @@ from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
+from xdoge.cli.plan import costs_to_table
 from xdoge.errors import XDogeError
 from xdoge.fit.gradients.engine import GradientEngine
 from xdoge.fit.gradients.products import SourceBatch
-from xdoge.models.costs import Cost, PlanSpec, costs_to_dict, costs_to_table, read_costs, totals
+from xdoge.models.costs import Cost, PlanSpec, costs_to_dict, read_costs, totals
 from xdoge.models.flops import product_flops, training_flops
 from xdoge.models.recipes import load_recipe
 

@@ -16,7 +16,7 @@ from xdoge.config import read_yaml
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
 from xdoge.io import read_json, sha256_json
-from xdoge.mixtures.mixture import Mixture, Share
+from xdoge.mixtures.mixture import Mixture, Share, as_epochs
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
 from xdoge.names import split_source
@@ -129,7 +129,7 @@ def _size(mixture: Mixture, store: TokenStore | None) -> str:
 
 def _language(share: Share, store: TokenStore | None, language: str) -> list[str]:
     family = (store.families.get(language) if store else None) or UNKNOWN
-    return [family, f"{share.weight:.2%}", f"{share.tokens:,}", f"{share.available_tokens:,}", _passes(share.epochs)]
+    return [family, f"{share.weight:.2%}", f"{share.tokens:,}", f"{share.available_tokens:,}", as_epochs(share.epochs)]
 
 
 def _sources(mixture: Mixture, store: TokenStore | None, origins: Mapping[str, Mapping[str, str]]) -> str:
@@ -174,7 +174,7 @@ def _source_table(
                 f"{share.available_tokens:,}",
                 counts[1],
                 f"{share.tokens:,}",
-                _passes(share.epochs) + " (at its cap)" * share.capped,
+                as_epochs(share.epochs) + " (at its cap)" * share.capped,
             ]
         )
     return _table(header, rows)
@@ -264,10 +264,6 @@ def _files(mixture: Mixture, store: TokenStore | None) -> str:
 
 def _largest(shares: Mapping[str, Share]) -> list[tuple[str, Share]]:
     return sorted(shares.items(), key=lambda item: -item[1].tokens)
-
-
-def _passes(epochs: float) -> str:
-    return f"{epochs:.2f}" if epochs >= 0.1 else f"{epochs:.2g}"
 
 
 def _table(header: Iterable[str], rows: Iterable[Sequence[str]], *, marked: Sequence[int] = ()) -> str:

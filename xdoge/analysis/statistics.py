@@ -25,7 +25,7 @@ def rank_correlations(x: Sequence[float], y: Sequence[float]) -> tuple[float | N
     Raises:
         MissingExtraError: SciPy is not installed.
     """
-    require("analysis", "scipy")
+    require("cli", "scipy")
     from scipy.stats import kendalltau, spearmanr  # type: ignore[import-untyped]
 
     a, b = _levels(x), _levels(y)

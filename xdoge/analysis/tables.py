@@ -13,6 +13,7 @@ from xdoge.analysis.models import RULE, Measure, measures
 from xdoge.analysis.shares import Group, Rows, agreement, union
 from xdoge.analysis.statistics import TIE
 from xdoge.eval.results import ALL, Results, by_reason
+from xdoge.mixtures.mixture import as_epochs
 from xdoge.mixtures.weights import WeightSet
 
 NONE = "–"
@@ -303,9 +304,7 @@ def _percent(value: float | None) -> str:
 
 
 def _epochs(epochs: float | None) -> str:
-    if epochs is None:
-        return NONE
-    return f"{epochs:.2f}" if epochs >= 0.1 else f"{epochs:.2g}"
+    return NONE if epochs is None else as_epochs(epochs)
 
 
 def _score(row: Mapping[str, Any] | None, decimals: int | None) -> str:

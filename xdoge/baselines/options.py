@@ -134,7 +134,8 @@ class RegmixSettings(BaselineSettings):
 
     def require_libraries(self) -> None:
         """Raise MissingExtraError if a library is missing that is needed when all models are trained."""
-        require("baselines", "scipy", *(["lightgbm"] if self.regressor == "lightgbm" else []))
+        if self.regressor == "lightgbm":
+            require("baselines", "lightgbm")
 
     def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
         """Return the FLOPs of training all tiny models and of their validation losses."""

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 import yaml
@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from xdoge.config import read_yaml
-from xdoge.errors import Interrupted, RankLocalError, XDogeError, XDogeException
+from xdoge.errors import Interrupted, RankLocalError, XDogeError, XDogeException, require
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -31,12 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Workers = Annotated[int | None, typer.Option(min=1, help="Threads that tokenise.", show_default="all cores")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 
 
 def open_store(path: Path) -> TokenStore:
@@ -54,11 +48,11 @@ def refuse_taken(path: Path | None, force: bool) -> None:
         raise XDogeError(f"{path} exists; name another file, or replace it with --force.")
 
 
-def chosen_settings(config: Path | None, assignments: list[str], flags: dict[str, Any]) -> dict[str, Any]:
+def chosen_settings(config: Path | None, assignments: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
     """Merge the settings file, --set and the options, later ones winning."""
     chosen = read_yaml(config) if config else {}
     chosen = dict(chosen.get("settings", chosen))  # a run's own config.yaml does as well
-    for assignment in assignments:
+    for assignment in assignments or []:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise XDogeError(f"--set {assignment}: write it as KEY=VALUE.")
@@ -67,6 +61,25 @@ def chosen_settings(config: Path | None, assignments: list[str], flags: dict[str
         except (yaml.YAMLError, ValueError) as error:
             raise XDogeError(f"--set {assignment}: {value!r} is not a YAML value.") from error
     return chosen | {key: value for key, value in flags.items() if value is not None}
+
+
+def run_settings(
+    out: Path, config: Path | None, assignments: list[str] | None, flags: dict[str, Any], *, resume: bool
+) -> dict[str, Any]:
+    """Return the settings chosen for a run that starts in `out`, or resumes there with its earlier ones for the rest.
+
+    Raises:
+        XDogeError: there is no run to resume, or the folder is taken.
+    """
+    from xdoge.training.run_folder import RunFolder
+
+    chosen = chosen_settings(config, assignments, flags)
+    require("proxy", "torch", "transformers", "accelerate", "sentencepiece")
+    if resume:
+        return RunFolder(out).settings() | chosen
+    if is_first():
+        RunFolder(out).refuse_taken()
+    return chosen
 
 
 def as_options(error: XDogeException) -> str:

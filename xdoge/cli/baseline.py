@@ -11,11 +11,12 @@ import typer
 import yaml
 
 from xdoge.baselines import METHODS, BaselineSettings, check_method, learn
-from xdoge.cli.app import AsJson, app, chosen_settings, open_store
+from xdoge.cli import options
+from xdoge.cli.app import app, open_store, run_settings
 from xdoge.cli.tables import print_weights
 from xdoge.config import read_yaml, settings_help
 from xdoge.corpus.store import TokenStore
-from xdoge.errors import XDogeError, require
+from xdoge.errors import XDogeError
 from xdoge.mixtures.weights import WeightSet
 
 
@@ -81,36 +82,20 @@ machine. One process does all.
 def baseline(
     method: Annotated[str, typer.Argument(metavar="METHOD", help=f"{', '.join(METHODS)}.")],
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A token store, of `xdoge prepare`.")],
-    out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; new or empty, unless --resume.")],
-    proxy: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FILE", help="Proxy model: 1m 7m 60m 125m 250m 500m 900m, or a YAML file."),
-    ] = None,
+    out: options.RunPath,
+    proxy: options.Proxy = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps of each proxy.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="S", help="Seed of the initial proxies and the order of text.")
-    ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, to the same numbers.")] = False,
-    as_json: AsJson = False,
+    seed: options.ProxySeed = None,
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
+    resume: options.Resume = False,
+    as_json: options.Json = False,
 ) -> None:
-    from xdoge.training.run_folder import RunFolder
-
     check_method(method)
-    chosen = chosen_settings(config, assignments or [], {"proxy": proxy, "steps": steps, "seed": seed})
-    require("proxy", "torch", "transformers", "sentencepiece")
-    run = RunFolder(out)
-    if resume:  # what is not chosen anew is as the run was started
-        started = run.settings()
-        before = read_yaml(out / "config.yaml").get("baseline", "fit-weights")
-        if before != method:
-            raise XDogeError(f"{out} holds a run of {before}, not of {method}.")
-        chosen = started | chosen
-    else:
-        run.refuse_taken()
+    flags = {"proxy": proxy, "steps": steps, "seed": seed}
+    chosen = run_settings(out, config, assignments, flags, resume=resume)
+    if resume and (before := read_yaml(out / "config.yaml").get("baseline", "fit-weights")) != method:
+        raise XDogeError(f"{out} holds a run of {before}, not of {method}.")
     tokens = open_store(store)
     settings = METHODS[method].for_store(tokens, chosen, where=str(config) if config else "settings")
     print_baseline(run_baseline(method, tokens, settings, out, resume=resume), tokens, out, as_json=as_json)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from xdoge.cli.app import Force, app, open_store, refuse_taken
+from xdoge.cli import options
+from xdoge.cli.app import app, open_store, refuse_taken
 from xdoge.io import write_text
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
@@ -23,7 +24,7 @@ def card(
         Path | None, typer.Option(metavar="WEIGHTS.json|RUN", help="Weights that it follows: how they were learned.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="stdout")] = None,
-    force: Force = False,
+    force: options.Force = False,
 ) -> None:
     """Write a data card of a mixture in Markdown: languages, sources, licences, tokens, epochs, hashes.
 

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from xdoge.analysis.comparison import compare as compare_files
-from xdoge.cli.app import AsJson, Force, app, refuse_taken
+from xdoge.cli import options
+from xdoge.cli.app import app, refuse_taken
 from xdoge.cli.tables import print_table
 from xdoge.errors import require
 from xdoge.io import write_text
@@ -56,8 +57,8 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(metavar="REPORT.html", help="Write tables, charts and warnings as one page.")
     ] = None,
-    force: Force = False,
-    as_json: AsJson = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     refuse_taken(html, force)
     if html is not None:

@@ -6,28 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
 from xdoge.analysis.inputs import check_baseline
 from xdoge.analysis.models import score_notes, score_rows, tokenizers
 from xdoge.analysis.tables import exceeding_rule, not_run, results_tables
-from xdoge.cli.app import (
-    AsJson,
-    Force,
-    app,
-    chosen_settings,
-    is_first,
-    one_voice,
-    open_store,
-    refuse_taken,
-    stdout,
-)
+from xdoge.cli import options
+from xdoge.cli.app import app, chosen_settings, is_first, one_voice, open_store, refuse_taken, stdout
 from xdoge.cli.progress import Display
-from xdoge.cli.tables import print_table
+from xdoge.cli.tables import empty_table, print_table
 from xdoge.config import settings_help
 from xdoge.errors import XDogeError, require
 from xdoge.eval.documents import Text, validation_texts
@@ -36,9 +25,6 @@ from xdoge.eval.evaluate import named_models, partial_folder, split_settings
 from xdoge.eval.perplexity import PerplexitySettings
 from xdoge.eval.results import Results, by_reason
 from xdoge.eval.suite import HarnessSettings, Suite
-
-if TYPE_CHECKING:
-    pass
 
 _EVAL_HELP = f"""Measure perplexity by language and benchmarks of one model or several, in one table.
 
@@ -124,12 +110,10 @@ def evaluate(  # one option for each thing that evaluations differ in most often
     prefetch: Annotated[
         bool, typer.Option("--prefetch", help="Fetch what the suites need into the cache of the Hub, and list it.")
     ] = False,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
-    ] = None,
-    force: Force = False,
-    as_json: AsJson = False,
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     with one_voice():
         benchmarks = [Suite.find(name) for name in suites or []]
@@ -142,7 +126,7 @@ def evaluate(  # one option for each thing that evaluations differ in most often
             return
         require("proxy", "torch", "transformers")
         flags = {"num_fewshot": num_fewshot, "limit": limit, "max_documents": max_documents}
-        chosen = chosen_settings(config, assignments or [], flags)
+        chosen = chosen_settings(config, assignments, flags)
         split_settings(chosen, where=str(config) if config else "settings")
         named = named_models(_models(models or []))
         check_baseline(list(named), baseline)
@@ -152,9 +136,8 @@ def evaluate(  # one option for each thing that evaluations differ in most often
         if not benchmarks and (idle := [option for option, value in of_benchmarks.items() if value is not None]):
             raise XDogeError(f"{idle[0]} is for benchmarks; name some with --suite, or leave it out.")
         refuse_taken(out, force or partial_folder(out).is_dir())  # a kill may have come before that was removed
-        options = {"suites": benchmarks, "local_data": local_data, "out": out, **chosen}
-        opened = open_store(store) if store else None
-        results = run_evaluation(named, store=opened, text=_texts(text or []), **options)
+        what = {"store": open_store(store) if store else None, "text": _texts(text or []), "suites": benchmarks}
+        results = run_evaluation(named, **what, local_data=local_data, out=out, **chosen)
     if not is_first():
         return
     if as_json:
@@ -180,10 +163,10 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
             print(f"Longer than the context, and read without their beginning: some prompts of {', '.join(cut)}.")
 
 
-def run_evaluation(models: Mapping[str, str | Path], **options: Any) -> Results:
+def run_evaluation(models: Mapping[str, str | Path], **values: Any) -> Results:
     """Measure every model as `evaluate` does, and show how far it is."""
     with Display() as display:
-        return measure_all(models, on_progress=display.show, on_note=display.note, **options)
+        return measure_all(models, on_progress=display.show, on_note=display.note, **values)
 
 
 def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool) -> None:
@@ -197,9 +180,7 @@ def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool
     if as_json:
         print(json.dumps([task.to_dict() for task in listed], indent=2))
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("task", "data set", "where"):
-        table.add_column(column)
+    table = empty_table(("task", "data set", "where"))
     for task in listed:
         table.add_row(task.task, task.dataset, task.where)
     stdout.print(table)

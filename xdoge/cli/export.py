@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from xdoge.cli.app import Force, app, open_store, refuse_taken
+from xdoge.cli import options
+from xdoge.cli.app import app, open_store, refuse_taken
 from xdoge.errors import XDogeError
 from xdoge.export import FORMATS, export
 from xdoge.io import write_text
@@ -33,7 +34,7 @@ def export_mixture(
         int | None, typer.Option(min=1, metavar="T", help="Tokens of a row, for data cut into sequences.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="stdout")] = None,
-    force: Force = False,
+    force: options.Force = False,
 ) -> None:
     """Write a mixture in the form that another trainer's own mixer reads.
 

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
-from rich import box
-from rich.table import Table
 
-from xdoge.cli.app import AsJson, Workers, app, chosen_settings, is_first, one_voice, open_store, stdout
+from xdoge.cli import options
+from xdoge.cli.app import app, is_first, one_voice, open_store, run_settings, stdout
 from xdoge.cli.prepare import prepare_store
-from xdoge.cli.tables import print_weights
+from xdoge.cli.tables import empty_table, print_weights
 from xdoge.config import settings_help
-from xdoge.errors import XDogeError, require
+from xdoge.errors import XDogeError
 from xdoge.fit.settings import FitSettings
 from xdoge.models.recipes import load_recipe
 
@@ -79,18 +78,13 @@ def fit_weights(
     corpus: Annotated[
         Path, typer.Argument(metavar="STORE|CORPUS.yaml", help="A token store, or a corpus to prepare into RUN/store.")
     ],
-    out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; new or empty, unless --resume.")],
-    proxy: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FILE", help="Proxy model: 1m 7m 60m 125m 250m 500m 900m, or a YAML file."),
-    ] = None,
+    out: options.RunPath,
+    proxy: options.Proxy = None,
     floor: Annotated[
         float | None, typer.Option(metavar="G", help="Least weight of a source, below 1/k for k sources.")
     ] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="S", help="Seed of the initial proxy and the order of text.")
-    ] = None,
+    seed: options.ProxySeed = None,
     targets: Annotated[
         str | None, typer.Option(metavar="WHOM", help="Whose loss counts: languages (the default), sources, or robust.")
     ] = None,
@@ -101,19 +95,15 @@ def fit_weights(
     target_budget: Annotated[
         str | None, typer.Option(metavar="N", help="Tokens of the run that the weights are for, such as 100B.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, to the same numbers.")] = False,
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
+    resume: options.Resume = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check every file of the store by its SHA-256 first.")
     ] = False,
-    workers: Workers = None,
-    as_json: AsJson = False,
+    workers: options.Workers = None,
+    as_json: options.Json = False,
 ) -> None:
-    from xdoge.training.run_folder import RunFolder
-
     where = str(config) if config else "settings"
     flags = {
         "proxy": proxy,
@@ -125,12 +115,7 @@ def fit_weights(
         "target_budget": target_budget,
     }
     with one_voice():
-        chosen = chosen_settings(config, assignments or [], flags)
-        require("proxy", "torch", "transformers", "sentencepiece")
-        if resume:  # what is not chosen anew is as the run was started
-            chosen = RunFolder(out).settings() | chosen
-        elif is_first():
-            RunFolder(out).refuse_taken()
+        chosen = run_settings(out, config, assignments, flags, resume=resume)
         if corpus.suffix in (".yaml", ".yml"):  # hours of preparing come after all that can be known before
             if os.environ.get("WORLD_SIZE", "1") != "1":
                 raise XDogeError(f"{corpus}: several processes fit on a store; make it with xdoge prepare first.")
@@ -197,10 +182,7 @@ def _print_transfer(store: TokenStore, out: Path) -> None:
         return
     cosines = language_cosines(read_products(path, store.sources), store.languages, store.sources)
     print("who helps whom: cosine of the languages' gradients (–: lost in noise)")
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for language in store.languages:
-        table.add_column(language, justify="right")
+    table = empty_table(("",), store.languages)
     for language, row in zip(store.languages, cosines, strict=True):
         table.add_row(language, *("–" if math.isnan(value) else f"{value:.2f}" for value in row))
     stdout.print(table)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
 from xdoge.cli.app import app, stdout
+from xdoge.cli.tables import empty_table
 from xdoge.errors import XDogeError
 from xdoge.export import FORMATS
 
@@ -19,9 +18,7 @@ def formats(
 ) -> None:
     """List the formats of `xdoge export`, or show the manual of one."""
     if name is None:
-        table = Table(box=box.SIMPLE_HEAD)
-        table.add_column("format")
-        table.add_column("what it writes")
+        table = empty_table(("format", "what it writes"))
         for key, function in FORMATS.items():
             table.add_row(key, (function.__doc__ or "").strip().split("\n")[0])
         stdout.print(table)

@@ -14,9 +14,10 @@ import typer
 
 from xdoge.analysis.shares import groups, order_rows, summary_rows
 from xdoge.analysis.tables import stability, summary_table
-from xdoge.cli.app import AsJson, Force, app, refuse_taken
+from xdoge.cli import options
+from xdoge.cli.app import app, refuse_taken
 from xdoge.cli.tables import print_table
-from xdoge.errors import MOST_NAMES, XDogeError, require
+from xdoge.errors import MOST_NAMES, XDogeError
 from xdoge.mixtures.weights import WeightSet
 
 UNSETTLED = 0.05
@@ -68,11 +69,10 @@ def merge(
         Path | None, typer.Option(metavar="WEIGHTS.json", help="File to write; without it the mean is only shown.")
     ] = None,
     sources: Annotated[bool, typer.Option("--sources", help="Show every source, and not languages only.")] = False,
-    force: Force = False,
-    as_json: AsJson = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     refuse_taken(out, force)
-    require("analysis", "scipy")
     fits = _fits(runs)
     proxies = Counter(str(fit.proxy.get("name")) for fit in fits.values())
     first = next(iter(fits.values()))

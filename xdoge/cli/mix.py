@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
 
-from xdoge.cli.app import AsJson, Force, app, as_options, open_store, refuse_taken, stdout
+from xdoge.cli import options
+from xdoge.cli.app import app, as_options, open_store, refuse_taken, stdout
+from xdoge.cli.tables import empty_table
 from xdoge.config import parse_count
 from xdoge.errors import XDogeError
 from xdoge.io import read_json
-from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS, Mixture, Share
+from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS, Mixture, Share, as_epochs
 from xdoge.mixtures.strategies import DEFAULT_TEMPERATURE, STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import Level, WeightSet
 from xdoge.names import language_of
@@ -102,8 +102,8 @@ def mix(  # one option for each thing that a plan depends on
         typer.Option(min=1, metavar="T", help="Count only what whole sequences of T tokens hold, as a loader will."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order in which the sampler reads.")] = 0,
-    force: Force = False,
-    as_json: AsJson = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     limits = [_limit(part) for part in max_epochs.split(",")]
     if len(limits) > 1 and out is not None:
@@ -267,15 +267,10 @@ def print_mixtures(mixtures: Sequence[Mixture]) -> None:
     """Print one mixture in full, or several side by side."""
     first = mixtures[0]
     print(f"{first.name}: {first.budget_tokens:,} tokens" + _sentence(first) * (len(mixtures) == 1))
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("source", min_width=2 + max(map(len, first.sources)))
-    table.add_column("learned", justify="right")
-    if len(mixtures) == 1:
-        for column in ("planned", "planned / learned", "tokens", "available", "epochs", "unread", "cap"):
-            table.add_column(column, justify="right")
-    for mixture in mixtures if len(mixtures) > 1 else []:
-        table.add_column(f"{_at_most(mixture)}: planned", justify="right")
-        table.add_column("epochs", justify="right")
+    numbers = ["planned", "planned / learned", "tokens", "available", "epochs", "unread", "cap"]
+    if len(mixtures) > 1:
+        numbers = [name for mixture in mixtures for name in (f"{_at_most(mixture)}: planned", "epochs")]
+    table = empty_table(("source",), ("learned", *numbers), width=2 + max(map(len, first.sources)))
     cells = _full_cells if len(mixtures) == 1 else _short_cells
     languages = [mixture.languages for mixture in mixtures]
     for language in sorted(languages[0], key=lambda name: -languages[0][name].tokens):
@@ -300,10 +295,6 @@ def _at_most(mixture: Mixture) -> str:
     return "no cap" if mixture.max_epochs is None else f"≤ {mixture.max_epochs:g} epochs"
 
 
-def _passes(share: Share) -> str:
-    return f"{share.epochs:.2f}" if share.epochs >= 0.1 else f"{share.epochs:.2g}"
-
-
 def _full_cells(shares: Sequence[Share]) -> list[str]:
     (share,) = shares
     ratio = f"{share.weight / share.learned_weight:.2f}" if share.learned_weight else "–"
@@ -314,7 +305,7 @@ def _full_cells(shares: Sequence[Share]) -> list[str]:
         ratio,
         f"{share.tokens:,}",
         f"{share.available_tokens:,}",
-        _passes(share),
+        as_epochs(share.epochs),
         f"{share.unread:.1%}",
         limit,
     ]
@@ -323,5 +314,5 @@ def _full_cells(shares: Sequence[Share]) -> list[str]:
 def _short_cells(shares: Sequence[Share]) -> list[str]:
     cells = [f"{shares[0].learned_weight:.4f}"]
     for share in shares:
-        cells += [f"{share.weight:.4f}", _passes(share) + "*" * share.capped]
+        cells += [f"{share.weight:.4f}", as_epochs(share.epochs) + "*" * share.capped]
     return cells

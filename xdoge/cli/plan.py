@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from xdoge.cli.app import AsJson, app, stdout
+from xdoge.cli import options
+from xdoge.cli.app import app, stdout
+from xdoge.cli.tables import empty_table
+from xdoge.models.costs import Cost, costs_to_dict, read_costs, totals
 
 
 @app.command()
 def plan(
     path: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="Hardware and runs.")],
-    as_json: AsJson = False,
+    as_json: options.Json = False,
 ) -> None:
     """Say what proxy fits and training runs cost before anyone books a cluster: FLOPs, hours, node-hours.
 
@@ -35,10 +40,49 @@ def plan(
     FLOPs are counted twice: as 6 N D, and exactly, with attention and the head, where a recipe gives the shape; hours
     come from the exact count where there is one. FLOPs, tokens and hours are those of one run. See examples/cluster.
     """
-    from xdoge.models.costs import costs_to_dict, costs_to_table, read_costs
-
     costs = read_costs(path)
     if as_json:
         print(json.dumps(costs_to_dict(costs), indent=2))
     else:
         stdout.print(costs_to_table(costs))
+
+
+def costs_to_table(costs: Sequence[Cost]) -> Table:
+    """Return the rows and their totals as a table; FLOP, tokens and hours are those of one run."""
+    numbers = ("N", "tokens", "6 N D", "exact FLOP", "TFLOP/s", "hours", "nodes", "runs", "node-hours")
+    table = empty_table(("run", "model"), numbers)
+    for cost in costs:
+        table.add_row(
+            cost.name,
+            cost.model or "–",
+            _short(cost.parameters),
+            _short(cost.tokens),
+            _scientific(cost.flops_6nd),
+            _scientific(cost.flops_exact),
+            "–" if cost.flops_per_gpu is None else f"{cost.flops_per_gpu / 1e12:,.4g}",
+            _plain(cost.hours),
+            f"{cost.nodes:g}",
+            f"{cost.runs:,}",
+            _plain(cost.node_hours),
+        )
+    total = totals(costs)
+    table.add_row("all", *[""] * 8, f"{total['runs']:,}", _plain(total["node_hours"]), style="bold")
+    return table
+
+
+def _short(value: int | None) -> str:
+    """Write a count to three digits as people do: 494M, 2T."""
+    if value is None:
+        return "–"
+    rounded = float(f"{value:.3g}")
+    unit, size = next(((u, s) for u, s in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)) if rounded >= s), ("", 1))
+    return f"{rounded / size:.12g}{unit}"
+
+
+def _scientific(value: int | None) -> str:
+    return "–" if value is None else f"{value:.2e}".replace("e+", "e")
+
+
+def _plain(value: float) -> str:
+    """Write hours to the hundredth, without zeros that say nothing."""
+    return f"{value:,.2f}".removesuffix("0").removesuffix("0").removesuffix(".")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 
-from xdoge.cli.app import AsJson, Workers, app, stdout
+from xdoge.cli import options
+from xdoge.cli.app import app, stdout
+from xdoge.cli.tables import empty_table
 from xdoge.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 def prepare(
     corpus: Annotated[Path, typer.Argument(metavar="CORPUS.yaml", help="What text there is.")],
     out: Annotated[Path, typer.Option(help="Folder of the token store.")],
-    workers: Workers = None,
+    workers: options.Workers = None,
     refresh: Annotated[
         bool, typer.Option(help="Tokenise sources again whose files or settings changed since.")
     ] = False,
-    as_json: AsJson = False,
+    as_json: options.Json = False,
 ) -> None:
     """Turn the text of a corpus into a token store.
 
@@ -56,10 +56,8 @@ def prepare_store(corpus: Path, out: Path, *, workers: int | None = None, refres
 
 def print_store(store: TokenStore) -> None:
     print(f"{store.name}: {store.path}")
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("source", min_width=max(map(len, store.sources)))
-    for column in ("documents", "tokens", "bytes", "bytes/token", "share", "valid. tokens"):
-        table.add_column(column, justify="right")
+    numbers = ("documents", "tokens", "bytes", "bytes/token", "share", "valid. tokens")
+    table = empty_table(("source",), numbers, width=max(map(len, store.sources)))
     rows = store.table()
     for row in rows:
         table.add_row(

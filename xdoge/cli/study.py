@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from xdoge.cli.app import AsJson, app
+from xdoge.cli import options
+from xdoge.cli.app import app
 from xdoge.cli.tables import print_table
 from xdoge.config import settings_help
 from xdoge.errors import MissingExtraError, XDogeError
@@ -75,7 +76,7 @@ def study(
     slurm: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a script for Slurm instead.", show_default=False)
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.Json = False,
 ) -> None:
     from xdoge.study.runner import run_all
 

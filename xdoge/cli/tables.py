@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -14,6 +15,16 @@ from xdoge.cli.app import stdout
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
     from xdoge.mixtures.weights import WeightSet
+
+
+def empty_table(texts: Iterable[str], numbers: Iterable[str] = (), *, width: int = 0) -> Table:
+    """Return a table without rows: columns of text, at least `width` wide, and columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in texts:
+        table.add_column(column, min_width=width)
+    for column in numbers:
+        table.add_column(column, justify="right")
+    return table
 
 
 def print_table(table: TextTable) -> None:
@@ -37,10 +48,8 @@ def print_weights(weights: WeightSet, store: TokenStore) -> None:
     """Print a table of the weights beside the shares of the corpus."""
     tokens = store.tokens()
     total = sum(tokens.values())
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("source", min_width=2 + max(map(len, store.sources)))
-    for column in ("weight", "share of corpus", "weight / share"):
-        table.add_column(column, justify="right")
+    width = 2 + max(map(len, store.sources))
+    table = empty_table(("source",), ("weight", "share of corpus", "weight / share"), width=width)
     for language, weight in sorted(weights.languages.items(), key=lambda item: -item[1]):
         share = sum(tokens[source] for source in store.languages[language]) / total
         table.add_row(language, f"{weight:.4f}", f"{share:.4f}", f"{weight / share:.2f}", style="bold")

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich import box
-from rich.table import Table
 
-from xdoge.cli.app import AsJson, app, chosen_settings, is_first, one_voice, open_store, stdout
+from xdoge.cli import options
+from xdoge.cli.app import app, is_first, one_voice, open_store, run_settings, stdout
+from xdoge.cli.tables import empty_table
 from xdoge.config import settings_help
-from xdoge.errors import require
 from xdoge.mixtures.mixture import Mixture
 from xdoge.names import language_of
 from xdoge.train.settings import ELASTIC, TrainSettings
@@ -78,7 +77,7 @@ differ: {", ".join(ELASTIC)}.
 def train(  # one option for each thing that runs differ in most often
     mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="What xdoge mix wrote.")],
     store: Annotated[Path, typer.Option(help="Token store that the mixture was planned for.")],
-    out: Annotated[Path, typer.Option(metavar="RUN", help="Run folder; new or empty, unless --resume.")],
+    out: options.RunPath,
     model: Annotated[
         str | None, typer.Option(metavar="NAME|PATH", help="A recipe, or a model to go on with.", show_default=False)
     ] = None,
@@ -90,21 +89,14 @@ def train(  # one option for each thing that runs differ in most often
         str | None, typer.Option(metavar="REGEX", help="Train only parameters whose names match; freeze the others.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="S", help="Seed of a recipe's initial weights.")] = None,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, on the same sequences.")] = False,
-    as_json: AsJson = False,
+    config: options.ConfigFile = None,
+    assignments: options.Assignments = None,
+    resume: options.Resume = False,
+    as_json: options.Json = False,
 ) -> None:
-    from xdoge.training.run_folder import RunFolder
-
     flags = {"model": model, "steps": steps, "batch_size": batch_size, "train_only": train_only, "seed": seed}
     with one_voice():
-        chosen = chosen_settings(config, assignments or [], flags)
-        require("proxy", "torch", "transformers", "accelerate")
-        if resume:  # what is not chosen anew is as the run was started
-            chosen = RunFolder(out).settings() | chosen
+        chosen = run_settings(out, config, assignments, flags, resume=resume)
         opened, planned = open_store(store), Mixture.load(mixture)
         result = run_training(planned, opened, chosen, out, resume=resume, where=str(config) if config else "settings")
     if not is_first():
@@ -137,10 +129,7 @@ def print_run(result: TrainResult, mixture: Mixture) -> None:
     name = result.summary["model"]["from"]
     print(f"{name} on {mixture.name}: {result.tokens_seen:,} tokens, {result.steps:,} steps")
     _, first = next(iter(_validations(result.folder)), (0, {}))
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("language")
-    for column in ("first loss", "validation loss", "perplexity", "epochs"):
-        table.add_column(column, justify="right")
+    table = empty_table(("language",), ("first loss", "validation loss", "perplexity", "epochs"))
     for language, share in mixture.languages.items():
         sources = [source for source in mixture.sources if language_of(source) == language]
         available = {source: mixture.sources[source].available_tokens for source in sources}

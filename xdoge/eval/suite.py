@@ -62,7 +62,7 @@ class SuiteTask(Config):
     filter: str | None = Field(None, description="of the answers, where the harness applies several [its first]")
     num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt [the suite's]")
     group: str | None = Field(None, description="tasks of a group are averaged, and count as one in their language")
-    data: str | None = Field(None, description="folder of the questions under --local-data [the task]")
+    data: str | None = Field(None, description="folder of the questions among the local data [the task]")
 
     @field_validator("task", "language", "group", "data")
     @classmethod
@@ -92,7 +92,7 @@ class SuiteTask(Config):
 
     @property
     def folder(self) -> str:
-        """Where its questions lie under --local-data."""
+        """Name of the folder with its questions, among the local data."""
         return self.data or self.task
 
     def normalised(self, score: float) -> float:

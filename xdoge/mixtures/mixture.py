@@ -386,6 +386,11 @@ _KINDS: dict[str, Any] = {
 """What each field of a share may be, beside the counts."""
 
 
+def as_epochs(epochs: float) -> str:
+    """Return a number of epochs as tables show it: two decimals, or two digits if that would be near 0."""
+    return f"{epochs:.2f}" if epochs >= 0.1 else f"{epochs:.2g}"
+
+
 def _largest_first(numbers: Mapping[str, float]) -> list[tuple[str, float]]:
     return sorted(numbers.items(), key=lambda item: -item[1])
 

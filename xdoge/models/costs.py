@@ -1,16 +1,15 @@
 """What training costs before anyone books a cluster: FLOPs, hours and node-hours of the runs in a plan.yaml.
 
-Two counts of the floating-point operations of training on D tokens, forward and backward, a multiplication and an
-addition being two:
+Training on D tokens, forward and backward, is counted in two ways. A multiplication and an addition are two FLOPs.
 
-- **6 N D**, the field's rule. For a recipe N is its parameters *without* embedding and head, as in Kaplan et al. 2020
-  (arXiv:2001.08361, section 2.1) and in the recipes' names. For a model given as a bare count, N is that count:
-  "7B" and "13B" are by custom all parameters, which is how Hoffmann et al. 2022 (arXiv:2203.15556) count.
-- **exact**, every matrix product of a Llama: `training_flops`. It adds attention and the head, neither of which is in a
-  recipe's N; under a large vocabulary the head outweighs the layers of a small proxy.
+- **6 N D** is the field's rule. For a recipe, N leaves out the embedding and the head, as in Kaplan et al. 2020
+  (arXiv:2001.08361, section 2.1) and in the recipes' names. For a bare count such as "7B", N is that count, which by
+  custom means all parameters (Hoffmann et al. 2022, arXiv:2203.15556).
+- **exact** counts every matrix product of a Llama (`training_flops`), so attention and the head as well. With a large
+  vocabulary, the head of a small proxy costs more than its layers.
 
-Hours come from the exact count where the shape is known, a recipe's, and from 6 N D otherwise. An achieved FLOP/s
-measured by one count does not fit the other: for tokens/s × 6 N, give `parameters` in place of `model`.
+Hours come from the exact count if a recipe gives the shape, else from 6 N D. If your achieved FLOP/s was measured as
+tokens/s × 6 N, give `parameters` and not `model`, since the exact count is larger.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
-from rich import box
-from rich.table import Table
 
 from xdoge.config import Config, Count
 from xdoge.errors import XDogeError
@@ -210,47 +207,3 @@ def totals(costs: Sequence[Cost]) -> dict[str, float]:
 def costs_to_dict(costs: Sequence[Cost]) -> dict[str, Any]:
     """Return rows and totals as they go into JSON."""
     return {"rows": [asdict(cost) for cost in costs], "totals": totals(costs)}
-
-
-def costs_to_table(costs: Sequence[Cost]) -> Table:
-    """Return the rows and their totals as a table to print; FLOP, tokens and hours are of one run."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("run", "model"):
-        table.add_column(column)
-    for column in ("N", "tokens", "6 N D", "exact FLOP", "TFLOP/s", "hours", "nodes", "runs", "node-hours"):
-        table.add_column(column, justify="right")
-    for cost in costs:
-        table.add_row(
-            cost.name,
-            cost.model or "–",
-            _short(cost.parameters),
-            _short(cost.tokens),
-            _scientific(cost.flops_6nd),
-            _scientific(cost.flops_exact),
-            "–" if cost.flops_per_gpu is None else f"{cost.flops_per_gpu / 1e12:,.4g}",
-            _plain(cost.hours),
-            f"{cost.nodes:g}",
-            f"{cost.runs:,}",
-            _plain(cost.node_hours),
-        )
-    total = totals(costs)
-    table.add_row("all", *[""] * 8, f"{total['runs']:,}", _plain(total["node_hours"]), style="bold")
-    return table
-
-
-def _short(value: int | None) -> str:
-    """Write a count to three digits as people do: 494M, 2T."""
-    if value is None:
-        return "–"
-    rounded = float(f"{value:.3g}")
-    unit, size = next(((u, s) for u, s in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)) if rounded >= s), ("", 1))
-    return f"{rounded / size:.12g}{unit}"
-
-
-def _scientific(value: int | None) -> str:
-    return "–" if value is None else f"{value:.2e}".replace("e+", "e")
-
-
-def _plain(value: float) -> str:
-    """Write hours to the hundredth, without zeros that say nothing."""
-    return f"{value:,.2f}".removesuffix("0").removesuffix("0").removesuffix(".")

@@ -99,7 +99,6 @@ class StudyPlan:
         spec = StudySpec.parse(values, where=str(path))
         opened = TokenStore.open(path.parent / spec.store if store is None else spec.store)
         require("proxy", "torch", "transformers", "accelerate", "sentencepiece")
-        require("analysis", "scipy")
         try:
             model = recipe_path(spec.model, path.parent)
             recipe = load_recipe(model)

@@ -119,7 +119,7 @@ class TrainSettings(Config):
         if planned and length == whole[0] != mixture.sequence_length:
             raise XDogeError(
                 f"{argument('sequence_length')} is {length:,}, and {mixture.name!r} was planned for whole sequences of "
-                f"{mixture.sequence_length:,} tokens; leave it out, or plan with xdoge mix --sequence-length {length}."
+                f"{mixture.sequence_length:,} tokens; leave it out, or plan the mixture with sequences of {length:,}."
             )
         total = mixture.budget_tokens // length
         if total < batch:
