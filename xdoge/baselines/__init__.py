@@ -69,8 +69,7 @@ def learn(
     run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
     config = {"baseline": method, **resolved_config(store, settings, recipe)}
     if resume:
-        for change in run.check(config):
-            on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
+        run.check(config, on_note)
         if run.weights.exists():
             on_note(f"{run.path} is finished already.")
             return FitResult.read(run)

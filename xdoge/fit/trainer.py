@@ -91,8 +91,8 @@ def fit(
         on_progress = on_note = silent
     check_launch(processes, settings)
     if resume:
-        for change in run.check(config) if first else ():
-            on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
+        if first:
+            run.check(config, on_note)
         if processes.broadcast(run.weights.exists()):
             on_note(f"{run.path} is finished already.")
             with processes.closing_group():

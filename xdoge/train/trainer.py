@@ -96,8 +96,8 @@ def train(
     sampler = _sampler(mixture, store, settings, on_note)
     config = resolved_config(mixture, store, settings, initial, sampler)
     if resume:
-        for change in run.check(config, free=ELASTIC) if first else ():
-            on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
+        if first:
+            run.check(config, on_note, free=ELASTIC)
         if (run.path / "train.json").exists():
             on_note(f"{run.path} is finished already.")
             return TrainResult.load(run.path)

@@ -126,8 +126,8 @@ class RunFolder:
         text = yaml.safe_dump({**config, "versions": versions()}, sort_keys=False, allow_unicode=True)
         write_text(self.path / "config.yaml", text)
 
-    def check(self, config: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
-        """Compare with the config that the run was started with; return what changed since in `versions`.
+    def check(self, config: Mapping[str, Any], on_note: OnNote, *, free: Collection[str] = ()) -> None:
+        """Compare with the config that the run was started with, and note what changed since in `versions`.
 
         The settings that `free` names may differ.
 
@@ -146,7 +146,10 @@ class RunFolder:
         ]
         if changed:
             raise XDogeError(f"{self.path} cannot be resumed with other settings: {'; '.join(changed)}.")
-        return [f"{name} {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name]]
+        for name, version in now.items():
+            if before.get(name) != version:
+                change = f"{name} {before.get(name)} → {version}"
+                on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint folder, None before the first."""
