@@ -16,8 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from xdoge.distributed import stop_requests
 from xdoge.errors import Interrupted
@@ -53,7 +52,8 @@ def run_all(
         Interrupted: SIGINT or SIGTERM came. It was passed on to the running commands, which have ended.
     """
     session = _Session({run.name: run for run in runs}, out, jobs, only or (lambda name: True), on_note)
-    with locked(out) if only is None else contextlib.nullcontext(), stop_requests() as stop, session:
+    lock = locked(out) if only is None else contextlib.nullcontext()
+    with lock, stop_requests() as stop, contextlib.closing(session):
         while session.running or (session.waiting and not stop):
             session.collect(stopping=bool(stop))
             if stop:
@@ -70,12 +70,7 @@ class _Session:
     """State of one call of `run_all`: the runs that wait, run and failed, and the time they took."""
 
     def __init__(
-        self,
-        runs: Mapping[str, Run],
-        out: Path,
-        jobs: int,
-        only: Callable[[str], bool],
-        on_note: OnNote,
+        self, runs: Mapping[str, Run], out: Path, jobs: int, only: Callable[[str], bool], on_note: OnNote
     ) -> None:
         self.runs, self.out, self.jobs, self.on_note = runs, out, jobs, on_note
         self.waiting = [run for run in runs.values() if only(run.name) and not run.finished]
@@ -86,11 +81,7 @@ class _Session:
         self.began, self.told = time.monotonic(), False
         self.done, self.left = 0, sum(run.flops for run in self.waiting)
 
-    def __enter__(self) -> Self:
-        """Begin."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def close(self) -> None:
         """Leave no process behind, whatever happened."""
         for _, process, _ in self.running.values():
             process.kill()
