@@ -18,7 +18,8 @@ HOSTILE = "</script><script>alert('x')</script><b>&amp;"
 
 def chart(name="a"):
     frame = pd.DataFrame({"language": [name, "eu"], "weight": [0.25, 0.75]})
-    return alt.Chart(frame).mark_bar().encode(x="language", y="weight", tooltip=["language", "weight"])
+    drawn = alt.Chart(frame, description="A describes it.").mark_bar()
+    return drawn.encode(x="language", y="weight", tooltip=["language", "weight"])
 
 
 class Outline(HTMLParser):
@@ -58,7 +59,7 @@ def test_text_is_escaped_wherever_it_stands():
 
 
 def test_text_of_a_chart_ends_no_script():
-    text = page(Figure(chart(HOSTILE), "caption", "A describes it."))
+    text = page(Figure(chart(HOSTILE), "caption"))
     outline = Outline(text)
     assert outline.tags.count("script") == 3  # the library, the charts as data, ours
     assert outline.labels == ["A describes it."]
@@ -70,7 +71,7 @@ def test_a_page_without_charts_carries_no_library():
 
 
 def test_nothing_is_fetched():
-    text = page(Figure(chart(), "caption", "description"))
+    text = page(Figure(chart(), "caption"))
     own = text.split("<script>")[0]
     assert "src=" not in own.replace("default-src", "")
     assert "<link" not in own
@@ -80,7 +81,7 @@ def test_nothing_is_fetched():
 @pytest.mark.parametrize("options", [(), ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")])
 def test_a_browser_draws_every_chart(tmp_path, options):
     path = tmp_path / "page.html"
-    path.write_text(page(Figure(chart(), "one", "first"), Figure(chart(HOSTILE), "two", "second")), encoding="utf-8")
+    path.write_text(page(Figure(chart(), "one"), Figure(chart(HOSTILE), "two")), encoding="utf-8")
     document, errors = browse(path, *options)
     assert errors == []
     assert document.count('data-drawn="yes"') == 2
@@ -88,7 +89,7 @@ def test_a_browser_draws_every_chart(tmp_path, options):
 
 def test_the_test_would_see_a_chart_that_fails(tmp_path):
     path = tmp_path / "page.html"
-    broken = page(Figure(chart(), "one", "first")).replace('"mark": {"type": "bar"}', '"mark": {"type": "no such"}')
+    broken = page(Figure(chart(), "one")).replace('"mark": {"type": "bar"}', '"mark": {"type": "no such"}')
     path.write_text(broken, encoding="utf-8")
     document, errors = browse(path)
     assert 'data-drawn="yes"' not in document

@@ -11,7 +11,7 @@ from xdoge.analysis import models, shares, tables
 from xdoge.analysis.inputs import File, Inputs
 from xdoge.analysis.shares import Group, Rows
 from xdoge.analysis.tables import TextTable
-from xdoge.errors import MissingExtraError
+from xdoge.errors import importing
 from xdoge.mixtures.weights import WeightSet
 
 if TYPE_CHECKING:
@@ -77,10 +77,8 @@ class ComparisonData:
     @functools.cached_property
     def frames(self) -> dict[str, pd.DataFrame]:
         """`rows` as data frames."""
-        try:
+        with importing("analysis"):
             import pandas as pd
-        except ImportError as error:
-            raise MissingExtraError("pandas", "analysis") from error
         return {kind: pd.DataFrame(rows) for kind, rows in self.rows.items()}
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 from collections.abc import Sequence
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from xdoge._version import __version__
 from xdoge.analysis.tables import TextTable
-from xdoge.errors import MissingExtraError
+from xdoge.errors import importing
 
 if TYPE_CHECKING:
     import altair as alt
@@ -22,17 +24,10 @@ _SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, and in words what it shows.
-
-    Attributes:
-        chart: an Altair chart.
-        caption: stands below the chart.
-        description: for screen readers; has the most important numbers.
-    """
+    """A chart and the caption below it. Screen readers read the chart's description, which has its main numbers."""
 
     chart: alt.TopLevelMixin
     caption: str
-    description: str
 
 
 @dataclass(frozen=True)
@@ -57,29 +52,28 @@ def _library() -> str:
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """Return the page as HTML; all text is escaped.
+    """Return the page as HTML, with version and time below the title; all text is escaped.
 
     Each chart is a still picture, which JavaScript replaces by the same chart with hover.
     """
-    try:
+    with importing("analysis"):
         import vl_convert
         from jinja2 import Environment
         from markupsafe import Markup
-    except ImportError as error:
-        raise MissingExtraError(error.name or "altair", "analysis") from error
     specs: list[dict[str, Any]] = []
     filled = []
     for section in sections:
         figures = []
         for figure in section.figures:
             specs.append(figure.chart.to_dict())
-            still = Markup(vl_convert.vegalite_to_svg(specs[-1]))
-            figures.append({**vars(figure), "number": len(specs) - 1, "svg": still})
+            drawn = {"svg": Markup(vl_convert.vegalite_to_svg(specs[-1])), "description": specs[-1]["description"]}
+            figures.append({"caption": figure.caption, "number": len(specs) - 1, **drawn})
         filled.append({**vars(section), "figures": figures})
+    made = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes")
     template = Environment(autoescape=True).from_string((files("xdoge.analysis") / "page.html").read_text("utf-8"))
     return template.render(
         title=title,
-        subtitle=subtitle,
+        subtitle=f"{subtitle} Made by xdoge {__version__} at {made}.",
         sections=filled,
         library=Markup(_library()) if specs else "",
         specs=Markup(json.dumps(specs).replace("<", "\\u003c")),  # no text of a chart ends the script

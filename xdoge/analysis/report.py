@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import platform
 import shlex
 from collections.abc import Iterator
-from typing import Any
 
 from xdoge._version import __version__
 from xdoge.analysis.chart_set import charts_of
@@ -16,30 +14,21 @@ from xdoge.analysis.tables import TextTable
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.strategies import STRATEGIES
 
-_PARTS = {
-    "weights": "Weights",
-    "trajectory": "Weights",
-    "targets": "Weights",
-    "transfer": "Weights",
-    "planned": "Mixtures",
-    "unimax": "Mixtures",
-    "validation_change": "Training runs",
-    "improvement": "Training runs",
-    "perplexity_change": "Models",
+_KINDS = {
+    "weights": ("Weights", "Share of training tokens of each language, stacked by source"),
+    "trajectory": ("Weights", "Weights of the languages over the steps of the fit"),
+    "targets": ("Weights", "Weight of each language's loss in the target over the steps of the fit (targets: robust)"),
+    "transfer": ("Weights", "Who helps whom: cosine between the gradients of two languages"),
+    "planned": ("Mixtures", "What was asked for and what the caps on repetition left of it"),
+    "unimax": ("Mixtures", "UniMax against temperature sampling: passes and sampling probability by language rank"),
+    "validation_change": ("Training runs", "Change of the validation perplexity against the baseline, less is better"),
+    "improvement": (
+        "Training runs",
+        "Validation perplexity below the baseline's over the tokens trained on, more is better",
+    ),
+    "perplexity_change": ("Models", "Change of the perplexity against the baseline, less is better"),
 }
-"""The heading of each kind of chart."""
-
-_CAPTIONS = {
-    "weights": "Share of training tokens of each language, stacked by source",
-    "trajectory": "Weights of the languages over the steps of the fit",
-    "targets": "Weight of each language's loss in the target over the steps of the fit (targets: robust)",
-    "transfer": "Who helps whom: cosine between the gradients of two languages",
-    "planned": "What was asked for and what the caps on repetition left of it",
-    "unimax": "UniMax against temperature sampling: passes and sampling probability by language rank",
-    "validation_change": "Change of the validation perplexity against the baseline, less is better",
-    "improvement": "Validation perplexity below the baseline's over the tokens trained on, more is better",
-    "perplexity_change": "Change of the perplexity against the baseline, less is better",
-}
+"""The heading and the caption of each kind of chart."""
 
 
 def comparison_page(compared: ComparisonData, command: str = "") -> str:
@@ -50,9 +39,7 @@ def comparison_page(compared: ComparisonData, command: str = "") -> str:
         command: the command that made the page; empty if there is none to show.
     """
     names = ", ".join(file.name for file in compared.files)
-    made = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes")
-    subtitle = f"{names}. Made by xdoge {__version__} at {made}."
-    return render("What was compared, and how it differs", subtitle, list(_sections(compared, command)))
+    return render("What was compared, and how it differs", f"{names}.", list(_sections(compared, command)))
 
 
 def _sections(compared: ComparisonData, command: str) -> Iterator[Section]:
@@ -69,15 +56,17 @@ def _sections(compared: ComparisonData, command: str) -> Iterator[Section]:
         yield Section("Warnings", warnings=compared.notes)
     figures: dict[str, list[Figure]] = {}
     for item in charts_of(compared):
-        caption = _CAPTIONS[item.kind] + (f": {item.subject}" if item.subject else "")
-        figures.setdefault(_PARTS[item.kind], []).append(Figure(item.chart, caption, _description(item.chart, caption)))
-    for title in dict.fromkeys((*_PARTS.values(), *compared.parts)):
+        title, caption = _KINDS[item.kind]
+        figure = Figure(item.chart, f"{caption}: {item.subject}" if item.subject else caption)
+        figures.setdefault(title, []).append(figure)
+    for title in dict.fromkeys([*(heading for heading, _ in _KINDS.values()), *compared.parts]):
         tables = compared.parts.get(title, ())
         if tables or title in figures:
             yield Section(title, figures=figures.get(title, ()), tables=tables)
     if compared.remarks:
         yield Section("How to read the differences", paragraphs=compared.remarks)
-    yield Section("To repeat it", paragraphs=[_made_with()], commands=_commands(compared, command))
+    versions = f"xdoge {__version__}, Python {platform.python_version()}."
+    yield Section("To repeat it", paragraphs=[versions], commands=_commands(compared, command))
 
 
 def _files(compared: ComparisonData) -> TextTable:
@@ -87,15 +76,6 @@ def _files(compared: ComparisonData) -> TextTable:
         for file in compared.files
     ]
     return TextTable("What was compared", header, rows, tuple(range(len(header))))
-
-
-def _description(chart: Any, caption: str) -> str:
-    described = chart.to_dict().get("description")
-    return str(described) if described else caption
-
-
-def _made_with() -> str:
-    return f"xdoge {__version__}, Python {platform.python_version()}."
 
 
 def _mix(name: str, mixture: Mixture) -> str:

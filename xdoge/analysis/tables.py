@@ -79,7 +79,7 @@ def distances_table(rows: Rows, *, level: str) -> TextTable:
     kept = [row for row in rows if row["level"] == level]
     values = {(row["set"], row["other"], row["metric"]): row["value"] for row in kept}
     pairs = dict.fromkeys((row["set"], row["other"]) for row in kept)
-    body = [[*pair, *(_plain(values[*pair, metric]) for metric in METRICS)] for pair in pairs]
+    body = [[*pair, *(number(values[*pair, metric]) for metric in METRICS)] for pair in pairs]
     return TextTable(f"Distances between weights of {level}s", ["set", "other", *METRICS.values()], body, (0, 1))
 
 
@@ -123,7 +123,7 @@ def stability(group: Group, rows: Rows) -> str:
     else:
         order = f"{swaps} of {len(pairs)} pairs of languages swap{'s' * (swaps == 1)}"
     settings = f"; they differ in {', '.join(group.differ)}" if group.differ else ""
-    return f"{len(group.sets)} fits, {group.name}: {order}; mean Kendall τ-b {_plain(tau, 2)}{settings}."
+    return f"{len(group.sets)} fits, {group.name}: {order}; mean Kendall τ-b {number(tau, '.2f')}{settings}."
 
 
 def mixtures_table(rows: Rows) -> TextTable:
@@ -139,11 +139,8 @@ def mixtures_table(rows: Rows) -> TextTable:
         for name in mixtures:
             row = by_mixture.get((name, key))
             star = "*" if row and row["capped"] else ""
-            cells += (
-                [NONE] * 3
-                if row is None
-                else [f"{row['weight']:.4f}", f"{row['tokens']:,}", _epochs(row["epochs"]) + star]
-            )
+            planned = [f"{row['weight']:.4f}", f"{row['tokens']:,}", as_epochs(row["epochs"]) + star] if row else None
+            cells += planned or [NONE] * 3
         body.append(cells)
     return TextTable("Mixtures: planned share, tokens and epochs (*: the cap decided)", header, body)
 
@@ -177,7 +174,7 @@ def tasks_table(rows: Rows, outcomes: Iterable[Mapping[str, Any]], *, baseline: 
     shots = {(ran["task"], ran["metric"]): ran.get("num_fewshot") for ran in outcomes if ran["outcome"] == "ran"}
     kept = [row for row in rows if (row["task"], row["metric"]) in shots]
     names = {
-        (row["language"], row["task"], row["metric"]): (_plain(shots[row["task"], row["metric"]], 0), str(row["n"]))
+        (row["language"], row["task"], row["metric"]): (number(shots[row["task"], row["metric"]], ".0f"), str(row["n"]))
         for row in reversed(kept)
     }
     lines: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
@@ -235,7 +232,7 @@ def validation_table(rows: Rows, *, baseline: str | None) -> TextTable:
     for language in union([row["language"]] for row in rows):
         cells = {name: final.get((name, language)) for name in runs}
         shown = [f"{cell['perplexity']:,.2f}" if cell else NONE for cell in cells.values()]
-        body.append([language, *shown, *(_percent((cells[name] or {}).get("change")) for name in compared)])
+        body.append([language, *shown, *(number((cells[name] or {}).get("change"), "+.1%") for name in compared)])
     return TextTable("Training runs: perplexity per token of the validation text, less is better", header, body)
 
 
@@ -295,12 +292,9 @@ def _signed(value: float | None) -> str:
     return NONE if value is None else "0.0000" if abs(value) < 5e-5 else f"{value:+.4f}"
 
 
-def _plain(value: float | None, decimals: int = 4) -> str:
-    return NONE if value is None or math.isnan(value) else f"{value:.{decimals}f}"
-
-
-def _percent(value: float | None) -> str:
-    return NONE if value is None else f"{value:+.1%}"
+def number(value: float | None, form: str = ".4f") -> str:
+    """Return a number in Python's `form`; a dash for None and NaN."""
+    return NONE if value is None or math.isnan(value) else format(value, form)
 
 
 def _epochs(epochs: float | None) -> str:
@@ -321,5 +315,5 @@ def _change(row: Mapping[str, Any] | None) -> str:
     """Return a change in per cent, of normalised scores in points, starred if it exceeds the errors."""
     if row is None or row["difference"] is None:
         return NONE
-    text = _percent(row["change"]) if row["change"] is not None else f"{row['difference']:+.1f} points"
+    text = number(row["change"], "+.1%") if row["change"] is not None else f"{row['difference']:+.1f} points"
     return text + "*" * bool(row["exceeds"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from xdoge._version import __version__
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.errors import XDogeError, importing
 from xdoge.eval.perplexity import TASK
 from xdoge.eval.results import ALL, Results
 from xdoge.mixtures.weights import WeightSet
@@ -156,28 +156,19 @@ class Findings:
         """Return the mean total variation between the weights of two seeds, for each strategy that learns."""
         rows = []
         for name, sets in self.weights.items():
-            pairs = (
-                list(itertools.combinations(sets.values(), 2)) if self.study.strategies[name].weights is None else []
-            )
+            learned = sets if self.study.strategies[name].weights is None else {}
+            pairs = list(itertools.combinations(learned.values(), 2))
             means = {
                 level: math.fsum(a.distance(b, level=level) for a, b in pairs) / len(pairs) if pairs else None
                 for level in ("sources", "languages")
             }
-            rows.append(
-                {
-                    "strategy": name,
-                    "seeds": sorted(sets) if self.study.strategies[name].weights is None else [],
-                    **means,
-                }
-            )
+            rows.append({"strategy": name, "seeds": sorted(learned), **means})
         return rows
 
     def models(self) -> list[dict[str, Any]]:
         """Return a row for each comparison and model in it, failed and waiting models included."""
-        rows = []
-        for comparison, name, seed in itertools.product(
-            self.study.spec.compare, self.study.strategies, self.study.spec.seeds
-        ):
+        spec, rows = self.study.spec, []
+        for comparison, name, seed in itertools.product(spec.compare, self.study.strategies, spec.seeds):
             result = self.result(comparison, name, seed)
             tokens = result.trial.steps * self.study.tokens_per_step
             rows.append(
@@ -223,10 +214,8 @@ class Findings:
 
     def to_frame(self) -> pd.DataFrame:
         """Return a row for each comparison, strategy, seed and language or "macro" or "worst"; NaN if missing."""
-        try:
+        with importing("analysis"):
             import pandas as pd
-        except ImportError as error:
-            raise MissingExtraError("pandas", "analysis") from error
         rows = []
         for model in self.models():
             about = {key: value for key, value in model.items() if key not in ("languages", "sources")}

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from xdoge._version import __version__
 from xdoge.analysis.page import Figure, Section, render
-from xdoge.analysis.tables import TextTable
+from xdoge.analysis.tables import NONE, TextTable, number
 from xdoge.errors import MOST_NAMES
 from xdoge.study.findings import MACRO, WORST, Findings
 from xdoge.study.intervals import CONFIDENCE
 from xdoge.study.spec import BudgetKind
-
-NONE = "–"
 
 TITLES: Mapping[BudgetKind, str] = {"tokens": "Equal tokens", "flops": "Equal total FLOPs"}
 
@@ -51,7 +47,7 @@ def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TextTa
             [
                 row["strategy"],
                 f"{len(row['seeds'])} of {len(row['planned_seeds'])}",
-                _bits(row[MACRO]),
+                number(row[MACRO], ".3f"),
                 _difference(row, MACRO),
                 NONE if row[WORST] is None else f"{row['worst_language'] or 'varies'} {row[WORST]:.3f}",
                 _difference(row, WORST),
@@ -68,7 +64,7 @@ def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TextTa
         [
             [
                 row["strategy"],
-                *(_bits(row["languages"].get(language)) for language in study.languages),
+                *(number(row["languages"].get(language), ".3f") for language in study.languages),
                 _few(row["better"]),
                 _few(row["worse"]),
             ]
@@ -96,7 +92,7 @@ def stability_table(findings: Findings) -> TextTable:
         "Stability: total variation between the weights of two seeds, mean over all pairs",
         ["strategy", "seeds", "of sources", "of languages"],
         [
-            [row["strategy"], _seeds(findings, row), _share(row["sources"]), _share(row["languages"])]
+            [row["strategy"], _seeds(findings, row), number(row["sources"], ".1%"), number(row["languages"], ".1%")]
             for row in findings.stability()
         ],
     )
@@ -122,11 +118,10 @@ def page(findings: Findings, command: str = "") -> str:
         command: the command that made the page; empty if there is none to show.
     """
     study = findings.study
-    made = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes")
     seeds = f"{len(study.spec.seeds)} seed{'s' * (len(study.spec.seeds) != 1)}"
     subtitle = (
         f"{study.path.name}: {len(study.strategies)} strategies, {seeds}, model {study.recipe.name}, "
-        f"store {study.store.name}. Made by xdoge {__version__} at {made}."
+        f"store {study.store.name}."
     )
     return render("Whom does it help?", subtitle, list(_sections(findings, command)))
 
@@ -143,7 +138,7 @@ def _sections(findings: Findings, command: str) -> Iterator[Section]:
         if dots := _dots(findings, comparison):
             title = f"{TITLES[comparison]}: difference to {study.spec.relative_to}"
             chart = seed_differences(dots, title=title, relative_to=study.spec.relative_to)
-            figures = [Figure(chart, f"{title}, bits per byte", str(chart.to_dict()["description"]))]
+            figures = [Figure(chart, f"{title}, bits per byte")]
         yield Section(
             TITLES[comparison],
             paragraphs=[_explained(findings, comparison), RULE],
@@ -181,14 +176,6 @@ def _dots(findings: Findings, comparison: BudgetKind) -> list[dict[str, Any]]:
         for row in findings.rows(comparison)
         for measure, interval in row["differences"].items()
     ]
-
-
-def _bits(value: float | None) -> str:
-    return NONE if value is None else f"{value:.3f}"
-
-
-def _share(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1%}"
 
 
 def _difference(row: Mapping[str, Any], measure: str) -> str:

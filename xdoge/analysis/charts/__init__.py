@@ -3,12 +3,10 @@
 They are Altair charts: `chart.save("x.svg")` (or .png, .pdf, .html) works without network, and Jupyter shows them.
 """
 
-try:
-    import altair  # noqa: F401
-except ImportError as error:
-    from xdoge.errors import MissingExtraError
+from xdoge.errors import importing
 
-    raise MissingExtraError("altair", "analysis") from error
+with importing("analysis"):
+    import altair  # noqa: F401
 
 from xdoge.analysis.charts.fits import targets, trajectory, transfer
 from xdoge.analysis.charts.models import improvement, perplexity_change, validation_change
