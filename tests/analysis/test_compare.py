@@ -58,8 +58,7 @@ def results(*rows, tokenizers=None, texts=None, **settings):
 def training(folder, losses, *, steps=4, finished=True, tokens=256, store="s", **more):
     """Write the files of a training run, with a validation every two steps."""
     folder.mkdir(parents=True)
-    settings = {"model": "tiny", "steps": steps, "batch_size": 8, "sequence_length": tokens // 8, "eval_sequences": 4}
-    settings |= more
+    settings = {"model": "tiny", "steps": steps, "batch_size": 8, "sequence_length": tokens // 8, **more}
     config = {"store": {"sha256": store}, "mixture": {"name": "m", "sha256": "0"}, "settings": settings}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [
@@ -69,19 +68,19 @@ def training(folder, losses, *, steps=4, finished=True, tokens=256, store="s", *
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if finished:
         seen = steps * tokens
-        summary = {
-            "schema": "xdoge.train/1",
-            "tokens_seen": seen,
-            "epochs": {"es/web": 0.5},
-            "tokens_by_source": {"es/web": seen},
-        }
-        (folder / "train.json").write_text(json.dumps(summary))
+        summary = {"tokens_seen": seen, "epochs": {"es/web": 0.5}, "tokens_by_source": {"es/web": seen}}
+        (folder / "train.json").write_text(json.dumps({"schema": "xdoge.train/1", **summary}))
     return folder
 
 
 def row_of(rows, **wanted):
     (row,) = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     return row
+
+
+def note_of(compared):
+    (note,) = compared.notes
+    return note
 
 
 # Numbers
@@ -99,12 +98,6 @@ def test_rank_correlations_are_those_of_scipy_with_ties(pairs):
 def test_equal_weights_have_no_order_to_correlate():
     assert rank_correlations([0.5, 0.5], [0.1, 0.9]) == (None, None)
     assert rank_correlations([1 / 3 + 1e-9, 1 / 3, 1 / 3], [0.1, 0.2, 0.7]) == (None, None)  # rounding is no order
-
-
-@given(st.permutations(range(6)))
-def test_an_order_agrees_with_itself_and_disagrees_with_its_reverse(order):
-    assert rank_correlations(order, order) == pytest.approx((1, 1))
-    assert rank_correlations(order, [-place for place in order]) == pytest.approx((-1, -1))
 
 
 def test_a_difference_exceeds_its_errors_by_the_stated_rule():
@@ -190,9 +183,7 @@ def test_fits_are_grouped_by_proxy_and_together_and_only_on_one_corpus():
         ("all proxies, corpus 1 (aaaaaaaaaaaa)", ["first", "second", "larger"]),
     ]
     assert compared.groups[1].differ == ("seed", "name")
-    (note,) = compared.notes
-    assert note.startswith("weights of different corpora stand side by side")
-    assert "elsewhere: store bbbbbbbbbbbb" in note
+    assert "elsewhere: store bbbbbbbbbbbb" in note_of(compared)
     of_average = [row for row in compared.rows["weights"] if row["set"] == "mean" and row["language"] == "eu"]
     assert [row["standard_deviation"] for row in of_average] == pytest.approx([0.15 / math.sqrt(2)] * 2)
 
@@ -260,20 +251,16 @@ def test_perplexity_per_token_of_two_tokenizers_is_not_compared_but_bits_per_byt
     assert row_of(compared.rows["scores"], model="two", metric="bits_per_byte")["change"] == pytest.approx(-0.1)
     (table,) = compared.tables
     assert table.caption.startswith("bits per byte")
-    assert compared.notes == (
-        "two against one: perplexity per token is not compared between tokenizers; bits per byte is.",
-    )
+    assert "between tokenizers" in note_of(compared)
 
 
 def test_numbers_of_different_text_or_questions_are_not_compared():
     table = results(("one", "es", 20.0, 0.1), ("two", "es", 10.0, 0.1), texts={"two": {"es": "y"}})
     compared = compare([table])
     assert row_of(compared.rows["scores"], model="two")["change"] is None
-    assert compared.notes == ("two against one: perplexity was measured on different text.",)
+    assert note_of(compared).startswith("two against one: perplexity")
     fewer = [Row(model, "es", "xnli_es", "acc", 0.5, 0.1, n, True) for model, n in (("one", 100), ("two", 50))]
-    assert compare([results(*fewer)]).notes == (
-        "two against one: some numbers rest on different numbers of documents or questions.",
-    )
+    assert "different numbers of documents" in note_of(compare([results(*fewer)]))
 
 
 @pytest.mark.parametrize("other", [{"num_fewshot": 5}, {"prompts": "b"}, {"outcome": "failed"}])
@@ -294,10 +281,7 @@ def test_benchmarks_of_other_prompts_and_averages_over_other_tasks_are_not_compa
     compared = compare([results(*rows, benchmarks={"suite": outcomes})])
     differences = {(row["task"], row["difference"]) for row in compared.rows["scores"] if row["model"] == "two"}
     assert differences == {("xnli_es", None), ("xquad_es", 0.0), ("suite", None)}
-    assert compared.notes == (
-        "two against one: some benchmarks, or averages of them, are of other tasks, questions, examples in the prompt "
-        "or chances.",
-    )
+    assert "benchmarks" in note_of(compared)
 
 
 def test_normalised_scores_of_other_chances_are_not_compared():
@@ -318,10 +302,7 @@ def test_other_windows_are_compared_with_a_warning():
 
     compared = compare([table("one", 2048), table("two", 512)])
     assert row_of(compared.rows["scores"], model="two")["difference"] == 0.0
-    assert compared.notes == (
-        "two against one: read in windows of 512 tokens, each scoring 256, not in windows of 2,048 and 1,024; part of "
-        "a difference in perplexity is that.",
-    )
+    assert all(number in note_of(compared) for number in ("512", "256", "2,048", "1,024"))
     assert compare([table("one", 512), table("two", 512)]).notes == ()
 
 
@@ -341,7 +322,7 @@ def test_tables_of_several_files_are_one_and_contradictions_are_refused(tmp_path
     compared = compare([tmp_path / "a.json", tmp_path / "b.json"])
     assert row_of(compared.rows["scores"], model="two")["change"] == -0.5
     results(("one", "es", 21.0, 0.1)).save(tmp_path / "c.json")
-    with pytest.raises(XDogeError, match=r"a.json and .*c.json have different numbers of one for es perplexity"):
+    with pytest.raises(XDogeError, match=r"a.json and .*c.json .*perplexity"):
         compare([tmp_path / "a.json", tmp_path / "c.json"])
     named = compare([tmp_path / "a.json", ("later", tmp_path / "c.json")])
     assert named.models == ["one", "later"]
@@ -351,24 +332,15 @@ def test_tables_of_several_files_are_one_and_contradictions_are_refused(tmp_path
 @pytest.mark.parametrize(
     ("language", "value", "how", "what"),
     [
-        (
-            "es",
-            19.0,
-            {"texts": {"one": {"es": "y"}}},
-            "for es perplexity perplexity_per_token, measured with another text",
-        ),
-        ("eu", 19.0, {"tokenizers": {"one": "u"}}, "of perplexity, measured with another tokenizer"),
+        ("es", 19.0, {"texts": {"one": {"es": "y"}}}, "another text"),
+        ("eu", 19.0, {"tokenizers": {"one": "u"}}, "another tokenizer"),
     ],
 )
 def test_one_model_measured_in_two_ways_is_refused_with_both_files(tmp_path, language, value, how, what):
     results(("one", "es", 20.0, 0.1)).save(tmp_path / "a.json")
     results(("one", language, value, 0.1), **how).save(tmp_path / "b.json")
-    with pytest.raises(XDogeError) as error:
+    with pytest.raises(XDogeError, match=f"a.json and .*b.json have different numbers of one .*{what}"):
         compare([tmp_path / "a.json", tmp_path / "b.json"])
-    assert str(error.value) == (
-        f"{tmp_path}/a.json and {tmp_path}/b.json have different numbers of one {what}. Compare them one at a time, or "
-        "write NAME=FILE to call the models of one table otherwise."
-    )
     assert compare([f"first={tmp_path / 'a.json'}", tmp_path / "b.json"]).models == ["first", "one"]
 
 
@@ -432,11 +404,11 @@ def test_every_kind_is_told_apart_and_says_where_it_came_from(tmp_path):
     ("arguments", "message"),
     [
         ([], "there is nothing to compare"),
-        (["missing.json"], r"missing.json does not exist"),
-        (["other.json"], r"other.json cannot be compared; weights.json, mixture.json, results.json"),
-        (["run/train.json"], r"train.json is part of a training run; name its folder, .*run"),
-        (["empty"], r"empty has no weights.json: it is no run of a fit"),
-        (["fit", "fit/weights.json"], r"two weight sets are called fit: .*fit and .*weights.json. Write NAME=FILE"),
+        (["missing.json"], "missing.json"),
+        (["other.json"], "other.json cannot be compared"),
+        (["run/train.json"], "name its folder, .*run"),
+        (["empty"], "empty has no weights.json"),
+        (["fit", "fit/weights.json"], "fit: .*fit and .*weights.json"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_by_name(tmp_path, arguments, message):
@@ -470,7 +442,7 @@ def test_a_name_before_the_file_is_read_in_python_as_in_the_shell(tmp_path):
     FIRST.save(tmp_path / "w.json")
     assert list(compare([f"u={tmp_path / 'w.json'}"]).sets) == ["u"]
     assert list(compare(f"u={tmp_path / 'w.json'}").sets) == ["u"]
-    with pytest.raises(XDogeError, match=r"w.json has no name before the equals sign; write NAME=FILE"):
+    with pytest.raises(XDogeError, match="w.json has no name"):
         compare(f"={tmp_path / 'w.json'}")
 
 

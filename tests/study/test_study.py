@@ -69,26 +69,12 @@ def processes(monkeypatch):
     """Run commands in forked processes that have imported everything, and keep a list of what was started."""
     started = []
 
-    class Process:
-        def __init__(self, process):
-            self.process = process
-
-        def poll(self):
-            return self.process.exitcode
-
-        def wait(self):
-            self.process.join()
-
-        def terminate(self):
-            self.process.terminate()
-
-        def kill(self):
-            self.process.kill()
-
     def start(run, log, environment):
         started.append(run.name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        return Process(forked.start(*runner.arguments_now(run), printed=log))
+        process = forked.start(*runner.arguments_now(run), printed=log)
+        process.poll, process.wait = lambda: process.exitcode, process.join  # as of subprocess.Popen
+        return process
 
     monkeypatch.setattr(runner, "start", start)
     return started
@@ -152,53 +138,28 @@ def test_what_learning_will_cost_is_what_the_weights_say_it_cost(kind, tmp_path,
     assert settings.learning_flops(load_recipe(recipe), store) == weights.proxy["flops"]
 
 
-STRATEGIES = {"uniform": {"kind": "uniform"}}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": [0]}, "study.yaml: seed is not a known key; did you mean seeds?"),
-        ({"seeds": [1, 1]}, "study.yaml: seeds: 1 is given twice"),
-        ({"seeds": [0, -1]}, "study.yaml: seeds: [0, -1] must be >= 0"),
-        ({"compare": ["hours"]}, "study.yaml: compare.0: input should be 'tokens' or 'flops'"),
-        ({"model": "2m"}, "study.yaml: model: recipe '2m' is unknown"),
+        ({"seed": [0]}, "did you mean seeds?"),
+        ({"seeds": [1, 1]}, "seeds: 1 is given twice"),
+        ({"seeds": [0, -1]}, "seeds: [0, -1]"),
+        ({"compare": ["hours"]}, "compare.0"),
+        ({"model": "2m"}, "model: recipe '2m'"),
         ({"store": "nowhere"}, "nowhere"),
-        (
-            {"relative_to": "unimax"},
-            "study.yaml: relative_to is 'unimax'",
-        ),
-        ({"steps": 10**6}, "study.yaml: strategies.uniform, equal tokens: budget 192,000,000 cannot be spent"),
-        ({"training": {"seed": 1}}, "study.yaml: training names seed, which is a key of the study itself."),
-        ({"training": {"rate": 1}}, "training: rate is not a known key"),
-        ({"evaluation": {"window": 17}}, "study.yaml: evaluation: window 17 is longer than the sequences of 16 tokens"),
-        ({"evaluation": {"strid": 1}}, "study.yaml: evaluation: strid is not a known key; did you mean stride?"),
-        ({"strategies": {**STRATEGIES, "a/b": {"kind": "unimax"}}}, "the name 'a/b' is not made of letters"),
-        (
-            {"strategies": {**STRATEGIES, "x": {"kind": "dooge"}}},
-            "study.yaml: strategies.x: kind is 'dooge'; it must be one of uniform, proportional, temperature, unimax, "
-            "fit, doremi, regmix, doge.",
-        ),
-        (
-            {"strategies": {**STRATEGIES, "x": {"kind": "fit", "target": "robust"}}},
-            "study.yaml: strategies.x: target is not a known key; did you mean targets?",
-        ),
-        (
-            {"strategies": {**STRATEGIES, "x": {"kind": "doremi", "seed": 3}}},
-            "study.yaml: strategies.x: seed is no setting of a strategy; the study's seeds are taken in turn.",
-        ),
-        (
-            {"strategies": {**STRATEGIES, "x": {"kind": "doge", "batch_size": 2}}},
-            "study.yaml: strategies.x: batch_size 2 is too small: doge cuts every batch into 5 parts",
-        ),
-        (
-            {"strategies": {**STRATEGIES, "x": {"kind": "unimax", "temperature": 3}}},
-            "study.yaml: strategies.x: temperature is for the strategy temperature, not for unimax",
-        ),
-        (
-            {"strategies": {**STRATEGIES, "x": {"kind": "unimax", "max_epochs": 0}}},
-            "study.yaml: strategies.x: max_epochs: input should be greater than 0",
-        ),
+        ({"relative_to": "unimax"}, "relative_to is 'unimax'"),
+        ({"steps": 10**6}, "strategies.uniform, equal tokens: budget 192,000,000"),
+        ({"training": {"seed": 1}}, "training names seed"),
+        ({"training": {"rate": 1}}, "training: rate"),
+        ({"evaluation": {"window": 17}}, "evaluation: window 17"),
+        ({"evaluation": {"strid": 1}}, "did you mean stride?"),
+        ({"strategies": {"a/b": {"kind": "unimax"}}}, "'a/b'"),
+        ({"strategies": {"x": {"kind": "dooge"}}}, "strategies.x: kind is 'dooge'"),
+        ({"strategies": {"x": {"kind": "fit", "target": "robust"}}}, "did you mean targets?"),
+        ({"strategies": {"x": {"kind": "doremi", "seed": 3}}}, "strategies.x: seed"),
+        ({"strategies": {"x": {"kind": "doge", "batch_size": 2}}}, "strategies.x: batch_size 2"),
+        ({"strategies": {"x": {"kind": "unimax", "temperature": 3}}}, "strategies.x: temperature"),
+        ({"strategies": {"x": {"kind": "unimax", "max_epochs": 0}}}, "strategies.x: max_epochs"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(changes, message, tmp_path, store, recipe, xdoge):
@@ -207,6 +168,7 @@ def test_what_is_wrong_is_said_before_anything_runs(changes, message, tmp_path, 
     assert (status, out) == (1, "")
     assert err.startswith("error: ")
     assert message in err
+    assert "study.yaml" in err or "nowhere" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -225,11 +187,11 @@ def test_what_lies_in_files_cannot_change_once_a_study_has_begun(tmp_path, store
     Study.load(path.name).begin(out)
     changed = dict(zip(store.sources, [0.4, 0.3, 0.2, 0.1], strict=True))
     WeightSet(name="r", sources=changed).save(reference)
-    with pytest.raises(XDogeError, match=r"out began with .* other reference weights, of strategies\.learned\."):
+    with pytest.raises(XDogeError, match=r"strategies\.learned"):
         Study.load(path).begin(out)
     weights.save(reference)
     proxy.write_text(yaml.safe_dump(yaml.safe_load(proxy.read_text()) | {"learning_rate": 0.5}))
-    with pytest.raises(XDogeError, match=r"out began with another recipe of the proxy.* of strategies\.learned\."):
+    with pytest.raises(XDogeError, match=r"strategies\.learned"):
         Study.load(path).begin(out)
 
 
@@ -237,14 +199,14 @@ def test_a_study_cannot_drop_or_change_what_it_planned_but_can_grow(tmp_path, st
     out = tmp_path / "out"
     Study.load(write(tmp_path, store, recipe)).begin(out)
     Study.load(write(tmp_path, store, recipe)).begin(out)
-    with pytest.raises(XDogeError, match=r"has the run weights/learned/seed-1, which .* no longer asks for"):
+    with pytest.raises(XDogeError, match="weights/learned/seed-1"):
         Study.load(write(tmp_path, store, recipe, seeds=[0])).begin(out)
-    with pytest.raises(XDogeError, match=r"planned weights/learned/seed-0 as .*steps=3 .* now as .*steps=2"):
+    with pytest.raises(XDogeError, match="weights/learned/seed-0 .*steps=3 .*steps=2"):
         Study.load(write(tmp_path, store, recipe, learning={"steps": 2, "checkpoint_every": 1})).begin(out)
     Study.load(write(tmp_path, store, recipe, seeds=[0, 1, 2])).begin(out)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/file").touch()
-    with pytest.raises(XDogeError, match="holds something else than a study; name a new or empty folder"):
+    with pytest.raises(XDogeError, match="other holds"):
         Study.load(write(tmp_path, store, recipe)).begin(tmp_path / "other")
 
 
@@ -329,9 +291,8 @@ def write_results(study, out, bits, *, without=()):
         Results.of(rows, settings={}).save(out / f"results/{trial.name}.json")
     with (out / "runs.jsonl").open("a") as file:
         for name in without:
-            file.write(
-                json.dumps({"run": f"train/{name}", "status": 1, "seconds": 1, "last_line": "error: no."}) + "\n"
-            )
+            row = {"run": f"train/{name}", "status": 1, "seconds": 1, "last_line": "error: no."}
+            file.write(json.dumps(row) + "\n")
             mixture = out / f"mixtures/{name}.json"
             mixture.parent.mkdir(parents=True, exist_ok=True)
             mixture.touch()
@@ -462,7 +423,7 @@ def test_a_study_runs_is_stopped_goes_on_and_shows_what_failed(tmp_path, store, 
         if line.startswith("results/uniform/4-steps/seed-0 finished"):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match=r"stopped with \d+ of 14 runs finished; the same command goes on"):
+    with pytest.raises(Interrupted, match=r"\d+ of 14 runs"):
         study.run(out, jobs=2, on_note=stop_once)
     finished = {run.name for run in study.runs(out).values() if run.finished}
     assert "results/uniform/4-steps/seed-0" in finished
