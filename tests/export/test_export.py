@@ -131,7 +131,7 @@ def test_tokens_read_in_earlier_phases_bring_a_warning(to):
             {"paths": "{language},{source}"},
             "data set 'es,web' of es/web: LLaMA-Factory splits names at",
         ),
-        ("llamafactory", {"documents": None}, "give the documents per source, with --store on the command line"),
+        ("llamafactory", {"documents": None}, "Give documents, which"),
     ],
 )
 def test_what_cannot_be_exported_is_refused(to, options, message):

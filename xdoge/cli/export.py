@@ -20,8 +20,9 @@ from xdoge.mixtures.mixture import Mixture
 def export_mixture(
     mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="What xdoge mix wrote.")],
     to: Annotated[str, typer.Option(metavar="FORMAT", help="The trainer: " + ", ".join(FORMATS) + ".")],
-    store: Annotated[
-        Path | None, typer.Option(help="Token store, whose documents are counted for trainers that draw documents.")
+    documents: Annotated[
+        Path | None,
+        typer.Option("--store", help="Token store, whose documents are counted for trainers that draw documents."),
     ] = None,
     paths: Annotated[
         str | None,
@@ -42,12 +43,12 @@ def export_mixture(
     formats, `xdoge formats FORMAT` says what its weights mean and what happens when a source is used up.
     """
     refuse_taken(out, force)
-    planned, documents = Mixture.load(mixture), None
-    if store is not None:
-        documents = open_store(store).documents()
-        if missing := [name for name, share in planned.sources.items() if share.tokens and name not in documents]:
-            raise XDogeError(f"{store} has no {missing[0]}, which {mixture} reads; it is another corpus.")
-    written = export(planned, to, paths=paths, documents=documents, sequence_length=sequence_length)
+    planned, counts = Mixture.load(mixture), None
+    if documents is not None:
+        counts = open_store(documents).documents()
+        if missing := [name for name, share in planned.sources.items() if share.tokens and name not in counts]:
+            raise XDogeError(f"{documents} has no {missing[0]}, which {mixture} reads; it is another corpus.")
+    written = export(planned, to, paths=paths, documents=counts, sequence_length=sequence_length)
     if out is None:
         print(written.text, end="")
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, argument
 from xdoge.export.request import FOLDER, Export, Request, to_json, to_yaml
 
 
@@ -60,8 +60,8 @@ def llamafactory(request: Request) -> Export:
     """
     if request.documents is None:
         raise XDogeError(
-            "llamafactory draws documents, and shares of tokens are not shares of documents: give the documents per "
-            "source, with --store on the command line or documents= in Python."
+            "llamafactory draws documents, and shares of tokens are not shares of documents. Give "
+            f"{argument('documents')}, which says how many documents each source has."
         )
     documents = Request(request.mixture, request.paths, request.documents)  # whatever the length of a sequence
     places = documents.places("{language}_{source}")
