@@ -70,6 +70,19 @@ def test_type_checkers_see_the_names_that_python_has():
     assert [name for name in typed if f"`{name}`" not in readme] == []
 
 
+def test_the_names_of_sampling_and_corpus_are_imported_when_they_are_used():
+    code = """
+import json, sys
+from xdoge.sampling import MixtureSampler
+from xdoge.corpus import Corpus, TokenStore, prepare
+light = "torch" not in sys.modules
+import xdoge.corpus.prepare
+from xdoge.sampling import MixtureDataset
+print(json.dumps([light, "torch" in sys.modules, callable(prepare), xdoge.corpus.prepare is prepare]))
+"""
+    assert fresh(code) == [True] * 4
+
+
 @pytest.mark.parametrize(
     "first", ["", "import xdoge.{0}", "from xdoge import {0}", "import xdoge; xdoge.{0}", "import xdoge.{0}.{1}"]
 )

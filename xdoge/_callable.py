@@ -1,8 +1,9 @@
-"""Packages that are called like the function they are named after.
+"""Packages and modules that are called like the function they are named after.
 
 `xdoge.fit` is both a function that people call and a package in which `xdoge.fit.trainer` lies. Python sets the
 attribute `xdoge.fit` to the package as soon as anything imports `xdoge.fit.trainer`, whatever it was before. So the
-package itself can be called, and `xdoge.fit` is the same object at all times.
+package itself can be called, and `xdoge.fit` is the same object at all times. `xdoge.corpus.prepare` is a module of the
+same kind.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from xdoge.errors import importing
 
 
 def make_callable(package: str, home: str) -> None:
-    """Let calls of a package go to the function of its name.
+    """Let calls of a package or module go to the function of its name.
 
     Type checkers see the function itself: `xdoge/__init__.py` imports it for them under the same name.
 

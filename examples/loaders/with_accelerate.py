@@ -25,8 +25,7 @@ from torch.utils.data import DataLoader, Subset
 
 from xdoge.corpus.store import TokenStore
 from xdoge.mixtures.mixture import Mixture
-from xdoge.sampling.dataset import MixtureDataset
-from xdoge.sampling.sampler import MixtureSampler
+from xdoge.sampling import MixtureDataset, MixtureSampler
 
 
 def main(argv: Sequence[str] | None = None) -> bool:

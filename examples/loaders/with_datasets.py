@@ -27,8 +27,7 @@ from datasets.table import InMemoryTable
 
 from xdoge.corpus.store import TokenStore
 from xdoge.mixtures.mixture import Mixture
-from xdoge.sampling.dataset import MixtureDataset
-from xdoge.sampling.sampler import MixtureSampler
+from xdoge.sampling import MixtureDataset, MixtureSampler
 
 
 def sequences(store: TokenStore, source: str, length: int) -> Dataset:

@@ -19,8 +19,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from xdoge.corpus.store import TokenStore
 from xdoge.mixtures.mixture import Mixture
-from xdoge.sampling.dataset import MixtureDataset
-from xdoge.sampling.sampler import MixtureSampler
+from xdoge.sampling import MixtureDataset, MixtureSampler
 
 
 def main(argv: Sequence[str] | None = None) -> bool:

@@ -25,8 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 
 from xdoge.corpus.store import TokenStore
 from xdoge.mixtures.mixture import Mixture
-from xdoge.sampling.dataset import MixtureDataset
-from xdoge.sampling.sampler import MixtureSampler
+from xdoge.sampling import MixtureDataset, MixtureSampler
 
 
 def train(dataset: MixtureDataset, settings: TrainingArguments, *, checkpoint: str | None) -> torch.Tensor:

@@ -18,8 +18,8 @@ from megatron_files import CODES, END, INDEX, TEN, VOCABULARY, documents_of, mak
 
 from xdoge import Mixture, MixtureSampler, XDogeError
 from xdoge.corpus import TokenStore, megatron
+from xdoge.corpus.external import Joined
 from xdoge.corpus.prepare import prepare
-from xdoge.corpus.raw import Joined
 from xdoge.corpus.spec import TrainTokenizer
 from xdoge.corpus.tokenizer import train
 
@@ -399,7 +399,9 @@ def test_the_same_call_again_keeps_what_is_there_and_a_changed_data_set_needs_re
         XDogeError, match=r"w\.bin has 40 bytes where store\.json says 80; .* it lies outside the store"
     ):
         TokenStore.open(tmp_path / "store")
-    with pytest.raises(XDogeError, match=r"sources\.wiki: w\.bin changed since it was prepared in .*; add --refresh"):
+    with pytest.raises(
+        XDogeError, match=r"sources\.wiki: w\.bin changed since it was prepared in .*; add refresh=True"
+    ):
         made({"wiki": {"megatron": "w"}})
     assert documents_of(made({"wiki": {"megatron": "w"}}, refresh=True)) == TEN[:5]
 

@@ -161,7 +161,7 @@ def test_max_tokens_ends_with_the_document_that_reaches_it(corpus: Path, tmp_pat
     assert (corpus.parent / "en/web.jsonl").stat().st_size > 6 * 2**19  # so that reading, too, can stop early
     edit(corpus, lambda value: value["languages"]["en"]["sources"]["web"].update(max_tokens="20K"))
     seen: list[Event] = []
-    store = prepare(corpus, tmp_path / "store", workers=1, progress=seen.append)
+    store = prepare(corpus, tmp_path / "store", workers=1, on_progress=seen.append)
     got = texts_of(store, "en/web")
     train = [text for text in texts if not held_out(text, 0.005)]
     assert got == encoded(store.tokenizer(), train[: len(got)])
@@ -280,7 +280,7 @@ def kill(event):
     first_is_finished = os.path.exists(sys.argv[2] + "/sources/eu/wiki.json")
     if (event.kind, event.name) == ("source", "gl/web") and first_is_finished:
         os.kill(os.getpid(), signal.SIGKILL)
-prepare(sys.argv[1], sys.argv[2], workers=2, progress=kill)
+prepare(sys.argv[1], sys.argv[2], workers=2, on_progress=kill)
 """
 
 
@@ -297,7 +297,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(corpus: Path, tmp_p
     assert not (tmp_path / "killed/sources/gl/web.json").exists()
     (tmp_path / "killed/tokens/eu/.web.train.arrow.1.tmp").write_bytes(b"half")  # if it was writing just then
     seen: list[Event] = []
-    store = prepare(corpus, tmp_path / "killed", workers=2, progress=seen.append)
+    store = prepare(corpus, tmp_path / "killed", workers=2, on_progress=seen.append)
     skipped = [event.name for event in seen if event.kind == "skip"]
     assert skipped == list(SOURCES[: len(skipped)])
     assert "eu/wiki" in skipped
@@ -318,7 +318,7 @@ def test_an_interrupted_run_cleans_up_and_continues(
             raise stop
 
     with pytest.raises(type(stop)):
-        prepare(corpus, tmp_path / "store", workers=2, progress=interrupt)
+        prepare(corpus, tmp_path / "store", workers=2, on_progress=interrupt)
     assert not (tmp_path / "store/.spool").exists()
     assert not list(tmp_path.rglob("*.tmp"))
     prepare(corpus, tmp_path / "store", workers=2)
@@ -370,12 +370,12 @@ def test_a_changed_input_is_noticed_and_refreshed_alone(corpus: Path, tmp_path: 
     data = file.read_bytes()
     file.write_bytes(data.replace(b"casa", b"auga", 1))
     with pytest.raises(
-        XDogeError, match=r"sources\.web: gl/web\.jsonl changed since it was prepared in .*; add --refresh"
+        XDogeError, match=r"sources\.web: gl/web\.jsonl changed since it was prepared in .*; add refresh=True"
     ):
         prepare(corpus, tmp_path / "store", workers=2)
     TokenStore.open(tmp_path / "store").verify()  # the old store is whole
     seen: list[Event] = []
-    fresh = prepare(corpus, tmp_path / "store", workers=2, refresh=True, progress=seen.append)
+    fresh = prepare(corpus, tmp_path / "store", workers=2, refresh=True, on_progress=seen.append)
     assert [event.name for event in seen if event.kind == "done"] == ["gl/web"]
     assert fresh.sha256 != store.sha256
     prepare(corpus, tmp_path / "again", workers=2)
@@ -442,7 +442,7 @@ def test_what_shapes_no_token_can_change_freely(corpus: Path, tmp_path: Path) ->
     edit(corpus, _set("languages", "eu", "family", to="isolate"))
     edit(corpus, _set("languages", "eu", "sources", "new", to={"files": "eu/new.jsonl", "license": "cc0"}))
     seen: list[Event] = []
-    store = prepare(corpus, tmp_path / "store", workers=2, progress=seen.append)
+    store = prepare(corpus, tmp_path / "store", workers=2, on_progress=seen.append)
     assert [event.name for event in seen if event.kind == "done"] == ["eu/new"]
     assert store.families["eu"] == "isolate"
     assert store.languages["eu"] == ("eu/wiki", "eu/web", "eu/new")
@@ -479,7 +479,7 @@ def test_an_old_store_stays_whole_until_a_file_of_it_is_replaced(corpus: Path, t
     web.write_bytes(good)
     os.utime(web, ns=(time, time))
     seen: list[Event] = []
-    prepare(corpus, tmp_path / "store", workers=2, refresh=True, progress=seen.append)
+    prepare(corpus, tmp_path / "store", workers=2, refresh=True, on_progress=seen.append)
     assert [event.name for event in seen if event.kind == "done"] == []  # eu/wiki was finished by the run that failed
     prepare(corpus, tmp_path / "again", workers=2)
     assert contents(tmp_path / "store") == contents(tmp_path / "again")
@@ -499,7 +499,7 @@ def test_other_peoples_folders_are_left_alone(corpus: Path, tmp_path: Path) -> N
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     with pytest.raises(XDogeError, match=r"mine is not empty and not a token store; name another folder"):
         prepare(corpus, tmp_path / "mine", workers=2)
-    with pytest.raises(XDogeError, match=r"thesis\.txt is a file; --out names a folder"):
+    with pytest.raises(XDogeError, match=r"thesis\.txt is a file; out names a folder"):
         prepare(corpus, tmp_path / "mine/thesis.txt", workers=2)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/.preparing.json.1.tmp").write_text("")  # killed at its very first file
@@ -516,7 +516,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(corpus: Path, tmp_path:
     with pytest.raises(
         XDogeError, match=r"gl\.sources\.web\.files: gl/web\.jsonl changed while it was being read; run"
     ):
-        prepare(corpus, tmp_path / "store", workers=2, progress=append)
+        prepare(corpus, tmp_path / "store", workers=2, on_progress=append)
     assert not (tmp_path / "store/sources/gl/web.json").exists()
 
 
@@ -568,7 +568,7 @@ def test_a_trained_tokenizer_is_the_same_everywhere_and_kept(corpus: Path, tmp_p
     write_documents(corpus.parent / "eu/new.jsonl", documents(66, 40))
     edit(corpus, _set("languages", "eu", "sources", "new", to={"files": "eu/new.jsonl"}))
     seen: list[Event] = []
-    second = prepare(corpus, tmp_path / "one", workers=2, progress=seen.append)
+    second = prepare(corpus, tmp_path / "one", workers=2, on_progress=seen.append)
     assert second.tokenizer_fingerprint == first.tokenizer_fingerprint  # finished tokens stay valid
     assert not [event for event in seen if event.kind == "tokenizer"]
     edit(corpus, _set("tokenizer", to={"train": {"vocab_size": 90_000}}))
@@ -590,7 +590,7 @@ def test_training_hears_every_language_and_source_alike(corpus: Path, tmp_path: 
 
 def test_progress_tells_scan_sources_and_totals(corpus: Path, tmp_path: Path) -> None:
     seen: list[Event] = []
-    store = prepare(corpus, tmp_path / "store", workers=2, progress=seen.append)
+    store = prepare(corpus, tmp_path / "store", workers=2, on_progress=seen.append)
     assert [(e.done, e.total) for e in seen if e.kind == "scan"] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     ends = [event for event in seen if event.kind == "done"]
     assert [(e.name, e.done, e.total) for e in ends] == [
@@ -603,12 +603,12 @@ def test_without_a_terminal_progress_is_plain_lines(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Display() as display:
-        prepare(corpus, tmp_path / "store", workers=2, progress=display.show)
+        prepare(corpus, tmp_path / "store", workers=2, on_progress=display.show)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("eu/wiki: 150 documents, ")
     with Display() as display:
-        prepare(corpus, tmp_path / "store", workers=2, progress=display.show)
+        prepare(corpus, tmp_path / "store", workers=2, on_progress=display.show)
     assert capsys.readouterr().err.splitlines()[0] == "eu/wiki: finished before, kept"
     monkeypatch.setattr("xdoge.cli.progress.LINE_SECONDS", 0.0)
     with Display() as display:
@@ -625,7 +625,7 @@ def test_on_a_terminal_every_source_has_a_bar(
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     with Display() as display:
-        prepare(corpus, tmp_path / "store", workers=2, progress=display.show)
+        prepare(corpus, tmp_path / "store", workers=2, on_progress=display.show)
     shown = capsys.readouterr().err
     for source in SOURCES:
         assert source in shown

@@ -46,7 +46,7 @@ def prepare_store(corpus: Path, out: Path, *, workers: int | None = None, refres
 
     try:
         with Display() as display:
-            store = prepare_corpus(corpus, out, workers=workers, refresh=refresh, progress=display.show)
+            store = prepare_corpus(corpus, out, workers=workers, refresh=refresh, on_progress=display.show)
     except KeyboardInterrupt:
         raise Interrupted(2, "interrupted; the same command continues and keeps the finished sources") from None
     for warning in store.warnings:

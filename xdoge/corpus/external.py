@@ -1,4 +1,4 @@
-"""Tokens in files outside of a store, several of them read as one."""
+"""Tokens in files outside the store, which another program wrote. Several files are read as one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ with importing("cli"):
 OUTSIDE = "it lies outside the store, so put back what was prepared, or run xdoge prepare again with --refresh"
 """What to do about a file that is not what store.json says."""
 Tokens = npt.NDArray[Any]
-"""Of whole numbers: uint16 or uint32, or what the raw files of a source hold."""
+"""Of whole numbers: uint16 or uint32, or what files outside the store hold."""
 
 
 class Joined:
@@ -49,7 +49,7 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Raw:
+class ExternalFile:
     """Tokens [begin, end) of a file of token ids and nothing else, outside of the store."""
 
     file: Path

@@ -1,7 +1,8 @@
-"""What an earlier run of `prepare` finished, and whether it is still the same today.
+"""The files that say what is in a store: store.json, and a marker for each finished source.
 
-Every finished source has a marker, `sources/<language>/<source>.json`, written after its tokens: its inputs with
-size, time and SHA-256, the settings that shaped it, its counts. A source is kept when all of that still holds.
+`prepare` writes the marker `sources/<language>/<source>.json` after the tokens of a source. It holds the inputs with
+size, time and SHA-256, the settings and the counts. A later run keeps a source whose marker is still true. store.json
+is written last, from all markers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from xdoge.corpus.readers.hub import local_files
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.store import PREPARING, SCHEMA, SPLITS, TokenStore
 from xdoge.corpus.tokenizer import Tokenizer
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, argument
 from xdoge.io import LOCK, disk_errors, locked, read_json, sha256_file, write_json, write_text
 
 MARKER = "xdoge.source"
@@ -27,14 +28,14 @@ SPOOL = ".spool"
 """Folder in the store for what is not finished."""
 
 
-def refuse_foreign(out: Path) -> None:
+def check_folder(out: Path) -> None:
     """Refuse a folder that holds something else than a store, finished or not.
 
     Raises:
         XDogeError: it does.
     """
     if out.exists() and not out.is_dir():
-        raise XDogeError(f"{out} is a file; --out names a folder.")
+        raise XDogeError(f"{out} is a file; {argument('out')} names a folder.")
     ours = (out / "store.json").is_file() or (out / PREPARING).is_file()
     begun = LOCK, f".{PREPARING}."
     held = out.is_dir() and any(not path.name.startswith(begun) for path in out.iterdir())
@@ -63,7 +64,7 @@ def claimed(out: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unfinished_said(out: Path) -> Iterator[None]:
+def reporting_unfinished(out: Path) -> Iterator[None]:
     """Let an error that leaves a store unfinished which was finished before say so."""
     before = (out / "store.json").is_file()
     try:
@@ -71,12 +72,12 @@ def unfinished_said(out: Path) -> Iterator[None]:
     except XDogeError as error:
         if before and not (out / "store.json").is_file():
             raise XDogeError(
-                f"{error} {out} is unfinished now; mend this and run the same command again to continue."
+                f"{error.message} {out} is unfinished now; mend this and run the same command again to continue."
             ) from error
         raise
 
 
-def forget(out: Path, source: Source) -> None:
+def remove_marker(out: Path, source: Source) -> None:
     """Take away what describes a source's token files, for these are about to be replaced."""
     if any((out / token_file(source, split)).exists() for split in SPLITS):
         (out / "store.json").unlink(missing_ok=True)
@@ -93,7 +94,7 @@ def token_file(source: Source, split: str) -> str:
     return f"tokens/{source.name}.{split}.arrow"
 
 
-def settings_of(source: Source, corpus: Corpus) -> dict[str, Any]:
+def source_settings(source: Source, corpus: Corpus) -> dict[str, Any]:
     """What shapes a source's tokens, besides its inputs and the tokenizer."""
     spec = source.spec
     return {
@@ -108,7 +109,7 @@ def settings_of(source: Source, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def unchanged(
+def current_marker(
     source: Source, corpus: Corpus, out: Path, tokenizer: Tokenizer | None, refresh: bool
 ) -> dict[str, Any] | None:
     """Return the marker of a source that an earlier run finished and that is the same today.
@@ -136,15 +137,15 @@ def unchanged(
     if refresh:
         return None
     raise XDogeError(
-        f"{source.where}: {change} since it was prepared in {out}; add --refresh to tokenise it again, "
-        "or name another folder."
+        f"{source.where}: {change} since it was prepared in {out}; add {argument('refresh', True)} to tokenise it "
+        "again, or name another folder."
     )
 
 
 def _change(source: Source, corpus: Corpus, tokenizer: Tokenizer | None, marker: dict[str, Any]) -> str | None:
     if tokenizer is None or tokenizer.fingerprint != marker["tokenizer"]:
         return "the tokenizer changed"
-    for key, value in settings_of(source, corpus).items():
+    for key, value in source_settings(source, corpus).items():
         if marker["settings"][key] != value:
             return f"{key} changed from {marker['settings'][key]} to {value}"
     files, held_out = ([relative(file, corpus.folder) for file in part] for part in (source.files, source.validation))
@@ -168,7 +169,7 @@ def _file_changed(entry: Input, folder: Path) -> bool:
     return not path.is_file() or (not entry.same_time(folder) and sha256_file(path) != entry.sha256)
 
 
-def finish(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStore:
+def write_manifest(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStore:
     """Write store.json from the markers of all sources, unless it says the same already."""
     sources, warnings = {}, []
     for source in corpus.sources:

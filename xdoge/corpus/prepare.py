@@ -20,19 +20,20 @@ from typing import Any, Literal
 
 import numpy as np
 
+from xdoge._callable import make_callable
 from xdoge.corpus.encoding import Encoded, encode
 from xdoge.corpus.manifest import (
     MARKER,
     SPOOL,
+    check_folder,
     claimed,
-    finish,
-    forget,
+    current_marker,
     marker_path,
-    refuse_foreign,
-    settings_of,
+    remove_marker,
+    reporting_unfinished,
+    source_settings,
     token_file,
-    unchanged,
-    unfinished_said,
+    write_manifest,
 )
 from xdoge.corpus.megatron import refer
 from xdoge.corpus.megatron import scan as scan_megatron
@@ -55,6 +56,8 @@ from xdoge.errors import XDogeError
 from xdoge.io import disk_errors, write_json
 from xdoge.progress import Event, OnProgress, silent
 
+make_callable(__name__, __name__)
+
 BLOCKS_PER_WORKER = 4
 """Blocks in flight: enough that no thread waits while another has a long document, few enough to stay small."""
 SAMPLE_READ = 4
@@ -67,7 +70,7 @@ def prepare(
     *,
     workers: int | None = None,
     refresh: bool = False,
-    progress: OnProgress = silent,
+    on_progress: OnProgress = silent,
 ) -> TokenStore:
     """Tokenise a corpus into a store, with all cores and without holding a source in memory.
 
@@ -84,7 +87,7 @@ def prepare(
         out: folder of the store; a new one, or one that prepare wrote.
         workers: threads that encode; all cores this process may use when None.
         refresh: tokenise sources again whose files or settings changed since they were finished.
-        progress: called after every block.
+        on_progress: called after every block.
 
     Returns:
         The finished store; its `warnings` are worth showing.
@@ -98,22 +101,22 @@ def prepare(
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
         raise XDogeError(f"workers is {workers}; it must be at least 1.")
-    refuse_foreign(out)
+    check_folder(out)
     with ThreadPoolExecutor(workers, thread_name_prefix="prepare") as pool, one_thread_each():
         try:
             tokenizer = _known_tokenizer(loaded, out)
-            markers = {source: unchanged(source, loaded, out, tokenizer, refresh) for source in loaded.sources}
+            markers = {source: current_marker(source, loaded, out, tokenizer, refresh) for source in loaded.sources}
             works = [_Work(source, loaded) for source, marker in markers.items() if marker is None]
-            _scan(works, tokenizer, pool, progress)
-            with claimed(out), unfinished_said(out):
+            _scan(works, tokenizer, pool, on_progress)
+            with claimed(out), reporting_unfinished(out):
                 if tokenizer is None:
-                    tokenizer = _train(loaded, works, progress)
+                    tokenizer = _train(loaded, works, on_progress)
                 _save_tokenizer(tokenizer, loaded, out)
                 for source, marker in markers.items():
                     if marker is not None:
-                        progress(Event("skip", source.name))
-                _tokenise(works, tokenizer, out, pool, workers, progress)
-                return finish(loaded, out, tokenizer)
+                        on_progress(Event("skip", source.name))
+                _tokenise(works, tokenizer, out, pool, workers, on_progress)
+                return write_manifest(loaded, out, tokenizer)
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -146,12 +149,12 @@ def _save_tokenizer(tokenizer: Tokenizer, corpus: Corpus, out: Path) -> None:
         tokenizer.save(out / "tokenizer", settings=settings)
 
 
-def _train(corpus: Corpus, works: Sequence[_Work], progress: OnProgress) -> Tokenizer:
+def _train(corpus: Corpus, works: Sequence[_Work], on_progress: OnProgress) -> Tokenizer:
     spec = corpus.spec.tokenizer.train
     if spec is None:
         raise ValueError("there is no tokenizer to train")
     where = f"{corpus.path}: tokenizer.train"
-    progress(Event("tokenizer", f"training a tokenizer of {spec.vocab_size:,} pieces"))
+    on_progress(Event("tokenizer", f"training a tokenizer of {spec.vocab_size:,} pieces"))
     texts: list[str] = []
     for language in corpus.spec.languages:
         samples = [
@@ -187,7 +190,7 @@ class _Work:
     def __init__(self, source: Source, corpus: Corpus) -> None:
         self.source = source
         self.folder = corpus.folder
-        self.settings = settings_of(source, corpus)
+        self.settings = source_settings(source, corpus)
         self.fraction: float = self.settings["validation fraction"] or 0.0
         self.hub: HubData | None = None
         self.inputs: tuple[Input, ...] = ()
@@ -237,7 +240,9 @@ class _Work:
             self.spools[name].add(tokens, encoded.lengths[chosen], int(encoded.n_bytes[chosen].sum()))
 
 
-def _scan(works: Sequence[_Work], tokenizer: Tokenizer | None, pool: ThreadPoolExecutor, progress: OnProgress) -> None:
+def _scan(
+    works: Sequence[_Work], tokenizer: Tokenizer | None, pool: ThreadPoolExecutor, on_progress: OnProgress
+) -> None:
     """Look at every input once, in parallel, before anything is written."""
 
     def submit(file: Path, work: _Work) -> Future[Input]:
@@ -258,7 +263,7 @@ def _scan(works: Sequence[_Work], tokenizer: Tokenizer | None, pool: ThreadPoolE
                 with naming(work.source.field(split)):
                     inputs.append(future.result())
                 done += 1
-                progress(Event("scan", done=done, total=total))
+                on_progress(Event("scan", done=done, total=total))
         work.inputs, work.validation_inputs = tuple(scanned[0]), tuple(scanned[1])
         if work.source.dataset is not None:
             with naming(work.source.field("train")):
@@ -280,7 +285,7 @@ def _tokenise(
     out: Path,
     pool: ThreadPoolExecutor,
     workers: int,
-    progress: OnProgress,
+    on_progress: OnProgress,
 ) -> None:
     pending: deque[tuple[_Work, str, Future[Encoded] | None]] = deque()  # None: the source ends here
     finishing: deque[tuple[_Work, Future[None]]] = deque()
@@ -292,14 +297,14 @@ def _tokenise(
         else:
             with naming(work.source.field(split)):
                 work.take(split, future.result())
-            progress(work.event("source"))
+            on_progress(work.event("source"))
         while finishing and finishing[0][1].done():
             settle_finishing()
 
     def settle_finishing() -> None:
         work, future = finishing.popleft()
         future.result()
-        progress(work.event("done"))
+        on_progress(work.event("done"))
 
     # a thread of its own assembles finished sources: most of that is waiting for the disk
     with (
@@ -333,7 +338,7 @@ def _finish_source(work: _Work, tokenizer: Tokenizer, out: Path) -> None:
         parts = _assemble(work, files, tokenizer, out)
     else:
         entries = zip((*source.files, *source.validation), (*work.inputs, *work.validation_inputs), strict=True)
-        forget(out, source)
+        remove_marker(out, source)
         parts = refer(source, out, inputs=dict(entries), files=files, fraction=work.fraction, decode=tokenizer.decode)
         work.seen, work.tokens = parts["train"]["documents"], parts["train"]["tokens"]
     marker = {
@@ -354,7 +359,7 @@ def _assemble(work: _Work, files: dict[str, str], tokenizer: Tokenizer, out: Pat
     if spools["train"].documents == 0:
         why = "every document fell to validation" if spools["validation"].documents else "all its rows are empty"
         raise XDogeError(f"{work.source.field('train')}: no document to train on: {why}.")
-    forget(out, work.source)
+    remove_marker(out, work.source)
     parts = {
         split: {"file": file, **spools[split].assemble(out / file, tokenizer.dtype)} for split, file in files.items()
     }

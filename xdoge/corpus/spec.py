@@ -268,7 +268,7 @@ def naming(where: str) -> Iterator[None]:
     except MissingExtraError:
         raise  # it is about the machine
     except XDogeError as error:
-        raise XDogeError(f"{where}: {error}") from error
+        raise XDogeError(f"{where}: {error.message}") from error
 
 
 def text_format(path: Path | str) -> tuple[str, str]:

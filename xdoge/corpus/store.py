@@ -4,8 +4,8 @@ A store is a folder: `store.json` says what is in it, and `tokens/<language>/<so
 of `input_ids` per document, its end-of-document token included. Each file is one Arrow record batch, so all tokens
 of a source lie one after the other on disk; a sequence is a view into them and costs no copy.
 
-The tokens of a source may also lie outside, in raw files that somebody else wrote, such as Megatron-LM's. Then the
-Arrow file holds `bounds` alone, where documents begin and the last one ends, and store.json names the raw files.
+The tokens of a source may also lie outside the store, in files of token ids that Megatron-LM wrote, for example. Then
+the Arrow file holds only `bounds`: where documents begin and the last one ends. store.json names the outside files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from xdoge.corpus.raw import OUTSIDE, Joined, Raw, Tokens
+from xdoge.corpus.external import OUTSIDE, ExternalFile, Joined, Tokens
 from xdoge.errors import XDogeError, importing
 from xdoge.io import read_json, sha256_file
 from xdoge.mixtures.checks import is_count
@@ -64,7 +64,7 @@ class _Part:
     documents: int
     tokens: int
     n_bytes: int
-    raw: tuple[Raw, ...] | None
+    external: tuple[ExternalFile, ...] | None
 
 
 class TokenStore:
@@ -132,7 +132,7 @@ class TokenStore:
                     documents=part["documents"],
                     tokens=part["tokens"],
                     n_bytes=part["n_bytes"],
-                    raw=_raw_files(path, part["raw"]) if "raw" in part else None,
+                    external=_external_files(path, part["raw"]) if "raw" in part else None,
                 )
         self.sources = tuple(content["sources"])
         self.languages = {language: tuple(sources) for language, sources in grouped.items()}
@@ -155,7 +155,7 @@ class TokenStore:
         try:
             store = cls(path, content, sha256=sha256_file(manifest))
         except XDogeError as error:
-            raise XDogeError(f"{manifest}: {error}") from error
+            raise XDogeError(f"{manifest}: {error.message}") from error
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise XDogeError(f"{manifest} is damaged: {shown(error)}. Prepare the store again.") from error
         for file, size, _, remedy in store._files():
@@ -256,7 +256,7 @@ class TokenStore:
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
             part = self._part(source, split)
-            files = " or ".join(str(raw.file) for raw in part.raw or ()) or part.file
+            files = " or ".join(str(entry.file) for entry in part.external or ()) or part.file
             raise XDogeError(
                 f"{files} is damaged: it leads to the token id {wrong:,}, and there are {self.vocab_size:,}. "
                 f"xdoge fit-weights --verify checks every file of {self.path}."
@@ -307,7 +307,7 @@ class TokenStore:
         files = {}
         for part in self._parts.values():
             files[part.file] = (part.file, part.size, part.sha256, INSIDE)
-            files.update((raw.file, (raw.file, raw.size, raw.sha256, OUTSIDE)) for raw in part.raw or ())
+            files.update((entry.file, (entry.file, entry.size, entry.sha256, OUTSIDE)) for entry in part.external or ())
         return list(files.values())
 
     def _part(self, source: str, split: str) -> _Part:
@@ -322,7 +322,7 @@ class TokenStore:
         mapped = self._mapped.get((source, split))
         if mapped is None:
             part = self._part(source, split)
-            mapped = map_tokens(part.file) if part.raw is None else _map_raw(part.file, part.raw)
+            mapped = map_tokens(part.file) if part.external is None else _map_external(part.file, part.external)
             if (len(mapped[0]), len(mapped[1]) - 1) != (part.tokens, part.documents):
                 raise XDogeError(f"{part.file} does not hold what store.json says; run xdoge prepare again.")
             self._mapped[source, split] = mapped
@@ -339,8 +339,8 @@ def map_tokens(file: Path) -> tuple[Tokens, npt.NDArray[np.int64]]:
     return column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True)
 
 
-def _map_raw(file: Path, raw: Sequence[Raw]) -> tuple[Tokens | Joined, npt.NDArray[np.int64]]:
-    parts = [file.map() for file in raw] or [np.empty(0, dtype=np.uint16)]
+def _map_external(file: Path, external: Sequence[ExternalFile]) -> tuple[Tokens | Joined, npt.NDArray[np.int64]]:
+    parts = [part.map() for part in external] or [np.empty(0, dtype=np.uint16)]
     bounds = _column(file, "bounds", (pa.int64(),)).to_numpy(zero_copy_only=True)
     return parts[0] if len(parts) == 1 else Joined(parts), bounds
 
@@ -365,15 +365,16 @@ def _check_counts(*values: object) -> None:
             raise TypeError(f"{shown(value)} is no count")
 
 
-def _raw_files(folder: Path, entries: list[dict[str, Any]]) -> tuple[Raw, ...]:
+def _external_files(folder: Path, entries: list[dict[str, Any]]) -> tuple[ExternalFile, ...]:
     files = tuple(
-        Raw(**{**entry, "file": folder / entry["file"], "dtype": np.dtype(entry["dtype"])}) for entry in entries
+        ExternalFile(**{**entry, "file": folder / entry["file"], "dtype": np.dtype(entry["dtype"])})
+        for entry in entries
     )
-    for raw in files:
-        _check_counts(raw.begin, raw.end, raw.size)
-        check_text("a raw file", str(raw.file))
-        if raw.file.suffix != ".bin":
-            raise XDogeError(f"{raw.file} is said to hold tokens, and only a .bin file can.")
-        if raw.dtype.kind not in "iu" or not 0 <= raw.begin <= raw.end <= raw.size // raw.dtype.itemsize:
-            raise TypeError(f"{raw.file} cannot hold {raw.dtype} tokens {raw.begin:,} to {raw.end:,}")
+    for part in files:
+        _check_counts(part.begin, part.end, part.size)
+        check_text("a raw file", str(part.file))
+        if part.file.suffix != ".bin":
+            raise XDogeError(f"{part.file} is said to hold tokens, and only a .bin file can.")
+        if part.dtype.kind not in "iu" or not 0 <= part.begin <= part.end <= part.size // part.dtype.itemsize:
+            raise TypeError(f"{part.file} cannot hold {part.dtype} tokens {part.begin:,} to {part.end:,}")
     return files
