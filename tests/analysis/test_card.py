@@ -144,9 +144,9 @@ def test_caps_of_their_own_and_earlier_phases_are_stated(store):
 def test_a_store_or_weights_of_another_mixture_are_refused(planned, store):
     weights, mixture = planned
     elsewhere = replace(mixture, corpus={"name": "x", "sha256": "0" * 64})
-    with pytest.raises(XDogeError, match=r"is not the store that the mixture mine was planned for: .* not 0{12}"):
+    with pytest.raises(XDogeError, match="mine .* not 0{12}"):
         mixture_card(elsewhere, store=store)
-    with pytest.raises(XDogeError, match="weights 'other' are not those that the mixture mine follows"):
+    with pytest.raises(XDogeError, match="'other' .* mine"):
         mixture_card(mixture, weights=replace(weights, name="other"))
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from xdoge.fit.affinity import WINDOWS, GradientAffinity, cosines, language_cosines, read_products
 
@@ -58,13 +59,7 @@ def test_cosines_of_known_gradients():
     np.testing.assert_allclose(language_cosines(g @ g.T, languages, SOURCES), [[1, expected], [expected, 1]])
 
 
-def test_a_cosine_that_is_none_is_not_shown():
-    measured = cosines(np.array([[0.1, 1.0], [1.0, 4.0]]))
-    assert np.isnan(measured[0, 1])
-    np.testing.assert_allclose(np.diagonal(measured), 1)
-
-
-def test_a_length_that_noise_made_negative_is_not_invented():
-    measured = cosines(np.array([[-0.1, 1.0], [1.0, 4.0]]))
-    assert np.isnan(measured[0]).all()
-    assert measured[1, 1] == 1
+@pytest.mark.parametrize(("length", "measured"), [(0.1, [1, np.nan]), (-0.1, [np.nan, np.nan])])
+def test_a_cosine_that_noise_made_impossible_is_not_shown(length, measured):
+    """The first gradient is too short for its product with the second, or has a negative square."""
+    np.testing.assert_allclose(cosines(np.array([[length, 1.0], [1.0, 4.0]])), [measured, [np.nan, 1]])

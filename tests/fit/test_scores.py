@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from reference_gradients import mean_loss
 from torch import nn
 
 from xdoge.fit.gradients.engine import GradientEngine
@@ -38,20 +39,8 @@ def sequences(seed, n, spread):
 
 
 def rule(score, targets):
-    k = len(targets)
-    return Rule(
-        targets=np.array(targets),
-        trained=np.ones(k, dtype=bool),
-        floor=0.0,
-        mu=1.0,
-        score=score,
-        normalise="none",
-    )
-
-
-def mean_loss(model, rows):
-    logits = model(rows)[:, :-1].flatten(0, 1)
-    return nn.functional.cross_entropy(logits, rows[:, 1:].flatten())
+    trained = np.ones(len(targets), dtype=bool)
+    return Rule(np.array(targets), trained, floor=0.0, mu=1.0, score=score, normalise="none")
 
 
 def test_the_score_is_what_a_step_on_the_source_does_to_the_targets():

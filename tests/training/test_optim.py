@@ -44,7 +44,7 @@ def test_norm_gains_and_biases_are_not_decayed(store, recipe):
 
 def test_an_unknown_device_is_refused():
     assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(XDogeError, match="device 'gpu' is unknown; write auto, cpu, cuda or cuda:N"):
+    with pytest.raises(XDogeError, match="device 'gpu'"):
         pick_device("gpu")
 
 
