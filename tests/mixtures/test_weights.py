@@ -110,10 +110,10 @@ def test_a_file_that_contradicts_itself_is_refused(tmp_path):
         ({"languages": [1]}, "is not a weight set"),
         ({"languages": {"es": "x"}}, "is not a weight set"),
         ({"languages": {}}, r"languages\['es'\] is 0.0, but its sources sum to 0.7"),
-        ({"floor": "x"}, "floor is 'x', which it cannot be"),
+        ({"floor": "x"}, "floor is 'x', which has"),
         ({"floor": 1.5}, "floor is 1.5; it must be >= 0 and below 1"),
-        ({"name": 5}, "name is 5, which it cannot be"),
-        ({"method": None}, "method is None, which it cannot be"),
+        ({"name": 5}, "name is 5, which has"),
+        ({"method": None}, "method is None, which has"),
         ({"sources": {"es/web": 0.9}}, "weights.json: weights 'three' sum to 0.9"),
     ],
 )

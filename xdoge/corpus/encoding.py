@@ -1,4 +1,4 @@
-"""A block of text to tokens: the work that `prepare` spreads over threads."""
+"""Encode a block of text as tokens, the work that `prepare` spreads over threads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Encoded:
         return int(self.lengths[~self.held_out].sum())
 
     def until(self, tokens: int) -> Encoded:
-        """Return the documents up to the one with which training has `tokens`."""
+        """Return the documents up to the first at which the training tokens reach `tokens`."""
         sums = np.cumsum(np.where(self.held_out, 0, self.lengths))  # (D,)
         count = int(np.searchsorted(sums, tokens)) + 1
         if count >= len(self.lengths):

@@ -65,7 +65,7 @@ def claimed(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting_unfinished(out: Path) -> Iterator[None]:
-    """Let an error that leaves a store unfinished which was finished before say so."""
+    """Add to an error that a store which was finished before is unfinished now."""
     before = (out / "store.json").is_file()
     try:
         yield
@@ -78,7 +78,7 @@ def reporting_unfinished(out: Path) -> Iterator[None]:
 
 
 def remove_marker(out: Path, source: Source) -> None:
-    """Take away what describes a source's token files, for these are about to be replaced."""
+    """Delete the marker of a source whose token files are about to be replaced, and store.json with it."""
     if any((out / token_file(source, split)).exists() for split in SPLITS):
         (out / "store.json").unlink(missing_ok=True)
     marker_path(out, source).unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def token_file(source: Source, split: str) -> str:
 
 
 def source_settings(source: Source, corpus: Corpus) -> dict[str, Any]:
-    """What shapes a source's tokens, besides its inputs and the tokenizer."""
+    """Return the settings that shape a source's tokens, besides its inputs and the tokenizer."""
     spec = source.spec
     return {
         "text": spec.text,
@@ -112,10 +112,10 @@ def source_settings(source: Source, corpus: Corpus) -> dict[str, Any]:
 def current_marker(
     source: Source, corpus: Corpus, out: Path, tokenizer: Tokenizer | None, refresh: bool
 ) -> dict[str, Any] | None:
-    """Return the marker of a source that an earlier run finished and that is the same today.
+    """Return the marker of a source if it is still true, None if the source must be tokenised.
 
     Raises:
-        XDogeError: it is no longer the same and `refresh` is off.
+        XDogeError: it is no longer true and `refresh` is off.
     """
     path = marker_path(out, source)
     if not path.is_file():

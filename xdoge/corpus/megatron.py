@@ -1,4 +1,4 @@
-"""Megatron-LM data sets as sources: token files that lie where they are, checked once and never copied.
+"""Megatron-LM data sets as sources. Their token files stay where they are; they are checked once and never copied.
 
 A data set is two files with one prefix, PREFIX.bin and PREFIX.idx. The .bin is token ids and nothing else; the .idx,
 little-endian throughout, says how to cut them:
@@ -45,7 +45,7 @@ Decode = Callable[[Sequence[list[int]]], list[str]]
 
 @dataclass(frozen=True)
 class Index:
-    """An .idx file as what it says of its .bin.
+    """What an .idx file says about its .bin.
 
     Attributes:
         file: the .bin.
@@ -127,10 +127,10 @@ def _arrays(file: Path, parts: Sequence[tuple[np.dtype[Any], int]]) -> Iterator[
 
 
 def scan(file: Path, tokenizer: Tokenizer, *, name: str) -> Input:
-    """Hash a .bin or .idx, and find in one pass over a .bin whether its ids can be the tokenizer's.
+    """Hash a .bin or .idx, and check in one pass over a .bin that its ids fit the tokenizer.
 
     Raises:
-        XDogeError: the two files do not fit, there is no token, an id is none of the tokenizer's, or a document does
+        XDogeError: the two files do not fit, there is no token, an id is outside the vocabulary, or a document does
             not end with the tokenizer's end-of-document token.
     """
     with reading(file):

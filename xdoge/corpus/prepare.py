@@ -1,8 +1,8 @@
-"""Corpus to token store: read, tokenise, split, count, write.
+"""Turn a corpus into a token store: read, tokenise, split, count, write.
 
-One thread cuts the inputs into blocks of text, in order; a pool of threads turns blocks into tokens (parsing and
-encoding release Python's lock); the first thread takes the results in order and spools them to disk. When a source
-ends, its spools become one Arrow file per split and a marker is written; that is the point a later run resumes from.
+One thread cuts the inputs into blocks of text, in order. A pool of threads turns blocks into tokens; parsing and
+encoding release Python's lock. The first thread takes the results in order and spools them to disk. When a source
+ends, its spools become one Arrow file per split and a marker is written. A later run resumes after the last marker.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from xdoge.corpus.tokenizer import (
     sentencepiece_model,
     train,
 )
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, argument
 from xdoge.io import disk_errors, write_json
 from xdoge.progress import Event, OnProgress, silent
 
@@ -74,7 +74,7 @@ def prepare(
 ) -> TokenStore:
     """Tokenise a corpus into a store, with all cores and without holding a source in memory.
 
-    What can be found wrong with the inputs is found before anything is written. A run that was stopped, killed or met
+    All inputs are checked before anything is written. A run that was stopped, killed or met
     a bad row continues with the source it was in when the same call is made again, and ends with the same bytes.
     A store that was finished before can be opened as it was until the first of its files is replaced: all the time
     while sources are added, and with `refresh` until a changed tokenizer is saved or the first changed source has
@@ -100,7 +100,7 @@ def prepare(
     loaded, out = Corpus.load(corpus), Path(out)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
-        raise XDogeError(f"workers is {workers}; it must be at least 1.")
+        raise XDogeError(f"{argument('workers')} is {workers}; it must be at least 1.")
     check_folder(out)
     with ThreadPoolExecutor(workers, thread_name_prefix="prepare") as pool, one_thread_each():
         try:
@@ -368,7 +368,7 @@ def _assemble(work: _Work, files: dict[str, str], tokenizer: Tokenizer, out: Pat
 
 
 def _refuse_moving(work: _Work) -> None:
-    """The checksum was taken before the reading; what changed in between would go unnoticed ever after."""
+    """Raise XDogeError if an input changed since its checksum was taken."""
     for split, entries in zip(SPLITS, (work.inputs, work.validation_inputs), strict=True):
         for entry in entries:
             if entry.mtime_ns is not None and not entry.same_time(work.folder):

@@ -1,4 +1,4 @@
-"""What text there is: corpus.yaml, validated before anything is read.
+"""corpus.yaml, which says what text there is. It is checked before any text is read.
 
 `CorpusSpec` is the file as written. `Corpus` is what it means on this machine: paths taken from the folder of
 the YAML file, globs expanded, every file found, nothing used twice.
@@ -324,7 +324,7 @@ def _find_megatron(patterns: Iterable[str], folder: Path, *, where: str) -> tupl
 
 
 def _refuse_twice(path: Path, sources: Iterable[Source]) -> None:
-    """The same text in two sources would be two weights for one thing, and validation text seen in training."""
+    """Refuse text that is named twice: it would get two weights, or validation text would be trained on."""
     seen: dict[Any, str] = {}
     for source in sources:
         spec = source.spec

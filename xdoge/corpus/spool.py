@@ -1,4 +1,4 @@
-"""Tokens on their way to disk: appended to plain files, then written as one Arrow record batch from memory maps."""
+"""Temporary files that collect the tokens of a source, and the Arrow record batch that is written from them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Texts to tokens: a SentencePiece model, any Hugging Face tokenizer, or a SentencePiece model trained here.
 
-The end-of-document token is added by xdoge after every document; no other special token is. Encoding lets go of
+The end-of-document token is added by xdoge after every document; no other special token is. Encoding releases
 Python's lock, so threads share one tokenizer and use all cores.
 """
 
@@ -153,7 +153,7 @@ class Tokenizer:
 
 
 def saved(folder: Path) -> dict[str, Any] | None:
-    """Return what `save` noted about the tokenizer in `folder`, None when there is none."""
+    """Return what `save` noted about the tokenizer in `folder`, None without a tokenizer."""
     return read_json(folder / "xdoge.json", schema=SCHEMA) if (folder / "xdoge.json").is_file() else None
 
 

@@ -108,7 +108,7 @@ class Request:
         """Return the path of each source that is read, or of every source.
 
         Raises:
-            XDogeError: the template is none, a source has no path, or two have the same.
+            XDogeError: the template has an unknown field, a source has no path, or two have the same.
         """
         paths = default if self.paths is None else self.paths
         places: dict[str, str] = {}

@@ -1,8 +1,9 @@
-"""A budget spread over sources in whole numbers: in proportion to their weights where no cap or floor binds.
+"""Spread a budget over sources in whole numbers, in proportion to their weights where no cap or floor binds.
 
-Weighted UniMax: x_i = min(cap_i, max(floor_i, λ α_i)) with the one λ that spends the budget. It is the point within
-caps and floors that is KL-closest to the weights, and with equal weights and no floors it is UniMax. Everything is
-decided in integers, since a float is a ratio of integers: the sum is exact at any size (docs/method.md, "Allocation").
+This is a weighted UniMax: x_i = min(cap_i, max(floor_i, λ α_i)), where λ is the number that spends the budget. Of all
+allocations within the caps and floors it is the KL-closest to the weights. With equal weights and no floors it is
+UniMax. Everything is computed in integers, since a float is a ratio of integers. So the sum is exact at any size
+(docs/method.md, "Allocation").
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `Mixture.plan` refuses."""
+"""Checks of the arguments of `Mixture.plan`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_names(
 
 
 def check_level(level: object) -> None:
-    """Refuse a level that is none."""
+    """Raise XDogeError if `level` is not "sources" or "languages"."""
     if level not in ("languages", "sources"):
         raise XDogeError(f"{argument('level')} is {shown(level)}; it must be languages or sources.")
 
@@ -115,7 +115,7 @@ def whole_sequences(available: Mapping[str, int], sequence_length: int) -> dict[
     """Return the tokens of each source that whole sequences hold.
 
     Raises:
-        XDogeError: the length is none, or a source is shorter than one sequence.
+        XDogeError: the length is below 1, or a source is shorter than one sequence.
     """
     if not isinstance(sequence_length, int) or sequence_length < 1:
         raise XDogeError(f"{argument('sequence_length')} is {sequence_length!r}; it must be a whole number >= 1.")

@@ -1,6 +1,6 @@
-"""A mixture: how many training tokens a run reads from each source, how often that repeats it, and why.
+"""A mixture says how many training tokens a run reads from each source, how often that repeats the source, and why.
 
-`Mixture.plan` turns weights into whole numbers of tokens under caps on repetition; mixture.json keeps them.
+`Mixture.plan` turns weights into whole numbers of tokens and caps repetition. mixture.json stores the result.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class Mixture:
             for name, kind in _KINDS.items():
                 value = getattr(share, name)
                 if not isinstance(value, kind) or (name != "capped" and isinstance(value, bool)):
-                    raise XDogeError(f"sources[{source!r}].{name} is {shown(value)}, which it cannot be.")
+                    raise XDogeError(f"sources[{source!r}].{name} is {shown(value)}, which has the wrong type.")
             if not 0 <= (value := share.learned_weight) <= 1 + SUM_TOLERANCE:
                 raise XDogeError(f"sources[{source!r}].learned_weight is {shown(value)}; a share is from 0 to 1.")
             if share.max_epochs is not None and not 0 <= share.max_epochs < math.inf:
@@ -135,7 +135,7 @@ class Mixture:
             check_text(name, getattr(self, name))
         for name, kind in (("seed", int), ("sequence_length", int | None)):
             if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
-                raise XDogeError(f"{name} is {shown(value)}, which it cannot be.")
+                raise XDogeError(f"{name} is {shown(value)}, which has the wrong type.")
         if self.sequence_length is not None and self.sequence_length < 1:
             raise XDogeError(f"sequence_length is {self.sequence_length}; it must be a whole number >= 1.")
         check_level(self.level)
@@ -144,7 +144,7 @@ class Mixture:
             raise XDogeError(f"the sources' tokens sum to {total:,}, not to budget_tokens {self.budget_tokens:,}.")
         for key in ("sources", "weights", "corpus"):
             if not isinstance(getattr(self, key), Mapping):
-                raise XDogeError(f"{key} is {shown(getattr(self, key))}, which it cannot be.")
+                raise XDogeError(f"{key} is {shown(getattr(self, key))}, which has the wrong type.")
             object.__setattr__(self, key, MappingProxyType(dict(getattr(self, key))))
         for key, part in itertools.product(("weights", "corpus"), ("name", "sha256")):
             check_text(f"{key}.{part}", getattr(self, key).get(part, ""))

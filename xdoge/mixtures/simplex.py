@@ -82,7 +82,7 @@ def as_integers(shares: Iterable[float | Fraction]) -> list[int]:
     """Return integers in exactly the proportions of `shares`, which every float, integer and fraction has.
 
     Raises:
-        XDogeError: a share is negative or not finite, or there is none.
+        XDogeError: a share is negative or not finite, or there is no share.
     """
     values = [share if isinstance(share, int | Fraction) else float(share) for share in shares]
     if not values or not all(math.isfinite(value) and value >= 0 for value in values):

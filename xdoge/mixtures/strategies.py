@@ -1,4 +1,4 @@
-"""Weights that need no proxy model: the baselines that learned weights are compared with."""
+"""Weights that need no proxy model. Learned weights are compared with them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-from xdoge.errors import XDogeError, names_that_differ
+from xdoge.errors import XDogeError, argument, names_that_differ
 from xdoge.mixtures.weights import Level, WeightSet
 from xdoge.names import language_of
 
@@ -43,10 +43,12 @@ def strategy_weights(
     if strategy not in STRATEGIES:
         raise XDogeError(f"strategy {strategy!r} is unknown; the strategies are {', '.join(STRATEGIES)}.")
     if strategy != "temperature" and temperature is not None:
-        raise XDogeError(f"temperature is for the strategy temperature, not for {strategy}; leave it out.")
+        raise XDogeError(
+            f"{argument('temperature')} is for the strategy temperature, not for {strategy}; leave it out."
+        )
     tau = DEFAULT_TEMPERATURE if temperature is None else temperature
     if not 1 <= tau < math.inf:
-        raise XDogeError(f"temperature is {tau:g}; it must be at least 1, which is proportional.")
+        raise XDogeError(f"{argument('temperature')} is {tau:g}; it must be at least 1, which is proportional.")
     exponent = {"proportional": 1.0, "temperature": 1 / tau}.get(strategy, 0.0)
     groups = available_tokens if level == "sources" else _by_language(available_tokens)
     masses = {name: count**exponent if count else 0.0 for name, count in groups.items()}

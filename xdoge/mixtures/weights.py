@@ -1,4 +1,4 @@
-"""The learned answer: how much of the training tokens each source of each language gets."""
+"""Weights: the share of the training tokens that each source of each language gets."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class WeightSet:
         for key, kind in _KINDS.items():
             value = getattr(self, key)
             if not isinstance(value, kind) or isinstance(value, bool):
-                raise XDogeError(f"weights {name}: {key} is {shown(value)}, which it cannot be.")
+                raise XDogeError(f"weights {name}: {key} is {shown(value)}, which has the wrong type.")
             if kind is str:
                 check_text(key, value)
             object.__setattr__(self, key, _frozen(value))
@@ -87,7 +87,7 @@ class WeightSet:
             raise XDogeError(f"weights {name}: floor is {shown(self.floor)}; it must be >= 0 and below 1.")
         for (key, part), kind in _PARTS.items():
             if not isinstance(value := getattr(self, key).get(part, kind()), kind):
-                raise XDogeError(f"weights {name}: {key}.{part} is {shown(value)}, which it cannot be.")
+                raise XDogeError(f"weights {name}: {key}.{part} is {shown(value)}, which has the wrong type.")
         if self.spread is not None:
             _check_deviation(name, "spread", self.spread, self.sources)
             if "languages" in self.spread:

@@ -1,7 +1,7 @@
 """A mixture's sequences as a data set that PyTorch's loaders read.
 
-Item t is the sequence at the sampler's position t, whatever was read before: no state, so any loader that goes
-through positions in order reads the mixture, and one that starts at position n resumes it.
+Item t is the sequence at the sampler's position t, whatever was read before. The data set has no state. A loader that
+goes through the positions in order reads the mixture, and a loader that starts at position n resumes it there.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class MixtureDataset(Dataset[Tensors]):
     A batch has (B, T).
 
     With `documents="separate"` an item also has `position_ids` (T,) that begin at 0 with the sequence and again with
-    each document, and no label (-100) where a document begins, since what came before says nothing about it. From
-    such positions `transformers` keeps documents apart by itself under the sdpa, eager and flex attentions, if it gets
-    neither an attention mask nor a cache: `Trainer` sees to that, a loop of one's own sets `model.config.use_cache =
-    False`. Under flash attention it does so only if the batch is one row: flatten each tensor to (1, B * T). Other
-    models take `document_mask`.
+    each document, and no label (-100) where a document begins, since what came before says nothing about it. From such
+    positions `transformers` keeps documents apart by itself under the sdpa, eager and flex attentions, if it gets
+    neither an attention mask nor a cache. `Trainer` sees to that; your own loop sets `model.config.use_cache = False`.
+    Under flash attention it does so only if the batch is one row: flatten each tensor to (1, B * T). Other models take
+    `document_mask`.
 
     Args:
         store: where the tokens are.
@@ -142,7 +142,7 @@ class MixtureDataset(Dataset[Tensors]):
         rows = [
             flat[s][begin : begin + length] for s, begin in zip(draws.source.tolist(), begins.tolist(), strict=True)
         ]
-        rows.append(flat[0][:0])  # for a batch of none
+        rows.append(flat[0][:0])  # for an empty batch
         tokens = np.concatenate(rows, dtype=np.int64, casting="unsafe").reshape(size, length)  # each row converted once
         input_ids = torch.from_numpy(tokens)
         if self.documents == "ignore":

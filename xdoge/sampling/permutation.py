@@ -1,8 +1,8 @@
 """Random permutations of any size that are computed, not stored.
 
-A Feistel network scrambles the cells (left, right) of a table of a rows and 2^p columns just large enough to hold n
-items: each half in turn is shifted by a keyed hash of the other, which is a bijection whatever the hash. The fewer
-than 2^p cells beyond n are walked over by applying the network again. So the item at any position of any epoch is
+A Feistel network permutes the cells (left, right) of a table with a rows and 2^p columns, just large enough for n
+items. Each round shifts one half by a keyed hash of the other half, which is a bijection whatever the hash. Fewer than
+2^p cells lie beyond n; the network is applied again until it leaves them. So the item at any position of any epoch is
 known at once, and a permutation of 10^12 items costs one key.
 """
 

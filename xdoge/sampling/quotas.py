@@ -1,10 +1,10 @@
-"""How many of the first t positions belong to each source: a closed form, exact in integers.
+"""How many of the first t positions belong to each source, in a closed form that is exact in integers.
 
-A binary tree halves the sources by weight. At a node through which `total` positions pass in all, `left` of them to the
-left, the first t of them hold L(t) = ⌊(t · left + ⌊total / 2⌋) / total⌋ of the left ones. L rises by 0 or 1, so no
-count is ever negative, the counts sum to t, and they are the quotas at the end. The error of a child is at most ½ plus
-its part of its parent's, and no part exceeds ⅔ unless the child is a leaf: below 2 positions everywhere
-(docs/method.md, "The sampler").
+A binary tree halves the sources by weight. Through a node pass `total` positions, and `left` of them go to its left
+child. Of the first t positions, L(t) = ⌊(t · left + ⌊total / 2⌋) / total⌋ go left. L rises by 0 or 1 with each
+position. So no count is negative, the counts sum to t, and at the end they are the quotas. The error of a child is at
+most ½ plus a part of its parent's error. This part is at most ⅔ unless the child is a leaf, so every error stays below
+2 positions (docs/method.md, "The sampler").
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Stage:
         return group % k, read[group] + nth
 
     def _edges(self, blocks: Counts) -> tuple[Counts, Counts]:
-        """Return what of each source is read before each block and after it, (b, k) each, what was carried included."""
+        """Return what is read of each source, `carried` included, before and after each block: (b, k) each."""
         edges = np.concatenate([blocks * self.block, np.minimum((blocks + 1) * self.block, self.quotas.total)])
         before, after = np.split(self.carried + self.quotas.before(edges).T, 2)
         return before, after

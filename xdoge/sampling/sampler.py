@@ -1,4 +1,4 @@
-"""Which sequence of which source comes at any position of a training run: computed, not stored.
+"""The sampler computes which sequence of which source stands at any position of a training run.
 
 Position t ↦ (source, epoch, index) is a pure function of the mixture, the sources' lengths, the seed and the block
 size. The counts of all sources at the end of each block have a closed form (`quotas.py`). A keyed permutation gives the
@@ -59,8 +59,8 @@ class MixtureSampler:
     """The order in which a mixture's sequences are read, for any loader and any number of ranks.
 
     Each block, which is the global batch, has the mixture's composition to within rounding: the count of a source at
-    the end of any block is within 2 of its target, and exact at the end of the plan. No sequence comes twice before all
-    of its source have come. Counts are decided in integers throughout.
+    the end of any block is within 2 of its target, and exact at the end of the plan. No sequence repeats before all
+    sequences of its source were read. All counts are integers.
 
     Iterating goes on from `position` and moves it: a budget is read once, so a second `for` does not start again. Where
     a loader reads ahead of training, set `position` to what training has consumed, or pass that to `state_dict`.
@@ -313,7 +313,7 @@ class MixtureSampler:
         The blocks stay those of the state as well, whatever `batch_size` this sampler was made with.
 
         Raises:
-            XDogeError: the state is of another plan (mixture, lengths or seed), or is none.
+            XDogeError: the state is of another plan (mixture, lengths or seed), or no state.
         """
         try:
             version, position, block, plan = (state[key] for key in ("version", "position", "batch_size", "plan"))

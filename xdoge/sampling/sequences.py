@@ -1,4 +1,4 @@
-"""How many whole sequences a sampler reads of each source: a mixture's tokens, cut and kept within its caps."""
+"""The number of whole sequences that a sampler reads from each source, within the mixture's caps."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def check_lengths(sources: Sequence[str], lengths: Mapping[str, int]) -> None:
 
 
 def find_sequence_length(parts: Sequence[tuple[Mixture, int]], lengths: Mapping[str, int]) -> int:
-    """Return the one number of tokens that cuts every source's available tokens into its number of sequences.
+    """Return the number of tokens that cuts the available tokens of every source into its number of sequences.
 
-    That which the mixture was planned with, if it was planned in whole sequences.
+    A mixture that was planned in whole sequences names its own.
     """
     if planned := {mixture.sequence_length for mixture, _ in parts if mixture.sequence_length is not None}:
         if len(planned) > 1:
@@ -104,7 +104,7 @@ def sequence_quotas(
 def warn_of_other_lengths(
     parts: Sequence[tuple[Mixture, int]], lengths: Mapping[str, int], sequence_length: int
 ) -> None:
-    """Warn where lengths are not what the available tokens hold, which a packing of one's own may mean to be so."""
+    """Warn where lengths differ from what the available tokens hold. Your own packing may do that on purpose."""
     for mixture, _ in parts:
         held = {source: share.available_tokens // sequence_length for source, share in mixture.sources.items()}
         other = [source for source, count in held.items() if count != lengths[source]]
