@@ -26,15 +26,12 @@ from pathlib import Path
 import sentencepiece
 import yaml
 
-from xdoge.corpus import Corpus
-from xdoge.corpus.prepare import prepare
+from xdoge.corpus import Corpus, prepare
 from xdoge.corpus.readers.files import file_blocks
 from xdoge.corpus.sample import write_sample
 
 SAMPLE_SCALE = 8
-COMMAND = (
-    "import sys; from xdoge.corpus.prepare import prepare; prepare(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]))"
-)
+COMMAND = "import sys; from xdoge.corpus import prepare; prepare(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]))"
 
 
 def repeated(path: Path, folder: Path, *, repeat: int) -> Corpus:

@@ -240,7 +240,7 @@ def loader_figures(corpus: Path | None, repeat: int, rounds: int, folder: Path) 
     import torch
     from prepare import repeated
 
-    from xdoge.corpus.prepare import prepare
+    from xdoge.corpus import prepare
     from xdoge.corpus.sample import write_sample
 
     torch.set_num_threads(1)
@@ -268,7 +268,7 @@ def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, 
     """Return how many tokens each action reads, and the actions: sequential, mixed, and drawing without reading."""
     import torch
 
-    from xdoge.sampling.dataset import MixtureDataset
+    from xdoge.sampling import MixtureDataset
 
     available, lengths = store.tokens(), store.sequence_counts(length)
     whole = {source: n // batch * batch for source, n in lengths.items()}

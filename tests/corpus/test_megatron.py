@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from megatron_files import CODES, END, INDEX, TEN, VOCABULARY, documents_of, make, write
 
 from xdoge import Mixture, MixtureSampler, XDogeError
-from xdoge.corpus import TokenStore, megatron
+from xdoge.corpus import TokenStore, megatron, prepare
 from xdoge.corpus.external import Joined
-from xdoge.corpus.prepare import prepare
 from xdoge.corpus.spec import TrainTokenizer
 from xdoge.corpus.tokenizer import train
 
@@ -210,7 +209,7 @@ def test_a_fit_reads_of_data_sets_what_it_reads_of_the_text(twins, recipe):
 
 @pytest.mark.parametrize("documents", ["ignore", "separate"])
 def test_a_mixture_of_data_sets_reads_what_it_reads_of_the_text(twins, documents):
-    from xdoge.sampling.dataset import MixtureDataset
+    from xdoge.sampling import MixtureDataset
 
     batches = []
     for store in twins:

@@ -19,9 +19,8 @@ import pytest
 import yaml
 
 from xdoge.cli.progress import Display
-from xdoge.corpus import Tokenizer, TokenStore
+from xdoge.corpus import Tokenizer, TokenStore, prepare
 from xdoge.corpus.manifest import claimed
-from xdoge.corpus.prepare import prepare
 from xdoge.corpus.spec import TrainTokenizer
 from xdoge.corpus.tokenizer import sentencepiece_model, train
 from xdoge.errors import Interrupted, XDogeError
@@ -275,7 +274,7 @@ def test_a_row_that_turns_out_bad_names_source_file_and_line(
 
 KILLED = """
 import os, signal, sys
-from xdoge.corpus.prepare import prepare
+from xdoge.corpus import prepare
 def kill(event):
     first_is_finished = os.path.exists(sys.argv[2] + "/sources/eu/wiki.json")
     if (event.kind, event.name) == ("source", "gl/web") and first_is_finished:

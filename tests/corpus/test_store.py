@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdoge.corpus import TokenStore
-from xdoge.corpus.prepare import prepare
+from xdoge.corpus import TokenStore, prepare
 from xdoge.corpus.spec import TrainTokenizer
 from xdoge.corpus.tokenizer import train
 from xdoge.errors import XDogeError
