@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import yaml
+from tiny_models import save_byte_tokenizer
 
 from xdoge.corpus import Corpus, CorpusSpec, TokenStore
 from xdoge.corpus.prepare import prepare
@@ -59,22 +60,6 @@ def write_data_set(folder: Path, configs: dict[str, str], columns: dict[str, Any
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
 
 
-def write_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<unk>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(documents("x"), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's corpus.yaml, unchanged, beside folders of the names it gives."""
@@ -85,7 +70,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_data_set(folder / "HuggingFaceFW/fineweb-edu", {"sample-100BT": "sample/100BT"}, FINEWEB_EDU)
     dumps = [f"20231101.{language}" for language in ("en", "es", "ca", "gl", "eu", "pt")]
     write_data_set(folder / "wikimedia/wikipedia", {dump: dump for dump in dumps}, WIKIPEDIA)
-    write_tokenizer(folder / "BSC-LT/salamandra-2b")
+    save_byte_tokenizer(folder / "BSC-LT/salamandra-2b")
     return folder
 
 

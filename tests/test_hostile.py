@@ -241,22 +241,10 @@ def test_yaml_says_what_is_wrong_with_it(tmp_path, monkeypatch, text, message):
     assert os.listdir(tmp_path) == ["corpus.yaml"]
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "es",
-        "/web",
-        "es/",
-        "es//web",
-        "../web",
-        "es/../../web",
-        "es/./web",
-        "еs/web",
-        "es/web\u202e",
-        "es/\nweb",
-        "es/w\0",
-    ],
-)
+ODD = ("es", "/web", "es/", "es//web", "../web", "es/../../web", "es/./web", "еs/web")
+
+
+@pytest.mark.parametrize("source", [*ODD, "es/web\u202e", "es/\nweb", "es/w\0"])
 def test_a_name_that_is_no_plain_one_is_no_source(source):
     with pytest.raises(XDogeError, match=r"weights\['.*'\]: a source is named language/source, as in 'eu/wikipedia'"):
         WeightSet("x", {source: 1.0})

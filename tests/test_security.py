@@ -132,9 +132,7 @@ def test_code_of_a_data_set_is_not_run(tmp_path, marker):
     path.write_text(
         "{name: x, tokenizer: {train: {vocab_size: 300}}, languages: {eu: {sources: {web: {dataset: data}}}}}"
     )
-    with pytest.raises(
-        XDogeError, match="corpus.yaml: .*web.* cannot be read: Dataset scripts are no longer supported"
-    ):
+    with pytest.raises(XDogeError, match="corpus.yaml: .*web.* Dataset scripts are no longer supported"):
         prepare(path, tmp_path / "store", workers=1)
     assert not marker.exists()
 
@@ -160,9 +158,7 @@ def change(folder, edit):
 )
 def test_a_store_has_the_tokens_of_a_source_in_one_place(copied, file):
     change(copied, lambda sources: sources["es/web"]["train"].update(file=file))
-    with pytest.raises(
-        XDogeError, match="store.json: the tokens of es/web are said to lie in '.*', not in tokens/es/web"
-    ):
+    with pytest.raises(XDogeError, match="store.json: the tokens of es/web .*, not in tokens/es/web"):
         TokenStore.open(copied)
 
 

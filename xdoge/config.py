@@ -145,14 +145,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         XDogeError: the file is missing, not YAML, not a mapping, or a key stands twice in it.
     """
+    content = read_regular(path, "YAML")
     try:
-        value = yaml.load(read_regular(path), Loader=_StrictLoader)
-    except FileNotFoundError as error:
-        raise XDogeError(f"{path} does not exist.") from error
-    except IsADirectoryError as error:
-        raise XDogeError(f"{path} is a folder, not a YAML file.") from error
-    except OSError as error:
-        raise XDogeError(f"{path} cannot be read: {error.strerror}.") from error
+        value = yaml.load(content, Loader=_StrictLoader)
     except XDogeError as error:
         raise XDogeError(f"{path}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError, *_PYYAML) as error:

@@ -144,16 +144,22 @@ def sha256_json(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(_json_text(value).encode("utf-8")).hexdigest()
 
 
-def read_regular(path: Path) -> bytes:
-    """Return the bytes of a file, and wait for no pipe and read no device.
+def read_regular(path: Path, kind: str) -> bytes:
+    """Return the bytes of a file; `kind` is what the message calls it, such as "JSON".
 
     Raises:
-        XDogeError: it is one.
-        OSError: it cannot be read.
+        XDogeError: it is missing, cannot be read, or is a folder, a pipe or a device.
     """
-    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
-        raise XDogeError(f"{path} is a pipe or a device, not a file.")
-    return path.read_bytes()
+    try:
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+            raise XDogeError(f"{path} is a pipe or a device, not a file.")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise XDogeError(f"{path} does not exist.") from error
+    except IsADirectoryError as error:
+        raise XDogeError(f"{path} is a folder, not a {kind} file.") from error
+    except OSError as error:
+        raise XDogeError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def read_json(path: Path, *, schema: str | None = None, version: int = 1) -> dict[str, Any]:
@@ -163,16 +169,10 @@ def read_json(path: Path, *, schema: str | None = None, version: int = 1) -> dic
         XDogeError: the file is missing, not a JSON object, of another kind, or of a newer schema; or it holds what
             `write_json` would not write: a key twice in one object, NaN, half a character.
     """
+    content = read_regular(path, "JSON")
     try:
-        text = read_regular(path).decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
         _json_text(value).encode("utf-8")
-    except FileNotFoundError as error:
-        raise XDogeError(f"{path} does not exist.") from error
-    except IsADirectoryError as error:
-        raise XDogeError(f"{path} is a folder, not a JSON file.") from error
-    except OSError as error:
-        raise XDogeError(f"{path} cannot be read: {str(error.strerror).lower()}.") from error
     except (ValueError, RecursionError) as error:
         raise XDogeError(f"{path} is not JSON: {error}.") from error
     if not isinstance(value, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Iterable
 
 from xdoge.errors import XDogeError
 
@@ -23,6 +24,14 @@ def shown(value: object) -> str:
 def language_of(source: str) -> str:
     """Return the language of a source: "eu" of "eu/wikipedia". A language stays as it is."""
     return source.partition("/")[0]
+
+
+def by_language(sources: Iterable[str]) -> dict[str, list[str]]:
+    """Return the sources of each language, both in the order of `sources`."""
+    languages: dict[str, list[str]] = {}
+    for source in sources:
+        languages.setdefault(language_of(source), []).append(source)
+    return languages
 
 
 def split_source(source: str) -> tuple[str, str]:

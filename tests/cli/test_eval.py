@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from command_line import one_line
 from typer.testing import CliRunner
 
 from xdoge import cli
@@ -105,45 +106,24 @@ def test_text_files_by_name_column_and_corpus(xdoge, models, tmp_path):
     [
         ([], "name at least one model: a run folder, the folder of a model, or its name on the Hub."),
         (["M"], "--out is missing: the results.json to write."),
-        (
-            ["M", "--out", "r.json"],
-            "nothing to measure: give --store or --text for perplexity, --suite for benchmarks.",
-        ),
+        (["M", "--out", "r.json"], "nothing to measure: give --store or --text"),
         (["M", "M", "--store", "S", "--out", "r.json"], "two models are called M; write NAME=M to tell them apart."),
-        (
-            ["M", "--store", "S", "--baseline", "uniform", "--out", "r.json"],
-            "--baseline uniform is not compared here; choose one of M.",
-        ),
-        (
-            ["M", "--store", "S", "--set", "windw=3", "--out", "r.json"],
-            "settings: windw is not a known key; did you mean window?",
-        ),
+        (["M", "--store", "S", "--baseline", "uniform", "--out", "r.json"], "--baseline uniform is not compared"),
+        (["M", "--store", "S", "--set", "windw=3", "--out", "r.json"], "did you mean window?"),
         (["M", "--text", "es", "--out", "r.json"], "--text es: write it as SOURCE=FILE, or name a corpus.yaml."),
-        (
-            ["M", "--text", "es=a.txt", "--limit", "3", "--out", "r.json"],
-            "--limit is for benchmarks; name some with --suite, or leave it out.",
-        ),
-        (
-            ["M", "--text", "es=a.jsonl:x", "--text", "es=b.jsonl:y", "--out", "r.json"],
-            "--text es: files of one source are read from one column, not from x and y; "
-            "name two sources, such as es/y.",
-        ),
-        (
-            ["M", "--text", "es=a.txt", "--set", "reference=fr", "--out", "r.json"],
-            "reference fr is none of the languages of the text: es.",
-        ),
-        (
-            ["=M", "--text", "es=a.txt", "--out", "r.json"],
-            "=M has no name before the equals sign; write NAME=MODEL, or the model alone.",
-        ),
+        (["M", "--text", "es=a.txt", "--limit", "3", "--out", "r.json"], "--limit is for benchmarks"),
+        (["M", "--text", "es=a.jsonl:x", "--text", "es=b.jsonl:y", "--out", "r.json"], "not from x and y"),
+        (["M", "--text", "es=a.txt", "--set", "reference=fr", "--out", "r.json"], "reference fr is none"),
+        (["=M", "--text", "es=a.txt", "--out", "r.json"], "=M has no name"),
         (["--prefetch"], "--prefetch needs --suite: the benchmarks whose questions are wanted."),
         (["M", "--local-data", "nowhere", "--out", "r.json"], "--local-data nowhere is not a folder."),
     ],
-)  # fmt: skip
+)
 def test_wrong_use_is_one_line(xdoge, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     status, out, err = xdoge("eval", *arguments)
-    assert (status, out, err.splitlines()[-1]) == (1, "", f"error: {message}")
+    assert (status, out) == (1, "")
+    assert message in one_line(err)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -112,18 +112,8 @@ def test_a_second_phase_counts_what_the_first_read(xdoge, here):
 
 
 def test_whole_sequences_only(xdoge, store, here):
-    command = [
-        "mix",
-        "uniform",
-        "--store",
-        store.path,
-        "--budget",
-        "20K",
-        "--sequence-length",
-        16,
-        "--max-epochs",
-        "none",
-    ]
+    sizes = ["--store", store.path, "--budget", "20K"]
+    command = ["mix", "uniform", *sizes, "--sequence-length", 16, "--max-epochs", "none"]
     assert xdoge(*command, "--out", "m.json")[0] == 0
     mixture = Mixture.load("m.json")
     assert {s: share.available_tokens for s, share in mixture.sources.items()} == {
@@ -135,22 +125,13 @@ def test_whole_sequences_only(xdoge, store, here):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["mix", "weights.json", "--budget", "1K", "--out", "m.json"],
-            "give the sizes of the sources with --store STORE",
-        ),
+        (["mix", "weights.json", "--budget", "1K", "--out", "m.json"], "--store STORE"),
         ([*MIX, "--store", "s"], "--store and --tokens both give the sizes"),
         ([*MIX, "--min-share", "0.3"], "--min-share is 0.3; for 4 sources it must be 0 to 1/4"),
         ([*MIX, "--cap", "eu=1", "--cap", "eu=2"], "--cap eu is given twice"),
-        (
-            ["mix", "emptyrun", *MIX[2:]],
-            "emptyrun has no weights.json: its fit is not finished; resume it first",
-        ),
+        (["mix", "emptyrun", *MIX[2:]], "emptyrun has no weights.json"),
         (["mix", "unimax", "--tokens", "emptyrun", *MIX[4:]], "emptyrun is a folder; --tokens names a file of counts"),
-        (
-            ["mix", "unimax", "--tokens", "names.json", *MIX[4:]],
-            "names.json: 'eu_wiki'; a source is named language/source",
-        ),
+        (["mix", "unimax", "--tokens", "names.json", *MIX[4:]], "names.json: 'eu_wiki'"),
         ([*MIX, "--out", "m.json", "--max-epochs", "1,2"], "--out writes one mixture"),
         ([*MIX, "--out", "m.json", "--max-epochs", "four"], "--max-epochs: 'four' is not a number"),
         ([*MIX, "--out", "m.json", "--max-epochs", "0.1"], "Raise --max-epochs to 0.318 or lower the budget"),
@@ -158,19 +139,10 @@ def test_whole_sequences_only(xdoge, store, here):
         ([*MIX, "--out", "m.json", "--cap", "gl=2"], "--cap names 'gl'; "),
         ([*MIX, "--out", "m.json", "--temperature", "2"], "--temperature is for the strategy temperature"),
         ([*MIX, "--out", "m.json", "--after", "none.json"], "none.json does not exist"),
-        (
-            [*MIX, "--out", "m.json", "--sequence-length", "1001"],
-            "eu/wiki has 1,000 tokens, less than one sequence of 1,001",
-        ),
-        (
-            ["mix", "doge", *MIX[2:], "--out", "m.json"],
-            "doge is neither a file nor a strategy; the strategies are uniform",
-        ),
+        ([*MIX, "--out", "m.json", "--sequence-length", "1001"], "eu/wiki has 1,000 tokens"),
+        (["mix", "doge", *MIX[2:], "--out", "m.json"], "doge is neither a file nor a strategy"),
         (["mix", "counts.json", *MIX[2:], "--out", "m.json"], "weights 'counts' sum to 126000; they must sum to 1"),
-        (
-            [*MIX[:5], "4x", "--out", "m.json"],
-            "--budget: '4x' is not a count; write a number such as 250000, 500M or 2B",
-        ),
+        ([*MIX[:5], "4x", "--out", "m.json"], "--budget: '4x' is not a count"),
         (["mix", "bad.json", *MIX[2:], "--out", "m.json"], "bad.json: es is 'x', not a weight"),
         (["mix", "unimax", "--tokens", "bad.csv", *MIX[4:], "--out", "m.json"], "bad.csv needs a line of names"),
         (["mix", "unimax", "--tokens", "badcount.json", *MIX[4:]], "badcount.json: es/w: 'x' is not a count"),

@@ -8,9 +8,8 @@ import socket
 import forked
 import numpy as np
 import pytest
-import torch
 from eval_ranks import ask, work
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import save_llama
 
 TEXT = {
     "gl": ["O can dorme.", "Unha casa verde a carón da auga", "Non, grazas", "Terra e mar, " * 9],
@@ -28,12 +27,8 @@ def lines(path, rows):
 def asked(store, tmp_path_factory):
     """Folder of a small model, the folder of some questions, and text files by language."""
     folder = tmp_path_factory.mktemp("asked")
-    config = LlamaConfig(
-        vocab_size=store.vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=512, bos_token_id=None, eos_token_id=None, use_cache=False,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    shape = {"vocab_size": store.vocab_size, "max_position_embeddings": 512}
+    save_llama(folder / "model", factor=1, **shape, bos_token_id=None, eos_token_id=None, use_cache=False)
     store.tokenizer().export(folder / "model")
     words = [f"{word} berde {n}" for n, word in enumerate(("etxe", "ur", "bide", "mahai", "liburu", "katu", "lur"))]
     nli = [{"question": word, "sentence": f"{word} bat", "label": n % 2} for n, word in enumerate(words)]
@@ -44,7 +39,7 @@ def asked(store, tmp_path_factory):
     lines(folder / "data/wnli_eu/validation.jsonl", pairs)
     lines(folder / "data/bec2016eu/test.jsonl", [{"text": word, "label": n % 3} for n, word in enumerate(words)])
     text = {
-        name: lines(folder / f"{name}.jsonl", [{"text": one, "id": n} for n, one in enumerate(documents)])
+        name: lines(folder / f"{name}.jsonl", [{"text": document, "id": n} for n, document in enumerate(documents)])
         for name, documents in TEXT.items()
     }
     return str(folder / "model"), folder / "data", text
@@ -73,12 +68,8 @@ def test_several_processes_give_the_same_numbers(asked, ended):
     for source, totals in alone["totals"].items():
         np.testing.assert_allclose(first["totals"][source], totals, rtol=1e-6)
     for task in ("qnlieu", "bec2016eu"):
-        assert first["outcomes"][task] == [
-            "ran",
-            "",
-            pytest.approx(alone["outcomes"][task][2]),
-            alone["outcomes"][task][3],
-        ]
+        _, _, value, prompts = alone["outcomes"][task]
+        assert first["outcomes"][task] == ["ran", "", pytest.approx(value), prompts]
 
 
 def test_what_fails_in_one_process_fails_in_all_and_the_next_task_runs(ended):

@@ -14,7 +14,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from tiny_models import save_byte_tokenizer, save_llama, sharpened
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from xdoge.corpus import Corpus
 from xdoge.distributed import Processes
@@ -46,20 +47,10 @@ def proxy(store, recipe, tmp_path_factory):
 @pytest.fixture(scope="module")
 def hub_model(tmp_path_factory):
     """Folder of a model as others publish them, with a tokenizer.json and a beginning-of-text token."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = {letter: i + 2 for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, **alphabet}, []))
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     folder = tmp_path_factory.mktemp("hub") / "model"
-    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=258, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=24, bos_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    sharpened(LlamaForCausalLM(config)).save_pretrained(folder)
+    save_byte_tokenizer(folder, bos_token="<s>")
+    shape = {"vocab_size": 258, "num_hidden_layers": 2, "max_position_embeddings": 24}
+    save_llama(folder, **shape, bos_token_id=0, eos_token_id=1)
     return str(folder)
 
 
@@ -70,15 +61,6 @@ def parallel(tmp_path):
         lines = [json.dumps({"text": text, "id": n}) for n, text in enumerate(documents)]
         (tmp_path / f"{language}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return {language: Text((tmp_path / f"{language}.jsonl",)) for language in PARALLEL}
-
-
-def sharpened(model):
-    """Fresh weights predict all tokens alike; larger ones leave something to be wrong about."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(8)
-    return model
 
 
 def naive_nats(model, tokens, begin, window, stride):
@@ -427,7 +409,7 @@ def test_too_little_memory_is_told_in_one_line_with_the_way_out(hub_model, monke
         model.nats([np.arange(9)], begin=0, window=24, stride=12, batch_tokens=64)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(MemoryFullError, match=r"^out of memory while loading .*device=split"):
-        load_on(Processes(0, 1, "cpu"), CausalModel.find(hub_model), precision="float32", split=False)
+        load_on(Processes(0, 1, "cpu"), CausalModel.find(hub_model), "float32", "cpu")
 
 
 def test_the_validation_files_of_a_corpus_are_found(tmp_path, corpus):

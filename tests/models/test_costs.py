@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from xdoge.cli.plan import costs_to_table
 from xdoge.errors import XDogeError
 from xdoge.fit.gradients.engine import GradientEngine
 from xdoge.fit.gradients.products import SourceBatch
-from xdoge.models.costs import Cost, PlanSpec, costs_to_dict, read_costs, totals
+from xdoge.models.costs import Cost, PlanSpec, read_costs, totals
 from xdoge.models.flops import product_flops, training_flops
 from xdoge.models.recipes import load_recipe
 
@@ -181,13 +180,6 @@ def test_the_table_adds_up_as_printed(tmp_path_factory, runs, parameters):
     assert float(last[-2].replace(",", "")) == sum(row[-2] for row in numbers)
 
 
-def test_json_holds_rows_and_totals(tmp_path):
-    value = json.loads(json.dumps(costs_to_dict(read_costs(write(tmp_path, {"a": {"hours": 1.5, "runs": 2}})))))
-    assert value["totals"] == {"runs": 2, "node_hours": 3.0}
-    assert value["rows"][0]["name"] == "a"
-    assert value["rows"][0]["flops_6nd"] is None
-
-
 @pytest.mark.parametrize(
     ("run", "message"),
     [
@@ -220,10 +212,7 @@ def test_a_row_that_says_too_little_or_too_much_is_refused(tmp_path, run, messag
         ({"hardware": HARDWARE | {"peak": "5T"}}, "hardware: give either achieved, or peak and utilisation"),
         ({"hardware": {"peak": "5T", "gpus_per_node": 4}}, "hardware: give either achieved, or peak and utilisation"),
         ({"hardware": {"achieved": "5T"}}, "hardware.gpus_per_node is missing"),
-        (
-            {"hardware": HARDWARE | {"achieved": 365}},
-            "hardware.achieved: 365 FLOP/s is no GPU; write FLOP/s such as 365T",
-        ),
+        ({"hardware": HARDWARE | {"achieved": 365}}, "hardware.achieved: 365 FLOP/s is no GPU"),
         ({"runs": {}}, "runs: dictionary should have at least 1 item"),
         ({"runs": {"a b": {"hours": 1}}}, "runs: the name 'a b' is not made of letters, digits, and - _ . / only"),
         ({"run": 3}, r"run is not a known key; did you mean runs\?"),

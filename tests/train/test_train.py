@@ -22,7 +22,8 @@ import yaml
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+from tiny_models import save_byte_tokenizer, save_llama
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 from typer.main import get_command
 
 from xdoge.cli import app
@@ -37,7 +38,7 @@ from xdoge.train import mixture_trainer
 from xdoge.train import trainer as training
 from xdoge.train.initial_model import InitialModel, check_documents, freeze, layers_trained, peak_learning_rate
 from xdoge.train.mixture_trainer import MixtureTrainer
-from xdoge.train.run_log import RunLog, beyond_plan, common_budget, passes, read_rows
+from xdoge.train.run_log import RunLog, beyond_plan, common_budget, passes
 from xdoge.train.settings import ELASTIC, BatchSplit, TrainSettings, TrainValues
 from xdoge.train.trainer import train
 from xdoge.training.optim import learning_rate_ratio
@@ -125,6 +126,18 @@ def same_weights(run, other, **tolerance):
     assert left.keys() == right.keys()
     for name in left:
         torch.testing.assert_close(left[name], right[name], **tolerance)
+
+
+def signalled_after(step, number=signal.SIGTERM):
+    """Return what, as `on_progress`, signals this process once when a step is done; the next one is the last."""
+    events = []
+
+    def stop(event):
+        if event.done == step and not events:
+            events.append(event)
+            os.kill(os.getpid(), number)
+
+    return stop
 
 
 def config_of(run):
@@ -302,16 +315,9 @@ def test_the_rate_follows_the_schedule_from_the_first_step(finished, mixture, st
 
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(mixture, store, recipe, finished, stream, tmp_path, step):
-    sent = []
-
-    def stop(event):
-        if event.done == step - 1 and not sent:
-            sent.append(event)
-            os.kill(os.getpid(), signal.SIGTERM)
-
     settings, notes = settings_for(mixture, store, recipe), []
     with pytest.raises(Interrupted, match=rf"stopped after step {step} of 6; resume=True continues") as stopped:
-        train(mixture, store, settings, out=tmp_path / "run", on_progress=stop)
+        train(mixture, store, settings, out=tmp_path / "run", on_progress=signalled_after(step - 1))
     assert stopped.value.exit_code == 143
     assert [row["step"] for row in metrics(tmp_path / "run") if "validation" in row] == [0, 3][: 1 + (step > 3)]
     (tmp_path / "run" / "mixture.json").unlink()  # as if a kill had come right after config.yaml
@@ -350,13 +356,9 @@ def test_killed_between_checkpoints_it_goes_on_from_the_last_whole_one(
 def test_two_processes_go_on_where_one_stopped_and_one_where_two_did(
     mixture, store, recipe, finished, stream, tmp_path
 ):
-    def stop(event):
-        if event.done == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
     settings, run = settings_for(mixture, store, recipe, device="cpu"), tmp_path / "run"
     with pytest.raises(Interrupted, match="stopped after step 2 of 6") as stopped:
-        train(mixture, store, settings, out=run, on_progress=stop)
+        train(mixture, store, settings, out=run, on_progress=signalled_after(1, signal.SIGINT))
     assert stopped.value.exit_code == 130
     mixture.save(tmp_path / "mixture.json")
     script = tmp_path / "worker.py"
@@ -466,13 +468,9 @@ def test_a_model_that_does_not_fit_the_store_is_refused(mixture, store, finished
     narrow = model_folder(model, tmp_path / "narrow", vocab_size=200)
     refused(narrow, r"narrow has an embedding for 200 tokens, and its tokenizer makes 300")
     other = tmp_path / "other"
-    LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(other)
-    write_tokenizer(other)
-    refused(
-        other,
-        r"store was prepared with another tokenizer \(\w{12}\) than that of .*other \(\w{12}\).*"
-        r"`tokenizer: \{huggingface: .*other\}`",
-    )
+    save_llama(other, vocab_size=400, max_position_embeddings=LENGTH)
+    save_byte_tokenizer(other)
+    refused(other, r"another tokenizer \(\w{12}\) than .*other \(\w{12}\).*`tokenizer: \{huggingface: .*other\}`")
     (tmp_path / "vision").mkdir()
     (tmp_path / "vision" / "config.json").write_text(json.dumps({"model_type": "vit"}))
     refused(tmp_path / "vision", r"is a vit, which is no causal language model")
@@ -495,32 +493,9 @@ def test_no_address_of_the_hub_s_words_is_cut(monkeypatch):
         raise OSError(f"{name} is not a local folder. See " + "it or " * 28 + "https://huggingface.co/models for more")
 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
-    with pytest.raises(
-        XDogeError, match=r"^model 'a/b' is no recipe .*, no folder, no model on the Hub: a/b is"
-    ) as error:
+    with pytest.raises(XDogeError, match=r"^model 'a/b' is no recipe .*, no model on the Hub: a/b is") as error:
         InitialModel.find("a/b")
     assert "http" not in str(error.value)
-
-
-SMALL = {
-    "vocab_size": 400,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": LENGTH,
-}
-
-
-def write_tokenizer(folder):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["</s>", *alphabet])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>").save_pretrained(folder)
 
 
 def test_a_mixture_that_does_not_fit_the_store_is_refused(mixture, store, recipe):
@@ -529,20 +504,13 @@ def test_a_mixture_that_does_not_fit_the_store_is_refused(mixture, store, recipe
             settings_for(changed, store, recipe, **values)
 
     other = replace(mixture, corpus={"name": "elsewhere", "sha256": "f" * 64})
-    refused(
-        other, r"'unequal' was planned for the store 'elsewhere' with SHA-256 f{12}, and .* has \w{12}; plan it anew"
-    )
+    refused(other, r"'unequal' was planned for the store 'elsewhere' with SHA-256 f{12}, and .* has \w{12};")
     shares = dict(mixture.sources)
     renamed = replace(mixture, sources={("pt/wiki" if s == "gl/wiki" else s): shares[s] for s in shares})
     refused(renamed, r"name different sources; in one of them only: gl/wiki, pt/wiki")
     larger = {s: replace(share, available_tokens=share.available_tokens + 1) for s, share in shares.items()}
     refused(replace(mixture, sources=larger), r"takes es/web to have [\d,]+ tokens, and .* has [\d,]+")
-    refused(
-        mixture,
-        r"steps 21 × batch_size 8 are 168 sequences of 16 tokens, more than the 160 that 'unequal' was planned for; "
-        r"take at most 20 steps, or plan a larger budget",
-        steps=21,
-    )
+    refused(mixture, r"steps 21 × batch_size 8 are 168 sequences of .* than the 160 .* at most 20 steps", steps=21)
     refused(mixture, r"'unequal' has 160 sequences of 16 tokens, less than one batch_size of 161", batch_size=161)
 
 
@@ -614,9 +582,7 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_written(mixture,
         return loss * float("nan") if self.state.global_step == 3 else loss
 
     monkeypatch.setattr(MixtureTrainer, "training_step", spoil)
-    with pytest.raises(
-        NonFiniteLossError, match=r"^step 4: loss is nan. Last good checkpoint: .*checkpoint-2\. Start anew in"
-    ):
+    with pytest.raises(NonFiniteLossError, match=r"^step 4: loss is nan. .*checkpoint-2\. Start anew"):
         train(mixture, store, settings_for(mixture, store, recipe), out=tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints" / "checkpoint-4").exists()
     monkeypatch.undo()
@@ -697,16 +663,6 @@ def test_a_tracker_may_be_named_without_a_list(mixture, store, recipe, monkeypat
     assert settings_for(mixture, store, recipe, report_to="wandb").report_to == ("wandb",)
 
 
-def test_rows_are_read_up_to_one_that_a_kill_cut_short(tmp_path):
-    assert read_rows(tmp_path / "metrics.jsonl") == []
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"st')
-    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 0}, {"step": 1}]
-
-
-def test_more_repetition_than_planned_is_counted():
-    assert beyond_plan({"gl/wiki": 1.0, "es/web": 2.0}, {"gl/wiki": 1.5, "es/web": 2.0}) == {"gl/wiki": 0.5}
-
-
 @pytest.mark.filterwarnings("ignore:.*is drawn less than once")
 def test_what_caps_in_whole_sequences_give_to_other_sources_is_no_repetition_beyond_the_plan():
     """Each small source loses 36 of 100 tokens to its tail, so the large one is read more than its planned tokens."""
@@ -775,13 +731,9 @@ def test_settings_that_may_differ_are_kept_for_a_resume_all_the_same(xdoge, mixt
 
 
 def test_checkpoints_follow_the_setting_of_the_resume(mixture, store, recipe, tmp_path):
-    def stop(event):
-        if event.done == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    run = tmp_path / "run"
+    run, settings = tmp_path / "run", settings_for(mixture, store, recipe, keep_checkpoints=9)
     with pytest.raises(Interrupted, match="stopped after step 2"):
-        train(mixture, store, settings_for(mixture, store, recipe, keep_checkpoints=9), out=run, on_progress=stop)
+        train(mixture, store, settings, out=run, on_progress=signalled_after(1))
     again = settings_for(mixture, store, recipe, keep_checkpoints=9, checkpoint_every=1)
     train(mixture, store, again, out=run, resume=True)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [f"checkpoint-{n}" for n in range(2, 7)]
@@ -803,15 +755,6 @@ def test_of_several_processes_one_says_what_all_see(xdoge, mixture, store, tmp_p
 
 def _raise(error):
     raise error
-
-
-def test_the_command_says_what_is_missing(xdoge, mixture, store, tmp_path):
-    mixture.save(tmp_path / "mixture.json")
-    command = ["train", tmp_path / "mixture.json", "--out", tmp_path / "run", "--store"]
-    status, _, err = xdoge(*command, store.path)
-    assert (status, err.startswith("error: --model is missing: a recipe such as 125m")) == (1, True)
-    status, _, err = xdoge(*command, tmp_path, "--model", "1m")
-    assert (status, "is not a token store" in err) == (1, True)
 
 
 def test_help_teaches(xdoge):

@@ -34,21 +34,9 @@ from xdoge.cli.app import app, as_options
 from xdoge.errors import Interrupted, XDogeError
 
 ORDER = (
-    "demo",
-    "prepare",
-    "fit-weights",
-    "baseline",
-    "merge",
-    "mix",
-    "export",
-    "formats",
-    "train",
-    "eval",
-    "compare",
-    "card",
-    "study",
-    "plan",
-)
+    "demo", "prepare", "fit-weights", "baseline", "merge", "mix", "export", "formats", "train", "eval", "compare",
+    "card", "study", "plan",
+)  # fmt: skip
 """In which the help lists the commands: the way through."""
 
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name or command.callback.__name__))  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 import yaml
@@ -17,9 +17,6 @@ from typer.main import get_command
 
 from xdoge.config import read_yaml
 from xdoge.errors import Interrupted, RankLocalError, XDogeError, XDogeException, require
-
-if TYPE_CHECKING:
-    from xdoge.corpus.store import TokenStore
 
 stdout = Console(width=None if sys.stdout.isatty() else 120, markup=False)  # a source may be called [/x]
 
@@ -31,13 +28,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def open_store(path: Path) -> TokenStore:
-    """Open a token store without loading pyarrow for commands that need none."""
-    from xdoge.corpus.store import TokenStore
-
-    return TokenStore.open(path)
 
 
 def refuse_taken(path: Path | None, force: bool) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from xdoge.baselines import METHODS, BaselineSettings, check_method, learn
 from xdoge.cli import options
-from xdoge.cli.app import app, open_store, run_settings
+from xdoge.cli.app import app, run_settings
 from xdoge.cli.tables import print_weights
 from xdoge.config import read_yaml, settings_help
 from xdoge.corpus.store import TokenStore
@@ -96,7 +96,7 @@ def baseline(
     chosen = run_settings(out, config, assignments, flags, resume=resume)
     if resume and (before := read_yaml(out / "config.yaml").get("baseline", "fit-weights")) != method:
         raise XDogeError(f"{out} holds a run of {before}, not of {method}.")
-    tokens = open_store(store)
+    tokens = TokenStore.open(store)
     settings = METHODS[method].for_store(tokens, chosen, where=str(config) if config else "settings")
     print_baseline(run_baseline(method, tokens, settings, out, resume=resume), tokens, out, as_json=as_json)
 

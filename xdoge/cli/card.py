@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from xdoge.cli import options
-from xdoge.cli.app import app, open_store, refuse_taken
+from xdoge.cli.app import app, refuse_taken
+from xdoge.corpus.store import TokenStore
 from xdoge.io import write_text
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
@@ -38,7 +39,7 @@ def card(
     refuse_taken(out, force)
     text = mixture_card(
         Mixture.load(mixture),
-        store=open_store(store) if store is not None else None,
+        store=TokenStore.open(store) if store is not None else None,
         weights=WeightSet.load(weights) if weights is not None else None,
     )
     if out is None:

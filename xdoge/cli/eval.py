@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +14,11 @@ from xdoge.analysis.inputs import check_baseline
 from xdoge.analysis.models import score_notes, score_rows, tokenizers
 from xdoge.analysis.tables import exceeding_rule, not_run, results_tables
 from xdoge.cli import options
-from xdoge.cli.app import app, chosen_settings, is_first, one_voice, open_store, refuse_taken, stdout
+from xdoge.cli.app import app, chosen_settings, is_first, one_voice, refuse_taken, stdout
 from xdoge.cli.progress import Display
 from xdoge.cli.tables import empty_table, print_table
 from xdoge.config import settings_help
+from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError, require
 from xdoge.eval.documents import Text, validation_texts
 from xdoge.eval.evaluate import evaluate as measure_all
@@ -136,7 +137,7 @@ def evaluate(  # one option for each thing that evaluations differ in most often
         if not benchmarks and (idle := [option for option, value in of_benchmarks.items() if value is not None]):
             raise XDogeError(f"{idle[0]} is for benchmarks; name some with --suite, or leave it out.")
         refuse_taken(out, force or partial_folder(out).is_dir())  # a kill may have come before that was removed
-        what = {"store": open_store(store) if store else None, "text": _texts(text or []), "suites": benchmarks}
+        what = {"store": TokenStore.open(store) if store else None, "text": _texts(text or []), "suites": benchmarks}
         results = run_evaluation(named, **what, local_data=local_data, out=out, **chosen)
     if not is_first():
         return
@@ -178,7 +179,7 @@ def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool
     with Display() as display:
         listed = [task for suite in suites for task in prefetch(suite, local_data, on_progress=display.show)]
     if as_json:
-        print(json.dumps([task.to_dict() for task in listed], indent=2))
+        print(json.dumps([asdict(task) for task in listed], indent=2))
         return
     table = empty_table(("task", "data set", "where"))
     for task in listed:

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from xdoge.cli import options
-from xdoge.cli.app import app, open_store, refuse_taken
+from xdoge.cli.app import app, refuse_taken
+from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
 from xdoge.export import FORMATS, export
 from xdoge.io import write_text
@@ -45,7 +46,7 @@ def export_mixture(
     refuse_taken(out, force)
     planned, counts = Mixture.load(mixture), None
     if documents is not None:
-        counts = open_store(documents).documents()
+        counts = TokenStore.open(documents).documents()
         if missing := [name for name, share in planned.sources.items() if share.tokens and name not in counts]:
             raise XDogeError(f"{documents} has no {missing[0]}, which {mixture} reads; it is another corpus.")
     written = export(planned, to, paths=paths, documents=counts, sequence_length=sequence_length)

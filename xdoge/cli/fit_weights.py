@@ -8,25 +8,23 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 import yaml
 
 from xdoge.cli import options
-from xdoge.cli.app import app, is_first, one_voice, open_store, run_settings, stdout
+from xdoge.cli.app import app, is_first, one_voice, run_settings, stdout
 from xdoge.cli.prepare import prepare_store
 from xdoge.cli.tables import empty_table, print_weights
 from xdoge.config import settings_help
+from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
+from xdoge.fit.result import FitResult
 from xdoge.fit.settings import FitSettings
+from xdoge.mixtures.weights import WeightSet
 from xdoge.models.recipes import load_recipe
-
-if TYPE_CHECKING:
-    from xdoge.corpus.store import TokenStore
-    from xdoge.fit.result import FitResult
-    from xdoge.mixtures.weights import WeightSet
-
+from xdoge.names import by_language
 
 _FIT_HELP = f"""Learn one weight per source with a small proxy model.
 
@@ -104,6 +102,8 @@ def fit_weights(
     workers: options.Workers = None,
     as_json: options.Json = False,
 ) -> None:
+    from xdoge.corpus.spec import Corpus
+
     where = str(config) if config else "settings"
     flags = {
         "proxy": proxy,
@@ -119,25 +119,16 @@ def fit_weights(
         if corpus.suffix in (".yaml", ".yml"):  # hours of preparing come after all that can be known before
             if os.environ.get("WORLD_SIZE", "1") != "1":
                 raise XDogeError(f"{corpus}: several processes fit on a store; make it with xdoge prepare first.")
-            FitSettings.for_sources(_languages(corpus), chosen, where=where)
+            languages = by_language(source.name for source in Corpus.load(corpus).sources)
+            FitSettings.for_sources(languages, chosen, where=where)
             store = prepare_store(corpus, out / "store", workers=workers)
         else:
-            store = open_store(corpus)
+            store = TokenStore.open(corpus)
         if verify:  # all of them, so that none waits for another
             store.verify()
         weights = run_fit(store, FitSettings.for_store(store, chosen, where=where), out, resume=resume).weights
     if is_first():
         print_fit(weights, store, out, as_json=as_json)
-
-
-def _languages(corpus: Path) -> dict[str, list[str]]:
-    """Return each language of a corpus.yaml with its sources."""
-    from xdoge.corpus.spec import Corpus
-
-    languages: dict[str, list[str]] = {}
-    for source in Corpus.load(corpus).sources:
-        languages.setdefault(source.language, []).append(source.name)
-    return languages
 
 
 def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool = False) -> FitResult:

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from xdoge.cli import options
-from xdoge.cli.app import app, as_options, open_store, refuse_taken, stdout
+from xdoge.cli.app import app, as_options, refuse_taken, stdout
 from xdoge.cli.tables import empty_table
 from xdoge.config import parse_count
+from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
 from xdoge.io import read_json
 from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS, Mixture, Share, as_epochs
@@ -183,7 +184,7 @@ def _available(store: Path | None, counts: Path | None) -> tuple[dict[str, int],
     if store is not None and counts is not None:
         raise XDogeError("--store and --tokens both give the sizes of the sources; leave one of them out.")
     if store is not None:
-        opened = open_store(store)
+        opened = TokenStore.open(store)
         return opened.tokens(), {"name": opened.name, "sha256": opened.sha256}
     if counts is None:
         raise XDogeError("give the sizes of the sources with --store STORE, or with --tokens FILE.")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from xdoge.cli import options
 from xdoge.cli.app import app, stdout
 from xdoge.cli.tables import empty_table
+from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted
 
-if TYPE_CHECKING:
-    from xdoge.corpus.store import TokenStore
+CELLS = ("{:,}", "{:,}", "{:,}", "{:.2f}", "{:.2%}", "{:,}")
+"""How the table shows documents, tokens, bytes, bytes per token, share and validation tokens of a source."""
 
 
 @app.command()
@@ -56,23 +57,12 @@ def prepare_store(corpus: Path, out: Path, *, workers: int | None = None, refres
 
 def print_store(store: TokenStore) -> None:
     print(f"{store.name}: {store.path}")
-    numbers = ("documents", "tokens", "bytes", "bytes/token", "share", "valid. tokens")
-    table = empty_table(("source",), numbers, width=max(map(len, store.sources)))
+    columns = ("documents", "tokens", "bytes", "bytes/token", "share", "valid. tokens")
+    table = empty_table(("source",), columns, width=max(map(len, store.sources)))
     rows = store.table()
-    for row in rows:
-        table.add_row(
-            row.source,
-            f"{row.documents:,}",
-            f"{row.tokens:,}",
-            f"{row.n_bytes:,}",
-            f"{row.bytes_per_token:.2f}",
-            f"{row.share:.2%}",
-            f"{row.validation_tokens:,}",
-        )
-    documents, tokens, n_bytes, held_out = (
-        sum(values)
-        for values in zip(*((r.documents, r.tokens, r.n_bytes, r.validation_tokens) for r in rows), strict=True)
-    )
-    total = f"{documents:,}", f"{tokens:,}", f"{n_bytes:,}", f"{n_bytes / tokens:.2f}", "100.00%", f"{held_out:,}"
-    table.add_row("all", *total, style="bold")
+    _, documents, tokens, n_bytes, _, share, validation_tokens = zip(*rows, strict=True)
+    sums = sum(documents), sum(tokens), sum(n_bytes), sum(n_bytes) / sum(tokens), sum(share), sum(validation_tokens)
+    for name, *numbers in (*rows, ("all", *sums)):
+        cells = [template.format(number) for template, number in zip(CELLS, numbers, strict=True)]
+        table.add_row(name, *cells, style="bold" if name == "all" else "")
     stdout.print(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
@@ -11,10 +10,8 @@ from rich.text import Text
 
 from xdoge.analysis.tables import TextTable
 from xdoge.cli.app import stdout
-
-if TYPE_CHECKING:
-    from xdoge.corpus.store import TokenStore
-    from xdoge.mixtures.weights import WeightSet
+from xdoge.corpus.store import TokenStore
+from xdoge.mixtures.weights import WeightSet
 
 
 def empty_table(texts: Iterable[str], numbers: Iterable[str] = (), *, width: int = 0) -> Table:

@@ -7,22 +7,21 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 import yaml
 
 from xdoge.cli import options
-from xdoge.cli.app import app, is_first, one_voice, open_store, run_settings, stdout
+from xdoge.cli.app import app, is_first, one_voice, run_settings, stdout
 from xdoge.cli.tables import empty_table
 from xdoge.config import settings_help
+from xdoge.corpus.store import TokenStore
+from xdoge.io import read_rows
 from xdoge.mixtures.mixture import Mixture
 from xdoge.names import language_of
+from xdoge.train.result import TrainResult
 from xdoge.train.settings import ELASTIC, TrainSettings
-
-if TYPE_CHECKING:
-    from xdoge.corpus.store import TokenStore
-    from xdoge.train.result import TrainResult
 
 _TRAIN_HELP = f"""Train a target model on a mixture, from scratch or by continual pre-training.
 
@@ -97,7 +96,7 @@ def train(  # one option for each thing that runs differ in most often
     flags = {"model": model, "steps": steps, "batch_size": batch_size, "train_only": train_only, "seed": seed}
     with one_voice():
         chosen = run_settings(out, config, assignments, flags, resume=resume)
-        opened, planned = open_store(store), Mixture.load(mixture)
+        opened, planned = TokenStore.open(store), Mixture.load(mixture)
         result = run_training(planned, opened, chosen, out, resume=resume, where=str(config) if config else "settings")
     if not is_first():
         return
@@ -148,7 +147,5 @@ def print_run(result: TrainResult, mixture: Mixture) -> None:
 
 def _validations(out: Path) -> list[tuple[int, dict[str, float]]]:
     """Return step and validation losses by language of each evaluation of a run so far, in order."""
-    from xdoge.io import read_rows
-
     rows = read_rows(out / "metrics.jsonl")
     return [(row["step"], row["validation_by_language"]) for row in rows if row.get("validation_by_language")]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from xdoge.eval.results import ALL, Row
 from xdoge.eval.scoring import LoadedModel, load_on
 from xdoge.io import read_json, sha256_json, write_json
 from xdoge.models.resolver import CausalModel
-from xdoge.names import language_of, split_source
+from xdoge.names import by_language, language_of, split_source
 from xdoge.progress import Event, OnProgress, silent
 from xdoge.sampling.permutation import derive_key
 
@@ -124,61 +124,49 @@ class Measured:
         drawn within each source, translations together; None for a single document. A perplexity too large for a
         float, as of words in a language that does not separate them, has no row.
         """
-        return [*self._own_rows(), *self._relative_rows()]
+        totals = {source: scores.totals for source, scores in self.sources.items()}
+        ids = {source: scores.ids for source, scores in self.sources.items()}
+        reference, metric = self.settings.reference, RELATIVE + self.settings.reference
+        # of parallel text: nats of the documents that the reference language has too, over its nats for them
+        pairs = {s: self._pairs(s, reference + s[len(language_of(s)) :]) for s in totals if language_of(s) != reference}
+        common = {source: names for source, (names, _) in pairs.items() if names}
+        nats = {source: pairs[source][1] for source in common}
+        return [*self._rows(METRICS, _metrics, totals, ids), *self._rows((metric,), _ratio, nats, common)]
 
-    def _own_rows(self) -> Iterator[Row]:
-        resampled = {
-            source: self._resample(source, scores.totals, scores.ids) for source, scores in self.sources.items()
-        }
-        languages = _by_language(self.sources)
+    def _rows(
+        self,
+        metrics: Sequence[str],
+        compute: Callable[[Floats], Floats],
+        totals: Mapping[str, Floats],
+        ids: Mapping[str, Sequence[str | None]],
+    ) -> Iterator[Row]:
+        """Yield the rows of languages, sources and average of what `compute` makes of sums: (..., m) to (..., metrics).
+
+        `totals` are those of each document by source, (D, m).
+        """
+        resampled = {source: self._resample(source, totals[source], ids[source]) for source in totals}
         averages: list[tuple[int, Floats, Floats]] = []
+        languages = by_language(totals)
         for language, sources in languages.items():
             parts = [(TASK, sources), *((f"{TASK}/{short}", [s]) for s in sources if (short := split_source(s)[1]))]
             for task, members in parts:
-                n = sum(len(self.sources[source].totals) for source in members)
-                value = _metrics(np.sum([self.sources[source].totals.sum(0) for source in members], axis=0))  # (3,)
-                spread = _metrics(np.sum([resampled[source] for source in members], axis=0))  # (resamples, 3)
-                yield from self._rows(language, task, n, value, spread)
+                n = sum(len(totals[source]) for source in members)
+                value = compute(np.sum([totals[source].sum(0) for source in members], axis=0))
+                spread = compute(np.sum([resampled[source] for source in members], axis=0))  # (resamples, metrics)
+                yield from self._task_rows(language, task, n, metrics, value, spread)
                 if task == TASK:
                     averages.append((n, value, spread))
         if len(languages) > 1:
             counts, values, spreads = zip(*averages, strict=True)
-            yield from self._rows(ALL, TASK, sum(counts), np.mean(values, axis=0), np.mean(spreads, axis=0))
+            average, spread = np.mean(values, axis=0), np.mean(spreads, axis=0)
+            yield from self._task_rows(ALL, TASK, sum(counts), metrics, average, spread)
 
-    def _rows(self, language: str, task: str, n: int, value: Floats, spread: Floats) -> Iterator[Row]:
-        for metric, number, numbers in zip(METRICS, value.tolist(), spread.T, strict=True):
+    def _task_rows(
+        self, language: str, task: str, n: int, metrics: Sequence[str], value: Floats, spread: Floats
+    ) -> Iterator[Row]:
+        for metric, number, numbers in zip(metrics, value.tolist(), spread.T, strict=True):
             if math.isfinite(number):
                 yield Row(self.model, language, task, metric, number, _stderr(numbers), n, False)
-
-    def _relative_rows(self) -> Iterator[Row]:
-        """Of parallel text: nats of the documents that the reference language has too, over its nats for them."""
-        reference = self.settings.reference
-        averages: list[tuple[int, float, Floats]] = []
-        for language, sources in _by_language(self.sources).items():
-            paired = {s: self._pairs(s, reference + s[len(language) :]) for s in sources if language != reference}
-            pairs_of = {source: pairs for source, (_, pairs) in paired.items() if len(pairs)}
-            if not pairs_of:
-                continue
-            resampled = {source: self._resample(source, pairs, paired[source][0]) for source, pairs in pairs_of.items()}
-            parts = [
-                (TASK, list(pairs_of)),
-                *((f"{TASK}/{short}", [s]) for s in pairs_of if (short := split_source(s)[1])),
-            ]
-            for task, members in parts:
-                n = sum(len(pairs_of[source]) for source in members)
-                own, other = np.sum([pairs_of[source].sum(0) for source in members], axis=0).tolist()
-                drawn = np.sum([resampled[source] for source in members], axis=0)  # (resamples, 2)
-                ratios = drawn[:, 0] / drawn[:, 1]
-                yield self._relative_row(language, task, n, own / other, ratios)
-                if task == TASK:
-                    averages.append((n, own / other, ratios))
-        if len(averages) > 1:
-            counts, values, spreads = zip(*averages, strict=True)
-            yield self._relative_row(ALL, TASK, sum(counts), float(np.mean(values)), np.mean(spreads, axis=0))
-
-    def _relative_row(self, language: str, task: str, n: int, value: float, ratios: Floats) -> Row:
-        metric = RELATIVE + self.settings.reference
-        return Row(self.model, language, task, metric, value, _stderr(ratios), n, False)
 
     def _pairs(self, source: str, other: str) -> tuple[list[str], Floats]:
         """Ids of the documents that both sources have, and the nats of each, (pairs, 2).
@@ -216,17 +204,15 @@ def _metrics(totals: Floats) -> Floats:
         return np.stack([np.exp(nats / tokens), np.exp(nats / words), nats / n_bytes / math.log(2)], axis=-1)
 
 
+def _ratio(totals: Floats) -> Floats:
+    """Return the first of two sums over the second: (..., 2) to (..., 1)."""
+    return totals[..., :1] / totals[..., 1:]
+
+
 def _stderr(drawn: Floats) -> float | None:
     if np.ptp(drawn) == 0 or not np.isfinite(drawn).all():
         return None
     return float(np.std(drawn, ddof=1))
-
-
-def _by_language(sources: Mapping[str, SourceScores]) -> dict[str, list[str]]:
-    languages: dict[str, list[str]] = {}
-    for source in sources:
-        languages.setdefault(language_of(source), []).append(source)
-    return languages
 
 
 def measure(
@@ -275,10 +261,7 @@ def measure(
         if scores is None:
             documents = feed.read(source).some(settings.max_documents)
             report = on_progress if processes.is_first else silent
-            split = settings.device == "split"
-            loaded = loaded or LoadedModel(
-                causal.name, load_on(processes, causal, precision=settings.precision, split=split)
-            )
+            loaded = loaded or LoadedModel(causal.name, load_on(processes, causal, settings.precision, settings.device))
             nats = _nats(loaded, documents.tokens, settings, begin, processes, source, report)
             tokens = [len(document) for document in documents.tokens]
             totals = np.stack([nats, np.array(tokens, dtype=float), documents.words, documents.n_bytes], axis=1)

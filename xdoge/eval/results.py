@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field
 
 from xdoge.config import Config
-from xdoge.errors import MOST_NAMES, MissingExtraError, XDogeError
+from xdoge.errors import MOST_NAMES, XDogeError, importing
 from xdoge.io import read_json, write_json
 from xdoge.names import check_text, shown
 
@@ -160,10 +160,8 @@ class Results:
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a data frame, a column for each field."""
-        try:
+        with importing("analysis"):
             import pandas as pd
-        except ImportError as error:
-            raise MissingExtraError("pandas", "analysis") from error
         return pd.DataFrame([asdict(row) for row in self.rows], columns=list(_FIELDS))
 
 

@@ -56,15 +56,15 @@ def batches(parts: Sequence[Window], *, batch_tokens: int) -> Iterator[list[Wind
         start += rows
 
 
-def load_on(processes: Processes, model: CausalModel, *, precision: str, split: bool) -> Any:
-    """Return the model of transformers, on this process's device or split over all GPUs.
+def load_on(processes: Processes, model: CausalModel, precision: str, device: str) -> Any:
+    """Return the model of transformers on this process's device or, if `device` is "split", over all GPUs.
 
     Raises:
         XDogeError: the weights cannot be loaded.
         MemoryFullError: the device has no room for them.
     """
     advice = f"{argument('device', 'split')} spreads it over the GPUs of one process, and bfloat16 halves it"
-    return model.load(precision=precision, device=processes.device, split=split, advice=advice)
+    return model.load(precision=precision, device=processes.device, split=device == "split", advice=advice)
 
 
 class LoadedModel:

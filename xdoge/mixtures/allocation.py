@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from xdoge.errors import XDogeError, argument
 from xdoge.mixtures.simplex import as_integers
-from xdoge.names import language_of
+from xdoge.names import by_language
 
 Amount = float | Fraction
 
@@ -125,9 +125,7 @@ def allocate_by_language(
     What the cap of a source cuts goes to other sources of its language first. Arguments, result and errors are those
     of `allocate`; names are "language/source".
     """
-    languages: dict[str, list[str]] = {}
-    for name in weights:
-        languages.setdefault(language_of(name), []).append(name)
+    languages = by_language(weights)
     caps, floors = caps or {}, floors or {}
     most = {}
     for language, names in languages.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 from xdoge.config import Config
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.errors import XDogeError, importing
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -63,11 +63,9 @@ class Recipe(Config):
 
     def build(self, *, vocab_size: int, seed: int) -> LlamaForCausalLM:
         """Return a freshly initialised model, on the CPU in float32; the global generator is left as it was."""
-        try:
+        with importing("proxy"):
             import torch
             from transformers import LlamaConfig, LlamaForCausalLM
-        except ImportError as error:
-            raise MissingExtraError("transformers", "proxy") from error
         config = LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=self.hidden_size,

@@ -12,7 +12,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any, Self
 
-from xdoge.errors import MissingExtraError, XDogeError, argument
+from xdoge.errors import XDogeError, argument, importing
 from xdoge.io import sha256_file
 from xdoge.models.memory import memory_errors
 from xdoge.models.tokenizers import model_file
@@ -52,10 +52,8 @@ class CausalModel:
             raise XDogeError(f"model {name!r} is no model: it has no config.json{hint}.")
         if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
             raise XDogeError(f"model {name!r} does not exist.")
-        try:
+        with importing("proxy"):
             from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-        except ImportError as error:
-            raise MissingExtraError("transformers", "proxy") from error
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:

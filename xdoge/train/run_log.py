@@ -93,11 +93,11 @@ class RunLog:
         """Append a row to metrics.jsonl and show it, after refusing numbers that nothing good can follow from."""
         for name, value in [*values.items(), *values.get("validation", {}).items()]:
             if isinstance(value, float) and not math.isfinite(value):
-                good = latest_checkpoint(self.run.checkpoints)
+                good = checkpoints(self.run.checkpoints)
                 raise NonFiniteLossError(
-                    f"step {step}: {name} is {value}. Last good checkpoint: {good or 'none yet'}. Start anew in "
-                    f"another folder with a lower learning_rate or clip, from there if {argument('model')} names it; "
-                    "look at the text."
+                    f"step {step}: {name} is {value}. Last good checkpoint: {good[-1] if good else 'none yet'}. Start "
+                    f"anew in another folder with a lower learning_rate or clip, from there if {argument('model')} "
+                    "names it; look at the text."
                 )
         if not self.first:
             return
@@ -161,11 +161,6 @@ class RunLog:
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints that were written to their end, oldest first."""
     return sorted((path for path in folder.glob("checkpoint-*") if (path / SUMS).exists()), key=step_of)
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to its end, None where there is none."""
-    return max(checkpoints(folder), key=step_of, default=None)
 
 
 def good_checkpoint(folder: Path, on_note: OnNote) -> Path | None:

@@ -30,7 +30,7 @@ from transformers import TrainingArguments
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from xdoge.corpus.store import TokenStore
-from xdoge.distributed import stop_requests
+from xdoge.distributed import Processes, stop_requests
 from xdoge.errors import Interrupted, XDogeError, argument
 from xdoge.io import sha256_json
 from xdoge.mixtures.mixture import Mixture
@@ -80,12 +80,14 @@ def train(
         MemoryFullError: a device of this process has too little memory.
         Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
     """
-    run, first = RunFolder(Path(out)), os.environ.get("RANK", "0") == "0"
+    run = RunFolder(Path(out))
     if settings is None:
         earlier = run.settings() if resume else {}
         settings = TrainSettings.for_run(mixture, store, {**earlier, **values})
     elif values:
         raise XDogeError(f"settings holds every setting already; leave out {', '.join(values)}, or settings.")
+    processes = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), settings.device)
+    first = processes.is_first
     if not first:
         on_progress = on_note = silent
     initial = InitialModel.find(settings.model)
@@ -112,7 +114,7 @@ def train(
     parameters = freeze(model, settings.train_only)
     layers = layers_trained(model)
     run_log = RunLog(run, store, mixture, settings, sampler, first, parameters, layers, on_progress, on_note)
-    with run.claimed() if first else contextlib.nullcontext(), _process_group(), stop_requests() as stop:
+    with run.claimed() if first else contextlib.nullcontext(), processes.closing_group(), stop_requests() as stop:
         if first and not resume:
             run.start({**config, "pin": initial.pin()})
         if first and not (run.path / "mixture.json").exists():  # nor where a kill came between the two
@@ -247,20 +249,3 @@ def resolved_config(
         "settings": settings.model_dump(mode="json"),
         "model": initial.to_config(),
     }
-
-
-@contextlib.contextmanager
-def _process_group() -> Iterator[None]:
-    """End the process group that Trainer begins, unless there was one before or training failed."""
-    before = torch.distributed.is_available() and torch.distributed.is_initialized()
-    try:
-        yield
-    except Interrupted:
-        _leave(before)
-        raise
-    _leave(before)
-
-
-def _leave(before: bool) -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and not before:
-        torch.distributed.destroy_process_group()

@@ -12,12 +12,13 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from xdoge.distributed import Processes
 from xdoge.errors import Interrupted, XDogeError
-from xdoge.eval.lm_eval.catalogue import Catalogue, Fault, TaskError, is_unreachable, lm_eval_version, offline, one_line
+from xdoge.eval.lm_eval.catalogue import Catalogue, Fault, TaskError, is_unreachable, offline, one_line
 from xdoge.eval.lm_eval.harness import HarnessModel, Score
 from xdoge.eval.results import ALL, Row
 from xdoge.eval.suite import NORMALISED, HarnessSettings, Suite, SuiteTask, check_together, is_published
@@ -190,7 +191,7 @@ def run_suite(
         "model": causal.identity(),
         "tokenizer": asked.tokenizer,
         "before_prompt": asked.begin,
-        "lm_eval": lm_eval_version(),
+        "lm_eval": version("lm_eval"),
     }
     tasks, catalogue = expanded(suite)
     report = on_progress if processes.is_first else silent

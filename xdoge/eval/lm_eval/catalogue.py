@@ -17,11 +17,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-from xdoge.errors import Interrupted, MissingExtraError, XDogeError
+from xdoge.errors import Interrupted, XDogeError, importing
 from xdoge.eval.lm_eval.bridge import bridged
 from xdoge.eval.suite import HarnessSettings, SuiteTask
 from xdoge.io import sha256_file
@@ -90,10 +91,8 @@ class Catalogue:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        try:
+        with importing("eval"):
             from lm_eval.tasks import TaskManager
-        except ImportError as error:
-            raise MissingExtraError("lm_eval", "eval") from error
         self._names = list(names)
         with quiet():
             self._manager = TaskManager(include_defaults=False, include_path=list(map(str, _folders(self._names))))
@@ -117,7 +116,7 @@ class Catalogue:
     def unknown(self, name: str) -> str:
         """Return that there is no task of a name, and what was probably meant."""
         near = difflib.get_close_matches(name, sorted(set().union(*_definitions().values())), n=1)
-        return f"lm-eval {lm_eval_version()} has no task {name}" + (f"; did you mean {near[0]}?" if near else ".")
+        return f"lm-eval {version('lm_eval')} has no task {name}" + (f"; did you mean {near[0]}?" if near else ".")
 
     def data(self, task: SuiteTask, local_data: Path | None) -> TaskData:
         """Return where the questions of a task come from: its folder if there is one, else the Hub.
@@ -191,7 +190,7 @@ class Catalogue:
     def _config(self, name: str) -> dict[str, Any]:
         entry = self._manager.task_index.get(name)
         if entry is None or entry.cfg is None:
-            raise TaskError("broken upstream", f"lm-eval {lm_eval_version()} has no task of that name")
+            raise TaskError("broken upstream", f"lm-eval {version('lm_eval')} has no task of that name")
         config: dict[str, Any] = entry.cfg
         return config
 
@@ -256,13 +255,6 @@ def is_unreachable(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def lm_eval_version() -> str:
-    """Return the version of lm-eval."""
-    from importlib.metadata import version
-
-    return version("lm_eval")
 
 
 def _folders(names: Iterable[str]) -> list[Path]:

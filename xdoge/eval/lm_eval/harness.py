@@ -153,11 +153,10 @@ class HarnessModel:
             tokenizer: Any = AutoTokenizer.from_pretrained(self._causal.name, trust_remote_code=False)
         else:
             tokenizer = sentencepiece_tokenizer(str(model_file(self._causal.name, "tokenizer.model")), begin=self.begin)
-        split = settings.device == "split"
         with quiet():
             # the softmax of bfloat16 would leave many answers equally likely
             lm = Divided(
-                pretrained=load_on(self._processes, self._causal, precision=settings.precision, split=split),
+                pretrained=load_on(self._processes, self._causal, settings.precision, settings.device),
                 tokenizer=tokenizer,
                 batch_size=settings.batch_size,
                 max_length=self._causal.context,

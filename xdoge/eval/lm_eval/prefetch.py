@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from xdoge.eval.lm_eval.benchmarks import expanded
 from xdoge.eval.lm_eval.catalogue import TaskError, is_unreachable, offline
@@ -34,10 +34,6 @@ class DataNeed:
     splits: tuple[str, ...]
     where: _Where
     note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields."""
-        return asdict(self)
 
 
 def prefetch(suite: Suite, local_data: Path | None = None, *, on_progress: OnProgress = silent) -> list[DataNeed]:
