@@ -219,8 +219,13 @@ def test_sets_of_other_sources_have_no_distance_but_a_dash():
 
 
 def test_changes_of_perplexity_with_errors_against_the_baseline():
-    spanish, basque = [("uniform", "es", 20.0, 0.3), ("learned", "es", 18.0, 0.4)], [("uniform", "eu", 30.0, 1.0)]
-    compared = compare([results(*spanish, *basque, ("learned", "eu", 29.0, None))], baseline="uniform")
+    table = results(
+        ("uniform", "es", 20.0, 0.3),
+        ("learned", "es", 18.0, 0.4),
+        ("uniform", "eu", 30.0, 1.0),
+        ("learned", "eu", 29.0, None),
+    )
+    compared = compare([table], baseline="uniform")
     row = row_of(compared.rows["scores"], model="learned", language="es")
     assert (row["difference"], row["change"], row["difference_stderr"]) == (-2.0, -0.1, 0.5)
     assert (row["exceeds"], row["better"]) == (True, True)

@@ -135,23 +135,19 @@ def _language(share: Share, store: TokenStore | None, language: str) -> list[str
 def _sources(mixture: Mixture, store: TokenStore | None, origins: Mapping[str, Mapping[str, str]]) -> str:
     public = [source for source in mixture.sources if origins.get(source, {}).get("dataset")]
     other = [source for source in mixture.sources if source not in public]
-    parts = []
-    if public:
-        parts += [
-            "### 2.1 Publicly available datasets\n\nBy name on the Hugging Face Hub, or of the folder that was read.",
-            _source_table(mixture, store, origins, public),
-        ]
+    of_public = (
+        "### 2.1 Publicly available datasets\n\nBy name on the Hugging Face Hub, or of the folder that was read."
+    )
+    of_other = (
+        "### 2.2 to 2.6 Private, crawled, user, synthetic and other data\n\nSources read from files. Under which "
+        f"of these headings each belongs, or under 2.1, and where it came from: {OPEN}"
+    )
     if not origins:
-        parts += [
-            f"### 2.1 to 2.6 All data\n\nOrigin and licence: {OPEN}",
-            _source_table(mixture, store, origins, other),
-        ]
-    elif other:
-        parts += [
-            "### 2.2 to 2.6 Private, crawled, user, synthetic and other data\n\nSources read from files. Under which "
-            f"of these headings each belongs, or under 2.1, and where it came from: {OPEN}",
-            _source_table(mixture, store, origins, other),
-        ]
+        of_other = f"### 2.1 to 2.6 All data\n\nOrigin and licence: {OPEN}"
+    parts = []
+    for heading, sources in ((of_public, public), (of_other, other)):
+        if sources:
+            parts += [heading, _source_table(mixture, store, origins, sources)]
     return "\n\n".join(parts)
 
 

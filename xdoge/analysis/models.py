@@ -74,11 +74,9 @@ def score_rows(results: Results, *, baseline: str | None) -> Rows:
     for row in results.rows:
         other = base.get(row.key[1:])
         why = _not_compared(results, row, other) if baseline is not None and row.model != baseline else None
-        compared = other is not None and row.model != baseline and why is None
-        difference = row.value - other.value if compared and other else None
-        error, beyond = (
-            exceeds(difference, row.stderr, other.stderr) if difference is not None and other else (None,) * 2
-        )
+        rival = other if row.model != baseline and why is None else None
+        difference = row.value - rival.value if rival else None
+        error, beyond = exceeds(row.value - rival.value, row.stderr, rival.stderr) if rival else (None, None)
         rows.append(
             {
                 **vars(row),
@@ -87,7 +85,7 @@ def score_rows(results: Results, *, baseline: str | None) -> Rows:
                 "baseline_value": other.value if other else None,
                 "baseline_stderr": other.stderr if other else None,
                 "difference": difference,
-                "change": _change(row, other) if compared and other else None,
+                "change": _change(row, rival) if rival else None,
                 "difference_stderr": error,
                 "exceeds": beyond,
                 "better": None if not difference else (difference > 0) == row.higher_is_better,

@@ -17,7 +17,7 @@ import torch
 
 from xdoge.baselines.job import Job, Trajectory, equal_parts, follow
 from xdoge.baselines.options import DogeSettings
-from xdoge.baselines.training import BaselineProxy
+from xdoge.baselines.training import BaselineProxy, ProxyState
 from xdoge.fit.gradients.engine import GradientEngine
 from xdoge.fit.gradients.products import SourceBatch, SourceProducts
 from xdoge.fit.result import language_weights
@@ -77,12 +77,11 @@ def doge(job: Job[DogeSettings]) -> WeightSet:
         trajectory.load(run, proxy.step, arrays)
     job.rewind(proxy.step)
 
-    def save() -> None:
+    def state() -> ProxyState:
         arrays, tensors = proxy.state()
-        arrays |= trajectory.write(run, store.sources)
-        run.save_checkpoint(proxy.step, numbers={}, arrays=arrays, tensors=tensors, keep=settings.keep_checkpoints)
+        return arrays | trajectory.write(run, store.sources), tensors
 
-    follow(job, _steps(job, proxy, trajectory), proxy, save)
+    follow(job, _steps(job, proxy, trajectory), proxy, state)
     stuck = sum(bool((scores >= SCORES[1]).all()) for scores in np.array(trajectory.history["score"]))
     if stuck:
         job.on_note(

@@ -16,7 +16,7 @@ import torch
 
 from xdoge.baselines.job import Job, Trajectory, equal_parts, follow, means
 from xdoge.baselines.options import DoremiSettings
-from xdoge.baselines.training import BaselineProxy, train_on
+from xdoge.baselines.training import BaselineProxy, ProxyState, train_on
 from xdoge.fit.result import language_weights
 from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
@@ -59,23 +59,16 @@ def doremi(job: Job[DoremiSettings]) -> WeightSet:
             trajectory.load(run, proxy.step, arrays)
     job.rewind(begun)
 
-    def save_reference() -> None:
-        arrays, tensors = reference.state()
-        keep = settings.keep_checkpoints
-        run.save_checkpoint(reference.step, numbers={}, arrays=arrays, tensors=tensors, keep=keep)
-
-    def save() -> None:
+    def state() -> ProxyState:
         arrays, tensors = proxy.state()
         arrays |= trajectory.write(run, store.sources) | {"reference_read": reference.read}
-        tensors |= {f"reference.{name}": value for name, value in reference.state()[1].items()}
-        step = settings.steps + proxy.step
-        run.save_checkpoint(step, numbers={}, arrays=arrays, tensors=tensors, keep=settings.keep_checkpoints)
+        return arrays, tensors | {f"reference.{name}": value for name, value in reference.tensors().items()}
 
     tokens = np.array([store.tokens()[source] for source in store.sources], dtype=np.float64)
     fixed = tokens / tokens.sum() if settings.reference == "proportional" else np.full(k, 1 / k)
-    follow(job, train_on(fixed, reference), reference, save_reference)
+    follow(job, train_on(fixed, reference), reference, reference.state)
     reference.model.eval()
-    follow(job, _play(job, proxy, reference, trajectory), proxy, save, before=settings.steps)
+    follow(job, _play(job, proxy, reference, trajectory), proxy, state, before=settings.steps)
     return job.finish(trajectory.mean, tokens=reference.tokens + proxy.tokens, floor=settings.smoothing / k)
 
 

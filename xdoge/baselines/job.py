@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from xdoge.baselines.options import BaselineSettings
-from xdoge.baselines.training import BaselineProxy
+from xdoge.baselines.training import BaselineProxy, ProxyState
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted, argument
 from xdoge.fit.result import learned_weights
@@ -113,7 +113,7 @@ class Trajectory:
 
 
 def follow(
-    job: Job[Any], rows: Iterable[MetricsRow], proxy: BaselineProxy, save: Callable[[], None], *, before: int = 0
+    job: Job[Any], rows: Iterable[MetricsRow], proxy: BaselineProxy, state: Callable[[], ProxyState], *, before: int = 0
 ) -> None:
     """Run the steps of one proxy: each is evaluated and logged, and now and then everything is saved.
 
@@ -121,7 +121,7 @@ def follow(
         job: whose settings say how often.
         rows: yields a row of metrics after each step of the proxy.
         proxy: that the steps train.
-        save: writes a checkpoint.
+        state: returns what a checkpoint holds.
         before: rows of metrics.jsonl that belong to models before this one.
     """
     settings = job.settings
@@ -131,7 +131,9 @@ def follow(
             row["validation"] = proxy.finite_validation_losses()
         job.log({**row, "step": before + done})
         if done % settings.checkpoint_every == 0 or done == settings.steps or job.stop:
-            save()
+            arrays, tensors = state()
+            keep = settings.keep_checkpoints
+            job.run.save_checkpoint(before + done, numbers={}, arrays=arrays, tensors=tensors, keep=keep)
         job.stop_if_asked(before + done, "step")
 
 

@@ -11,7 +11,7 @@ from xdoge.errors import XDogeError, require
 from xdoge.fit.targets import targets_by_source
 from xdoge.models.flops import product_flops
 from xdoge.models.recipes import Recipe
-from xdoge.training.proxy_settings import ProxySettings
+from xdoge.training.proxy_settings import ProxySettings, refuse_unknown
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -167,11 +167,9 @@ class RegmixSettings(BaselineSettings):
 
     def check_store(self, store: TokenStore) -> None:
         """Refuse what this store cannot serve."""
-        for source, weight in self.targets.items() if isinstance(self.targets, dict) else ():
-            if source not in store.sources:
-                raise XDogeError(
-                    f"targets names {source!r}, which the corpus does not have; it has {', '.join(store.sources)}."
-                )
+        targets = self.targets if isinstance(self.targets, dict) else {}
+        refuse_unknown("targets", targets, store.sources)
+        for source, weight in targets.items():
             if weight < 0:
                 raise XDogeError(f"targets[{source!r}] is {weight:g}; it must be >= 0.")
             if weight and not store.sequence_counts(self.sequence_length, split="validation")[source]:

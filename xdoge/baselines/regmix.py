@@ -44,9 +44,8 @@ def regmix(job: Job[RegmixSettings]) -> WeightSet:
     done = job.rewind(settings.runs)
     targets = settings.target_weights(store)
     for index in range(len(done), settings.runs):
-        proxy = BaselineProxy(
-            store, settings, job.recipe
-        )  # all from the same parameters, and with the same order of text
+        # all from the same parameters, and with the same order of text
+        proxy = BaselineProxy(store, settings, job.recipe)
         row: MetricsRow = {}
         for last in train_on(planned[index], proxy):
             job.stop_if_asked(index, "run")

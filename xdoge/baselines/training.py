@@ -21,6 +21,9 @@ from xdoge.training.optim import autocasting
 from xdoge.training.proxy import Proxy
 from xdoge.training.run_folder import MetricsRow
 
+ProxyState = tuple[dict[str, NDArray[Any]], dict[str, torch.Tensor]]
+"""Arrays and tensors by name."""
+
 
 class BaselineProxy(Proxy):
     """A proxy that keeps count of its steps and of the sequences that it has read."""
@@ -84,7 +87,7 @@ class BaselineProxy(Proxy):
                 )
         return losses
 
-    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, torch.Tensor]]:
+    def state(self) -> ProxyState:
         """Return everything that the next step depends on except the step's number: arrays and tensors by name."""
         return {"read": self.read}, self.tensors()
 

@@ -18,7 +18,7 @@ from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import WeightSet
 from xdoge.models.flops import product_flops
 from xdoge.models.recipes import Recipe
-from xdoge.training.proxy_settings import Languages, ProxySettings
+from xdoge.training.proxy_settings import Languages, ProxySettings, refuse_unknown
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -221,13 +221,8 @@ class FitSettings(ProxySettings):
     def check_sources(self, languages: Languages) -> None:
         """Refuse what these sources cannot serve."""
         sources = [source for members in languages.values() for source in members]
-        named = [("held_out", self.held_out), ("targets", self.targets if isinstance(self.targets, dict) else ())]
-        for key, chosen in named:
-            for source in chosen:
-                if source not in sources:
-                    raise XDogeError(
-                        f"{key} names {source!r}, which the corpus does not have; it has {', '.join(sources)}."
-                    )
+        refuse_unknown("held_out", self.held_out, sources)
+        refuse_unknown("targets", self.targets if isinstance(self.targets, dict) else (), sources)
         rule = self.rule(languages)
         k = int(rule.trained.sum())
         if k == 0:

@@ -185,9 +185,8 @@ class StudyPlan:
         """
         steps = self.spec.steps or self.recipe.steps
         if comparison == "flops":
-            steps += (self.learning_flops - self.strategies[strategy].flops) // self.training_flops(
-                self.tokens_per_step
-            )
+            spare = self.learning_flops - self.strategies[strategy].flops
+            steps += spare // self.training_flops(self.tokens_per_step)
         return steps
 
     def trials(self) -> dict[Trial, None]:

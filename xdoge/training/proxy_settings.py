@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 Languages = Mapping[str, Sequence[str]]
 """Each language with its sources."""
+
+
+def refuse_unknown(key: str, chosen: Iterable[str], sources: Collection[str]) -> None:
+    """Raise XDogeError if a setting names a source that the corpus does not have."""
+    for source in chosen:
+        if source not in sources:
+            raise XDogeError(f"{key} names {source!r}, which the corpus does not have; it has {', '.join(sources)}.")
 
 
 class ProxySettings(Config):

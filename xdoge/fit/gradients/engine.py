@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -44,6 +44,7 @@ from xdoge.fit.gradients.placement import Placement
 from xdoge.fit.gradients.products import SourceBatch, SourceProducts
 from xdoge.fit.gradients.segments import working_dtype
 from xdoge.models.loss import plain_head
+from xdoge.training.optim import autocasting
 
 CHUNK_BYTES = {"cpu": 3 * 2**20, "cuda": 64 * 2**20}
 """Size of the per-source gradients formed at once, by kind of device. On a CPU it was measured: larger ones fall out of
@@ -143,8 +144,7 @@ class GradientEngine:
         with self._patched(accumulator):
             for start, stop in pairwise(cuts):
                 accumulator.begin(accumulator.segments.layout(start, stop, n_tokens), is_last=stop == n_rows)
-                context = nullcontext() if autocast is None else torch.autocast(device.type, autocast)
-                with context:
+                with autocasting(device, autocast):
                     loss = self._summed_loss(accumulator, input_ids[start:stop], keep=len(cuts) == 2)
                 accumulator.in_backward = True
                 loss.backward()  # type: ignore[no-untyped-call]

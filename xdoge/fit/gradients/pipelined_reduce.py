@@ -67,18 +67,15 @@ class PipelinedReduce:
                 return None
             (j,) = sources.tolist()
             mine = [i for i in range(shared.start, shared.stop) if segments.slots[i] % k == j]
-            halves_of_mine = [int(segments.slots[i] // k) for i in mine]
+            halves_of_mine = torch.from_numpy(segments.slots[mine] // k).to(device)
             n_rows = 2 if halves and counts[j] > 1 else 1
-            return SharedSource(
-                j, n_rows, torch.tensor(mine, device=device), torch.tensor(halves_of_mine, device=device)
-            )
+            return SharedSource(j, n_rows, torch.tensor(mine, device=device), halves_of_mine)
 
         self.head = shared_source(np.flatnonzero((own > 0) & (before > 0)))
         self.tail = shared_source(np.flatnonzero((own > 0) & (before + own < counts)))
         self.continues = self.head is not None and self.tail is not None and self.head.source == self.tail.source
-        self.products = torch.zeros(
-            3, dtype=torch.float64, device=device
-        )  # |A|², |B|², ⟨A, B⟩ of a head that ends here
+        # |A|², |B|², ⟨A, B⟩ of a head that ends here
+        self.products = torch.zeros(3, dtype=torch.float64, device=device)
 
     def begin(self, grads: torch.Tensor, number: int) -> SliceMessages:
         """Ask for the slice of the head, and send that of a tail that begins here."""

@@ -55,15 +55,12 @@ class RowLayout:
 
     def blocks(self) -> list[tuple[int, int, int]]:
         """Return (segment, first row, end row) of every segment that has rows here."""
-        return [
-            (
-                group.first_segment + i,
-                group.first_row + i * group.rows_each,
-                group.first_row + (i + 1) * group.rows_each,
-            )
-            for group in self.groups
-            for i in range(group.n_segments)
-        ]
+        blocks = []
+        for group in self.groups:
+            for i in range(group.n_segments):
+                start = group.first_row + i * group.rows_each
+                blocks.append((group.first_segment + i, start, start + group.rows_each))
+        return blocks
 
     def per_row(self, device: torch.device) -> torch.Tensor:
         """Return the segment of each row, (B,)."""
