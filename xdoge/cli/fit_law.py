@@ -45,7 +45,7 @@ to each evaluation.
 
 - `xdoge fit-law --mixtures m.csv --losses l.csv --own english=en/web --form effective --out law.json`
 
-- `xdoge fit-law --mixtures m.csv --losses l.csv --also m60.csv l60.csv --out law60.json`, with levels of larger models
+- `xdoge fit-law --mixtures m.csv --losses l.csv --also m60.csv l60.csv --out law60.json`, larger models
 """
 
 
@@ -68,9 +68,7 @@ def fit_law(
     tokens: Annotated[
         Path | None, typer.Option(metavar="CSV", help="Unique tokens per source; needs --budget as well.")
     ] = None,
-    budget: Annotated[
-        str | None, typer.Option(metavar="TOKENS", help="Training tokens of each run: 500M, 1B.")
-    ] = None,
+    budget: Annotated[str | None, typer.Option(metavar="TOKENS", help="Training tokens of each run: 500M, 1B.")] = None,
     also: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="MIXTURES LOSSES", help="Some runs of another size, whose level the law then predicts."),
@@ -87,9 +85,7 @@ def fit_law(
     shares, measured = read_mixtures(mixtures), read_table(losses)
     x, y = align(shares, measured, (str(mixtures), str(losses)))
     counts = None if tokens is None else read_counts(tokens, shares.names)
-    settings = FitSettings(
-        tokens=counts, budget=None if budget is None else as_count(budget, "--budget"), seed=seed
-    )
+    settings = FitSettings(tokens=counts, budget=None if budget is None else as_count(budget, "--budget"), seed=seed)
     notes = list(shares.notes)
     other = None
     if also is not None:
@@ -123,7 +119,7 @@ def fit_law(
     print_scores(law)
     print_transfer(law)
     if error is not None:
-        print(f"at the other size: root mean squared error {error:.4f} in leave-one-out over {len(other[0])} runs")  # type: ignore[index]
+        print(f"at the other size: root mean squared error {error:.4f}, each of its runs left out in turn")
     print(out)
     best = law.validation[form]
     print(
@@ -194,9 +190,9 @@ def print_transfer(law: MixtureLaw) -> None:
         unit = "" if mine else " (no source of its own: relative)"
         print(f"  {evaluation}{unit}: " + ", ".join(f"{name} {value:.2g}" for value, name in best))
     if law.tokens is not None:
-        from xdoge.laws.effective import epoch_value
-
         import numpy as np
+
+        from xdoge.laws.effective import epoch_value
 
         worth = float(epoch_value(np.array([4.0]), law.effective.decay)[0][0])
         print(f"four epochs of a source are worth {worth:.2f} epochs of new text")
@@ -217,7 +213,9 @@ class Progress:
         self.last = now
         left = (now - self.start) * (1 - part) / part if part > 0.02 else None
         line = f"{part:4.0%} {what}" + ("" if left is None else f", ETA {left:.0f} s")
-        print(f"\r\x1b[K{line}" if self.terminal else line, end="" if self.terminal else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[K{line}" if self.terminal else line, end="" if self.terminal else "\n", file=sys.stderr, flush=True
+        )
 
     def end(self) -> None:
         """Remove the line from a terminal."""

@@ -29,8 +29,8 @@ evaluation may end more than 1 % above its loss at equal shares. --max-epochs ca
 **Where it looks**: each share stays within the range that the runs covered, unless you say --anywhere.
 
 **What to believe**: the best point of a fitted law looks better than it is. `optimize` measures this optimism on
-simulated swarms and takes it off the gain. If the 90 % interval of the gain over equal shares contains 0, the verdict is
-"keep equal shares", and --out writes those unless you say --force-optimum.
+simulated swarms and takes it off the gain. If the 90 % interval of the gain over equal shares contains 0, the verdict
+is "keep equal shares", and --out writes those unless you say --force-optimum.
 
 **What it writes**: FILE.json is a weights.json for `xdoge mix`; it needs sources that are named language/source.
 FILE.csv holds the shares of sources of any name, for `xdoge predict --mixtures`.

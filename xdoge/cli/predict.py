@@ -76,7 +76,9 @@ def predict(
         print_prediction(fitted, names, prediction)
         if out is not None:
             print(out)
-    print("The numbers hold for models and budgets like those of the runs; only the order carries over.", file=sys.stderr)
+    print(
+        "The numbers hold for models and budgets like those of the runs; only the order carries over.", file=sys.stderr
+    )
 
 
 def _mixtures(law: MixtureLaw, words: list[str], table: Path | None) -> tuple[list[str], Any, list[str]]:
@@ -84,7 +86,9 @@ def _mixtures(law: MixtureLaw, words: list[str], table: Path | None) -> tuple[li
 
     if not words and table is None:
         raise XDogeError("there is nothing to predict; name mixtures, or a CSV file with --mixtures.")
-    names, rows, notes = [], [], []
+    names: list[str] = []
+    rows: list[Any] = []
+    notes: list[str] = []
     for word in words:
         names.append(word)
         rows.append(shares_of(law, word))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import minimize  # type: ignore[import-untyped]
 
 from xdoge.laws.problem import Floats, Problem
 
@@ -53,7 +53,7 @@ def epoch_value(epochs: Floats, decay: float) -> tuple[Floats, Floats]:
 
 def softplus(x: Floats) -> Floats:
     """Return ln(1 + exp(x)) without overflow."""
-    return np.logaddexp(0.0, x)
+    return np.asarray(np.logaddexp(0.0, x))
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class Effective:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], problem: Problem) -> Effective:
         """Read what `to_dict` wrote."""
-        names = ("floor", "level", "exponent", "offset", "harm", "transfer")
-        arrays = (np.array(value[name], dtype=np.float64) for name in names)
-        return cls(problem, *arrays, float(value["decay"]), np.array(value["noise"], dtype=np.float64))
+        names = ("floor", "level", "exponent", "offset", "harm", "transfer", "noise")
+        arrays: dict[str, Any] = {name: np.array(value[name], dtype=np.float64) for name in names}
+        return cls(problem=problem, decay=float(value["decay"]), **arrays)
 
 
 def harm_weights(problem: Problem) -> Floats:
@@ -130,7 +130,7 @@ def harm_weights(problem: Problem) -> Floats:
     if problem.passes is not None:
         weights = weights / np.array(problem.passes)  # in proportion to U_j
     total = weights.sum(axis=1, keepdims=True)
-    return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    return np.asarray(weights / np.where(total > 0, total, 1.0))
 
 
 def regressors(problem: Problem, shares: Floats, decay: float) -> tuple[Floats, Floats, Floats]:
@@ -279,4 +279,4 @@ def _noise(posterior: _Posterior, theta: Floats) -> Floats:
     residuals = (law.predict(posterior.shares) - posterior.losses) / posterior.deviation
     n = len(residuals)
     free = max(n - (posterior.columns + 4) / 2, n / 3)
-    return np.maximum(np.sqrt((residuals**2).sum(axis=0) / free), 1e-4)
+    return np.asarray(np.maximum(np.sqrt((residuals**2).sum(axis=0) / free), 1e-4))

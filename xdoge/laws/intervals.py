@@ -28,7 +28,7 @@ def novelty(shares: Floats, runs: Floats) -> Floats:
     out = np.empty(len(shares))
     for start in range(0, len(shares), 1024):
         out[start : start + 1024] = (roots[start : start + 1024] @ others.T).max(axis=1)
-    return np.sqrt(np.maximum(1.0 - out, 0.0))
+    return np.asarray(np.sqrt(np.maximum(1.0 - out, 0.0)))
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class Intervals:
 
     def scale(self, predicted: Floats, distance: Floats) -> Floats:
         """Return the scale of errors, shape (m, L)."""
-        return np.maximum(predicted - self.base, self.least) * (1.0 + self.slope * distance[:, None])
+        return np.asarray(np.maximum(predicted - self.base, self.least) * (1.0 + self.slope * distance[:, None]))
 
     def half_widths(self, predicted: Floats, distance: Floats) -> Floats:
         """Return half the width of the 90 % intervals, shape (m, L), in the unit of the losses."""
-        return self.scale(predicted, distance) * self.radius
+        return np.asarray(self.scale(predicted, distance) * self.radius)
 
     def mean_half_widths(self, predicted: Floats, distance: Floats) -> Floats:
         """Return half the width of the 90 % interval of the mean over evaluations, shape (m,)."""
-        return self.scale(predicted, distance).mean(axis=1) * self.mean_radius
+        return np.asarray(self.scale(predicted, distance).mean(axis=1) * self.mean_radius)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -140,7 +140,7 @@ class MixtureLaw:
         assigned = folds(len(x), settings.seed)
         held_out, distance = _cross_validate(problem, x, y, names, assigned, settings.seed, report)
         weights = stack_weights({name: held_out[name] for name in stacked}, y)
-        predicted = sum(weights[name] * held_out[name] for name in stacked)
+        predicted = np.asarray(sum(weights[name] * held_out[name] for name in stacked), dtype=np.float64)
         parts: dict[str, Any] = {}
         for name in stacked:
             if weights[name] > 0 or name == "effective":
@@ -227,12 +227,16 @@ class MixtureLaw:
         if isinstance(mixtures, np.ndarray):
             values = np.atleast_2d(np.asarray(mixtures, dtype=np.float64))
             if values.shape[1] != len(self.problem.sources):
-                raise XDogeError(f"a mixture has {values.shape[1]} shares; the law has {len(self.problem.sources)} sources.")
+                raise XDogeError(
+                    f"a mixture has {values.shape[1]} shares; the law has {len(self.problem.sources)} sources."
+                )
         else:
             for mixture in mixtures:
                 if differing := names_that_differ("the mixture", mixture, "the law", self.problem.sources):
                     raise XDogeError(f"mixture and law name different sources; {differing}.")
-            values = np.array([[mixture[name] for name in self.problem.sources] for mixture in mixtures], dtype=np.float64)
+            values = np.array(
+                [[mixture[name] for name in self.problem.sources] for mixture in mixtures], dtype=np.float64
+            )
         ids = tuple(str(i + 1) for i in range(len(values)))
         return as_mixtures(Table(ids, self.problem.sources, values), "mixtures").values
 

@@ -1,7 +1,7 @@
 """The best mixture under a law, what it gains over simple ones, and how far to believe that.
 
-The programme minimises the mean or the largest predicted loss over mixtures within bounds. With a convex form it has one
-solution; with a stack, the search starts at several mixtures and keeps the best. A fitted law is wrong in places,
+The programme minimises the mean or the largest predicted loss over mixtures within bounds. With a convex form it has
+one solution; with a stack, the search starts at several mixtures and keeps the best. A fitted law is wrong in places,
 and an optimum seeks out the places where it errs in its favour. So the gain is charged with the optimism that a
 parametric bootstrap measures: simulate the runs from the law, fit, optimise, and compare what that fit promises
 with what the law it came from would give.
@@ -15,11 +15,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import minimize, nnls
+from scipy.optimize import minimize, nnls  # type: ignore[import-untyped]
 
 from xdoge.errors import XDogeError
+from xdoge.laws.effective import Effective
 from xdoge.laws.intervals import novelty
 from xdoge.laws.problem import Floats
+from xdoge.laws.process import Process
+from xdoge.laws.stack import FITS
 from xdoge.mixtures.allocation import unimax
 
 if TYPE_CHECKING:
@@ -269,7 +272,7 @@ def project(share: Floats, low: Floats, high: Floats) -> Floats:
         else:
             above = t
     out: Floats = np.clip(share + above, low, high)
-    return out / out.sum()
+    return np.asarray(out / out.sum())
 
 
 def optimize(law: MixtureLaw, settings: OptimizeSettings) -> Optimum:
@@ -290,10 +293,10 @@ def optimize(law: MixtureLaw, settings: OptimizeSettings) -> Optimum:
     uniform = np.full(k, 1.0 / k)
     share = _solve(programme, law, _starts(law, programme, uniform))
     prices = programme.prices(law.slopes, share) if law.smooth else np.zeros(k)
-    optimism, errors = _bootstrap(law, programme, share, references, settings)
+    optimism, misfit, errors = _bootstrap(law, programme, share, references, settings)
     losses = law.losses_at(share[None])[0]
     gains = {
-        name: _gain(law, programme, name, share, other, optimism[name], errors[name])
+        name: _gain(law, programme, name, share, other, (optimism[name], misfit, errors[name]))
         for name, other in references.items()
     }
     keep = gains["uniform"].low <= 0
@@ -411,13 +414,19 @@ def _solve(programme: Programme, law: MixtureLaw, starts: Sequence[Floats]) -> F
 
 
 def _gain(
-    law: MixtureLaw, programme: Programme, name: str, share: Floats, other: Floats, optimism: Floats, errors: Floats
+    law: MixtureLaw,
+    programme: Programme,
+    name: str,
+    share: Floats,
+    other: Floats,
+    uncertainty: tuple[Floats, Floats, Floats],
 ) -> Gain:
-    """Return the gain over another mixture, charged; `optimism` has shape (L + 1,), `errors` (bootstrap, L + 1)."""
+    """Return the gain over another mixture, charged; `uncertainty` is what `_bootstrap` returns for it."""
+    optimism, misfit, errors = uncertainty
     here, there = law.losses_at(np.stack([share, other]))
     gains = np.append(there - here, programme.value(there) - programme.value(here))
     charged = gains - optimism
-    half = 1.645 * errors.std(axis=0, ddof=1)
+    half = 1.645 * np.sqrt(errors.var(axis=0, ddof=1) + misfit**2)
     rows = {
         evaluation: (float(charged[i]), float(charged[i] - half[i]), float(charged[i] + half[i]))
         for i, evaluation in enumerate(law.problem.evaluations)
@@ -433,30 +442,64 @@ def _bootstrap(
     share: Floats,
     references: Mapping[str, Floats],
     settings: OptimizeSettings,
-) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Return the optimism of the gain over each reference, shape (L + 1,), and its errors, shape (bootstrap, L + 1).
+) -> tuple[dict[str, Floats], Floats, dict[str, Floats]]:
+    """Return the optimism of gains over each reference, and what their intervals are made of.
 
-    Each simulated swarm takes the law's losses at the runs plus whole rows of the runs' residuals, which keeps the
-    correlation of evaluations. The last column is the objective.
+    Each simulated swarm takes the law's losses at the runs plus noise of the size that the fit found, with the
+    correlation between evaluations that the runs' residuals have. The last column of each array is the objective.
+
+    Returns:
+        Optimism per reference, shape (L + 1,); the misfit, shape (L + 1,), which is the error of cross-validation that
+        noise does not explain; and deviations of the gain at `share`, shape (bootstrap, L + 1).
     """
     generator = np.random.default_rng([settings.seed, 2])
-    residuals = law.residuals - law.residuals.mean(axis=0)
+    sizes, rows = _noise(law)
     truth = replace(law, adapted=None).losses_at(law.shares)
     errors: dict[str, list[Floats]] = {name: [] for name in references}
     fixed: dict[str, list[Floats]] = {name: [] for name in references}
     for _ in range(settings.bootstrap):
-        rows = generator.integers(len(truth), size=len(truth))
-        signs = generator.choice([-1.0, 1.0], size=(len(truth), 1))
-        simulated = refit(law, truth + signs * residuals[rows])
+        drawn = rows[generator.integers(len(rows), size=len(truth))] * generator.choice([-1.0, 1.0], (len(truth), 1))
+        simulated = refit(law, truth + sizes * drawn)
         try:
-            chosen = _solve(programme, simulated, [share, np.full(len(share), 1.0 / len(share))])
+            chosen = _solve(programme, simulated, [share])
         except XDogeError:
             chosen = share
         for name, other in references.items():
             errors[name].append(_gains(simulated, programme, chosen, other) - _gains(law, programme, chosen, other))
             fixed[name].append(_gains(simulated, programme, share, other) - _gains(law, programme, share, other))
-    optimism = {name: np.mean(rows, axis=0) for name, rows in errors.items()}
-    return optimism, {name: np.array(rows) for name, rows in fixed.items()}
+    optimism = {name: np.mean(values, axis=0) for name, values in errors.items()}
+    return optimism, _misfit(law, sizes * rows, programme), {name: np.array(values) for name, values in fixed.items()}
+
+
+def _noise(law: MixtureLaw) -> tuple[Floats, Floats]:
+    """Return the noise deviation of each loss, shape (n, L), and rows of unit noise to draw from, shape (n, L)."""
+    sizes = np.zeros_like(law.losses)
+    for name, weight in law.weights.items():
+        part = law.parts[name]
+        if isinstance(part, Process):
+            sizes += weight * np.maximum(law.losses - part.base, 0.0) * part.deviation * part.noise
+        elif isinstance(part, Effective):
+            sizes += weight * part.noise
+        else:
+            sizes += weight * np.sqrt(((part.predict(law.shares) - law.losses) ** 2).mean(axis=0))
+    rows = law.residuals / np.maximum(law.losses - law.intervals.base, law.intervals.least)
+    rows = np.clip(rows / _robust(rows), -2.5, 2.5)
+    return sizes, rows / np.sqrt((rows**2).mean(axis=0))
+
+
+def _misfit(law: MixtureLaw, noise: Floats, programme: Programme) -> Floats:
+    """Return the deviation of prediction errors that noise does not explain, for each evaluation and the objective."""
+    both = []
+    for errors in (law.residuals, noise):
+        worst = int(law.losses.mean(axis=0).argmax())
+        objective = errors[:, worst] if programme.worst else errors.mean(axis=1)
+        both.append(_robust(np.column_stack([errors, objective])))
+    return np.sqrt(np.maximum(both[0] ** 2 - both[1] ** 2, 0.0))
+
+
+def _robust(values: Floats) -> Floats:
+    """Return the standard deviation of each column as its median absolute value has it."""
+    return np.asarray(np.maximum(1.4826 * np.median(np.abs(values), axis=0), 1e-12))
 
 
 def _gains(law: MixtureLaw, programme: Programme, share: Floats, other: Floats) -> Floats:
@@ -466,9 +509,6 @@ def _gains(law: MixtureLaw, programme: Programme, share: Floats, other: Floats) 
 
 def refit(law: MixtureLaw, losses: Floats) -> MixtureLaw:
     """Return the law fitted to other losses of the same runs, with the same stack weights and hyperparameters."""
-    from xdoge.laws.process import Process
-    from xdoge.laws.stack import FITS
-
     parts = {
         name: law.parts[name].refit(losses)
         if isinstance(law.parts[name], Process)

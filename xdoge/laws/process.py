@@ -8,12 +8,12 @@ scales of all evaluations share prior means, by source and for an evaluation's o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, lapack
-from scipy.optimize import minimize
+from scipy.linalg import cho_factor, cho_solve, lapack  # type: ignore[import-untyped]
+from scipy.optimize import minimize  # type: ignore[import-untyped]
 
 from xdoge.laws.problem import Floats, Problem, base_losses
 
@@ -35,7 +35,7 @@ NOISE_SPREAD, SHARED_NOISE_SPREAD = 0.5, 0.7
 
 def features(shares: Floats) -> Floats:
     """Return 2 √w: near 0 a share's growth teaches most. Powers of 0.35 to 0.5 did equally well on RegMix."""
-    return 2.0 * np.sqrt(shares)
+    return np.asarray(2.0 * np.sqrt(shares), dtype=np.float64)
 
 
 def matern(squared: Floats) -> tuple[Floats, Floats]:
@@ -62,7 +62,7 @@ class Process:
         centre: mean of ln(loss - base), shape (L,).
         deviation: standard deviation of the same, shape (L,).
         scales: inverse length scales, shape (L, k).
-        slopes_: weights of the linear kernel, shape (L, k).
+        linear: weights of the linear kernel, shape (L, k).
         amplitude: standard deviation of the Matérn part, shape (L,), in standardised units.
         noise: noise standard deviation, shape (L,), in standardised units.
         dual: K⁻¹ t, shape (L, n).
@@ -101,11 +101,11 @@ class Process:
                 kernel = _correlation(squared_distances(block * self.scales[row], scaled))
                 out[start : start + step, row] = kernel @ weights + block @ flat
         out += CONSTANT * self.dual.sum(axis=1)
-        return self.base + np.exp(out * self.deviation + self.centre)
+        return np.asarray(self.base + np.exp(out * self.deviation + self.centre))
 
     def _linear(self, row: int) -> Floats:
         """Return the coefficients, shape (k,), that the linear kernel amounts to."""
-        return self.linear[row] ** 2 * (self.dual[row] @ self._roots)
+        return np.asarray(self.linear[row] ** 2 * (self.dual[row] @ self._roots))
 
     def slopes(self, share: Floats) -> tuple[Floats, Floats]:
         """Return losses, shape (L,), and their derivatives by the shares, shape (L, k), at one mixture > 0."""
@@ -277,5 +277,4 @@ def _conditioned(process: Process, targets: Floats) -> Process:
         kernel += flat @ flat.T + CONSTANT
         kernel[np.diag_indices(len(z))] += process.noise[row] ** 2 + JITTER
         dual[row] = cho_solve(cho_factor(kernel, lower=True), targets[:, row])
-    arrays = (getattr(process, name) for name in _ARRAYS[:-1])
-    return Process(process.problem, *arrays, dual)
+    return replace(process, dual=dual)

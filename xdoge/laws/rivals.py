@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import minimize  # type: ignore[import-untyped]
 
 from xdoge.errors import MissingExtraError
 from xdoge.laws.problem import Floats, Problem
@@ -44,7 +44,7 @@ class Linear:
     Attributes:
         problem: names.
         constant: shape (L,).
-        slopes_: shape (L, k), loss per share.
+        coefficients: shape (L, k), loss per share.
     """
 
     problem: Problem
@@ -124,7 +124,7 @@ def fit_log_linear(problem: Problem, shares: Floats, losses: Floats, seed: int =
 
     Source: Olmix, arXiv:2602.12237.
     """
-    n, k = shares.shape
+    k = shares.shape[1]
     deviation, best = losses.std(axis=0), losses.min(axis=0)
     targets = (losses - best) / deviation
     count = losses.shape[1]

@@ -85,9 +85,13 @@ def as_mixtures(table: Table, where: str) -> Table:
         if not np.isfinite(row).all() or (row < 0).any():
             raise XDogeError(f"{where}, run {run}: shares must be numbers >= 0.")
         if abs(total - 1) > SUM_TOLERANCE + 1e-9:
-            raise XDogeError(f"{where}, run {run}: shares sum to {total:.6g}; they must sum to 1 within {SUM_TOLERANCE}.")
+            raise XDogeError(
+                f"{where}, run {run}: shares sum to {total:.6g}; they must sum to 1 within {SUM_TOLERANCE}."
+            )
     off = int((np.abs(sums - 1) > 1e-9).sum())
-    note = f"{where}: the shares of {off:,} of {len(sums):,} rows miss a sum of 1 by up to {np.abs(sums - 1).max():.3g}; "
+    note = (
+        f"{where}: the shares of {off:,} of {len(sums):,} rows miss a sum of 1 by up to {np.abs(sums - 1).max():.3g}; "
+    )
     notes = (note + "each row was divided by its sum.",) if np.abs(sums - 1).max() > 1e-6 else ()
     return Table(table.runs, table.names, table.values / sums[:, None], (*table.notes, *notes))
 
@@ -204,8 +208,7 @@ def _common(names: Sequence[str]) -> int:
     length = 0
     while length < min(len(first), len(last)) and first[length] == last[length]:
         length += 1
-    cut = max((i + 1 for i in range(length) if first[i] in "/_-. :"), default=0)
-    return cut
+    return max((i + 1 for i in range(length) if first[i] in "/_-. :"), default=0)
 
 
 def _place(name: str, names: Sequence[str], plain: Sequence[str], what: str) -> int:
