@@ -25,7 +25,7 @@ LINE_SECONDS = 10.0
 _HELP = """Fit a mixture law: a function from the shares of a mixture to the loss on each evaluation.
 
 Train small models on some mixtures first, and write their shares and losses into two CSV files with the run's id in the
-first column. `fit-law` learns from them what other mixtures would give. `xdoge predict` and `xdoge optimize` use the law.
+first column. `fit-law` learns from them what other mixtures would give. `xdoge predict` and `xdoge optimize` use it.
 
 **Names.** An evaluation belongs to the source of the same name; what all names of a file begin or end with is ignored.
 An evaluation `eu` also owns the sources `eu/...`. Name the rest with --own. Neither evaluations without a source nor
@@ -45,7 +45,7 @@ to each evaluation.
 
 - `xdoge fit-law --mixtures m.csv --losses l.csv --own english=en/web --form effective --out law.json`
 
-- `xdoge fit-law --mixtures m.csv --losses l.csv --also m60.csv l60.csv --out law60.json`, larger models
+- `xdoge fit-law --mixtures m.csv --losses l.csv --also m60.csv l60.csv --out law60.json`, for larger models
 """
 
 
@@ -123,7 +123,7 @@ def fit_law(
     print(out)
     best = law.validation[form]
     print(
-        f"On runs it was not fitted on, the law orders mixtures with a rank correlation of {best.rank_evaluations:.3f}, "
+        f"On runs that it was not fitted on, its rank correlation is {best.rank_evaluations:.3f}, "
         f"and {best.coverage:.0%} of losses fall into their 90 % intervals."
     )
 

@@ -367,8 +367,8 @@ def _bounds(law: MixtureLaw, settings: OptimizeSettings) -> tuple[Floats, Floats
         low = np.maximum(low, np.minimum(FLOOR, high / 2))
     if low.sum() > 1 or high.sum() < 1:
         raise XDogeError(
-            f"the shares that the runs covered, within the caps, sum to {high.sum():.3g} at most and {low.sum():.3g} at "
-            "least; use --anywhere to go beyond the runs."
+            f"the shares that the runs covered, within the caps, sum to at most {high.sum():.3g} and at least "
+            f"{low.sum():.3g}; use --anywhere to go beyond the runs."
         )
     return low, high
 
