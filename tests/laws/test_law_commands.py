@@ -62,7 +62,7 @@ def test_json_holds_the_scores_of_every_form(xdoge, here):
 def test_predict_writes_a_tidy_table(xdoge, law, here):
     (here / "p.csv").unlink(missing_ok=True)
     assert xdoge("predict", law, "--mixtures", "mixtures.csv", "--out", "p.csv")[0] == 0
-    rows = list(csv.DictReader((here / "p.csv").open()))
+    rows = list(csv.DictReader((here / "p.csv").read_text().splitlines()))
     assert list(rows[0]) == ["run", "evaluation", "predicted", "low", "high"]
     assert len(rows) == 24 * 4
     assert all(float(row["low"]) < float(row["predicted"]) < float(row["high"]) for row in rows)

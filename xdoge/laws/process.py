@@ -48,7 +48,7 @@ def matern(squared: Floats) -> tuple[Floats, Floats]:
 def squared_distances(a: Floats, b: Floats) -> Floats:
     """Return squared Euclidean distances of rows, shape (len(a), len(b))."""
     squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2.0 * a @ b.T
-    return np.maximum(squared, 1e-12)
+    return np.asarray(np.maximum(squared, 1e-12))
 
 
 @dataclass(frozen=True)
