@@ -110,7 +110,7 @@ def _refuse_names(law: MixtureLaw, out: Path) -> None:
 
 
 def _write(out: Path, law: Path, optimum: Optimum, shares: dict[str, float]) -> None:
-    from xdoge.files import write_text
+    from xdoge.io import write_text
     from xdoge.mixtures.weights import WeightSet
 
     name = f"law-{optimum.objective}"

@@ -50,7 +50,7 @@ def predict(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    from xdoge.files import write_text
+    from xdoge.io import write_text
     from xdoge.laws.law import MixtureLaw
 
     refuse_taken(out, force)
@@ -114,9 +114,9 @@ def shares_of(law: MixtureLaw, word: str) -> np.ndarray[Any, np.dtype[np.float64
     Raises:
         XDogeError: the word is unknown, or the file is over other sources.
     """
-    from xdoge.files import read_json
+    from xdoge.io import read_json
     from xdoge.laws.optimize import reference_mixtures
-    from xdoge.mixtures.plan import Mixture
+    from xdoge.mixtures.mixture import Mixture
     from xdoge.mixtures.weights import WeightSet
 
     references = reference_mixtures(law)

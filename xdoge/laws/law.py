@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from xdoge.errors import XDogeError, names_that_differ
-from xdoge.files import read_json, write_json
+from xdoge.io import read_json, write_json
 from xdoge.laws.effective import Effective, fit_effective
 from xdoge.laws.intervals import Intervals, calibrate, novelty
 from xdoge.laws.problem import FORMS, Floats, Problem

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import minimize, nnls  # type: ignore[import-untyped]
+from scipy.optimize import minimize, nnls
 
 from xdoge.errors import XDogeError
 from xdoge.laws.effective import Effective

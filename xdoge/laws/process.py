@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, lapack  # type: ignore[import-untyped]
-from scipy.optimize import minimize  # type: ignore[import-untyped]
+from scipy.linalg import cho_factor, cho_solve, lapack
+from scipy.optimize import minimize
 
 from xdoge.laws.problem import Floats, Problem, base_losses
 
