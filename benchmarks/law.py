@@ -33,11 +33,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per process
 
 import numpy as np
 
+from xdoge.laws.csv_files import align, read_mixtures, read_table
 from xdoge.laws.law import FitSettings, MixtureLaw
 from xdoge.laws.rivals import has_lightgbm
 from xdoge.laws.scores import score
 from xdoge.laws.stack import FITS
-from xdoge.laws.tables import align, read_mixtures, read_table
 
 RUNS = (32, 48, 64, 128, 256, 512)
 RIVALS = ("linear", "log-linear", "lightgbm", "effective", "process")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,13 +15,11 @@ from rich.table import Table as Drawn
 
 from xdoge.cli.app import AsJson, Force, app, refuse_taken, stdout
 from xdoge.config import parse_count
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, argument
 
 if TYPE_CHECKING:
-    from xdoge.laws.law import MixtureLaw
-
-LINE_SECONDS = 10.0
-"""Between two lines of progress where stderr is not a terminal."""
+    from xdoge.laws.law import FitSettings, MixtureLaw
+    from xdoge.laws.swarm_plan import HeldOut
 
 _HELP = """Fit a mixture law: a function from the shares of a mixture to the loss on each evaluation.
 
@@ -39,6 +38,8 @@ to each evaluation.
 
 **Examples**
 
+- `xdoge fit-law swarm --out law.json`
+
 - `xdoge fit-law --mixtures mixtures.csv --losses losses.csv --out law.json`
 
 - `xdoge fit-law --mixtures m.csv --losses l.csv --tokens counts.csv --budget 1B --out law.json`, with repetition
@@ -50,15 +51,17 @@ to each evaluation.
 
 
 @app.command(name="fit-law", help=_HELP)
-def fit_law(
-    mixtures: Annotated[
-        Path, typer.Option(metavar="CSV", help="Shares: a run's id, then one column per source.", show_default=False)
-    ],
-    losses: Annotated[
-        Path,
-        typer.Option(metavar="CSV", help="Losses: a run's id, then one column per evaluation.", show_default=False),
-    ],
+def fit_law(  # one parameter for each option
     out: Annotated[Path, typer.Option(metavar="LAW.json", help="File to write.", show_default=False)],
+    swarm: Annotated[
+        Path | None, typer.Argument(metavar="[SWARM]", help="Folder of `xdoge swarm`.", show_default=False)
+    ] = None,
+    mixtures: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Shares: a run's id, then one column per source.")
+    ] = None,
+    losses: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Losses: a run's id, then one column per evaluation.")
+    ] = None,
     own: Annotated[
         list[str] | None, typer.Option(metavar="EVALUATION=SOURCE", help="Which source an evaluation belongs to.")
     ] = None,
@@ -68,7 +71,9 @@ def fit_law(
     tokens: Annotated[
         Path | None, typer.Option(metavar="CSV", help="Unique tokens per source; needs --budget as well.")
     ] = None,
-    budget: Annotated[str | None, typer.Option(metavar="TOKENS", help="Training tokens of each run: 500M, 1B.")] = None,
+    budget_tokens: Annotated[
+        str | None, typer.Option("--budget", metavar="TOKENS", help="Training tokens of each run: 500M, 1B.")
+    ] = None,
     also: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="MIXTURES LOSSES", help="Some runs of another size, whose level the law then predicts."),
@@ -77,54 +82,86 @@ def fit_law(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    from xdoge.laws.law import FitSettings, MixtureLaw
-    from xdoge.laws.tables import align, read_counts, read_mixtures, read_table
+    from xdoge.cli.progress import Display
+    from xdoge.laws.csv_files import align, read_mixtures, read_table
+    from xdoge.laws.law import MixtureLaw
+    from xdoge.laws.swarm_plan import Swarm
 
     refuse_taken(out, force)
-    pairs = [_pair(text) for text in own or []]
-    shares, measured = read_mixtures(mixtures), read_table(losses)
-    x, y = align(shares, measured, (str(mixtures), str(losses)))
-    counts = None if tokens is None else read_counts(tokens, shares.names)
-    settings = FitSettings(tokens=counts, budget=None if budget is None else as_count(budget, "--budget"), seed=seed)
-    notes = list(shares.notes)
-    other = None
+    csv_options = (mixtures, losses, tokens, budget_tokens)
+    if (swarm is None) == (mixtures is None and losses is None) or (swarm is not None and any(csv_options)):
+        raise XDogeError(f"name a swarm's folder, or {argument('mixtures')} and {argument('losses')}, and not both.")
+    notes: list[str] = []
+    held_out = None
+    with Display() as display:
+        if swarm is not None:
+            plan = Swarm.load(swarm)
+            law = plan.fit(form=form, on_progress=display.show)
+            held_out = plan.validate(law)
+            notes += plan.notes()
+            names = plan.units, plan.languages
+        else:
+            if mixtures is None or losses is None:
+                missing = argument("losses") if losses is None else argument("mixtures")
+                raise XDogeError(f"{missing} is missing: a law needs shares and losses.")
+            shares, measured = read_mixtures(mixtures), read_table(losses)
+            names = shares.names, measured.names
+            law = MixtureLaw.fit(
+                *align(shares, measured, (str(mixtures), str(losses))),
+                sources=shares.names,
+                evaluations=measured.names,
+                own=[_pair(text) for text in own or []],
+                form=form,
+                settings=_settings(tokens, budget_tokens, seed, shares.names),
+                on_progress=display.show,
+            )
+            notes += shares.notes
+    error = None
     if also is not None:
         others = read_mixtures(also[0]), read_table(also[1])
-        for mine, theirs, path in ((shares, others[0], also[0]), (measured, others[1], also[1])):
-            if mine.names != theirs.names:
+        for expected, other, path in ((names[0], others[0], also[0]), (names[1], others[1], also[1])):
+            if tuple(expected) != tuple(other.names):
                 raise XDogeError(f"{path} must have the same columns as the first file, in the same order.")
-        other = align(*others, (str(also[0]), str(also[1])))
+        law, error = law.adapt(*align(*others, (str(also[0]), str(also[1]))))
         notes += others[0].notes
-    show = Progress()
-    law = MixtureLaw.fit(
-        x,
-        y,
-        sources=shares.names,
-        evaluations=measured.names,
-        own=pairs,
-        form=form,
-        settings=settings,
-        progress=show,
-    )
-    show.end()
-    error = None
-    if other is not None:
-        law, error = law.adapt(*other)
     law.save(out)
     for note in (*notes, *law.notes):
         print(f"note: {note}", file=sys.stderr)
     if as_json:
-        print(json.dumps(_summary(law, error), indent=2, ensure_ascii=False))
+        print(json.dumps(_summary(law, error, held_out), indent=2, ensure_ascii=False))
         return
     print_scores(law)
     print_transfer(law)
     if error is not None:
         print(f"at the other size: root mean squared error {error:.4f}, each of its runs left out in turn")
+    if held_out is not None:
+        print_held_out(held_out)
     print(out)
     best = law.validation[form]
     print(
         f"On runs that it was not fitted on, its rank correlation is {best.rank_evaluations:.3f}, "
         f"and {best.coverage:.0%} of losses fall into their 90 % intervals."
+    )
+
+
+def _settings(tokens: Path | None, budget_tokens: str | None, seed: int, sources: Sequence[str]) -> FitSettings:
+    from xdoge.laws.csv_files import read_counts
+    from xdoge.laws.law import FitSettings
+
+    counts = None if tokens is None else read_counts(tokens, sources)
+    budget = None if budget_tokens is None else as_count(budget_tokens, "--budget")
+    return FitSettings(tokens=counts, budget_tokens=budget, seed=seed)
+
+
+def print_held_out(held_out: HeldOut) -> None:
+    """Print how the law does on the runs that the swarm kept for that."""
+    scores = held_out.scores
+    noise = "" if held_out.noise is None else f", {scores.rmse_mean / held_out.noise:.1f} times the repeat noise"
+    print(
+        f"on the {held_out.runs} runs that were held out: error {scores.rmse:.4f} by language, "
+        f"{scores.rmse_mean:.4f} in the mean{noise}; rank correlation {scores.rank_evaluations:.3f} by language, "
+        f"{scores.rank_mean:.3f} of the mean; {scores.coverage:.0%} inside the 90 % intervals; "
+        f"regret {scores.regret:.4f}"
     )
 
 
@@ -147,7 +184,7 @@ def _pair(text: str) -> tuple[str, str]:
     return evaluation, source
 
 
-def _summary(law: MixtureLaw, error: float | None) -> dict[str, object]:
+def _summary(law: MixtureLaw, error: float | None, held_out: HeldOut | None) -> dict[str, object]:
     return {
         "form": law.form,
         "runs": len(law.shares),
@@ -156,6 +193,7 @@ def _summary(law: MixtureLaw, error: float | None) -> dict[str, object]:
         "transfer": law.transfer,
         "decay": law.effective.decay if law.tokens is not None else None,
         "rmse_also": error,
+        "held_out": None if held_out is None else asdict(held_out),
     }
 
 
@@ -196,28 +234,3 @@ def print_transfer(law: MixtureLaw) -> None:
 
         worth = float(epoch_value(np.array([4.0]), law.effective.decay)[0][0])
         print(f"four epochs of a source are worth {worth:.2f} epochs of new text")
-
-
-class Progress:
-    """Shows on stderr what is being done and how long the rest will take."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.monotonic()
-        self.terminal = sys.stderr.isatty()
-
-    def __call__(self, what: str, part: float) -> None:
-        """Show one line, replaced on a terminal, and now and then elsewhere."""
-        now = time.monotonic()
-        if not self.terminal and now - self.last < LINE_SECONDS:
-            return
-        self.last = now
-        left = (now - self.start) * (1 - part) / part if part > 0.02 else None
-        line = f"{part:4.0%} {what}" + ("" if left is None else f", ETA {left:.0f} s")
-        print(
-            f"\r\x1b[K{line}" if self.terminal else line, end="" if self.terminal else "\n", file=sys.stderr, flush=True
-        )
-
-    def end(self) -> None:
-        """Remove the line from a terminal."""
-        if self.terminal:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

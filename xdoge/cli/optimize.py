@@ -53,7 +53,9 @@ def optimize(
         str | None, typer.Option(metavar="MIXTURE:PERCENT", help="Limit for every evaluation, such as uniform:1%.")
     ] = None,
     max_epochs: Annotated[float | None, typer.Option(metavar="N", help="Most passes over any source.")] = None,
-    budget: Annotated[str | None, typer.Option(metavar="TOKENS", help="Training tokens: 500M, 100B, 2T.")] = None,
+    budget_tokens: Annotated[
+        str | None, typer.Option("--budget", metavar="TOKENS", help="Training tokens: 500M, 2T.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="weights.json or shares.csv to write.")] = None,
     anywhere: Annotated[bool, typer.Option("--anywhere", help="Leave the range that the runs covered.")] = False,
     force_optimum: Annotated[
@@ -72,10 +74,10 @@ def optimize(
         objective,
         no_worse_than=None if no_worse_than is None else _limit(no_worse_than),
         max_epochs=max_epochs,
-        budget=None if budget is None else as_count(budget, "--budget"),
+        budget_tokens=None if budget_tokens is None else as_count(budget_tokens, "--budget"),
         anywhere=anywhere,
     )
-    shares = optimum.shares if force_optimum else optimum.recommended
+    shares = fitted.source_weights(optimum.shares if force_optimum else optimum.recommended)
     if out is not None:
         _write(out, law, optimum, dict(shares))
     if as_json:
@@ -100,7 +102,7 @@ def _limit(text: str) -> tuple[str, float]:
 
 
 def _refuse_names(law: MixtureLaw, out: Path) -> None:
-    plain = [name for name in law.problem.sources if "/" not in name]
+    plain = [] if law.members else [name for name in law.problem.sources if "/" not in name]
     if out.suffix not in (".json", ".csv"):
         raise XDogeError(f"{out}: name a file that ends in .json (weights) or .csv (shares).")
     if out.suffix == ".json" and plain:

@@ -82,7 +82,7 @@ def predict(
 
 
 def _mixtures(law: MixtureLaw, words: list[str], table: Path | None) -> tuple[list[str], Any, list[str]]:
-    from xdoge.laws.tables import read_mixtures
+    from xdoge.laws.csv_files import read_mixtures
 
     if not words and table is None:
         raise XDogeError("there is nothing to predict; name mixtures, or a CSV file with --mixtures.")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import minimize, nnls
 
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, argument
 from xdoge.laws.effective import Effective
 from xdoge.laws.intervals import novelty
 from xdoge.laws.problem import Floats
@@ -26,11 +26,12 @@ from xdoge.laws.stack import FITS
 from xdoge.mixtures.allocation import unimax
 
 if TYPE_CHECKING:
-    from xdoge.laws.law import MixtureLaw
+    from xdoge.laws.fitted import FittedLaw
 
 FLOOR = 1e-4
 """Least share in the search with a stack, whose slopes are infinite at a share of 0."""
 LEVEL = 0.9
+KNOWS = "fit it on a swarm, or with token counts and a budget"
 SAMPLES = 4000
 """Mixtures that are tried where a form has no slopes."""
 
@@ -44,7 +45,7 @@ class OptimizeSettings:
         no_worse_than: (mixture, tolerance): no evaluation's loss may exceed its loss at that mixture by more than this
             part, such as ("uniform", 0.01).
         max_epochs: most passes over a source; needs token counts and a budget.
-        budget: training tokens, if not those of the runs.
+        budget_tokens: training tokens, if not those of the runs.
         anywhere: allow shares outside the range that the runs covered.
         bootstrap: simulated swarms that measure the optimism.
         seed: of the bootstrap.
@@ -53,7 +54,7 @@ class OptimizeSettings:
     objective: str = "mean"
     no_worse_than: tuple[str, float] | None = None
     max_epochs: float | None = None
-    budget: int | None = None
+    budget_tokens: int | None = None
     anywhere: bool = False
     bootstrap: int = 20
     seed: int = 0
@@ -175,7 +176,8 @@ class Programme:
                 best, least = share, value
         if best is None:
             raise XDogeError(
-                "no mixture within the caps keeps every evaluation within --no-worse-than; allow a larger percentage."
+                f"no mixture within the caps keeps every evaluation within {argument('no_worse_than')}; allow a larger "
+                "percentage."
             )
         return best
 
@@ -275,23 +277,36 @@ def project(share: Floats, low: Floats, high: Floats) -> Floats:
     return np.asarray(out / out.sum())
 
 
-def optimize(law: MixtureLaw, settings: OptimizeSettings) -> Optimum:
-    """Find the best mixture under a law.
+def best_shares(law: FittedLaw, objective: str) -> Floats:
+    """Return the best mixture where the law was measured, shape (k,), without saying what it gains."""
+    return _best(law, OptimizeSettings(objective=objective))[3]
 
-    Raises:
-        XDogeError: the objective is unknown; epochs are capped but token counts are not known; the caps leave part of
-            the budget unspent; or no mixture meets `no_worse_than`.
-    """
+
+def _best(law: FittedLaw, settings: OptimizeSettings) -> tuple[FittedLaw, Programme, dict[str, Floats], Floats]:
+    """Return the law at the budget, the programme, the mixtures to compare with, and the solution."""
     if settings.objective not in ("mean", "worst"):
         raise XDogeError(f"objective {settings.objective!r} is unknown; it is mean or worst.")
-    law = _at_budget(law, settings.budget)
-    names, k = law.problem.sources, len(law.problem.sources)
+    law = _at_budget(law, settings.budget_tokens)
+    k = len(law.problem.sources)
     low, high = _bounds(law, settings)
     references = reference_mixtures(law, settings.max_epochs)
     limits = _limits(law, settings, references)
     programme = Programme(settings.objective == "worst", low, high, limits)
     uniform = np.full(k, 1.0 / k)
     share = _solve(programme, law, _starts(law, programme, uniform))
+    return law, programme, references, share
+
+
+def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
+    """Find the best mixture under a law.
+
+    Raises:
+        XDogeError: the objective is unknown; epochs are capped but token counts are not known; the caps leave part of
+            the budget unspent; or no mixture meets `no_worse_than`.
+    """
+    law, programme, references, share = _best(law, settings)
+    names, k = law.problem.sources, len(law.problem.sources)
+    uniform = np.full(k, 1.0 / k)
     prices = programme.prices(law.slopes, share) if law.smooth else np.zeros(k)
     optimism, misfit, errors = _bootstrap(law, programme, share, references, settings)
     losses = law.losses_at(share[None])[0]
@@ -316,45 +331,50 @@ def optimize(law: MixtureLaw, settings: OptimizeSettings) -> Optimum:
     )
 
 
-def reference_mixtures(law: MixtureLaw, max_epochs: float | None = None) -> dict[str, Floats]:
+def reference_mixtures(law: FittedLaw, max_epochs: float | None = None) -> dict[str, Floats]:
     """Return the mixtures that an optimum is compared with: uniform, and by size where token counts are known."""
     names = law.problem.sources
     out = {"uniform": np.full(len(names), 1.0 / len(names))}
-    if law.tokens is not None and law.budget is not None:
+    if law.tokens is not None and law.budget_tokens is not None:
         counts = np.array([law.tokens[name] for name in names], dtype=np.float64)
         out["proportional"] = counts / counts.sum()
         cap = max_epochs or 4.0
-        if law.budget <= cap * counts.sum():
-            spent = unimax(dict(law.tokens), token_budget=law.budget, max_epochs=cap).counts
-            out["unimax"] = np.array([spent[name] for name in names]) / law.budget
+        if law.budget_tokens <= cap * counts.sum():
+            spent = unimax(dict(law.tokens), token_budget=law.budget_tokens, max_epochs=cap).counts
+            out["unimax"] = np.array([spent[name] for name in names]) / law.budget_tokens
     return out
 
 
-def _at_budget(law: MixtureLaw, budget: int | None) -> MixtureLaw:
+def _at_budget(law: FittedLaw, budget_tokens: int | None) -> FittedLaw:
     """Return the law for another budget: the effective-data law alone, since only it knows what epochs do."""
-    if budget is None or budget == law.budget:
+    if budget_tokens is None or budget_tokens == law.budget_tokens:
         return law
-    if law.tokens is None or law.budget is None:
-        raise XDogeError("--budget needs a law that knows token counts; fit it with --tokens and --budget.")
-    passes = tuple(budget / law.tokens[name] for name in law.problem.sources)
+    if law.tokens is None or law.budget_tokens is None:
+        raise XDogeError(f"{argument('budget_tokens')} needs a law that knows token counts; {KNOWS}.")
+    passes = tuple(budget_tokens / law.tokens[name] for name in law.problem.sources)
     problem = replace(law.problem, passes=passes)
     part = replace(law.effective, problem=problem)
     # D_l is in shares of the fitted budget: (U_j / B) s(E_j) scales with B_new / B_old.
-    ratio = budget / law.budget
+    ratio = budget_tokens / law.budget_tokens
     part = replace(part, level=part.level - part.exponent * math.log(ratio), offset=part.offset / ratio)
     return replace(
-        law, problem=problem, budget=budget, parts={"effective": part}, weights={"effective": 1.0}, form="effective"
+        law,
+        problem=problem,
+        budget_tokens=budget_tokens,
+        parts={"effective": part},
+        weights={"effective": 1.0},
+        form="effective",
     )
 
 
-def _bounds(law: MixtureLaw, settings: OptimizeSettings) -> tuple[Floats, Floats]:
+def _bounds(law: FittedLaw, settings: OptimizeSettings) -> tuple[Floats, Floats]:
     k = len(law.problem.sources)
     low, high = np.zeros(k), np.ones(k)
     if not settings.anywhere:
         low, high = law.shares.min(axis=0), law.shares.max(axis=0)
     if settings.max_epochs is not None:
         if law.problem.passes is None:
-            raise XDogeError("--max-epochs needs a law that knows token counts; fit it with --tokens and --budget.")
+            raise XDogeError(f"{argument('max_epochs')} needs a law that knows token counts; {KNOWS}.")
         caps = settings.max_epochs / np.array(law.problem.passes)
         if caps.sum() < 1:
             raise XDogeError(
@@ -368,22 +388,22 @@ def _bounds(law: MixtureLaw, settings: OptimizeSettings) -> tuple[Floats, Floats
     if low.sum() > 1 or high.sum() < 1:
         raise XDogeError(
             f"the shares that the runs covered, within the caps, sum to at most {high.sum():.3g} and at least "
-            f"{low.sum():.3g}; use --anywhere to go beyond the runs."
+            f"{low.sum():.3g}; use {argument('anywhere', True)} to go beyond the runs."
         )
     return low, high
 
 
-def _limits(law: MixtureLaw, settings: OptimizeSettings, references: Mapping[str, Floats]) -> Floats | None:
+def _limits(law: FittedLaw, settings: OptimizeSettings, references: Mapping[str, Floats]) -> Floats | None:
     if settings.no_worse_than is None:
         return None
     name, tolerance = settings.no_worse_than
     if name not in references:
-        raise XDogeError(f"--no-worse-than {name}: known mixtures are {', '.join(references)}.")
+        raise XDogeError(f"{argument('no_worse_than')} {name}: known mixtures are {', '.join(references)}.")
     losses = law.losses_at(references[name][None])[0]
     return np.asarray(losses + tolerance * np.abs(losses))
 
 
-def _starts(law: MixtureLaw, programme: Programme, uniform: Floats) -> list[Floats]:
+def _starts(law: FittedLaw, programme: Programme, uniform: Floats) -> list[Floats]:
     """Return where searches begin: one mixture if the law is convex; else also the law's optimum and the best runs."""
     if law.convex:
         return [uniform]
@@ -397,7 +417,7 @@ def _starts(law: MixtureLaw, programme: Programme, uniform: Floats) -> list[Floa
     return starts
 
 
-def _solve(programme: Programme, law: MixtureLaw, starts: Sequence[Floats]) -> Floats:
+def _solve(programme: Programme, law: FittedLaw, starts: Sequence[Floats]) -> Floats:
     if law.smooth:
         return programme.solve(law.slopes, starts)
     generator = np.random.default_rng(0)
@@ -409,12 +429,14 @@ def _solve(programme: Programme, law: MixtureLaw, starts: Sequence[Floats]) -> F
     if programme.limits is not None:
         values = np.where((losses <= programme.limits).all(axis=1), values, np.inf)
     if not np.isfinite(values).any():
-        raise XDogeError("no mixture tried keeps every evaluation within --no-worse-than; allow a larger percentage.")
+        raise XDogeError(
+            f"no mixture tried keeps every evaluation within {argument('no_worse_than')}; allow a larger percentage."
+        )
     return np.asarray(pool[values.argmin()])
 
 
 def _gain(
-    law: MixtureLaw,
+    law: FittedLaw,
     programme: Programme,
     name: str,
     share: Floats,
@@ -437,7 +459,7 @@ def _gain(
 
 
 def _bootstrap(
-    law: MixtureLaw,
+    law: FittedLaw,
     programme: Programme,
     share: Floats,
     references: Mapping[str, Floats],
@@ -471,7 +493,7 @@ def _bootstrap(
     return optimism, _misfit(law, sizes * rows, programme), {name: np.array(values) for name, values in fixed.items()}
 
 
-def _noise(law: MixtureLaw) -> tuple[Floats, Floats]:
+def _noise(law: FittedLaw) -> tuple[Floats, Floats]:
     """Return the noise deviation of each loss, shape (n, L), and rows of unit noise to draw from, shape (n, L)."""
     sizes = np.zeros_like(law.losses)
     for name, weight in law.weights.items():
@@ -487,7 +509,7 @@ def _noise(law: MixtureLaw) -> tuple[Floats, Floats]:
     return sizes, rows / np.sqrt((rows**2).mean(axis=0))
 
 
-def _misfit(law: MixtureLaw, noise: Floats, programme: Programme) -> Floats:
+def _misfit(law: FittedLaw, noise: Floats, programme: Programme) -> Floats:
     """Return the deviation of prediction errors that noise does not explain, for each evaluation and the objective."""
     both = []
     for errors in (law.residuals, noise):
@@ -502,12 +524,12 @@ def _robust(values: Floats) -> Floats:
     return np.asarray(np.maximum(1.4826 * np.median(np.abs(values), axis=0), 1e-12))
 
 
-def _gains(law: MixtureLaw, programme: Programme, share: Floats, other: Floats) -> Floats:
+def _gains(law: FittedLaw, programme: Programme, share: Floats, other: Floats) -> Floats:
     here, there = law.losses_at(np.stack([share, other]))
     return np.append(there - here, programme.value(there) - programme.value(here))
 
 
-def refit(law: MixtureLaw, losses: Floats) -> MixtureLaw:
+def refit(law: FittedLaw, losses: Floats) -> FittedLaw:
     """Return the law fitted to other losses of the same runs, with the same stack weights and hyperparameters."""
     parts = {
         name: law.parts[name].refit(losses)

@@ -57,10 +57,19 @@ READERS: Mapping[str, Callable[[Mapping[str, Any], Problem], Any]] = {
 }
 
 
-def folds(n: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Return the fold of each of n runs, shape (n,): ten folds, or five for more than `FEW` runs."""
-    count = min(n, 10 if n <= FEW else 5)
-    return np.random.default_rng([seed, 1]).permutation(np.arange(n) % count)
+def folds(shares: Floats, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the fold of each run, shape (n,): ten folds, or five for more than `FEW` runs.
+
+    Runs of one mixture with different seeds share a fold, so that no run is predicted from its own repeats.
+
+    Args:
+        shares: shape (n, k).
+        seed: of the deal.
+    """
+    mixtures, which = np.unique(shares.round(9), axis=0, return_inverse=True)
+    count = min(len(mixtures), 10 if len(shares) <= FEW else 5)
+    assigned = np.random.default_rng([seed, 1]).permutation(np.arange(len(mixtures)) % count)
+    return np.asarray(assigned[which.reshape(-1)])
 
 
 def stack_weights(predictions: Mapping[str, Floats], losses: Floats) -> dict[str, float]:

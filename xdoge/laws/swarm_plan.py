@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
@@ -28,10 +28,11 @@ from xdoge.errors import XDogeError, argument
 from xdoge.io import read_json, write_json, write_text
 from xdoge.laws.design import candidates, candidates_near, contrasts, most_informative, prior_law
 from xdoge.laws.problem import Floats, Problem
+from xdoge.laws.scores import Scores, score
 from xdoge.mixtures.strategies import strategy_weights
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import load_recipe
-from xdoge.progress import OnNote, silent
+from xdoge.progress import OnNote, OnProgress, silent
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -80,6 +81,21 @@ class Noise:
     def suffices(self) -> bool:
         """Whether mixtures differ more than seeds do."""
         return self.repeats < self.mixtures
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How a law predicts the runs that no law was fitted to.
+
+    Attributes:
+        runs: how many there are.
+        scores: of the predictions, in bits per byte.
+        noise: standard deviation of the mean loss over seeds, None if unknown.
+    """
+
+    runs: int
+    scores: Scores
+    noise: float | None
 
 
 @dataclass
@@ -182,14 +198,15 @@ class Swarm:
         count = settings.runs - len(self.runs)
         if count <= 0:
             return
+        from xdoge.laws.optimize import best_shares
+
         law = self.fit(validate_rivals=False)
-        optima = [law.optimize(objective, bootstrap=0).shares for objective in ("mean", "worst")]
+        optima = [best_shares(law, objective) for objective in ("mean", "worst")]
         trained = np.array([run.shares for run in self.runs])
         rows: list[Floats] = []
         for number, optimum in enumerate(optima):
             part = count // 2 if number else count - count // 2
-            centre = np.array([optimum[unit] for unit in self.units])
-            pool = candidates_near(centre, most, seed=settings.seed + number)
+            pool = candidates_near(optimum, most, seed=settings.seed + number)
             known = np.vstack([trained, *rows]) if rows else trained
             rows.append(most_informative(prior_law(self.problem), known, pool, part))
         runs = [
@@ -236,12 +253,17 @@ class Swarm:
         )
         return Problem(self.units, self.languages, own, tuple(self.passes[unit] for unit in self.units))
 
-    def fit(self, *, form: str = "auto", validate_rivals: bool = True, progress: Any = None) -> MixtureLaw:
+    def fit(self, *, form: str = "auto", validate_rivals: bool = True, on_progress: OnProgress = silent) -> MixtureLaw:
         """Fit a law to the runs that ended well and are not held out."""
         from xdoge.laws.law import FitSettings, MixtureLaw
 
         mixtures, losses = self.table()
-        settings = FitSettings(tokens=self.tokens, budget=self.settings.budget_tokens, validate_rivals=validate_rivals)
+        settings = FitSettings(
+            tokens=self.tokens,
+            budget_tokens=self.settings.budget_tokens,
+            validate_rivals=validate_rivals,
+            members=self.members if self.settings.level == "languages" else None,
+        )
         return MixtureLaw.fit(
             np.array([[row[unit] for unit in self.units] for row in mixtures.values()]),
             np.array([[losses[name][language] for language in self.languages] for name in mixtures]),
@@ -249,8 +271,31 @@ class Swarm:
             evaluations=self.languages,
             form=form,
             settings=settings,
-            progress=progress,
+            on_progress=on_progress,
         )
+
+    def validate(self, law: MixtureLaw) -> HeldOut | None:
+        """Return how a law predicts the runs that are held out, None if none of them ended well."""
+        mixtures, losses = self.table(held_out=True)
+        if not mixtures:
+            return None
+        prediction = law.predict(np.array([[row[unit] for unit in self.units] for row in mixtures.values()]))
+        measured = np.array([[losses[name][language] for language in self.languages] for name in mixtures])
+        half = (prediction.high - prediction.low) / 2
+        noise = self.noise.repeats if self.noise and math.isfinite(self.noise.repeats) else None
+        return HeldOut(len(mixtures), score(prediction.predicted, measured, half), noise)
+
+    def notes(self) -> list[str]:
+        """Return what the user should know of the runs: those that diverged and those that are missing."""
+        results = self.results()
+        lines = [
+            f"{name} diverged ({result.diverged}) and is left out"
+            for name, result in results.items()
+            if result.diverged
+        ]
+        if missing := self.settings.runs - len(results):
+            lines.append(f"{missing} of {self.settings.runs} runs have not ended; xdoge swarm continues with --resume")
+        return lines
 
     def weights(self, run: PlannedRun) -> dict[str, float]:
         """Return the share of every source in a run."""

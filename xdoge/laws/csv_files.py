@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xdoge.errors import XDogeError, names_that_differ
+from xdoge.errors import XDogeError, argument, names_that_differ
 from xdoge.laws.problem import Floats
 
 SUM_TOLERANCE = 0.02
@@ -215,4 +215,4 @@ def _place(name: str, names: Sequence[str], plain: Sequence[str], what: str) -> 
     for table in (names, plain):
         if name in table:
             return list(table).index(name)
-    raise XDogeError(f"--own: there is no {what} {name!r}; {what}s are {', '.join(plain[:8])}, ...")
+    raise XDogeError(f"{argument('own')}: there is no {what} {name!r}; {what}s are {', '.join(plain[:8])}, ...")

@@ -7,8 +7,8 @@ import json
 
 import numpy as np
 import pytest
+from command_line import one_line
 from law_swarms import known_law, runs
-from test_cli import one_line
 
 from xdoge import WeightSet
 
@@ -114,7 +114,7 @@ def test_bad_input_is_one_line_and_writes_nothing(xdoge, here, tmp_path):
         (("predict", "law.json", "unimax"), "unimax"),
         (("predict", "mixtures.csv", "uniform"), "mixtures.csv"),
         (("optimize", "law.json", "--objective", "best"), "best"),
-        (("optimize", "law.json", "--max-epochs", "4"), "--tokens"),
+        (("optimize", "law.json", "--max-epochs", "4"), "token counts"),
         (("optimize", "law.json", "--no-worse-than", "uniform"), "uniform:1%"),
         (("optimize", "law.json", "--out", "new.yaml"), "new.yaml"),
     ],
