@@ -13,7 +13,8 @@ import typer
 from rich import box
 from rich.table import Table as Drawn
 
-from xdoge.cli.app import AsJson, Force, app, refuse_taken, stdout
+from xdoge.cli.app import app, refuse_taken, stdout
+from xdoge.cli.options import Force, Json
 from xdoge.config import parse_count
 from xdoge.errors import XDogeError, argument
 
@@ -80,7 +81,7 @@ def fit_law(  # one parameter for each option
     ] = None,
     seed: Annotated[int, typer.Option(help="Deals the runs into folds.")] = 0,
     force: Force = False,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     from xdoge.cli.progress import Display
     from xdoge.laws.csv_files import align, read_mixtures, read_table

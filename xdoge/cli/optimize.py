@@ -13,8 +13,9 @@ import typer
 from rich import box
 from rich.table import Table as Drawn
 
-from xdoge.cli.app import AsJson, Force, app, refuse_taken, stdout
+from xdoge.cli.app import app, refuse_taken, stdout
 from xdoge.cli.fit_law import as_count
+from xdoge.cli.options import Force, Json
 from xdoge.errors import XDogeError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def optimize(
         bool, typer.Option("--force-optimum", help="Write the optimum even if it may gain nothing.")
     ] = False,
     force: Force = False,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     from xdoge.laws.law import MixtureLaw
 

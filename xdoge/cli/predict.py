@@ -14,7 +14,8 @@ import typer
 from rich import box
 from rich.table import Table as Drawn
 
-from xdoge.cli.app import AsJson, Force, app, refuse_taken, stdout
+from xdoge.cli.app import app, refuse_taken, stdout
+from xdoge.cli.options import Force, Json
 from xdoge.errors import XDogeError, names_that_differ
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def predict(
     mixtures: Annotated[Path | None, typer.Option(metavar="CSV", help="Shares of many mixtures.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="CSV", help="File to write.")] = None,
     force: Force = False,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     from xdoge.io import write_text
     from xdoge.laws.law import MixtureLaw

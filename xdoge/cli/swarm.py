@@ -14,7 +14,8 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import AsJson, app, chosen_settings, open_store, stdout
+from xdoge.cli.app import app, chosen_settings, open_store, stdout
+from xdoge.cli.options import Assignments, ConfigFile, Json, Proxy
 from xdoge.config import parse_count, settings_help
 from xdoge.errors import XDogeError, argument, require
 from xdoge.laws.swarm_settings import SwarmSettings
@@ -54,7 +55,7 @@ def swarm(  # one parameter for each option
     budget_tokens: Annotated[
         str | None, typer.Option("--budget", metavar="TOKENS", help="Tokens of the run that the law is for: 100B.")
     ] = None,
-    proxy: Annotated[str | None, typer.Option(help="Recipe of the proxies: a name or a YAML file.")] = None,
+    proxy: Proxy = None,
     runs: Annotated[int | None, typer.Option(min=1, help="Trainings [9, and 5 for each share].")] = None,
     max_epochs: Annotated[
         str | None, typer.Option(metavar="N", help="Most passes over a source in that run, or none [8].")
@@ -68,10 +69,10 @@ def swarm(  # one parameter for each option
     ] = None,
     slurm: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Slurm script and train nothing.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show mixtures and cost, and train nothing.")] = False,
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of settings.")] = None,
-    assignments: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Any setting.")] = [],  # noqa: B006
+    config: ConfigFile = None,
+    assignments: Assignments = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the swarm in SWARM.")] = False,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     require("proxy", "torch", "transformers")
     from xdoge.cli.progress import Display

@@ -340,7 +340,7 @@ def reference_mixtures(law: FittedLaw, max_epochs: float | None = None) -> dict[
         out["proportional"] = counts / counts.sum()
         cap = max_epochs or 4.0
         if law.budget_tokens <= cap * counts.sum():
-            spent = unimax(dict(law.tokens), token_budget=law.budget_tokens, max_epochs=cap).counts
+            spent = unimax(dict(law.tokens), budget_tokens=law.budget_tokens, max_epochs=cap).counts
             out["unimax"] = np.array([spent[name] for name in names]) / law.budget_tokens
     return out
 

@@ -32,6 +32,7 @@ from xdoge.laws.scores import Scores, score
 from xdoge.mixtures.strategies import strategy_weights
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import load_recipe
+from xdoge.names import language_of
 from xdoge.progress import OnNote, OnProgress, silent
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ class Swarm:
     @property
     def problem(self) -> Problem:
         """Names and sizes as the law sees them."""
-        languages = [unit.partition("/")[0] for unit in self.units]
+        languages = [language_of(unit) for unit in self.units]
         own = tuple(
             tuple(number for number, language in enumerate(languages) if language == evaluation)
             for evaluation in self.languages
