@@ -14,7 +14,7 @@ import yaml
 from rich import box
 from rich.table import Table
 
-from xdoge.cli.app import app, chosen_settings, open_store, stdout
+from xdoge.cli.app import app, chosen_settings, stdout
 from xdoge.cli.options import Assignments, ConfigFile, Json, Proxy
 from xdoge.config import parse_count, settings_help
 from xdoge.errors import XDogeError, argument, require
@@ -76,6 +76,7 @@ def swarm(  # one parameter for each option
 ) -> None:
     require("proxy", "torch", "transformers")
     from xdoge.cli.progress import Display
+    from xdoge.corpus.store import TokenStore
     from xdoge.laws.swarm import begin, run_swarm
     from xdoge.laws.swarm_plan import Swarm
 
@@ -93,7 +94,7 @@ def swarm(  # one parameter for each option
         values["max_epochs"] = None
     if seeds is not None:
         values["seeds"] = _seeds(seeds)
-    tokens = open_store(store)
+    tokens = TokenStore.open(store)
     if resume:
         values = Swarm.load(out).settings.model_dump(mode="json") | values
     if "budget_tokens" not in values:
