@@ -29,6 +29,7 @@ import yaml
 from xdoge.corpus import Corpus, prepare
 from xdoge.corpus.readers.files import file_blocks
 from xdoge.corpus.sample import write_sample
+from xdoge.names import split_source
 
 SAMPLE_SCALE = 8
 COMMAND = "import sys; from xdoge.corpus import prepare; prepare(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]))"
@@ -53,7 +54,7 @@ def repeated(path: Path, folder: Path, *, repeat: int) -> Corpus:
     for source in corpus.sources:
         if source.dataset is not None:
             sys.exit(f"{source.name} is a data set; the benchmark wants files.")
-        language, name = source.name.split("/")
+        language, name = split_source(source.name)
         entry = value["languages"][language]["sources"][name]
         for kind, files in (("files", source.files), ("validation", source.validation)):
             copies = [Path("copies") / str(n) / source.name / kind / file.name for n in range(repeat) for file in files]

@@ -21,6 +21,7 @@ from xdoge.corpus import TokenStore, megatron, prepare
 from xdoge.corpus.external import Joined
 from xdoge.corpus.spec import TrainTokenizer
 from xdoge.corpus.tokenizer import train
+from xdoge.names import split_source
 
 WORDS = "etxea mendia itsasoa eguna gaua lagun handia txikia"
 
@@ -178,7 +179,7 @@ def twins(store, tmp_path, written):
         half = len(each["train"]) // 2
         for name, some in (("a", each["train"][:half]), ("b", each["train"][half:]), ("v", each["validation"])):
             written(f"{source}-{name}", some, np.int32)
-        language, short = source.split("/")
+        language, short = split_source(source)
         entry = {"megatron": f"{source}-[ab]", "validation": f"{source}-v"}
         sources.setdefault(language, {"sources": {}})["sources"][short] = entry
     shutil.copy(store.path / "tokenizer/tokenizer.model", tmp_path / "t.model")

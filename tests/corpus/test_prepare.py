@@ -25,6 +25,7 @@ from xdoge.corpus.spec import TrainTokenizer
 from xdoge.corpus.tokenizer import sentencepiece_model, train
 from xdoge.errors import Interrupted, XDogeError
 from xdoge.io import locked
+from xdoge.names import split_source
 from xdoge.progress import Event
 
 WORDS = ["etxea", "mendia", "casa", "monte", "día", "noite", "house", "river", "night", "ura", "auga", "water"]
@@ -55,7 +56,7 @@ def corpus(tmp_path: Path, model: bytes) -> Path:
     (folder / "tokenizer.model").write_bytes(model)
     languages: dict[str, Any] = {}
     for source in SOURCES:
-        language, name = source.split("/")
+        language, name = split_source(source)
         entry = languages.setdefault(language, {"family": f"family of {language}", "sources": {}})
         entry["sources"][name] = {"files": f"{source}.jsonl"}
     value = {"name": "tiny", "tokenizer": {"sentencepiece": "tokenizer.model"}, "languages": languages}

@@ -17,6 +17,7 @@ from xdoge.corpus import TokenStore, prepare
 from xdoge.corpus.spec import TrainTokenizer
 from xdoge.corpus.tokenizer import train
 from xdoge.errors import XDogeError
+from xdoge.names import split_source
 
 WORDS = {
     "eu/wiki": ["etxea", "mendia", "itsasoa", "eguna", "gaua", "lagun", "handia", "txikia"],
@@ -32,7 +33,7 @@ EVERY = [text for texts in TEXTS.values() for text in texts]
 def make(folder: Path) -> Path:
     lines = ["name: tiny", "tokenizer: {sentencepiece: t.model}", "validation: {fraction: 0.1}", "languages:"]
     for source, texts in TEXTS.items():
-        language, name = source.split("/")
+        language, name = split_source(source)
         (folder / f"{language}.txt").write_text("\n".join(texts))
         lines += [f"  {language}:", f"    sources: {{{name}: {{files: {language}.txt, license: cc0}}}}"]
     (folder / "corpus.yaml").write_text("\n".join(lines))

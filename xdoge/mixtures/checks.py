@@ -61,10 +61,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
-def check_numbers(budget: int, max_epochs: float | None, min_share: float, *, sources: int) -> None:
-    if not is_count(budget) or budget < 1:
+def check_numbers(budget_tokens: int, max_epochs: float | None, min_share: float, *, sources: int) -> None:
+    if not is_count(budget_tokens) or budget_tokens < 1:
         raise XDogeError(
-            f"{argument('budget_tokens')} is {shown(budget)}; it must be a whole number >= 1, and below 2^63."
+            f"{argument('budget_tokens')} is {shown(budget_tokens)}; it must be a whole number >= 1, and below 2^63."
         )
     if max_epochs is not None and not (_is_number(max_epochs) and max_epochs > 0):
         raise XDogeError(
@@ -79,7 +79,7 @@ def check_numbers(budget: int, max_epochs: float | None, min_share: float, *, so
 
 def refuse_unspendable(
     learned: Mapping[str, float],
-    budget: int,
+    budget_tokens: int,
     most: Mapping[str, int],
     available: Mapping[str, int],
     before: Mapping[str, int],
@@ -88,11 +88,11 @@ def refuse_unspendable(
 ) -> None:
     """Refuse a budget above what the caps leave, with the least `max_epochs` that would spend it."""
     used = [source for source, weight in learned.items() if weight]
-    if any(source not in most for source in used) or sum(most[source] for source in used) >= budget:
+    if any(source not in most for source in used) or sum(most[source] for source in used) >= budget_tokens:
         return
     general = [source for source in used if source not in caps and language_of(source) not in caps]
     spendable = sum(most[source] for source in used)
-    message = f"budget {budget:,} cannot be spent: {len(used)} sources"
+    message = f"budget {budget_tokens:,} cannot be spent: {len(used)} sources"
     message += (
         f" at {argument('max_epochs')} {max_epochs:g}"
         if general and max_epochs is not None
@@ -104,7 +104,7 @@ def refuse_unspendable(
         raise XDogeError(f"{message} Raise the caps or lower the budget.")
     least = least_max_epochs(
         {source: available[source] for source in general},
-        budget,
+        budget_tokens,
         spent=before,
         fixed=sum(most[source] for source in used if source not in general),
     )

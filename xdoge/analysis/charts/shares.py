@@ -234,12 +234,12 @@ def unimax_and_temperature(
     )
 
 
-def _unimax(sizes: Mapping[str, int], budget: int, caps: Sequence[float]) -> dict[str, list[float]]:
+def _unimax(sizes: Mapping[str, int], budget_tokens: int, caps: Sequence[float]) -> dict[str, list[float]]:
     """Return the shares of the languages under each cap."""
     return {
-        f"UniMax, ≤ {cap:g} epoch{'s' * (cap != 1)}": [counts[language] / budget for language in sizes]
+        f"UniMax, ≤ {cap:g} epoch{'s' * (cap != 1)}": [counts[language] / budget_tokens for language in sizes]
         for cap in caps
-        for counts in [unimax(sizes, budget_tokens=budget, max_epochs=cap).counts]
+        for counts in [unimax(sizes, budget_tokens=budget_tokens, max_epochs=cap).counts]
     }
 
 
