@@ -144,17 +144,15 @@ def server(cluster):
         yield
 
 
+def bash(*arguments, **environment):
+    return subprocess.run(["bash", *arguments], env=os.environ | environment, capture_output=True, text=True)
+
+
 def submit(**settings):
     """Run submit.sh with these settings; return what it printed last, and the commands of xdoge since."""
     commands = Path("state/commands")
     before = len(commands.read_text().splitlines()) if commands.exists() else 0
-    done = subprocess.run(
-        ["bash", SLURM / "submit.sh", "--account=me"],
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = bash(SLURM / "submit.sh", "--account=me", **settings)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1], commands.read_text().splitlines()[before:]
 
@@ -227,13 +225,8 @@ def test_a_step_that_was_stopped_is_requeued_but_not_for_ever(cluster, command, 
     torchrun.chmod(0o755)
     words = "torchrun -m xdoge" if command == "torchrun" else f"bash -c '{command}'"
     slurm = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
-    done = subprocess.run(
-        ["bash", "-c", f"set -eu; source {SLURM / 'settings.sh'}; step {words}"],
-        env=os.environ | slurm | {"SLURM_RESTART_COUNT": str(restarts)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    script = f"set -eu; source {SLURM / 'settings.sh'}; step {words}"
+    done = bash("-c", script, **slurm, SLURM_RESTART_COUNT=str(restarts))
     assert done.returncode == (int(command.split()[1]) if command.startswith("exit") else 1)
     assert (cluster / "state/requeue-7_3").exists() == requeued
     assert ("raise --time or MOST_REQUEUES" in done.stderr) == (restarts == 20)

@@ -13,7 +13,7 @@ import yaml
 from xdoge.baselines import METHODS, BaselineSettings, check_method, learn
 from xdoge.cli import options
 from xdoge.cli.app import app, run_settings
-from xdoge.cli.tables import print_weights
+from xdoge.cli.tables import print_files, print_weights
 from xdoge.config import read_yaml, settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
@@ -123,6 +123,4 @@ def print_baseline(weights: WeightSet, store: TokenStore, out: Path, *, as_json:
         return
     print(f"{weights.name}: learned shares of training tokens, for {flops:.3g} FLOPs")
     print_weights(weights, store)
-    for name in ("weights.json", "trajectory.parquet", "metrics.jsonl", "config.yaml"):
-        if (out / name).exists():
-            print(out / name)
+    print_files(out, "weights.json", "trajectory.parquet", "metrics.jsonl", "config.yaml")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -16,7 +15,7 @@ import yaml
 from xdoge.cli import options
 from xdoge.cli.app import app, is_first, one_voice, run_settings, stdout
 from xdoge.cli.prepare import prepare_store
-from xdoge.cli.tables import empty_table, print_weights
+from xdoge.cli.tables import empty_table, print_files, print_weights
 from xdoge.config import settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
@@ -142,8 +141,7 @@ def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool
         shape = load_recipe(settings.proxy).model_dump(mode="json", exclude={"about", *FitSettings.model_fields})
         config = {"settings": settings.model_dump(mode="json"), "recipe": shape}
         print(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), file=sys.stderr)
-    display = Display()
-    with display if is_first() else contextlib.nullcontext():
+    with Display() as display:
         return fit(store, settings, out=out, resume=resume, on_progress=display.show, on_note=display.note)
 
 
@@ -158,9 +156,7 @@ def print_fit(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool
         ends = (f"{name} " + ("?" if value is None else f"{value:+.2%}") for name, value in excess.items())
         print(f"estimated loss against the reference of {weights.method['no_worse_than']}: {', '.join(ends)}")
     _print_transfer(store, out)
-    for name in ("weights.json", "trajectory.parquet", "metrics.jsonl", "gram.parquet", "config.yaml", "proxy"):
-        if (out / name).exists():
-            print(out / name)
+    print_files(out, "weights.json", "trajectory.parquet", "metrics.jsonl", "gram.parquet", "config.yaml", "proxy")
 
 
 def _print_transfer(store: TokenStore, out: Path) -> None:

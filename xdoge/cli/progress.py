@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from xdoge.cli.app import is_first
 from xdoge.progress import Event
 
 LINE_SECONDS = 10.0
@@ -19,7 +20,7 @@ LINE_SECONDS = 10.0
 
 
 class Display:
-    """A context that shows events and notes: bars that move on a terminal, plain lines elsewhere.
+    """A context that shows events and notes: bars that move on the first process's terminal, plain lines elsewhere.
 
     Pass `show` as `on_progress` and `note` as `on_note`.
     """
@@ -42,7 +43,7 @@ class Display:
 
     def __enter__(self) -> Self:
         """Begin to draw."""
-        if self.console.is_terminal:
+        if self.console.is_terminal and is_first():
             self.live.start()
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich import box
 from rich.table import Table
@@ -39,6 +40,13 @@ def print_table(table: TextTable) -> None:
 def _heads(name: str, table: TextTable) -> bool:
     """Whether a row is of a language that has its sources below it."""
     return any(row[0].startswith(f"  {name}/") for row in table.rows)
+
+
+def print_files(folder: Path, *names: str) -> None:
+    """Print the paths of those files that a run wrote."""
+    for name in names:
+        if (folder / name).exists():
+            print(folder / name)
 
 
 def print_weights(weights: WeightSet, store: TokenStore) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from xdoge.cli import options
 from xdoge.cli.app import app, is_first, one_voice, run_settings, stdout
-from xdoge.cli.tables import empty_table
+from xdoge.cli.tables import empty_table, print_files
 from xdoge.config import settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.io import read_rows
@@ -115,11 +115,9 @@ def run_training(
     settings = TrainSettings.for_run(mixture, store, chosen, where=where)
     if not resume and is_first():
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True), file=sys.stderr)
-    display = Display()
-    for step, losses in _validations(out)[-1:] if resume else ():
-        display.validated(step, losses)
-
-    with display if is_first() else contextlib.nullcontext(), contextlib.redirect_stdout(sys.stderr):  # trackers print
+    with Display() as display, contextlib.redirect_stdout(sys.stderr):  # trackers print
+        for step, losses in _validations(out)[-1:] if resume else ():
+            display.validated(step, losses)
         return train(mixture, store, settings, out=out, resume=resume, on_progress=display.show, on_note=display.note)
 
 
@@ -141,8 +139,7 @@ def print_run(result: TrainResult, mixture: Mixture) -> None:
     stdout.print(table)
     if beyond := result.repeated_beyond_plan:
         print(f"warning: repeated more often than planned, a bug: {', '.join(beyond)}", file=sys.stderr)
-    for name in ("train.json", "model", "metrics.jsonl", "config.yaml", "mixture.json"):
-        print(result.folder / name)
+    print_files(result.folder, "train.json", "model", "metrics.jsonl", "config.yaml", "mixture.json")
 
 
 def _validations(out: Path) -> list[tuple[int, dict[str, float]]]:

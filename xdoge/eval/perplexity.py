@@ -267,7 +267,8 @@ def measure(
             totals = np.stack([nats, np.array(tokens, dtype=float), documents.words, documents.n_bytes], axis=1)
             scores = SourceScores(totals, tuple(documents.ids))
             if file and processes.is_first:
-                write_json(file, {"schema": f"{SCHEMA}/1", "key": key, "source": source, **_plain(scores)})
+                kept = {"totals": scores.totals.tolist(), "ids": list(scores.ids)}
+                write_json(file, {"schema": f"{SCHEMA}/1", "key": key, "source": source, **kept})
         elif processes.is_first:
             on_progress(Event("skip", source))
         sources[source] = scores
@@ -328,10 +329,6 @@ def _nats(
             raise NonFiniteLossError(f"{model.name} gives document {number} of {source} a loss of {value}.")
     report(Event("done", source, done=count, total=count, tokens=total))
     return nats
-
-
-def _plain(scores: SourceScores) -> dict[str, Any]:
-    return {"totals": scores.totals.tolist(), "ids": list(scores.ids)}
 
 
 def _load(file: Path | None) -> SourceScores | None:

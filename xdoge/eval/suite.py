@@ -12,9 +12,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from xdoge.config import Config, read_yaml
 from xdoge.errors import XDogeError
@@ -28,6 +28,16 @@ _APART = "run them one at a time, into tables of their own."
 
 FEWSHOT_SEED = 1234
 """That of lm-eval, so that the examples in the prompt are those of other people's runs."""
+
+
+def _name(value: str) -> str:
+    """Refuse what could not be told from a path, an average or a perplexity."""
+    if not value.strip() or "/" in value or value.startswith(".") or value in ("*", "perplexity"):
+        raise ValueError(f"{value!r} cannot be a name")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_name)]
 
 
 class HarnessSettings(Config):
@@ -51,8 +61,8 @@ class SuiteTask(Config):
     The normalised score is (score - chance) / (max - chance) × 100: 0 for guessing, 100 for the best there is.
     """
 
-    task: str = Field(min_length=1, description="name in lm-eval of a task, group or tag, or of a task of xdoge's own")
-    language: str = Field(min_length=1, description="ISO code of the language whose average it enters")
+    task: Name = Field(min_length=1, description="name in lm-eval of a task, group or tag, or of a task of xdoge's own")
+    language: Name = Field(min_length=1, description="ISO code of the language whose average it enters")
     name: str = Field("", description="what the published tables call it [the task]")
     metric: str = Field("acc", description="as the harness names it")
     output_type: Literal["multiple_choice", "generate_until"] = "multiple_choice"
@@ -61,13 +71,8 @@ class SuiteTask(Config):
     max: float = Field(1.0, description="best possible score, in the metric's unit")
     filter: str | None = Field(None, description="of the answers, where the harness applies several [its first]")
     num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt [the suite's]")
-    group: str | None = Field(None, description="tasks of a group are averaged, and count as one in their language")
-    data: str | None = Field(None, description="folder of the questions among the local data [the task]")
-
-    @field_validator("task", "language", "group", "data")
-    @classmethod
-    def _plain(cls, value: str | None) -> str | None:
-        return value if value is None else _name(value)
+    group: Name | None = Field(None, description="tasks of a group are averaged, and count as one in their language")
+    data: Name | None = Field(None, description="folder of the questions among the local data [the task]")
 
     @model_validator(mode="after")
     def _scale(self) -> Self:
@@ -108,15 +113,10 @@ class SuiteTask(Config):
 class Suite(Config):
     """Benchmarks that are run and averaged together."""
 
-    name: str = Field(min_length=1, description="what its averages are called in tables")
+    name: Name = Field(min_length=1, description="what its averages are called in tables")
     about: str = ""
     num_fewshot: int = Field(0, ge=0, description="examples in the prompt of the tasks that say nothing else")
     tasks: tuple[SuiteTask, ...] = Field(min_length=1)
-
-    @field_validator("name")
-    @classmethod
-    def _plain(cls, value: str) -> str:
-        return _name(value)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -224,13 +224,6 @@ def _filled(entry: object, where: str) -> dict[str, Any]:
     if entry.get("metric", published.get("metric")) != published.get("metric"):
         published = {key: published[key] for key in ("language", "name", "data", "group") if key in published}
     return {**published, **entry}
-
-
-def _name(value: str) -> str:
-    """Refuse what could not be told from a path, an average or a perplexity."""
-    if not value.strip() or "/" in value or value.startswith(".") or value in ("*", "perplexity"):
-        raise ValueError(f"{value!r} cannot be a name")
-    return value
 
 
 def _path(name: str) -> Path:

@@ -77,15 +77,6 @@ class InitialModel:
             "warmup": 0.01,  # from 0 to 2 % made no lasting difference (Gupta et al. 2023, section 4.1)
         }
 
-    def check_context(self, sequence_length: int) -> None:
-        """Refuse sequences that a trained model cannot take.
-
-        Raises:
-            XDogeError: they are longer than its context.
-        """
-        if self.model:
-            self.model.check_length("sequence_length", sequence_length)
-
     def check(self, store: TokenStore, sequence_length: int) -> None:
         """Refuse a store that a trained model cannot go on with.
 
@@ -94,7 +85,7 @@ class InitialModel:
         """
         if self.model is None:
             return
-        self.check_context(sequence_length)
+        self.model.check_length("sequence_length", sequence_length)
         name = self.model.name
         advice = f"Prepare the text again with `tokenizer: {{huggingface: {name}}}` in corpus.yaml."
         check_tokenizer(store, name, advice=advice)

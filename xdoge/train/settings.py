@@ -115,7 +115,8 @@ class TrainSettings(Config):
         length, batch = (
             value if isinstance(value, int) and value > 0 else 1 for value in whole
         )  # parse refuses it by name
-        initial.check_context(length)
+        if initial.model:
+            initial.model.check_length("sequence_length", length)
         if planned and length == whole[0] != mixture.sequence_length:
             raise XDogeError(
                 f"{argument('sequence_length')} is {length:,}, and {mixture.name!r} was planned for whole sequences of "
