@@ -7,7 +7,7 @@ DEMO_OUT ?= demo
 # Commands and tests start hundreds of interpreters, and each would compile what it imports again: keep the bytecode.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help install demo test test-fast check lint format types pytest notebooks bench-prepare bench-step bench-sampler bench-eval clean
+.PHONY: help install demo test test-fast check lint format types pytest notebooks bench-prepare bench-step bench-sampler bench-eval bench-law clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ bench-sampler: .venv/installed
 ## bench-eval     tokens/s of perplexity over the harness's rolling log-likelihood
 bench-eval: .venv/installed
 	@$(BIN)/python benchmarks/perplexity.py
+
+## bench-law      accuracy of mixture laws and their rivals on a published swarm (XDOGE_REAL_DATA)
+bench-law: .venv/installed
+	@$(BIN)/python benchmarks/law.py
 
 ## clean          remove what the demo and the caches wrote
 clean:

@@ -75,6 +75,10 @@ class MissingExtraError(XDogeError):
         super().__init__(f"{library} is not installed; this needs pip install 'xdoge[{extra}]'.")
 
 
+class FolderInUseError(XDogeError):
+    """Another process holds the folder."""
+
+
 class NonFiniteLossError(XDogeError):
     """A loss became NaN or infinite, so nothing that follows could be trusted."""
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from xdoge.errors import XDogeError
+from xdoge.errors import FolderInUseError, XDogeError
 from xdoge.names import CONTROLS, shown
 
 
@@ -49,7 +49,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep a second process out of `folder`; the lock of a process that died is gone with it.
 
     Raises:
-        XDogeError: another process holds it.
+        FolderInUseError: another process holds it.
     """
     with contextlib.ExitStack() as stack:
         with disk_errors(folder):
@@ -57,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise XDogeError(f"{folder} is in use by another process; wait for it or stop it.") from error
+            raise FolderInUseError(f"{folder} is in use by another process; wait for it or stop it.") from error
         os.register_at_fork(after_in_child=file.close)  # a loader's worker may outlive this process for a while
         yield
 

@@ -26,7 +26,7 @@ def rank_correlations(x: Sequence[float], y: Sequence[float]) -> tuple[float | N
         MissingExtraError: SciPy is not installed.
     """
     require("cli", "scipy")
-    from scipy.stats import kendalltau, spearmanr  # type: ignore[import-untyped]
+    from scipy.stats import kendalltau, spearmanr
 
     a, b = _levels(x), _levels(y)
     if not (a.any() and b.any()):

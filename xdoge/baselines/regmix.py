@@ -136,6 +136,6 @@ def _lightgbm(x: Floats, y: Floats, x_held: Floats, y_held: Floats, seed: int) -
 
 def rank_correlation(predicted: Floats, true: Floats) -> float:
     """Return Spearman's rank correlation, NaN where either is all alike."""
-    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+    from scipy.stats import spearmanr
 
     return float("nan") if np.ptp(predicted) == 0 or np.ptp(true) == 0 else float(spearmanr(predicted, true).statistic)

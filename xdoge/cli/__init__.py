@@ -21,21 +21,25 @@ from xdoge.cli import (  # noqa: F401  # each registers its command
     demo,
     eval,
     export,
+    fit_law,
     fit_weights,
     formats,
     merge,
     mix,
+    optimize,
     plan,
+    predict,
     prepare,
     study,
+    swarm,
     train,
 )
 from xdoge.cli.app import app, as_options
 from xdoge.errors import Interrupted, XDogeError
 
 ORDER = (
-    "demo", "prepare", "fit-weights", "baseline", "merge", "mix", "export", "formats", "train", "eval", "compare",
-    "card", "study", "plan",
+    "demo", "prepare", "fit-weights", "baseline", "merge", "swarm", "fit-law", "predict", "optimize", "mix",
+    "export", "formats", "train", "eval", "compare", "card", "study", "plan",
 )  # fmt: skip
 """In which the help lists the commands: the way through."""
 

@@ -33,7 +33,7 @@ def paired(differences: Sequence[float], *, confidence: float = CONFIDENCE) -> I
 
     Source: Student 1908, The probable error of a mean.
     """
-    from scipy.stats import t  # type: ignore[import-untyped]
+    from scipy.stats import t
 
     n = len(differences)
     mean = math.fsum(differences) / n

@@ -199,6 +199,10 @@ class RunFolder:
             )
         return numbers, load_file(folder / "arrays.safetensors"), load_tensors(folder / "tensors.safetensors")
 
+    def forget_checkpoints(self) -> None:
+        """Remove all checkpoints, once the run has what it was for."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
     def _checkpoints(self) -> list[Path]:
         return sorted(self.checkpoints.glob("step-*"))
 

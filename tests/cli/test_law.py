@@ -1,0 +1,126 @@
+"""`xdoge fit-law`, `xdoge predict` and `xdoge optimize`, as they are typed."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from command_line import one_line
+from law_swarms import known_law, runs
+
+from xdoge import WeightSet
+
+SOURCES = ("en/web", "es/web", "gl/web", "eu/web")
+
+
+def table(path, names, values, first=0):
+    rows = [[f"r{first + i}", *row] for i, row in enumerate(values.tolist())]
+    path.write_text("\n".join(",".join(map(str, row)) for row in [["run", *names], *rows]) + "\n")
+
+
+@pytest.fixture(scope="module")
+def swarm(tmp_path_factory):
+    """A folder with mixtures.csv, losses.csv and a law of them."""
+    folder = tmp_path_factory.mktemp("swarm")
+    shares, losses = runs(known_law(), 24, noise=0.01)
+    table(folder / "mixtures.csv", SOURCES, shares)
+    table(folder / "losses.csv", ("en", "es", "gl", "eu"), losses)
+    return folder
+
+
+@pytest.fixture
+def here(swarm, monkeypatch):
+    monkeypatch.chdir(swarm)
+    return swarm
+
+
+FIT = ["fit-law", "--mixtures", "mixtures.csv", "--losses", "losses.csv"]
+
+
+@pytest.fixture
+def law(xdoge, here):
+    if not (here / "law.json").exists():
+        assert xdoge(*FIT, "--form", "effective", "--out", "law.json")[0] == 0
+    return here / "law.json"
+
+
+def test_fit_law_prints_scores_transfer_and_what_they_are_worth(xdoge, here):
+    status, out, _ = xdoge(*FIT, "--form", "effective", "--out", "printed.json")
+    assert status == 0
+    for word in ("log-linear", "lightgbm", "gl: es/web", "printed.json", "90 % intervals"):
+        assert word in out
+
+
+def test_json_holds_the_scores_of_every_form(xdoge, here):
+    status, out, _ = xdoge(*FIT, "--form", "linear", "--out", "linear.json", "--json")
+    assert status == 0
+    assert set(json.loads(out)["validation"]) >= {"linear", "effective", "log-linear"}
+
+
+def test_predict_writes_a_tidy_table(xdoge, law, here):
+    (here / "p.csv").unlink(missing_ok=True)
+    assert xdoge("predict", law, "--mixtures", "mixtures.csv", "--out", "p.csv")[0] == 0
+    rows = list(csv.DictReader((here / "p.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["run", "evaluation", "predicted", "low", "high"]
+    assert len(rows) == 24 * 4
+    assert all(float(row["low"]) < float(row["predicted"]) < float(row["high"]) for row in rows)
+
+
+def test_predict_reads_words_and_weights(xdoge, law, here):
+    WeightSet(name="w", sources=dict(zip(SOURCES, (0.4, 0.3, 0.2, 0.1), strict=True))).save(here / "w.json")
+    _, out, _ = xdoge("predict", law, "uniform", "w.json", "--json")
+    rows = json.loads(out)
+    assert [row["run"] for row in rows] == ["uniform", "w.json"]
+    status, out, _ = xdoge("predict", law, "uniform", "w.json")
+    assert (status, "mean" in out, "±" in out) == (0, True, True)
+
+
+def test_optimize_writes_weights_and_a_verdict(xdoge, law, here):
+    (here / "best.json").unlink(missing_ok=True)
+    status, out, _ = xdoge("optimize", law, "--out", "best.json", "--force-optimum")
+    assert status == 0
+    assert "verdict: " in out
+    assert sum(WeightSet.load(here / "best.json").sources.values()) == pytest.approx(1)
+    _, out, _ = xdoge("optimize", law, "--objective", "worst", "--no-worse-than", "uniform:1%", "--json")
+    assert json.loads(out)["gains"]["uniform"]["low"] <= json.loads(out)["gains"]["uniform"]["charged"]
+
+
+def test_bad_input_is_one_line_and_writes_nothing(xdoge, here, tmp_path):
+    shares, losses = runs(known_law(), 24)
+    cases = {"24 rows": (shares[:23], losses, "r23"), "sum": (np.vstack([shares[:23], 2 * shares[23:]]), losses, "r23")}
+    cases["few"] = (shares[:5], losses[:5], "5 runs")
+    cases["never varies"] = (np.tile(shares[:1], (24, 1)), losses, "en/web")
+    for x, y, word in cases.values():
+        table(tmp_path / "m.csv", SOURCES, x)
+        table(tmp_path / "l.csv", ("en", "es", "gl", "eu"), y)
+        out = tmp_path / "law.json"
+        status, _, err = xdoge(
+            "fit-law", "--mixtures", tmp_path / "m.csv", "--losses", tmp_path / "l.csv", "--out", out
+        )
+        assert status == 1
+        assert word in one_line(err)
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((*FIT, "--form", "cubic", "--out", "new.json"), "cubic"),
+        ((*FIT, "--own", "en", "--out", "new.json"), "EVALUATION=SOURCE"),
+        ((*FIT, "--budget", "1B", "--out", "new.json"), "--tokens"),
+        (("predict", "law.json"), "--mixtures"),
+        (("predict", "law.json", "unimax"), "unimax"),
+        (("predict", "mixtures.csv", "uniform"), "mixtures.csv"),
+        (("optimize", "law.json", "--objective", "best"), "best"),
+        (("optimize", "law.json", "--max-epochs", "4"), "token counts"),
+        (("optimize", "law.json", "--no-worse-than", "uniform"), "uniform:1%"),
+        (("optimize", "law.json", "--out", "new.yaml"), "new.yaml"),
+    ],
+)
+def test_wrong_options_are_one_line(xdoge, law, here, arguments, word):
+    status, _, err = xdoge(*arguments)
+    assert status == 1
+    assert word in one_line(err)
+    assert not (here / "new.json").exists()

@@ -1,0 +1,104 @@
+"""`MixtureLaw`: fit, predict, save, load, refuse; and the accuracy on published runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from law_swarms import NAMES, known_law, runs
+
+from xdoge.errors import XDogeError
+from xdoge.laws.law import FitSettings, MixtureLaw
+from xdoge.laws.scores import score
+
+QUICK = FitSettings(validate_rivals=False)
+
+
+@pytest.fixture(scope="module")
+def law():
+    shares, losses = runs(known_law(), 30, noise=0.01)
+    return MixtureLaw.fit(shares, losses, sources=NAMES, evaluations=NAMES, settings=QUICK)
+
+
+def test_intervals_hold_most_losses_of_new_mixtures(law):
+    shares, losses = runs(known_law(), 200, noise=0.01, seed=3)
+    prediction = law.predict(shares)
+    assert 0.8 <= ((prediction.low <= losses) & (losses <= prediction.high)).mean() <= 0.98
+    assert score(prediction.predicted, losses).rank_evaluations > 0.97
+
+
+def test_a_law_is_loaded_to_the_bit(law, tmp_path):
+    law.save(tmp_path / "law.json")
+    copy = MixtureLaw.load(tmp_path / "law.json")
+    shares, _ = runs(known_law(), 20, seed=4)
+    assert (copy.predict(shares).low == law.predict(shares).low).all()
+    assert copy.to_dict() == law.to_dict()
+
+
+def test_a_law_of_a_newer_schema_is_refused(law, tmp_path):
+    (tmp_path / "law.json").write_text(json.dumps(law.to_dict() | {"schema": "xdoge.law/2"}))
+    with pytest.raises(XDogeError, match="xdoge.law"):
+        MixtureLaw.load(tmp_path / "law.json")
+
+
+def test_a_mixture_far_from_all_runs_is_marked(law):
+    prediction = law.predict([{"en": 1.0, "es": 0, "gl": 0, "eu": 0}, dict.fromkeys(NAMES, 0.25)])
+    assert prediction.extrapolated.tolist() == [True, False]
+
+
+def test_a_mixture_over_other_sources_is_refused(law):
+    with pytest.raises(XDogeError, match="pt"):
+        law.predict([{"en": 0.5, "es": 0.5, "gl": 0, "pt": 0}])
+
+
+def test_adapting_to_another_size_learns_offset_and_factor(law):
+    shares, losses = runs(known_law(), 8, seed=6)
+    adapted, error = law.adapt(shares, 0.5 + 0.7 * losses)
+    assert error < 0.03
+    test, truth = runs(known_law(), 50, seed=7)
+    assert np.abs(adapted.predict(test).predicted - 0.5 - 0.7 * truth).mean() < 0.03
+
+
+def broken(column, value):
+    shares, losses = runs(known_law(), 20)
+    losses[column] = value
+    return shares, losses
+
+
+@pytest.mark.parametrize(
+    ("shares", "losses", "word"),
+    [
+        (*(array[:6] for array in runs(known_law(), 20)), "6 runs"),
+        (*broken((3, 1), np.nan), "es"),
+        (*broken((slice(None), 2), 1.0), "gl"),
+        (np.full((20, 4), 0.25), runs(known_law(), 20)[1], "en"),
+        (np.full((20, 4), 0.3), runs(known_law(), 20)[1], "1.2"),
+    ],
+)
+def test_runs_that_cannot_be_fitted_are_refused(shares, losses, word):
+    with pytest.raises(XDogeError, match=word):
+        MixtureLaw.fit(shares, losses, sources=NAMES, evaluations=NAMES, settings=QUICK)
+
+
+@pytest.mark.slow
+def test_published_runs_are_ordered_as_well_as_promised():
+    folder = Path(os.environ.get("XDOGE_REAL_DATA", "nowhere")) / "swarms/regmix-pile"
+    if not folder.is_dir():
+        pytest.skip("XDOGE_REAL_DATA is not set")
+    from xdoge.laws.csv_files import align, read_mixtures, read_table
+
+    shares, losses = read_mixtures(folder / "train_mixture_1m.csv"), read_table(folder / "train_pile_loss_1m.csv")
+    x, y = align(shares, losses, ("mixtures", "losses"))
+    chosen = np.random.default_rng(0).choice(len(x), 48, replace=False)
+    law = MixtureLaw.fit(x[chosen], y[chosen], sources=shares.names, evaluations=losses.names, settings=QUICK)
+    assert all(len(columns) == 1 for columns in law.problem.own)
+    test, truth = read_mixtures(folder / "test_mixture_1m.csv"), read_table(folder / "test_pile_loss_1m.csv")
+    x, y = align(test, truth, ("mixtures", "losses"))
+    prediction = law.predict(x)
+    scores = score(prediction.predicted, y, prediction.high - prediction.predicted)
+    assert scores.rank_evaluations > 0.97
+    assert scores.rank_mean > 0.965
+    assert 0.8 < scores.coverage < 0.98

@@ -1,0 +1,124 @@
+"""The optimum: against a generic solver, within caps, honest about its gain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from law_swarms import NAMES, known_law, runs
+from scipy.optimize import LinearConstraint, minimize
+
+from xdoge.errors import XDogeError
+from xdoge.laws.law import FitSettings, MixtureLaw
+from xdoge.laws.optimize import Programme, project
+
+COUNTS = {"en": 2_000_000, "es": 500_000, "gl": 50_000, "eu": 20_000}
+BUDGET = 1_000_000
+PASSES = tuple(BUDGET / count for count in COUNTS.values())
+
+
+def fitted(truth, *, n=30, noise=0.005, seed=0, form="effective", **settings):
+    shares, losses = runs(truth, n, noise=noise, seed=seed)
+    return MixtureLaw.fit(
+        shares,
+        losses,
+        sources=NAMES,
+        evaluations=NAMES,
+        form=form,
+        settings=FitSettings(validate_rivals=False, **settings),
+    )
+
+
+@pytest.mark.parametrize("passes", [None, PASSES])
+@pytest.mark.parametrize("worst", [False, True])
+def test_the_optimum_agrees_with_a_generic_solver(passes, worst):
+    law = known_law(passes=passes)
+    high = np.array([0.6, 0.5, 0.3, 0.25])
+    programme = Programme(worst, np.zeros(4), high)
+    best = programme.value(law.predict(programme.solve(law.slopes, [np.full(4, 0.25)])[None])[0])
+    others = []
+    for start in np.random.default_rng(1).dirichlet(np.ones(4), 3):
+        other = minimize(
+            lambda w: programme.value(law.predict(w[None])[0]),
+            project(start, np.zeros(4), high),
+            method="COBYLA",
+            bounds=list(zip(np.zeros(4), high, strict=True)),
+            constraints=[LinearConstraint(np.ones((1, 4)), 1, 1)],
+            options={"maxiter": 5000, "rhobeg": 0.1, "tol": 1e-8},
+        )
+        others.append(programme.value(law.predict(project(other.x, np.zeros(4), high)[None])[0]))
+    assert best <= min(others) + 1e-5
+    assert best == pytest.approx(min(others), abs=3e-3)
+
+
+def test_the_price_of_a_cap_is_what_raising_it_gains():
+    law = known_law()
+    low, high = np.zeros(4), np.array([1.0, 1.0, 1.0, 0.1])
+    programme, start = Programme(False, low, high), [np.full(4, 0.25)]
+    share = programme.solve(law.slopes, start)
+    raised = Programme(False, low, high + np.array([0, 0, 0, 1e-3])).solve(law.slopes, start)
+    gained = (law.predict(share[None]) - law.predict(raised[None])).mean() / 1e-3
+    assert programme.prices(law.slopes, share)[3] == pytest.approx(gained, rel=0.05)
+
+
+def test_limits_hold_every_evaluation():
+    law = known_law()
+    uniform = np.full(4, 0.25)
+    limits = law.predict(uniform[None])[0] * 1.005
+    share = Programme(True, np.zeros(4), np.ones(4), limits).solve(law.slopes, [uniform])
+    assert (law.predict(share[None])[0] <= limits + 1e-5).all()
+
+
+def test_the_optimum_of_a_fitted_law_is_near_that_of_the_truth_and_within_its_caps():
+    truth = known_law(passes=PASSES)
+    law = fitted(truth, tokens=COUNTS, budget_tokens=BUDGET)
+    optimum = law.optimize("mean", max_epochs=8, bootstrap=4)
+    assert optimum.shares["eu"] <= 8 * COUNTS["eu"] / BUDGET + 1e-9
+    assert set(optimum.gains) == {"uniform", "proportional", "unimax"}
+    share = np.array(list(optimum.shares.values()))
+    high = np.minimum(8 / np.array(PASSES), 1)
+    best = Programme(False, np.zeros(4), high).solve(truth.slopes, [np.full(4, 0.25)])
+    assert truth.predict(share[None]).mean() - truth.predict(best[None]).mean() < 0.01
+
+
+def test_equal_shares_are_kept_where_they_are_best():
+    same = known_law(transfer=np.eye(4))
+    truth = type(same)(
+        same.problem,
+        np.ones(4),
+        np.full(4, -0.8),
+        np.full(4, 0.3),
+        same.offset,
+        same.harm,
+        same.transfer,
+        0.1,
+        same.noise,
+    )
+    optimum = fitted(truth, noise=0.01).optimize("mean", bootstrap=10)
+    assert optimum.keeps_uniform
+    assert "keep equal shares" in optimum.verdict
+    assert optimum.recommended == dict.fromkeys(NAMES, 0.25)
+
+
+def test_caps_that_cannot_spend_the_budget_are_refused():
+    law = fitted(known_law(passes=PASSES), n=12, tokens=COUNTS, budget_tokens=BUDGET)
+    with pytest.raises(XDogeError, match="max_epochs"):
+        law.optimize("mean", max_epochs=0.2)
+    with pytest.raises(XDogeError, match="median"):
+        law.optimize("median")
+
+
+@pytest.mark.slow
+def test_the_charged_gain_is_realised_on_average():
+    """Over 50 swarms of different truths, with noise as in a real swarm (benchmarks/law.py: for the stack)."""
+    differences, inside = [], []
+    for seed in range(50):
+        truth = known_law(seed=seed)
+        optimum = fitted(truth, n=24, noise=0.02, seed=seed).optimize("mean", bootstrap=5)
+        shares = np.stack([np.full(4, 0.25), np.array(list(optimum.shares.values()))])
+        uniform, best = truth.predict(shares).mean(axis=1)
+        gain = optimum.gains["uniform"]
+        differences.append(uniform - best - gain.charged)
+        inside.append(gain.low <= uniform - best <= gain.high)
+    error = np.std(differences, ddof=1) / np.sqrt(len(differences))
+    assert abs(np.mean(differences)) < 2.5 * error
+    assert np.mean(inside) > 0.75

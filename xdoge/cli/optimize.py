@@ -1,0 +1,164 @@
+"""`xdoge optimize`: the best mixture under a law, what it gains, and whether to believe it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table as Drawn
+
+from xdoge.cli.app import app, refuse_taken, stdout
+from xdoge.cli.fit_law import as_count
+from xdoge.cli.options import Force, Json
+from xdoge.errors import XDogeError
+
+if TYPE_CHECKING:
+    from xdoge.laws.law import MixtureLaw
+    from xdoge.laws.optimize import Optimum
+
+_HELP = """Find the mixture with the lowest predicted loss.
+
+**Objective**: the mean loss over the evaluations, or the loss of the worst one. With --no-worse-than uniform:1% no
+evaluation may end more than 1 % above its loss at equal shares. --max-epochs caps the repetition of every source.
+
+**Where it looks**: each share stays within the range that the runs covered, unless you say --anywhere.
+
+**What to believe**: the best point of a fitted law looks better than it is. `optimize` measures this optimism on
+simulated swarms and takes it off the gain. If the 90 % interval of the gain over equal shares contains 0, the verdict
+is "keep equal shares", and --out writes those unless you say --force-optimum.
+
+**What it writes**: FILE.json is a weights.json for `xdoge mix`; it needs sources that are named language/source.
+FILE.csv holds the shares of sources of any name, for `xdoge predict --mixtures`.
+
+**Examples**
+
+- `xdoge optimize law.json --objective mean --out weights.json`
+
+- `xdoge optimize law.json --objective worst --no-worse-than uniform:1% --max-epochs 8`
+
+- `xdoge optimize law.json --budget 100B --max-epochs 4 --out weights.json`, for another budget than the runs had
+"""
+
+
+@app.command(help=_HELP)
+def optimize(
+    law: Annotated[Path, typer.Argument(metavar="LAW.json", help="Law to use.", show_default=False)],
+    objective: Annotated[str, typer.Option(help="mean or worst.")] = "mean",
+    no_worse_than: Annotated[
+        str | None, typer.Option(metavar="MIXTURE:PERCENT", help="Limit for every evaluation, such as uniform:1%.")
+    ] = None,
+    max_epochs: Annotated[float | None, typer.Option(metavar="N", help="Most passes over any source.")] = None,
+    budget_tokens: Annotated[
+        str | None, typer.Option("--budget", metavar="TOKENS", help="Training tokens: 500M, 2T.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="weights.json or shares.csv to write.")] = None,
+    anywhere: Annotated[bool, typer.Option("--anywhere", help="Leave the range that the runs covered.")] = False,
+    force_optimum: Annotated[
+        bool, typer.Option("--force-optimum", help="Write the optimum even if it may gain nothing.")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    from xdoge.laws.law import MixtureLaw
+
+    refuse_taken(out, force)
+    fitted = MixtureLaw.load(law)
+    if out is not None:
+        _refuse_names(fitted, out)
+    optimum = fitted.optimize(
+        objective,
+        no_worse_than=None if no_worse_than is None else _limit(no_worse_than),
+        max_epochs=max_epochs,
+        budget_tokens=None if budget_tokens is None else as_count(budget_tokens, "--budget"),
+        anywhere=anywhere,
+    )
+    shares = fitted.source_weights(optimum.shares if force_optimum else optimum.recommended)
+    if out is not None:
+        _write(out, law, optimum, dict(shares))
+    if as_json:
+        print(json.dumps(optimum.to_dict() | {"written": dict(shares)}, indent=2, ensure_ascii=False))
+    else:
+        print_optimum(fitted, optimum)
+    if out is not None:
+        print(out, file=sys.stderr if as_json else sys.stdout)
+    if not as_json:
+        print(f"verdict: {optimum.verdict}")
+
+
+def _limit(text: str) -> tuple[str, float]:
+    name, _, percent = text.partition(":")
+    try:
+        value = float(percent.removesuffix("%")) / 100
+    except ValueError:
+        value = -1.0
+    if not name or not 0 <= value < 1:
+        raise XDogeError(f"--no-worse-than {text}: write a mixture and a percentage, such as uniform:1%.")
+    return name, value
+
+
+def _refuse_names(law: MixtureLaw, out: Path) -> None:
+    plain = [] if law.members else [name for name in law.problem.sources if "/" not in name]
+    if out.suffix not in (".json", ".csv"):
+        raise XDogeError(f"{out}: name a file that ends in .json (weights) or .csv (shares).")
+    if out.suffix == ".json" and plain:
+        raise XDogeError(
+            f"{out}: weights name their sources language/source, and the law has {plain[0]!r}; write --out FILE.csv."
+        )
+
+
+def _write(out: Path, law: Path, optimum: Optimum, shares: dict[str, float]) -> None:
+    from xdoge.io import write_text
+    from xdoge.mixtures.weights import WeightSet
+
+    name = f"law-{optimum.objective}"
+    if out.suffix == ".csv":
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["run", *shares])
+        writer.writerow([name, *shares.values()])
+        write_text(out, file.getvalue())
+        return
+    gain = optimum.gains["uniform"]
+    method = {
+        "baseline": "law",
+        "law": str(law),
+        "objective": optimum.objective,
+        "verdict": optimum.verdict,
+        "gain_over_uniform": [gain.charged, gain.low, gain.high],
+    }
+    WeightSet(name=name, sources=shares, method=method).save(out)
+
+
+def print_optimum(law: MixtureLaw, optimum: Optimum) -> None:
+    """Print the shares with their caps, the losses with their gains, and the gains over simple mixtures."""
+    drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
+    priced = bool(optimum.caps)
+    for head in ("source", "share", "of equal", *(["price of its cap"] * priced)):
+        drawn.add_column(head, justify="left" if head == "source" else "right", overflow="fold")
+    for name, share in sorted(optimum.shares.items(), key=lambda item: -item[1]):
+        price = f"{optimum.caps[name]:.4f}" if name in optimum.caps else ""
+        drawn.add_row(name, f"{share:.4f}", f"{share * len(optimum.shares):.2f} ×", *([price] * priced))
+    stdout.print(drawn)
+    if priced:
+        print("price of a cap: what the objective would fall by per 0.01 of share that the cap is raised")
+    drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn.add_column("evaluation", overflow="fold")
+    drawn.add_column("predicted", justify="right")
+    for name in optimum.gains:
+        drawn.add_column(f"gain over {name} (90 %)", justify="right")
+    for evaluation, loss in optimum.predicted.items():
+        cells = [gain.evaluations[evaluation] for gain in optimum.gains.values()]
+        drawn.add_row(evaluation, f"{loss:.4f}", *(f"{a:+.4f} ({b:+.4f} to {c:+.4f})" for a, b, c in cells))
+    what = "mean" if optimum.objective == "mean" else "worst"
+    cells = [(gain.charged, gain.low, gain.high) for gain in optimum.gains.values()]
+    drawn.add_row(
+        what, f"{optimum.value:.4f}", *(f"{a:+.4f} ({b:+.4f} to {c:+.4f})" for a, b, c in cells), style="bold"
+    )
+    stdout.print(drawn)
+    print("gains are charged with the optimism of an optimum; positive means a lower loss")

@@ -1,0 +1,194 @@
+"""`xdoge predict`: what a mixture law expects of mixtures, with 90 % intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich import box
+from rich.table import Table as Drawn
+
+from xdoge.cli.app import app, refuse_taken, stdout
+from xdoge.cli.options import Force, Json
+from xdoge.errors import XDogeError, names_that_differ
+
+if TYPE_CHECKING:
+    from xdoge.laws.law import MixtureLaw, Prediction
+
+_HELP = """Predict the losses of mixtures with a law that `xdoge fit-law` fitted.
+
+**Mixtures** are mixture.json or weights.json files, or the words uniform, proportional and unimax (the last two if the
+law knows token counts). A CSV file (--mixtures) holds many: a run's id, then one column per source, as for `fit-law`.
+
+**What it writes**: with --out a CSV file with the columns run, evaluation, predicted, low, high. Nine in ten losses
+fall between low and high, for mixtures like those of the runs. A mixture far from all runs is marked.
+
+**Examples**
+
+- `xdoge predict law.json uniform weights.json mixture.json`
+
+- `xdoge predict law.json --mixtures candidates.csv --out predictions.csv`
+
+- `xdoge predict law.json uniform --json`
+"""
+
+
+@app.command(help=_HELP)
+def predict(
+    law: Annotated[Path, typer.Argument(metavar="LAW.json", help="Law to use.", show_default=False)],
+    mixtures_: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MIXTURE]...", help="mixture.json, weights.json, or uniform.", show_default=False),
+    ] = None,
+    mixtures: Annotated[Path | None, typer.Option(metavar="CSV", help="Shares of many mixtures.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="CSV", help="File to write.")] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    from xdoge.io import write_text
+    from xdoge.laws.law import MixtureLaw
+
+    refuse_taken(out, force)
+    fitted = MixtureLaw.load(law)
+    names, shares, notes = _mixtures(fitted, mixtures_ or [], mixtures)
+    prediction = fitted.predict(shares)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    far = [name for name, outside in zip(names, prediction.extrapolated, strict=True) if outside]
+    if far:
+        more = f" and {len(far) - 5} more" if len(far) > 5 else ""
+        print(
+            f"warning: far from all runs, so the intervals may be too narrow: {', '.join(far[:5])}{more}",
+            file=sys.stderr,
+        )
+    if out is not None:
+        write_text(out, tidy(names, prediction))
+    if as_json:
+        print(json.dumps(_rows(names, prediction), indent=2, ensure_ascii=False))
+    elif out is not None and mixtures is not None:
+        print(out)
+    else:
+        print_prediction(fitted, names, prediction)
+        if out is not None:
+            print(out)
+    print(
+        "The numbers hold for models and budgets like those of the runs; only the order carries over.", file=sys.stderr
+    )
+
+
+def _mixtures(law: MixtureLaw, words: list[str], table: Path | None) -> tuple[list[str], Any, list[str]]:
+    from xdoge.laws.csv_files import read_mixtures
+
+    if not words and table is None:
+        raise XDogeError("there is nothing to predict; name mixtures, or a CSV file with --mixtures.")
+    names: list[str] = []
+    rows: list[Any] = []
+    notes: list[str] = []
+    for word in words:
+        names.append(word)
+        rows.append(shares_of(law, word))
+    if table is not None:
+        read = read_mixtures(table)
+        if differing := names_that_differ(str(table), read.names, "the law", law.problem.sources):
+            raise XDogeError(f"mixtures and law name different sources; {differing}.")
+        order = [read.names.index(source) for source in law.problem.sources]
+        names.extend(read.runs)
+        rows.extend(read.values[:, order])
+        notes.extend(read.notes)
+    return names, np.array(rows, dtype=np.float64), notes
+
+
+def shares_of(law: MixtureLaw, word: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the shares of a mixture in the order of the law's sources.
+
+    Args:
+        law: the law.
+        word: uniform, proportional, unimax, or the path of a mixture.json or weights.json. If the law is over
+            languages, the weights of a language's sources are added up.
+
+    Raises:
+        XDogeError: the word is unknown, or the file is over other sources.
+    """
+    from xdoge.io import read_json
+    from xdoge.laws.optimize import reference_mixtures
+    from xdoge.mixtures.mixture import Mixture
+    from xdoge.mixtures.weights import WeightSet
+
+    references = reference_mixtures(law)
+    if word in references:
+        return references[word]
+    if word in ("proportional", "unimax"):
+        raise XDogeError(f"{word} needs token counts; fit the law with --tokens and --budget.")
+    path = Path(word)
+    if path.is_dir():
+        path = path / ("mixture.json" if (path / "mixture.json").exists() else "weights.json")
+    kind = str(read_json(path).get("schema", ""))
+    if kind.startswith("xdoge.mixture/"):
+        mixture = Mixture.load(path)
+        shares = {name: share.weight for name, share in mixture.sources.items()}
+    else:
+        shares = dict(WeightSet.load(path).sources)
+    if not any("/" in name for name in law.problem.sources):
+        languages: dict[str, float] = {}
+        for name, share in shares.items():
+            language = name.partition("/")[0]
+            languages[language] = languages.get(language, 0.0) + share
+        shares = languages
+    if differing := names_that_differ(word, shares, "the law", law.problem.sources):
+        raise XDogeError(f"mixture and law name different sources; {differing}.")
+    return np.array([shares[name] for name in law.problem.sources])
+
+
+def tidy(names: list[str], prediction: Prediction) -> str:
+    """Return the CSV text: run, evaluation, predicted, low, high."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["run", "evaluation", "predicted", "low", "high"])
+    columns = (prediction.predicted.tolist(), prediction.low.tolist(), prediction.high.tolist())
+    for name, *rows in zip(names, *columns, strict=True):
+        writer.writerows([name, *cells] for cells in zip(prediction.evaluations, *rows, strict=True))
+    return file.getvalue()
+
+
+def _rows(names: list[str], prediction: Prediction) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": name,
+            "mean": float(prediction.mean[i]),
+            "extrapolated": bool(prediction.extrapolated[i]),
+            "evaluations": {
+                evaluation: {
+                    "predicted": float(prediction.predicted[i, j]),
+                    "low": float(prediction.low[i, j]),
+                    "high": float(prediction.high[i, j]),
+                }
+                for j, evaluation in enumerate(prediction.evaluations)
+            },
+        }
+        for i, name in enumerate(names)
+    ]
+
+
+def print_prediction(law: MixtureLaw, names: list[str], prediction: Prediction) -> None:
+    """Print a table: a row per evaluation, a column per mixture; a row per mixture if there are many."""
+    drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
+    few = len(names) <= 4
+    drawn.add_column("evaluation" if few else "mixture", overflow="fold")
+    for head in names if few else ("mean", *prediction.evaluations):
+        drawn.add_column(head, justify="right", overflow="fold")
+    half = prediction.high - prediction.predicted
+    if few:
+        for j, evaluation in enumerate(prediction.evaluations):
+            cells = [f"{prediction.predicted[i, j]:.4f} ± {half[i, j]:.4f}" for i in range(len(names))]
+            drawn.add_row(evaluation, *cells)
+        drawn.add_row("mean", *(f"{value:.4f}" for value in prediction.mean), style="bold")
+    else:
+        for i, name in enumerate(names):
+            drawn.add_row(name, f"{prediction.mean[i]:.4f}", *(f"{value:.4f}" for value in prediction.predicted[i]))
+    stdout.print(drawn)

@@ -1,0 +1,224 @@
+"""`xdoge swarm`: small trainings on designed mixtures, from which `xdoge fit-law` learns a mixture law."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich import box
+from rich.table import Table
+
+from xdoge.cli.app import app, chosen_settings, stdout
+from xdoge.cli.options import Assignments, ConfigFile, Json, Proxy
+from xdoge.config import parse_count, settings_help
+from xdoge.errors import XDogeError, argument, require
+from xdoge.laws.swarm_settings import SwarmSettings
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+    from xdoge.laws.swarm_plan import Swarm
+
+_SWARM_HELP = f"""Train a swarm: small proxies on designed mixtures, each measured on every language.
+
+`xdoge fit-law SWARM` then learns how the losses depend on the mixture. Each proxy sees so little of each source that
+a share repeats its text as often as in the run of `--budget` tokens that the law is for.
+
+The swarm first trains equal, proportional and temperature shares. It trains the first two with several seeds to
+measure its own noise, and stops if seeds differ more than mixtures. Then each language is rich once and poor once,
+further mixtures tell the most about the law, and the last ones lie near the optimum that the law has found so far.
+One fifth of the runs is held out: no law is fitted to them, and they say how good the law is.
+
+    xdoge swarm store --budget 100B --proxy 7m --out swarm --dry-run     # the mixtures, and what they cost
+
+    xdoge swarm store --budget 100B --proxy 7m --out swarm --jobs 4
+
+    xdoge swarm store --budget 100B --proxy 7m --out swarm --slurm swarm.sh
+
+After Ctrl-C or a kill, the same command with `--resume` trains what is missing. Several processes may share a folder.
+
+Every setting, for `--set KEY=VALUE` and `--config`:
+
+{settings_help(SwarmSettings)}
+"""
+
+
+@app.command(help=_SWARM_HELP)
+def swarm(  # one parameter for each option
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Token store.")],
+    out: Annotated[Path, typer.Option("--out", metavar="SWARM", help="Folder of the swarm, empty or new.")],
+    budget_tokens: Annotated[
+        str | None, typer.Option("--budget", metavar="TOKENS", help="Tokens of the run that the law is for: 100B.")
+    ] = None,
+    proxy: Proxy = None,
+    runs: Annotated[int | None, typer.Option(min=1, help="Trainings [9, and 5 for each share].")] = None,
+    max_epochs: Annotated[
+        str | None, typer.Option(metavar="N", help="Most passes over a source in that run, or none [8].")
+    ] = None,
+    level: Annotated[str | None, typer.Option(metavar="languages|sources", help="What has a share.")] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="A,B,...", help="Of the proxies [0,1,2,3].")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each training [the recipe's].")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at once, each with its part of the cores.")] = 1,
+    target_parameters: Annotated[
+        str | None, typer.Option(metavar="N", help="Size of the target model, to say what share of its cost this is.")
+    ] = None,
+    slurm: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Slurm script and train nothing.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show mixtures and cost, and train nothing.")] = False,
+    config: ConfigFile = None,
+    assignments: Assignments = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the swarm in SWARM.")] = False,
+    as_json: Json = False,
+) -> None:
+    require("proxy", "torch", "transformers")
+    from xdoge.cli.progress import Display
+    from xdoge.corpus.store import TokenStore
+    from xdoge.laws.swarm import begin, run_swarm
+    from xdoge.laws.swarm_plan import Swarm
+
+    flags: dict[str, Any] = {
+        "budget_tokens": budget_tokens,
+        "proxy": proxy,
+        "runs": runs,
+        "level": level,
+        "steps": steps,
+    }
+    if max_epochs is not None:
+        flags["max_epochs"] = None if max_epochs == "none" else max_epochs
+    values = chosen_settings(config, assignments, flags)
+    if max_epochs == "none":
+        values["max_epochs"] = None
+    if seeds is not None:
+        values["seeds"] = _seeds(seeds)
+    tokens = TokenStore.open(store)
+    if resume:
+        values = Swarm.load(out).settings.model_dump(mode="json") | values
+    if "budget_tokens" not in values:
+        raise XDogeError(f"{argument('budget_tokens')} is missing: the tokens of the run that the law is for, as 100B.")
+    settings = SwarmSettings.for_store(tokens, values, where=str(config) if config else "settings")
+    if dry_run:
+        print_plan(Swarm.plan(tokens, settings, out), tokens, target_parameters, as_json=as_json)
+        return
+    if slurm is not None:
+        begin(tokens, settings, out, resume=resume)
+        command = ["xdoge", "swarm", str(store), "--out", str(out), "--resume"]
+        slurm.write_text(slurm_script(command, tasks=max(jobs, 2), out=out), encoding="utf-8")
+        print(f"{slurm}: {max(jobs, 2)} tasks that share {out}; submit it with sbatch {slurm}")
+        return
+    if not resume:
+        print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), file=sys.stderr)
+    with Display() as display:
+        trained = run_swarm(
+            tokens, settings, out, resume=resume, jobs=jobs, on_progress=display.show, on_note=display.note
+        )
+    print_swarm(trained, as_json=as_json)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise XDogeError(f"{argument('seeds')} {text!r}: write whole numbers with commas, as 0,1,2,3.") from error
+
+
+def print_plan(planned: Swarm, store: TokenStore, target_parameters: str | None, *, as_json: bool) -> None:
+    """Print the mixtures that are known before anything is trained, and what the swarm costs."""
+    settings = planned.settings
+    seconds = time_steps(planned, store)
+    flops, hours = planned.flops(), seconds * settings.steps * settings.runs / 3600
+    target = None if target_parameters is None else 6 * parse_count(target_parameters) * settings.budget_tokens
+    if as_json:
+        rows = [{"run": run.name, "stage": run.stage, "held_out": run.held_out} for run in planned.runs]
+        mixtures = [dict(zip(planned.units, run.shares, strict=True)) for run in planned.runs]
+        value = {
+            "runs": [row | {"shares": mixture} for row, mixture in zip(rows, mixtures, strict=True)],
+            "trainings": settings.runs,
+            "flops": flops,
+            "hours": hours,
+            "share_of_target": None if target is None else flops / target,
+        }
+        print(json.dumps(value, indent=2))
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("run")
+    for unit in planned.units:
+        table.add_column(unit, justify="right")
+    table.add_column("most epochs", justify="right")
+    for run in planned.runs:
+        epochs = max(share * planned.passes[unit] for unit, share in zip(planned.units, run.shares, strict=True))
+        cells = [f"{share:.3f}" for share in run.shares]
+        table.add_row(run.name + (" (held out)" if run.held_out else ""), *cells, f"{epochs:.1f}")
+    stdout.print(table)
+    more = settings.runs - len(planned.runs)
+    if more:
+        print(f"{more} more runs near the optimum are planned when these have ended")
+    print(
+        f"{settings.runs} trainings of {settings.proxy_tokens:,} tokens: {flops:.2e} FLOP, "
+        f"about {hours:.2f} hours here, one at a time (from a few timed steps)"
+    )
+    if target is not None:
+        print(f"that is {flops / target:.2%} of the target's training, 6 N D = {target:.2e} FLOP")
+    for line in settings.notes(store):
+        print(f"note: {line}", file=sys.stderr)
+
+
+def time_steps(planned: Swarm, store: TokenStore) -> float:
+    """Return the seconds of one training step here, the fastest of three after one to warm up."""
+    import itertools
+
+    from xdoge.laws.swarm_run import Training
+
+    run = planned.runs[0]
+    steps = Training(store, planned.settings, planned.weights(run), run.seed).steps()
+    times = []
+    for _ in itertools.islice(iter(lambda: next(steps), None), min(4, planned.settings.steps)):
+        times.append(time.perf_counter())
+    return min((b - a for a, b in itertools.pairwise(times)), default=0.0)
+
+
+def print_swarm(trained: Swarm, *, as_json: bool) -> None:
+    """Print the loss of every run, the noise, and what to do next."""
+    results = trained.results()
+    if as_json:
+        print((trained.path / "swarm.json").read_text(encoding="utf-8"))
+        return
+    table = Table(box=box.SIMPLE_HEAD, title="bits per byte", title_justify="left")
+    table.add_column("run")
+    for language in (*trained.languages, "mean", "worst"):
+        table.add_column(language, justify="right")
+    for run in trained.runs:
+        losses = results[run.name].losses
+        if results[run.name].diverged is not None:
+            table.add_row(run.name, *["–"] * (len(trained.languages) + 2))
+            continue
+        numbers = [losses[language] for language in trained.languages]
+        cells = [f"{number:.3f}" for number in (*numbers, sum(numbers) / len(numbers), max(numbers))]
+        table.add_row(run.name + (" (held out)" if run.held_out else ""), *cells)
+    stdout.print(table)
+    print(trained.describe_noise() if trained.noise else "the noise was not measured")
+    print(f"next: xdoge fit-law {shlex.quote(str(trained.path))} --out law.json")
+
+
+def slurm_script(command: list[str], *, tasks: int, out: Path) -> str:
+    """Return a script of `tasks` array tasks that share the swarm's folder."""
+    return f"""#!/usr/bin/env bash
+# Written by `xdoge swarm --slurm`. Each task trains runs that no other task holds, until all have ended.
+#SBATCH --job-name=xdoge-swarm
+#SBATCH --array=1-{tasks}
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=1
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=TERM@120
+#SBATCH --output={out}/slurm-%a.log
+set -euo pipefail
+export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}} SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}
+srun {shlex.join(command)}
+"""

@@ -1,0 +1,218 @@
+"""Mixtures and losses in CSV files: read, matched by run, and refused by row where they cannot be used.
+
+A file has a run's id in its first column and numbers in the others. Published files are rounded, so shares may miss a
+sum of 1 by 0.02; they are then divided by their sum.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xdoge.errors import XDogeError, argument, names_that_differ
+from xdoge.laws.problem import Floats
+
+SUM_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers by run and name.
+
+    Attributes:
+        runs: ids, in the order of the file.
+        names: of the columns.
+        values: shape (runs, names).
+        notes: what the user should know, such as that shares were divided by their sum.
+    """
+
+    runs: tuple[str, ...]
+    names: tuple[str, ...]
+    values: Floats
+    notes: tuple[str, ...] = ()
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV file of numbers with run ids in the first column.
+
+    Raises:
+        XDogeError: the file is missing, has no columns or rows, an id or a column twice, or a cell that is no number;
+            the message names the file and the row.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
+    except FileNotFoundError as error:
+        raise XDogeError(f"{path} does not exist.") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise XDogeError(f"{path} cannot be read as a CSV file: {error}.") from error
+    if len(lines) < 2 or len(lines[0][1]) < 2:
+        raise XDogeError(f"{path} needs a header, run ids in its first column, and at least one column and one row.")
+    names = tuple(name.strip() for name in lines[0][1][1:])
+    if repeated := _repeated(names):
+        raise XDogeError(f"{path}: column {repeated!r} occurs twice.")
+    runs, values = [], []
+    for number, row in lines[1:]:
+        if len(row) != len(names) + 1:
+            raise XDogeError(f"{path}, row {number}: {len(row)} cells, but the header has {len(names) + 1}.")
+        runs.append(row[0].strip())
+        values.append([_number(cell, path, number, name) for name, cell in zip(names, row[1:], strict=True)])
+    if repeated := _repeated(runs):
+        raise XDogeError(f"{path}: run {repeated!r} occurs twice; a run has one row.")
+    return Table(tuple(runs), names, np.array(values, dtype=np.float64))
+
+
+def read_mixtures(path: Path) -> Table:
+    """Read shares, and divide each row by its sum where that is within 0.02 of 1.
+
+    Raises:
+        XDogeError: as `read_table`, or a share is negative, or a row's sum is further from 1; the message names the
+            file, the row and the sum.
+    """
+    return as_mixtures(read_table(path), str(path))
+
+
+def as_mixtures(table: Table, where: str) -> Table:
+    """Check that a table holds shares, and divide each row by its sum."""
+    sums = table.values.sum(axis=1)
+    for run, row, total in zip(table.runs, table.values, sums, strict=True):
+        if not np.isfinite(row).all() or (row < 0).any():
+            raise XDogeError(f"{where}, run {run}: shares must be numbers >= 0.")
+        if abs(total - 1) > SUM_TOLERANCE + 1e-9:
+            raise XDogeError(
+                f"{where}, run {run}: shares sum to {total:.6g}; they must sum to 1 within {SUM_TOLERANCE}."
+            )
+    off = int((np.abs(sums - 1) > 1e-9).sum())
+    note = (
+        f"{where}: the shares of {off:,} of {len(sums):,} rows miss a sum of 1 by up to {np.abs(sums - 1).max():.3g}; "
+    )
+    notes = (note + "each row was divided by its sum.",) if np.abs(sums - 1).max() > 1e-6 else ()
+    return Table(table.runs, table.names, table.values / sums[:, None], (*table.notes, *notes))
+
+
+def align(mixtures: Table, losses: Table, where: tuple[str, str]) -> tuple[Floats, Floats]:
+    """Return shares (n, k) and losses (n, L) of the same runs, in the order of the mixtures.
+
+    Raises:
+        XDogeError: a run has a row in one file only, or a loss is not finite.
+    """
+    if differing := names_that_differ(where[0], mixtures.runs, where[1], losses.runs):
+        raise XDogeError(f"every run needs a row in both files; {differing}.")
+    bad = np.argwhere(~np.isfinite(losses.values))
+    if len(bad):
+        row, column = bad[0]
+        raise XDogeError(
+            f"{where[1]}, run {losses.runs[row]}: the loss of {losses.names[column]} is {losses.values[row, column]}; "
+            "leave out runs that diverged, in both files."
+        )
+    place = {run: index for index, run in enumerate(losses.runs)}
+    return mixtures.values, losses.values[[place[run] for run in mixtures.runs]]
+
+
+def match_own(
+    sources: Sequence[str], evaluations: Sequence[str], assigned: Iterable[tuple[str, str]] = ()
+) -> tuple[tuple[int, ...], ...]:
+    """Return for each evaluation the indices of its own sources; empty where none matches.
+
+    Names match once what all names of a file begin or end with is removed. An evaluation named like a language also
+    owns that language's sources, `eu` those named `eu/...`.
+
+    Args:
+        sources: k names.
+        evaluations: L names.
+        assigned: pairs (evaluation, source) that the user gave; they replace what names say.
+
+    Raises:
+        XDogeError: a pair names an evaluation or a source that does not exist.
+    """
+    plain_sources, plain_evaluations = _stripped(sources), _stripped(evaluations)
+    own: list[set[int]] = []
+    for name, full in zip(plain_evaluations, evaluations, strict=True):
+        matches = {i for i, source in enumerate(plain_sources) if source == name or sources[i] == full}
+        if not matches:
+            matches = {i for i, source in enumerate(sources) if source.partition("/")[0] in (name, full)}
+        own.append(matches)
+    replaced: dict[int, set[int]] = {}
+    for evaluation, source in assigned:
+        row = _place(evaluation, evaluations, plain_evaluations, "evaluation")
+        replaced.setdefault(row, set()).add(_place(source, sources, plain_sources, "source"))
+    for row, columns in replaced.items():
+        own[row] = columns
+    return tuple(tuple(sorted(columns)) for columns in own)
+
+
+def read_counts(path: Path, sources: Sequence[str]) -> dict[str, int]:
+    """Read unique tokens per source from a CSV file of source and count.
+
+    Raises:
+        XDogeError: the file lacks a source, names another, or has a count that is not a whole number above 0.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except FileNotFoundError as error:
+        raise XDogeError(f"{path} does not exist.") from error
+    counts: dict[str, int] = {}
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2:
+            raise XDogeError(f"{path}, row {number}: write a source and its unique tokens, SOURCE,TOKENS.")
+        text = row[1].strip().replace("_", "")
+        if number == 1 and not re.fullmatch(r"[0-9.eE+]+", text):
+            continue  # a header
+        try:
+            count = float(text)
+        except ValueError:
+            count = math.nan
+        if not (count >= 1 and count == int(count)):
+            raise XDogeError(f"{path}, row {number}: {row[1]!r} is not a whole number of tokens above 0.")
+        counts[row[0].strip()] = int(count)
+    if differing := names_that_differ(str(path), counts, "the mixtures", sources):
+        raise XDogeError(f"token counts and mixtures name different sources; {differing}.")
+    return {source: counts[source] for source in sources}
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _number(cell: str, path: Path, number: int, name: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise XDogeError(f"{path}, row {number}: {name} is {cell[:40]!r}, not a number.") from None
+
+
+def _stripped(names: Sequence[str]) -> list[str]:
+    """Remove what all names begin with and end with, up to a separator."""
+    if len(names) < 2:
+        return list(names)
+    head = _common(names)
+    tail = _common([name[::-1] for name in names])
+    return [name[head : len(name) - tail] if head + tail < len(name) else name for name in names]
+
+
+def _common(names: Sequence[str]) -> int:
+    """Return the length of what all names begin with, up to and including its last separator."""
+    first, last = min(names), max(names)
+    length = 0
+    while length < min(len(first), len(last)) and first[length] == last[length]:
+        length += 1
+    return max((i + 1 for i in range(length) if first[i] in "/_-. :"), default=0)
+
+
+def _place(name: str, names: Sequence[str], plain: Sequence[str], what: str) -> int:
+    for table in (names, plain):
+        if name in table:
+            return list(table).index(name)
+    raise XDogeError(f"{argument('own')}: there is no {what} {name!r}; {what}s are {', '.join(plain[:8])}, ...")

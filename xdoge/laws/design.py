@@ -1,0 +1,139 @@
+"""Which mixtures a swarm trains on: anchors, contrasts, and the points that tell the most about the law.
+
+Anchors are the mixtures that people use anyway: equal shares, proportional shares and a temperature between them. Two
+of them are trained with several seeds, which measures the repeat noise. Contrasts make each language rich once and
+poor once. All other points are chosen one by one among random candidates. Each is the candidate that raises the
+determinant of the information matrix most, given all that were chosen before (D-optimal design).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from xdoge.laws.effective import NOISE, PRIOR_DEVIATIONS, PRIOR_MEANS, Effective, regressors
+from xdoge.laws.problem import Floats, Problem
+
+CANDIDATES = 10_000
+"""Random mixtures that the points are chosen from."""
+STRENGTHS = (1.0, 8.0)
+"""Least and greatest total of the Dirichlet's parameters per share: from near the corners to near equal shares."""
+RICH, POOR = 4.0, 0.1
+"""A rich share is four equal shares and a poor one a tenth of one, so that each law sees the ends of its range."""
+RICHEST = 0.7
+"""Largest share of a contrast: the other languages are still trained."""
+NEAR = 60.0
+"""Total of the Dirichlet's parameters near an optimum: shares there deviate by about a fifth."""
+
+
+def within(shares: Floats, most: Floats) -> Floats:
+    """Return shares cut to `most`, with what is cut spread over the others in proportion to them.
+
+    Args:
+        shares: shape (..., k), rows sum to 1.
+        most: shape (k,), largest share of each; its sum is at least 1.
+    """
+    kept = np.minimum(shares, most)
+    for _ in range(shares.shape[-1]):
+        left = 1.0 - kept.sum(axis=-1, keepdims=True)
+        if (left < 1e-12).all():
+            break
+        room = np.where(kept < most, np.maximum(kept, 1e-9), 0.0)
+        total = room.sum(axis=-1, keepdims=True)
+        kept = np.minimum(kept + np.divide(room * left, total, out=np.zeros_like(room), where=total > 0), most)
+    return np.asarray(kept / kept.sum(axis=-1, keepdims=True))
+
+
+def contrasts(k: int, most: Floats) -> Floats:
+    """Return 2 k mixtures, shape (2 k, k): each share rich once, then each poor once, the others equal."""
+    rows = []
+    for share in (min(RICHEST, RICH / k), POOR / k):
+        for j in range(k):
+            row = np.full(k, (1 - share) / (k - 1))
+            row[j] = share
+            rows.append(row)
+    return within(np.array(rows), most)
+
+
+def candidates(k: int, most: Floats, *, seed: int, count: int = CANDIDATES) -> Floats:
+    """Return random mixtures around equal shares, within `most`: shape (count, k)."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, 1]))
+    strengths = np.exp(generator.uniform(math.log(STRENGTHS[0]), math.log(STRENGTHS[1]), size=(count, 1)))
+    draws = generator.gamma(np.broadcast_to(strengths, (count, k))) + 1e-12
+    return within(draws / draws.sum(axis=1, keepdims=True), most)
+
+
+def candidates_near(optimum: Floats, most: Floats, *, seed: int, count: int = CANDIDATES) -> Floats:
+    """Return random mixtures around an optimum, shape (k,), within `most`: shape (count, k)."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, 2]))
+    draws = generator.gamma(NEAR * (optimum + 0.1 / len(optimum)), size=(count, len(optimum))) + 1e-12
+    return within(draws / draws.sum(axis=1, keepdims=True), most)
+
+
+def prior_law(problem: Problem) -> Effective:
+    """Return the effective-data law at the means of its priors, for losses with a standard deviation of 1."""
+    rows, k = len(problem.evaluations), len(problem.sources)
+    return Effective(
+        problem=problem,
+        floor=np.zeros(rows),
+        level=np.zeros(rows),
+        exponent=np.full(rows, np.exp(PRIOR_MEANS[1])),
+        offset=np.full(rows, np.exp(PRIOR_MEANS[2])),
+        harm=np.full(rows, 0.05 if problem.passes else 0.0),
+        transfer=np.where(problem.is_own, 1.0, np.full((rows, k), np.exp(PRIOR_MEANS[0]))),
+        decay=1 / 15,
+        noise=np.full(rows, NOISE),
+    )
+
+
+def jacobian(law: Effective, shares: Floats) -> Floats:
+    """Return how the predicted losses move with the law's parameters: shape (m, L, k + 5).
+
+    The parameters of an evaluation are ln τ (k), ln β, ln d, the floor, a and ln g.
+    """
+    values, _, harms = regressors(law.problem, shares, law.decay)
+    effective = values @ law.transfer.T + law.offset  # (m, L)
+    excess = np.exp(law.level - law.exponent * np.log(effective) + law.harm * harms)
+    by_effective = -excess * law.exponent / effective
+    m, rows = effective.shape
+    k = shares.shape[1]
+    slopes = np.zeros((m, rows, k + 5))
+    slopes[:, :, :k] = by_effective[:, :, None] * np.where(law.problem.is_own, 0.0, law.transfer) * values[:, None, :]
+    slopes[:, :, k] = -excess * law.exponent * np.log(effective)
+    slopes[:, :, k + 1] = by_effective * law.offset
+    slopes[:, :, k + 2] = -1.0
+    slopes[:, :, k + 3] = excess
+    slopes[:, :, k + 4] = excess * law.harm * harms
+    return slopes
+
+
+def most_informative(law: Effective, chosen: Floats, pool: Floats, count: int) -> Floats:
+    """Return the `count` mixtures of a pool that tell the most about the law beyond those that are chosen.
+
+    Greedy D-optimal design: each pick maximises Σ_l ln det(J_l'J_l / σ² + prior), over all picks so far.
+
+    Args:
+        law: at whose parameters the information is counted.
+        chosen: shape (n, k), mixtures that are trained anyway.
+        pool: shape (m, k), candidates.
+        count: how many to pick.
+
+    Source: Fedorov 1972, Theory of Optimal Experiments; the prior makes it a Bayesian design (Chaloner and Verdinelli
+    1995).
+    """
+    k = pool.shape[1]
+    spread = np.concatenate([np.full(k, PRIOR_DEVIATIONS[0]), PRIOR_DEVIATIONS[1:], [3.0, 1.0]])
+    scale = law.noise[None, :, None]
+    known, unknown = jacobian(law, chosen) / scale, jacobian(law, pool) / scale
+    information = np.diag(1 / spread**2) + np.einsum("nlp,nlq->lpq", known, known)
+    covariance = np.linalg.inv(information)  # (L, p, p)
+    picks: list[int] = []
+    for _ in range(count):
+        moved = np.einsum("lpq,mlq->mlp", covariance, unknown)
+        gain = np.einsum("mlp,mlp->ml", unknown, moved)
+        pick = int(np.log1p(gain).sum(axis=1).argmax())
+        picks.append(pick)
+        column = moved[pick]  # (L, p)
+        covariance -= np.einsum("lp,lq->lpq", column, column) / (1 + gain[pick])[:, None, None]
+    return pool[picks]

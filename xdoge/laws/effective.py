@@ -1,0 +1,282 @@
+"""The effective-data law: the loss on a language falls with the text it has, its own and that of its relatives.
+
+For mixture w, evaluation l has D_l = Σ_j τ_lj (U_j / B) s(E_j) of effective data, and its loss is
+
+    y_l = F_l + exp(a_l - β_l ln(D_l + d_l) + g_l H_l)
+
+D_l is concave in w and H_l, the harm of many epochs, is convex. Hence y_l is convex in w (docs/law.md). The fit is
+maximum a posteriori with exact gradients. The priors have means that all evaluations share and that are fitted too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+
+from xdoge.laws.problem import Floats, Problem
+
+HARM_EPOCHS = 16.0
+"""Epochs e0 at which harm sets in. A repeated token is worth little after 16 epochs (arXiv:2305.16264, section 5)."""
+
+DECAY = 1 / 15
+"""Prior mean of λ, at which four epochs are worth 3.7 (Muennighoff et al. 2023, arXiv:2305.16264)."""
+
+PRIOR_MEANS = np.array([-3.0, np.log(0.4), np.log(0.03), -0.5])
+"""Of ln τ, ln β, ln d and ln((best loss - F) / standard deviation), over evaluations (prototype in LAW.md)."""
+PRIOR_MEAN_DEVIATIONS = np.array([0.7, 0.4, 0.7, 0.5])
+"""How far the fitted means may move from `PRIOR_MEANS`."""
+PRIOR_DEVIATIONS = np.array([1.5, 0.5, 1.0, 0.7])
+"""Spread of the same four parameters round their means."""
+HARM_MEAN, HARM_DEVIATION = np.log(0.05), 1.0
+DECAY_DEVIATION = 0.5
+NOISE = 0.1
+"""First guess of the residuals, in standard deviations of the losses; 0.1 and 0.15 gave equal accuracy on RegMix."""
+HUBER = 3.0
+"""Residuals beyond 3 noise deviations count linearly."""
+ITERATIONS = 3000
+
+
+def epoch_value(epochs: Floats, decay: float) -> tuple[Floats, Floats]:
+    """Return s(E), what E epochs are worth in epochs of new text, and its derivative by ln λ.
+
+    s(E) = E up to one epoch, and 1 + (1 - exp(-λ (E - 1))) / λ beyond.
+    """
+    more = np.maximum(epochs - 1.0, 0.0)
+    gone = -np.expm1(-decay * more)
+    value = np.minimum(epochs, 1.0) + gone / decay
+    return value, more * np.exp(-decay * more) - gone / decay
+
+
+def softplus(x: Floats) -> Floats:
+    """Return ln(1 + exp(x)) without overflow."""
+    return np.asarray(np.logaddexp(0.0, x))
+
+
+@dataclass(frozen=True)
+class Effective:
+    """A fitted effective-data law.
+
+    Attributes:
+        problem: names, own sources and passes.
+        floor: F, shape (L,), in the unit of the losses.
+        level: a, shape (L,).
+        exponent: β >= 0, shape (L,).
+        offset: d > 0, shape (L,), in shares.
+        harm: g >= 0, shape (L,); 0 if token counts are unknown.
+        transfer: τ, shape (L, k); 1 for the evaluation's own sources.
+        decay: λ, shared.
+        noise: residual standard deviation of the fit, in the unit of the losses, shape (L,).
+    """
+
+    problem: Problem
+    floor: Floats
+    level: Floats
+    exponent: Floats
+    offset: Floats
+    harm: Floats
+    transfer: Floats
+    decay: float
+    noise: Floats
+
+    smooth = True
+    convex = True
+
+    def predict(self, shares: Floats) -> Floats:
+        """Return losses, shape (m, L), for shares of shape (m, k)."""
+        return self.floor + np.exp(self._exponents(shares)[0])
+
+    def slopes(self, share: Floats) -> tuple[Floats, Floats]:
+        """Return losses, shape (L,), and their derivatives by the shares, shape (L, k), at one mixture."""
+        exponents, effective = self._exponents(share[None])
+        excess = np.exp(exponents[0])
+        passes = self.problem.passes
+        if passes is None:
+            marginal = np.ones(len(share))
+        else:
+            epochs = share * np.array(passes)
+            marginal = np.where(epochs > 1, np.exp(-self.decay * np.maximum(epochs - 1, 0)), 1.0)
+        slopes = -(self.exponent / (effective[0]))[:, None] * self.transfer * marginal
+        if passes is not None:
+            inner = share * np.array(passes) / HARM_EPOCHS - 1
+            rise = np.array(passes) / HARM_EPOCHS / (1 + np.exp(-inner))
+            slopes = slopes + self.harm[:, None] * harm_weights(self.problem) * rise
+        return self.floor + excess, excess[:, None] * slopes
+
+    def _exponents(self, shares: Floats) -> tuple[Floats, Floats]:
+        values, harms = regressors(self.problem, shares, self.decay)[::2]
+        effective = values @ self.transfer.T + self.offset  # (m, L)
+        return self.level - self.exponent * np.log(effective) + self.harm * harms, effective
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        names = ("floor", "level", "exponent", "offset", "harm", "transfer", "noise")
+        return {name: getattr(self, name).tolist() for name in names} | {"decay": self.decay}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], problem: Problem) -> Effective:
+        """Read what `to_dict` wrote."""
+        names = ("floor", "level", "exponent", "offset", "harm", "transfer", "noise")
+        arrays: dict[str, Any] = {name: np.array(value[name], dtype=np.float64) for name in names}
+        return cls(problem=problem, decay=float(value["decay"]), **arrays)
+
+
+def harm_weights(problem: Problem) -> Floats:
+    """Return v, shape (L, k): the part of an evaluation's own unique text that lies in each source."""
+    weights = np.where(problem.is_own, 1.0, 0.0)
+    if problem.passes is not None:
+        weights = weights / np.array(problem.passes)  # in proportion to U_j
+    total = weights.sum(axis=1, keepdims=True)
+    return np.asarray(weights / np.where(total > 0, total, 1.0))
+
+
+def regressors(problem: Problem, shares: Floats, decay: float) -> tuple[Floats, Floats, Floats]:
+    """Return what a mixture is worth.
+
+    Returns:
+        (U_j / B) s(E_j), shape (m, k); its derivative by ln λ, the same shape; and H_l, shape (m, L).
+    """
+    if problem.passes is None:
+        zeros = np.zeros((len(shares), len(problem.evaluations)))
+        return shares, np.zeros_like(shares), zeros
+    passes = np.array(problem.passes)
+    epochs = shares * passes
+    value, by_decay = epoch_value(epochs, decay)
+    harms = softplus(epochs / HARM_EPOCHS - 1) @ harm_weights(problem).T
+    return value / passes, by_decay / passes, harms
+
+
+class _Posterior:
+    """The negative log posterior of the law's parameters and its gradient.
+
+    A row of parameters per evaluation: ln τ (k), ln β, ln d, ln((best - F) / sd), a, ln g. After the rows: the four
+    prior means, and ln λ. Losses are divided by their standard deviation.
+    """
+
+    def __init__(self, problem: Problem, shares: Floats, losses: Floats, noise: float | Floats) -> None:
+        self.problem, self.shares, self.losses = problem, shares, losses
+        self.noise = noise
+        self.own = problem.is_own
+        self.deviation = losses.std(axis=0)
+        self.best = losses.min(axis=0)
+        self.columns = shares.shape[1]
+        self.repeats = problem.passes is not None
+        # The level a is measured at a typical amount of data: otherwise a and β are so correlated that L-BFGS crawls.
+        typical = np.where(self.own.any(axis=1), (shares @ self.own.T).mean(axis=0), 0.0)
+        self.typical = np.log(typical + 0.03)
+
+    def start(self) -> Floats:
+        """Return the parameters at their prior means."""
+        row = np.concatenate([np.full(self.columns, PRIOR_MEANS[0]), PRIOR_MEANS[1:], [0.0, HARM_MEAN]])
+        rows = np.tile(row, (len(self.deviation), 1))
+        return np.concatenate([rows.ravel(), PRIOR_MEANS, [np.log(DECAY)]])
+
+    def split(self, theta: Floats) -> tuple[Floats, Floats, float]:
+        """Return the rows, the prior means and ln λ."""
+        rows = theta[:-5].reshape(len(self.deviation), self.columns + 5)
+        return rows, theta[-5:-1], float(theta[-1])
+
+    def __call__(self, theta: Floats) -> tuple[float, Floats]:
+        """Return the value and the gradient."""
+        k = self.columns
+        rows, means, log_decay = self.split(theta)
+        log_transfer = np.where(self.own, 0.0, rows[:, :k])
+        transfer, exponent, offset = np.exp(log_transfer), np.exp(rows[:, k]), np.exp(rows[:, k + 1])
+        below, level, harm = np.exp(rows[:, k + 2]), rows[:, k + 3], np.exp(rows[:, k + 4]) * self.repeats
+        values, by_decay, harms = regressors(self.problem, self.shares, np.exp(log_decay))
+        effective = values @ transfer.T + offset  # (n, L)
+        log_effective = np.log(effective) - self.typical
+        excess = np.exp(np.clip(level - exponent * log_effective + harm * harms, -50.0, 50.0))
+        residuals = ((self.best - self.losses) / self.deviation - below + excess) / self.noise
+        size = np.abs(residuals)
+        value = float(np.where(size > HUBER, HUBER * (size - HUBER / 2), residuals**2 / 2).sum())
+        by_loss = np.clip(residuals, -HUBER, HUBER) / self.noise
+        by_exponent = by_loss * excess  # derivative by what stands in exp()
+        by_effective = -by_exponent * exponent / effective
+        gradient = np.zeros_like(rows)
+        gradient[:, :k] = np.where(self.own, 0.0, by_effective.T @ values * transfer)
+        gradient[:, k] = -(by_exponent * exponent * log_effective).sum(axis=0)
+        gradient[:, k + 1] = by_effective.sum(axis=0) * offset
+        gradient[:, k + 2] = -by_loss.sum(axis=0) * below
+        gradient[:, k + 3] = by_exponent.sum(axis=0)
+        gradient[:, k + 4] = (by_exponent * harms).sum(axis=0) * harm
+        slope = float(((by_effective @ transfer) * by_decay).sum())
+        more, prior_rows, prior_means, prior_decay = self._prior(rows, means, log_decay)
+        return value + more, np.concatenate([(gradient + prior_rows).ravel(), prior_means, [slope + prior_decay]])
+
+    def _prior(self, rows: Floats, means: Floats, log_decay: float) -> tuple[float, Floats, Floats, float]:
+        k = self.columns
+        centre = np.concatenate([np.full(k, means[0]), means[1:], [0.0, HARM_MEAN]])
+        spread = np.concatenate([np.full(k, PRIOR_DEVIATIONS[0]), PRIOR_DEVIATIONS[1:], [3.0, HARM_DEVIATION]])
+        z = (rows - centre) / spread
+        z[:, :k][self.own] = 0.0
+        by_rows = z / spread
+        column_sums = by_rows.sum(axis=0)
+        z_means = (means - PRIOR_MEANS) / PRIOR_MEAN_DEVIATIONS
+        by_means = z_means / PRIOR_MEAN_DEVIATIONS
+        by_means = by_means - np.concatenate([[column_sums[:k].sum()], column_sums[k : k + 3]])
+        z_decay = (log_decay - np.log(DECAY)) / DECAY_DEVIATION
+        total = 0.5 * (float((z**2).sum()) + float((z_means**2).sum()) + z_decay**2)
+        return total, by_rows, by_means, z_decay / DECAY_DEVIATION
+
+    def law(self, theta: Floats, noise: Floats) -> Effective:
+        """Return the law at these parameters, in the unit of the losses."""
+        k = self.columns
+        rows, _, log_decay = self.split(theta)
+        exponent = np.exp(rows[:, k])
+        return Effective(
+            problem=self.problem,
+            floor=self.best - self.deviation * np.exp(rows[:, k + 2]),
+            level=rows[:, k + 3] + np.log(self.deviation) + exponent * self.typical,
+            exponent=exponent,
+            offset=np.exp(rows[:, k + 1]),
+            harm=np.exp(rows[:, k + 4]) * self.repeats,
+            transfer=np.exp(np.where(self.own, 0.0, rows[:, :k])),
+            decay=float(np.exp(log_decay)),
+            noise=noise,
+        )
+
+
+def fit_effective(problem: Problem, shares: Floats, losses: Floats, seed: int = 0) -> Effective:
+    """Return the maximum a posteriori law.
+
+    The first fit takes the noise as `NOISE` standard deviations. If the residuals say that the runs are quieter, a
+    second fit uses what they say.
+
+    Args:
+        problem: names, own sources and passes.
+        shares: shape (n, k), rows sum to 1.
+        losses: shape (n, L).
+        seed: not used; the fit starts at the prior means.
+
+    Source: docs/law.md; the form joins arXiv:2305.16264 (repetition) and arXiv:2510.22037 (transfer).
+    """
+    posterior = _Posterior(problem, shares, losses, NOISE)
+    theta = _descend(posterior, posterior.start())
+    noise = _noise(posterior, theta)
+    if noise.mean() < NOISE / 2:
+        posterior = _Posterior(problem, shares, losses, np.maximum(noise, noise.mean() / 3))
+        theta = _descend(posterior, theta)
+        noise = _noise(posterior, theta)
+    return posterior.law(theta, noise * posterior.deviation)
+
+
+def _descend(posterior: _Posterior, theta: Floats) -> Floats:
+    options = {"maxiter": ITERATIONS, "maxcor": 20, "maxfun": 2 * ITERATIONS}
+    result = minimize(posterior, theta, jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(result.x, dtype=np.float64)
+
+
+def _noise(posterior: _Posterior, theta: Floats) -> Floats:
+    """Return the residual standard deviation of each evaluation, in standard deviations of its losses.
+
+    Each evaluation has k + 4 parameters of its own, which the priors hold back: they count half.
+    """
+    law = posterior.law(theta, np.ones(len(posterior.deviation)))
+    residuals = (law.predict(posterior.shares) - posterior.losses) / posterior.deviation
+    n = len(residuals)
+    free = max(n - (posterior.columns + 4) / 2, n / 3)
+    return np.asarray(np.maximum(np.sqrt((residuals**2).sum(axis=0) / free), 1e-4))

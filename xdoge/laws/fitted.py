@@ -1,0 +1,455 @@
+"""A law fitted to runs: cross-validation, prediction with 90 % intervals, and its file.
+
+The form `auto` is a stack of the effective-data law, a Gaussian process and the log-linear law. Cross-validation
+chooses its weights. docs/law.md has the derivation and the measurements.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from xdoge.errors import XDogeError, argument, names_that_differ
+from xdoge.io import read_json, write_json
+from xdoge.laws.csv_files import Table, as_mixtures, match_own
+from xdoge.laws.effective import Effective, fit_effective
+from xdoge.laws.intervals import Intervals, calibrate, novelty
+from xdoge.laws.problem import FORMS, Floats, Problem
+from xdoge.laws.rivals import has_lightgbm
+from xdoge.laws.scores import Scores, score
+from xdoge.laws.stack import FITS, READERS, STACKED, folds, stack_weights
+from xdoge.progress import Event, OnProgress, silent
+
+SCHEMA = "xdoge.law"
+FEWEST_RUNS = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted losses of some mixtures.
+
+    Attributes:
+        evaluations: names of the L columns.
+        predicted: shape (m, L), in the unit of the losses that the law was fitted on.
+        low: lower ends of the 90 % intervals, same shape.
+        high: upper ends.
+        novelty: distance of each mixture to the nearest run, shape (m,); 0 for a run itself.
+        extrapolated: mixtures farther from all runs than 99 % of the runs were from each other, shape (m,).
+    """
+
+    evaluations: tuple[str, ...]
+    predicted: Floats
+    low: Floats
+    high: Floats
+    novelty: Floats
+    extrapolated: np.ndarray[Any, np.dtype[np.bool_]]
+
+    @property
+    def mean(self) -> Floats:
+        """Mean predicted loss over the evaluations, shape (m,)."""
+        return np.asarray(self.predicted.mean(axis=1))
+
+
+@dataclass(frozen=True)
+class FittedLaw:
+    """A fitted mixture law.
+
+    Attributes:
+        problem: sources, evaluations, own sources, passes.
+        form: "auto" or the name of one form.
+        parts: fitted forms by name.
+        weights: of the parts in the prediction; they sum to 1.
+        shares: mixtures of the runs, shape (n, k).
+        losses: of the runs, shape (n, L).
+        residuals: cross-validated, predicted - measured, shape (n, L).
+        intervals: calibrated widths.
+        validation: cross-validated scores of this form and of its rivals.
+        tokens: unique tokens per source, if known.
+        budget_tokens: training tokens of a run, if known.
+        members: the sources of each share with their parts of it, where shares are of languages; None if shares are of
+            sources.
+        adapted: offset and factor per evaluation for another size of model, shape (2, L); None for none.
+    """
+
+    problem: Problem
+    form: str
+    parts: Mapping[str, Any]
+    weights: Mapping[str, float]
+    shares: Floats
+    losses: Floats
+    residuals: Floats
+    intervals: Intervals
+    validation: Mapping[str, Scores]
+    tokens: Mapping[str, int] | None = None
+    budget_tokens: int | None = None
+    adapted: Floats | None = None
+    members: Mapping[str, Mapping[str, float]] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def fit(
+        cls,
+        mixtures: Floats,
+        losses: Floats,
+        *,
+        sources: Sequence[str],
+        evaluations: Sequence[str],
+        own: Sequence[tuple[str, str]] = (),
+        form: str = "auto",
+        settings: FitSettings | None = None,
+        on_progress: OnProgress = silent,
+    ) -> Self:
+        """Fit a law to runs.
+
+        Args:
+            mixtures: shares, shape (n, k); rows that miss a sum of 1 by up to 0.02 are divided by their sum.
+            losses: shape (n, L), in any unit.
+            sources: k names.
+            evaluations: L names, which match sources as `match_own` says.
+            own: pairs (evaluation, source) where names do not match.
+            form: one of `FORMS`.
+            settings: token counts, budget, seed, and which rivals to validate.
+            on_progress: called after each fit of a form.
+
+        Raises:
+            XDogeError: the form is unknown; there are too few runs; a loss is not finite or constant; or a source never
+                varies.
+        """
+        settings = settings or FitSettings()
+        x, y = np.asarray(mixtures, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+        ids = tuple(str(i + 1) for i in range(len(x)))
+        x = as_mixtures(Table(ids, tuple(sources), x), "mixtures").values
+        _refuse(x, y, sources, evaluations, form)
+        problem = Problem(
+            tuple(sources), tuple(evaluations), match_own(sources, evaluations, own), settings.passes(sources)
+        )
+        stacked = [name for name in STACKED if form == "auto"] or [form]
+        names = [*stacked, *(name for name in settings.rivals(form) if name not in stacked)]
+        assigned = folds(x, settings.seed)
+        total = (int(assigned.max()) + 1) * len(names) + len(stacked)
+        held_out, distance = _cross_validate(problem, x, y, names, assigned, settings.seed, on_progress, total)
+        weights = stack_weights({name: held_out[name] for name in stacked}, y)
+        predicted = np.asarray(sum(weights[name] * held_out[name] for name in stacked), dtype=np.float64)
+        parts: dict[str, Any] = {}
+        for place, name in enumerate(stacked):
+            if weights[name] > 0 or name == "effective":
+                on_progress(Event("source", "law", done=total - len(stacked) + place, total=total, unit="fits"))
+                parts[name] = FITS[name](problem, x, y, settings.seed)
+        intervals = calibrate(predicted, y, distance)
+        validation = {form: score(predicted, y, _held_out_widths(predicted, y, distance, assigned))}
+        validation |= {name: score(held_out[name], y) for name in names if name != form}
+        on_progress(Event("done", "law", done=total, total=total, unit="fits"))
+        return cls(
+            problem=problem,
+            form=form,
+            parts=parts,
+            weights={name: weight for name, weight in weights.items() if weight > 0},
+            shares=x,
+            losses=y,
+            residuals=predicted - y,
+            intervals=intervals,
+            validation=validation,
+            tokens=settings.tokens,
+            budget_tokens=settings.budget_tokens,
+            members=settings.members,
+            notes=settings.notes(form),
+        )
+
+    def losses_at(self, shares: Floats) -> Floats:
+        """Return predicted losses, shape (m, L), without intervals."""
+        total = sum(weight * self.parts[name].predict(shares) for name, weight in self.weights.items())
+        return self._adapt(np.asarray(total, dtype=np.float64))
+
+    def slopes(self, share: Floats) -> tuple[Floats, Floats]:
+        """Return losses, shape (L,), and their derivatives by the shares, shape (L, k), at one mixture.
+
+        Raises:
+            XDogeError: the form is LightGBM's, which has steps and no slopes.
+        """
+        if not self.smooth:
+            raise XDogeError(f"the form {self.form} has no derivatives; fit the law with {argument('form', 'auto')}.")
+        pairs = [(weight, *self.parts[name].slopes(share)) for name, weight in self.weights.items()]
+        losses = np.asarray(sum(weight * part for weight, part, _ in pairs))
+        slopes = np.asarray(sum(weight * part for weight, _, part in pairs))
+        factor = np.ones(len(losses)) if self.adapted is None else self.adapted[1]
+        return self._adapt(losses[None])[0], slopes * factor[:, None]
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the law has derivatives."""
+        return all(self.parts[name].smooth for name in self.weights)
+
+    @property
+    def convex(self) -> bool:
+        """Whether each loss is a convex function of the mixture."""
+        return all(self.parts[name].convex for name in self.weights)
+
+    def _adapt(self, losses: Floats) -> Floats:
+        return losses if self.adapted is None else self.adapted[0] + self.adapted[1] * losses
+
+    def predict(self, mixtures: Floats | Sequence[Mapping[str, float]]) -> Prediction:
+        """Predict the losses of mixtures, with 90 % intervals.
+
+        Args:
+            mixtures: shares in the order of the law's sources, shape (m, k), or one mapping of shares per mixture.
+
+        Raises:
+            XDogeError: a mixture names other sources, or its shares do not sum to 1 within 0.02.
+        """
+        shares = self.as_shares(mixtures)
+        raw = np.asarray(sum(weight * self.parts[name].predict(shares) for name, weight in self.weights.items()))
+        distance = novelty(shares, self.shares)
+        half = self.intervals.half_widths(raw, distance)
+        if self.adapted is not None:
+            half = half * self.adapted[1]
+        predicted = self._adapt(raw)
+        return Prediction(
+            self.problem.evaluations,
+            predicted,
+            predicted - half,
+            predicted + half,
+            distance,
+            distance > self.intervals.far,
+        )
+
+    def as_shares(self, mixtures: Floats | Sequence[Mapping[str, float]]) -> Floats:
+        """Return shares in the order of the law's sources, shape (m, k), having checked them."""
+        if isinstance(mixtures, np.ndarray):
+            values = np.atleast_2d(np.asarray(mixtures, dtype=np.float64))
+            if values.shape[1] != len(self.problem.sources):
+                raise XDogeError(
+                    f"a mixture has {values.shape[1]} shares; the law has {len(self.problem.sources)} sources."
+                )
+        else:
+            for mixture in mixtures:
+                if differing := names_that_differ("the mixture", mixture, "the law", self.problem.sources):
+                    raise XDogeError(f"mixture and law name different sources; {differing}.")
+            values = np.array(
+                [[mixture[name] for name in self.problem.sources] for mixture in mixtures], dtype=np.float64
+            )
+        ids = tuple(str(i + 1) for i in range(len(values)))
+        return as_mixtures(Table(ids, self.problem.sources, values), "mixtures").values
+
+    @property
+    def transfer(self) -> dict[str, dict[str, float]]:
+        """What a token of each source is worth to each evaluation, in tokens of its own: τ by evaluation and source."""
+        law = self.parts.get("effective") or fit_effective(self.problem, self.shares, self.losses)
+        return {
+            evaluation: dict(zip(self.problem.sources, row, strict=True))
+            for evaluation, row in zip(self.problem.evaluations, law.transfer.tolist(), strict=True)
+        }
+
+    @property
+    def effective(self) -> Effective:
+        """The effective-data law of the same runs."""
+        law = self.parts.get("effective")
+        return law if isinstance(law, Effective) else fit_effective(self.problem, self.shares, self.losses)
+
+    def adapt(self, mixtures: Floats, losses: Floats) -> tuple[Self, float]:
+        """Fit an offset and a factor per evaluation to runs of another size.
+
+        Factors are drawn towards the common one by as much as few runs deserve. The intervals are scaled with them, and
+        widened to the error at these runs, each left out in turn.
+
+        Args:
+            mixtures: shares, shape (m, k); about 8 runs.
+            losses: shape (m, L).
+
+        Returns:
+            The law at the other size, and its root mean squared error in leave-one-out.
+
+        Raises:
+            XDogeError: fewer than 3 runs, or a loss that is not finite.
+        """
+        x, y = self.as_shares(mixtures), np.asarray(losses, dtype=np.float64)
+        if len(x) < 3 or not np.isfinite(y).all():
+            raise XDogeError(f"adapting a law needs at least 3 runs with finite losses, not {len(x)}; 8 are enough.")
+        raw = replace(self, adapted=None).losses_at(x)
+        errors = np.empty_like(y)
+        for i in range(len(x)):
+            rest = np.arange(len(x)) != i
+            offset, factor = _offset_and_factor(raw[rest], y[rest])
+            errors[i] = offset + factor * raw[i] - y[i]
+        pair = _offset_and_factor(raw, y)
+        half = self.intervals.half_widths(raw, novelty(x, self.shares)) * pair[1]
+        wider = max(1.0, float(np.quantile(np.abs(errors) / half, 0.9)))
+        intervals = replace(
+            self.intervals, radius=self.intervals.radius * wider, mean_radius=self.intervals.mean_radius * wider
+        )
+        return replace(self, adapted=np.stack(pair), intervals=intervals), float(np.sqrt((errors**2).mean()))
+
+    def source_weights(self, shares: Mapping[str, float]) -> dict[str, float]:
+        """Return the weight of every source under some shares: a language's share is dealt to its sources."""
+        if self.members is None:
+            return dict(shares)
+        return {source: share * part for unit, share in shares.items() for source, part in self.members[unit].items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write law.json, whole or not at all; numbers survive exactly."""
+        write_json(Path(path), self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what law.json holds."""
+        return {
+            "schema": f"{SCHEMA}/1",
+            "form": self.form,
+            "problem": self.problem.to_dict(),
+            "weights": dict(self.weights),
+            "validation": {name: scores.to_dict() for name, scores in self.validation.items()},
+            "tokens": None if self.tokens is None else dict(self.tokens),
+            "budget_tokens": self.budget_tokens,
+            "members": None if self.members is None else {unit: dict(parts) for unit, parts in self.members.items()},
+            "adapted": None if self.adapted is None else self.adapted.tolist(),
+            "notes": list(self.notes),
+            "intervals": self.intervals.to_dict(),
+            "parts": {name: part.to_dict() for name, part in self.parts.items()},
+            "runs": {
+                "shares": self.shares.tolist(),
+                "losses": self.losses.tolist(),
+                "residuals": self.residuals.tolist(),
+            },
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read law.json.
+
+        Raises:
+            XDogeError: the file is missing, not a law, of a newer schema, or damaged.
+        """
+        value = read_json(Path(path), schema=SCHEMA)
+        try:
+            problem = Problem.from_dict(value["problem"])
+            runs = {name: np.array(value["runs"][name], dtype=np.float64) for name in ("shares", "losses", "residuals")}
+            return cls(
+                problem=problem,
+                form=value["form"],
+                parts={name: READERS[name](part, problem) for name, part in value["parts"].items()},
+                weights={name: float(weight) for name, weight in value["weights"].items()},
+                **runs,
+                intervals=Intervals.from_dict(value["intervals"]),
+                validation={name: Scores.from_dict(scores) for name, scores in value["validation"].items()},
+                tokens=value["tokens"],
+                budget_tokens=value["budget_tokens"],
+                members=value["members"],
+                adapted=None if value["adapted"] is None else np.array(value["adapted"], dtype=np.float64),
+                notes=tuple(value["notes"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise XDogeError(f"{path} is damaged: {type(error).__name__} {error}. Fit the law again.") from error
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Settings of a fit that data alone does not decide.
+
+    Attributes:
+        tokens: unique tokens per source; with `budget_tokens` they bring repetition in.
+        budget_tokens: training tokens of a run.
+        members: where a share is that of a language, its sources with their parts of it.
+        seed: deals runs into folds.
+        validate_rivals: also cross-validate the forms that are not fitted, to show them side by side.
+    """
+
+    tokens: Mapping[str, int] | None = None
+    budget_tokens: int | None = None
+    seed: int = 0
+    validate_rivals: bool = True
+    members: Mapping[str, Mapping[str, float]] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse one of tokens and budget_tokens without the other."""
+        if (self.tokens is None) != (self.budget_tokens is None):
+            raise XDogeError(f"repetition needs both {argument('tokens')} and {argument('budget_tokens')}, or neither.")
+        if self.budget_tokens is not None and self.budget_tokens < 1:
+            raise XDogeError(f"{argument('budget_tokens')} is {self.budget_tokens}; it must be at least 1 token.")
+
+    def passes(self, sources: Sequence[str]) -> tuple[float, ...] | None:
+        """Return B / U_j, or None."""
+        if self.tokens is None or self.budget_tokens is None:
+            return None
+        if differing := names_that_differ("the token counts", self.tokens, "the mixtures", sources):
+            raise XDogeError(f"token counts and mixtures name different sources; {differing}.")
+        return tuple(self.budget_tokens / self.tokens[source] for source in sources)
+
+    def rivals(self, form: str) -> list[str]:
+        """Return the forms to cross-validate beside `form`."""
+        names = [name for name in FORMS if name != "auto" and self.validate_rivals]
+        return [name for name in names if name != "lightgbm" or has_lightgbm()]
+
+    def notes(self, form: str) -> tuple[str, ...]:
+        """Return what the user should know of how the law was fitted."""
+        missing = self.validate_rivals and form != "lightgbm" and not has_lightgbm()
+        return ("LightGBM is not installed, so it is not among the rivals.",) if missing else ()
+
+
+def _refuse(x: Floats, y: Floats, sources: Sequence[str], evaluations: Sequence[str], form: str) -> None:
+    if form not in FORMS:
+        raise XDogeError(f"form {form!r} is unknown; the forms are {', '.join(FORMS)}.")
+    if x.shape[1] != len(sources) or y.shape != (len(x), len(evaluations)):
+        raise XDogeError(
+            f"mixtures have shape {x.shape} and losses {y.shape}, for {len(sources)} sources and {len(evaluations)} "
+            "evaluations."
+        )
+    fewest = max(FEWEST_RUNS, len(sources))
+    if len(x) < fewest:
+        raise XDogeError(
+            f"{len(x)} runs are too few for {len(sources)} sources: a law needs at least {fewest}, better "
+            f"{3 * len(sources)}."
+        )
+    for name, column in zip(sources, x.T, strict=True):
+        if np.ptp(column) < 1e-9:
+            raise XDogeError(f"source {name} has share {column[0]:.4g} in every run; its effect cannot be learned.")
+    for name, column in zip(evaluations, y.T, strict=True):
+        if not np.isfinite(column).all():
+            raise XDogeError(f"evaluation {name} has a loss that is not finite; leave such runs out.")
+        if np.ptp(column) <= 1e-12 * max(1.0, abs(float(column[0]))):
+            raise XDogeError(f"evaluation {name} has the same loss {column[0]:.6g} in every run.")
+
+
+def _cross_validate(
+    problem: Problem,
+    x: Floats,
+    y: Floats,
+    names: Sequence[str],
+    assigned: Any,
+    seed: int,
+    on_progress: OnProgress,
+    total: int,
+) -> tuple[dict[str, Floats], Floats]:
+    """Return held-out predictions of each form, shape (n, L), and each run's novelty to the runs of its fit."""
+    held_out = {name: np.empty_like(y) for name in names}
+    distance = np.empty(len(x))
+    count = int(assigned.max()) + 1
+    for fold in range(count):
+        test = assigned == fold
+        distance[test] = novelty(x[test], x[~test])
+        for place, name in enumerate(names):
+            on_progress(Event("source", "law", done=fold * len(names) + place, total=total, unit="fits"))
+            held_out[name][test] = FITS[name](problem, x[~test], y[~test], seed).predict(x[test])
+    if bad := [name for name, values in held_out.items() if not np.isfinite(values).all()]:
+        raise RuntimeError(f"the fit of {bad[0]} gave a number that is not finite")
+    return held_out, distance
+
+
+def _held_out_widths(predicted: Floats, y: Floats, distance: Floats, assigned: Any) -> Floats:
+    """Return half widths of intervals that were calibrated without the run's own fold, shape (n, L)."""
+    out = np.empty_like(y)
+    for fold in range(int(assigned.max()) + 1):
+        test = assigned == fold
+        out[test] = calibrate(predicted[~test], y[~test], distance[~test]).half_widths(predicted[test], distance[test])
+    return out
+
+
+def _offset_and_factor(raw: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Return offset and factor per evaluation, shape (L,), of y = offset + factor * raw, factors drawn together."""
+    x, t = raw - raw.mean(axis=0), y - y.mean(axis=0)
+    common = float((x * t).sum() / max((x**2).sum(), 1e-12))
+    pull = float((x**2).sum(axis=0).mean()) / math.sqrt(len(raw))
+    factor = np.maximum(((x * t).sum(axis=0) + pull * common) / ((x**2).sum(axis=0) + pull), 1e-3)
+    return y.mean(axis=0) - factor * raw.mean(axis=0), factor

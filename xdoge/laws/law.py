@@ -1,0 +1,25 @@
+"""Mixture laws: fit one to the runs of a swarm, predict other mixtures, and find the best one.
+
+law = MixtureLaw.fit(mixtures, losses, sources=names, evaluations=columns)
+prediction = law.predict(other_mixtures)
+optimum = law.optimize("mean")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from xdoge.laws.fitted import FitSettings, FittedLaw, Prediction
+from xdoge.laws.optimize import Gain, OptimizeSettings, Optimum, optimize
+
+__all__ = ["FitSettings", "Gain", "MixtureLaw", "OptimizeSettings", "Optimum", "Prediction"]
+
+
+@dataclass(frozen=True)
+class MixtureLaw(FittedLaw):
+    """A function from the shares of a mixture to the loss on each evaluation, with intervals."""
+
+    def optimize(self, objective: str = "mean", **settings: Any) -> Optimum:
+        """Find the best mixture; `settings` and the result are those of `xdoge.laws.optimize.optimize`."""
+        return optimize(self, OptimizeSettings(objective=objective, **settings))

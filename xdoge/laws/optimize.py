@@ -1,0 +1,551 @@
+"""The best mixture under a law, what it gains over simple ones, and how far to believe that.
+
+The programme minimises the mean or the largest predicted loss over mixtures within bounds. With a convex form it has
+one solution; with a stack, the search starts at several mixtures and keeps the best. A fitted law is wrong in places,
+and an optimum seeks out the places where it errs in its favour. So the gain is charged with the optimism that a
+parametric bootstrap measures: simulate the runs from the law, fit, optimise, and compare what that fit promises
+with what the law it came from would give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.optimize import minimize, nnls
+
+from xdoge.errors import XDogeError, argument
+from xdoge.laws.effective import Effective
+from xdoge.laws.intervals import novelty
+from xdoge.laws.problem import Floats
+from xdoge.laws.process import Process
+from xdoge.laws.stack import FITS
+from xdoge.mixtures.allocation import unimax
+
+if TYPE_CHECKING:
+    from xdoge.laws.fitted import FittedLaw
+
+FLOOR = 1e-4
+"""Least share in the search with a stack, whose slopes are infinite at a share of 0."""
+LEVEL = 0.9
+KNOWS = "fit it on a swarm, or with token counts and a budget"
+SAMPLES = 4000
+"""Mixtures that are tried where a form has no slopes."""
+
+
+@dataclass(frozen=True)
+class OptimizeSettings:
+    """What to optimise, and within what.
+
+    Attributes:
+        objective: "mean" or "worst" predicted loss over the evaluations.
+        no_worse_than: (mixture, tolerance): no evaluation's loss may exceed its loss at that mixture by more than this
+            part, such as ("uniform", 0.01).
+        max_epochs: most passes over a source; needs token counts and a budget.
+        budget_tokens: training tokens, if not those of the runs.
+        anywhere: allow shares outside the range that the runs covered.
+        bootstrap: simulated swarms that measure the optimism.
+        seed: of the bootstrap.
+    """
+
+    objective: str = "mean"
+    no_worse_than: tuple[str, float] | None = None
+    max_epochs: float | None = None
+    budget_tokens: int | None = None
+    anywhere: bool = False
+    bootstrap: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much lower the loss is at the optimum than at another mixture.
+
+    Attributes:
+        over: name of the other mixture.
+        predicted: gain in the objective as the law has it, before the charge.
+        charged: the same less the optimism.
+        low: lower end of the 90 % interval of the charged gain.
+        high: upper end.
+        evaluations: name -> (gain, low, high) for each evaluation, charged with its own optimism.
+    """
+
+    over: str
+    predicted: float
+    charged: float
+    low: float
+    high: float
+    evaluations: Mapping[str, tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best mixture that was found.
+
+    Attributes:
+        shares: by source.
+        objective: "mean" or "worst".
+        predicted: loss by evaluation at these shares.
+        value: the objective at these shares.
+        gains: over uniform, and over proportional and UniMax where token counts are known.
+        caps: upper bound of each source whose bound holds it back -> objective gained per added 0.01 of share.
+        recommended: the shares to use: these, or equal ones where the gain over them may be nothing.
+        keeps_uniform: whether `recommended` are equal shares.
+        extrapolated: whether the mixture is farther from the runs than they are from each other.
+        verdict: the same in words.
+    """
+
+    shares: Mapping[str, float]
+    objective: str
+    predicted: Mapping[str, float]
+    value: float
+    gains: Mapping[str, Gain]
+    caps: Mapping[str, float]
+    recommended: Mapping[str, float]
+    keeps_uniform: bool
+    extrapolated: bool
+    verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "objective": self.objective,
+            "value": self.value,
+            "shares": dict(self.shares),
+            "predicted": dict(self.predicted),
+            "gains": {
+                name: {
+                    "predicted": gain.predicted,
+                    "charged": gain.charged,
+                    "low": gain.low,
+                    "high": gain.high,
+                    "evaluations": {key: list(value) for key, value in gain.evaluations.items()},
+                }
+                for name, gain in self.gains.items()
+            },
+            "shadow_prices": dict(self.caps),
+            "recommended": dict(self.recommended),
+            "keeps_uniform": self.keeps_uniform,
+            "extrapolated": self.extrapolated,
+            "verdict": self.verdict,
+        }
+
+
+Slopes = Callable[[Floats], tuple[Floats, Floats]]
+"""Losses, shape (L,), and their derivatives by the shares, shape (L, k), at a mixture."""
+
+
+@dataclass(frozen=True)
+class Programme:
+    """Minimise the mean or the largest of L losses over the simplex within bounds.
+
+    Attributes:
+        worst: the objective is the largest loss, not the mean.
+        low: least shares, shape (k,).
+        high: greatest shares, shape (k,).
+        limits: most loss of each evaluation, shape (L,); None for no limits.
+    """
+
+    worst: bool
+    low: Floats
+    high: Floats
+    limits: Floats | None = None
+
+    def value(self, losses: Floats) -> float:
+        """Return the objective of losses, shape (L,)."""
+        return float(losses.max() if self.worst else losses.mean())
+
+    def solve(self, slopes: Slopes, starts: Sequence[Floats]) -> Floats:
+        """Return the best mixture of local searches from several starts.
+
+        A worst loss is minimised through a bound t >= every loss, which keeps the programme smooth.
+
+        Raises:
+            XDogeError: no mixture within the bounds meets the limits.
+        """
+        best, least = None, math.inf
+        for start in starts:
+            share = self._search(slopes, project(start, self.low, self.high))
+            losses = slopes(share)[0]
+            if self.limits is not None and (losses > self.limits + 1e-6 * np.abs(self.limits)).any():
+                continue
+            if (value := self.value(losses)) < least - 1e-10:
+                best, least = share, value
+        if best is None:
+            raise XDogeError(
+                f"no mixture within the caps keeps every evaluation within {argument('no_worse_than')}; allow a larger "
+                "percentage."
+            )
+        return best
+
+    def _search(self, slopes: Slopes, start: Floats) -> Floats:
+        k = len(start)
+        cache: dict[bytes, tuple[Floats, Floats]] = {}
+
+        def at(x: Floats) -> tuple[Floats, Floats]:
+            key = x[:k].tobytes()
+            if key not in cache:
+                cache.clear()
+                cache[key] = slopes(np.clip(x[:k], self.low, self.high))
+            return cache[key]
+
+        losses = at(start)[0]
+        scale = max(float(np.std(losses)), 1e-3)
+        x0 = np.append(start, losses.max() / scale) if self.worst else start
+        extra = len(x0) - k
+        constraints: list[dict[str, Any]] = [
+            {
+                "type": "eq",
+                "fun": lambda x: x[:k].sum() - 1.0,
+                "jac": lambda x: np.append(np.ones(k), np.zeros(extra)),
+            }
+        ]
+        if self.worst:
+            constraints.append(
+                {
+                    "type": "ineq",
+                    "fun": lambda x: x[k] - at(x)[0] / scale,
+                    "jac": lambda x: np.hstack([-at(x)[1] / scale, np.ones((len(losses), 1))]),
+                }
+            )
+        if (limits := self.limits) is not None:
+            constraints.append(
+                {
+                    "type": "ineq",
+                    "fun": lambda x: (limits - at(x)[0]) / scale,
+                    "jac": lambda x: np.hstack([-at(x)[1] / scale, np.zeros((len(losses), extra))]),
+                }
+            )
+        bounds = [(float(a), float(b)) for a, b in zip(self.low, self.high, strict=True)] + [(None, None)] * extra
+
+        def objective(x: Floats) -> tuple[float, Floats]:
+            if self.worst:
+                return float(x[k]), np.append(np.zeros(k), 1.0)
+            values, gradient = at(x)
+            return float(values.mean()) / scale, gradient.mean(axis=0) / scale
+
+        options = {"maxiter": 200, "ftol": 1e-9}
+        result = minimize(
+            objective, x0, jac=True, bounds=bounds, constraints=constraints, method="SLSQP", options=options
+        )
+        return project(result.x[:k], self.low, self.high)
+
+    def prices(self, slopes: Slopes, share: Floats) -> Floats:
+        """Return the shadow price of each upper bound: objective gained per unit of share that it is raised by.
+
+        At the optimum the gradient of the active losses is balanced by multipliers of the bounds that hold. They solve
+        a least-squares problem with signs.
+        """
+        losses, gradient = slopes(share)
+        k = len(share)
+        tight = losses >= losses.max() - 1e-4 * max(1.0, abs(float(losses.max()))) if self.worst else np.zeros(0, bool)
+        rows = gradient[tight] if self.worst else np.zeros((0, k))
+        limited = np.zeros((0, k))
+        if self.limits is not None:
+            limited = gradient[losses >= self.limits - 1e-4 * np.maximum(1.0, np.abs(self.limits))]
+        at_high = np.flatnonzero((share >= self.high - 1e-6) & (self.high < 1 - 1e-9))
+        at_low = np.flatnonzero(share <= self.low + 1e-6)
+        unit = np.eye(k)
+        # Σ μ ∇y + Σ ν ∇limit + Σ cap - Σ floor + free constant = -(∇mean), all but the constant >= 0
+        columns = np.vstack([rows, limited, unit[at_high], -unit[at_low], np.ones((1, k)), -np.ones((1, k))]).T
+        target = np.zeros(k) if self.worst else -gradient.mean(axis=0)
+        if self.worst:  # the multipliers of the largest losses sum to 1
+            heavy = 1e3 * max(1.0, float(np.abs(gradient).max()))
+            last = np.zeros(columns.shape[1])
+            last[: len(rows)] = heavy
+            columns, target = np.vstack([columns, last]), np.append(target, heavy)
+        multipliers = nnls(columns, target)[0]
+        prices = np.zeros(k)
+        first = len(rows) + len(limited)
+        prices[at_high] = multipliers[first : first + len(at_high)]
+        return prices
+
+
+def project(share: Floats, low: Floats, high: Floats) -> Floats:
+    """Return the nearest mixture within bounds: clip(share + t) with the t at which the sum is 1."""
+    below, above = -2.0 - share.max(), 2.0 - share.min()
+    for _ in range(100):
+        t = (below + above) / 2
+        if np.clip(share + t, low, high).sum() < 1:
+            below = t
+        else:
+            above = t
+    out: Floats = np.clip(share + above, low, high)
+    return np.asarray(out / out.sum())
+
+
+def best_shares(law: FittedLaw, objective: str) -> Floats:
+    """Return the best mixture where the law was measured, shape (k,), without saying what it gains."""
+    return _best(law, OptimizeSettings(objective=objective))[3]
+
+
+def _best(law: FittedLaw, settings: OptimizeSettings) -> tuple[FittedLaw, Programme, dict[str, Floats], Floats]:
+    """Return the law at the budget, the programme, the mixtures to compare with, and the solution."""
+    if settings.objective not in ("mean", "worst"):
+        raise XDogeError(f"objective {settings.objective!r} is unknown; it is mean or worst.")
+    law = _at_budget(law, settings.budget_tokens)
+    k = len(law.problem.sources)
+    low, high = _bounds(law, settings)
+    references = reference_mixtures(law, settings.max_epochs)
+    limits = _limits(law, settings, references)
+    programme = Programme(settings.objective == "worst", low, high, limits)
+    uniform = np.full(k, 1.0 / k)
+    share = _solve(programme, law, _starts(law, programme, uniform))
+    return law, programme, references, share
+
+
+def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
+    """Find the best mixture under a law.
+
+    Raises:
+        XDogeError: the objective is unknown; epochs are capped but token counts are not known; the caps leave part of
+            the budget unspent; or no mixture meets `no_worse_than`.
+    """
+    law, programme, references, share = _best(law, settings)
+    names, k = law.problem.sources, len(law.problem.sources)
+    uniform = np.full(k, 1.0 / k)
+    prices = programme.prices(law.slopes, share) if law.smooth else np.zeros(k)
+    optimism, misfit, errors = _bootstrap(law, programme, share, references, settings)
+    losses = law.losses_at(share[None])[0]
+    gains = {
+        name: _gain(law, programme, name, share, other, (optimism[name], misfit, errors[name]))
+        for name, other in references.items()
+    }
+    keep = gains["uniform"].low <= 0
+    far = bool(novelty(share[None], law.shares)[0] > law.intervals.far)
+    recommended = uniform if keep else share
+    return Optimum(
+        shares=dict(zip(names, share.tolist(), strict=True)),
+        objective=settings.objective,
+        predicted=dict(zip(law.problem.evaluations, losses.tolist(), strict=True)),
+        value=programme.value(losses),
+        gains=gains,
+        caps={name: float(price) / 100 for name, price in zip(names, prices, strict=True) if price > 0},
+        recommended=dict(zip(names, recommended.tolist(), strict=True)),
+        keeps_uniform=keep,
+        extrapolated=far,
+        verdict=_verdict(gains["uniform"], settings.objective, keep, far),
+    )
+
+
+def reference_mixtures(law: FittedLaw, max_epochs: float | None = None) -> dict[str, Floats]:
+    """Return the mixtures that an optimum is compared with: uniform, and by size where token counts are known."""
+    names = law.problem.sources
+    out = {"uniform": np.full(len(names), 1.0 / len(names))}
+    if law.tokens is not None and law.budget_tokens is not None:
+        counts = np.array([law.tokens[name] for name in names], dtype=np.float64)
+        out["proportional"] = counts / counts.sum()
+        cap = max_epochs or 4.0
+        if law.budget_tokens <= cap * counts.sum():
+            spent = unimax(dict(law.tokens), budget_tokens=law.budget_tokens, max_epochs=cap).counts
+            out["unimax"] = np.array([spent[name] for name in names]) / law.budget_tokens
+    return out
+
+
+def _at_budget(law: FittedLaw, budget_tokens: int | None) -> FittedLaw:
+    """Return the law for another budget: the effective-data law alone, since only it knows what epochs do."""
+    if budget_tokens is None or budget_tokens == law.budget_tokens:
+        return law
+    if law.tokens is None or law.budget_tokens is None:
+        raise XDogeError(f"{argument('budget_tokens')} needs a law that knows token counts; {KNOWS}.")
+    passes = tuple(budget_tokens / law.tokens[name] for name in law.problem.sources)
+    problem = replace(law.problem, passes=passes)
+    part = replace(law.effective, problem=problem)
+    # D_l is in shares of the fitted budget: (U_j / B) s(E_j) scales with B_new / B_old.
+    ratio = budget_tokens / law.budget_tokens
+    part = replace(part, level=part.level - part.exponent * math.log(ratio), offset=part.offset / ratio)
+    return replace(
+        law,
+        problem=problem,
+        budget_tokens=budget_tokens,
+        parts={"effective": part},
+        weights={"effective": 1.0},
+        form="effective",
+    )
+
+
+def _bounds(law: FittedLaw, settings: OptimizeSettings) -> tuple[Floats, Floats]:
+    k = len(law.problem.sources)
+    low, high = np.zeros(k), np.ones(k)
+    if not settings.anywhere:
+        low, high = law.shares.min(axis=0), law.shares.max(axis=0)
+    if settings.max_epochs is not None:
+        if law.problem.passes is None:
+            raise XDogeError(f"{argument('max_epochs')} needs a law that knows token counts; {KNOWS}.")
+        caps = settings.max_epochs / np.array(law.problem.passes)
+        if caps.sum() < 1:
+            raise XDogeError(
+                f"max_epochs {settings.max_epochs:g} spends only {caps.sum():.3g} of the budget; raise it to "
+                f"{settings.max_epochs / caps.sum():.3g} or more."
+            )
+        high = np.minimum(high, caps)
+    low = np.minimum(low, high)
+    if not law.convex:
+        low = np.maximum(low, np.minimum(FLOOR, high / 2))
+    if low.sum() > 1 or high.sum() < 1:
+        raise XDogeError(
+            f"the shares that the runs covered, within the caps, sum to at most {high.sum():.3g} and at least "
+            f"{low.sum():.3g}; use {argument('anywhere', True)} to go beyond the runs."
+        )
+    return low, high
+
+
+def _limits(law: FittedLaw, settings: OptimizeSettings, references: Mapping[str, Floats]) -> Floats | None:
+    if settings.no_worse_than is None:
+        return None
+    name, tolerance = settings.no_worse_than
+    if name not in references:
+        raise XDogeError(f"{argument('no_worse_than')} {name}: known mixtures are {', '.join(references)}.")
+    losses = law.losses_at(references[name][None])[0]
+    return np.asarray(losses + tolerance * np.abs(losses))
+
+
+def _starts(law: FittedLaw, programme: Programme, uniform: Floats) -> list[Floats]:
+    """Return where searches begin: one mixture if the law is convex; else also the law's optimum and the best runs."""
+    if law.convex:
+        return [uniform]
+    starts = [uniform]
+    if "effective" in law.parts:
+        plain = replace(programme, limits=None)
+        starts.append(plain.solve(law.parts["effective"].slopes, [uniform]))
+    predicted = law.losses_at(law.shares)
+    values = predicted.max(axis=1) if programme.worst else predicted.mean(axis=1)
+    starts.extend(law.shares[i] for i in np.argsort(values)[:3])
+    return starts
+
+
+def _solve(programme: Programme, law: FittedLaw, starts: Sequence[Floats]) -> Floats:
+    if law.smooth:
+        return programme.solve(law.slopes, starts)
+    generator = np.random.default_rng(0)
+    k = len(programme.low)
+    pool = np.vstack([*starts, law.shares, generator.dirichlet(np.ones(k), SAMPLES)])
+    pool = np.array([project(share, programme.low, programme.high) for share in pool])
+    losses = law.losses_at(pool)
+    values = losses.max(axis=1) if programme.worst else losses.mean(axis=1)
+    if programme.limits is not None:
+        values = np.where((losses <= programme.limits).all(axis=1), values, np.inf)
+    if not np.isfinite(values).any():
+        raise XDogeError(
+            f"no mixture tried keeps every evaluation within {argument('no_worse_than')}; allow a larger percentage."
+        )
+    return np.asarray(pool[values.argmin()])
+
+
+def _gain(
+    law: FittedLaw,
+    programme: Programme,
+    name: str,
+    share: Floats,
+    other: Floats,
+    uncertainty: tuple[Floats, Floats, Floats],
+) -> Gain:
+    """Return the gain over another mixture, charged; `uncertainty` is what `_bootstrap` returns for it."""
+    optimism, misfit, errors = uncertainty
+    here, there = law.losses_at(np.stack([share, other]))
+    gains = np.append(there - here, programme.value(there) - programme.value(here))
+    charged = gains - optimism
+    half = 1.645 * np.sqrt(errors.var(axis=0, ddof=1) + misfit**2)
+    rows = {
+        evaluation: (float(charged[i]), float(charged[i] - half[i]), float(charged[i] + half[i]))
+        for i, evaluation in enumerate(law.problem.evaluations)
+    }
+    return Gain(
+        name, float(gains[-1]), float(charged[-1]), float(charged[-1] - half[-1]), float(charged[-1] + half[-1]), rows
+    )
+
+
+def _bootstrap(
+    law: FittedLaw,
+    programme: Programme,
+    share: Floats,
+    references: Mapping[str, Floats],
+    settings: OptimizeSettings,
+) -> tuple[dict[str, Floats], Floats, dict[str, Floats]]:
+    """Return the optimism of gains over each reference, and what their intervals are made of.
+
+    Each simulated swarm takes the law's losses at the runs plus noise of the size that the fit found, with the
+    correlation between evaluations that the runs' residuals have. The last column of each array is the objective.
+
+    Returns:
+        Optimism per reference, shape (L + 1,); the misfit, shape (L + 1,), which is the error of cross-validation that
+        noise does not explain; and deviations of the gain at `share`, shape (bootstrap, L + 1).
+    """
+    generator = np.random.default_rng([settings.seed, 2])
+    sizes, rows = _noise(law)
+    truth = replace(law, adapted=None).losses_at(law.shares)
+    errors: dict[str, list[Floats]] = {name: [] for name in references}
+    fixed: dict[str, list[Floats]] = {name: [] for name in references}
+    for _ in range(settings.bootstrap):
+        drawn = rows[generator.integers(len(rows), size=len(truth))] * generator.choice([-1.0, 1.0], (len(truth), 1))
+        simulated = refit(law, truth + sizes * drawn)
+        try:
+            chosen = _solve(programme, simulated, [share])
+        except XDogeError:
+            chosen = share
+        for name, other in references.items():
+            errors[name].append(_gains(simulated, programme, chosen, other) - _gains(law, programme, chosen, other))
+            fixed[name].append(_gains(simulated, programme, share, other) - _gains(law, programme, share, other))
+    optimism = {name: np.mean(values, axis=0) for name, values in errors.items()}
+    return optimism, _misfit(law, sizes * rows, programme), {name: np.array(values) for name, values in fixed.items()}
+
+
+def _noise(law: FittedLaw) -> tuple[Floats, Floats]:
+    """Return the noise deviation of each loss, shape (n, L), and rows of unit noise to draw from, shape (n, L)."""
+    sizes = np.zeros_like(law.losses)
+    for name, weight in law.weights.items():
+        part = law.parts[name]
+        if isinstance(part, Process):
+            sizes += weight * np.maximum(law.losses - part.base, 0.0) * part.deviation * part.noise
+        elif isinstance(part, Effective):
+            sizes += weight * part.noise
+        else:
+            sizes += weight * np.sqrt(((part.predict(law.shares) - law.losses) ** 2).mean(axis=0))
+    rows = law.residuals / np.maximum(law.losses - law.intervals.base, law.intervals.least)
+    rows = np.clip(rows / _robust(rows), -2.5, 2.5)
+    return sizes, rows / np.sqrt((rows**2).mean(axis=0))
+
+
+def _misfit(law: FittedLaw, noise: Floats, programme: Programme) -> Floats:
+    """Return the deviation of prediction errors that noise does not explain, for each evaluation and the objective."""
+    both = []
+    for errors in (law.residuals, noise):
+        worst = int(law.losses.mean(axis=0).argmax())
+        objective = errors[:, worst] if programme.worst else errors.mean(axis=1)
+        both.append(_robust(np.column_stack([errors, objective])))
+    return np.sqrt(np.maximum(both[0] ** 2 - both[1] ** 2, 0.0))
+
+
+def _robust(values: Floats) -> Floats:
+    """Return the standard deviation of each column as its median absolute value has it."""
+    return np.asarray(np.maximum(1.4826 * np.median(np.abs(values), axis=0), 1e-12))
+
+
+def _gains(law: FittedLaw, programme: Programme, share: Floats, other: Floats) -> Floats:
+    here, there = law.losses_at(np.stack([share, other]))
+    return np.append(there - here, programme.value(there) - programme.value(here))
+
+
+def refit(law: FittedLaw, losses: Floats) -> FittedLaw:
+    """Return the law fitted to other losses of the same runs, with the same stack weights and hyperparameters."""
+    parts = {
+        name: law.parts[name].refit(losses)
+        if isinstance(law.parts[name], Process)
+        else FITS[name](law.problem, law.shares, losses, 0)
+        for name in law.weights
+    }
+    return replace(law, parts=parts, losses=losses)
+
+
+def _verdict(gain: Gain, objective: str, keep: bool, far: bool) -> str:
+    what = "mean loss" if objective == "mean" else "loss of the worst evaluation"
+    numbers = f"{gain.charged:+.4f} (90 % interval {gain.low:+.4f} to {gain.high:+.4f})"
+    if keep:
+        return (
+            f"keep equal shares: the predicted gain of the optimum in the {what} is {numbers}, so it may gain nothing."
+        )
+    tail = " It lies far from all runs: train a few runs near it before you trust it." if far else ""
+    return f"use the optimum: it lowers the {what} by {numbers} against equal shares.{tail}"

@@ -1,0 +1,76 @@
+"""What a mixture law is about: the sources, the evaluations, and which source belongs to which evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+FORMS = ("auto", "effective", "process", "log-linear", "lightgbm", "linear")
+"""Names of the functions that can be fitted; `auto` combines the smooth ones by cross-validation."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Names and sizes that every form needs.
+
+    Attributes:
+        sources: names of the k sources, in the order of the share columns.
+        evaluations: names of the L evaluations, in the order of the loss columns.
+        own: for each evaluation, the indices of its own sources; empty if there are none.
+        passes: passes over each source that a share of 1 means, B / U_j, shape (k,); None if token counts are unknown.
+    """
+
+    sources: tuple[str, ...]
+    evaluations: tuple[str, ...]
+    own: tuple[tuple[int, ...], ...]
+    passes: tuple[float, ...] | None = None
+
+    @property
+    def is_own(self) -> NDArray[np.bool_]:
+        """Whether source j belongs to evaluation l, shape (L, k)."""
+        table = np.zeros((len(self.evaluations), len(self.sources)), dtype=bool)
+        for row, columns in enumerate(self.own):
+            table[row, list(columns)] = True
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            "sources": list(self.sources),
+            "evaluations": list(self.evaluations),
+            "own": [list(columns) for columns in self.own],
+            "passes": None if self.passes is None else list(self.passes),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Problem:
+        """Read what `to_dict` wrote."""
+        return cls(
+            tuple(value["sources"]),
+            tuple(value["evaluations"]),
+            tuple(tuple(int(index) for index in columns) for columns in value["own"]),
+            None if value["passes"] is None else tuple(float(number) for number in value["passes"]),
+        )
+
+
+def base_losses(losses: Floats) -> tuple[Floats, Floats]:
+    """Return a level below all losses, and the standard deviation, of each evaluation.
+
+    The level lies half a standard deviation below the best loss. Errors of a prediction grow with the distance to it,
+    so regressions and intervals work with ln(loss - level). Levels from a quarter to a whole standard deviation gave
+    the same accuracy on RegMix's swarm (docs/law.md).
+
+    Args:
+        losses: shape (n, L).
+
+    Returns:
+        Two arrays of shape (L,), in the unit of the losses.
+    """
+    deviation = losses.std(axis=0)
+    return losses.min(axis=0) - 0.5 * deviation, deviation

@@ -1,0 +1,267 @@
+"""The regressions that others use for mixtures: linear, log-linear (Olmix) and LightGBM (RegMix).
+
+They are fitted on the same runs as the law and shown beside it. LightGBM is needed for its fit only: the trees are
+kept as arrays, and NumPy evaluates them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+
+from xdoge.errors import MissingExtraError
+from xdoge.laws.problem import Floats, Problem
+
+RIDGE = 1e-3
+"""Penalty on the squared coefficients of standardised losses; it only settles what the runs leave open."""
+
+BOOSTING = {
+    "objective": "regression",
+    "learning_rate": 0.05,
+    "num_leaves": 8,
+    "min_data_in_leaf": 3,
+    "min_data_in_bin": 1,
+    "lambda_l2": 0.1,
+    "verbosity": -1,
+    "num_threads": 1,
+    "deterministic": True,
+}
+"""Settings for tens to hundreds of runs. RegMix's own (31 leaves of at least 20 runs) need more runs.
+
+Of ten settings tried, the best at 48 runs; sampling rows or columns made it worse (docs/law.md)."""
+ROUNDS = 400
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Loss as a linear function of the shares.
+
+    Attributes:
+        problem: names.
+        constant: shape (L,).
+        coefficients: shape (L, k), loss per share.
+    """
+
+    problem: Problem
+    constant: Floats
+    coefficients: Floats
+
+    smooth = True
+    convex = True
+
+    def predict(self, shares: Floats) -> Floats:
+        """Return losses, shape (m, L), for shares of shape (m, k)."""
+        return self.constant + shares @ self.coefficients.T
+
+    def slopes(self, share: Floats) -> tuple[Floats, Floats]:
+        """Return losses, shape (L,), and their derivatives by the shares, shape (L, k), at one mixture."""
+        return self.predict(share[None])[0], self.coefficients
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"constant": self.constant.tolist(), "coefficients": self.coefficients.tolist()}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], problem: Problem) -> Linear:
+        """Read what `to_dict` wrote."""
+        return cls(problem, np.array(value["constant"]), np.array(value["coefficients"]))
+
+
+def fit_linear(problem: Problem, shares: Floats, losses: Floats, seed: int = 0) -> Linear:
+    """Return the ridge regression of the losses on the shares."""
+    centre = losses.mean(axis=0)
+    middle = shares.mean(axis=0)
+    x = shares - middle
+    coefficients = np.linalg.solve(x.T @ x + RIDGE * np.eye(shares.shape[1]), x.T @ (losses - centre)).T
+    return Linear(problem, centre - coefficients @ middle, coefficients)
+
+
+@dataclass(frozen=True)
+class LogLinear:
+    """Loss as a constant plus the exponential of a linear function of the shares.
+
+    Attributes:
+        problem: names.
+        floor: c, shape (L,).
+        coefficients: A, shape (L, k); the shares sum to 1, so that A has the constant in it.
+
+    Source: Olmix, arXiv:2602.12237: c + exp(A w).
+    """
+
+    problem: Problem
+    floor: Floats
+    coefficients: Floats
+
+    smooth = True
+    convex = True
+
+    def predict(self, shares: Floats) -> Floats:
+        """Return losses, shape (m, L), for shares of shape (m, k)."""
+        return self.floor + np.exp(np.minimum(shares @ self.coefficients.T, 50.0))
+
+    def slopes(self, share: Floats) -> tuple[Floats, Floats]:
+        """Return losses, shape (L,), and their derivatives by the shares, shape (L, k), at one mixture."""
+        excess = np.exp(np.minimum(self.coefficients @ share, 50.0))
+        return self.floor + excess, excess[:, None] * self.coefficients
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"floor": self.floor.tolist(), "coefficients": self.coefficients.tolist()}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], problem: Problem) -> LogLinear:
+        """Read what `to_dict` wrote."""
+        return cls(problem, np.array(value["floor"]), np.array(value["coefficients"]))
+
+
+def fit_log_linear(problem: Problem, shares: Floats, losses: Floats, seed: int = 0) -> LogLinear:
+    """Return the least-squares fit of c + exp(A w), with a small ridge on A.
+
+    Source: Olmix, arXiv:2602.12237.
+    """
+    k = shares.shape[1]
+    deviation, best = losses.std(axis=0), losses.min(axis=0)
+    targets = (losses - best) / deviation
+    count = losses.shape[1]
+
+    def objective(theta: Floats) -> tuple[float, Floats]:
+        rows = theta.reshape(count, k + 1)
+        below, a = np.exp(np.minimum(rows[:, k], 5.0)), rows[:, :k]
+        excess = np.exp(np.clip(shares @ a.T, -50.0, 50.0))
+        residuals = excess - below - targets
+        by_excess = residuals * excess
+        gradient = np.hstack([by_excess.T @ shares + RIDGE * a, (-residuals.sum(axis=0) * below)[:, None]])
+        gradient[:, k] += RIDGE * rows[:, k]
+        value = 0.5 * float((residuals**2).sum()) + 0.5 * RIDGE * float((rows**2).sum())
+        return value, gradient.ravel()
+
+    start = np.tile(np.concatenate([np.zeros(k), [-1.0]]), count)
+    result = minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "maxcor": 20})
+    rows = result.x.reshape(count, k + 1)
+    floor = best - deviation * np.exp(np.minimum(rows[:, k], 5.0))
+    return LogLinear(problem, floor, rows[:, :k] + np.log(deviation)[:, None])
+
+
+@dataclass(frozen=True)
+class Trees:
+    """Boosted regression trees per evaluation, as arrays.
+
+    Attributes:
+        problem: names.
+        forests: per evaluation, the trees as LightGBM dumps them, reduced to (feature, threshold, left, right, value)
+            columns: node i sends a mixture left if its share is at most the threshold; children >= 0 are nodes, and
+            ~child is a leaf.
+    """
+
+    problem: Problem
+    forests: tuple[tuple[dict[str, list[Any]], ...], ...]
+
+    smooth = False
+    convex = False
+
+    def predict(self, shares: Floats) -> Floats:
+        """Return losses, shape (m, L), for shares of shape (m, k).
+
+        Every tree is a step function of few shares: each node is tested for all mixtures at once.
+        """
+        out = np.zeros((len(shares), len(self.forests)))
+        columns = np.ascontiguousarray(shares.T)
+        for row, forest in enumerate(self.forests):
+            for tree in forest:
+                out[:, row] += _tree(tree, columns)
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"forests": [list(forest) for forest in self.forests]}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any], problem: Problem) -> Trees:
+        """Read what `to_dict` wrote."""
+        return cls(problem, tuple(tuple(forest) for forest in value["forests"]))
+
+
+def _tree(tree: Mapping[str, list[Any]], columns: Floats) -> Floats:
+    """Return what one tree gives for all mixtures; `columns` has shape (k, m).
+
+    Leaves are numbered from left to right. A test that fails rules out the leaves on its left, so the leaf reached is
+    the first that no failed test rules out (QuickScorer, Lucchese et al. 2015).
+    """
+    leaves = np.array(tree["value"])
+    if not tree["feature"]:
+        return np.full(columns.shape[1], leaves[0])
+    kept = np.array(_kept_leaves(tree), dtype=np.uint8)
+    fails = columns[tree["feature"]] > np.array(tree["threshold"])[:, None]  # (nodes, m)
+    left = np.bitwise_and.reduce(np.where(fails, kept[:, None], np.uint8(255)), axis=0)
+    first = [(code & -code).bit_length() - 1 if code else 0 for code in range(256)]
+    table = leaves[np.minimum(first, len(leaves) - 1)]
+    return np.asarray(table[left])
+
+
+def _kept_leaves(tree: Mapping[str, list[Any]]) -> list[int]:
+    """Return for each node the leaves that remain if its test fails, as bits."""
+    kept = [0] * len(tree["feature"])
+
+    def under(child: int) -> int:
+        if child < 0:
+            return 1 << ~child
+        left, right = under(tree["left"][child]), under(tree["right"][child])
+        kept[child] = 255 & ~left
+        return left | right
+
+    under(0)
+    return kept
+
+
+def fit_trees(problem: Problem, shares: Floats, losses: Floats, seed: int = 0) -> Trees:
+    """Return boosted trees for each evaluation.
+
+    Raises:
+        MissingExtraError: LightGBM is not installed.
+
+    Source: RegMix, arXiv:2407.01492, with `BOOSTING` for fewer runs.
+    """
+    try:
+        import lightgbm
+    except ImportError as error:
+        raise MissingExtraError("lightgbm", "baselines") from error
+    forests = []
+    for row in range(losses.shape[1]):
+        data = lightgbm.Dataset(shares, losses[:, row], params={"min_data_in_bin": 1, "verbosity": -1})
+        model = lightgbm.train(BOOSTING | {"seed": seed}, data, ROUNDS)
+        forests.append(tuple(_flat(tree["tree_structure"]) for tree in model.dump_model()["tree_info"]))
+    return Trees(problem, tuple(forests))
+
+
+def _flat(root: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return one tree of LightGBM's dump as columns."""
+    tree: dict[str, list[Any]] = {"feature": [], "threshold": [], "left": [], "right": [], "value": []}
+
+    def place(node: Mapping[str, Any]) -> int:
+        if "split_feature" not in node:
+            tree["value"].append(float(node["leaf_value"]))
+            return ~(len(tree["value"]) - 1)
+        index = len(tree["feature"])
+        tree["feature"].append(int(node["split_feature"]))
+        tree["threshold"].append(float(node["threshold"]))
+        tree["left"].append(0)
+        tree["right"].append(0)
+        tree["left"][index] = place(node["left_child"])
+        tree["right"][index] = place(node["right_child"])
+        return index
+
+    place(root)
+    return tree
+
+
+@functools.cache
+def has_lightgbm() -> bool:
+    """Say whether LightGBM can be imported."""
+    import importlib.util
+
+    return importlib.util.find_spec("lightgbm") is not None

@@ -1,0 +1,68 @@
+"""How good predictions are: rank correlations, error, coverage, and the regret of the best predicted mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from xdoge.laws.problem import Floats
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Predictions against measured losses.
+
+    Attributes:
+        rank_evaluations: Spearman correlation, mean over the evaluations.
+        rank_mean: Spearman correlation of the mean loss.
+        rmse: root mean squared error over all evaluations, in the unit of the losses.
+        rmse_mean: the same of the mean loss.
+        regret: mean loss of the mixture predicted best, minus the least mean loss.
+        coverage: part of the losses inside their 90 % interval; None without intervals.
+        relative: rmse of each evaluation over the standard deviation of its losses, mean over evaluations.
+    """
+
+    rank_evaluations: float
+    rank_mean: float
+    rmse: float
+    rmse_mean: float
+    regret: float
+    relative: float
+    coverage: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Scores:
+        """Read what `to_dict` wrote."""
+        return cls(**value)
+
+
+def spearman(a: Floats, b: Floats) -> float:
+    """Return the rank correlation of two series; 0 if either is constant."""
+    ranks = rankdata(a), rankdata(b)
+    if np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def score(predicted: Floats, losses: Floats, half_widths: Floats | None = None) -> Scores:
+    """Compare predicted and measured losses, both of shape (m, L)."""
+    means, measured = predicted.mean(axis=1), losses.mean(axis=1)
+    errors = predicted - losses
+    deviation = np.maximum(losses.std(axis=0), 1e-12)
+    return Scores(
+        rank_evaluations=float(np.mean([spearman(p, y) for p, y in zip(predicted.T, losses.T, strict=True)])),
+        rank_mean=spearman(means, measured),
+        rmse=float(np.sqrt((errors**2).mean())),
+        rmse_mean=float(np.sqrt(((means - measured) ** 2).mean())),
+        regret=float(measured[means.argmin()] - measured.min()),
+        relative=float((np.sqrt((errors**2).mean(axis=0)) / deviation).mean()),
+        coverage=None if half_widths is None else float((np.abs(errors) <= half_widths).mean()),
+    )

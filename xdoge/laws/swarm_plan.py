@@ -1,0 +1,442 @@
+"""The plan of a swarm: small trainings on designed mixtures, from which a mixture law is fitted.
+
+The folder of a swarm holds `swarm.json` (the plan: settings, mixtures and what is known of the noise), a run folder
+for each training under `runs/`, and `mixtures.csv` and `losses.csv` with the runs that ended well. Any number of
+processes may work on one folder. Each takes the next run that nobody holds, and the plan grows as runs end:
+
+1. *anchors*: equal, proportional and temperature shares; the first two with several seeds, for the repeat noise;
+2. *design*: each language rich once and poor once, then the points that tell the most about the law;
+3. *optimum*: points near the mixture that a law of all earlier runs takes for the best.
+
+Every run sees the same part of each source, so small that a share means as many epochs as in the target run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+
+from xdoge._version import __version__
+from xdoge.errors import XDogeError, argument
+from xdoge.io import read_json, write_json, write_text
+from xdoge.laws.design import candidates, candidates_near, contrasts, most_informative, prior_law
+from xdoge.laws.problem import Floats, Problem
+from xdoge.laws.scores import Scores, score
+from xdoge.mixtures.strategies import strategy_weights
+from xdoge.models.flops import training_flops
+from xdoge.models.recipes import load_recipe
+from xdoge.names import language_of
+from xdoge.progress import OnNote, OnProgress, silent
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+    from xdoge.laws.law import MixtureLaw
+    from xdoge.laws.swarm_run import RunResult
+
+from xdoge.laws.swarm_settings import SwarmSettings
+
+SCHEMA = "xdoge.swarm"
+Stage = Literal["anchors", "design", "optimum"]
+
+BEYOND_CAP = 2.0
+"""Mixtures may repeat a source this many times as often as the cap allows, so that the optimum lies inside."""
+AROUND_OPTIMUM = 0.25
+"""Share of the runs that are planned near the optimum."""
+ALIKE = 0.15
+"""Total variation below which proportional shares are too near to equal ones to be an anchor beside them."""
+TEMPERATURE = 3.33
+"""Of the third anchor."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of a swarm."""
+
+    name: str
+    stage: Stage
+    seed: int
+    shares: tuple[float, ...]
+    held_out: bool = False
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the anchors say: standard deviations of the mean loss over languages, in bits per byte.
+
+    Attributes:
+        repeats: over seeds of one mixture.
+        mixtures: over mixtures, of their means over seeds.
+    """
+
+    repeats: float
+    mixtures: float
+
+    @property
+    def suffices(self) -> bool:
+        """Whether mixtures differ more than seeds do."""
+        return self.repeats < self.mixtures
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How a law predicts the runs that no law was fitted to.
+
+    Attributes:
+        runs: how many there are.
+        scores: of the predictions, in bits per byte.
+        noise: standard deviation of the mean loss over seeds, None if unknown.
+    """
+
+    runs: int
+    scores: Scores
+    noise: float | None
+
+
+@dataclass
+class Swarm:
+    """The plan of a swarm and its folder.
+
+    Attributes:
+        path: the folder.
+        settings: resolved.
+        store_name, store_sha256: of the token store.
+        units: names of the shares: languages or sources.
+        members: the sources of each unit, with their parts of it.
+        languages: names of the evaluations.
+        unit_languages: the language of each unit.
+        tokens: unique training tokens of each unit.
+        runs: planned so far.
+        noise: None before the anchors are trained.
+        vocab_size: of the store's tokenizer.
+    """
+
+    path: Path
+    settings: SwarmSettings
+    store_name: str
+    store_sha256: str
+    units: tuple[str, ...]
+    members: dict[str, dict[str, float]]
+    languages: tuple[str, ...]
+    tokens: dict[str, int]
+    runs: list[PlannedRun] = field(default_factory=list)
+    noise: Noise | None = None
+    vocab_size: int = 0
+
+    @classmethod
+    def plan(cls, store: TokenStore, settings: SwarmSettings, path: Path) -> Self:
+        """Return a swarm with its anchors planned; nothing is written."""
+        counts = store.tokens()
+        if settings.level == "languages":
+            groups = {language: tuple(sources) for language, sources in store.languages.items()}
+        else:
+            groups = {source: (source,) for source in store.sources}
+        members = {}
+        for unit, sources in groups.items():
+            total = sum(counts[source] for source in sources)
+            members[unit] = {source: counts[source] / total for source in sources}
+        swarm = cls(
+            path=path,
+            settings=settings,
+            store_name=store.name,
+            store_sha256=store.sha256,
+            units=tuple(groups),
+            members=members,
+            languages=tuple(store.languages),
+            tokens={unit: sum(counts[source] for source in sources) for unit, sources in groups.items()},
+            vocab_size=store.vocab_size,
+        )
+        swarm.runs += swarm._anchors()
+        swarm.runs += swarm._design()
+        return swarm
+
+    def _anchors(self) -> list[PlannedRun]:
+        """Return the anchors; where sizes hardly differ, the smallest share rich takes the place of proportional."""
+        sizes = {source: self.tokens[unit] * part for unit in self.units for source, part in self.members[unit].items()}
+        whole = {source: round(size) for source, size in sizes.items()}
+        shares: dict[str, Floats] = {}
+        for strategy in ("uniform", "proportional", "temperature"):
+            temperature = TEMPERATURE if strategy == "temperature" else None
+            weights = strategy_weights(strategy, whole, temperature=temperature).sources
+            shares[strategy] = np.array([sum(weights[source] for source in self.members[unit]) for unit in self.units])
+        if np.abs(shares["uniform"] - shares["proportional"]).sum() / 2 < ALIKE:
+            smallest = min(range(len(self.units)), key=lambda number: self.tokens[self.units[number]])
+            del shares["proportional"]
+            shares["contrast"] = contrasts(len(self.units), self.most)[smallest]
+        seeds = self.settings.seeds
+        return [
+            PlannedRun(f"{name}-{seed}", "anchors", seed, tuple(row.tolist()))
+            for name, row in shares.items()
+            for seed in (seeds if name != "temperature" else seeds[:1])
+        ]
+
+    def _design(self) -> list[PlannedRun]:
+        """Return contrasts and the designed points, which need no results."""
+        settings, most, k = self.settings, self.most, len(self.units)
+        contrast = contrasts(k, most)
+        names = [f"{unit.replace('/', '.')}-{what}" for what in ("rich", "poor") for unit in self.units]
+        count = settings.runs - settings.anchors - 2 * k
+        near = round(AROUND_OPTIMUM * count)
+        trained = np.vstack([[run.shares for run in self.runs], contrast])
+        pool = candidates(k, most, seed=settings.seed)
+        points = most_informative(prior_law(self.problem), trained, pool, count - near)
+        names += [f"design-{number:02}" for number in range(len(points))]
+        rows = np.vstack([contrast, points]).tolist()
+        runs = [
+            PlannedRun(name, "design", settings.seeds[0], tuple(row)) for name, row in zip(names, rows, strict=True)
+        ]
+        return self._hold_out(runs, key=3)
+
+    def plan_optimum(self) -> None:
+        """Plan the runs near the optimum of a law that is fitted to all earlier runs."""
+        settings, most = self.settings, self.most
+        count = settings.runs - len(self.runs)
+        if count <= 0:
+            return
+        from xdoge.laws.optimize import best_shares
+
+        law = self.fit(validate_rivals=False)
+        optima = [best_shares(law, objective) for objective in ("mean", "worst")]
+        trained = np.array([run.shares for run in self.runs])
+        rows: list[Floats] = []
+        for number, optimum in enumerate(optima):
+            part = count // 2 if number else count - count // 2
+            pool = candidates_near(optimum, most, seed=settings.seed + number)
+            known = np.vstack([trained, *rows]) if rows else trained
+            rows.append(most_informative(prior_law(self.problem), known, pool, part))
+        runs = [
+            PlannedRun(f"optimum-{number:02}", "optimum", settings.seeds[0], tuple(row))
+            for number, row in enumerate(np.vstack(rows).tolist())
+        ]
+        self.runs += self._hold_out(runs, key=4)
+
+    def _hold_out(self, runs: list[PlannedRun], *, key: int) -> list[PlannedRun]:
+        """Mark a random part of some runs: their losses are only used to report errors."""
+        generator = np.random.Generator(np.random.Philox(key=[self.settings.seed, key]))
+        # the anchors are never held out, so the other runs give a little more
+        share = self.settings.held_out * self.settings.runs / (self.settings.runs - self.settings.anchors)
+        chosen = set(generator.permutation(len(runs))[: round(share * len(runs))].tolist())
+        return [replace(run, held_out=number in chosen) for number, run in enumerate(runs)]
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """Passes over each unit that a share of 1 means in the target run."""
+        return {unit: self.settings.budget_tokens / tokens for unit, tokens in self.tokens.items()}
+
+    @property
+    def most(self) -> Floats:
+        """Largest share of each unit in the design, shape (k,)."""
+        cap = self.settings.max_epochs
+        if cap is None:
+            return np.ones(len(self.units))
+        shares = np.array([min(1.0, BEYOND_CAP * cap / self.passes[unit]) for unit in self.units])
+        if shares.sum() < 1:
+            least = self.settings.budget_tokens / sum(self.tokens.values())
+            raise XDogeError(
+                f"{argument('budget_tokens')} {self.settings.budget_tokens:,} cannot be spent within "
+                f"{argument('max_epochs')} {cap:g}; {least:.3g} passes over all text are the least."
+            )
+        return shares
+
+    @property
+    def problem(self) -> Problem:
+        """Names and sizes as the law sees them."""
+        languages = [language_of(unit) for unit in self.units]
+        own = tuple(
+            tuple(number for number, language in enumerate(languages) if language == evaluation)
+            for evaluation in self.languages
+        )
+        return Problem(self.units, self.languages, own, tuple(self.passes[unit] for unit in self.units))
+
+    def fit(self, *, form: str = "auto", validate_rivals: bool = True, on_progress: OnProgress = silent) -> MixtureLaw:
+        """Fit a law to the runs that ended well and are not held out."""
+        from xdoge.laws.law import FitSettings, MixtureLaw
+
+        mixtures, losses = self.table()
+        settings = FitSettings(
+            tokens=self.tokens,
+            budget_tokens=self.settings.budget_tokens,
+            validate_rivals=validate_rivals,
+            members=self.members if self.settings.level == "languages" else None,
+        )
+        return MixtureLaw.fit(
+            np.array([[row[unit] for unit in self.units] for row in mixtures.values()]),
+            np.array([[losses[name][language] for language in self.languages] for name in mixtures]),
+            sources=self.units,
+            evaluations=self.languages,
+            form=form,
+            settings=settings,
+            on_progress=on_progress,
+        )
+
+    def validate(self, law: MixtureLaw) -> HeldOut | None:
+        """Return how a law predicts the runs that are held out, None if none of them ended well."""
+        mixtures, losses = self.table(held_out=True)
+        if not mixtures:
+            return None
+        prediction = law.predict(np.array([[row[unit] for unit in self.units] for row in mixtures.values()]))
+        measured = np.array([[losses[name][language] for language in self.languages] for name in mixtures])
+        half = (prediction.high - prediction.low) / 2
+        noise = self.noise.repeats if self.noise and math.isfinite(self.noise.repeats) else None
+        return HeldOut(len(mixtures), score(prediction.predicted, measured, half), noise)
+
+    def notes(self) -> list[str]:
+        """Return what the user should know of the runs: those that diverged and those that are missing."""
+        results = self.results()
+        lines = [
+            f"{name} diverged ({result.diverged}) and is left out"
+            for name, result in results.items()
+            if result.diverged
+        ]
+        if missing := self.settings.runs - len(results):
+            lines.append(f"{missing} of {self.settings.runs} runs have not ended; xdoge swarm continues with --resume")
+        return lines
+
+    def weights(self, run: PlannedRun) -> dict[str, float]:
+        """Return the share of every source in a run."""
+        return {
+            source: share * part
+            for unit, share in zip(self.units, run.shares, strict=True)
+            for source, part in self.members[unit].items()
+        }
+
+    def folder(self, run: PlannedRun) -> Path:
+        """Return the folder of a run."""
+        return self.path / "runs" / run.name
+
+    def results(self) -> dict[str, RunResult]:
+        """Return the result of each run that has ended, diverged ones too."""
+        from xdoge.laws.swarm_run import RunResult
+
+        results = {run.name: RunResult.load(self.folder(run)) for run in self.runs}
+        return {name: result for name, result in results.items() if result}
+
+    def table(self, *, held_out: bool = False) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+        """Return mixtures and losses by run, of the runs that ended well and are (or are not) held out."""
+        results = self.results()
+        runs = [run for run in self.runs if run.held_out == held_out and run.name in results]
+        runs = [run for run in runs if results[run.name].diverged is None]
+        mixtures = {
+            run.name: {
+                unit: math.fsum(results[run.name].shares.get(source, 0.0) for source in self.members[unit])
+                for unit in self.units
+            }
+            for run in runs
+        }
+        return mixtures, {run.name: dict(results[run.name].losses) for run in runs}
+
+    def measure_noise(self) -> Noise | None:
+        """Return what the anchors say, None before they are trained or where too few of them ended well."""
+        results = self.results()
+        anchors = [run for run in self.runs if run.stage == "anchors"]
+        if any(run.name not in results for run in anchors):
+            return None
+        groups: dict[tuple[float, ...], list[float]] = {}
+        for run in anchors:
+            if results[run.name].diverged is None:
+                groups.setdefault(run.shares, []).append(float(np.mean(list(results[run.name].losses.values()))))
+        repeated = [values for values in groups.values() if len(values) > 1]
+        if not repeated or len(groups) < 2:
+            return Noise(math.inf, 0.0)
+        degrees = sum(len(values) - 1 for values in repeated)
+        squares = sum(float(((np.array(values) - np.mean(values)) ** 2).sum()) for values in repeated)
+        spread = float(np.std([np.mean(values) for values in groups.values()], ddof=1))
+        return Noise(math.sqrt(squares / degrees), spread)
+
+    def flops(self) -> int:
+        """Return the exact FLOPs of all trainings; validation is left out."""
+        settings, recipe = self.settings, load_recipe(self.settings.proxy)
+        length = settings.sequence_length
+        return settings.runs * training_flops(
+            recipe, settings.proxy_tokens, sequence_length=length, vocab_size=self.vocab_size
+        )
+
+    def save(self) -> None:
+        """Write swarm.json, and mixtures.csv and losses.csv with the runs that ended well."""
+        value = {
+            "schema": f"{SCHEMA}/1",
+            "settings": self.settings.model_dump(mode="json"),
+            "store": {"name": self.store_name, "sha256": self.store_sha256, "vocab_size": self.vocab_size},
+            "units": self.members,
+            "tokens": self.tokens,
+            "languages": list(self.languages),
+            "runs": [asdict(run) for run in self.runs],
+            "noise": asdict(self.noise) if self.noise else None,
+            "xdoge_version": __version__,
+        }
+        write_json(self.path / "swarm.json", value)
+        fitted, losses = self.table()
+        held, held_losses = self.table(held_out=True)
+        _write_csv(self.path / "mixtures.csv", fitted | held, self.units)
+        _write_csv(self.path / "losses.csv", losses | held_losses, self.languages)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read the plan of a swarm's folder.
+
+        Raises:
+            XDogeError: it is no swarm's folder, or of a newer schema.
+        """
+        path = Path(path)
+        value = read_json(path / "swarm.json", schema=SCHEMA)
+        store = value["store"]
+        return cls(
+            path=path,
+            settings=SwarmSettings.parse(value["settings"], where=str(path / "swarm.json")),
+            store_name=store["name"],
+            store_sha256=store["sha256"],
+            units=tuple(value["units"]),
+            members=value["units"],
+            languages=tuple(value["languages"]),
+            tokens=value["tokens"],
+            runs=[PlannedRun(**{**run, "shares": tuple(run["shares"])}) for run in value["runs"]],
+            noise=Noise(**value["noise"]) if value["noise"] else None,
+            vocab_size=store["vocab_size"],
+        )
+
+    def advance(self, on_note: OnNote = silent) -> list[PlannedRun]:
+        """Return the runs that may be trained now; plan more once the earlier ones have ended.
+
+        Raises:
+            XDogeError: the anchors say that seeds differ more than mixtures, so nothing could be learned.
+        """
+        results = self.results()
+        if self.noise is None and (noise := self.measure_noise()):
+            self.noise = noise
+            self.save()
+            on_note(f"noise: {self.describe_noise()}")
+        if self.noise and not self.noise.suffices:
+            raise XDogeError(
+                f"{self.path}: {self.describe_noise()}, so no law can be learned. Train longer (more steps), at a "
+                "lower learning_rate, with a larger averaging or more eval_sequences, in a new folder."
+            )
+        waiting = [run for run in self.runs if run.name not in results]
+        if self.noise is None:
+            return [run for run in waiting if run.stage == "anchors"]
+        if not waiting and len(self.runs) < self.settings.runs:
+            self.plan_optimum()
+            self.save()
+            return [run for run in self.runs if run.name not in results]
+        return waiting
+
+    def describe_noise(self) -> str:
+        """Return what the anchors say in words."""
+        assert self.noise
+        return (
+            f"the mean loss of one mixture varies by {self.noise.repeats:.4f} bits per byte over seeds (standard "
+            f"deviation), and by {self.noise.mixtures:.4f} over the anchors"
+        )
+
+
+def _write_csv(path: Path, rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", *columns])
+    writer.writerows([name, *(repr(row.get(column, math.nan)) for column in columns)] for name, row in rows.items())
+    write_text(path, text.getvalue())

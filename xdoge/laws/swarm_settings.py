@@ -1,0 +1,113 @@
+"""Settings of a swarm: what the user may choose, what the recipe fills in, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, field_validator
+
+from xdoge.config import Count
+from xdoge.errors import XDogeError, argument
+from xdoge.models.recipes import load_recipe
+from xdoge.training.proxy_settings import ProxySettings
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+
+
+class SwarmSettings(ProxySettings):
+    """Every setting of `xdoge swarm`, all of them resolved; `for_store` fills in what the user left out."""
+
+    budget_tokens: Count = Field(gt=0, description="tokens of the run that the law is for")
+    max_epochs: float | None = Field(8.0, gt=0, description="most passes over a source in that run, or none")
+    runs: int = Field(gt=0, description="trainings [9, and 5 for each share]")
+    level: Literal["languages", "sources"] = Field(
+        "languages", description="what has a share of its own; sources of a language then go by size"
+    )
+    seed: int = Field(0, ge=0, description="decides which mixtures are drawn and which text is seen")
+    seeds: tuple[int, ...] = Field(
+        (0, 1, 2, 3),
+        min_length=2,
+        description="of the proxies: two anchors are trained with each, the rest with the first",
+    )
+    held_out: float = Field(0.2, ge=0, lt=1, description="share of the runs that no law is fitted to")
+    averaging: float = Field(0.1, ge=0, le=1, description="last share of the steps whose weights are averaged")
+    eval_sequences: int = Field(256, gt=0, description="validation sequences per source, at most")
+    checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a tenth of the steps]")
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ValueError(f"{list(seeds)} must be different and >= 0")
+        return seeds
+
+    @classmethod
+    def for_store(cls, store: TokenStore, values: Mapping[str, Any], *, where: str = "settings") -> Self:
+        """Return what the user gave, completed by the recipe's defaults, checked against the store.
+
+        Raises:
+            XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
+        """
+        recipe = load_recipe(str(values.get("proxy", cls.model_fields["proxy"].default)))
+        units = store.languages if values.get("level", "languages") == "languages" else store.sources
+        steps = values.get("steps", recipe.steps)
+        defaults = {key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate", "batch_size")}
+        defaults["runs"] = 9 + 5 * len(units)
+        defaults["checkpoint_every"] = max(1, steps // 10) if isinstance(steps, int) else 1
+        settings = cls.parse({**defaults, **values}, where=where)
+        settings._check(store, len(units), where)
+        return settings
+
+    def _check(self, store: TokenStore, units: int, where: str) -> None:
+        if units < 2:
+            raise XDogeError(f"{where}: {store.path} has one share to vary; a mixture law needs two.")
+        least = self.anchors + 2 * units
+        if self.runs < least:
+            raise XDogeError(
+                f"{where}: {argument('runs')} is {self.runs}; {units} shares need {least} at least: {self.anchors} "
+                f"anchors and each share rich once and poor once."
+            )
+        for source, count in store.sequence_counts(self.sequence_length).items():
+            if not count:
+                raise XDogeError(f"{source} has no sequence of {self.sequence_length} tokens; lower sequence_length.")
+        heard = store.sequence_counts(self.sequence_length, split="validation")
+        for language, sources in store.languages.items():
+            if not any(heard[source] for source in sources):
+                raise XDogeError(
+                    f"{language} has no validation sequence of {self.sequence_length} tokens, so no loss can be "
+                    "measured. Lower sequence_length or prepare the store with more validation text."
+                )
+
+    @property
+    def anchors(self) -> int:
+        """Number of trainings on anchors."""
+        return 2 * len(self.seeds) + 1
+
+    @property
+    def proxy_tokens(self) -> int:
+        """Tokens that each proxy trains on."""
+        return self.steps * self.batch_size * self.sequence_length
+
+    def sequences_seen(self, store: TokenStore) -> dict[str, int]:
+        """Return how many sequences of each source the proxies see, so that epochs are those of the target run."""
+        share = min(1.0, self.proxy_tokens / self.budget_tokens)
+        counts = store.sequence_counts(self.sequence_length)
+        return {source: min(count, max(1, round(count * share))) for source, count in counts.items()}
+
+    def notes(self, store: TokenStore) -> list[str]:
+        """Return what the user should know before the swarm starts."""
+        lines = []
+        if self.proxy_tokens > self.budget_tokens:
+            lines.append(
+                f"each proxy trains on {self.proxy_tokens:,} tokens, more than the budget of {self.budget_tokens:,}: "
+                "it repeats its text more often than the target run"
+            )
+        rough = {source: n for source, n in self.sequences_seen(store).items() if n < 8}
+        if rough:
+            lines.append(
+                f"the proxies see fewer than 8 sequences of {', '.join(rough)}: their epochs are rough; use a proxy "
+                "that trains on more tokens"
+            )
+        return lines
