@@ -387,8 +387,8 @@ def main() -> None:
     print("xdoge, draws per second of processor time: " + ", ".join(f"{key} {v:,}" for key, v in speeds.items()))
     with tempfile.TemporaryDirectory() as name:
         loader = loader_figures(arguments.corpus, arguments.repeat, rounds, Path(name))
-    for figures in loader:
-        print("loader: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+    for row in loader:
+        print("loader: " + ", ".join(f"{key} {value}" for key, value in row.items()))
     ratios = {"loader_ratio": loader[0]["data_loader_ratio"], "bare_ratio": loader[0]["ratio"]}
     result = figures.pop("xdoge") | ratios | {"far": far, "speeds": speeds}
     print(json.dumps(result | {"loader": loader, "peers": figures}))
