@@ -41,6 +41,7 @@ def mixture_card(mixture: Mixture, *, store: TokenStore | None = None, weights: 
     """
     _check(mixture, store, weights)
     origins = _origins(store) if store else {}
+    languages = sorted(mixture.languages.items(), key=lambda item: -item[1].tokens)
     parts = [
         f"# Training data of {_text(mixture.name)}",
         f"Mixture card made by xdoge {__version__}. The headings follow the AI Office's template for the public "
@@ -54,7 +55,7 @@ def mixture_card(mixture: Mixture, *, store: TokenStore | None = None, weights: 
         _size(mixture, store),
         _table(
             ("language", "family", "share", "training tokens", "text available, tokens", "epochs"),
-            [[language, *_language(share, store, language)] for language, share in _largest(mixture.languages)],
+            [[language, *_language(share, store, language)] for language, share in languages],
         ),
         "## 2. List of data sources",
         _sources(mixture, store, origins),
@@ -256,10 +257,6 @@ def _files(mixture: Mixture, store: TokenStore | None) -> str:
         rows += [["corpus.yaml", store.name, corpus["sha256"]], ["tokenizer", "", store.tokenizer_fingerprint]]
     note = "store.json names every file that was read by its own SHA-256."
     return _table(("file", "name", "SHA-256"), [[*row[:2], _code(row[2])] for row in rows], marked=(2,)) + f"\n\n{note}"
-
-
-def _largest(shares: Mapping[str, Share]) -> list[tuple[str, Share]]:
-    return sorted(shares.items(), key=lambda item: -item[1].tokens)
 
 
 def _table(header: Iterable[str], rows: Iterable[Sequence[str]], *, marked: Sequence[int] = ()) -> str:

@@ -226,7 +226,8 @@ def _read(label: str | None, source: Comparable) -> _Item:
         if not label.strip():
             raise XDogeError(f"={source} has no name before the equals sign; write NAME=FILE, or the file alone.")
     path = Path(source)
-    if path.is_dir() and _is_training(path):
+    config = path / "config.yaml"
+    if config.exists() and "mixture" in read_yaml(config):
         run, file = read_run(path), path / "train.json"
         digest, summary = (sha256_file(file), run.summary) if run.summary else ("", {})
         made = (summary.get("xdoge_version", ""), summary.get("created", ""))
@@ -271,10 +272,6 @@ def read_run(path: Path) -> TrainRun:
         rows=tuple(read_rows(path / "metrics.jsonl")),
         summary=read_json(file, schema=TRAIN) if file.exists() else None,
     )
-
-
-def _is_training(path: Path) -> bool:
-    return (path / "config.yaml").exists() and "mixture" in read_yaml(path / "config.yaml")
 
 
 def _load(path: Path) -> WeightSet | Mixture | Results:

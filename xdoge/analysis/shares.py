@@ -145,8 +145,8 @@ def order_rows(group: Group) -> Rows:
 
     The language with the greater mean stands first. Two languages swap if the sets order them differently.
     """
-    sets = group.sets.values()
-    languages = {name: np.array([weights.languages[name] for weights in sets]) for name in _languages(group)}
+    sets = list(group.sets.values())
+    languages = {name: np.array([weights.languages[name] for weights in sets]) for name in sets[0].languages}
     rows = []
     for above, below in itertools.combinations(sorted(languages, key=lambda name: -languages[name].mean()), 2):
         differences = languages[above] - languages[below]
@@ -211,10 +211,6 @@ def notes(sets: Mapping[str, WeightSet]) -> list[str]:
             "that name the same."
         )
     return lines
-
-
-def _languages(group: Group) -> list[str]:
-    return list(next(iter(group.sets.values())).languages)
 
 
 def _ordered(weights: WeightSet, group: Group) -> WeightSet:

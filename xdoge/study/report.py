@@ -134,8 +134,13 @@ def _sections(findings: Findings, command: str) -> Iterator[Section]:
         yield Section("Warnings", warnings=findings.notes)
     for comparison in study.spec.compare:
         differences = difference_table(findings, comparison)
+        dots = [
+            {"strategy": row["strategy"], "measure": measure, **interval}
+            for row in findings.rows(comparison)
+            for measure, interval in row["differences"].items()
+        ]
         figures = []
-        if dots := _dots(findings, comparison):
+        if dots:
             title = f"{TITLES[comparison]}: difference to {study.spec.relative_to}"
             chart = seed_differences(dots, title=title, relative_to=study.spec.relative_to)
             figures = [Figure(chart, f"{title}, bits per byte")]
@@ -167,15 +172,6 @@ def _explained(findings: Findings, comparison: BudgetKind) -> str:
         f"Every strategy has {study.total_flops:.4g} FLOPs for learning its weights and training together: what the "
         "most costly strategy needs at equal tokens. Strategies that spend less on learning train for longer."
     )
-
-
-def _dots(findings: Findings, comparison: BudgetKind) -> list[dict[str, Any]]:
-    """Return the rows of the chart, strategies in the order of the table."""
-    return [
-        {"strategy": row["strategy"], "measure": measure, **interval}
-        for row in findings.rows(comparison)
-        for measure, interval in row["differences"].items()
-    ]
 
 
 def _difference(row: Mapping[str, Any], measure: str) -> str:

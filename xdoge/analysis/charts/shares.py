@@ -207,7 +207,14 @@ def unimax_and_temperature(
         sizes[language] = sizes.get(language, 0) + count
     sizes = {language: count for language, count in sorted(sizes.items(), key=lambda item: -item[1]) if count}
     caps = [cap for cap in max_epochs if sum(epoch_cap(count, cap) for count in sizes.values()) >= budget_tokens]
-    methods = _unimax(sizes, budget_tokens, caps) | _temperatures(sizes, temperatures)
+    methods = {}
+    for cap in caps:
+        counts = unimax(sizes, budget_tokens=budget_tokens, max_epochs=cap).counts
+        methods[f"UniMax, ≤ {cap:g} epoch{'s' * (cap != 1)}"] = [counts[name] / budget_tokens for name in sizes]
+    for tau in temperatures:
+        mass = [(count / max(sizes.values())) ** (1 / tau) for count in sizes.values()]
+        called = f"temperature τ = {tau:.3g}" + (" (proportional)" if tau == 1 else "")
+        methods[called] = [value / math.fsum(mass) for value in mass]
     rows: list[dict[str, Any]] = [
         {
             "method": method,
@@ -232,25 +239,6 @@ def unimax_and_temperature(
         subtitle=f"budget of {budget_tokens:,} tokens",
         description=f"Epochs and sampling probability of {len(sizes)} languages, largest first: {', '.join(methods)}.",
     )
-
-
-def _unimax(sizes: Mapping[str, int], budget_tokens: int, caps: Sequence[float]) -> dict[str, list[float]]:
-    """Return the shares of the languages under each cap."""
-    return {
-        f"UniMax, ≤ {cap:g} epoch{'s' * (cap != 1)}": [counts[language] / budget_tokens for language in sizes]
-        for cap in caps
-        for counts in [unimax(sizes, budget_tokens=budget_tokens, max_epochs=cap).counts]
-    }
-
-
-def _temperatures(sizes: Mapping[str, int], temperatures: Sequence[float]) -> dict[str, list[float]]:
-    """Return the shares of the languages at each temperature."""
-    shares = {}
-    for tau in temperatures:
-        mass = [(count / max(sizes.values())) ** (1 / tau) for count in sizes.values()]
-        called = f"temperature τ = {tau:.3g}" + (" (proportional)" if tau == 1 else "")
-        shares[called] = [value / math.fsum(mass) for value in mass]
-    return shares
 
 
 def _by_rank(rows: Sequence[Mapping[str, Any]], languages: Sequence[str], caps: int, y: alt.Y) -> alt.LayerChart:
