@@ -80,9 +80,8 @@ def results():
         for model, factor in (("uniform", 1.0), ("learned", 0.95))
         for language, value in (("es", 20.0), ("eu", 40.0), (ALL, 30.0))
     ]
-    return Results.of(
-        rows, settings={"perplexity": {m: {"tokenizer": "t", "text": {}} for m in ("uniform", "learned")}}
-    )
+    about = {"tokenizer": "t", "text": {}}
+    return Results.of(rows, settings={"perplexity": {"uniform": about, "learned": about}})
 
 
 @pytest.fixture(scope="module")
@@ -103,17 +102,8 @@ def values(spec):
 
 
 def test_a_comparison_of_everything_fills_every_chart(drawn, runs):
-    assert list(drawn) == [
-        "weights",
-        "trajectory-fit",
-        "transfer-fit",
-        "planned-uniform",
-        "planned-learned",
-        "unimax",
-        "perplexity_change",
-        "validation_change",
-        "improvement",
-    ]
+    of_weights = ["weights", "trajectory-fit", "transfer-fit", "planned-uniform", "planned-learned", "unimax"]
+    assert list(drawn) == [*of_weights, "perplexity_change", "validation_change", "improvement"]
 
 
 def test_names_of_charts_can_be_those_of_files_and_each_has_its_own():
@@ -153,10 +143,7 @@ def test_charts_are_saved_without_network(drawn, tmp_path, monkeypatch):
 def test_the_reference_languages_are_told_apart_by_every_eye_and_print_on_white():
     for matrix in SIGHT.values():
         seen = {language: lab(np.array(matrix) @ linear(colour)) for language, colour in colours.FIXED.items()}
-        nearest = min(
-            np.linalg.norm(seen[language] - seen[other]) for language, other in itertools.combinations(seen, 2)
-        )
-        assert nearest > 15
+        assert min(np.linalg.norm(first - second) for first, second in itertools.combinations(seen.values(), 2)) > 15
     assert all(1.05 / (luminance(colour) + 0.05) > 3 for colour in (*colours.FIXED.values(), *colours.OTHERS))
     assert len({colours.dash(language) for language in colours.FIXED}) == len(colours.FIXED)
 
@@ -186,10 +173,8 @@ def test_weights_of_several_fits_are_one_bar_with_their_spread():
     spread = next(row for row in rows if row.get("label", "").startswith("learned") and row["language"] == "es")
     assert (spread["mean"], spread["label"]) == (pytest.approx(0.5), "learned 0.500 ± 0.141")
     assert spread["high"] - spread["low"] == pytest.approx(2 * np.std([0.4, 0.6], ddof=1))
-    assert {(row["fit"], row["weight"]) for row in rows if "fit" in row and row["language"] == "es"} == {
-        ("s0", 0.4),
-        ("s1", 0.6),
-    }
+    dots = {(row["fit"], row["weight"]) for row in rows if "fit" in row and row["language"] == "es"}
+    assert dots == {("s0", 0.4), ("s1", 0.6)}
 
 
 def test_the_trajectory_ends_where_the_fit_ended_and_marks_the_learned_weights(runs, drawn):
@@ -256,10 +241,8 @@ def test_planned_shares_show_where_the_cap_decided():
     basque = next(row for row in rows if row["source"] == "eu/wiki")
     assert (basque["weight"], basque["planned"], basque["cap"]) == (0.3, 0.125, 0.125)  # 100 of 800 tokens
     assert (basque["capped"], basque["label"]) == (True, "capped at 2 epochs")
-    assert (
-        charts.planned_shares(mixture).to_dict()["description"]
-        == "2 of 5 sources are decided by their caps: eu/wiki, nl/wiki."
-    )
+    description = charts.planned_shares(mixture).to_dict()["description"]
+    assert description == "2 of 5 sources are decided by their caps: eu/wiki, nl/wiki."
 
 
 def test_changes_against_the_baseline_stand_with_the_errors_of_the_rule(drawn):
@@ -306,8 +289,7 @@ def test_labels_keep_their_order_and_their_distance_and_stay_in_place_where_they
 def test_a_language_called_as_an_expression_is_text_on_the_map(tmp_path):
     sources = ("a'\"]+1/x", "eu/x")
     gram = SimpleNamespace(gram=np.eye(2), half_products=np.ones(2))
-    pq.write_table(
-        GradientAffinity.empty(2).add(gram, step=1, steps=1).to_table(sources, steps=1), tmp_path / "gram.parquet"
-    )
+    affinity = GradientAffinity.empty(2).add(gram, step=1, steps=1)
+    pq.write_table(affinity.to_table(sources, steps=1), tmp_path / "gram.parquet")
     charts.transfer(tmp_path).save(tmp_path / "map.svg")
     assert "a'\"]+1" in html.unescape((tmp_path / "map.svg").read_text())

@@ -112,14 +112,9 @@ def test_the_report_of_a_comparison_is_drawn_and_says_how_to_repeat_it(xdoge, tm
     )  # fmt: skip
     text = out.read_text(encoding="utf-8")
     outline = Outline(text)
-    assert outline.headings[1:] == [
-        "Files",
-        "Warnings",
-        "Weights",
-        "Mixtures",
-        "How to read the differences",
-        "To repeat it",
-    ]
+    *parts, how, repeat = outline.headings[1:]
+    assert parts == ["Files", "Warnings", "Weights", "Mixtures"]
+    assert (how, repeat) == ("How to read the differences", "To repeat it")
     assert all(file.sha256 in text for file in compare(files).files)
     assert f"xdoge compare {files[0]}" in text
     assert "xdoge mix uniform --store STORE --budget 40000 --max-epochs 4 --level sources --seed 0" in text

@@ -266,14 +266,12 @@ def test_predictions_that_are_all_alike_have_no_rank(regmix_settings):
 
 
 def test_regmix_regresses_the_mean_of_the_targets(store, recipe):
-    by = {
-        targets: settings_for("regmix", store, recipe, targets=targets).target_weights(store)
-        for targets in ("sources", "languages")
-    }
-    assert by["sources"] == pytest.approx(dict.fromkeys(store.sources, 1 / 4))
-    assert by["languages"] == pytest.approx({"es/web": 1 / 6, "es/wiki": 1 / 6, "gl/wiki": 1 / 3, "eu/wiki": 1 / 3})
-    chosen = settings_for("regmix", store, recipe, targets={"eu/wiki": 3, "gl/wiki": 1}).target_weights(store)
-    assert chosen == {"eu/wiki": 0.75, "gl/wiki": 0.25}
+    for targets, weights in (
+        ("sources", dict.fromkeys(store.sources, 1 / 4)),
+        ("languages", {"es/web": 1 / 6, "es/wiki": 1 / 6, "gl/wiki": 1 / 3, "eu/wiki": 1 / 3}),
+        ({"eu/wiki": 3, "gl/wiki": 1}, {"eu/wiki": 0.75, "gl/wiki": 0.25}),
+    ):
+        assert settings_for("regmix", store, recipe, targets=targets).target_weights(store) == pytest.approx(weights)
 
 
 @pytest.mark.parametrize("finished", ["regmix"], indirect=True)

@@ -77,11 +77,9 @@ def test_a_batch_does_not_depend_on_how_the_past_was_cut(store, recipe):
     one_source = np.array([0, 0, 0, 1])
     start = one_source * (n - 5)
     whole = draw(store, start, one_source * 7, settings=settings)
-    parts = [
-        draw(store, start, one_source * 3, settings=settings),
-        draw(store, start + one_source * 3, one_source * 4, settings=settings),
-    ]
-    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    first = draw(store, start, one_source * 3, settings=settings)
+    second = draw(store, start + one_source * 3, one_source * 4, settings=settings)
+    np.testing.assert_array_equal(whole, np.concatenate([first, second]))
 
 
 def test_another_seed_is_another_order(store, recipe):

@@ -168,9 +168,8 @@ def test_a_loss_that_has_risen_is_no_estimate_and_moves_no_multiplier():
     target_rule, alpha, state = replace(target_rule, robust=False), np.array([0.1, 0.9]), TargetState.start(2)
     state = replace(state, multiplier=np.array([7.0, 0.0]))
     for step in range(40):
-        shown = replace(
-            products(grads, alpha, state.targets(target_rule), target_rule.reference), losses=np.full(2, 5 + step / 80)
-        )
+        shown = products(grads, alpha, state.targets(target_rule), target_rule.reference)
+        shown = replace(shown, losses=np.full(2, 5 + step / 80))
         state, _ = advance(state, shown, alpha, target_rule=target_rule, rule=rule, eta=1 / 40)
     assert np.isnan(state.excess()).all()
     assert state.multiplier.tolist() == [7.0, 0.0]
