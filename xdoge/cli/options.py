@@ -16,7 +16,8 @@ Assignments = Annotated[
 RunPath = Annotated[Path, typer.Option(metavar="RUN", help="Run folder; new or empty, unless --resume.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, with its settings.")]
 Proxy = Annotated[
-    str | None, typer.Option(metavar="NAME|FILE", help="Proxy model: 1m 7m 60m 125m 250m 500m 900m, or a YAML file.")
+    str | None,
+    typer.Option(metavar="NAME|FILE", help="Proxy model: 1m 7m 15m 60m 125m 250m 500m 900m, or a YAML file."),
 ]
 ProxySeed = Annotated[
     int | None, typer.Option(metavar="S", help="Seed of the initial weights of proxies and of the order of text.")

@@ -34,11 +34,11 @@ measure its own noise, and stops if seeds differ more than mixtures. Then each l
 further mixtures tell the most about the law, and the last ones lie near the optimum that the law has found so far.
 One fifth of the runs is held out: no law is fitted to them, and they say how good the law is.
 
-    xdoge swarm store --budget 100B --proxy 7m --out swarm --dry-run     # the mixtures, and what they cost
+    xdoge swarm store --budget 100B --proxy 15m --out swarm --dry-run     # the mixtures, and what they cost
 
-    xdoge swarm store --budget 100B --proxy 7m --out swarm --jobs 4
+    xdoge swarm store --budget 100B --proxy 15m --out swarm --jobs 4
 
-    xdoge swarm store --budget 100B --proxy 7m --out swarm --slurm swarm.sh
+    xdoge swarm store --budget 100B --proxy 15m --out swarm --slurm swarm.sh
 
 After Ctrl-C or a kill, the same command with `--resume` trains what is missing. Several processes may share a folder.
 
