@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from xdoge.errors import Interrupted, LostProcessError, importing
+from xdoge._version import __version__
+from xdoge.errors import Interrupted, LostProcessError, XDogeError, importing
+from xdoge.io import flatten
+from xdoge.names import shown
 
 if TYPE_CHECKING:
     import torch
@@ -170,6 +173,28 @@ class Processes:
         with self._answering():
             torch.distributed.all_gather_object(values, value)
         return values
+
+    def refuse_differences(self, facts: Mapping[str, Any]) -> None:
+        """Refuse to work on other data, settings or versions than the other processes.
+
+        Args:
+            facts: what decides the numbers, each leaf by its own key; every process calls this with its own.
+
+        Raises:
+            XDogeError: names the process and what differs; every process raises the same.
+        """
+        if self.world_size == 1:
+            return
+        mine = dict(flatten({"xdoge": __version__, **facts}))
+        first, *others = self.all_gather_objects(mine)
+        for rank, theirs in enumerate(others, start=1):
+            if different := [key for key in first | theirs if first.get(key) != theirs.get(key)]:
+                parts = (f"{key} is {shown(theirs.get(key))}, not {shown(first.get(key))}" for key in different[:3])
+                more = f" ({len(different) - 3} more)" if len(different) > 3 else ""
+                raise XDogeError(
+                    f"process {rank} of {self.world_size} (numbered from 0) differs from process 0: {'; '.join(parts)}"
+                    f"{more}. Give all processes the same store, settings and version of xdoge."
+                )
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:

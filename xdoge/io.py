@@ -144,6 +144,15 @@ def sha256_json(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(_json_text(value).encode("utf-8")).hexdigest()
 
 
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield "a.b.c", value for every leaf of nested mappings."""
+    if isinstance(value, Mapping) and value:
+        for key, child in value.items():
+            yield from flatten(child, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
 def read_regular(path: Path, kind: str) -> bytes:
     """Return the bytes of a file; `kind` is what the message calls it, such as "JSON".
 

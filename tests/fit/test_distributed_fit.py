@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -28,9 +30,11 @@ def free_port() -> int:
 class Job:
     """Some processes that fit together, started as torchrun starts them."""
 
-    def __init__(self, count: int, store: Path, recipe: str, out: Path, *options: str) -> None:
+    def __init__(
+        self, count: int, store: Path, recipe: str, out: Path, *options: str, of_last: Sequence[object] = ()
+    ) -> None:
         self.log = out.with_name(f"{out.name}-{time.monotonic_ns()}")
-        arguments = ["fit-weights", store, "--out", out, "--proxy", recipe, *options]
+        arguments: list[object] = ["--out", out, "--proxy", recipe, *options]
         for setting in SETTINGS:
             arguments += ["--set", setting]
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -39,7 +43,9 @@ class Job:
             names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
             own = {name: str(value) for name, value in names.items()}
             printed = Path(f"{self.log}.{rank}")
-            self.processes.append(forked.start(*arguments, printed=printed, environment=meeting | own))
+            special = of_last if of_last and rank == count - 1 else [store]
+            words = ("fit-weights", *arguments, *special)
+            self.processes.append(forked.start(*words, printed=printed, environment=meeting | own))
 
     def printed(self, rank: int) -> str:
         return Path(f"{self.log}.{rank}").read_text()
@@ -148,3 +154,18 @@ def test_one_process_fits_again_and_again(store, recipe, tmp_path):
         process.join(60)
     assert [process.exitcode for process in started] == [0, 0]
     same_run(tmp_path / "first", tmp_path / "second")
+
+
+def test_a_process_with_another_store_or_other_settings_is_named_before_the_run_starts(store, recipe, tmp_path):
+    stale = shutil.copytree(store.path, tmp_path / "stale")
+    content = json.loads((stale / "store.json").read_text())
+    (stale / "store.json").write_text(json.dumps({**content, "name": "older"}))
+    for number, (corpus, options, key) in enumerate(
+        [(stale, (), "store.sha256"), (store.path, ("--set", "floor=0.01"), "settings.floor")]
+    ):
+        out = tmp_path / f"run{number}"
+        job = Job(2, store.path, recipe, out, of_last=[corpus, *options])
+        assert job.end() == [1, 1]
+        assert "process 1 of 2" in job.printed(0)
+        assert key in job.printed(0)
+        assert not out.exists()

@@ -356,7 +356,7 @@ def test_killed_between_checkpoints_it_goes_on_from_the_last_whole_one(
 def test_two_processes_go_on_where_one_stopped_and_one_where_two_did(
     mixture, store, recipe, finished, stream, tmp_path
 ):
-    settings, run = settings_for(mixture, store, recipe, device="cpu"), tmp_path / "run"
+    settings, run = settings_for(mixture, store, recipe), tmp_path / "run"
     with pytest.raises(Interrupted, match="stopped after step 2 of 6") as stopped:
         train(mixture, store, settings, out=run, on_progress=signalled_after(1, signal.SIGINT))
     assert stopped.value.exit_code == 130
@@ -378,7 +378,7 @@ def test_two_processes_go_on_where_one_stopped_and_one_where_two_did(
     )
     (tmp_path / "seen").mkdir()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    argv = ["train", "mixture.json", "--store", store.path, "--out", run, "--resume", "--set", "device=cpu", "--json"]
+    argv = ["train", "mixture.json", "--store", store.path, "--out", run, "--resume", "--json"]  # as in README.md
     done = subprocess.run(
         [*torchrun, script, tmp_path / "seen", *map(str, argv)],
         capture_output=True,

@@ -251,9 +251,11 @@ def measure(
     begin = feed.end_of_document if causal.begin is None else causal.begin
     about = {"model": causal.identity(), "tokenizer": feed.fingerprint, "before_document": begin}
     loaded: LoadedModel | None = None
-    texts, sources = {}, {}
+    texts, sources = {source: feed.identity(source) for source in feed.sources}, {}
+    if processes.world_size > 1:  # the hash of a model is not free
+        own = {"text": texts, "settings": settings.model_dump(mode="json")}
+        processes.refuse_differences({**about, "model": causal.pin(), **own})
     for source in feed.sources:
-        texts[source] = feed.identity(source)
         keys = ("window", "stride", "precision", "max_documents")
         key = {**about, "text": texts[source], **{name: getattr(settings, name) for name in keys}}
         file = partial / f"{source.replace('/', '.')}-{sha256_json(key)[:16]}.json" if partial else None

@@ -38,7 +38,7 @@ from xdoge.progress import Event, OnNote, OnProgress, silent
 from xdoge.training.checkpoints import saving_tensors
 from xdoge.training.optim import check_launch, learning_rate_ratio
 from xdoge.training.proxy import Proxy
-from xdoge.training.run_folder import MetricsRow, RunFolder
+from xdoge.training.run_folder import MetricsRow, RunFolder, decisive
 
 COLUMNS = ("weight", "score", "loss", "grad_norm")
 """Columns of the trajectory, one (steps, k) array each."""
@@ -90,6 +90,7 @@ def fit(
     if not first:
         on_progress = on_note = silent
     check_launch(processes, settings)
+    processes.refuse_differences({**decisive(config), "resume": resume})
     if resume:
         if first:
             run.check(config, on_note)

@@ -43,7 +43,10 @@ from xdoge.train.result import TrainResult
 from xdoge.train.run_log import RunLog, good_checkpoint, step_of
 from xdoge.train.settings import ELASTIC, BatchSplit, TrainSettings, TrainValues, check_mixture
 from xdoge.training.optim import BETAS, pick_autocast
-from xdoge.training.run_folder import RunFolder
+from xdoge.training.run_folder import RunFolder, decisive
+
+TIMEOUT = 1800.0
+"""Seconds that a process waits for the others, as transformers has it."""
 
 
 def train(
@@ -86,22 +89,24 @@ def train(
         settings = TrainSettings.for_run(mixture, store, {**earlier, **values})
     elif values:
         raise XDogeError(f"settings holds every setting already; leave out {', '.join(values)}, or settings.")
-    processes = Processes(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), settings.device)
-    first = processes.is_first
-    if not first:
-        on_progress = on_note = silent
     initial = InitialModel.find(settings.model)
     check_mixture(mixture, store)
     initial.check(store, settings.sequence_length)
     split = BatchSplit.of(settings)
     refuse_other_precision(settings)
+    first = os.environ.get("RANK", "0") == "0"
+    if not first:
+        on_progress = on_note = silent
     sampler = _sampler(mixture, store, settings, on_note)
     config = resolved_config(mixture, store, settings, initial, sampler)
+    processes = Processes.join(cpu=settings.device == "cpu", timeout=TIMEOUT)
+    processes.refuse_differences({**decisive(config), "resume": resume})
     if resume:
         if first:
             run.check(config, on_note, free=ELASTIC)
         if (run.path / "train.json").exists():
             on_note(f"{run.path} is finished already.")
+            processes.end_group_at_exit()
             return TrainResult.load(run.path)
     elif first:
         run.refuse_taken()
@@ -220,7 +225,7 @@ def training_arguments(settings: TrainSettings, split: BatchSplit, run: RunFolde
         max_grad_norm=settings.clip,
         ddp_find_unused_parameters=False,
         bf16=_autocasts(settings),
-        use_cpu=settings.device == "cpu",
+        use_cpu=settings.device == "cpu" or (split.processes > 1 and not torch.cuda.is_available()),
         activation_checkpointing=settings.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if settings.activation_checkpointing else None,
         save_steps=settings.checkpoint_every,  # as `_Schedule` says

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from xdoge.config import read_yaml
 from xdoge.errors import XDogeError, argument
-from xdoge.io import disk_errors, locked, read_json, read_rows, replacing, write_json, write_text
+from xdoge.io import disk_errors, flatten, locked, read_json, read_rows, replacing, write_json, write_text
 from xdoge.progress import OnNote
 from xdoge.training.checkpoints import newest_whole, saving_tensors, seal
 
@@ -137,11 +137,11 @@ class RunFolder:
         self.refuse_missing()
         started = read_yaml(self.path / "config.yaml")
         before, now = started.pop("versions", {}), versions()
-        old, new = dict(flatten(started)), dict(flatten(config))
+        old, new = decisive(started), decisive(config)
         changed = [
             f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"
             for key in [*old, *(key for key in new if key not in old)]
-            if not key.startswith(UNCHECKED) and key.removeprefix("settings.") not in free
+            if key.removeprefix("settings.") not in free
             if old.get(key) != new.get(key)
         ]
         if changed:
@@ -260,18 +260,14 @@ class RunFolder:
             pq.write_table(table, file)
 
 
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the numbers of a run, by key such as "settings.seed"."""
+    return {key: value for key, value in flatten(config) if not key.startswith(UNCHECKED)}
+
+
 def _harmless(path: Path) -> bool:
     """Whether a new run may start beside this: the store made for it, or what a kill left half-written."""
     return path.name in ("store", ".lock") or (path.name.startswith(".") and path.name.endswith(".tmp"))
-
-
-def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield "a.b.c", value for every leaf of nested mappings."""
-    if isinstance(value, Mapping) and value:
-        for key, child in value.items():
-            yield from flatten(child, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
 
 
 def versions() -> dict[str, str]:

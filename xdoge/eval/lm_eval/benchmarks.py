@@ -194,6 +194,9 @@ def run_suite(
         "lm_eval": version("lm_eval"),
     }
     tasks, catalogue = expanded(suite)
+    if processes.world_size > 1:  # the hash of a model is not free
+        own = {"settings": settings.model_dump(mode="json"), "tasks": [spec.task for spec in tasks]}
+        processes.refuse_differences({**about, "model": causal.pin(), **own})
     report = on_progress if processes.is_first else silent
     run = _SuiteRun(suite.num_fewshot, catalogue, asked, settings, processes, about, local_data, partial)
     outcomes: list[TaskOutcome] = []
