@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Self
 
 from xdoge.errors import XDogeError, argument, importing
 from xdoge.io import sha256_file
 from xdoge.models.memory import memory_errors
 from xdoge.models.tokenizers import model_file
+from xdoge.models.weight_files import check_files, check_size, foreign_errors, refuse_wrong_keys
 
 LONGEST = 2048
 """Tokens of a sequence or window by default, where the model's context is not shorter."""
@@ -54,12 +54,13 @@ class CausalModel:
             raise XDogeError(f"model {name!r} does not exist.")
         with importing("proxy"):
             from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
-        try:
+        if folder.is_dir():
+            check_files(folder)
+        what = (
+            "is a folder that cannot be read as a model" if folder.is_dir() else f"is no {kinds}, no model on the Hub"
+        )
+        with foreign_errors(f"model {name!r} {what}"):
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            local = folder.is_dir()
-            what = "is a folder that cannot be read as a model" if local else f"is no {kinds}, no model on the Hub"
-            raise XDogeError(f"model {name!r} {what}: {shorten(str(error), 200)}") from error
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise XDogeError(f"model {name!r} is a {config.model_type}, which is no causal language model.")
         return cls(name, config)
@@ -124,24 +125,40 @@ class CausalModel:
             advice: what the user can do if memory is full.
 
         Raises:
-            XDogeError: the weights cannot be loaded.
+            XDogeError: the weights cannot be loaded, or are not those of the configuration.
             MemoryFullError: the device has no room for them.
         """
-        from pickle import UnpicklingError
-
         import torch
         from transformers import AutoModelForCausalLM
 
         options = {"device_map": "auto"} if split else {}
-        try:
-            with memory_errors(f"while loading {self.name}; {advice}"):
-                model: Any = AutoModelForCausalLM.from_pretrained(
-                    self.name, dtype=getattr(torch, precision), trust_remote_code=False, **options
-                )
-                return model if split else model.to(device)
-        except (OSError, ValueError, RuntimeError, UnpicklingError) as error:
-            message = " ".join(str(error).split())[:200]
-            raise XDogeError(f"the weights of {self.name} cannot be loaded: {message}") from error
+        with (
+            foreign_errors(f"the weights of {self.name} cannot be loaded"),
+            memory_errors(f"while loading {self.name}; {advice}"),
+        ):
+            if Path(self.name).is_dir() and not getattr(self.config, "quantization_config", None):
+                check_size(Path(self.name), parameter_count(self.config))
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                self.name,
+                dtype=getattr(torch, precision),
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, where the tensor is named
+                **options,
+            )
+            model, info = loaded
+            refuse_wrong_keys(self.name, info)
+            return model if split else model.to(device)
+
+
+def parameter_count(config: Any) -> int:
+    """Return how many parameters the causal language model of a configuration has; none are allocated."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def model_folder(name: str) -> str:

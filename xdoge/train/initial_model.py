@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from xdoge.errors import XDogeError, argument
 from xdoge.models.recipes import Recipe, load_recipe, recipe_names
-from xdoge.models.resolver import CausalModel
+from xdoge.models.resolver import CausalModel, parameter_count
 from xdoge.models.tokenizers import check_tokenizer
+from xdoge.models.weight_files import foreign_errors
 
 if TYPE_CHECKING:
     import torch
@@ -73,9 +74,14 @@ class InitialModel:
         return {
             "sequence_length": self.model.default_length,
             "batch_size": 32,
-            "learning_rate": REWARM * peak_learning_rate(_parameters(self.model.config)),
+            "learning_rate": REWARM * peak_learning_rate(self._parameters()),
             "warmup": 0.01,  # from 0 to 2 % made no lasting difference (Gupta et al. 2023, section 4.1)
         }
+
+    def _parameters(self) -> int:
+        assert self.model is not None
+        with foreign_errors(f"the model that {self.name}/config.json describes cannot be made"):
+            return parameter_count(self.model.config)
 
     def check(self, store: TokenStore, sequence_length: int) -> None:
         """Refuse a store that a trained model cannot go on with.
@@ -119,15 +125,6 @@ class InitialModel:
     def pin(self) -> dict[str, Any]:
         """Return what identifies the weights of a trained model: SHA-256 of its files, or the commit on the Hub."""
         return self.model.pin() if self.model else {}
-
-
-def _parameters(config: Any) -> int:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def peak_learning_rate(parameters: int) -> float:

@@ -1,0 +1,148 @@
+"""The files of a model, before and after transformers reads them: what it would repair in silence is refused.
+
+transformers fills in random tensors for weights that it misses, reads any path that an index names, and makes as many
+layers as a configuration asks for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from xdoge.errors import MOST_NAMES, XDogeError
+from xdoge.io import read_json
+from xdoge.names import shown
+
+MOST_PARTS = 10_000
+"""Layers or experts; no model has more, and transformers would make them all before it looks at the weights."""
+
+_PARTS = re.compile(r"layers?$|experts?$|blocks?$|depth")
+_HEADER = 8  # bytes of a safetensors file that hold the length of its header
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a model's folder whose configuration or weights cannot be right, as far as the headers tell.
+
+    Raises:
+        XDogeError: config.json asks for an absurd number of layers or experts, an index names a file outside the
+            folder, or a safetensors file is cut off.
+    """
+    for key, value in _numbers(read_json(folder / "config.json")):
+        if _PARTS.search(key) and value > MOST_PARTS:
+            raise XDogeError(f"{folder / 'config.json'}: {key} is {shown(value)}; no model has over {MOST_PARTS:,}.")
+    for index in sorted(folder.glob("*.index.json")):
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise XDogeError(f"{index} has no weight_map, which says where each tensor lies.")
+        for name in names.values():
+            if not isinstance(name, str) or Path(name).name != name:
+                raise XDogeError(f"{index} names {shown(name)}, which is no file of that folder.")
+    for file in sorted(folder.glob("*.safetensors")):
+        tensor_sizes(file)
+
+
+def check_size(folder: Path, parameters: int) -> None:
+    """Refuse a configuration that describes more than twice the parameters that the safetensors files hold.
+
+    transformers would allocate them before it can say that they are missing.
+
+    Raises:
+        XDogeError: it does.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    held = sum(sum(tensor_sizes(file).values()) for file in files)
+    if files and parameters > 2 * held:
+        raise XDogeError(
+            f"{folder / 'config.json'} describes a model of {parameters:,} parameters, and its weights hold {held:,}; "
+            "these are not the files of one model."
+        )
+
+
+def tensor_sizes(file: Path) -> dict[str, int]:
+    """Return the elements of each tensor of a safetensors file, from its header.
+
+    Raises:
+        XDogeError: the file is cut off, or no safetensors file.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(_HEADER), "little")
+            if size < _HEADER + length or length < 2:
+                raise ValueError(f"{size:,} bytes end within its header")
+            header: dict[str, Any] = json.loads(stream.read(length))
+        tensors = {name: value for name, value in header.items() if name != "__metadata__"}
+        end = _HEADER + length + max((value["data_offsets"][1] for value in tensors.values()), default=0)
+        if size != end:
+            raise ValueError(f"it has {size:,} bytes, and its header says {end:,}")
+        return {name: math.prod(value["shape"]) for name, value in tensors.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise XDogeError(f"{file} is damaged or cut off: {_line(error)}. Copy or download it again.") from error
+
+
+def refuse_wrong_keys(name: str, info: Mapping[str, Any]) -> None:
+    """Refuse weights that are not those of the configuration, by transformers' account of loading them.
+
+    Raises:
+        XDogeError: tensors are missing, unexpected or of another shape.
+    """
+    wrong = [
+        ("missing", sorted(info["missing_keys"])),
+        ("unexpected", sorted(info["unexpected_keys"])),
+        (
+            "of another shape",
+            sorted(f"{key} {tuple(has)}, not {tuple(wants)}" for key, has, wants in info["mismatched_keys"]),
+        ),
+        ("not convertible", sorted(info.get("conversion_errors", ()))),
+    ]
+    parts = [f"{what}: {_some(keys)}" for what, keys in wrong if keys]
+    if parts:
+        raise XDogeError(f"the weights of {name} are not those of its config.json; {'; '.join(parts)}.")
+
+
+@contextlib.contextmanager
+def foreign_errors(what: str) -> Iterator[None]:
+    """Turn any error of reading someone else's files into one line that begins with `what`.
+
+    Libraries raise errors of every kind where a file holds what they did not expect.
+
+    Raises:
+        XDogeError: the block failed.
+    """
+    from transformers.utils.logging import get_verbosity, set_verbosity
+
+    before = get_verbosity()
+    set_verbosity(logging.CRITICAL)  # what matters is said in the error
+    try:
+        yield
+    except (XDogeError, MemoryError):
+        raise
+    except Exception as error:
+        raise XDogeError(f"{what}: {_line(error)}") from error
+    finally:
+        set_verbosity(before)
+
+
+def _numbers(value: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """Yield the keys of all numbers, nested ones too."""
+    for key, item in value.items():
+        if isinstance(item, dict):
+            yield from _numbers(item)
+        elif isinstance(item, int | float):
+            yield key, item
+
+
+def _some(keys: list[str]) -> str:
+    more = f" and {len(keys) - MOST_NAMES} more" if len(keys) > MOST_NAMES else ""
+    return ", ".join(keys[:MOST_NAMES]) + more
+
+
+def _line(error: Exception) -> str:
+    return shorten(str(error), 200) or type(error).__name__  # whole words: half an address leads nowhere
