@@ -68,6 +68,43 @@ def test_limits_hold_every_evaluation():
     assert (law.predict(share[None])[0] <= limits + 1e-5).all()
 
 
+def test_the_worst_loss_at_no_loss_of_the_mean_agrees_with_a_generic_solver():
+    law = known_law()
+    uniform, zero = np.full(4, 0.25), np.zeros(4)
+    free, even = (Programme(worst, zero, np.ones(4)).solve(law.slopes, [uniform]) for worst in (True, False))
+    limit = float(law.predict(np.stack([free, even])).mean())  # half way, so it holds the worst back
+    share = Programme(True, zero, np.ones(4), mean_limit=limit).solve(law.slopes, [uniform])
+    assert law.predict(share[None]).mean() <= limit + 1e-5
+    other = minimize(
+        lambda w: law.predict(w[None]).max(),
+        uniform,
+        method="COBYLA",
+        bounds=[(0, 1)] * 4,
+        constraints=[
+            LinearConstraint(np.ones((1, 4)), 1, 1),
+            {"type": "ineq", "fun": lambda w: limit - law.predict(w[None]).mean()},
+        ],
+        options={"maxiter": 5000, "rhobeg": 0.1, "tol": 1e-8},
+    )
+    worst, generic = law.predict(np.stack([share, other.x])).max(axis=1)
+    assert worst <= generic + 1e-5
+    assert worst == pytest.approx(generic, abs=3e-3)
+    assert law.predict(free[None]).max() + 1e-3 < worst < law.predict(even[None]).max() - 1e-3
+
+
+@pytest.mark.parametrize("form", ["effective", "lightgbm"])
+def test_a_limit_of_the_mean_holds_for_every_form_or_is_named(form):
+    if form == "lightgbm":
+        pytest.importorskip("lightgbm")
+    law = fitted(known_law(), n=12, form=form)
+    uniform = np.full(4, 0.25)
+    optimum = law.optimize("worst", mean_no_worse_than=("uniform", 0.0), bootstrap=2)
+    share = np.array(list(optimum.shares.values()))
+    assert law.losses_at(share[None]).mean() <= law.losses_at(uniform[None]).mean() + 1e-5
+    with pytest.raises(XDogeError, match=r"mean_no_worse_than.*unfair"):
+        law.optimize("worst", mean_no_worse_than=("unfair", 0.0))
+
+
 def test_the_optimum_of_a_fitted_law_is_near_that_of_the_truth_and_within_its_caps():
     truth = known_law(passes=PASSES)
     law = fitted(truth, tokens=COUNTS, budget_tokens=BUDGET)

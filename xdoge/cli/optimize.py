@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _HELP = """Find the mixture with the lowest predicted loss.
 
 **Objective**: the mean loss over the evaluations, or the loss of the worst one. With --no-worse-than uniform:1% no
-evaluation may end more than 1 % above its loss at equal shares. --max-epochs caps the repetition of every source.
+evaluation may end more than 1 % above its loss at equal shares. --mean-no-worse-than limits the mean loss alone.
+--max-epochs caps the repetition of every source.
 
 **Where it looks**: each share stays within the range that the runs covered, unless you say --anywhere.
 
@@ -42,6 +43,8 @@ FILE.csv holds the shares of sources of any name, for `xdoge predict --mixtures`
 
 - `xdoge optimize law.json --objective worst --no-worse-than uniform:1% --max-epochs 8`
 
+- `xdoge optimize law.json --objective worst --mean-no-worse-than uniform:0%`, for the worst at no loss of the mean
+
 - `xdoge optimize law.json --budget 100B --max-epochs 4 --out weights.json`, for another budget than the runs had
 """
 
@@ -52,6 +55,9 @@ def optimize(
     objective: Annotated[str, typer.Option(help="mean or worst.")] = "mean",
     no_worse_than: Annotated[
         str | None, typer.Option(metavar="MIXTURE:PERCENT", help="Limit for every evaluation, such as uniform:1%.")
+    ] = None,
+    mean_no_worse_than: Annotated[
+        str | None, typer.Option(metavar="MIXTURE:PERCENT", help="Limit for the mean loss, such as uniform:0%.")
     ] = None,
     max_epochs: Annotated[float | None, typer.Option(metavar="N", help="Most passes over any source.")] = None,
     budget_tokens: Annotated[
@@ -66,6 +72,7 @@ def optimize(
     as_json: Json = False,
 ) -> None:
     from xdoge.laws.law import MixtureLaw
+    from xdoge.laws.optimize import parse_limit
 
     refuse_taken(out, force)
     fitted = MixtureLaw.load(law)
@@ -73,7 +80,8 @@ def optimize(
         _refuse_names(fitted, out)
     optimum = fitted.optimize(
         objective,
-        no_worse_than=None if no_worse_than is None else _limit(no_worse_than),
+        no_worse_than=parse_limit("no_worse_than", no_worse_than),
+        mean_no_worse_than=parse_limit("mean_no_worse_than", mean_no_worse_than),
         max_epochs=max_epochs,
         budget_tokens=None if budget_tokens is None else as_count(budget_tokens, "--budget"),
         anywhere=anywhere,
@@ -89,17 +97,6 @@ def optimize(
         print(out, file=sys.stderr if as_json else sys.stdout)
     if not as_json:
         print(f"verdict: {optimum.verdict}")
-
-
-def _limit(text: str) -> tuple[str, float]:
-    name, _, percent = text.partition(":")
-    try:
-        value = float(percent.removesuffix("%")) / 100
-    except ValueError:
-        value = -1.0
-    if not name or not 0 <= value < 1:
-        raise XDogeError(f"--no-worse-than {text}: write a mixture and a percentage, such as uniform:1%.")
-    return name, value
 
 
 def _refuse_names(law: MixtureLaw, out: Path) -> None:

@@ -44,6 +44,7 @@ class OptimizeSettings:
         objective: "mean" or "worst" predicted loss over the evaluations.
         no_worse_than: (mixture, tolerance): no evaluation's loss may exceed its loss at that mixture by more than this
             part, such as ("uniform", 0.01).
+        mean_no_worse_than: the same for the mean loss over the evaluations alone.
         max_epochs: most passes over a source; needs token counts and a budget.
         budget_tokens: training tokens, if not those of the runs.
         anywhere: allow shares outside the range that the runs covered.
@@ -53,6 +54,7 @@ class OptimizeSettings:
 
     objective: str = "mean"
     no_worse_than: tuple[str, float] | None = None
+    mean_no_worse_than: tuple[str, float] | None = None
     max_epochs: float | None = None
     budget_tokens: int | None = None
     anywhere: bool = False
@@ -147,12 +149,34 @@ class Programme:
         low: least shares, shape (k,).
         high: greatest shares, shape (k,).
         limits: most loss of each evaluation, shape (L,); None for no limits.
+        mean_limit: most mean loss; None for no limit.
     """
 
     worst: bool
     low: Floats
     high: Floats
     limits: Floats | None = None
+    mean_limit: float | None = None
+
+    def limited(self, losses: Floats, slopes: Floats) -> tuple[Floats, Floats]:
+        """Return what is left below each limit, shape (m,), and its slopes, shape (m, k), of L losses and slopes."""
+        left, by_share = [np.zeros(0)], [np.zeros((0, slopes.shape[1]))]
+        if self.limits is not None:
+            left.append(self.limits - losses)
+            by_share.append(-slopes)
+        if self.mean_limit is not None:
+            left.append(np.array([self.mean_limit - losses.mean()]))
+            by_share.append(-slopes.mean(axis=0)[None])
+        return np.concatenate(left), np.vstack(by_share)
+
+    def meets_limits(self, losses: Floats, tolerance: float = 0.0) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Say of losses, shape (m, L), which mixtures keep every limit, to a relative tolerance."""
+        good = np.ones(len(losses), dtype=bool)
+        if self.limits is not None:
+            good &= (losses <= self.limits + tolerance * np.abs(self.limits)).all(axis=1)
+        if self.mean_limit is not None:
+            good &= losses.mean(axis=1) <= self.mean_limit + tolerance * abs(self.mean_limit)
+        return good
 
     def value(self, losses: Floats) -> float:
         """Return the objective of losses, shape (L,)."""
@@ -170,16 +194,20 @@ class Programme:
         for start in starts:
             share = self._search(slopes, project(start, self.low, self.high))
             losses = slopes(share)[0]
-            if self.limits is not None and (losses > self.limits + 1e-6 * np.abs(self.limits)).any():
+            if not self.meets_limits(losses[None], 1e-6)[0]:
                 continue
             if (value := self.value(losses)) < least - 1e-10:
                 best, least = share, value
         if best is None:
-            raise XDogeError(
-                f"no mixture within the caps keeps every evaluation within {argument('no_worse_than')}; allow a larger "
-                "percentage."
-            )
+            raise XDogeError(f"no mixture within the caps keeps {self.limits_in_words}; allow a larger percentage.")
         return best
+
+    @property
+    def limits_in_words(self) -> str:
+        """What a message says of the limits."""
+        every = f"every evaluation within {argument('no_worse_than')}"
+        mean = f"the mean within {argument('mean_no_worse_than')}"
+        return " and ".join([every] * (self.limits is not None) + [mean] * (self.mean_limit is not None))
 
     def _search(self, slopes: Slopes, start: Floats) -> Floats:
         k = len(start)
@@ -211,12 +239,12 @@ class Programme:
                     "jac": lambda x: np.hstack([-at(x)[1] / scale, np.ones((len(losses), 1))]),
                 }
             )
-        if (limits := self.limits) is not None:
+        if count := len(self.limited(*at(start))[0]):
             constraints.append(
                 {
                     "type": "ineq",
-                    "fun": lambda x: (limits - at(x)[0]) / scale,
-                    "jac": lambda x: np.hstack([-at(x)[1] / scale, np.zeros((len(losses), extra))]),
+                    "fun": lambda x: self.limited(*at(x))[0] / scale,
+                    "jac": lambda x: np.hstack([self.limited(*at(x))[1] / scale, np.zeros((count, extra))]),
                 }
             )
         bounds = [(float(a), float(b)) for a, b in zip(self.low, self.high, strict=True)] + [(None, None)] * extra
@@ -243,9 +271,8 @@ class Programme:
         k = len(share)
         tight = losses >= losses.max() - 1e-4 * max(1.0, abs(float(losses.max()))) if self.worst else np.zeros(0, bool)
         rows = gradient[tight] if self.worst else np.zeros((0, k))
-        limited = np.zeros((0, k))
-        if self.limits is not None:
-            limited = gradient[losses >= self.limits - 1e-4 * np.maximum(1.0, np.abs(self.limits))]
+        left, by_share = self.limited(losses, gradient)
+        limited = -by_share[left <= 1e-4 * max(1.0, float(np.abs(losses).max()))]
         at_high = np.flatnonzero((share >= self.high - 1e-6) & (self.high < 1 - 1e-9))
         at_low = np.flatnonzero(share <= self.low + 1e-6)
         unit = np.eye(k)
@@ -290,8 +317,10 @@ def _best(law: FittedLaw, settings: OptimizeSettings) -> tuple[FittedLaw, Progra
     k = len(law.problem.sources)
     low, high = _bounds(law, settings)
     references = reference_mixtures(law, settings.max_epochs)
-    limits = _limits(law, settings, references)
-    programme = Programme(settings.objective == "worst", low, high, limits)
+    limits = _limits(law, "no_worse_than", settings.no_worse_than, references)
+    mean_limits = _limits(law, "mean_no_worse_than", settings.mean_no_worse_than, references)
+    mean_limit = None if mean_limits is None else float(mean_limits.mean())
+    programme = Programme(settings.objective == "worst", low, high, limits, mean_limit)
     uniform = np.full(k, 1.0 / k)
     share = _solve(programme, law, _starts(law, programme, uniform))
     return law, programme, references, share
@@ -302,7 +331,7 @@ def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
 
     Raises:
         XDogeError: the objective is unknown; epochs are capped but token counts are not known; the caps leave part of
-            the budget unspent; or no mixture meets `no_worse_than`.
+            the budget unspent; or no mixture meets the limits.
     """
     law, programme, references, share = _best(law, settings)
     names, k = law.problem.sources, len(law.problem.sources)
@@ -393,12 +422,33 @@ def _bounds(law: FittedLaw, settings: OptimizeSettings) -> tuple[Floats, Floats]
     return low, high
 
 
-def _limits(law: FittedLaw, settings: OptimizeSettings, references: Mapping[str, Floats]) -> Floats | None:
-    if settings.no_worse_than is None:
+def parse_limit(key: str, text: str | None) -> tuple[str, float] | None:
+    """Read a limit such as "uniform:1%" as a mixture and a part; None stays None.
+
+    Raises:
+        XDogeError: it is something else; the message names `key`.
+    """
+    if text is None:
         return None
-    name, tolerance = settings.no_worse_than
+    name, _, percent = text.partition(":")
+    try:
+        value = float(percent.removesuffix("%")) / 100
+    except ValueError:
+        value = -1.0
+    if not name or not 0 <= value < 1:
+        raise XDogeError(f"{argument(key)} {text!r}: write a mixture and a percentage, such as uniform:1%.")
+    return name, value
+
+
+def _limits(
+    law: FittedLaw, key: str, limit: tuple[str, float] | None, references: Mapping[str, Floats]
+) -> Floats | None:
+    """Return the losses at a reference, raised by the tolerance, shape (L,); None without a limit."""
+    if limit is None:
+        return None
+    name, tolerance = limit
     if name not in references:
-        raise XDogeError(f"{argument('no_worse_than')} {name}: known mixtures are {', '.join(references)}.")
+        raise XDogeError(f"{argument(key)} {name}: known mixtures are {', '.join(references)}.")
     losses = law.losses_at(references[name][None])[0]
     return np.asarray(losses + tolerance * np.abs(losses))
 
@@ -409,7 +459,7 @@ def _starts(law: FittedLaw, programme: Programme, uniform: Floats) -> list[Float
         return [uniform]
     starts = [uniform]
     if "effective" in law.parts:
-        plain = replace(programme, limits=None)
+        plain = replace(programme, limits=None, mean_limit=None)
         starts.append(plain.solve(law.parts["effective"].slopes, [uniform]))
     predicted = law.losses_at(law.shares)
     values = predicted.max(axis=1) if programme.worst else predicted.mean(axis=1)
@@ -426,12 +476,9 @@ def _solve(programme: Programme, law: FittedLaw, starts: Sequence[Floats]) -> Fl
     pool = np.array([project(share, programme.low, programme.high) for share in pool])
     losses = law.losses_at(pool)
     values = losses.max(axis=1) if programme.worst else losses.mean(axis=1)
-    if programme.limits is not None:
-        values = np.where((losses <= programme.limits).all(axis=1), values, np.inf)
+    values = np.where(programme.meets_limits(losses), values, np.inf)
     if not np.isfinite(values).any():
-        raise XDogeError(
-            f"no mixture tried keeps every evaluation within {argument('no_worse_than')}; allow a larger percentage."
-        )
+        raise XDogeError(f"no mixture tried keeps {programme.limits_in_words}; allow a larger percentage.")
     return np.asarray(pool[values.argmin()])
 
 
