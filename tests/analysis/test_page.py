@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from html.parser import HTMLParser
+from pathlib import Path
 
 import altair as alt
 import pandas as pd
@@ -11,6 +14,7 @@ from browser import browse
 
 from xdoge import Mixture, WeightSet, compare
 from xdoge.analysis.page import Figure, Section, render
+from xdoge.analysis.report import _commands
 from xdoge.analysis.tables import TextTable
 
 HOSTILE = "</script><script>alert('x')</script><b>&amp;"
@@ -125,3 +129,27 @@ def test_the_report_of_a_comparison_is_drawn_and_says_how_to_repeat_it(xdoge, tm
     document, errors = browse(out)
     assert errors == []
     assert document.count('data-drawn="yes"') == charts
+
+
+def test_the_commands_to_repeat_the_runs_repeat_them(xdoge, store, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = ["learning_rate=0.00001", "targets={es/web: 1, eu/wiki: 2}", "gram_every=0", "device=cpu"]
+    chosen = [word for value in values for word in ("--set", value)]
+    options = ["--proxy", recipe, "--steps", 3, "--seed", 5]
+    assert xdoge("fit-weights", store.path, "--out", "fit run", *options, "--floor", 0.01, *chosen)[0] == 0
+    assert xdoge("baseline", "doge", store.path, "--out", "doge", *options, "--set", "sequence_length=12")[0] == 0
+    mixing = ["--store", store.path, "--budget", 1280, "--max-epochs", "none", "--out", "mixture.json"]
+    assert xdoge("mix", "fit run", *mixing)[0] == 0
+    size = ["--steps", 2, "--batch-size", 4, "--seed", 3, "--set", "sequence_length=16", "--set", "clip=0.5"]
+    assert xdoge("train", "mixture.json", "--store", store.path, "--out", "trained", "--model", recipe, *size)[0] == 0
+    lines = _commands(compare(["fit run", "doge", "trained"]), "")
+    assert [line.split()[1] for line in lines] == ["fit-weights", "baseline", "train"]
+    assert lines[0].count("--set") == len(values) + 1
+    for line in lines:
+        status, _, err = xdoge(*shlex.split(line, comments=True)[1:])
+        assert status == 0, err
+    for name, file in (("fit run", "weights.json"), ("doge", "weights.json"), ("trained", "train.json")):
+        first, second = (json.loads(Path(folder, file).read_text()) for folder in (name, f"{name}-again"))
+        for changing in ("created", "seconds"):
+            first.pop(changing, None), second.pop(changing, None)
+        assert first == second

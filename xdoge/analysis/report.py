@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from xdoge._version import __version__
 from xdoge.analysis.chart_set import charts_of
 from xdoge.analysis.comparison_data import ComparisonData
 from xdoge.analysis.page import Figure, Section, render
 from xdoge.analysis.tables import TextTable
+from xdoge.baselines import METHODS
+from xdoge.config import read_yaml
+from xdoge.errors import XDogeError
+from xdoge.fit.settings import FitSettings
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.strategies import STRATEGIES
+from xdoge.mixtures.weights import WeightSet
+from xdoge.names import by_language
+from xdoge.training.proxy_settings import ProxySettings
 
 _KINDS = {
     "weights": ("Weights", "Share of training tokens of each language, stacked by source"),
@@ -103,17 +113,52 @@ def _mix(name: str, mixture: Mixture) -> str:
 
 def _commands(compared: ComparisonData, command: str) -> list[str]:
     """Return the command of the page, and the commands that repeat the runs that were compared."""
-    lines = [command] if command else []
-    for name, fit in compared.inputs.weights.items():
-        if fit.proxy.get("name"):
-            baseline = fit.method.get("baseline")
-            made = f"baseline {baseline}" if baseline else "fit-weights"
-            options = {"proxy": fit.proxy["name"]} | ({} if baseline else {"floor": fit.floor})
-            options |= {key: fit.method[key] for key in ("steps", "seed") if key in fit.method}
-            options |= {key: fit.proxy[key] for key in ("steps", "seed") if key in fit.proxy}
-            written = " ".join(f"--{key} {shlex.quote(str(value))}" for key, value in options.items())
-            lines.append(f"xdoge {made} STORE --out RUN {written}    # {name}; all settings: config.yaml of its run")
-    lines += [_mix(name, mixture) for name, mixture in compared.inputs.mixtures.items()]
-    for name, run in compared.inputs.runs.items():
-        lines.append(f"xdoge train MIXTURE.json --store STORE --config {run.path}/config.yaml --out RUN    # {name}")
+    inputs, lines = compared.inputs, [command] if command else []
+    lines += [
+        _fit(name, fit, inputs.fits.get(name))
+        for name, fit in inputs.weights.items()
+        if "proxy" in fit.method and fit.spread is None  # an average, and weights from elsewhere, are no run
+    ]
+    lines += [_mix(name, mixture) for name, mixture in inputs.mixtures.items()]
+    for name, run in inputs.runs.items():
+        mixture, config = shlex.quote(str(run.path / "mixture.json")), shlex.quote(str(run.path / "config.yaml"))
+        store = shlex.quote(run.config["store"].get("path", "STORE"))
+        lines.append(f"xdoge train {mixture} --store {store} --config {config} --out {_again(name)}    # {name}")
     return lines
+
+
+def _fit(name: str, fit: WeightSet, folder: Path | None) -> str:
+    """Return the command that learns weights anew, with every setting that its other options do not imply."""
+    baseline = fit.method.get("baseline")
+    settings = _chosen(METHODS.get(str(baseline), FitSettings), fit)
+    written = [f"--{key} {_value(settings.pop(key))}" for key in ("proxy", "steps", "seed") if key in settings]
+    written += [f"--set {key}={_value(value)}" for key, value in settings.items()]
+    config = folder / "config.yaml" if folder else None
+    store = read_yaml(config).get("store", {}).get("path") if config and config.exists() else None
+    made = f"baseline {baseline}" if baseline else "fit-weights"
+    return f"xdoge {made} {shlex.quote(store or 'STORE')} --out {_again(name)} {' '.join(written)}    # {name}"
+
+
+def _chosen(kind: type[ProxySettings], fit: WeightSet) -> dict[str, Any]:
+    """Return the settings from which the others follow as defaults; all, if the proxy's recipe is not there."""
+    every = {key: value for key, value in fit.to_dict()["method"].items() if key in kind.model_fields}
+    chosen: dict[str, Any] = {key: every[key] for key in ("proxy", "steps", "seed") if key in every}
+    try:
+        while other := {
+            key: every[key]
+            for key, value in kind.for_sources(by_language(fit.sources), chosen).model_dump(mode="json").items()
+            if key in every and key not in chosen and every[key] != value
+        }:
+            chosen |= other
+    except XDogeError:
+        return every
+    return chosen
+
+
+def _value(value: object) -> str:
+    """Return a value as `--set` reads it, quoted for a shell."""
+    return shlex.quote(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _again(name: str) -> str:
+    return shlex.quote(f"{name.replace('/', '-')}-again")
