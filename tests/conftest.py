@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from hypothesis import settings
 
 # Tests run side by side, a core each: threads of one would only wait for those of the other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A test run in the background is started with SIGINT ignored, and so would be what it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time, and no deadline: a busy machine is no bug.
 settings.register_profile("xdoge", deadline=None, derandomize=True)

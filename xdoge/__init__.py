@@ -7,12 +7,13 @@ which extra to install if a library is missing.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from xdoge._version import __version__
-from xdoge.errors import importing
 
+TYPE_CHECKING = False  # of `typing`, whose import Ctrl-C would interrupt before the command line is ready for it
 if TYPE_CHECKING:
+    from typing import Any
+
     from xdoge.analysis.comparison import compare
     from xdoge.corpus.prepare import prepare
     from xdoge.corpus.store import TokenStore
@@ -70,6 +71,8 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from xdoge.errors import importing
+
     with importing("cli" if _HOMES[name].startswith("corpus") else "proxy"):
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 

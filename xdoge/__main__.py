@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-
-from xdoge.errors import MissingExtraError, require
 
 
 def main() -> None:
     """Run the command line."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # a job in the background ignores it
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is begun while libraries are imported
+    for name in ("stdin", "stdout", "stderr"):  # where one was closed, the next file would take its number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+    from xdoge.errors import MissingExtraError, require
+
     try:
         require("cli", "typer", "rich", "pydantic", "yaml", "pyarrow", "scipy")
     except MissingExtraError as error:
         sys.exit(f"error: {error}")
     from xdoge.cli import main as run
 
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     run()
 
 

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,11 +20,14 @@ from numpy.typing import NDArray
 
 from xdoge._version import __version__
 from xdoge.errors import Interrupted, LostProcessError, XDogeError, importing
-from xdoge.io import flatten
+from xdoge.io import flatten, writing
 from xdoge.names import shown
 
 if TYPE_CHECKING:
     import torch
+
+PATIENCE = 10.0
+"""Seconds that a process which was told to stop waits for another that does not answer; torchrun kills after 30."""
 
 ROLL_CALL = 5.0
 """Seconds that a process which lost another waits for the rest to say that they are there."""
@@ -57,6 +61,7 @@ class Processes:
         except torch.distributed.DistError as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise LostProcessError(f"the processes did not meet at {where}: {str(error).splitlines()[0]}") from error
+        _watch_signals()
         return cls(state.process_index, state.num_processes, str(state.device))
 
     @property
@@ -232,6 +237,39 @@ ALONE = Processes(rank=0, world_size=1, device="cpu")
 """A process that works by itself."""
 
 
+def _watch_signals() -> None:
+    """Let SIGTERM end this process although it waits for another, in code of torch that no Python handler interrupts.
+
+    The operating system's handler also writes the signal's number to a socket, which a thread of our own reads.
+    """
+    if threading.current_thread() is threading.main_thread() and not _watched:
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: _watched and signal.set_wakeup_fd(-1))
+        _watched.extend((reader, writer))
+        threading.Thread(target=_leave_if_stuck, args=(reader,), daemon=True).start()
+
+
+_watched: list[socket.socket] = []
+
+
+def _leave_if_stuck(reader: socket.socket) -> None:
+    """Exit after a signal if this process has neither computed nor written for `PATIENCE` seconds."""
+    while (number := reader.recv(1)[0]) not in (signal.SIGINT, signal.SIGTERM):
+        pass
+    since, used = time.monotonic(), time.process_time()
+    while time.monotonic() < since + PATIENCE:
+        time.sleep(0.5)
+        now = time.process_time()
+        if writing() or now - used > 0.1 * PATIENCE:
+            since, used = time.monotonic(), now
+    rank, seconds = os.environ.get("RANK"), f"{PATIENCE:.0f} seconds"
+    line = f"process {rank} stopped after it had waited {seconds} for the others. What was saved is kept.\n"
+    os.write(2, line.encode())
+    os._exit(128 + number)
+
+
 def _end_group() -> None:
     import torch
 
@@ -256,8 +294,9 @@ def stop_requests() -> Iterator[list[int]]:
         if number == signal.SIGINT:
             signal.signal(number, before[number])
 
-    for number in before:
-        signal.signal(number, receive)
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as of a job that a shell put in the background
+            signal.signal(number, receive)
     try:
         yield received
     finally:

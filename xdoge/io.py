@@ -23,10 +23,15 @@ from typing import IO, Any
 from xdoge.errors import FolderInUseError, XDogeError
 from xdoge.names import CONTROLS, shown
 
+_UNWRITABLE = (
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP
+)  # fmt: skip
+
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn what the user can put right about a disk into one line naming the path."""
+    _written.append(path)
     try:
         yield
     except OSError as error:
@@ -34,9 +39,21 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise XDogeError(
                 f"{path}: the disk is full; nothing was left half-written. Free space, run again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENOENT):
+        if error.errno == errno.EFBIG:
+            raise XDogeError(f"{path} would exceed the size that a file may have; see ulimit -f.") from error
+        if error.errno in _UNWRITABLE:
             raise XDogeError(f"{path} cannot be written: {os.strerror(error.errno).lower()}.") from error
         raise
+    finally:
+        _written.remove(path)
+
+
+_written: list[Path] = []
+
+
+def writing() -> bool:
+    """Whether this process is about to write something, which may take long on a slow disk."""
+    return bool(_written)
 
 
 LOCK = ".lock"
@@ -65,6 +82,7 @@ def locked(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that takes the place of `path` when the block ends well, and vanishes if not."""
+    refuse_device(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):
@@ -110,10 +128,26 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def refuse_device(path: Path) -> None:
+    """Refuse to put a file in the place of a device or a pipe.
+
+    Raises:
+        XDogeError: `path` is one.
+    """
+    with disk_errors(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise XDogeError(f"{path} is a device or a pipe, which no file may replace; name a file.")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        odd = shown(text[error.start : error.end])
+        raise XDogeError(f"{path} would hold {odd}, which is no text; the name of a file may be no UTF-8.") from error
     with replacing(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(content)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -34,9 +34,10 @@ class Job:
         self, count: int, store: Path, recipe: str, out: Path, *options: str, of_last: Sequence[object] = ()
     ) -> None:
         self.log = out.with_name(f"{out.name}-{time.monotonic_ns()}")
-        arguments: list[object] = ["--out", out, "--proxy", recipe, *options]
+        arguments: list[object] = ["--out", out, "--proxy", recipe]
         for setting in SETTINGS:
             arguments += ["--set", setting]
+        arguments += options
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self.processes: list[BaseProcess] = []
         for rank in range(count):
@@ -117,6 +118,18 @@ def test_a_process_that_hangs_is_named_after_the_timeout(two, store, tmp_path):
     os.kill(job.processes[1].pid, signal.SIGKILL)
     assert job.end() == [1, -9]
     assert "process 1 of 2 (numbered from 0) died or no longer answers" in job.printed(0)
+
+
+def test_a_stopped_process_does_not_keep_the_others_from_obeying_sigterm(two, store, tmp_path):
+    job = Job(2, store.path, str(two.with_suffix(".yaml")), tmp_path / "run", "--set", "timeout=100")
+    until(tmp_path / "run", 2)
+    os.kill(job.processes[1].pid, signal.SIGSTOP)
+    time.sleep(1)
+    os.kill(job.processes[0].pid, signal.SIGTERM)
+    job.processes[0].join(25)
+    os.kill(job.processes[1].pid, signal.SIGKILL)
+    assert job.end() == [143, -9], job.printed(0)
+    assert "Traceback" not in job.printed(0)
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(two, store, tmp_path):

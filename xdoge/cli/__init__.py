@@ -6,6 +6,9 @@ line; 2 wrong usage; 128 + the signal's number when interrupted, 130 for Ctrl-C.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import signal
 import sys
 from types import FrameType
@@ -34,7 +37,7 @@ from xdoge.cli import (  # noqa: F401  # each registers its command
     swarm,
     train,
 )
-from xdoge.cli.app import app, as_options
+from xdoge.cli.app import app, as_options, refuse_undecoded
 from xdoge.errors import Interrupted, XDogeError
 
 ORDER = (
@@ -49,12 +52,29 @@ app.registered_commands.sort(key=lambda command: ORDER.index(command.name or com
 def main() -> None:
     """Run the command line and exit as the module docstring says."""
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the encoding of the terminal lacks is spelled out
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        refuse_undecoded(sys.argv[1:])
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except XDogeError as error:
         sys.exit(_say(f"error: {as_options(error)}", 1))
     except Interrupted as stop:
         sys.exit(_say(as_options(stop), stop.exit_code))
+    except KeyboardInterrupt:
+        sys.exit(_say("Aborted.", 130))
+    except MemoryError as error:
+        sys.exit(_say(f"error: this process has too little memory. {error}".rstrip(), 1))
+    except OSError as error:
+        if error.filename is None:  # of a stream, which Python would write to once more at the end
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        what = "the output" if error.filename is None else os.fsdecode(error.filename)
+        sys.exit(_say(f"error: {what} cannot be read or written: {error.strerror or error}.", 1))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

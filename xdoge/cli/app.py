@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from xdoge.config import read_yaml
 from xdoge.errors import Interrupted, RankLocalError, XDogeError, XDogeException, require
+from xdoge.io import refuse_device
 
-stdout = Console(width=None if sys.stdout.isatty() else 120, markup=False)  # a source may be called [/x]
+
+class _Output(Console):
+    """A console that cuts no number off: a table too wide for the terminal is printed in longer lines."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        for table in objects:
+            if isinstance(table, Table):
+                wide = self.options.update(max_width=10_000)
+                self.width = max(self.width, Measurement.get(self, wide, table).minimum)
+        super().print(*objects, **options)
+
+
+stdout = _Output(width=None if sys.stdout.isatty() else 120, markup=False)  # a source may be called [/x]
 
 app = typer.Typer(
     name="xdoge",
@@ -30,10 +46,21 @@ app = typer.Typer(
 )
 
 
+def refuse_undecoded(arguments: Iterable[str]) -> None:
+    """Refuse arguments that are no text: they could be printed nowhere, nor kept in a file."""
+    for word in arguments:
+        if re.search("[\ud800-\udfff]", word):
+            raise XDogeError(
+                f"the argument {word!a} has bytes that are no text here; rename the file in ASCII, or set PYTHONUTF8=1."
+            )
+
+
 def refuse_taken(path: Path | None, force: bool) -> None:
-    """Refuse to write over a file that exists, unless told to."""
+    """Refuse to write over a file that exists, unless told to, and over what is no file."""
     if path is not None and path.is_dir():
         raise XDogeError(f"{path} is a folder; name a file.")
+    if path is not None:
+        refuse_device(path)
     if path is not None and path.exists() and not force:
         raise XDogeError(f"{path} exists; name another file, or replace it with --force.")
 

@@ -119,7 +119,7 @@ def print_baseline(weights: WeightSet, store: TokenStore, out: Path, *, as_json:
     flops = weights.proxy["flops"]
     if as_json:
         answer = {"languages": weights.languages, "sources": dict(weights.sources), "flops": flops}
-        print(json.dumps(answer, indent=2, ensure_ascii=False))
+        print(json.dumps(answer, indent=2))
         return
     print(f"{weights.name}: learned shares of training tokens, for {flops:.3g} FLOPs")
     print_weights(weights, store)

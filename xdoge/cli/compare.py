@@ -65,7 +65,7 @@ def compare(
         require("analysis", "altair", "vl_convert", "pandas")
     compared = compare_files(files, baseline=baseline)
     if as_json:
-        print(json.dumps(compared.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(compared.to_dict(), indent=2))
     else:
         for table in compared.tables:
             print_table(table)

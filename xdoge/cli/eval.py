@@ -142,7 +142,7 @@ def evaluate(  # one option for each thing that evaluations differ in most often
     if not is_first():
         return
     if as_json:
-        print(json.dumps(results.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(results.to_dict(), indent=2))
     else:
         print_results(results, baseline=baseline)
         print(out)

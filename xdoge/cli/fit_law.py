@@ -129,7 +129,7 @@ def fit_law(  # one parameter for each option
     for note in (*notes, *law.notes):
         print(f"note: {note}", file=sys.stderr)
     if as_json:
-        print(json.dumps(_summary(law, error, held_out), indent=2, ensure_ascii=False))
+        print(json.dumps(_summary(law, error, held_out), indent=2))
         return
     print_scores(law)
     print_transfer(law)

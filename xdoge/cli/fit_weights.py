@@ -46,7 +46,8 @@ overfits here.
 
 **Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with 130 and 143. After that, or
 after a kill at any moment, the same command with `--resume` ends with the same weights, to the bit on the same machine
-with the same versions and threads (on a CPU; GPUs are not made deterministic).
+with the same versions and threads (on a CPU; GPUs are not made deterministic). A job that a script puts in the
+background with `&` ignores SIGINT, the signal of Ctrl-C; stop it with `kill`, which sends SIGTERM.
 
 **Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge fit-weights STORE ...`, or `accelerate launch --multi_gpu
 --num_processes 8 -m xdoge fit-weights STORE ...`, on any number of nodes that see the same folders. Each process runs

@@ -82,7 +82,7 @@ def merge(
     if out is not None:
         mean.save(out)
     if as_json:
-        print(json.dumps(mean.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(mean.to_dict(), indent=2))
     else:
         print_mean(mean, fits, sources=sources)
     for line in _warnings(mean, fits, proxies):

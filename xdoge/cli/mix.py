@@ -138,7 +138,7 @@ def mix(  # one option for each thing that a plan depends on
         planned[0].save(out)
     if as_json:
         values = [mixture.to_dict() for mixture in planned]
-        print(json.dumps(values[0] if len(limits) == 1 else values, indent=2, ensure_ascii=False))
+        print(json.dumps(values[0] if len(limits) == 1 else values, indent=2))
     else:
         print_mixtures(planned)
     for line in [*refused, *_warnings(planned), *_other_corpus(followed, corpus)]:

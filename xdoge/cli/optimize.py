@@ -90,7 +90,7 @@ def optimize(
     if out is not None:
         _write(out, law, optimum, dict(shares))
     if as_json:
-        print(json.dumps(optimum.to_dict() | {"written": dict(shares)}, indent=2, ensure_ascii=False))
+        print(json.dumps(optimum.to_dict() | {"written": dict(shares)}, indent=2))
     else:
         print_optimum(fitted, optimum)
     if out is not None:

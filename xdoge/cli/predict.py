@@ -70,7 +70,7 @@ def predict(
     if out is not None:
         write_text(out, tidy(names, prediction))
     if as_json:
-        print(json.dumps(_rows(names, prediction), indent=2, ensure_ascii=False))
+        print(json.dumps(_rows(names, prediction), indent=2))
     elif out is not None and mixtures is not None:
         print(out)
     else:

@@ -133,7 +133,7 @@ def print_findings(findings: Findings, out: Path, command: str, *, as_json: bool
     """Print the tables, and write study.json and report.html."""
     write_json(out / "study.json", findings.to_dict())
     if as_json:
-        print(json.dumps(findings.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(findings.to_dict(), indent=2))
     else:
         for table in study_report.tables(findings):
             print_table(table)

@@ -21,7 +21,7 @@ def empty_table(texts: Iterable[str], numbers: Iterable[str] = (), *, width: int
     for column in texts:
         table.add_column(column, min_width=width)
     for column in numbers:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
@@ -30,7 +30,8 @@ def print_table(table: TextTable) -> None:
     print(table.caption)
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(table.header):
-        drawn.add_column(Text(column), justify="left" if number in table.text_columns else "right", overflow="fold")
+        text = number in table.text_columns
+        drawn.add_column(Text(column), justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for line, row in enumerate(table.rows):
         cells = [Text(cell, style="bold" if (line, place) in table.bold else "") for place, cell in enumerate(row)]
         drawn.add_row(*cells, style="bold" if _heads(row[0], table) else "")
