@@ -56,6 +56,20 @@ def writing() -> bool:
     return bool(_written)
 
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a Git LFS pointer, which a clone without LFS has in place of a large file.
+
+    Raises:
+        XDogeError: it is one.
+    """
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise XDogeError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
+
+
 LOCK = ".lock"
 """Empty file in a folder that one process at a time may write to. It stays: a lock on a file that others may remove or
 replace is none."""

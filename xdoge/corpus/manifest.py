@@ -17,7 +17,7 @@ from typing import Any
 from xdoge._version import __version__
 from xdoge.corpus.readers.files import Input, relative
 from xdoge.corpus.readers.hub import local_files
-from xdoge.corpus.spec import Corpus, Source, naming
+from xdoge.corpus.spec import PLAIN_CSV, Corpus, Source, naming
 from xdoge.corpus.store import PREPARING, SCHEMA, SPLITS, TokenStore
 from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.errors import XDogeError, argument
@@ -99,6 +99,7 @@ def source_settings(source: Source, corpus: Corpus) -> dict[str, Any]:
     spec = source.spec
     return {
         "text": spec.text,
+        "csv": None if spec.csv == PLAIN_CSV else spec.csv.model_dump(),
         "max_tokens": spec.max_tokens,
         "validation fraction": None if source.validation else corpus.spec.validation.fraction,
         "dataset": spec.dataset,
@@ -146,8 +147,8 @@ def _change(source: Source, corpus: Corpus, tokenizer: Tokenizer | None, marker:
     if tokenizer is None or tokenizer.fingerprint != marker["tokenizer"]:
         return "the tokenizer changed"
     for key, value in source_settings(source, corpus).items():
-        if marker["settings"][key] != value:
-            return f"{key} changed from {marker['settings'][key]} to {value}"
+        if marker["settings"].get(key) != value:
+            return f"{key} changed from {marker['settings'].get(key)} to {value}"
     files, held_out = ([relative(file, corpus.folder) for file in part] for part in (source.files, source.validation))
     inputs = files if source.dataset is None else local_files(source, corpus.folder)
     for kind, now in (("inputs", inputs), ("validation_inputs", held_out)):
@@ -180,6 +181,9 @@ def write_manifest(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStor
             "license": source.spec.license,
             **{key: marker[key] for key in ("inputs", "validation_inputs", *SPLITS)},
         }
+        files = [*marker["inputs"], *marker["validation_inputs"]]
+        if empty := [entry["path"] for entry in files if entry["rows"] == 0]:
+            warnings.append(f"{source.name}: {len(empty):,} of {len(files):,} files have no rows, such as {empty[0]}.")
         if marker["skipped"]:
             warnings.append(f"{source.name}: {marker['skipped']:,} empty rows left out.")
         tokens, decoded = (marker["train"].get(key) for key in ("tokens", "decoded"))

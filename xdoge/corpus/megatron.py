@@ -28,7 +28,7 @@ from xdoge.corpus.readers.files import Input, hashed, reading, relative
 from xdoge.corpus.spec import Source
 from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.errors import XDogeError
-from xdoge.io import replacing, sha256_file
+from xdoge.io import refuse_pointer, replacing, sha256_file
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -134,6 +134,7 @@ def scan(file: Path, tokenizer: Tokenizer, *, name: str) -> Input:
             not end with the tokenizer's end-of-document token.
     """
     with reading(file):
+        refuse_pointer(file)
         return hashed(file, name=name) if file.suffix == ".idx" else _scan(file, tokenizer, name)
 
 

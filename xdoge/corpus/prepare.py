@@ -37,7 +37,7 @@ from xdoge.corpus.manifest import (
 )
 from xdoge.corpus.megatron import refer
 from xdoge.corpus.megatron import scan as scan_megatron
-from xdoge.corpus.readers.files import Block, Input, file_blocks, relative, scan
+from xdoge.corpus.readers.files import Block, Input, file_blocks, refuse_empty, relative, scan
 from xdoge.corpus.readers.hub import HubData, open_dataset
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.spool import Spool
@@ -214,7 +214,9 @@ class _Work:
                 yield "validation", block
 
     def _file_blocks(self, files: Sequence[Path]) -> Iterator[Block]:
-        return itertools.chain.from_iterable(file_blocks(file, self.source.spec.text) for file in files)
+        return itertools.chain.from_iterable(
+            file_blocks(file, self.source.spec.text, self.source.spec.csv) for file in files
+        )
 
     def event(self, kind: Literal["source", "done"]) -> Event:
         """Return how far it is."""
@@ -249,7 +251,7 @@ def _scan(
         name = relative(file, work.folder)
         if tokenizer is not None and work.source.spec.megatron is not None:
             return pool.submit(scan_megatron, file, tokenizer, name=name)
-        return pool.submit(scan, file, work.source.spec.text, name=name)
+        return pool.submit(scan, file, work.source.spec.text, name=name, csv=work.source.spec.csv)
 
     jobs = [
         [[submit(file, work) for file in files] for files in (work.source.files, work.source.validation)]
@@ -264,6 +266,8 @@ def _scan(
                     inputs.append(future.result())
                 done += 1
                 on_progress(Event("scan", done=done, total=total))
+            with naming(work.source.field(split)):
+                refuse_empty(inputs)
         work.inputs, work.validation_inputs = tuple(scanned[0]), tuple(scanned[1])
         if work.source.dataset is not None:
             with naming(work.source.field("train")):

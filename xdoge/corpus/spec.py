@@ -112,6 +112,31 @@ class ValidationSpec(Config):
     fraction: float = Field(default=0.005, ge=0.0, le=0.5)
 
 
+class CsvSpec(Config):
+    """How a CSV file is written where it is not as RFC 4180 says.
+
+    Attributes:
+        delimiter: the character between two values.
+        escape: the character that takes its meaning from the next one, such as the backslash of Spark and MySQL. None:
+            a quote in a quoted value is written twice.
+    """
+
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, character in (("delimiter", self.delimiter), ("escape", self.escape)):
+            if character is not None and character in '"\r\n ':
+                raise ValueError(f"{name} cannot be {character!r}")
+        if self.delimiter == self.escape:
+            raise ValueError(f"delimiter and escape are both {self.escape!r}")
+        return self
+
+
+PLAIN_CSV = CsvSpec()
+
+
 class SourceSpec(Config):
     """One data set of one language.
 
@@ -120,6 +145,7 @@ class SourceSpec(Config):
         dataset: name on the Hugging Face Hub, or a local folder laid out like one.
         megatron: prefixes of Megatron-LM data sets, PREFIX.bin and PREFIX.idx, tokens of the corpus's tokenizer.
         text: the column that holds the document; a line of a .txt file is one document.
+        csv: how .csv files are written.
         max_tokens: training tokens to take; reading stops after the document that reaches it.
         validation: files held out instead of a fraction of this source; prefixes beside `megatron`.
     """
@@ -132,6 +158,7 @@ class SourceSpec(Config):
     revision: Line | None = None
     data_dir: Line | None = None
     text: Line = Field(default="text", min_length=1)
+    csv: CsvSpec = PLAIN_CSV
     max_tokens: Positive | None = None
     license: Line | None = None
     validation: Patterns | None = None

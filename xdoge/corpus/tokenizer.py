@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from xdoge.corpus.spec import TokenizerSpec, TrainTokenizer
 from xdoge.errors import Interrupted, MissingExtraError, XDogeError
-from xdoge.io import read_json, replacing_folder, write_json
+from xdoge.io import read_json, refuse_pointer, replacing_folder, write_json
 
 SCHEMA = "xdoge.tokenizer"
 UNKNOWN, BEGIN, END, PAD = 0, 1, 2, 3
@@ -173,6 +173,7 @@ def load_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
 
 def _of_model_file(path: Path) -> Tokenizer:
     try:
+        refuse_pointer(path)
         return sentencepiece_model(path.read_bytes(), where=str(path))
     except OSError as error:
         raise XDogeError(f"{path}: {str(error.strerror).lower()}.") from error
@@ -222,6 +223,9 @@ def huggingface(name: str) -> Tokenizer:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise MissingExtraError("transformers", "proxy") from error
+    for file in sorted(Path(name).glob("*")) if Path(name).is_dir() else ():
+        if file.is_file():
+            refuse_pointer(file)
     with _huggingface_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if tokenizer.eos_token_id is None:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from xdoge.corpus.readers.files import file_blocks, reading, scan
+from xdoge.corpus.readers.files import file_blocks, reading, refuse_empty, scan
 from xdoge.corpus.spec import Corpus, text_format
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
@@ -129,6 +129,8 @@ class FileText:
         self._inputs = {
             source: [scan(file, text.column, name=str(file)) for file in text.files] for source, text in texts.items()
         }
+        for inputs in self._inputs.values():
+            refuse_empty(inputs)
 
     def identity(self, source: str) -> dict[str, Any]:
         """Return what shows that the text, or the way it is read, changed."""

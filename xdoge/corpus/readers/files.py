@@ -12,19 +12,23 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterator
+import re
+import zlib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from xdoge.corpus.readers.json_values import json_values, one_object_a_line
-from xdoge.corpus.spec import text_format
+from xdoge.corpus.readers.csv_rows import csv_rows
+from xdoge.corpus.readers.json_values import Pairs, json_values, one_object_a_line
+from xdoge.corpus.readers.streams import open_bytes
+from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, text_format
 from xdoge.errors import XDogeError
-from xdoge.io import sha256_file
+from xdoge.io import refuse_pointer, sha256_file
 
 BLOCK_BYTES = 1 << 19
 """Text handed on at once: 0.04 s of a SentencePiece model, so 60 blocks in flight are 30 MB."""
@@ -36,10 +40,16 @@ HEAD_LINES = 100
 """Lines of a JSON file that are parsed before the work."""
 NAMES_SHOWN = 300
 """Characters of column names in a message: a CSV file without a header has a document for names."""
-CSV_BLOCK_BYTES = 1 << 25
-"""pyarrow reads CSV in blocks that must hold the longest row."""
+IPC_END = b"\xff\xff\xff\xff\0\0\0\0"
+"""The last bytes of an Arrow IPC stream that was written to its end."""
 
-_COMPRESSIONS = {"": None, ".gz": "gzip", ".zst": "zstd"}
+TEXT_TYPES = (
+    *(pa.string(), pa.large_string(), pa.string_view()),
+    *(pa.binary(), pa.large_binary(), pa.binary_view()),
+)
+"""Types of a column of text. Impala and old versions of Spark write UTF-8 as binary."""
+_MARKS = re.compile(rb"(?m)^(?:\xef\xbb\xbf)+")
+"""Byte order marks, which stand where files were joined to one."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +74,15 @@ class Block:
             XDogeError: a row is damaged or its text is not text; the line names the row.
         """
         if self.kind == ".txt":
-            lines = self.data.decode("utf-8").removeprefix("\ufeff" if self.first == 1 else "").split("\n")
+            lines = _MARKS.sub(b"", self.data).decode("utf-8").split("\n")
             lines = lines if lines[-1] else lines[:-1]
             return [line.removesuffix("\r") for line in lines]
         if self.kind == ".jsonl":
             try:
+                data = _MARKS.sub(b"", self.data)
                 table = pa.json.read_json(
-                    pa.BufferReader(self.data),
-                    read_options=pa.json.ReadOptions(use_threads=False, block_size=len(self.data) + 1),
+                    pa.BufferReader(data),
+                    read_options=pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
                     parse_options=pa.json.ParseOptions(
                         explicit_schema=pa.schema([(column, pa.string())]), unexpected_field_behavior="ignore"
                     ),
@@ -83,29 +94,31 @@ class Block:
         else:
             texts = self.data
         try:
-            return [text or "" for text in texts.to_pylist()]
+            return [_decoded(text) for text in texts.to_pylist()]
         except UnicodeDecodeError:
             for row, value in enumerate(texts):
                 try:
-                    value.as_py()
+                    _decoded(value.as_py())
                 except UnicodeDecodeError as error:
                     raise XDogeError(f"{self.where}: row {self.first + row} is not UTF-8 ({error}).") from error
             raise
 
     def _texts_of_lines(self, column: str) -> Iterator[str | None]:
-        for number, line in enumerate(self.data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=self.first):
+        for number, line in enumerate(_MARKS.sub(b"", self.data).split(b"\n"), start=self.first):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=Pairs)
             except (ValueError, RecursionError) as error:
                 raise XDogeError(f"{self.where}: line {number} is not JSON ({error}).") from error
             yield _text_of(row, column, where=f"{self.where}: line {number}")
 
 
 def _text_of(row: object, column: str, *, where: str) -> str | None:
-    if not isinstance(row, dict):
+    if not isinstance(row, Pairs):
         raise XDogeError(f"{where} is a JSON {type(row).__name__}, not an object with a {column!r}.")
+    if column in row.repeated:
+        raise XDogeError(f"{where} has {column!r} twice; one of them is not the document.")
     text = row.get(column)
     if text is not None and not isinstance(text, str):
         raise XDogeError(f"{where}: {column!r} is {str(text)[:40]!r}, which is not text.")
@@ -117,20 +130,24 @@ def _text_of(row: object, column: str, *, where: str) -> str | None:
     return text
 
 
+def _decoded(text: str | bytes | None) -> str:
+    return text.decode("utf-8") if isinstance(text, bytes) else text or ""
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn the errors of a damaged file into one line naming it."""
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         message = " ".join(str(error).split())
         raise XDogeError(f"{path} cannot be read: {message[:300]}") from error
 
 
-def file_blocks(path: Path, column: str) -> Iterator[Block]:
+def file_blocks(path: Path, column: str, csv: CsvSpec = PLAIN_CSV) -> Iterator[Block]:
     """Yield the rows of a file in order, holding one block of it and at most one row that is longer than that.
 
-    Of a Parquet file its reader holds a row group, of a CSV file a block of its own.
+    Of a Parquet file its reader holds a row group.
 
     Raises:
         XDogeError: the file is damaged.
@@ -138,16 +155,18 @@ def file_blocks(path: Path, column: str) -> Iterator[Block]:
     kind, compression = text_format(path)
     with reading(path):
         if kind == ".parquet":
-            with pa.parquet.ParquetFile(path) as parquet:
+            with _open_parquet(path) as parquet:
                 yield from array_blocks(str(path), parquet.iter_batches(BLOCK_ROWS, columns=[column]), column)
         elif kind == ".arrow":
             with pa.memory_map(str(path)) as file:
                 yield from array_blocks(str(path), _arrow_batches(file), column)
         elif kind == ".csv":
-            with _open(path, compression) as stream, _open_csv(stream, column) as reader:
-                yield from array_blocks(str(path), reader, column)
+            with open_bytes(path, compression) as stream:
+                rows = csv_rows(path, stream, csv)
+                names = next(rows, [])  # of an empty file none
+                yield from _text_blocks(path, (row[names.index(column)] for row in rows))
         else:
-            with _open(path, compression) as stream:
+            with open_bytes(path, compression) as stream:
                 chunks = _chunks(stream, BLOCK_BYTES)
                 if kind == ".json":
                     head = next(chunks, b"")
@@ -161,11 +180,11 @@ def file_blocks(path: Path, column: str) -> Iterator[Block]:
                     first += data.count(b"\n")
 
 
-def _open(path: Path, compression: str) -> pa.NativeFile:
-    return pa.input_stream(str(path), compression=_COMPRESSIONS[compression])
+def _open_parquet(path: Path) -> pa.parquet.ParquetFile:
+    return pa.parquet.ParquetFile(path, page_checksum_verification=True)
 
 
-def _chunks(stream: pa.NativeFile, n_bytes: int) -> Iterator[bytes]:
+def _chunks(stream: IO[bytes], n_bytes: int) -> Iterator[bytes]:
     while chunk := stream.read(n_bytes):
         yield chunk
 
@@ -195,36 +214,31 @@ def array_blocks(where: str, batches: Iterator[pa.RecordBatch], column: str) -> 
 
 def _arrow_batches(file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
     try:
-        yield from pa.ipc.open_stream(file)
+        reader = pa.ipc.open_stream(file)
     except pa.ArrowInvalid:
         reader = pa.ipc.open_file(file)  # the other of the two IPC formats
         for index in range(reader.num_record_batches):
             yield reader.get_batch(index)
-
-
-def _open_csv(stream: pa.NativeFile, column: str | None) -> pa.csv.CSVStreamingReader:
-    return pa.csv.open_csv(
-        stream,
-        read_options=pa.csv.ReadOptions(block_size=CSV_BLOCK_BYTES),
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(
-            include_columns=None if column is None else [column],
-            column_types=None if column is None else {column: pa.string()},
-            strings_can_be_null=False,  # a document that reads "NA" is a document
-        ),
-    )
+        return
+    yield from reader
+    file.seek((end := file.tell()) - len(IPC_END))
+    if file.read(len(IPC_END)) != IPC_END:
+        raise EOFError("its stream has no end marker, so it was cut or its writer was killed")
+    if end != file.size():
+        raise EOFError(f"{file.size() - end:,} bytes come after the end of its stream; give two streams two files")
 
 
 def _value_blocks(path: Path, chunks: Iterator[bytes], column: str) -> Iterator[Block]:
     """Yield the objects of a JSON array, or of objects one after the other."""
-    row, texts = 0, []
-    for row, value in enumerate(json_values(path, chunks), start=1):
-        texts.append(_text_of(value, column, where=f"{path}: row {row}"))
-        if len(texts) == BLOCK_ROWS:
-            yield Block(str(path), row - len(texts) + 1, "", pa.array(texts, type=pa.string()))
-            texts = []
-    if texts:
-        yield Block(str(path), row - len(texts) + 1, "", pa.array(texts, type=pa.string()))
+    values = enumerate(json_values(path, chunks), start=1)
+    yield from _text_blocks(path, (_text_of(value, column, where=f"{path}: row {row}") for row, value in values))
+
+
+def _text_blocks(path: Path, texts: Iterator[str | None]) -> Iterator[Block]:
+    first = 1
+    while piece := list(itertools.islice(texts, BLOCK_ROWS)):
+        yield Block(str(path), first, "", pa.array(piece, type=pa.string()))
+        first += len(piece)
 
 
 @dataclass(frozen=True)
@@ -249,7 +263,7 @@ class Input:
         return (stat.st_size, stat.st_mtime_ns) == (self.n_bytes, self.mtime_ns)
 
 
-def scan(path: Path, column: str, *, name: str) -> Input:
+def scan(path: Path, column: str, *, name: str, csv: CsvSpec = PLAIN_CSV) -> Input:
     """Hash and count a file, and find what can be found wrong with it before the long work.
 
     Every byte of a format of lines is checked to be UTF-8; rows are parsed at the start only.
@@ -260,20 +274,26 @@ def scan(path: Path, column: str, *, name: str) -> Input:
     kind, compression = text_format(path)
     with reading(path):
         file = hashed(path, name=name)
-        if file.n_bytes == 0:
-            raise XDogeError(f"{path} is empty.")
-        rows = (
-            _check_table(path, kind, column)
-            if kind in (".parquet", ".arrow")
-            else _check_text(path, kind, compression, column)
-        )
-        if rows == 0:
-            raise XDogeError(f"{path} is empty: it has no rows.")
+        if kind in (".parquet", ".arrow"):
+            rows: int | None = _check_table(path, kind, column)
+        else:
+            rows = _check_text(path, kind, compression, column, csv) if file.n_bytes or compression else 0
     return replace(file, rows=rows)
+
+
+def refuse_empty(inputs: Sequence[Input]) -> None:
+    """Refuse files that have no rows all together; an empty one among others is what Spark and filters write.
+
+    Raises:
+        XDogeError: there is no row.
+    """
+    if inputs and all(entry.rows == 0 for entry in inputs):
+        raise XDogeError(f"{inputs[0].path} is empty: it has no rows{' nor have the others' * (len(inputs) > 1)}.")
 
 
 def hashed(path: Path, *, name: str) -> Input:
     """Return a file's size, time and SHA-256 without looking at what is in it."""
+    refuse_pointer(path)
     stat = path.stat()  # before the bytes: a later change then shows in the time
     return Input(name, None, stat.st_size, stat.st_mtime_ns, sha256_file(path))
 
@@ -281,7 +301,7 @@ def hashed(path: Path, *, name: str) -> Input:
 def _check_table(path: Path, kind: str, column: str) -> int:
     rows: int
     if kind == ".parquet":
-        with pa.parquet.ParquetFile(path) as parquet:
+        with _open_parquet(path) as parquet:
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
     else:
         with pa.memory_map(str(path)) as file:
@@ -302,25 +322,30 @@ def check_column(schema: pa.Schema, column: str, *, where: str) -> None:
     _check_names(schema.names, column, where=where)
     kind = schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+    if kind not in TEXT_TYPES:
         raise XDogeError(f"{where}: the column {column!r} is {kind}, not text.")
 
 
 def _check_names(names: Collection[str], column: str, *, where: str) -> None:
+    if (count := list(names).count(column)) > 1:
+        raise XDogeError(f"{where} has {count} columns {column!r}; rename all but one.")
     if column not in names:
         there = ", ".join(names)
         there = there if len(there) <= NAMES_SHOWN else f"{there[:NAMES_SHOWN]}..."
         raise XDogeError(f"{where} has no column {column!r}; it has {' '.join(there.split())}. Set text: COLUMN.")
 
 
-def _check_text(path: Path, kind: str, compression: str, column: str) -> int | None:
-    with _open(path, compression) as stream:
+def _check_text(path: Path, kind: str, compression: str, column: str, csv: CsvSpec) -> int | None:
+    with open_bytes(path, compression) as stream:
         lines = _count_lines(path, _chunks(stream, SCAN_BYTES))
     if lines == 0 or kind == ".txt":
         return lines
     if kind == ".csv":
-        with _open(path, compression) as stream, _open_csv(stream, None) as reader:
-            _check_names(reader.schema.names, column, where=str(path))
+        with open_bytes(path, compression) as stream:
+            rows = csv_rows(path, stream, csv)
+            _check_names(next(rows), column, where=str(path))
+            for _ in itertools.islice(rows, HEAD_LINES):
+                pass
         return lines - 1
     first = next(file_blocks(path, column), None)
     if first is None:
@@ -352,13 +377,16 @@ def _count_lines(path: Path, chunks: Iterator[bytes]) -> int:
                 f"{path}: line {line} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}). "
                 "Convert the file, for example with iconv."
             ) from error
+        if b"\0" in chunk:
+            line = lines + chunk[: chunk.index(b"\0")].count(b"\n") + 1
+            raise XDogeError(f"{path}: line {line} holds a zero byte, which text has not; it is damaged, or UTF-16.")
         lines, last, blank = lines + chunk.count(b"\n"), chunk or last, blank and not chunk.strip()
     return 0 if blank else lines + (not last.endswith(b"\n"))
 
 
 def _check_keys(block: Block, column: str) -> None:
     keys: dict[str, None] = {}
-    for line in block.data.removeprefix(codecs.BOM_UTF8).split(b"\n"):
+    for line in _MARKS.sub(b"", block.data).split(b"\n"):
         with contextlib.suppress(ValueError):  # broken rows are told apart where the block is parsed
             row = json.loads(line)
             if isinstance(row, dict):

@@ -6,15 +6,25 @@ import codecs
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from xdoge.errors import XDogeError
 
-_GAP = re.compile(r"[\s,]*")
+_GAP = re.compile(r"[\s,\ufeff]*")
 _LONGEST_WORD = 16
 """Characters: more than `-Infinity` or an escape such as `\\u00e9` has, so a cut one begins this near to the end."""
+
+
+class Pairs(dict[str, Any]):
+    """A JSON object, and the keys that it has more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        counts = Counter(key for key, _ in pairs) if len(self) < len(pairs) else {}
+        self.repeated = {key for key, count in counts.items() if count > 1}
 
 
 def one_object_a_line(head: bytes) -> bool:
@@ -37,7 +47,7 @@ def json_values(path: Path, chunks: Iterator[bytes]) -> Iterator[Any]:
     Raises:
         XDogeError: a value is broken; nothing is read on to find that out.
     """
-    parse, decoder = json.JSONDecoder().raw_decode, codecs.getincrementaldecoder("utf-8-sig")()
+    parse, decoder = json.JSONDecoder(object_pairs_hook=Pairs).raw_decode, codecs.getincrementaldecoder("utf-8-sig")()
     row, parts, wanted, in_array = 1, [""], 0, None
     for chunk in itertools.chain(chunks, [b""]):  # the empty one: nothing comes after
         parts.append(decoder.decode(chunk, final=not chunk))
