@@ -76,7 +76,7 @@ def runs(store, recipe, tmp_path_factory):
 
 def results():
     rows = [
-        Row(model, language, "perplexity", "perplexity_per_token", value * factor, 0.4, 10, False)
+        Row(model, language, "perplexity", "bits_per_byte", value * factor, 0.4, 10, False)
         for model, factor in (("uniform", 1.0), ("learned", 0.95))
         for language, value in (("es", 20.0), ("eu", 40.0), (ALL, 30.0))
     ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from command_line import one_line
 from typer.testing import CliRunner
@@ -14,6 +16,7 @@ from xdoge.analysis.tables import not_run, results_tables
 from xdoge.cli.eval import print_results
 from xdoge.errors import XDogeError
 from xdoge.eval.lm_eval.catalogue import TaskError, offline
+from xdoge.eval.perplexity import Measured, PerplexitySettings, SourceScores
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.models.recipes import load_recipe
 
@@ -46,10 +49,10 @@ def test_two_models_on_a_store_in_one_table(xdoge, store, models, tmp_path):
     table = Results.load(out)
     assert {row.model for row in table.rows} == {"one", "two"}
     languages = [line.split()[0] for line in printed.splitlines() if "±" in line]
-    assert languages == ["es", "gl", "eu", "average"]
+    assert languages == ["es", "gl", "eu", "average", "es", "gl", "eu"]
     assert "one: es/web: " in err
     assert "two: es/web: " in err
-    assert printed.count("%") == 4  # a change for each line of the second model
+    assert printed.count("%") == 7  # a change for each line of the second model
     assert str(out) in printed
     assert not (tmp_path / "results.json.partial").exists()
     value = next(row.value for row in table.rows if row.key == ("two", "gl", "perplexity", "perplexity_per_token"))
@@ -161,7 +164,7 @@ def test_a_run_folder_stands_for_its_model(xdoge, store, models, tmp_path):
 def test_different_tokenizers_share_no_column_per_token():
     rows = [row(f"m{n}", "gl", 30.0 + n) for n in range(2)]
     rows += [row(f"m{n}", "gl", 1.0 + n, metric="bits_per_byte") for n in range(2)]
-    assert [measure.metric for measure in measures(results(*rows))] == ["perplexity_per_token"]
+    assert [measure.metric for measure in measures(results(*rows))] == ["bits_per_byte", "perplexity_per_token"]
     assert [measure.metric for measure in measures(results(*rows, tokenizers=("a", "b")))] == ["bits_per_byte"]
 
 
@@ -176,6 +179,7 @@ def test_the_best_is_bold_and_the_change_is_against_the_baseline():
         row("m0", "gl", 40.0, stderr=0.5), row("m1", "gl", 30.0), row("m0", "eu", 50.0), row("m1", "eu", 55.0),
         row("m0", ALL, 45.0), row("m1", ALL, 42.5),
     ]  # fmt: skip
+    rows = [replace(row, metric="bits_per_byte") for row in rows]
     table = results(*rows)
     (shown,) = results_tables(table, score_rows(table, baseline="m0"), baseline="m0")
     assert shown.rows == [
@@ -184,6 +188,30 @@ def test_the_best_is_bold_and_the_change_is_against_the_baseline():
         ["average", "45.00", "42.50", "-5.6%"],
     ]
     assert shown.bold == {(0, 2), (1, 1), (2, 2)}
+
+
+def test_there_is_one_average_over_languages_so_that_no_other_says_the_opposite(capsys):
+    """Basque has 2 bytes in a token, Galician 5: a mean over tokens and one over bytes differ in sign."""
+    nats = {"m0": {"eu": 300.0, "gl": 300.0}, "m1": {"eu": 310.0, "gl": 285.0}}
+    rows = []
+    for model, totals in nats.items():
+        sources = {
+            language: SourceScores(np.array([[total, 100, 50, {"eu": 200, "gl": 500}[language]]]), (None,))
+            for language, total in totals.items()
+        }
+        rows += Measured(model, sources, PerplexitySettings(), {}).rows()
+    older = [Row(model, ALL, "perplexity", "perplexity_per_token", value, None, 2, False) for model, value in
+             (("m0", 20.1), ("m1", 19.8))]  # fmt: skip
+    print_results(results(*rows, *older), baseline="m0")
+    averages = [line.split() for line in capsys.readouterr().out.splitlines() if "average" in line]
+    assert averages == [["average", "1.515", "1.529", "+1.0%"]]
+
+
+def test_models_that_were_read_in_other_windows_are_told_apart(capsys):
+    about = {f"m{n}": {"tokenizer": "a", "settings": {"window": 64 << n, "stride": 32 << n}} for n in range(2)}
+    table = Results.of([row("m0", "gl", 2.0), row("m1", "gl", 3.0)], settings={"perplexity": about})
+    print_results(table)
+    assert "windows of 128 tokens" in capsys.readouterr().out
 
 
 def test_a_baseline_no_better_than_chance_has_changes_in_points():

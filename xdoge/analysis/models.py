@@ -11,7 +11,7 @@ from xdoge.analysis.inputs import TrainRun, text_behind
 from xdoge.analysis.shares import Rows
 from xdoge.analysis.statistics import exceeds
 from xdoge.errors import XDogeError
-from xdoge.eval.perplexity import RELATIVE
+from xdoge.eval.perplexity import PERPLEXITIES, RELATIVE
 from xdoge.eval.perplexity import TASK as PERPLEXITY
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.eval.suite import NORMALISED
@@ -43,18 +43,18 @@ class Measure:
 def measures(results: Results) -> list[Measure]:
     """Return what the models are compared by: perplexity, and the normalised score of each suite.
 
-    Perplexity is per token if all models share one tokenizer. Otherwise their tokens are different pieces of text, and
-    bits per UTF-8 byte take its place. Parallel text adds its bits relative to the reference language.
+    Bits per UTF-8 byte come first: models of any tokenizer compare, and their mean is the one average over languages.
+    Perplexity per token follows if all models share one tokenizer; otherwise their tokens are different pieces of text.
+    Parallel text adds its bits relative to the reference language.
     """
     pairs = {(row.task, row.metric) for row in results.rows}
     suites = results.settings.get("benchmarks", {})
     scores = sorted(task for task, metric in pairs if metric == NORMALISED and task in suites)
     measured = [Measure(f"{suite}, 0 is chance, 100 best", suite, NORMALISED) for suite in scores]
-    if any(task == PERPLEXITY for task, _ in pairs):
-        metric = "perplexity_per_token" if len(tokenizers(results)) == 1 else "bits_per_byte"
-        parallel = sorted(metric for task, metric in pairs if task == PERPLEXITY and metric.startswith(RELATIVE))
-        measured = [Measure(name.replace("_", " "), PERPLEXITY, name) for name in (metric, *parallel)] + measured
-    return measured
+    parallel = sorted(metric for task, metric in pairs if task == PERPLEXITY and metric.startswith(RELATIVE))
+    metrics = ["bits_per_byte", *(["perplexity_per_token"] if len(tokenizers(results)) == 1 else []), *parallel]
+    of_text = [Measure(name.replace("_", " "), PERPLEXITY, name) for name in metrics if (PERPLEXITY, name) in pairs]
+    return of_text + measured
 
 
 def tokenizers(results: Results) -> set[str]:
@@ -72,6 +72,8 @@ def score_rows(results: Results, *, baseline: str | None) -> Rows:
     base = {row.key[1:]: row for row in results.rows if row.model == baseline}
     rows = []
     for row in results.rows:
+        if row.language == ALL and row.metric in PERPLEXITIES:  # of an older xdoge: arithmetic means, which mislead
+            continue
         other = base.get(row.key[1:])
         why = _not_compared(results, row, other) if baseline is not None and row.model != baseline else None
         rival = other if row.model != baseline and why is None else None
@@ -158,16 +160,21 @@ def score_notes(scores: Rows, *, baseline: str | None) -> list[str]:
 
 
 def window_notes(results: Results, *, baseline: str | None) -> list[str]:
-    """Return a line for each model whose perplexity was read with more or less context than the baseline's."""
+    """Return a line for each model whose perplexity was read with more or less context than the baseline's.
+
+    Without a baseline they are set against the first model.
+    """
     read = {
         model: (about["settings"].get("window"), about["settings"].get("stride"))
         for model, about in results.settings.get("perplexity", {}).items()
         if about.get("settings")
     }
+    baseline = next(iter(read), None) if baseline is None else baseline
     mine = read.get(baseline or "")
     return [
         f"{model} against {baseline}: read in windows of {window:,} tokens, each scoring {stride:,}, not in windows of "
-        f"{mine[0]:,} and {mine[1]:,}; part of a difference in perplexity is that."
+        f"{mine[0]:,} and {mine[1]:,}; part of a difference in bits or perplexity is that. "
+        "Measure both with the same window."
         for model, (window, stride) in read.items()
         if mine is not None and (window, stride) != mine
     ]

@@ -36,7 +36,7 @@ _KINDS = {
         "Training runs",
         "Validation perplexity below the baseline's over the tokens trained on, more is better",
     ),
-    "perplexity_change": ("Models", "Change of the perplexity against the baseline, less is better"),
+    "perplexity_change": ("Models", "Change of the bits per byte against the baseline, less is better"),
 }
 """The heading and the caption of each kind of chart."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from xdoge.analysis.inputs import check_baseline
-from xdoge.analysis.models import score_notes, score_rows, tokenizers
+from xdoge.analysis.models import score_notes, score_rows, tokenizers, window_notes
 from xdoge.analysis.tables import exceeding_rule, not_run, results_tables
 from xdoge.cli import options
 from xdoge.cli.app import app, chosen_settings, is_first, one_voice, refuse_taken, stdout
@@ -35,8 +35,9 @@ Hub; `NAME=MODEL` says what to call one in tables.
 **Perplexity** (--store or --text): the validation split of a token store, for models that were trained on its tokens;
 or text files, which each model reads with its own tokenizer. Every token of a document is scored, given those before
 it. Reported per token, per word and as bits per UTF-8 byte, by source and language, with a standard error from a
-bootstrap over documents. Models of different tokenizers are compared by bits per byte alone. Where documents have an
-`id` that their translations share, so are the bits they cost relative to English (`--set reference=`).
+bootstrap over documents. Bits per byte compare models of any tokenizer. Only they are averaged over languages: an
+average of perplexities can fall where the model got worse. Where documents have an `id` that their translations share,
+so are the bits they cost relative to English (`--set reference=`).
 
 **Benchmarks** (--suite): `iberobench`, every task of the published tables; `iberobench-mc`, its multiple-choice tasks,
 which are fast; `belebele`; `flores-iberian`; or a YAML file of your own. The evaluation harness (lm-eval) runs them,
@@ -155,7 +156,12 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
         print_table(table)
     if len(tokenizers(results)) > 1:
         print("The models have different tokenizers: bits per byte compares them, perplexity per token does not.")
-    for line in (*exceeding_rule(scores), *score_notes(scores, baseline=baseline), *not_run(results)):
+    for line in (
+        *exceeding_rule(scores),
+        *score_notes(scores, baseline=baseline),
+        *window_notes(results, baseline=baseline),
+        *not_run(results),
+    ):
         print(line)
     if benchmarks := results.task_outcomes():
         ran = sum(outcome["outcome"] == "ran" for outcome in benchmarks)

@@ -119,7 +119,8 @@ class Measured:
         """Return the numbers as rows of results.json.
 
         Of each language (task "perplexity"), of each of its sources (task "perplexity/SOURCE"), and of the average
-        over languages (language `ALL`), all of equal weight whatever their text. A language's number is that of all
+        over languages (language `ALL`), all of equal weight whatever their text. Perplexities have no average, since
+        that can rise where the mean of bits per byte falls. A language's number is that of all
         its sources' text together. `n` counts documents. The standard error is that of a bootstrap over documents,
         drawn within each source, translations together; None for a single document. A perplexity too large for a
         float, as of words in a language that does not separate them, has no row.
@@ -156,10 +157,11 @@ class Measured:
                 yield from self._task_rows(language, task, n, metrics, value, spread)
                 if task == TASK:
                     averages.append((n, value, spread))
+        kept = [n for n, metric in enumerate(metrics) if metric not in PERPLEXITIES]
         if len(languages) > 1:
             counts, values, spreads = zip(*averages, strict=True)
-            average, spread = np.mean(values, axis=0), np.mean(spreads, axis=0)
-            yield from self._task_rows(ALL, TASK, sum(counts), metrics, average, spread)
+            average, spread = np.mean(values, axis=0)[kept], np.mean(spreads, axis=0)[:, kept]
+            yield from self._task_rows(ALL, TASK, sum(counts), [metrics[n] for n in kept], average, spread)
 
     def _task_rows(
         self, language: str, task: str, n: int, metrics: Sequence[str], value: Floats, spread: Floats
@@ -194,7 +196,10 @@ class Measured:
         return np.stack([np.bincount(drawn, minlength=count) @ totals for drawn in draws])
 
 
-METRICS = ("perplexity_per_token", "perplexity_per_word", "bits_per_byte")
+PERPLEXITIES = ("perplexity_per_token", "perplexity_per_word")
+"""Metrics that are not averaged over languages."""
+
+METRICS = (*PERPLEXITIES, "bits_per_byte")
 
 
 def _metrics(totals: Floats) -> Floats:

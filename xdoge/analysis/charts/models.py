@@ -34,9 +34,9 @@ Runs = Mapping[str, TrainRun] | Iterable[Path | str]
 
 
 def perplexity_change(results: Results, *, baseline: str) -> LayerChart:
-    """Draw by how many per cent each model's perplexity of each language differs from the baseline's.
+    """Draw by how many per cent each model's bits per byte of each language differ from the baseline's.
 
-    Per token where all models share a tokenizer; else bits per byte. Lines span 1.96 standard errors of the
+    Perplexity per token takes their place in results without them. Lines span 1.96 standard errors of the
     difference to both sides; bars of changes that do not exceed them are hollow.
 
     Raises:
