@@ -23,7 +23,7 @@ from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from tiny_models import save_byte_tokenizer, save_llama
-from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
+from transformers import AutoModelForCausalLM
 from typer.main import get_command
 
 from xdoge.cli import app
@@ -36,7 +36,7 @@ from xdoge.sampling.dataset import MixtureDataset
 from xdoge.sampling.sampler import MixtureSampler
 from xdoge.train import mixture_trainer
 from xdoge.train import trainer as training
-from xdoge.train.initial_model import InitialModel, check_documents, freeze, layers_trained, peak_learning_rate
+from xdoge.train.initial_model import InitialModel, freeze, layers_trained, peak_learning_rate
 from xdoge.train.mixture_trainer import MixtureTrainer
 from xdoge.train.run_log import RunLog, beyond_plan, common_budget, passes
 from xdoge.train.settings import ELASTIC, BatchSplit, TrainSettings, TrainValues
@@ -240,13 +240,6 @@ def test_separate_documents_are_validated_separately_by_the_trainer(mixture, sto
         lambda *batch: sequence_nats(model, *batch), store, LENGTH, most=4, rows=3, documents="separate"
     )
     assert losses == pytest.approx(result.validation_by_source, rel=1e-5)
-
-
-def test_documents_are_not_kept_apart_by_a_model_that_cannot():
-    model = BloomForCausalLM(BloomConfig(vocab_size=8, hidden_size=8, n_layer=1, n_head=1))
-    check_documents(model, "ignore")
-    with pytest.raises(XDogeError, match="takes position_ids, and BloomForCausalLM does not; use documents=ignore"):
-        check_documents(model, "separate")
 
 
 def test_the_losses_of_a_batch_are_computed_in_parts(monkeypatch):

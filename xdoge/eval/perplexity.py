@@ -268,7 +268,9 @@ def measure(
         if scores is None:
             documents = feed.read(source).some(settings.max_documents)
             report = on_progress if processes.is_first else silent
-            loaded = loaded or LoadedModel(causal.name, load_on(processes, causal, settings.precision, settings.device))
+            if loaded is None:
+                weights = load_on(processes, causal, settings.precision, settings.device, settings.window)
+                loaded = LoadedModel(causal.name, weights)
             nats = _nats(loaded, documents.tokens, settings, begin, processes, source, report)
             tokens = [len(document) for document in documents.tokens]
             totals = np.stack([nats, np.array(tokens, dtype=float), documents.words, documents.n_bytes], axis=1)

@@ -56,15 +56,19 @@ def batches(parts: Sequence[Window], *, batch_tokens: int) -> Iterator[list[Wind
         start += rows
 
 
-def load_on(processes: Processes, model: CausalModel, precision: str, device: str) -> Any:
+def load_on(processes: Processes, model: CausalModel, precision: str, device: str, length: int | None = None) -> Any:
     """Return the model of transformers on this process's device or, if `device` is "split", over all GPUs.
 
+    It will see `length` tokens at once, as many as its context if left out.
+
     Raises:
-        XDogeError: the weights cannot be loaded.
+        XDogeError: the weights cannot be loaded, or are not those of a causal language model.
         MemoryFullError: the device has no room for them.
     """
     advice = f"{argument('device', 'split')} spreads it over the GPUs of one process, and bfloat16 halves it"
-    return model.load(precision=precision, device=processes.device, split=device == "split", advice=advice)
+    return model.load(
+        length=length, precision=precision, device=processes.device, split=device == "split", advice=advice
+    )
 
 
 class LoadedModel:

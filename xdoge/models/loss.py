@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,19 +60,26 @@ def plain_head(model: Any) -> Any:
     head, body = find() if find is not None else None, getattr(model, "base_model", model)
     if head is None or body is model:
         return None
+    with evaluating(model):
+        # different tokens: the embedding of a padding token may be 0, and so would be capped logits
+        size, device = model.get_input_embeddings().weight.shape[0], model.device
+        probe = torch.arange(min(4, size), device=device)[None]  # (1, 4)
+        hidden = getattr(body(input_ids=probe, use_cache=False), "last_hidden_state", None)
+        same = hidden is not None and torch.equal(head(hidden), model(input_ids=probe, use_cache=False).logits)
+    return head if same else None
+
+
+@contextlib.contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout and gradients off inside the block."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
-            # different tokens: the embedding of a padding token may be 0, and so would be capped logits
-            size, device = model.get_input_embeddings().weight.shape[0], model.device
-            probe = torch.arange(min(4, size), device=device)[None]  # (1, 4)
-            hidden = getattr(body(input_ids=probe, use_cache=False), "last_hidden_state", None)
-            same = hidden is not None and torch.equal(head(hidden), model(input_ids=probe, use_cache=False).logits)
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
-    return head if same else None
 
 
 def document_positions(bounds: NDArray[np.int64], begin: int, length: int) -> NDArray[np.int64]:

@@ -16,9 +16,19 @@ from xdoge.io import sha256_file
 from xdoge.models.memory import memory_errors
 from xdoge.models.tokenizers import model_file
 from xdoge.models.weight_files import check_files, check_size, foreign_errors, refuse_wrong_keys
+from xdoge.names import shown
 
 LONGEST = 2048
 """Tokens of a sequence or window by default, where the model's context is not shorter."""
+
+CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "max_sequence_length")
+"""Keys of a configuration that give the context, in this order: MPT and DBRX have the second, Whisper the third."""
+
+FROM_PADDING = frozenset(
+    {"camembert", "data2vec-text", "prophetnet", "roberta", "roberta-prelayernorm"}
+    | {"xlm-roberta", "xlm-roberta-xl", "xmod"}
+)
+"""Model types that number the positions of text from the padding token's number + 1."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +73,29 @@ class CausalModel:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise XDogeError(f"model {name!r} is a {config.model_type}, which is no causal language model.")
-        return cls(name, config)
+        model = cls(name, config)
+        _ = model.context, model.begin  # refused before long work starts
+        return model
 
     @property
     def context(self) -> int | None:
-        """Longest sequence that the model takes; None if it has no limit."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        """Longest sequence that the model takes; None if it has no limit.
+
+        Raises:
+            XDogeError: it is shorter than two tokens, or no number.
+        """
+        config = self.config.get_text_config()
+        key = next((key for key in CONTEXT_KEYS if getattr(config, key, None) is not None), CONTEXT_KEYS[0])
+        value = getattr(config, key, None)
+        if value is None or value == -1:  # XLNet's, for no limit
+            return None
+        if config.model_type in FROM_PADDING and isinstance(config.pad_token_id, int):
+            value -= config.pad_token_id + 1
+        if type(value) is not int or value < 2:
+            raise XDogeError(
+                f"{self.name}/config.json: {key} {shown(getattr(config, key))} leaves no two tokens to a sequence."
+            )
+        return value
 
     @property
     def default_length(self) -> int:
@@ -89,8 +116,19 @@ class CausalModel:
 
     @property
     def begin(self) -> int | None:
-        """The token that begins a text; None if the model has none."""
-        return getattr(self.config.get_text_config(), "bos_token_id", None)
+        """The token that begins a text; None if the model has none.
+
+        Raises:
+            XDogeError: it is not in the vocabulary.
+        """
+        config = self.config.get_text_config()
+        token, size = getattr(config, "bos_token_id", None), getattr(config, "vocab_size", None)
+        if token is not None and not (type(token) is int and type(size) is int and 0 <= token < size):
+            raise XDogeError(
+                f"{self.name}/config.json: bos_token_id {shown(token)} is no token of a vocabulary of {shown(size)}; "
+                "set it to the token that begins a text, or to null."
+            )
+        return token
 
     def identity(self) -> dict[str, Any]:
         """Return what shows at once that the model changed: sizes and times of its files, or its commit on the Hub."""
@@ -111,6 +149,7 @@ class CausalModel:
     def load(
         self,
         *,
+        length: int | None = None,
         precision: str = "float32",
         device: str = "cpu",
         split: bool = False,
@@ -119,17 +158,21 @@ class CausalModel:
         """Return the model of transformers with its weights.
 
         Args:
+            length: tokens of the longest sequence that it will see; its context if left out.
             precision: name of torch's type for the weights.
             device: where the model goes.
             split: spread the layers over all GPUs instead.
             advice: what the user can do if memory is full.
 
         Raises:
-            XDogeError: the weights cannot be loaded, or are not those of the configuration.
+            XDogeError: the weights cannot be loaded, or are not those of the configuration; the model sees later
+                tokens, or has fewer positions than `length`.
             MemoryFullError: the device has no room for them.
         """
         import torch
         from transformers import AutoModelForCausalLM
+
+        from xdoge.models.probes import refuse_future
 
         options = {"device_map": "auto"} if split else {}
         with (
@@ -148,7 +191,10 @@ class CausalModel:
             )
             model, info = loaded
             refuse_wrong_keys(self.name, info)
-            return model if split else model.to(device)
+            model = model if split else model.to(device)
+        with memory_errors(f"while trying {self.name} on a few tokens; {advice}"):
+            refuse_future(model, self.name, length=length or self.context or 0)
+        return model
 
 
 def parameter_count(config: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 import re
 from dataclasses import dataclass
@@ -106,10 +105,10 @@ class InitialModel:
         """Return the model to train, on the CPU in float32.
 
         Raises:
-            XDogeError: its weights cannot be loaded.
+            XDogeError: its weights cannot be loaded, or are not those of a causal language model.
         """
         if self.model:
-            return self.model.load()
+            return self.model.load(length=sequence_length)
         assert self.recipe is not None
         recipe = self.recipe.model_copy(update={"sequence_length": sequence_length})
         model = recipe.build(vocab_size=store.vocab_size, seed=seed)
@@ -130,19 +129,6 @@ class InitialModel:
 def peak_learning_rate(parameters: int) -> float:
     """Return the peak of pre-training at the nearest size of `PEAKS`."""
     return PEAKS[min(PEAKS, key=lambda size: abs(math.log(parameters / size)))]
-
-
-def check_documents(model: torch.nn.Module, documents: str) -> None:
-    """Refuse `documents: separate` if the model cannot be told where documents begin.
-
-    Raises:
-        XDogeError: it takes no position_ids.
-    """
-    if documents == "separate" and "position_ids" not in inspect.signature(model.forward).parameters:
-        raise XDogeError(
-            f"{argument('documents', 'separate')} needs a model that takes position_ids, and {type(model).__name__} "
-            f"does not; use {argument('documents', 'ignore')}."
-        )
 
 
 def freeze(model: torch.nn.Module, train_only: str | None) -> tuple[int, int]:

@@ -35,9 +35,10 @@ from xdoge.errors import Interrupted, XDogeError, argument
 from xdoge.io import sha256_json
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models.memory import memory_errors
+from xdoge.models.probes import refuse_leaks
 from xdoge.progress import OnNote, OnProgress, silent
 from xdoge.sampling.sampler import MixtureSampler
-from xdoge.train.initial_model import InitialModel, check_documents, freeze, layers_trained
+from xdoge.train.initial_model import InitialModel, freeze, layers_trained
 from xdoge.train.mixture_trainer import MixtureTrainer, Schedule
 from xdoge.train.result import TrainResult
 from xdoge.train.run_log import RunLog, good_checkpoint, step_of
@@ -115,7 +116,8 @@ def train(
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]
     model = initial.build(store, sequence_length=settings.sequence_length, seed=settings.seed)
-    check_documents(model, settings.documents)
+    if settings.documents == "separate":
+        refuse_leaks(model)
     parameters = freeze(model, settings.train_only)
     layers = layers_trained(model)
     run_log = RunLog(run, store, mixture, settings, sampler, first, parameters, layers, on_progress, on_note)

@@ -44,6 +44,7 @@ from xdoge.fit.gradients.placement import Placement
 from xdoge.fit.gradients.products import SourceBatch, SourceProducts
 from xdoge.fit.gradients.segments import working_dtype
 from xdoge.models.loss import plain_head
+from xdoge.models.probes import refuse_future
 from xdoge.training.optim import autocasting
 
 CHUNK_BYTES = {"cpu": 3 * 2**20, "cuda": 64 * 2**20}
@@ -64,7 +65,7 @@ class GradientEngine:
             model's device.
 
     Raises:
-        XDogeError: a module mixes rows, by name, or the model is compiled.
+        XDogeError: a module mixes rows, by name, the model is compiled, or it sees later tokens.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class GradientEngine:
         self.chunk_bytes = chunk_bytes or CHUNK_BYTES.get(next(model.parameters()).device.type, CHUNK_BYTES["cuda"])
         self.message_bytes = 0
         self._hooked = hooked_modules(model)
+        refuse_future(model, "the model")
         self._head = self._plain_head()
         self._checked: set[str] = set()
         self.fallbacks = {hooked.name: type(hooked.module).__name__ for hooked in self._hooked if hooked.is_fallback}

@@ -1,0 +1,139 @@
+"""What a model does, tried on a few tokens before it is trained or measured.
+
+Configurations do not say whether a model sees the future, or keeps documents apart. A forward pass over a dozen tokens
+does.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import torch
+from torch.nn.functional import embedding
+from torch.overrides import TorchFunctionMode
+
+from xdoge.errors import XDogeError, argument
+from xdoge.models.loss import evaluating
+from xdoge.models.weight_files import foreign_errors
+
+TOKENS = 12
+"""Of a probe: enough for two documents, and cheap for the largest model."""
+
+TOLERANCE = 1e-4
+"""Of logits that must not move, in standard deviations of all logits, in float32.
+
+Causal models of random weights moved by 7e-7 at most. Those that see the future moved by 5e-3 at least.
+"""
+
+_NAMES_TOKEN = re.compile(r"_token_(id|index)$")
+
+
+def refuse_future(model: Any, name: str, *, length: int = TOKENS) -> None:
+    """Refuse a model whose logits move with later tokens, or that cannot number `length` positions.
+
+    Args:
+        model: of transformers, or any module that maps (B, T) token ids to logits.
+        name: what the message calls the model.
+        length: tokens of the longest sequence that it will see.
+
+    Raises:
+        XDogeError: the logits move, the positions end before, or the model fails on a few tokens.
+    """
+    ids, others = _tokens(model, min(length, TOKENS))
+    cuts = range(1, len(ids), 2)  # odd, so that a model that sees to the end of its block is caught
+    rows = torch.stack([ids, *(torch.cat([ids[:cut], others[cut:]]) for cut in cuts)])
+    positions = _PositionTables(len(ids))
+    with foreign_errors(f"{name} fails on {len(ids)} tokens"), evaluating(model), positions:
+        logits = _logits(model, rows)
+    moves = [_distance(logits[row, :cut], logits[0, :cut], logits) for row, cut in enumerate(cuts, start=1)]
+    if sorted(moves)[len(moves) // 2] > _tolerance(logits):  # the median: rounding may move one token to another expert
+        config = getattr(model, "config", None)
+        hint = " Set is_decoder to true in its config.json." if getattr(config, "is_decoder", True) is False else ""
+        raise XDogeError(
+            f"{name} ({type(model).__name__}) sees the future: its logits move with later tokens, so that its losses "
+            f"would mean nothing. Only causal language models can be trained and measured.{hint}"
+        )
+    if positions.most is not None and positions.most < length:
+        raise XDogeError(
+            f"{name} numbers {positions.most:,} positions, and sequences of {length:,} tokens are asked for; lower "
+            "their length."
+        )
+
+
+def refuse_leaks(model: Any) -> None:
+    """Refuse a model that, told where documents begin, does not read each as if it stood alone.
+
+    Raises:
+        XDogeError: the model takes no position_ids, or earlier documents change what it predicts.
+    """
+    advice = f"{argument('documents', 'separate')} needs a model that keeps documents apart, and {type(model).__name__}"
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        raise XDogeError(f"{advice} takes no position_ids; use {argument('documents', 'ignore')}.")
+    ids, _ = _tokens(model, TOKENS)
+    start = TOKENS // 2 + 1
+    positions = torch.cat([torch.arange(start), torch.arange(TOKENS - start)]).to(ids.device)[None]
+    with foreign_errors(f"{type(model).__name__} fails on two documents"), evaluating(model):
+        packed = model(input_ids=ids[None], position_ids=positions, use_cache=False).logits[0, start:]
+        alone = _logits(model, ids[None, start:])[0]
+    if _distance(packed, alone, alone) > _tolerance(alone):
+        raise XDogeError(
+            f"{advice} does not: the document before moves its predictions. Use {argument('documents', 'ignore')}."
+        )
+
+
+def _tokens(model: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two rows of tokens that differ everywhere, (T,) each, none with a meaning of its own to the model."""
+    table = _table(model)
+    config = getattr(model, "config", None)
+    parts = () if config is None else (config, config.get_text_config())
+    special = {
+        value for part in parts for key, value in vars(part).items() if _NAMES_TOKEN.search(key) and type(value) is int
+    }
+    usable = [token for token in range(min(len(table), 4096)) if token not in special] or [0]
+    places = torch.arange(length) * 7 + 3
+    tokens = torch.tensor(usable, device=table.device)
+    return tokens[places % len(usable)], tokens[(places + (len(usable) + 1) // 2) % len(usable)]
+
+
+def _table(model: Any) -> torch.Tensor:
+    if hasattr(model, "get_input_embeddings"):
+        return model.get_input_embeddings().weight  # type: ignore[no-any-return]
+    return next(module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding))
+
+
+def _logits(model: Any, rows: torch.Tensor) -> torch.Tensor:
+    output = model(input_ids=rows, use_cache=False) if hasattr(model, "config") else model(rows)
+    logits: torch.Tensor = output if isinstance(output, torch.Tensor) else output.logits
+    return logits
+
+
+def _distance(logits: torch.Tensor, others: torch.Tensor, scale: torch.Tensor) -> float:
+    """Return the largest difference, in standard deviations of `scale`."""
+    return float((logits - others).float().abs().max() / scale.float().std())
+
+
+def _tolerance(logits: torch.Tensor) -> float:
+    return max(TOLERANCE, 4 * torch.finfo(logits.dtype).eps)
+
+
+class _PositionTables(TorchFunctionMode):
+    """Watches look-ups of positions 0, 1, 2, ... in tables, to tell how many positions the smallest table has.
+
+    Attributes:
+        most: positions; None if no table was seen.
+    """
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.most: int | None = None
+        self._length = length
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is embedding and self._length > 1:
+            indices, table = args[0], args[1]
+            if indices.dim() and indices.shape[-1] == self._length and bool((indices.diff(dim=-1) == 1).all()):
+                rows = len(table) - int(indices.flatten()[0])
+                self.most = rows if self.most is None else min(self.most, rows)
+        return function(*args, **(kwargs or {}))
