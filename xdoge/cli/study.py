@@ -18,6 +18,7 @@ from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.io import write_json, write_text
 from xdoge.study import Findings, Study, StudySpec
 from xdoge.study import report as study_report
+from xdoge.study.predictions import predictions
 from xdoge.study.spec import KINDS
 
 _STUDY_HELP = f"""Train the same model on the mixtures of several strategies, over seeds, and say whom each one helps.
@@ -41,9 +42,13 @@ a kill too, and tries again what failed. Checkpoints of a finished run are remov
 
 **On a cluster**: `--slurm FILE` writes a script that submits all of it as arrays: weights, models, report.
 
+**Laws.** Strategies of kind `law` share one swarm, which the study trains once. At equal FLOPs each is charged all of
+it. Their settings are options of `xdoge optimize` and `xdoge fit-law`: `objective: mean` or `worst`, `no_worse_than`,
+`mean_no_worse_than`, `force_optimum: true` and `form`, which is `log-linear` for Olmix and `lightgbm` for RegMix.
+
 **STUDY.yaml**; kinds of strategies are {", ".join(KINDS)}. `fit` takes the settings of `xdoge fit-weights`, the last
-three those of `xdoge baseline`; the others `level: languages` or `sources` and, for temperature, `temperature`; all
-`max_epochs`:
+three those of `xdoge baseline`; sizes alone decide the others, with `level: languages` or `sources` and, for
+temperature, `temperature`. All take `max_epochs`:
 
 {settings_help(StudySpec)}
 
@@ -124,6 +129,12 @@ def print_plan(planned: Study) -> None:
     told = ", ".join(
         f"{strategy.name} {strategy.flops:.2g}" for strategy in planned.strategies.values() if strategy.flops
     )
+    if planned.swarm:
+        swarm, laws = planned.swarm, [strategy for strategy in planned.strategies.values() if strategy.law]
+        _say(
+            f"swarm: {swarm.runs} trainings of {swarm.proxy_tokens:,} tokens, {laws[0].flops:.2g} FLOPs, run once; at "
+            f"equal FLOPs each of {', '.join(strategy.name for strategy in laws)} is charged all of it"
+        )
     once = planned.training_flops(planned.steps("tokens", planned.spec.relative_to) * planned.tokens_per_step)
     total = sum(run.flops for run in planned.runs("OUT").values())
     _say(f"FLOPs: a training at equal tokens {once:.2g}; learning {told or 'nothing'}; all runs {total:.2g}")
@@ -131,9 +142,10 @@ def print_plan(planned: Study) -> None:
 
 def print_findings(findings: Findings, out: Path, command: str, *, as_json: bool) -> None:
     """Print the tables, and write study.json and report.html."""
-    write_json(out / "study.json", findings.to_dict())
+    value = findings.to_dict() | {"predictions": predictions(findings)}
+    write_json(out / "study.json", value)
     if as_json:
-        print(json.dumps(findings.to_dict(), indent=2))
+        print(json.dumps(value, indent=2))
     else:
         for table in study_report.tables(findings):
             print_table(table)

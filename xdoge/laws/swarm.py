@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from xdoge.distributed import stop_requests
 from xdoge.errors import FolderInUseError, Interrupted, XDogeError, argument
-from xdoge.io import locked
+from xdoge.io import locked, write_json
 from xdoge.progress import Event, OnNote, OnProgress, silent
 from xdoge.training.run_folder import RunFolder
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 from xdoge.laws.swarm_plan import Swarm
 from xdoge.laws.swarm_settings import SwarmSettings
+
+SCHEMA = "xdoge.swarm-results"
 
 WAIT = 1.0
 """Seconds between looks at runs that other processes hold."""
@@ -37,6 +39,8 @@ def run_swarm(
     on_note: OnNote = silent,
 ) -> Swarm:
     """Plan a swarm, train it, and return it; `out` then holds what `MixtureLaw.fit` reads.
+
+    The last file that it writes is results.json, with the losses of every run.
 
     Killed at any moment and resumed, it trains what is missing and ends with the same losses. Several calls, also on
     several machines with one file system, may share a folder with `resume`.
@@ -65,6 +69,8 @@ def run_swarm(
         work(store, out, stop=stop, on_progress=on_progress, on_note=on_note)
     swarm = Swarm.load(out)
     swarm.save()
+    losses = {name: dict(result.losses) for name, result in swarm.results().items()}
+    write_json(out / "results.json", {"schema": f"{SCHEMA}/1", "flops": swarm.flops(), "losses": losses})
     return swarm
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from xdoge.config import Count
 from xdoge.errors import XDogeError, argument
-from xdoge.models.recipes import load_recipe
+from xdoge.models.recipes import Recipe, load_recipe
 from xdoge.training.proxy_settings import ProxySettings
 
 if TYPE_CHECKING:
@@ -79,6 +79,10 @@ class SwarmSettings(ProxySettings):
                     f"{language} has no validation sequence of {self.sequence_length} tokens, so no loss can be "
                     "measured. Lower sequence_length or prepare the store with more validation text."
                 )
+
+    def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
+        """Return the exact FLOPs of all trainings; validation is left out."""
+        return self.runs * self.training_flops(recipe, store, self.proxy_tokens)
 
     @property
     def anchors(self) -> int:

@@ -156,7 +156,7 @@ class Findings:
         """Return the mean total variation between the weights of two seeds, for each strategy that learns."""
         rows = []
         for name, sets in self.weights.items():
-            learned = sets if self.study.strategies[name].weights is None else {}
+            learned = sets if self.study.strategies[name].seeded else {}
             pairs = list(itertools.combinations(learned.values(), 2))
             means = {
                 level: math.fsum(a.distance(b, level=level) for a, b in pairs) / len(pairs) if pairs else None
@@ -228,9 +228,9 @@ class Findings:
 
 def _result(study: StudyPlan, runs: Mapping[str, Run], ended: Mapping[str, Any], trial: Trial) -> TrialResult:
     """Return the state of a trial, and read its bits per byte if it is finished."""
-    learned = study.weights_run(trial.strategy, trial.seed)
-    chain = [learned] if learned else []
-    chain += [f"{kind}/{trial.name}" for kind in ("mixtures", "train", "results")]
+    chain = [f"results/{trial.name}"]
+    while needs := runs[chain[0]].needs:
+        chain = [*needs, *chain]
     last = runs[chain[-1]]
     if last.finished:
         rows = [row for row in Results.load(last.file).rows if row.metric == METRIC and row.language != ALL]

@@ -15,16 +15,19 @@ from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError, require
 from xdoge.eval.perplexity import PerplexitySettings
 from xdoge.io import read_json, write_json
+from xdoge.laws.swarm_settings import SwarmSettings
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import Recipe, load_recipe
-from xdoge.study.spec import FIT, BudgetKind, Strategy, StudySpec, read_strategies, recipe_path
+from xdoge.study.spec import FIT, BudgetKind, Strategy, StudySpec, read_strategies, read_swarm, recipe_path
 from xdoge.train.settings import TrainSettings
 
 SCHEMA = "xdoge.study-plan"
 
 OWN = ("model", "seed", "steps", "batch_size", "sequence_length")
 """Settings of training that are keys of the study itself."""
+SHOWN_OF_SWARM = ("proxy", "budget_tokens", "max_epochs")
+"""Settings of a swarm that its command has as options of their own."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Run:
         folder: run folder that `xdoge ... --resume` continues; None for commands that start anew.
         needs: names of the runs whose files it reads.
         flops: estimate of its floating-point operations.
+        parallel: whether the command takes --jobs; it then has all of the study's jobs to itself.
     """
 
     name: str
@@ -46,6 +50,7 @@ class Run:
     folder: Path | None
     needs: tuple[str, ...]
     flops: int
+    parallel: bool = False
 
     @property
     def finished(self) -> bool:
@@ -82,6 +87,7 @@ class StudyPlan:
     strategies: Mapping[str, Strategy]
     model: str
     recipe: Recipe
+    swarm: SwarmSettings | None = None
 
     @classmethod
     def load(cls, path: Path | str, *, store: Path | str | None = None) -> Self:
@@ -104,8 +110,11 @@ class StudyPlan:
             recipe = load_recipe(model)
         except XDogeError as error:
             raise XDogeError(f"{path}: model: {error.message}") from error
-        strategies = read_strategies(spec, opened, path.parent, where=str(path))
-        plan = cls(path, spec, opened, strategies, model, recipe)
+        tokens_per_step = (spec.batch_size or recipe.batch_size) * (spec.sequence_length or recipe.sequence_length)
+        budget = (spec.steps or recipe.steps) * tokens_per_step
+        swarm = read_swarm(spec, opened, path.parent, budget_tokens=budget, where=str(path))
+        strategies = read_strategies(spec, opened, path.parent, swarm=swarm, where=str(path))
+        plan = cls(path, spec, opened, strategies, model, recipe, swarm)
         plan._check()
         return plan
 
@@ -200,7 +209,9 @@ class StudyPlan:
 
     def weights_run(self, strategy: str, seed: int) -> str | None:
         """Return the name of the run that learns a strategy's weights; None if it learns nothing."""
-        return None if self.strategies[strategy].weights else f"weights/{strategy}/seed-{seed}"
+        if self.strategies[strategy].law:
+            return f"weights/{strategy}"
+        return f"weights/{strategy}/seed-{seed}" if self.strategies[strategy].seeded else None
 
     def weights_file(self, out: Path, strategy: str, seed: int) -> Path:
         """Return the path of a strategy's weights."""
@@ -208,9 +219,10 @@ class StudyPlan:
 
     def runs(self, out: Path | str) -> dict[str, Run]:
         """Return every run by name, each after the runs that it needs."""
-        out, runs = Path(out), []
+        out = Path(out)
+        runs = self.law_runs(out)
         for seed in self.spec.seeds:
-            runs += [self._learning(out, name, seed) for name in self.strategies if self.weights_run(name, seed)]
+            runs += [self._learning(out, name, seed) for name, strategy in self.strategies.items() if strategy.seeded]
         for trial in self.trials():
             runs += self._trial(out, trial)
         return {run.name: run for run in runs}
@@ -227,14 +239,40 @@ class StudyPlan:
         arguments = (*method, str(self.store.path), *options, *_assigned(settings))
         return Run(run, arguments, out / run / "weights.json", out / run, (), strategy.flops)
 
+    def law_file(self, out: Path, form: str) -> Path:
+        """Return the path of the law of a form."""
+        return out / "laws" / f"{form}.json"
+
+    def law_runs(self, out: Path) -> list[Run]:
+        """Return the swarm, the law of each form that a strategy asks for, and the optimum of each strategy."""
+        if self.swarm is None:
+            return []
+        folder, optima = out / "swarm", {name: strategy.law for name, strategy in self.strategies.items()}
+        budget, cap = str(self.swarm.budget_tokens), _passes(self.swarm.max_epochs)
+        options = ("--proxy", self.swarm.proxy, "--budget", budget, "--max-epochs", cap)
+        others = {key: value for key, value in self.spec.swarm.items() if key not in SHOWN_OF_SWARM}
+        arguments = ("swarm", str(self.store.path), "--out", str(folder), *options, *_assigned(others))
+        flops = max(self.strategies[name].flops for name, law in optima.items() if law)
+        runs = [Run("swarm", arguments, folder / "results.json", folder, (), flops, parallel=True)]
+        for form in dict.fromkeys(law.form for law in optima.values() if law):
+            file = self.law_file(out, form)
+            fit = ("fit-law", str(folder), "--form", form, "--out", str(file))
+            runs.append(Run(f"laws/{form}", fit, file, None, ("swarm",), 0))
+        for name, law in optima.items():
+            if law:
+                file, most = self.weights_file(out, name, 0), self.strategies[name].max_epochs
+                capped = () if most is None else ("--max-epochs", _passes(most))
+                optimize = ("optimize", str(self.law_file(out, law.form)), *law.options, *capped, "--out", str(file))
+                runs.append(Run(f"weights/{name}", optimize, file, None, (f"laws/{law.form}",), 0))
+        return runs
+
     def _trial(self, out: Path, trial: Trial) -> list[Run]:
         strategy, store, tokens = self.strategies[trial.strategy], str(self.store.path), self.tokens_per_step
         mixture, train, results = (f"{kind}/{trial.name}" for kind in ("mixtures", "train", "results"))
         planned, measured = out / f"{mixture}.json", out / f"{results}.json"
-        epochs = "none" if strategy.max_epochs is None else f"{strategy.max_epochs:g}"
         mix = (
             *("mix", str(self.weights_file(out, trial.strategy, trial.seed)), "--store", store),
-            *("--budget", str(trial.steps * tokens), "--max-epochs", epochs),
+            *("--budget", str(trial.steps * tokens), "--max-epochs", _passes(strategy.max_epochs)),
             *(("--level", strategy.level) if strategy.level else ()),
             *("--sequence-length", str(self.sequence_length), "--seed", str(trial.seed), "--out", str(planned)),
         )
@@ -323,6 +361,11 @@ class StudyPlan:
         """Return the command of a run without the path of the store."""
         store = str(self.store.path)
         return shlex.join("STORE" if argument == store else argument for argument in run.arguments)
+
+
+def _passes(max_epochs: float | None) -> str:
+    """Return what follows --max-epochs."""
+    return "none" if max_epochs is None else f"{max_epochs:g}"
 
 
 def _assigned(settings: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from xdoge.analysis.tables import NONE, TextTable, number
 from xdoge.errors import MOST_NAMES
 from xdoge.study.findings import MACRO, WORST, Findings
 from xdoge.study.intervals import CONFIDENCE
+from xdoge.study.predictions import prediction_tables
 from xdoge.study.spec import BudgetKind
 
 TITLES: Mapping[BudgetKind, str] = {"tokens": "Equal tokens", "flops": "Equal total FLOPs"}
@@ -20,10 +21,17 @@ RULE = (
     "languages whose whole interval lies on one side of 0."
 )
 
+PREDICTED = (
+    "Laws are fitted to the small proxies of the swarm, and predict each model from the mixture that it was trained "
+    "on, at the budget that the law is for. Levels of proxies and models differ, so only differences are shown. Their "
+    "predicted intervals take the errors of two mixtures as independent, which makes them wide."
+)
+
 
 def tables(findings: Findings) -> list[TextTable]:
     """Return two tables for each comparison, then the stability of the weights, then the missing models."""
     compared = [table for kind in findings.study.spec.compare for table in comparison_tables(findings, kind)]
+    compared += [table for kind in findings.study.spec.compare for table in prediction_tables(findings, kind)]
     missing = missing_table(findings)
     return [*compared, stability_table(findings), *([missing] if missing.rows else [])]
 
@@ -99,8 +107,8 @@ def stability_table(findings: Findings) -> TextTable:
 
 
 def _seeds(findings: Findings, row: Mapping[str, Any]) -> str:
-    fixed = findings.study.strategies[row["strategy"]].weights is not None
-    return "same for all" if fixed else f"{len(row['seeds'])} of {len(findings.study.spec.seeds)}"
+    seeded = findings.study.strategies[row["strategy"]].seeded
+    return "same for all" if not seeded else f"{len(row['seeds'])} of {len(findings.study.spec.seeds)}"
 
 
 def missing_table(findings: Findings) -> TextTable:
@@ -150,6 +158,11 @@ def _sections(findings: Findings, command: str) -> Iterator[Section]:
             figures=figures,
             tables=[*comparison_tables(findings, comparison), *([differences] if differences.rows else [])],
         )
+    for comparison in study.spec.compare:
+        if predicted := prediction_tables(findings, comparison):
+            by_language = prediction_tables(findings, comparison, languages=True)
+            title = f"Predicted and measured, {TITLES[comparison].lower()}"
+            yield Section(title, paragraphs=[PREDICTED], tables=[*predicted, *by_language])
     missing = missing_table(findings)
     yield Section("Stability of the weights", tables=[stability_table(findings)])
     yield Section(

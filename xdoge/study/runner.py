@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,20 @@ class _Session:
                 self.failed.append(run.name)
                 self.left -= run.flops
                 self.on_note(f"{run.name} not started: it needs {missing[0]}, which is not finished")
-            elif not missing and len(self.running) < self.jobs:
+            elif not missing and self._busy + self._jobs_of(run) <= self.jobs:
                 self.waiting.remove(run)
-                self.running[run.name] = run, start(run, log_of(self.out, run.name), self.threads), time.monotonic()
+                log = log_of(self.out, run.name)
+                if run.parallel:
+                    run = replace(run, arguments=(*run.arguments, "--jobs", str(self.jobs)))
+                self.running[run.name] = run, start(run, log, self.threads), time.monotonic()
+
+    @property
+    def _busy(self) -> int:
+        """How many jobs the running commands have."""
+        return sum(self._jobs_of(run) for run, _, _ in self.running.values())
+
+    def _jobs_of(self, run: Run) -> int:
+        return self.jobs if run.parallel else 1
 
     def tell_to_stop(self) -> None:
         """Pass the signal on, once."""
@@ -168,7 +180,7 @@ def start(run: Run, log: Path, environment: Mapping[str, str]) -> subprocess.Pop
 
 def arguments_now(run: Run) -> Sequence[str]:
     """Return the arguments of a run, with --resume if it was begun."""
-    begun = run.folder is not None and (run.folder / "config.yaml").exists()
+    begun = run.folder is not None and any((run.folder / name).exists() for name in ("config.yaml", "swarm.json"))
     return [*run.arguments, "--resume"] if begun else run.arguments
 
 

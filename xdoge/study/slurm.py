@@ -22,12 +22,12 @@ _SCRIPT = """\
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=TERM@120
-set -euo pipefail
+set -f -euo pipefail # the names of a task's runs are patterns of xdoge, not of the shell
 
 study=(@STUDY@)
 out=@OUT@
 
-# What learns weights: fits and baselines.
+# What learns weights: fits and baselines, each in a task; and all that laws need, from the swarm on, in one.
 weights=(
 @WEIGHTS@)
 
@@ -58,7 +58,7 @@ esac
 # srun does not hand the CPUs of the job on by itself.
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1} SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 status=0
-srun "${study[@]}" --only "$only" || status=$?
+srun "${study[@]}" --only $only || status=$?
 if [ "$status" = 143 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then # time was up: back into the queue
   scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 fi
@@ -78,7 +78,9 @@ def script(study: StudyPlan, out: Path, command: Sequence[str], *, name: str) ->
         command: `xdoge study ...` as the user typed it, without --slurm.
         name: file name of the script.
     """
-    learned = [run for run in study.runs(out) if run.startswith("weights/")]
+    learned = [name for name, run in study.runs(out).items() if name.startswith("weights/") and not run.needs]
+    laws = [run.name for run in study.law_runs(out)]
+    learned += [" --only ".join(laws)] if laws else []
     parts = {
         "@NAME@": shlex.quote(name),
         "@STUDY@": shlex.join(command),

@@ -13,8 +13,10 @@ from pydantic import BeforeValidator, Field, field_validator
 from xdoge.baselines import METHODS, BaselineSettings
 from xdoge.baselines.options import RegmixSettings
 from xdoge.config import Config
-from xdoge.errors import XDogeError
+from xdoge.errors import XDogeError, require
 from xdoge.fit.settings import FitSettings
+from xdoge.laws.problem import FORMS
+from xdoge.laws.swarm_settings import SwarmSettings
 from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import Level, WeightSet
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
 
 FIT = "fit"
-KINDS = (*STRATEGIES, FIT, *METHODS)
+LAW = "law"
+KINDS = (*STRATEGIES, FIT, LAW, *METHODS)
 
 BudgetKind = Literal["tokens", "flops"]
 """What the models of a comparison have equally much of."""
@@ -52,6 +55,9 @@ class StudySpec(Config):
         ("tokens", "flops"), min_length=1, description="what is made equal: tokens, flops or both [both]"
     )
     learning: dict[str, Any] = Field(default_factory=dict, description="settings of all strategies that learn [none]")
+    swarm: dict[str, Any] = Field(
+        default_factory=dict, description="settings of `xdoge swarm`, for the swarm that all laws share [none]"
+    )
     training: dict[str, Any] = Field(default_factory=dict, description="other settings of `xdoge train` [none]")
     evaluation: dict[str, Any] = Field(default_factory=dict, description="settings of perplexity [none]")
     strategies: dict[str, dict[str, Any]] = Field(min_length=1, description="NAME: {kind: KIND, its settings}")
@@ -81,6 +87,32 @@ class _BySize(Config):
     temperature: float | None = None
 
 
+class LawSettings(Config):
+    """Settings of a strategy that takes the best mixture under a mixture law; options of `xdoge optimize`."""
+
+    form: Literal[FORMS] = "auto"  # type: ignore[valid-type]
+    objective: Literal["mean", "worst"] = "mean"
+    no_worse_than: str | None = None
+    mean_no_worse_than: str | None = None
+    force_optimum: bool = False
+
+    @property
+    def options(self) -> list[str]:
+        """What to type after `xdoge optimize LAW`."""
+        limits = {"--no-worse-than": self.no_worse_than, "--mean-no-worse-than": self.mean_no_worse_than}
+        words = [word for option, limit in limits.items() if limit is not None for word in (option, limit)]
+        return ["--objective", self.objective, *words, *(["--force-optimum"] if self.force_optimum else [])]
+
+    def check(self) -> None:
+        """Refuse a limit that cannot be read, and a form whose library is missing."""
+        from xdoge.laws.optimize import parse_limit
+
+        for key in ("no_worse_than", "mean_no_worse_than"):
+            parse_limit(key, getattr(self, key))
+        if self.form == "lightgbm":
+            require("baselines", "lightgbm")
+
+
 class _OwnEpochs(Config, extra="ignore"):
     max_epochs: Passes = None
 
@@ -92,12 +124,13 @@ class Strategy:
     Attributes:
         name: as the study calls it.
         kind: one of `KINDS`.
-        flops: cost of learning the weights with one seed; 0 if nothing is learned.
+        flops: cost of learning the weights with one seed; 0 if nothing is learned. For a law, that of the whole swarm.
         max_epochs: most passes over a source in its mixtures.
-        level: what shares the budget under that cap, for strategies that look at sizes.
+        level: what shares the budget under that cap, for strategies that look at sizes and for laws.
         weights: of a strategy that looks at sizes, the same for every seed; None if it learns.
         settings: of a strategy that learns, as study.yaml has them.
         learns_from: contents of files that the settings name: the proxy's recipe and the reference's weights.
+        law: of a strategy of that kind; its weights are the same for every seed.
     """
 
     name: str
@@ -108,10 +141,45 @@ class Strategy:
     weights: WeightSet | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     learns_from: Mapping[str, Any] = field(default_factory=dict)
+    law: LawSettings | None = None
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the weights differ between seeds."""
+        return self.weights is None and self.law is None
 
 
-def read_strategies(spec: StudySpec, store: TokenStore, folder: Path, *, where: str) -> dict[str, Strategy]:
+def read_swarm(
+    spec: StudySpec, store: TokenStore, folder: Path, *, budget_tokens: int, where: str
+) -> SwarmSettings | None:
+    """Return the settings of the swarm that all laws of a study share; None if the study has no law.
+
+    Args:
+        spec: the study.
+        store: its tokens.
+        folder: where paths of recipes lead from.
+        budget_tokens: that the law is for, unless the study says otherwise.
+        where: what errors call the study.
+
+    Raises:
+        XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
+    """
+    if not any(entry.get("kind") == LAW for entry in spec.strategies.values()):
+        return None
+    common = {"proxy": spec.proxy, "budget_tokens": budget_tokens, "max_epochs": spec.max_epochs}
+    values = {**common, **spec.swarm}
+    values["proxy"] = recipe_path(str(values["proxy"]), folder)
+    if values["max_epochs"] == "none":
+        values["max_epochs"] = None
+    return SwarmSettings.for_store(store, values, where=f"{where}: swarm")
+
+
+def read_strategies(
+    spec: StudySpec, store: TokenStore, folder: Path, *, swarm: SwarmSettings | None, where: str
+) -> dict[str, Strategy]:
     """Return every strategy by name, in the order of the study; paths of recipes lead from `folder`.
+
+    Every law is charged the whole `swarm`, since one law alone would have needed it.
 
     Raises:
         XDogeError: a kind or setting is unknown, or does not fit the store; the line names the strategy.
@@ -124,6 +192,24 @@ def read_strategies(spec: StudySpec, store: TokenStore, folder: Path, *, where: 
             raise XDogeError(f"{here}: kind is {kind!r}; it must be one of {', '.join(KINDS)}.")
         epochs = _OwnEpochs.parse(settings, where=here).max_epochs if "max_epochs" in settings else spec.max_epochs
         settings.pop("max_epochs", None)
+        if kind == LAW:
+            law = LawSettings.parse(settings, where=here)
+            try:
+                law.check()
+            except XDogeError as error:
+                raise XDogeError(f"{here}: {error.message}") from error
+            assert swarm
+            proxy = load_recipe(swarm.proxy)
+            strategies[name] = Strategy(
+                name,
+                kind,
+                flops=swarm.learning_flops(proxy, store),
+                max_epochs=epochs,
+                level=swarm.level,
+                learns_from={"proxy": proxy.model_dump(mode="json")},
+                law=law,
+            )
+            continue
         if kind not in STRATEGIES:
             complete = {"proxy": spec.proxy, **spec.learning, **settings}
             complete["proxy"] = recipe_path(str(complete["proxy"]), folder)
