@@ -76,7 +76,8 @@ bench-sampler: .venv/installed
 bench-eval: .venv/installed
 	@$(BIN)/python benchmarks/perplexity.py
 
-## bench-law      accuracy of mixture laws and their rivals on a published swarm (XDOGE_REAL_DATA)
+## bench-law      accuracy of mixture laws and their rivals on a published swarm (XDOGE_REAL_DATA); the honesty of
+##                optima: benchmarks/law.py --optimism
 bench-law: .venv/installed
 	@$(BIN)/python benchmarks/law.py
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from xdoge.eval.evaluate import evaluate
     from xdoge.export import export
     from xdoge.fit.trainer import fit
+    from xdoge.laws.law import MixtureLaw
     from xdoge.mixtures.mixture import Mixture
     from xdoge.mixtures.weights import WeightSet
     from xdoge.sampling.dataset import MixtureDataset
@@ -34,6 +35,7 @@ __all__ = [
     "Interrupted",
     "Mixture",
     "MixtureDataset",
+    "MixtureLaw",
     "MixtureSampler",
     "Study",
     "TokenStore",
@@ -54,6 +56,7 @@ _HOMES = {
     "Interrupted": "errors",
     "Mixture": "mixtures.mixture",
     "MixtureDataset": "sampling.dataset",
+    "MixtureLaw": "laws.law",
     "MixtureSampler": "sampling.sampler",
     "Study": "study",
     "TokenStore": "corpus.store",
@@ -73,7 +76,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from xdoge.errors import importing
 
-    with importing("cli" if _HOMES[name].startswith("corpus") else "proxy"):
+    with importing("cli" if _HOMES[name].startswith(("corpus", "laws")) else "proxy"):
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

@@ -77,6 +77,17 @@ def test_predict_reads_words_and_weights(xdoge, law, here):
     assert (status, "mean" in out, "±" in out) == (0, True, True)
 
 
+def test_predict_refuses_weights_outside_the_caps(xdoge, here, tmp_path):
+    (tmp_path / "counts.csv").write_text("en/web,2000000\nes/web,500000\ngl/web,50000\neu/web,20000\n")
+    counts = ("--tokens", tmp_path / "counts.csv", "--budget", "1M")
+    assert xdoge(*FIT, *counts, "--form", "linear", "--out", tmp_path / "law.json")[0] == 0
+    status, _, err = xdoge(
+        "predict", tmp_path / "law.json", "uniform", "--max-epochs", "8", "--out", tmp_path / "p.csv"
+    )
+    assert (status, "eu/web" in one_line(err) or "gl/web" in err) == (1, True)
+    assert not (tmp_path / "p.csv").exists()
+
+
 def test_optimize_writes_weights_and_a_verdict(xdoge, law, here):
     (here / "best.json").unlink(missing_ok=True)
     status, out, _ = xdoge("optimize", law, "--out", "best.json", "--force-optimum")
@@ -113,6 +124,7 @@ def test_bad_input_is_one_line_and_writes_nothing(xdoge, here, tmp_path):
         (("predict", "law.json"), "--mixtures"),
         (("predict", "law.json", "unimax"), "unimax"),
         (("predict", "mixtures.csv", "uniform"), "mixtures.csv"),
+        (("predict", "law.json", "uniform", "--max-epochs", "4"), "--max-epochs"),
         (("optimize", "law.json", "--objective", "best"), "best"),
         (("optimize", "law.json", "--max-epochs", "4"), "token counts"),
         (("optimize", "law.json", "--no-worse-than", "uniform"), "uniform:1%"),

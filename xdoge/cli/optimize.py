@@ -134,13 +134,16 @@ def _write(out: Path, law: Path, optimum: Optimum, shares: dict[str, float]) -> 
 
 def print_optimum(law: MixtureLaw, optimum: Optimum) -> None:
     """Print the shares with their caps, the losses with their gains, and the gains over simple mixtures."""
+    from xdoge.laws.optimize import reference_mixtures
+
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
     priced = bool(optimum.caps)
     for head in ("source", "share", "of equal", *(["price of its cap"] * priced)):
         drawn.add_column(head, justify="left" if head == "source" else "right", overflow="fold")
+    equal = dict(zip(law.problem.sources, reference_mixtures(law)["uniform"], strict=True))
     for name, share in sorted(optimum.shares.items(), key=lambda item: -item[1]):
         price = f"{optimum.caps[name]:.4f}" if name in optimum.caps else ""
-        drawn.add_row(name, f"{share:.4f}", f"{share * len(optimum.shares):.2f} ×", *([price] * priced))
+        drawn.add_row(name, f"{share:.4f}", f"{share / equal[name]:.2f} ×", *([price] * priced))
     stdout.print(drawn)
     if priced:
         print("price of a cap: what the objective would fall by per 0.01 of share that the cap is raised")

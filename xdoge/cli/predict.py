@@ -48,6 +48,7 @@ def predict(
     ] = None,
     mixtures: Annotated[Path | None, typer.Option(metavar="CSV", help="Shares of many mixtures.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="CSV", help="File to write.")] = None,
+    max_epochs: Annotated[float | None, typer.Option(metavar="N", help="Refuse more passes over any source.")] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -57,6 +58,7 @@ def predict(
     refuse_taken(out, force)
     fitted = MixtureLaw.load(law)
     names, shares, notes = _mixtures(fitted, mixtures_ or [], mixtures)
+    _refuse_epochs(fitted, names, shares, max_epochs)
     prediction = fitted.predict(shares)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -80,6 +82,21 @@ def predict(
     print(
         "The numbers hold for models and budgets like those of the runs; only the order carries over.", file=sys.stderr
     )
+
+
+def _refuse_epochs(law: MixtureLaw, names: list[str], shares: Any, max_epochs: float | None) -> None:
+    if max_epochs is None:
+        return
+    if law.problem.passes is None:
+        raise XDogeError("--max-epochs needs a law that knows token counts; fit it with --tokens and --budget.")
+    epochs = shares * np.array(law.problem.passes)
+    over = np.argwhere(epochs > max_epochs * (1 + 1e-6))
+    if len(over):
+        row, column = over[0]
+        raise XDogeError(
+            f"{names[row]} reads {law.problem.sources[column]} {epochs[row, column]:.3g} times, more than --max-epochs "
+            f"{max_epochs:g}; lower its share to {max_epochs / law.problem.passes[column]:.4g} or raise the cap."
+        )
 
 
 def _mixtures(law: MixtureLaw, words: list[str], table: Path | None) -> tuple[list[str], Any, list[str]]:

@@ -32,6 +32,9 @@ PRIOR_MEAN_DEVIATIONS = np.array([0.7, 0.4, 0.7, 0.5])
 PRIOR_DEVIATIONS = np.array([1.5, 0.5, 1.0, 0.7])
 """Spread of the same four parameters round their means."""
 HARM_MEAN, HARM_DEVIATION = np.log(0.05), 1.0
+SLOPE_MEAN, SLOPE_DEVIATION = 0.5, 0.5
+"""Of c1, the slope of the prior mean of ln τ on the logarithm of gradient affinity; 1 if gradients told all."""
+LOG_DECAY = float(np.log(DECAY))
 DECAY_DEVIATION = 0.5
 NOISE = 0.1
 """First guess of the residuals, in standard deviations of the losses; 0.1 and 0.15 gave equal accuracy on RegMix."""
@@ -153,7 +156,7 @@ class _Posterior:
     """The negative log posterior of the law's parameters and its gradient.
 
     A row of parameters per evaluation: ln τ (k), ln β, ln d, ln((best - F) / sd), a, ln g. After the rows: the four
-    prior means, and ln λ. Losses are divided by their standard deviation.
+    prior means, c1, and ln λ. Losses are divided by their standard deviation.
     """
 
     def __init__(self, problem: Problem, shares: Floats, losses: Floats, noise: float | Floats) -> None:
@@ -167,60 +170,93 @@ class _Posterior:
         # The level a is measured at a typical amount of data: otherwise a and β are so correlated that L-BFGS crawls.
         typical = np.where(self.own.any(axis=1), (shares @ self.own.T).mean(axis=0), 0.0)
         self.typical = np.log(typical + 0.03)
+        k = self.columns
+        deviations = np.array([problem.transfer_deviation or PRIOR_DEVIATIONS[0], *PRIOR_DEVIATIONS[1:]])
+        spread = np.concatenate([np.full(k, deviations[0]), deviations[1:], [3.0, HARM_DEVIATION]])
+        self.free = np.ones((len(self.own), k + 5))  # 0 where a parameter is fixed, or is not the logarithm of another
+        self.free[:, :k][self.own] = 0.0
+        self.free[:, k + 3] = 0.0
+        self.is_level = np.arange(k + 5) == k + 3
+        self.precision = np.where(self.is_level, 1.0, self.free) / spread
+        self.above = (self.best - losses) / self.deviation
+        affinity = np.zeros(self.own.shape) if problem.affinity is None else np.array(problem.affinity)
+        self.affinity = np.where(self.own, 0.0, affinity)
 
     def start(self) -> Floats:
         """Return the parameters at their prior means."""
         row = np.concatenate([np.full(self.columns, PRIOR_MEANS[0]), PRIOR_MEANS[1:], [0.0, HARM_MEAN]])
         rows = np.tile(row, (len(self.deviation), 1))
-        return np.concatenate([rows.ravel(), PRIOR_MEANS, [np.log(DECAY)]])
+        if self.problem.affinity is not None:
+            rows[:, : self.columns] += SLOPE_MEAN * self.affinity
+        return np.concatenate([rows.ravel(), PRIOR_MEANS, [SLOPE_MEAN, np.log(DECAY)]])
+
+    def start_at(self, law: Effective) -> Floats:
+        """Return the parameters of a law that was fitted to similar losses."""
+        k = self.columns
+        below = np.log(np.maximum(self.best - law.floor, 0.05 * self.deviation) / self.deviation)
+        level = law.level - np.log(self.deviation) - law.exponent * self.typical
+        harm = np.log(law.harm) if self.repeats else np.full(len(below), HARM_MEAN)
+        plain = np.stack([np.log(law.exponent), np.log(law.offset), below, level, harm], axis=1)
+        rows = np.hstack([np.where(self.own, PRIOR_MEANS[0], np.log(law.transfer)), plain])
+        means = [rows[:, :k][~self.own].mean() if (~self.own).any() else PRIOR_MEANS[0], *plain[:, :3].mean(axis=0)]
+        return np.concatenate([rows.ravel(), means, [SLOPE_MEAN, np.log(law.decay)]])
 
     def split(self, theta: Floats) -> tuple[Floats, Floats, float]:
-        """Return the rows, the prior means and ln λ."""
-        rows = theta[:-5].reshape(len(self.deviation), self.columns + 5)
-        return rows, theta[-5:-1], float(theta[-1])
+        """Return the rows, the prior means with c1, and ln λ."""
+        rows = theta[:-6].reshape(len(self.deviation), self.columns + 5)
+        return rows, theta[-6:-1], float(theta[-1])
 
     def __call__(self, theta: Floats) -> tuple[float, Floats]:
         """Return the value and the gradient."""
         k = self.columns
         rows, means, log_decay = self.split(theta)
-        log_transfer = np.where(self.own, 0.0, rows[:, :k])
-        transfer, exponent, offset = np.exp(log_transfer), np.exp(rows[:, k]), np.exp(rows[:, k + 1])
-        below, level, harm = np.exp(rows[:, k + 2]), rows[:, k + 3], np.exp(rows[:, k + 4]) * self.repeats
+        positive = np.exp(rows * self.free)  # 1 for own sources
+        transfer, exponent, offset, below = positive[:, :k], positive[:, k], positive[:, k + 1], positive[:, k + 2]
+        level, harm = rows[:, k + 3], positive[:, k + 4] * self.repeats
         values, by_decay, harms = regressors(self.problem, self.shares, np.exp(log_decay))
         effective = values @ transfer.T + offset  # (n, L)
         log_effective = np.log(effective) - self.typical
-        excess = np.exp(np.clip(level - exponent * log_effective + harm * harms, -50.0, 50.0))
-        residuals = ((self.best - self.losses) / self.deviation - below + excess) / self.noise
-        size = np.abs(residuals)
-        value = float(np.where(size > HUBER, HUBER * (size - HUBER / 2), residuals**2 / 2).sum())
-        by_loss = np.clip(residuals, -HUBER, HUBER) / self.noise
+        exponents = level - exponent * log_effective + harm * harms
+        excess = np.exp(np.minimum(np.maximum(exponents, -50.0), 50.0))
+        residuals = (self.above - below + excess) / self.noise
+        clipped = np.minimum(np.maximum(residuals, -HUBER), HUBER)
+        value = float((clipped * (residuals - clipped / 2)).sum())  # Huber's loss
+        by_loss = clipped / self.noise
         by_exponent = by_loss * excess  # derivative by what stands in exp()
-        by_effective = -by_exponent * exponent / effective
-        gradient = np.zeros_like(rows)
-        gradient[:, :k] = np.where(self.own, 0.0, by_effective.T @ values * transfer)
-        gradient[:, k] = -(by_exponent * exponent * log_effective).sum(axis=0)
-        gradient[:, k + 1] = by_effective.sum(axis=0) * offset
-        gradient[:, k + 2] = -by_loss.sum(axis=0) * below
+        by_log = by_exponent * exponent
+        by_effective = -by_log / effective
+        gradient = np.empty_like(rows)
+        gradient[:, :k] = by_effective.T @ values
+        gradient[:, k] = -(by_log * log_effective).sum(axis=0) / exponent
+        gradient[:, k + 1] = by_effective.sum(axis=0)
+        gradient[:, k + 2] = -by_loss.sum(axis=0)
         gradient[:, k + 3] = by_exponent.sum(axis=0)
-        gradient[:, k + 4] = (by_exponent * harms).sum(axis=0) * harm
-        slope = float(((by_effective @ transfer) * by_decay).sum())
+        gradient[:, k + 4] = (by_exponent * harms).sum(axis=0) * self.repeats
+        gradient *= np.where(self.is_level, 1.0, positive * self.free)
+        slope = float(((by_effective @ transfer) * by_decay).sum()) if self.repeats else 0.0
         more, prior_rows, prior_means, prior_decay = self._prior(rows, means, log_decay)
         return value + more, np.concatenate([(gradient + prior_rows).ravel(), prior_means, [slope + prior_decay]])
 
     def _prior(self, rows: Floats, means: Floats, log_decay: float) -> tuple[float, Floats, Floats, float]:
         k = self.columns
-        centre = np.concatenate([np.full(k, means[0]), means[1:], [0.0, HARM_MEAN]])
-        spread = np.concatenate([np.full(k, PRIOR_DEVIATIONS[0]), PRIOR_DEVIATIONS[1:], [3.0, HARM_DEVIATION]])
-        z = (rows - centre) / spread
-        z[:, :k][self.own] = 0.0
-        by_rows = z / spread
+        means, slope = means[:4], means[4]
+        centre = np.zeros(k + 5)
+        centre[:k], centre[k : k + 3], centre[k + 4] = means[0], means[1:], HARM_MEAN
+        away = rows - centre
+        if self.problem.affinity is not None:
+            away[:, :k] -= slope * self.affinity
+        z = away * self.precision
+        by_rows = z * self.precision
         column_sums = by_rows.sum(axis=0)
         z_means = (means - PRIOR_MEANS) / PRIOR_MEAN_DEVIATIONS
         by_means = z_means / PRIOR_MEAN_DEVIATIONS
-        by_means = by_means - np.concatenate([[column_sums[:k].sum()], column_sums[k : k + 3]])
-        z_decay = (log_decay - np.log(DECAY)) / DECAY_DEVIATION
-        total = 0.5 * (float((z**2).sum()) + float((z_means**2).sum()) + z_decay**2)
-        return total, by_rows, by_means, z_decay / DECAY_DEVIATION
+        by_means[0] -= column_sums[:k].sum()
+        by_means[1:] -= column_sums[k : k + 3]
+        z_slope = (slope - SLOPE_MEAN) / SLOPE_DEVIATION
+        by_slope = z_slope / SLOPE_DEVIATION - float((by_rows[:, :k] * self.affinity).sum())
+        z_decay = (log_decay - LOG_DECAY) / DECAY_DEVIATION
+        total = 0.5 * (float((z * z).sum()) + float((z_means * z_means).sum()) + z_slope**2 + z_decay**2)
+        return total, by_rows, np.append(by_means, by_slope), z_decay / DECAY_DEVIATION
 
     def law(self, theta: Floats, noise: Floats) -> Effective:
         """Return the law at these parameters, in the unit of the losses."""
@@ -240,7 +276,9 @@ class _Posterior:
         )
 
 
-def fit_effective(problem: Problem, shares: Floats, losses: Floats, seed: int = 0) -> Effective:
+def fit_effective(
+    problem: Problem, shares: Floats, losses: Floats, seed: int = 0, start: Effective | None = None
+) -> Effective:
     """Return the maximum a posteriori law.
 
     The first fit takes the noise as `NOISE` standard deviations. If the residuals say that the runs are quieter, a
@@ -251,17 +289,27 @@ def fit_effective(problem: Problem, shares: Floats, losses: Floats, seed: int = 
         shares: shape (n, k), rows sum to 1.
         losses: shape (n, L).
         seed: not used; the fit starts at the prior means.
+        start: a law of similar losses to start from instead, which saves the first fit.
 
     Source: docs/law.md; the form joins arXiv:2305.16264 (repetition) and arXiv:2510.22037 (transfer).
     """
+    if start is not None:
+        size = start.noise / losses.std(axis=0)
+        posterior = _Posterior(problem, shares, losses, _weighed(size) if size.mean() < NOISE / 2 else NOISE)
+        theta = _descend(posterior, posterior.start_at(start))
+        return posterior.law(theta, _noise(posterior, theta) * posterior.deviation)
     posterior = _Posterior(problem, shares, losses, NOISE)
     theta = _descend(posterior, posterior.start())
     noise = _noise(posterior, theta)
     if noise.mean() < NOISE / 2:
-        posterior = _Posterior(problem, shares, losses, np.maximum(noise, noise.mean() / 3))
+        posterior = _Posterior(problem, shares, losses, _weighed(noise))
         theta = _descend(posterior, theta)
         noise = _noise(posterior, theta)
     return posterior.law(theta, noise * posterior.deviation)
+
+
+def _weighed(noise: Floats) -> Floats:
+    return np.asarray(np.maximum(noise, noise.mean() / 3))
 
 
 def _descend(posterior: _Posterior, theta: Floats) -> Floats:

@@ -18,12 +18,14 @@ import numpy as np
 from scipy.optimize import minimize, nnls
 
 from xdoge.errors import XDogeError, argument
-from xdoge.laws.effective import Effective
+from xdoge.laws.effective import Effective, fit_effective
 from xdoge.laws.intervals import novelty
 from xdoge.laws.problem import Floats
 from xdoge.laws.process import Process
 from xdoge.laws.stack import FITS
 from xdoge.mixtures.allocation import unimax
+from xdoge.mixtures.strategies import spread_by_size
+from xdoge.names import language_of
 
 if TYPE_CHECKING:
     from xdoge.laws.fitted import FittedLaw
@@ -94,8 +96,9 @@ class Optimum:
         value: the objective at these shares.
         gains: over uniform, and over proportional and UniMax where token counts are known.
         caps: upper bound of each source whose bound holds it back -> objective gained per added 0.01 of share.
-        recommended: the shares to use: these, or equal ones where the gain over them may be nothing.
-        keeps_uniform: whether `recommended` are equal shares.
+        recommended: the shares to use: these, or equal ones where the gain over them may be nothing. Where equal shares
+            would break the epoch caps, those of UniMax take their place.
+        keeps_uniform: whether `recommended` are equal shares, or those of UniMax.
         extrapolated: whether the mixture is farther from the runs than they are from each other.
         verdict: the same in words.
     """
@@ -314,14 +317,13 @@ def _best(law: FittedLaw, settings: OptimizeSettings) -> tuple[FittedLaw, Progra
     if settings.objective not in ("mean", "worst"):
         raise XDogeError(f"objective {settings.objective!r} is unknown; it is mean or worst.")
     law = _at_budget(law, settings.budget_tokens)
-    k = len(law.problem.sources)
     low, high = _bounds(law, settings)
     references = reference_mixtures(law, settings.max_epochs)
     limits = _limits(law, "no_worse_than", settings.no_worse_than, references)
     mean_limits = _limits(law, "mean_no_worse_than", settings.mean_no_worse_than, references)
     mean_limit = None if mean_limits is None else float(mean_limits.mean())
     programme = Programme(settings.objective == "worst", low, high, limits, mean_limit)
-    uniform = np.full(k, 1.0 / k)
+    uniform = references["uniform"]
     share = _solve(programme, law, _starts(law, programme, uniform))
     return law, programme, references, share
 
@@ -334,18 +336,21 @@ def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
             the budget unspent; or no mixture meets the limits.
     """
     law, programme, references, share = _best(law, settings)
-    names, k = law.problem.sources, len(law.problem.sources)
-    uniform = np.full(k, 1.0 / k)
-    prices = programme.prices(law.slopes, share) if law.smooth else np.zeros(k)
+    names = law.problem.sources
+    prices = programme.prices(law.slopes, share) if law.smooth else np.zeros(len(names))
     optimism, misfit, errors = _bootstrap(law, programme, share, references, settings)
     losses = law.losses_at(share[None])[0]
     gains = {
         name: _gain(law, programme, name, share, other, (optimism[name], misfit, errors[name]))
         for name, other in references.items()
     }
-    keep = gains["uniform"].low <= 0
+    simple = "uniform"
+    if settings.max_epochs is not None and law.problem.passes is not None and "unimax" in references:
+        epochs = references["uniform"] * np.array(law.problem.passes)
+        simple = "unimax" if (epochs > settings.max_epochs * (1 + 1e-9)).any() else "uniform"
+    keep = gains[simple].low <= 0
     far = bool(novelty(share[None], law.shares)[0] > law.intervals.far)
-    recommended = uniform if keep else share
+    recommended = references[simple] if keep else share
     return Optimum(
         shares=dict(zip(names, share.tolist(), strict=True)),
         objective=settings.objective,
@@ -356,22 +361,42 @@ def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
         recommended=dict(zip(names, recommended.tolist(), strict=True)),
         keeps_uniform=keep,
         extrapolated=far,
-        verdict=_verdict(gains["uniform"], settings.objective, keep, far),
+        verdict=_verdict(gains[simple], settings.objective, keep, far),
     )
 
 
 def reference_mixtures(law: FittedLaw, max_epochs: float | None = None) -> dict[str, Floats]:
-    """Return the mixtures that an optimum is compared with: uniform, and by size where token counts are known."""
-    names = law.problem.sources
-    out = {"uniform": np.full(len(names), 1.0 / len(names))}
-    if law.tokens is not None and law.budget_tokens is not None:
-        counts = np.array([law.tokens[name] for name in names], dtype=np.float64)
-        out["proportional"] = counts / counts.sum()
-        cap = max_epochs or 4.0
-        if law.budget_tokens <= cap * counts.sum():
-            spent = unimax(dict(law.tokens), budget_tokens=law.budget_tokens, max_epochs=cap).counts
-            out["unimax"] = np.array([spent[name] for name in names]) / law.budget_tokens
-    return out
+    """Return the mixtures that an optimum is compared with: uniform, and by size where token counts are known.
+
+    They are those of `xdoge mix`. If sources are named language/source, equal shares are those of languages. Within a
+    language sources then go by size, or equally where token counts are unknown.
+    """
+    names, budget, cap = law.problem.sources, law.budget_tokens, max_epochs or 4.0
+    by_language = _by_language(names)
+    if law.tokens is None or budget is None:
+        members = by_language.values() or [[name] for name in names]
+        equal = {name: 1.0 / len(group) / len(members) for group in members for name in group}
+        return {"uniform": np.array([equal[name] for name in names])}
+    counts = {name: int(law.tokens[name]) for name in names}
+    equal = dict.fromkeys(by_language or names, 1.0 / len(by_language or names))
+    weights = {
+        "uniform": spread_by_size(equal, counts) if by_language else equal,
+        "proportional": {name: count / sum(counts.values()) for name, count in counts.items()},
+    }
+    if budget <= cap * sum(counts.values()):
+        sizes = {language: sum(counts[name] for name in members) for language, members in by_language.items()}
+        spent = unimax(sizes or counts, budget_tokens=budget, max_epochs=cap).counts
+        shares = {name: count / budget for name, count in spent.items()}
+        weights["unimax"] = spread_by_size(shares, counts) if by_language else shares
+    return {strategy: np.array([shares[name] for name in names]) for strategy, shares in weights.items()}
+
+
+def _by_language(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the sources of each language, empty if the names are not all language/source."""
+    out: dict[str, list[str]] = {}
+    for name in names:
+        out.setdefault(language_of(name), []).append(name)
+    return out if all("/" in name for name in names) else {}
 
 
 def _at_budget(law: FittedLaw, budget_tokens: int | None) -> FittedLaw:
@@ -578,21 +603,23 @@ def _gains(law: FittedLaw, programme: Programme, share: Floats, other: Floats) -
 
 def refit(law: FittedLaw, losses: Floats) -> FittedLaw:
     """Return the law fitted to other losses of the same runs, with the same stack weights and hyperparameters."""
-    parts = {
-        name: law.parts[name].refit(losses)
-        if isinstance(law.parts[name], Process)
-        else FITS[name](law.problem, law.shares, losses, 0)
-        for name in law.weights
-    }
+    parts: dict[str, Any] = {}
+    for name in law.weights:
+        part = law.parts[name]
+        if isinstance(part, Process):
+            parts[name] = part.refit(losses)
+        elif isinstance(part, Effective):
+            parts[name] = fit_effective(part.problem, law.shares, losses, start=part)
+        else:
+            parts[name] = FITS[name](law.problem, law.shares, losses, 0)
     return replace(law, parts=parts, losses=losses)
 
 
 def _verdict(gain: Gain, objective: str, keep: bool, far: bool) -> str:
     what = "mean loss" if objective == "mean" else "loss of the worst evaluation"
     numbers = f"{gain.charged:+.4f} (90 % interval {gain.low:+.4f} to {gain.high:+.4f})"
+    equal = "equal shares" if gain.over == "uniform" else "equal shares within the epoch caps (UniMax)"
     if keep:
-        return (
-            f"keep equal shares: the predicted gain of the optimum in the {what} is {numbers}, so it may gain nothing."
-        )
+        return f"keep {equal}: the predicted gain of the optimum in the {what} is {numbers}, so it may gain nothing."
     tail = " It lies far from all runs: train a few runs near it before you trust it." if far else ""
-    return f"use the optimum: it lowers the {what} by {numbers} against equal shares.{tail}"
+    return f"use the optimum: it lowers the {what} by {numbers} against {equal}.{tail}"

@@ -24,12 +24,17 @@ class Problem:
         evaluations: names of the L evaluations, in the order of the loss columns.
         own: for each evaluation, the indices of its own sources; empty if there are none.
         passes: passes over each source that a share of 1 means, B / U_j, shape (k,); None if token counts are unknown.
+        affinity: ln t of each evaluation and source less their mean, shape (L, k), which moves the prior of the
+            transfer (see `xdoge.laws.transfer`); None for one prior for all.
+        transfer_deviation: standard deviation of that prior; None for the usual one.
     """
 
     sources: tuple[str, ...]
     evaluations: tuple[str, ...]
     own: tuple[tuple[int, ...], ...]
     passes: tuple[float, ...] | None = None
+    affinity: tuple[tuple[float, ...], ...] | None = None
+    transfer_deviation: float | None = None
 
     @property
     def is_own(self) -> NDArray[np.bool_]:
@@ -46,6 +51,8 @@ class Problem:
             "evaluations": list(self.evaluations),
             "own": [list(columns) for columns in self.own],
             "passes": None if self.passes is None else list(self.passes),
+            "affinity": None if self.affinity is None else [list(row) for row in self.affinity],
+            "transfer_deviation": self.transfer_deviation,
         }
 
     @classmethod
@@ -56,6 +63,8 @@ class Problem:
             tuple(value["evaluations"]),
             tuple(tuple(int(index) for index in columns) for columns in value["own"]),
             None if value["passes"] is None else tuple(float(number) for number in value["passes"]),
+            None if value.get("affinity") is None else tuple(tuple(map(float, row)) for row in value["affinity"]),
+            value.get("transfer_deviation"),
         )
 
 

@@ -295,7 +295,7 @@ class Swarm:
             if result.diverged
         ]
         if missing := self.settings.runs - len(results):
-            lines.append(f"{missing} of {self.settings.runs} runs have not ended; xdoge swarm continues with --resume")
+            lines.append(f"{missing} of {self.settings.runs} runs have not ended: resume the swarm to train them")
         return lines
 
     def weights(self, run: PlannedRun) -> dict[str, float]:
