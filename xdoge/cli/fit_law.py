@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,6 +79,9 @@ def fit_law(  # one parameter for each option
         tuple[Path, Path] | None,
         typer.Option(metavar="MIXTURES LOSSES", help="Some runs of another size, whose level the law then predicts."),
     ] = None,
+    affinity: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A fit whose gradients say who may help whom; used if it helps.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Deals the runs into folds.")] = 0,
     force: Force = False,
     as_json: Json = False,
@@ -87,6 +90,7 @@ def fit_law(  # one parameter for each option
     from xdoge.laws.csv_files import align, read_mixtures, read_table
     from xdoge.laws.law import MixtureLaw
     from xdoge.laws.swarm_plan import Swarm
+    from xdoge.laws.transfer import read_affinity
 
     refuse_taken(out, force)
     csv_options = (mixtures, losses, tokens, budget_tokens)
@@ -97,7 +101,7 @@ def fit_law(  # one parameter for each option
     with Display() as display:
         if swarm is not None:
             plan = Swarm.load(swarm)
-            law = plan.fit(form=form, on_progress=display.show)
+            law = plan.fit(form=form, affinity=affinity, on_progress=display.show)
             held_out = plan.validate(law)
             notes += plan.notes()
             names = plan.units, plan.languages
@@ -113,7 +117,10 @@ def fit_law(  # one parameter for each option
                 evaluations=measured.names,
                 own=[_pair(text) for text in own or []],
                 form=form,
-                settings=_settings(tokens, budget_tokens, seed, shares.names),
+                settings=replace(
+                    _settings(tokens, budget_tokens, seed, shares.names),
+                    affinity=None if affinity is None else read_affinity(affinity, shares.names, measured.names, None),
+                ),
                 on_progress=display.show,
             )
             notes += shares.notes
@@ -186,12 +193,21 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _summary(law: MixtureLaw, error: float | None, held_out: HeldOut | None) -> dict[str, object]:
+    intervals = law.transfer_intervals
     return {
         "form": law.form,
         "runs": len(law.shares),
         "weights": dict(law.weights),
         "validation": {name: scores.to_dict() for name, scores in law.validation.items()},
         "transfer": law.transfer,
+        "transfer_90": {
+            evaluation: dict(zip(law.problem.sources, zip(low, high, strict=True), strict=True))
+            for evaluation, low, high in zip(
+                law.problem.evaluations, intervals.low.tolist(), intervals.high.tolist(), strict=True
+            )
+        },
+        "four_epochs_90": intervals.four_epochs,
+        "notes": list(law.notes),
         "decay": law.effective.decay if law.tokens is not None else None,
         "rmse_also": error,
         "held_out": None if held_out is None else asdict(held_out),
@@ -223,15 +239,24 @@ def print_transfer(law: MixtureLaw) -> None:
     """Print which sources help each evaluation most besides its own."""
     print("what a token of another source is worth, in the evaluation's own tokens (effective-data law):")
     own = dict(zip(law.problem.evaluations, law.problem.own, strict=True))
-    for evaluation, row in law.transfer.items():
+    intervals = law.transfer_intervals
+    for number, (evaluation, row) in enumerate(law.transfer.items()):
         mine = {law.problem.sources[i] for i in own[evaluation]}
         best = sorted(((value, name) for name, value in row.items() if name not in mine), reverse=True)[:3]
         unit = "" if mine else " (no source of its own: relative)"
-        print(f"  {evaluation}{unit}: " + ", ".join(f"{name} {value:.2g}" for value, name in best))
-    if law.tokens is not None:
+        cells = []
+        for value, name in best:
+            column = law.problem.sources.index(name)
+            ends = f"{intervals.low[number, column]:.2g} to {intervals.high[number, column]:.2g}"
+            noise = ", noise" if intervals.is_noise[number, column] else ""
+            cells.append(f"{name} {value:.2g} ({ends}{noise})")
+        print(f"  {evaluation}{unit}: " + ", ".join(cells))
+    print("in parentheses: 90 % intervals; noise: the runs do not tell the value from nothing")
+    if intervals.four_epochs is not None:
         import numpy as np
 
         from xdoge.laws.effective import epoch_value
 
         worth = float(epoch_value(np.array([4.0]), law.effective.decay)[0][0])
-        print(f"four epochs of a source are worth {worth:.2f} epochs of new text")
+        low, high = intervals.four_epochs
+        print(f"four epochs of a source are worth {worth:.2f} epochs of new text ({low:.2f} to {high:.2f})")

@@ -63,6 +63,9 @@ def swarm(  # one parameter for each option
     level: Annotated[str | None, typer.Option(metavar="languages|sources", help="What has a share.")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="A,B,...", help="Of the proxies [0,1,2,3].")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of each training [the recipe's].")] = None,
+    affinity: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A fit whose gradients say who may help whom.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trainings at once, each with its part of the cores.")] = 1,
     target_parameters: Annotated[
         str | None, typer.Option(metavar="N", help="Size of the target model, to say what share of its cost this is.")
@@ -86,6 +89,7 @@ def swarm(  # one parameter for each option
         "runs": runs,
         "level": level,
         "steps": steps,
+        "affinity": affinity,
     }
     if max_epochs is not None:
         flags["max_epochs"] = None if max_epochs == "none" else max_epochs

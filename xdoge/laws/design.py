@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from xdoge.laws.effective import NOISE, PRIOR_DEVIATIONS, PRIOR_MEANS, Effective, regressors
+from xdoge.laws.effective import NOISE, PRIOR_DEVIATIONS, PRIOR_MEANS, SLOPE_MEAN, Effective, jacobian
 from xdoge.laws.problem import Floats, Problem
 
 CANDIDATES = 10_000
@@ -71,9 +71,15 @@ def candidates_near(optimum: Floats, most: Floats, *, seed: int, count: int = CA
     return within(draws / draws.sum(axis=1, keepdims=True), most)
 
 
-def prior_law(problem: Problem) -> Effective:
-    """Return the effective-data law at the means of its priors, for losses with a standard deviation of 1."""
+def prior_law(problem: Problem, affinity: Floats | None = None) -> Effective:
+    """Return the effective-data law at the means of its priors, for losses with a standard deviation of 1.
+
+    Args:
+        problem: names, own sources and passes.
+        affinity: shape (L, k), as `xdoge.laws.transfer.read_affinity` returns it, which moves the transfer; or None.
+    """
     rows, k = len(problem.evaluations), len(problem.sources)
+    moved = np.zeros((rows, k)) if affinity is None else SLOPE_MEAN * affinity
     return Effective(
         problem=problem,
         floor=np.zeros(rows),
@@ -81,31 +87,10 @@ def prior_law(problem: Problem) -> Effective:
         exponent=np.full(rows, np.exp(PRIOR_MEANS[1])),
         offset=np.full(rows, np.exp(PRIOR_MEANS[2])),
         harm=np.full(rows, 0.05 if problem.passes else 0.0),
-        transfer=np.where(problem.is_own, 1.0, np.full((rows, k), np.exp(PRIOR_MEANS[0]))),
+        transfer=np.where(problem.is_own, 1.0, np.exp(PRIOR_MEANS[0] + moved)),
         decay=1 / 15,
         noise=np.full(rows, NOISE),
     )
-
-
-def jacobian(law: Effective, shares: Floats) -> Floats:
-    """Return how the predicted losses move with the law's parameters: shape (m, L, k + 5).
-
-    The parameters of an evaluation are ln τ (k), ln β, ln d, the floor, a and ln g.
-    """
-    values, _, harms = regressors(law.problem, shares, law.decay)
-    effective = values @ law.transfer.T + law.offset  # (m, L)
-    excess = np.exp(law.level - law.exponent * np.log(effective) + law.harm * harms)
-    by_effective = -excess * law.exponent / effective
-    m, rows = effective.shape
-    k = shares.shape[1]
-    slopes = np.zeros((m, rows, k + 5))
-    slopes[:, :, :k] = by_effective[:, :, None] * np.where(law.problem.is_own, 0.0, law.transfer) * values[:, None, :]
-    slopes[:, :, k] = -excess * law.exponent * np.log(effective)
-    slopes[:, :, k + 1] = by_effective * law.offset
-    slopes[:, :, k + 2] = -1.0
-    slopes[:, :, k + 3] = excess
-    slopes[:, :, k + 4] = excess * law.harm * harms
-    return slopes
 
 
 def most_informative(law: Effective, chosen: Floats, pool: Floats, count: int) -> Floats:

@@ -32,7 +32,7 @@ PRIOR_MEAN_DEVIATIONS = np.array([0.7, 0.4, 0.7, 0.5])
 PRIOR_DEVIATIONS = np.array([1.5, 0.5, 1.0, 0.7])
 """Spread of the same four parameters round their means."""
 HARM_MEAN, HARM_DEVIATION = np.log(0.05), 1.0
-SLOPE_MEAN, SLOPE_DEVIATION = 0.5, 0.5
+SLOPE_MEAN, SLOPE_DEVIATION = 0.5, 0.25
 """Of c1, the slope of the prior mean of ln τ on the logarithm of gradient affinity; 1 if gradients told all."""
 LOG_DECAY = float(np.log(DECAY))
 DECAY_DEVIATION = 0.5
@@ -150,6 +150,27 @@ def regressors(problem: Problem, shares: Floats, decay: float) -> tuple[Floats, 
     value, by_decay = epoch_value(epochs, decay)
     harms = softplus(epochs / HARM_EPOCHS - 1) @ harm_weights(problem).T
     return value / passes, by_decay / passes, harms
+
+
+def jacobian(law: Effective, shares: Floats) -> Floats:
+    """Return how the predicted losses move with the law's parameters: shape (m, L, k + 5).
+
+    The parameters of an evaluation are ln τ (k), ln β, ln d, the floor, a and ln g.
+    """
+    values, _, harms = regressors(law.problem, shares, law.decay)
+    effective = values @ law.transfer.T + law.offset  # (m, L)
+    excess = np.exp(law.level - law.exponent * np.log(effective) + law.harm * harms)
+    by_effective = -excess * law.exponent / effective
+    m, rows = effective.shape
+    k = shares.shape[1]
+    slopes = np.zeros((m, rows, k + 5))
+    slopes[:, :, :k] = by_effective[:, :, None] * np.where(law.problem.is_own, 0.0, law.transfer) * values[:, None, :]
+    slopes[:, :, k] = -excess * law.exponent * np.log(effective)
+    slopes[:, :, k + 1] = by_effective * law.offset
+    slopes[:, :, k + 2] = -1.0
+    slopes[:, :, k + 3] = excess
+    slopes[:, :, k + 4] = excess * law.harm * harms
+    return slopes
 
 
 class _Posterior:

@@ -23,6 +23,7 @@ from xdoge.laws.problem import FORMS, Floats, Problem
 from xdoge.laws.rivals import has_lightgbm
 from xdoge.laws.scores import Scores, score
 from xdoge.laws.stack import FITS, READERS, STACKED, folds, stack_weights
+from xdoge.laws.transfer import WORTH_IT, TransferIntervals, candidates_of_prior, transfer_intervals
 from xdoge.progress import Event, OnProgress, silent
 
 SCHEMA = "xdoge.law"
@@ -131,6 +132,7 @@ class FittedLaw:
         stacked = [name for name in STACKED if form == "auto"] or [form]
         names = [*stacked, *(name for name in settings.rivals(form) if name not in stacked)]
         assigned = folds(x, settings.seed)
+        problem, told = _with_affinity(problem, x, y, assigned, settings)
         total = (int(assigned.max()) + 1) * len(names) + len(stacked)
         held_out, distance = _cross_validate(problem, x, y, names, assigned, settings.seed, on_progress, total)
         weights = stack_weights({name: held_out[name] for name in stacked}, y)
@@ -157,7 +159,7 @@ class FittedLaw:
             tokens=settings.tokens,
             budget_tokens=settings.budget_tokens,
             members=settings.members,
-            notes=settings.notes(form),
+            notes=(*settings.notes(form), *told),
         )
 
     def losses_at(self, shares: Floats) -> Floats:
@@ -238,11 +240,15 @@ class FittedLaw:
     @property
     def transfer(self) -> dict[str, dict[str, float]]:
         """What a token of each source is worth to each evaluation, in tokens of its own: τ by evaluation and source."""
-        law = self.parts.get("effective") or fit_effective(self.problem, self.shares, self.losses)
         return {
             evaluation: dict(zip(self.problem.sources, row, strict=True))
-            for evaluation, row in zip(self.problem.evaluations, law.transfer.tolist(), strict=True)
+            for evaluation, row in zip(self.problem.evaluations, self.effective.transfer.tolist(), strict=True)
         }
+
+    @property
+    def transfer_intervals(self) -> TransferIntervals:
+        """90 % intervals of `transfer` and of what four epochs are worth."""
+        return transfer_intervals(self.effective, self.shares, self.losses)
 
     @property
     def effective(self) -> Effective:
@@ -352,6 +358,7 @@ class FitSettings:
         tokens: unique tokens per source; with `budget_tokens` they bring repetition in.
         budget_tokens: training tokens of a run.
         members: where a share is that of a language, its sources with their parts of it.
+        affinity: gradient affinities, shape (L, k), as `xdoge.laws.transfer.read_affinity` returns them; None for none.
         seed: deals runs into folds.
         validate_rivals: also cross-validate the forms that are not fitted, to show them side by side.
     """
@@ -361,6 +368,7 @@ class FitSettings:
     seed: int = 0
     validate_rivals: bool = True
     members: Mapping[str, Mapping[str, float]] | None = None
+    affinity: Floats | None = None
 
     def __post_init__(self) -> None:
         """Refuse one of tokens and budget_tokens without the other."""
@@ -435,6 +443,28 @@ def _cross_validate(
     if bad := [name for name, values in held_out.items() if not np.isfinite(values).all()]:
         raise RuntimeError(f"the fit of {bad[0]} gave a number that is not finite")
     return held_out, distance
+
+
+def _with_affinity(
+    problem: Problem, x: Floats, y: Floats, assigned: Any, settings: FitSettings
+) -> tuple[Problem, tuple[str, ...]]:
+    """Return the problem with the transfer prior if it lowers the cross-validated error, and say whether it does."""
+    if settings.affinity is None:
+        return problem, ()
+    errors = {}
+    for candidate in candidates_of_prior(problem, settings.affinity):
+        held_out, _ = _cross_validate(candidate, x, y, ["effective"], assigned, settings.seed, silent, 1)
+        errors[candidate] = score(held_out["effective"], y).relative
+    ordered = sorted(errors, key=lambda candidate: errors[candidate])
+    best = next(candidate for candidate in ordered if candidate.affinity is not None)
+    without = next(candidate for candidate in ordered if candidate.affinity is None)
+    numbers = (
+        f"the cross-validated error of the effective-data law is {errors[without]:.3f} of the spread without it and "
+        f"{errors[best]:.3f} with it"
+    )
+    if errors[best] > WORTH_IT * errors[without]:
+        return problem, (f"the transfer prior from gradients did not help and is not used: {numbers}",)
+    return best, (f"the transfer prior from gradients helped and is used: {numbers}",)
 
 
 def _held_out_widths(predicted: Floats, y: Floats, distance: Floats, assigned: Any) -> Floats:

@@ -29,6 +29,7 @@ from xdoge.io import read_json, write_json, write_text
 from xdoge.laws.design import candidates, candidates_near, contrasts, most_informative, prior_law
 from xdoge.laws.problem import Floats, Problem
 from xdoge.laws.scores import Scores, score
+from xdoge.laws.transfer import read_affinity
 from xdoge.mixtures.strategies import strategy_weights
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import load_recipe
@@ -115,6 +116,7 @@ class Swarm:
         runs: planned so far.
         noise: None before the anchors are trained.
         vocab_size: of the store's tokenizer.
+        affinity: what the gradients of a fit say of the transfer, shape (L, k); None without such a fit.
     """
 
     path: Path
@@ -128,6 +130,7 @@ class Swarm:
     runs: list[PlannedRun] = field(default_factory=list)
     noise: Noise | None = None
     vocab_size: int = 0
+    affinity: Floats | None = None
 
     @classmethod
     def plan(cls, store: TokenStore, settings: SwarmSettings, path: Path) -> Self:
@@ -152,9 +155,14 @@ class Swarm:
             tokens={unit: sum(counts[source] for source in sources) for unit, sources in groups.items()},
             vocab_size=store.vocab_size,
         )
+        if settings.affinity is not None:
+            swarm.affinity = swarm._read_affinity(settings.affinity)
         swarm.runs += swarm._anchors()
         swarm.runs += swarm._design()
         return swarm
+
+    def _read_affinity(self, run: Path | str) -> Floats:
+        return read_affinity(run, self.units, self.languages, self.members)
 
     def _anchors(self) -> list[PlannedRun]:
         """Return the anchors; where sizes hardly differ, the smallest share rich takes the place of proportional."""
@@ -185,7 +193,7 @@ class Swarm:
         near = round(AROUND_OPTIMUM * count)
         trained = np.vstack([[run.shares for run in self.runs], contrast])
         pool = candidates(k, most, seed=settings.seed)
-        points = most_informative(prior_law(self.problem), trained, pool, count - near)
+        points = most_informative(prior_law(self.problem, self.affinity), trained, pool, count - near)
         names += [f"design-{number:02}" for number in range(len(points))]
         rows = np.vstack([contrast, points]).tolist()
         runs = [
@@ -209,7 +217,7 @@ class Swarm:
             part = count // 2 if number else count - count // 2
             pool = candidates_near(optimum, most, seed=settings.seed + number)
             known = np.vstack([trained, *rows]) if rows else trained
-            rows.append(most_informative(prior_law(self.problem), known, pool, part))
+            rows.append(most_informative(prior_law(self.problem, self.affinity), known, pool, part))
         runs = [
             PlannedRun(f"optimum-{number:02}", "optimum", settings.seeds[0], tuple(row))
             for number, row in enumerate(np.vstack(rows).tolist())
@@ -254,8 +262,23 @@ class Swarm:
         )
         return Problem(self.units, self.languages, own, tuple(self.passes[unit] for unit in self.units))
 
-    def fit(self, *, form: str = "auto", validate_rivals: bool = True, on_progress: OnProgress = silent) -> MixtureLaw:
-        """Fit a law to the runs that ended well and are not held out."""
+    def fit(
+        self,
+        *,
+        form: str = "auto",
+        validate_rivals: bool = True,
+        affinity: Path | str | None = None,
+        on_progress: OnProgress = silent,
+    ) -> MixtureLaw:
+        """Fit a law to the runs that ended well and are not held out.
+
+        Args:
+            form: one of `xdoge.laws.problem.FORMS`.
+            validate_rivals: also cross-validate the other forms.
+            affinity: folder of a fit, whose gradients move the prior of the transfer if that helps; None for the one
+                that the swarm was planned with, if any.
+            on_progress: called after each fit of a form.
+        """
         from xdoge.laws.law import FitSettings, MixtureLaw
 
         mixtures, losses = self.table()
@@ -264,6 +287,7 @@ class Swarm:
             budget_tokens=self.settings.budget_tokens,
             validate_rivals=validate_rivals,
             members=self.members if self.settings.level == "languages" else None,
+            affinity=self.affinity if affinity is None else self._read_affinity(affinity),
         )
         return MixtureLaw.fit(
             np.array([[row[unit] for unit in self.units] for row in mixtures.values()]),
@@ -366,6 +390,7 @@ class Swarm:
             "units": self.members,
             "tokens": self.tokens,
             "languages": list(self.languages),
+            "affinity": None if self.affinity is None else self.affinity.tolist(),
             "runs": [asdict(run) for run in self.runs],
             "noise": asdict(self.noise) if self.noise else None,
             "xdoge_version": __version__,
@@ -398,6 +423,7 @@ class Swarm:
             runs=[PlannedRun(**{**run, "shares": tuple(run["shares"])}) for run in value["runs"]],
             noise=Noise(**value["noise"]) if value["noise"] else None,
             vocab_size=store["vocab_size"],
+            affinity=None if value.get("affinity") is None else np.array(value["affinity"], dtype=np.float64),
         )
 
     def advance(self, on_note: OnNote = silent) -> list[PlannedRun]:

@@ -32,6 +32,7 @@ class SwarmSettings(ProxySettings):
         description="of the proxies: two anchors are trained with each, the rest with the first",
     )
     held_out: float = Field(0.2, ge=0, lt=1, description="share of the runs that no law is fitted to")
+    affinity: str | None = Field(None, description="folder of a fit, whose gradients say who may help whom")
     averaging: float = Field(0.1, ge=0, le=1, description="last share of the steps whose weights are averaged")
     eval_sequences: int = Field(256, gt=0, description="validation sequences per source, at most")
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a tenth of the steps]")
