@@ -156,6 +156,50 @@ def test_a_validation_file_leaves_training_whole(corpus: Path, tmp_path: Path) -
     assert [file["path"] for file in entry["validation_inputs"]] == ["held.jsonl"]
 
 
+def test_text_that_is_there_under_two_names_is_refused(corpus: Path, tmp_path: Path) -> None:
+    folder, source = corpus.parent, yaml.safe_load(corpus.read_text())["languages"]["gl"]["sources"]["web"]
+    (folder / "gl/web (1).jsonl").write_bytes((folder / "gl/web.jsonl").read_bytes())
+    for settings in ({"validation": "gl/web (1).jsonl"}, {"files": "gl/web*.jsonl"}):
+        edit(corpus, _set("languages", "gl", "sources", "web", to={**source, **settings}))
+        with pytest.raises(XDogeError, match=r"gl\.sources\.web\.\w+: gl/web( \(1\))?\.jsonl has the bytes of gl/web"):
+            prepare(corpus, tmp_path / "store", workers=2)
+        assert not (tmp_path / "store").exists()
+    edit(corpus, _set("languages", "gl", "sources", "web", to=source))
+    prepare(corpus, tmp_path / "store", workers=2)
+    edit(corpus, _set("languages", "gl", "sources", "more", to={"files": "gl/web (1).jsonl"}))
+    with pytest.raises(XDogeError, match=r"gl\.sources\.more\.files: .* of gl/web \(train\)"):
+        prepare(corpus, tmp_path / "store", workers=2)
+
+
+def test_validation_files_may_repeat_a_stated_share_of_the_training_documents(corpus: Path, tmp_path: Path) -> None:
+    held = [*documents(2, 450)[::15], *documents(77, 170)]  # 30 of 200 are training documents
+    write_documents(corpus.parent / "held.jsonl", held + held[:50])
+    edit(corpus, _set("languages", "gl", "sources", "web", "validation", to="held.jsonl"))
+    with pytest.raises(XDogeError, match=r"gl\.sources\.web.*\d+ of the 200 documents .* more than 10%"):
+        prepare(corpus, tmp_path / "store", workers=2)
+    edit(corpus, _set("validation", to={"overlap": 0.15}))
+    for workers in (1, 3):
+        store = prepare(corpus, tmp_path / str(workers), workers=workers)
+        assert "gl/web: 30 documents of its validation files are training documents too." in store.warnings
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+
+def test_what_spark_leaves_beside_its_files_is_no_text(corpus: Path, tmp_path: Path) -> None:
+    (corpus.parent / "gl/web.jsonl").rename(corpus.parent / "gl/part-1.jsonl")
+    for name in ("_SUCCESS", "._SUCCESS.crc", ".part-1.jsonl.crc", "_committed_12", "_temporary/0/part-9.jsonl"):
+        (corpus.parent / "gl" / name).parent.mkdir(parents=True, exist_ok=True)
+        (corpus.parent / "gl" / name).write_text("{}")
+    (corpus.parent / "gl/part-2.jsonl").write_bytes(b"")
+    for pattern in ("gl/*", "gl/**", "gl/**/*"):
+        edit(corpus, _set("languages", "gl", "sources", "web", to={"files": pattern}))
+        store = prepare(corpus, tmp_path / pattern.replace("/", "").replace("*", "+"), workers=2)
+        assert store.documents()["gl/web"] + store.documents("validation")["gl/web"] == 450
+        assert "gl/web: 1 of 2 files have no rows, such as gl/part-2.jsonl." in store.warnings
+    (corpus.parent / "gl/_extra.jsonl").write_text('{"text": "kept"}')
+    store = prepare(corpus, tmp_path / "again", workers=2)
+    assert store.documents()["gl/web"] + store.documents("validation")["gl/web"] == 451
+
+
 def test_max_tokens_ends_with_the_document_that_reaches_it(corpus: Path, tmp_path: Path) -> None:
     write_documents(corpus.parent / "en/web.jsonl", texts := documents(5, 60_000))
     assert (corpus.parent / "en/web.jsonl").stat().st_size > 6 * 2**19  # so that reading, too, can stop early
@@ -268,8 +312,11 @@ def test_a_row_that_turns_out_bad_names_source_file_and_line(
     where = rf"^{re.escape(str(corpus))}: languages\.gl\.sources\.web\.{field}: .*gl/web\.jsonl: line 452: "
     with pytest.raises(XDogeError, match=where + "'text' is '7', which is not text.$"):
         prepare(corpus, tmp_path / "store", workers=2)
-    with pytest.raises(XDogeError, match=r"store is not finished; run the same xdoge prepare again"):
-        TokenStore.open(tmp_path / "store")
+    if field == "files":
+        with pytest.raises(XDogeError, match=r"store is not finished; run the same xdoge prepare again"):
+            TokenStore.open(tmp_path / "store")
+    else:  # read before anything is written
+        assert not (tmp_path / "store").exists()
     assert not (tmp_path / "store/.spool").exists()
 
 

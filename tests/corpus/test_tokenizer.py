@@ -285,3 +285,47 @@ def test_leveling_shares_evenly_what_small_sources_allow(samples: list[list[str]
     assert sum(sizes) <= characters + longest * len(samples)
     cut = [size for size, whole in zip(sizes, full, strict=True) if size < whole]
     assert all(size <= min(cut) + longest * len(samples) for size in sizes if cut)
+
+
+def test_lines_that_sentencepiece_would_leave_out_are_cut() -> None:
+    lines = texts()
+    book = " ".join(lines[1::2]).replace("\n", " ") * 8
+    assert len(book.encode()) > 1 << 16
+    for documents in ([*lines[::2], book], [book]):
+        tokenizer = sentencepiece_model(train(documents, TrainTokenizer(vocab_size=320), where="here"), where="here")
+        tokens, _ = tokenizer.encode([lines[1]])
+        assert len(lines[1].encode()) / len(tokens) > 3  # letter by letter it was 1
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_dropout_of_a_tokenizer_is_off(hugging_face: Path, tmp_path: Path, old: bool) -> None:
+    content = json.loads((hugging_face / "tokenizer.json").read_text())
+    clean = load_tokenizer(TokenizerSpec(huggingface=hugging_face.name), hugging_face.parent)
+    content["model"]["dropout"] = 0.5
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    for file in hugging_face.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(TokenizerSpec(huggingface="hf"), tmp_path)
+    assert tokenizer.fingerprint == clean.fingerprint
+    tokenizer.save(tmp_path / "saved")
+    if old:  # saved by an earlier version
+        (tmp_path / "saved/tokenizer.json").write_text(json.dumps({**content, "truncation": None}))
+    for loaded in (tokenizer, Tokenizer.load(tmp_path / "saved")):
+        for text in texts(count=20):
+            assert loaded.encode([text])[0].tolist() == clean.encode([text])[0].tolist()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "hf"])
+def test_a_tokenizer_that_is_a_pointer_of_git_lfs_is_named(tmp_path: Path, hugging_face: Path, name: str) -> None:
+    file = tmp_path / name
+    if name == "hf":
+        file.mkdir()
+        (file / "tokenizer_config.json").write_bytes((hugging_face / "tokenizer_config.json").read_bytes())
+        file /= "tokenizer.json"
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:46\nsize 1\n")
+    spec = TokenizerSpec(huggingface=name) if name == "hf" else TokenizerSpec(sentencepiece=name)
+    with pytest.raises(XDogeError, match="Git LFS pointer") as caught:
+        load_tokenizer(spec, tmp_path)
+    assert file.name in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ class Encoded:
         tokens: (tokens,) one document after the other.
         lengths: (D,) tokens of each.
         n_bytes: (D,) UTF-8 bytes of each.
+        hashes: (D,) 64 bits of the hash of each one's text.
         held_out: (D,) whether it is for validation.
         rows: rows the block had, empty ones too.
     """
@@ -28,6 +30,7 @@ class Encoded:
     tokens: npt.NDArray[Any]
     lengths: npt.NDArray[np.int64]
     n_bytes: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.uint64]
     held_out: npt.NDArray[np.bool_]
     rows: int
 
@@ -42,7 +45,9 @@ class Encoded:
         if count >= len(self.lengths):
             return self
         end = int(self.lengths[:count].sum())
-        return Encoded(self.tokens[:end], self.lengths[:count], self.n_bytes[:count], self.held_out[:count], self.rows)
+        first = slice(count)
+        hashes, held_out = self.hashes[first], self.held_out[first]
+        return Encoded(self.tokens[:end], self.lengths[first], self.n_bytes[first], hashes, held_out, self.rows)
 
 
 def encode(tokenizer: Tokenizer, block: Block, column: str, fraction: float) -> Encoded:
@@ -54,15 +59,18 @@ def encode(tokenizer: Tokenizer, block: Block, column: str, fraction: float) -> 
         XDogeError: a row is damaged or its text is not text.
     """
     rows = block.texts(column)
-    texts = [text for text in rows if text and not text.isspace()]
-    encoded = [text.encode("utf-8") for text in texts]
+    texts = [text for text in rows if _is_document(text)]
     tokens, lengths = tokenizer.encode(texts)
-    held_out = np.zeros(len(texts), dtype=bool)
-    if fraction > 0:
-        bound = int(fraction * 2**64)
-        held_out[:] = [_hash(data) < bound for data in encoded]
-    return Encoded(tokens, lengths, np.fromiter(map(len, encoded), np.int64, count=len(encoded)), held_out, len(rows))
+    n_bytes = np.fromiter((len(text.encode("utf-8")) for text in texts), np.int64, count=len(texts))
+    hashes = hash_texts(texts)
+    return Encoded(tokens, lengths, n_bytes, hashes, hashes < np.uint64(fraction * 2**64), len(rows))
 
 
-def _hash(data: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+def _is_document(text: str) -> bool:
+    return bool(text) and not text.isspace()
+
+
+def hash_texts(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """Return 64 bits of the hash of each document, (D,); empty texts are none."""
+    digests = [hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest() for text in texts if _is_document(text)]
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)

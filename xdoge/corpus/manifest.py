@@ -186,6 +186,10 @@ def write_manifest(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStor
             warnings.append(f"{source.name}: {len(empty):,} of {len(files):,} files have no rows, such as {empty[0]}.")
         if marker["skipped"]:
             warnings.append(f"{source.name}: {marker['skipped']:,} empty rows left out.")
+        if repeated := marker.get("repeated"):
+            warnings.append(
+                f"{source.name}: {repeated:,} documents of its validation files are training documents too."
+            )
         tokens, decoded = (marker["train"].get(key) for key in ("tokens", "decoded"))
         if decoded is not None and decoded < tokens:
             warnings.append(f"{source.name}: its bytes are estimated from {decoded:,} of {tokens:,} tokens.")

@@ -12,7 +12,7 @@ import itertools
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from xdoge._callable import make_callable
-from xdoge.corpus.encoding import Encoded, encode
+from xdoge.corpus.encoding import Encoded, encode, hash_texts
 from xdoge.corpus.manifest import (
     MARKER,
     SPOOL,
@@ -108,6 +108,7 @@ def prepare(
             markers = {source: current_marker(source, loaded, out, tokenizer, refresh) for source in loaded.sources}
             works = [_Work(source, loaded) for source, marker in markers.items() if marker is None]
             _scan(works, tokenizer, pool, on_progress)
+            _refuse_same_bytes(loaded, markers, works)
             with claimed(out), reporting_unfinished(out):
                 if tokenizer is None:
                     tokenizer = _train(loaded, works, on_progress)
@@ -201,22 +202,41 @@ class _Work:
         self.seen = 0
         self.skipped = 0
         self.full = False
+        self.overlap = corpus.spec.validation.overlap
+        self.held_out = np.zeros(0, dtype=np.uint64)
+        self.repeated = np.zeros(0, dtype=bool)
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """Yield (split, block) in the order of the files; stops early once `full`."""
         with naming(self.source.field("train")):
-            for block in self.hub.blocks() if self.hub is not None else self._file_blocks(self.source.files):
+            for block in self.hub.blocks() if self.hub is not None else self.file_blocks(self.source.files):
                 if self.full:
                     break
                 yield "train", block
         with naming(self.source.field("validation")):
-            for block in self._file_blocks(self.source.validation):
+            for block in self.file_blocks(self.source.validation):
                 yield "validation", block
 
-    def _file_blocks(self, files: Sequence[Path]) -> Iterator[Block]:
+    def file_blocks(self, files: Sequence[Path]) -> Iterator[Block]:
         return itertools.chain.from_iterable(
             file_blocks(file, self.source.spec.text, self.source.spec.csv) for file in files
         )
+
+    def hold_out(self, texts: Iterator[Sequence[str]]) -> None:
+        """Remember the documents of the validation files, to find them among those of training."""
+        self.held_out = np.unique(np.concatenate([self.held_out, *map(hash_texts, texts)]))
+        self.repeated = np.zeros(len(self.held_out), dtype=bool)
+
+    def _refuse_repeated(self, encoded: Encoded) -> None:
+        at = np.searchsorted(self.held_out, encoded.hashes)
+        inside = at < len(self.held_out)
+        at, hashes = at[inside], encoded.hashes[inside]
+        self.repeated[at[self.held_out[at] == hashes]] = True
+        if (count := int(self.repeated.sum())) > self.overlap * len(self.held_out):
+            raise XDogeError(
+                f"{count:,} of the {len(self.held_out):,} documents of its validation files are among its training "
+                f"documents, more than {self.overlap:.0%}. Remove them, or raise validation: {{overlap}}."
+            )
 
     def event(self, kind: Literal["source", "done"]) -> Event:
         """Return how far it is."""
@@ -234,6 +254,7 @@ class _Work:
             if limit is not None:
                 encoded = encoded.until(limit - self.spools["train"].tokens)
                 self.full = self.spools["train"].tokens + encoded.train_tokens() >= limit
+            self._refuse_repeated(encoded)
         if split == "validation" or not encoded.held_out.any():
             self.spools[split].add(encoded.tokens, encoded.lengths, int(encoded.n_bytes.sum()))
             return
@@ -269,6 +290,10 @@ def _scan(
             with naming(work.source.field(split)):
                 refuse_empty(inputs)
         work.inputs, work.validation_inputs = tuple(scanned[0]), tuple(scanned[1])
+        if work.source.spec.megatron is None:
+            column = work.source.spec.text
+            with naming(work.source.field("validation")):
+                work.hold_out(block.texts(column) for block in work.file_blocks(work.source.validation))
         if work.source.dataset is not None:
             with naming(work.source.field("train")):
                 work.hub = open_dataset(work.source, work.folder)
@@ -278,6 +303,26 @@ def _scan(
             counts = [work.hub.rows, *(entry.rows for entry in work.validation_inputs)]
         known = [count for count in counts if count is not None]
         work.rows = sum(known) if len(known) == len(counts) else None
+
+
+def _refuse_same_bytes(corpus: Corpus, markers: Mapping[Source, dict[str, Any] | None], works: Sequence[_Work]) -> None:
+    """Refuse text that is there twice under two names; the check of corpus.yaml knows names only."""
+    inputs = {work.source.name: [work.inputs, work.validation_inputs] for work in works}
+    for source, marker in markers.items():
+        if marker is not None:
+            parts = (marker[key] for key in ("inputs", "validation_inputs"))
+            inputs[source.name] = [tuple(Input(**entry) for entry in part) for part in parts]
+    seen: dict[str, str] = {}
+    for source in corpus.sources:
+        for split, entries in zip(SPLITS, inputs[source.name], strict=True):
+            for entry in entries:
+                if entry.sha256 is None or entry.rows == 0 or entry.path.endswith(".idx"):
+                    continue
+                if entry.sha256 in seen:
+                    raise XDogeError(
+                        f"{source.field(split)}: {entry.path} has the bytes of {seen[entry.sha256]}; leave one out."
+                    )
+                seen[entry.sha256] = f"{entry.path} of {source.name} ({split})"
 
 
 # --- the work ------------------------------------------------------------------------------------------------------
@@ -353,6 +398,7 @@ def _finish_source(work: _Work, tokenizer: Tokenizer, out: Path) -> None:
         "inputs": [asdict(entry) for entry in work.inputs],
         "validation_inputs": [asdict(entry) for entry in work.validation_inputs],
         "skipped": work.skipped,
+        "repeated": int(work.repeated.sum()),
         **parts,
     }
     write_json(marker_path(out, source), marker)

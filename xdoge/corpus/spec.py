@@ -24,6 +24,8 @@ FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
 COMPRESSED = (".gz", ".zst")
 """Compressions of the formats made of text; Parquet and Arrow compress inside."""
 
+MARK_FOLDERS = ("_temporary", "_delta_log", "_spark_metadata")
+"""Folders in which Spark and Delta Lake keep what is no data."""
 LONGEST_PART = 255
 """Bytes of a file's name, more than which Linux refuses."""
 
@@ -107,9 +109,14 @@ class ValidationSpec(Config):
     """Documents held out by the hash of their text, the same ones in every run and every source.
 
     Of `megatron` sources the last ones of each data set are held out, as Megatron's own --split does.
+
+    Attributes:
+        fraction: of the documents of a source without validation files.
+        overlap: share of the documents of validation files that may be among the training documents of their source.
     """
 
     fraction: float = Field(default=0.005, ge=0.0, le=0.5)
+    overlap: float = Field(default=0.1, ge=0.0, le=1.0)
 
 
 class CsvSpec(Config):
@@ -322,7 +329,7 @@ def _find(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, .
         matches = [Path(match) for match in sorted(glob.glob(str(folder / pattern), recursive=True))]
         if (folder / pattern).exists():  # a name with [brackets] in it
             matches = [folder / pattern]
-        files = [match for match in matches if match.is_file()]
+        files = [match for match in matches if match.is_file() and not _is_mark(match, pattern)]
         if not files:
             if glob.has_magic(pattern):
                 raise XDogeError(f"{where}: {pattern!r} matches no file in {folder.resolve()}.")
@@ -330,6 +337,20 @@ def _find(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, .
             raise XDogeError(f"{where}: {folder / pattern} {kind}.")
         paths.extend(files)
     return tuple(paths)
+
+
+def _is_mark(file: Path, pattern: str) -> bool:
+    """Say whether a file is no data but what writers leave beside it, such as _SUCCESS of Spark."""
+    named = Path(pattern).parts
+    folders = any(part in MARK_FOLDERS and part not in named for part in file.parts)
+    return glob.has_magic(pattern) and (folders or (file.name.startswith("_") and not _has_format(file)))
+
+
+def _has_format(file: Path) -> bool:
+    try:
+        return bool(text_format(file))
+    except XDogeError:
+        return False
 
 
 def _find_text(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:

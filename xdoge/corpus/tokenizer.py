@@ -32,7 +32,10 @@ UNKNOWN, BEGIN, END, PAD = 0, 1, 2, 3
 TRAINING_THREADS = 4
 """Fixed, because sums in another order would train another model."""
 LONGEST_LINE = 1 << 16
-"""Bytes; SentencePiece leaves longer lines out, and at its default of 4,192 long paragraphs are lost."""
+"""Bytes; SentencePiece leaves longer lines out, so they are cut. At its default of 4,192 long paragraphs are lost."""
+
+PIECE = 5_000
+"""Characters of a piece of a longer line."""
 
 Lengths = npt.NDArray[np.int64]
 _Encoder = Callable[[Sequence[str]], list[Any]]
@@ -140,6 +143,8 @@ class Tokenizer:
         with _huggingface_errors(str(folder)):
             backend = Backend.from_buffer(content)
         config = read_json(folder / "tokenizer_config.json")
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None  # in a store of an earlier version
         backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
         return cls(
             "huggingface",
@@ -232,11 +237,15 @@ def huggingface(name: str) -> Tokenizer:
         raise XDogeError(
             f"{name} has no end-of-sentence token to end documents with; set eos_token in its tokenizer_config.json."
         )
+    if (getattr(tokenizer, "sp_model_kwargs", None) or {}).get("enable_sampling"):
+        raise XDogeError(f"{name} samples among its encodings; remove enable_sampling from its tokenizer_config.json.")
     vocabulary = tokenizer.get_vocab()
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None  # an augmentation for training, which would make every store another one
         backend.encode_special_tokens = tokenizer.split_special_tokens
         content = backend.to_str(pretty=True).encode("utf-8")
         encoder, decoder = _encoder_of(backend), backend.decode_batch
@@ -338,6 +347,13 @@ def level(samples: Sequence[list[str]], *, characters: int) -> list[list[str]]:
     return chosen
 
 
+def _cut(line: str) -> list[str]:
+    """Return a line in pieces that SentencePiece takes; a word in 5,000 characters is cut in two."""
+    if len(line.encode("utf-8")) <= LONGEST_LINE:
+        return [line]
+    return [line[start : start + PIECE] for start in range(0, len(line), PIECE)]
+
+
 def train(texts: Iterable[str], spec: TrainTokenizer, *, where: str) -> bytes:
     """Return a SentencePiece model of `texts`, the same bytes for the same texts and settings.
 
@@ -354,7 +370,7 @@ def train(texts: Iterable[str], spec: TrainTokenizer, *, where: str) -> bytes:
     def lines() -> Iterator[str]:
         nonlocal stop
         try:
-            yield from (line for text in texts for line in text.split("\n") if line.strip())
+            yield from (piece for text in texts for line in text.split("\n") if line.strip() for piece in _cut(line))
         except BaseException as error:  # SentencePiece makes a RuntimeError of any, an interrupt too
             stop = error
             raise
