@@ -14,7 +14,7 @@ from xdoge.errors import XDogeError
 from xdoge.eval.documents import Text
 from xdoge.eval.perplexity import measure
 from xdoge.fit.gradients.engine import GradientEngine
-from xdoge.models.probes import refuse_future, refuse_leaks
+from xdoge.models.probes import refuse_future, refuse_leaks, refuse_other_loss
 from xdoge.models.resolver import CausalModel
 from xdoge.train.initial_model import InitialModel
 
@@ -165,3 +165,27 @@ def test_a_beginning_outside_the_vocabulary_names_key_and_file(value, text, tmp_
 def test_a_context_of_no_limit_is_none(tmp_path):
     save(tmp_path / "model", "XLNet", vocab_size=258, d_model=16, n_layer=1, n_head=2, d_inner=32)
     assert CausalModel.find(str(tmp_path / "model")).default_length == 2048
+
+
+ROUTED = {**WIDE, "num_local_experts": 4, "num_key_value_heads": 1}
+
+
+def test_the_loss_of_routers_is_not_added_for_each_part_of_a_step():
+    model = make("Mixtral", **ROUTED, output_router_logits=True)
+    refuse_other_loss(model, "model", parts=1)
+    with pytest.raises(XDogeError, match=r"model has output_router_logits.* 4 parts"):
+        refuse_other_loss(model, "model", parts=4)
+    refuse_other_loss(make("Mixtral", **ROUTED), "model", parts=4)
+
+
+def test_a_model_that_computes_another_loss_is_refused():
+    model = make("XLM", vocab_size=258, emb_dim=16, n_layers=1, n_heads=2, causal=True)
+    refuse_future(model, "model")
+    with pytest.raises(XDogeError, match=r"model \(XLMWithLMHeadModel\) computes"):  # it does not shift the labels
+        refuse_other_loss(model, "model", parts=1)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_models_that_divide_their_loss_and_models_that_trainer_divides_for_pass(parts):
+    for model in (make("Llama", **WIDE), make("Bert", **WIDE, is_decoder=True)):
+        refuse_other_loss(model, "model", parts=parts)

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding
 from torch.overrides import TorchFunctionMode
 
 from xdoge.errors import XDogeError, argument
-from xdoge.models.loss import evaluating
+from xdoge.models.loss import evaluating, sequence_nats
 from xdoge.models.weight_files import foreign_errors
 
 TOKENS = 12
@@ -62,8 +62,12 @@ def refuse_future(model: Any, name: str, *, length: int = TOKENS) -> None:
         )
 
 
-def refuse_leaks(model: Any) -> None:
+def refuse_leaks(model: Any, *, length: int = TOKENS) -> None:
     """Refuse a model that, told where documents begin, does not read each as if it stood alone.
+
+    Args:
+        model: of transformers.
+        length: tokens of the sequences that it will see.
 
     Raises:
         XDogeError: the model takes no position_ids, or earlier documents change what it predicts.
@@ -71,9 +75,9 @@ def refuse_leaks(model: Any) -> None:
     advice = f"{argument('documents', 'separate')} needs a model that keeps documents apart, and {type(model).__name__}"
     if "position_ids" not in inspect.signature(model.forward).parameters:
         raise XDogeError(f"{advice} takes no position_ids; use {argument('documents', 'ignore')}.")
-    ids, _ = _tokens(model, TOKENS)
-    start = TOKENS // 2 + 1
-    positions = torch.cat([torch.arange(start), torch.arange(TOKENS - start)]).to(ids.device)[None]
+    ids, _ = _tokens(model, min(max(3, length), TOKENS))
+    start = len(ids) // 2 + 1
+    positions = torch.cat([torch.arange(start), torch.arange(len(ids) - start)]).to(ids.device)[None]
     with foreign_errors(f"{type(model).__name__} fails on two documents"), evaluating(model):
         packed = model(input_ids=ids[None], position_ids=positions, use_cache=False).logits[0, start:]
         alone = _logits(model, ids[None, start:])[0]
@@ -81,6 +85,47 @@ def refuse_leaks(model: Any) -> None:
         raise XDogeError(
             f"{advice} does not: the document before moves its predictions. Use {argument('documents', 'ignore')}."
         )
+
+
+def refuse_other_loss(model: Any, name: str, *, parts: int, length: int = TOKENS) -> None:
+    """Refuse a model whose own loss, which transformers' Trainer minimises, is not the mean next-token cross-entropy.
+
+    Trainer adds the losses of the parts of a step. Each must be its share of the mean over the whole step.
+
+    Args:
+        model: of transformers.
+        name: what the message calls the model.
+        parts: processes × backward passes that share a step.
+        length: tokens of the sequences that it will see.
+
+    Raises:
+        XDogeError: it is another, or an auxiliary loss of routers would be added for each part.
+    """
+    ids = _tokens(model, min(length, TOKENS))[0][None]
+    scored = ids.shape[1] - 1
+    options = {"num_items_in_batch": parts * scored} if takes_number_of_items(model) else {}
+    with foreign_errors(f"{name} fails on labels"), evaluating(model):
+        loss = float(model(input_ids=ids, labels=ids, use_cache=False, **options).loss) / (1 if options else parts)
+        wanted = float(sequence_nats(model, ids)) / scored / parts
+    if abs(loss - wanted) <= 1e-3 * wanted:
+        return
+    if not getattr(model.config.get_text_config(), "output_router_logits", False):
+        raise XDogeError(
+            f"{name} ({type(model).__name__}) computes {loss * parts:.4g} as its loss, and its next-token loss is "
+            f"{wanted * parts:.4g}; transformers would train it on something else."
+        )
+    if parts > 1:
+        raise XDogeError(
+            f"{name} has output_router_logits, and transformers would add the auxiliary loss of its routers once for "
+            f"each of the {parts} parts of a step (processes × {argument('accumulation')}). Set output_router_logits "
+            "to false in its config.json, or train in one part."
+        )
+
+
+def takes_number_of_items(model: Any) -> bool:
+    """Whether transformers' Trainer lets the model divide its loss by the tokens of all parts of a step."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return bool(getattr(model, "accepts_loss_kwargs", any(each.kind is each.VAR_KEYWORD for each in parameters)))
 
 
 def _tokens(model: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,7 +35,7 @@ from xdoge.errors import Interrupted, XDogeError, argument
 from xdoge.io import sha256_json
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models.memory import memory_errors
-from xdoge.models.probes import refuse_leaks
+from xdoge.models.probes import refuse_leaks, refuse_other_loss
 from xdoge.progress import OnNote, OnProgress, silent
 from xdoge.sampling.sampler import MixtureSampler
 from xdoge.train.initial_model import InitialModel, freeze, layers_trained
@@ -117,7 +117,9 @@ def train(
     set_verbosity_error()  # type: ignore[no-untyped-call]
     model = initial.build(store, sequence_length=settings.sequence_length, seed=settings.seed)
     if settings.documents == "separate":
-        refuse_leaks(model)
+        refuse_leaks(model, length=settings.sequence_length)
+    parts = split.processes * split.accumulation
+    refuse_other_loss(model, initial.name, parts=parts, length=settings.sequence_length)
     parameters = freeze(model, settings.train_only)
     layers = layers_trained(model)
     run_log = RunLog(run, store, mixture, settings, sampler, first, parameters, layers, on_progress, on_note)
