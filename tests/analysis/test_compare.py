@@ -233,7 +233,7 @@ def test_changes_of_perplexity_with_errors_against_the_baseline():
     assert (unknown["exceeds"], unknown["difference_stderr"]) == (None, None)
     assert row_of(compared.rows["scores"], model="uniform", language="es")["difference"] is None
     (scores,) = compared.tables
-    assert scores.rows[0] == ["es", "20.00 ± 0.30", "18.00 ± 0.40", "-10.0%*"]
+    assert scores.rows[0] == ["es", "20.00 ± 0.30", "18.00 ± 0.40", "-10.0% ± 4.9%*"]
     assert scores.rows[1] == ["eu", "30.00 ± 1.00", "29.00", "-3.3%"]
     assert "|Δ| > 1.96" in compared.remarks[0]
 
@@ -310,7 +310,7 @@ def test_a_baseline_no_better_than_chance_gives_points_and_not_per_cent():
     rows = [Row(model, ALL, "suite", "normalised", value, 1.0, 9, True) for model, value in scores.items()]
     compared = compare([results(*rows, benchmarks={"suite": {}})])
     assert row_of(compared.rows["scores"], model="two")["change"] is None
-    assert compared.tables[0].rows == [["average", "-1.000 ± 1.000", "4.000 ± 1.000", "+5.0 points*"]]
+    assert compared.tables[0].rows == [["average", "-1.000 ± 1.000", "4.000 ± 1.000", "+5.0 ± 2.8 points*"]]
 
 
 def test_tables_of_several_files_are_one_and_contradictions_are_refused(tmp_path):

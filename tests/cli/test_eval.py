@@ -10,7 +10,7 @@ import pytest
 from command_line import one_line
 from typer.testing import CliRunner
 
-from xdoge import cli
+from xdoge import cli, compare
 from xdoge.analysis.models import measures, score_rows
 from xdoge.analysis.tables import not_run, results_tables
 from xdoge.cli.eval import print_results
@@ -48,12 +48,14 @@ def test_two_models_on_a_store_in_one_table(xdoge, store, models, tmp_path):
     assert status == 0, err
     table = Results.load(out)
     assert {row.model for row in table.rows} == {"one", "two"}
-    languages = [line.split()[0] for line in printed.splitlines() if "±" in line]
+    languages = [line.split()[0] for line in printed.splitlines() if line.count("±") > 1]
     assert languages == ["es", "gl", "eu", "average", "es", "gl", "eu"]
     assert "one: es/web: " in err
     assert "two: es/web: " in err
-    assert printed.count("%") == 7  # a change for each line of the second model
+    assert printed.count("%") == 14  # a change for each line of the second model
     assert str(out) in printed
+    assert "same documents for both" in printed
+    assert {row["paired"] for row in score_rows(table, baseline="one")} == {None, True}
     assert not (tmp_path / "results.json.partial").exists()
     value = next(row.value for row in table.rows if row.key == ("two", "gl", "perplexity", "perplexity_per_token"))
     assert f"{value:.2f}" in printed or f"{value:.3f}" in printed
@@ -188,6 +190,83 @@ def test_the_best_is_bold_and_the_change_is_against_the_baseline():
         ["average", "45.00", "42.50", "-5.6%"],
     ]
     assert shown.bold == {(0, 2), (1, 1), (2, 2)}
+
+
+def of_documents(nats, ids=None):
+    """Return results of models with these nats of each of the documents of two languages."""
+    rows, about, documents = [], {}, {}
+    for model, by_language in nats.items():
+        sources = {
+            language: SourceScores(
+                np.stack([values, *np.full((3, len(values)), 100.0)], axis=1), ids or (None,) * len(values)
+            )
+            for language, values in by_language.items()
+        }
+        measured = Measured(model, sources, PerplexitySettings(), {"tokenizer": "a", "text": {"eu": 1, "gl": 1}})
+        rows, about[model] = [*rows, *measured.rows()], measured.to_dict()
+        documents[model] = sources
+    return Results.of(rows, settings={"perplexity": about}, documents=documents)
+
+
+@pytest.fixture
+def paired():
+    """Two models of which one is better by 1 % on each document, give or take, where documents differ by 20 %."""
+    generator = np.random.default_rng(0)
+    nats = {"m0": {language: generator.normal(300, 60, size=50) for language in ("eu", "gl")}}
+    nats["m1"] = {language: values - generator.normal(3, 2, size=50) for language, values in nats["m0"].items()}
+    nats["same"] = nats["m0"]
+    return of_documents(nats), nats
+
+
+def difference(table, model="m1", language="eu", metric="bits_per_byte"):
+    rows = score_rows(table, baseline="m0")
+    return next(row for row in rows if (row["model"], row["language"], row["metric"]) == (model, language, metric))
+
+
+def test_models_on_the_same_documents_are_paired(paired):
+    table, nats = paired
+    row = difference(table)
+    differences = (nats["m1"]["eu"] - nats["m0"]["eu"]) / 100 / np.log(2)
+    assert row["difference_stderr"] == pytest.approx(differences.std(ddof=1) / np.sqrt(50), rel=0.1)
+    assert (row["paired"], row["exceeds"]) == (True, True)
+    assert difference(table, language=ALL)["difference_stderr"] < row["difference_stderr"]
+    for metric in ("perplexity_per_token", "perplexity_per_word"):
+        assert difference(table, metric=metric)["exceeds"] is True
+    same = difference(table, "same")
+    assert (same["difference"], same["difference_stderr"], same["exceeds"]) == (0.0, 0.0, False)
+
+
+def test_without_the_documents_the_errors_are_independent_and_it_is_said(paired, tmp_path, capsys):
+    table, _ = paired
+    table.save(tmp_path / "results.json")
+    assert difference(Results.load(tmp_path / "results.json")) == difference(table)
+    print_results(table, baseline="m0")
+    assert "same documents for both" in capsys.readouterr().out
+    (tmp_path / "results.documents.parquet").unlink()
+    row = difference(alone := Results.load(tmp_path / "results.json"))
+    assert (row["paired"], row["exceeds"]) == (False, False)
+    print_results(alone, baseline="m0")
+    assert "without a file of document sums" in capsys.readouterr().out
+
+
+def test_documents_of_another_measurement_are_not_used_and_damaged_ones_are_refused(paired, tmp_path):
+    table, nats = paired
+    table.save(tmp_path / "results.json")
+    of_documents({model: {"eu": by["eu"] + 1, "gl": by["gl"]} for model, by in nats.items()}).save(tmp_path / "o.json")
+    (tmp_path / "o.documents.parquet").rename(tmp_path / "results.documents.parquet")
+    assert Results.load(tmp_path / "results.json").documents == {}
+    (tmp_path / "results.documents.parquet").write_bytes(b"PAR1")
+    with pytest.raises(XDogeError, match="results.documents.parquet"):
+        Results.load(tmp_path / "results.json")
+
+
+def test_other_documents_are_not_paired(paired):
+    _, nats = paired
+    ids = tuple(map(str, range(51)))
+    first = of_documents({"m0": nats["m0"]}, ids=ids[:50])
+    second = of_documents({"m1": nats["m1"]}, ids=ids[1:])
+    for other, expected in ((second, {None, False}), (of_documents({"m1": nats["m1"]}, ids=ids[:50]), {None, True})):
+        assert {row["paired"] for row in compare([first, other]).rows["scores"]} == expected
 
 
 def test_there_is_one_average_over_languages_so_that_no_other_says_the_opposite(capsys):

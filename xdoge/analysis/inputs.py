@@ -149,7 +149,8 @@ class Inputs:
                 )
             self._tables.setdefault(model, path)
         rows = [*self.results.rows, *(row for row in table.rows if row.key not in known)]
-        self.results = Results(tuple(rows), _merged(self.results.settings, table.settings))
+        documents = {**self.results.documents, **table.documents}
+        self.results = Results(tuple(rows), _merged(self.results.settings, table.settings), documents=documents)
 
 
 def text_behind(about: Mapping[str, Any], row: Row) -> dict[str, Any]:
@@ -301,7 +302,8 @@ def _renamed(results: Results, name: str) -> Results:
             suite: {names.get(model, model): about for model, about in models.items()}
             for suite, models in settings["benchmarks"].items()
         }
-    return Results(tuple(rows), settings, results.xdoge_version, results.created)
+    documents = {names.get(model, model): scores for model, scores in results.documents.items()}
+    return Results(tuple(rows), settings, results.xdoge_version, results.created, documents)
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,17 +11,22 @@ from xdoge.analysis.inputs import TrainRun, text_behind
 from xdoge.analysis.shares import Rows
 from xdoge.analysis.statistics import exceeds
 from xdoge.errors import XDogeError
-from xdoge.eval.perplexity import PERPLEXITIES, RELATIVE
+from xdoge.eval.document_scores import SourceScores
+from xdoge.eval.perplexity import PERPLEXITIES, RELATIVE, Measured, PerplexitySettings
 from xdoge.eval.perplexity import TASK as PERPLEXITY
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.eval.suite import NORMALISED
 from xdoge.names import language_of
 from xdoge.train.run_log import common_budget
 
-RULE = (
-    "A difference exceeds the errors if |Δ| > 1.96 · sqrt(stderr² + stderr² of the baseline), as for independent "
-    "numbers. Errors of models measured on the same documents are correlated, so this rule is cautious; a paired test "
-    "needs the scores of single documents, which results.json does not hold."
+PAIRED = (
+    "A difference exceeds the errors if |Δ| > 1.96 standard errors, which its ± shows. The error is that of the "
+    "difference itself, from a bootstrap that draws the same documents for both models."
+)
+UNPAIRED = (
+    "Differences of benchmarks, and on text without a file of document sums for both models, exceed the errors if "
+    "|Δ| > 1.96 · sqrt(stderr² + stderr² of the baseline), as for independent numbers. Models that answered the same "
+    "questions or read the same documents differ less by chance, so this rule misses true differences."
 )
 
 
@@ -67,10 +72,11 @@ def score_rows(results: Results, *, baseline: str | None) -> Rows:
 
     `difference` is the value minus the baseline's. `change` is the difference over the baseline's value, None for
     normalised scores. Both are None for the baseline itself, and where `not_compared` says why the two numbers do not
-    compare. `difference_stderr` and `exceeds` follow `RULE`; `better` says whether the difference is an improvement.
+    compare. `difference_stderr` and `exceeds` follow `PAIRED` where `paired`, else `UNPAIRED`. `better` says whether
+    the difference is an improvement.
     """
     base = {row.key[1:]: row for row in results.rows if row.model == baseline}
-    rows = []
+    resampled, rows = _Resampled(results), []
     for row in results.rows:
         if row.language == ALL and row.metric in PERPLEXITIES:  # of an older xdoge: arithmetic means, which mislead
             continue
@@ -78,7 +84,11 @@ def score_rows(results: Results, *, baseline: str | None) -> Rows:
         why = _not_compared(results, row, other) if baseline is not None and row.model != baseline else None
         rival = other if row.model != baseline and why is None else None
         difference = row.value - rival.value if rival else None
-        error, beyond = exceeds(row.value - rival.value, row.stderr, rival.stderr) if rival else (None, None)
+        paired = resampled.stderr_of_difference(row, rival) if rival else None
+        error, beyond = (None, None)
+        if rival:
+            stderrs = (row.stderr, rival.stderr) if paired is None else (paired,)
+            error, beyond = exceeds(row.value - rival.value, *stderrs)
         rows.append(
             {
                 **vars(row),
@@ -90,6 +100,7 @@ def score_rows(results: Results, *, baseline: str | None) -> Rows:
                 "change": _change(row, rival) if rival else None,
                 "difference_stderr": error,
                 "exceeds": beyond,
+                "paired": None if error is None else paired is not None,
                 "better": None if not difference else (difference > 0) == row.higher_is_better,
                 "not_compared": why,
             }
@@ -215,6 +226,41 @@ def _not_compared(results: Results, row: Row, other: Row | None) -> str | None:
     if _questions(results, row) != _questions(results, other):
         return "some benchmarks, or averages of them, are of other tasks, questions, examples in the prompt or chances"
     return None
+
+
+class _Resampled:
+    """The numbers of models on the documents that a bootstrap draws, computed when they are first used."""
+
+    def __init__(self, results: Results) -> None:
+        self._results, self._models = results, dict[tuple[str, str], Measured]()
+
+    def stderr_of_difference(self, row: Row, other: Row) -> float | None:
+        """Return the standard error of the difference of two numbers on the same documents; None if not known."""
+        documents = self._results.documents
+        if not (_is_perplexity(row) and row.model in documents and other.model in documents):
+            return None
+        mine, theirs = (self._measured(model, other.model) for model in (row.model, other.model))
+        a, b = (measured.estimates.get(row.key[1:]) for measured in (mine, theirs))
+        named = text_behind(_about(self._results, row.model), row) or mine.sources
+        alike = all(_ids(mine.sources.get(name)) == _ids(theirs.sources.get(name)) for name in named)
+        current = alike and a and b and math.isclose(a.value, row.value) and math.isclose(b.value, other.value)
+        return a.stderr_of_difference(b) if current and a and b else None
+
+    def _measured(self, model: str, baseline: str) -> Measured:
+        """Return a model with the resamples of the baseline."""
+        if (model, baseline) not in self._models:
+            used = _about(self._results, baseline).get("settings", {})
+            settings = PerplexitySettings.parse(
+                {key: used[key] for key in ("reference", "resamples", "seed") if key in used}, where="results.json"
+            )
+            self._models[model, baseline] = Measured(model, self._results.documents[model], settings, {})
+        return self._models[model, baseline]
+
+
+def _ids(scores: SourceScores | None) -> list[str] | int | None:
+    """Return the documents that a bootstrap draws from: by id if all have one, else by number."""
+    named = [] if scores is None else [name for name in scores.ids if name is not None]
+    return None if scores is None else sorted(named) if len(named) == len(scores.ids) else len(scores.ids)
 
 
 def _change(row: Row, other: Row) -> float | None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from xdoge.analysis.models import RULE, Measure, measures
+from xdoge.analysis.models import PAIRED, UNPAIRED, Measure, measures
 from xdoge.analysis.shares import Group, Rows, agreement, union
-from xdoge.analysis.statistics import TIE
+from xdoge.analysis.statistics import SIGNIFICANCE, TIE
 from xdoge.eval.results import ALL, Results, by_reason
 from xdoge.mixtures.mixture import as_epochs
 from xdoge.mixtures.weights import WeightSet
@@ -263,8 +263,9 @@ def without_order(rows: Rows, sets: Mapping[str, WeightSet]) -> list[str]:
 
 
 def exceeding_rule(rows: Rows) -> list[str]:
-    """Return the rule by which differences are starred, if any has standard errors."""
-    return [RULE] if any(row["exceeds"] is not None for row in rows) else []
+    """Return the rules by which differences are starred, those that were followed."""
+    followed = {row["paired"] for row in rows}
+    return [rule for paired, rule in ((True, PAIRED), (False, UNPAIRED)) if paired in followed]
 
 
 def _tree(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -312,8 +313,13 @@ def _score(row: Mapping[str, Any] | None, decimals: int | None) -> str:
 
 
 def _change(row: Mapping[str, Any] | None) -> str:
-    """Return a change in per cent, of normalised scores in points, starred if it exceeds the errors."""
+    """Return a change in per cent, of normalised scores in points, with 1.96 standard errors and the star."""
     if row is None or row["difference"] is None:
         return NONE
-    text = number(row["change"], "+.1%") if row["change"] is not None else f"{row['difference']:+.1f} points"
-    return text + "*" * bool(row["exceeds"])
+    error = None if row["difference_stderr"] is None else SIGNIFICANCE * row["difference_stderr"]
+    if row["change"] is None:
+        text, half = f"{row['difference']:+.1f}", "" if error is None else f" ± {error:.1f}"
+    else:
+        text = number(row["change"], "+.1%")
+        half = "" if error is None else f" ± {error / row['baseline_value']:.1%}"
+    return f"{text}{half}{' points' * (row['change'] is None)}{'*' * bool(row['exceeds'])}"

@@ -29,10 +29,11 @@ Distances between every two: total variation, the share of tokens that would hav
 bits; and how far the orders agree, Kendall's τ-b and Spearman's ρ. Several fits on one corpus, of other seeds or
 proxies, are summarised: mean, standard deviation, and which pairs of languages swap.
 
-**Models** are compared by the numbers of results.json: the change in per cent, starred where it exceeds the errors,
-|Δ| > 1.96 · sqrt(stderr² + stderr²). Numbers that do not compare (of different text, of different tokenizers per token,
-of another number of questions) get no difference, and a line on stderr says why. Training runs are compared by the
-perplexity of their validation text where they have read as many tokens.
+**Models** are compared by the numbers of results.json: the change in per cent ± 1.96 standard errors, starred where it
+exceeds them. Models on the same documents are paired by document, from the .documents.parquet beside results.json;
+without it, and for benchmarks, the errors count as independent. Numbers that do not compare (of different text, of
+different tokenizers per token, of another number of questions) get no difference, and a line on stderr says why.
+Training runs are compared by the perplexity of their validation text where they have read as many tokens.
 
 **--html** writes one page with what was compared, from which files, tables, charts with hover, warnings and the
 commands to repeat it. It needs no network, and shows tables and still pictures without JavaScript.

@@ -39,6 +39,9 @@ bootstrap over documents. Bits per byte compare models of any tokenizer. Only th
 average of perplexities can fall where the model got worse. Where documents have an `id` that their translations share,
 so are the bits they cost relative to English (`--set reference=`).
 
+**Differences** to --baseline are shown ± 1.96 standard errors, and starred where they exceed them. Models are paired by
+document: RESULTS.documents.parquet, beside RESULTS.json, keeps what each document cost each model.
+
 **Benchmarks** (--suite): `iberobench`, every task of the published tables; `iberobench-mc`, its multiple-choice tasks,
 which are fast; `belebele`; `flores-iberian`; or a YAML file of your own. The evaluation harness (lm-eval) runs them,
 with as many examples in the prompt as the suite says (`--num-fewshot` overrides it) and all questions (`--limit` takes

@@ -15,6 +15,7 @@ from xdoge.config import Config
 from xdoge.corpus.store import TokenStore
 from xdoge.distributed import Processes
 from xdoge.errors import XDogeError, argument
+from xdoge.eval.document_scores import SourceScores
 from xdoge.eval.documents import FileText, StoreText, Text
 from xdoge.eval.perplexity import PerplexitySettings, measure
 from xdoge.eval.results import Results, Row, by_reason
@@ -67,7 +68,8 @@ def evaluate(
         text: text files by "language/source" or language, which each model reads with its own tokenizer.
         suites: benchmarks to run: names of suites that ship, YAML files, or suites.
         local_data: folder with the benchmarks' questions, TASK/SPLIT.jsonl.
-        out: results.json to write, replaced if it exists; None to write nothing.
+        out: results.json to write, replaced if it exists, with a Parquet file of the documents beside it; None to
+            write nothing.
         on_progress: called after every batch, source and task.
         on_note: called with what the user should know.
         values: settings such as max_documents=100 and limit=200; one that both kinds have goes to both.
@@ -97,6 +99,7 @@ def evaluate(
         StoreText(content, model) if isinstance(content, TokenStore) else FileText(content or {}, model)
     rows: dict[Row, None] = {}  # two suites that share a task give the same rows
     settings: dict[str, Any] = {}
+    documents: dict[str, Mapping[str, SourceScores]] = {}
     first, partial = os.environ.get("RANK", "0") == "0", partial_folder(target) if target else None
     with _kept(partial, target, on_note) if first and partial and target else contextlib.nullcontext():
         for name, model in named.items():
@@ -105,13 +108,14 @@ def evaluate(
             if content is not None:
                 measured = measure(model, content, settings=perplexity, **options)
                 rows |= dict.fromkeys(measured.rows())
+                documents[name] = measured.sources
                 settings.setdefault("perplexity", {})[name] = measured.to_dict()
             for suite in read:
                 scored = benchmarks.run_suite(model, suite, settings=harness, local_data=folder, **options)
                 rows |= dict.fromkeys(scored.rows())
                 settings.setdefault("benchmarks", {}).setdefault(suite.name, {})[name] = scored.to_dict()
     Processes.join(cpu=perplexity.device == "cpu").end_group_at_exit()
-    results = Results.of(rows, settings=settings)
+    results = Results.of(rows, settings=settings, documents=documents)
     if first and target and rows:
         results.save(target)
     if first and partial:

@@ -10,8 +10,9 @@ without special tokens.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from xdoge.config import Config
 from xdoge.corpus.store import TokenStore
 from xdoge.distributed import Processes
 from xdoge.errors import NonFiniteLossError, XDogeError, argument
+from xdoge.eval.document_scores import SUMS, SourceScores
 from xdoge.eval.documents import FileText, StoreText, Text
 from xdoge.eval.results import ALL, Row
 from xdoge.eval.scoring import LoadedModel, load_on
@@ -63,22 +65,28 @@ class PerplexitySettings(Config):
 
 
 @dataclass(frozen=True)
-class SourceScores:
-    """What D documents of a source cost.
+class Estimate:
+    """A number, and what it is on documents drawn with replacement.
 
     Attributes:
-        totals: nats, tokens, words and UTF-8 bytes of each document, (D, 4).
-        ids: of each document, the same for its translations; None where it has none.
+        n: documents behind it.
+        value: the number.
+        spread: (resamples,) of it; two models of the same documents have drawn the same ones.
     """
 
-    totals: Floats
-    ids: tuple[str | None, ...]
+    n: int
+    value: float
+    spread: Floats
 
-    def nats_by_id(self) -> dict[str, float]:
-        """Return the nats of each document whose id no other has."""
-        counts = Counter(self.ids)
-        pairs = zip(self.ids, self.totals[:, 0].tolist(), strict=True)
-        return {name: nats for name, nats in pairs if name is not None and counts[name] == 1}
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of the number; None for a single document, or if all documents agree."""
+        return _stderr(self.spread)
+
+    def stderr_of_difference(self, other: Estimate) -> float | None:
+        """Standard error of the difference to another model on the same documents; 0 if there is no difference."""
+        same = np.array_equal(self.spread, other.spread) and np.ptp(self.spread) > 0
+        return 0.0 if same else _stderr(self.spread - other.spread)
 
 
 @dataclass(frozen=True)
@@ -101,14 +109,13 @@ class Measured:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what results.json says about the measurement."""
-        names = ("nats", "tokens", "words", "n_bytes")
         return {
             "settings": self.settings.model_dump(mode="json"),
             **self.about,
             "sources": {
                 source: {
                     "documents": len(scores.totals),
-                    **dict(zip(names, scores.totals.sum(0).tolist(), strict=True)),
+                    **dict(zip(SUMS, scores.totals.sum(0).tolist(), strict=True)),
                 }
                 for source, scores in self.sources.items()
             },
@@ -125,6 +132,14 @@ class Measured:
         drawn within each source, translations together; None for a single document. A perplexity too large for a
         float, as of words in a language that does not separate them, has no row.
         """
+        return [
+            Row(self.model, *key, estimate.value, estimate.stderr, estimate.n, False)
+            for key, estimate in self.estimates.items()
+        ]
+
+    @functools.cached_property
+    def estimates(self) -> dict[tuple[str, str, str], Estimate]:
+        """Each number by language, task and metric."""
         totals = {source: scores.totals for source, scores in self.sources.items()}
         ids = {source: scores.ids for source, scores in self.sources.items()}
         reference, metric = self.settings.reference, RELATIVE + self.settings.reference
@@ -132,18 +147,21 @@ class Measured:
         pairs = {s: self._pairs(s, reference + s[len(language_of(s)) :]) for s in totals if language_of(s) != reference}
         common = {source: names for source, (names, _) in pairs.items() if names}
         nats = {source: pairs[source][1] for source in common}
-        return [*self._rows(METRICS, _metrics, totals, ids), *self._rows((metric,), _ratio, nats, common)]
+        numbers = itertools.chain(
+            self._estimates(METRICS, _metrics, totals, ids), self._estimates((metric,), _ratio, nats, common)
+        )
+        return {key: estimate for key, estimate in numbers if math.isfinite(estimate.value)}
 
-    def _rows(
+    def _estimates(
         self,
         metrics: Sequence[str],
         compute: Callable[[Floats], Floats],
         totals: Mapping[str, Floats],
         ids: Mapping[str, Sequence[str | None]],
-    ) -> Iterator[Row]:
-        """Yield the rows of languages, sources and average of what `compute` makes of sums: (..., m) to (..., metrics).
+    ) -> Iterator[tuple[tuple[str, str, str], Estimate]]:
+        """Yield the numbers of languages, sources and average.
 
-        `totals` are those of each document by source, (D, m).
+        `compute` takes sums, (..., m) to (..., metrics). `totals` are those of each document by source, (D, m).
         """
         resampled = {source: self._resample(source, totals[source], ids[source]) for source in totals}
         averages: list[tuple[int, Floats, Floats]] = []
@@ -154,21 +172,14 @@ class Measured:
                 n = sum(len(totals[source]) for source in members)
                 value = compute(np.sum([totals[source].sum(0) for source in members], axis=0))
                 spread = compute(np.sum([resampled[source] for source in members], axis=0))  # (resamples, metrics)
-                yield from self._task_rows(language, task, n, metrics, value, spread)
+                yield from _named(language, task, n, metrics, value, spread)
                 if task == TASK:
                     averages.append((n, value, spread))
         kept = [n for n, metric in enumerate(metrics) if metric not in PERPLEXITIES]
         if len(languages) > 1:
             counts, values, spreads = zip(*averages, strict=True)
             average, spread = np.mean(values, axis=0)[kept], np.mean(spreads, axis=0)[:, kept]
-            yield from self._task_rows(ALL, TASK, sum(counts), [metrics[n] for n in kept], average, spread)
-
-    def _task_rows(
-        self, language: str, task: str, n: int, metrics: Sequence[str], value: Floats, spread: Floats
-    ) -> Iterator[Row]:
-        for metric, number, numbers in zip(metrics, value.tolist(), spread.T, strict=True):
-            if math.isfinite(number):
-                yield Row(self.model, language, task, metric, number, _stderr(numbers), n, False)
+            yield from _named(ALL, TASK, sum(counts), [metrics[n] for n in kept], average, spread)
 
     def _pairs(self, source: str, other: str) -> tuple[list[str], Floats]:
         """Ids of the documents that both sources have, and the nats of each, (pairs, 2).
@@ -212,6 +223,13 @@ def _metrics(totals: Floats) -> Floats:
 def _ratio(totals: Floats) -> Floats:
     """Return the first of two sums over the second: (..., 2) to (..., 1)."""
     return totals[..., :1] / totals[..., 1:]
+
+
+def _named(
+    language: str, task: str, n: int, metrics: Sequence[str], value: Floats, spread: Floats
+) -> Iterator[tuple[tuple[str, str, str], Estimate]]:
+    for metric, number, numbers in zip(metrics, value.tolist(), spread.T, strict=True):
+        yield (language, task, metric), Estimate(n, number, numbers)
 
 
 def _stderr(drawn: Floats) -> float | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from pydantic import Field
 
 from xdoge.config import Config
 from xdoge.errors import MOST_NAMES, XDogeError, importing
+from xdoge.eval.document_scores import SUMS, DocumentScores, documents_file, load_documents, save_documents
 from xdoge.io import read_json, write_json
 from xdoge.names import check_text, shown
 
@@ -84,6 +87,7 @@ class Results:
         settings: what the numbers depend on, by task or kind of task.
         xdoge_version: the version that made it.
         created: ISO 8601 time at which it was made, UTC.
+        documents: what each document cost each model, which its own file beside results.json keeps.
 
     Raises:
         XDogeError: two rows are of the same model, language, task and metric.
@@ -93,6 +97,7 @@ class Results:
     settings: Mapping[str, Any] = field(default_factory=dict)
     xdoge_version: str = ""
     created: str = ""
+    documents: DocumentScores = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that every number is there once."""
@@ -106,12 +111,12 @@ class Results:
             seen.add(row.key)
 
     @classmethod
-    def of(cls, rows: Iterable[Row], *, settings: Mapping[str, Any]) -> Self:
+    def of(cls, rows: Iterable[Row], *, settings: Mapping[str, Any], documents: DocumentScores | None = None) -> Self:
         """Return a table of now, made by this xdoge."""
         from xdoge._version import __version__
 
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return cls(tuple(rows), settings, xdoge_version=__version__, created=now)
+        return cls(tuple(rows), settings, __version__, now, documents or {})
 
     def task_outcomes(self) -> list[dict[str, Any]]:
         """Return the outcome of every task of every suite and model, with the name of the model."""
@@ -123,7 +128,8 @@ class Results:
         ]
 
     def save(self, path: Path | str) -> None:
-        """Write results.json, whole or not at all; every number survives the round trip exactly."""
+        """Write results.json and the documents; each whole or not at all, and every number exactly."""
+        save_documents(documents_file(Path(path)), self.documents)
         write_json(Path(path), self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
@@ -154,6 +160,7 @@ class Results:
                 value["settings"],
                 xdoge_version=value.get("xdoge_version", ""),
                 created=value.get("created", ""),
+                documents=_those_of(value["settings"], load_documents(documents_file(Path(path)))),
             )
         except XDogeError as error:
             raise XDogeError(f"{path}: {error.message}") from error
@@ -175,6 +182,20 @@ def by_reason(missed: Iterable[tuple[str, str, str]], *, most: int = 8) -> list[
         names = ", ".join([*list(tasks)[:most], *(["…"] if len(tasks) > most else [])])
         lines.append(f"{outcome}: {len(tasks)} task{'s' * (len(tasks) > 1)} ({reason}): {names}")
     return lines
+
+
+def _those_of(settings: Mapping[str, Any], documents: DocumentScores) -> DocumentScores:
+    """Return the documents whose sums are those of the settings; others are of an earlier or later measurement."""
+    measured = settings.get("perplexity", {})
+    return {
+        model: by_source
+        for model, by_source in documents.items()
+        if by_source.keys() == (sums := measured.get(model, {}).get("sources", {})).keys()
+        and all(
+            np.allclose(scores.totals.sum(0), [sums[source].get(name, math.nan) for name in SUMS], rtol=1e-9)
+            for source, scores in by_source.items()
+        )
+    }
 
 
 class _Perplexity(Config, extra="ignore"):
