@@ -186,6 +186,10 @@ class Trees:
         return cls(problem, tuple(tuple(forest) for forest in value["forests"]))
 
 
+_FIRST = np.array([(code & -code).bit_length() - 1 if code else 0 for code in range(256)])
+"""Place of the lowest bit of each byte."""
+
+
 def _tree(tree: Mapping[str, list[Any]], columns: Floats) -> Floats:
     """Return what one tree gives for all mixtures; `columns` has shape (k, m).
 
@@ -195,12 +199,11 @@ def _tree(tree: Mapping[str, list[Any]], columns: Floats) -> Floats:
     leaves = np.array(tree["value"])
     if not tree["feature"]:
         return np.full(columns.shape[1], leaves[0])
-    kept = np.array(_kept_leaves(tree), dtype=np.uint8)
-    fails = columns[tree["feature"]] > np.array(tree["threshold"])[:, None]  # (nodes, m)
-    left = np.bitwise_and.reduce(np.where(fails, kept[:, None], np.uint8(255)), axis=0)
-    first = [(code & -code).bit_length() - 1 if code else 0 for code in range(256)]
-    table = leaves[np.minimum(first, len(leaves) - 1)]
-    return np.asarray(table[left])
+    ruled_out = np.zeros(columns.shape[1], dtype=np.uint8)
+    for feature, threshold, kept in zip(tree["feature"], tree["threshold"], _kept_leaves(tree), strict=True):
+        ruled_out |= (columns[feature] > threshold).view(np.uint8) * np.uint8(255 - kept)
+    table = leaves[np.minimum(_FIRST, len(leaves) - 1)]
+    return np.asarray(table[255 - ruled_out])
 
 
 def _kept_leaves(tree: Mapping[str, list[Any]]) -> list[int]:
