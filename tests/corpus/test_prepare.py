@@ -643,7 +643,8 @@ def test_progress_tells_scan_sources_and_totals(corpus: Path, tmp_path: Path) ->
     assert [(e.name, e.done, e.total) for e in ends] == [
         (source, 150 * (n + 1), 150 * (n + 1)) for n, source in enumerate(SOURCES)
     ]
-    assert [event.tokens for event in ends] == list(store.tokens().values())
+    counts = [store.tokens(split) for split in ("train", "validation")]
+    assert [event.tokens for event in ends] == [sum(split[source] for split in counts) for source in SOURCES]
 
 
 def test_without_a_terminal_progress_is_plain_lines(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def counted(model: torch.nn.Module, rows: torch.Tensor) -> int:
 
 
 def test_the_reference_allocation_comes_out_to_the_hour():
-    costs = read_costs(CLUSTER / "allocation.yaml")
+    costs = [cost.rounded() for cost in read_costs(CLUSTER / "allocation.yaml")]
     assert [(cost.name, cost.hours, cost.node_hours) for cost in costs] == [
         ("target-7B", 1998, 63_936),
         ("target-13B", 1855, 118_720),
@@ -144,7 +145,8 @@ def test_a_recipe_trains_on_its_own_tokens_unless_told_and_takes_the_hours_of_it
     assert (own.parameters, own.tokens) == (shape.non_embedding_parameters, 10_000 * 128 * 1024)
     assert own.flops_6nd == 6 * own.parameters * own.tokens
     assert told.flops_exact == training_flops(shape, 10**11, sequence_length=4096, vocab_size=32_000)
-    assert told.hours == round(told.flops_exact / (365e12 * 8 * 3600), 2)
+    assert told.hours == told.flops_exact / (365e12 * 8 * 3600)
+    assert told.rounded().hours == round(told.hours, 2) != told.hours
 
 
 def test_peak_and_utilisation_are_a_speed_and_a_row_may_have_its_own(tmp_path):
@@ -152,7 +154,7 @@ def test_peak_and_utilisation_are_a_speed_and_a_row_may_have_its_own(tmp_path):
     runs = {name: {"parameters": "1B", "tokens": "1T"} for name in ("plain", "slow", "one")}
     runs["slow"]["achieved"] = "250T"
     runs["one"] |= {"nodes": 0.125, "runs": 3}
-    plain, slow, shape = read_costs(write(tmp_path, runs, hardware=hardware))
+    plain, slow, shape = (cost.rounded() for cost in read_costs(write(tmp_path, runs, hardware=hardware)))
     assert (plain.hours, slow.hours, shape.hours) == (417, 833, 3333)  # 6e21 / 4e15, / 2e15, / 5e14 seconds
     assert (plain.flops_per_gpu, slow.flops_per_gpu) == (5e14, 2.5e14)
     assert shape.node_hours == 1249.88  # 3,333 × 0.125 × 3 = 1,249.875
@@ -162,7 +164,16 @@ def test_peak_and_utilisation_are_a_speed_and_a_row_may_have_its_own(tmp_path):
 def test_hours_are_whole_from_ten_on_and_never_nothing(tmp_path, tokens, hours):
     hardware = {"achieved": "4T", "gpus_per_node": 1}
     (cost,) = read_costs(write(tmp_path, {"a": {"parameters": "1M", "tokens": tokens}}, hardware=hardware))
-    assert cost.hours == pytest.approx(hours)
+    assert cost.rounded().hours == pytest.approx(hours)
+
+
+def test_json_is_not_rounded(xdoge, tmp_path):
+    hardware = {"achieved": "4T", "gpus_per_node": 1}
+    runs = {"small": {"parameters": "1M", "tokens": "1M", "runs": 3}, "large": {"parameters": "1M", "tokens": "26B"}}
+    plan = json.loads(xdoge("plan", write(tmp_path, runs, hardware=hardware), "--json")[1])
+    hours = [6e12 / 4e12 / 3600, 6e6 * 26e9 / 4e12 / 3600]
+    assert [row["hours"] for row in plan["rows"]] == pytest.approx(hours, rel=1e-12)
+    assert plan["totals"]["node_hours"] == pytest.approx(3 * hours[0] + hours[1], rel=1e-12)
 
 
 RUN = st.fixed_dictionaries(

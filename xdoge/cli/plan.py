@@ -37,8 +37,9 @@ def plan(
 
           evaluations: {hours: 8, runs: 32}
 
-    FLOPs are counted twice: as 6 N D, and exactly, with attention and the head, where a recipe gives the shape; hours
-    come from the exact count where there is one. FLOPs, tokens and hours are those of one run. See examples/cluster.
+    FLOPs are counted twice: as 6 N D, and exactly, with attention and the head, where a recipe gives the shape;
+    hours come from the exact count where there is one. The table rounds hours, --json does not. FLOPs, tokens and
+    hours are those of one run. See examples/cluster.
     """
     costs = read_costs(path)
     if as_json:
@@ -51,7 +52,8 @@ def costs_to_table(costs: Sequence[Cost]) -> Table:
     """Return the rows and their totals as a table; FLOP, tokens and hours are those of one run."""
     numbers = ("N", "tokens", "6 N D", "exact FLOP", "TFLOP/s", "hours", "nodes", "runs", "node-hours")
     table = empty_table(("run", "model"), numbers)
-    for cost in costs:
+    shown = [cost.rounded() for cost in costs]
+    for cost in shown:
         table.add_row(
             cost.name,
             cost.model or "–",
@@ -65,7 +67,7 @@ def costs_to_table(costs: Sequence[Cost]) -> Table:
             f"{cost.runs:,}",
             _plain(cost.node_hours),
         )
-    total = totals(costs)
+    total = totals(shown)
     table.add_row("all", *[""] * 8, f"{total['runs']:,}", _plain(total["node_hours"]), style="bold")
     return table
 

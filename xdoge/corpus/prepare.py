@@ -239,9 +239,11 @@ class _Work:
             )
 
     def event(self, kind: Literal["source", "done"]) -> Event:
-        """Return how far it is."""
-        tokens = self.spools["train"].tokens if self.spools else self.tokens
-        return Event(kind, self.source.name, self.seen, self.rows, tokens)
+        """Return how far it is: documents of both splits, and their tokens; at the end those that were kept."""
+        spools = self.spools.values()
+        tokens = sum(spool.tokens for spool in spools) if self.spools else self.tokens
+        done = sum(spool.documents for spool in spools) if self.spools and kind == "done" else self.seen
+        return Event(kind, self.source.name, done, self.rows, tokens)
 
     def take(self, split: str, encoded: Encoded) -> None:
         """Add the documents of one block, up to max_tokens."""
@@ -389,7 +391,7 @@ def _finish_source(work: _Work, tokenizer: Tokenizer, out: Path) -> None:
         entries = zip((*source.files, *source.validation), (*work.inputs, *work.validation_inputs), strict=True)
         remove_marker(out, source)
         parts = refer(source, out, inputs=dict(entries), files=files, fraction=work.fraction, decode=tokenizer.decode)
-        work.seen, work.tokens = parts["train"]["documents"], parts["train"]["tokens"]
+        work.seen, work.tokens = (sum(parts[split][key] for split in SPLITS) for key in ("documents", "tokens"))
     marker = {
         "schema": f"{MARKER}/1",
         "source": source.name,

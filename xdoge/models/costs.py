@@ -14,9 +14,10 @@ tokens/s × 6 N, give `parameters` and not `model`, since the exact count is lar
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -105,7 +106,7 @@ class PlanSpec(Config):
 
 @dataclass(frozen=True)
 class Cost:
-    """A row of the plan; FLOPs, tokens and hours are those of one run."""
+    """A row of the plan; FLOPs, tokens and hours are those of one run, and exact."""
 
     name: str
     model: str | None  # recipe, as written
@@ -117,7 +118,17 @@ class Cost:
     hours: float
     nodes: float
     runs: int
-    node_hours: float  # hours × nodes × runs, of the hours as rounded
+    node_hours: float  # hours × nodes × runs
+
+    def rounded(self) -> Cost:
+        """Return the row as tables show it: hours that one can book, and node-hours of those, so that it adds up.
+
+        Hours that were computed are whole from ten on, and hundredths below, 0.01 at least. Hours that the user gave,
+        and node-hours, are rounded to hundredths.
+        """
+        whole = self.flops_per_gpu is not None and self.hours >= 10
+        hours = float(round(self.hours)) if whole else max(round(self.hours, 2), 0.01)
+        return replace(self, hours=hours, node_hours=round(hours * self.nodes * self.runs, 2))
 
 
 def read_costs(path: Path | str) -> list[Cost]:
@@ -132,9 +143,7 @@ def read_costs(path: Path | str) -> list[Cost]:
       evaluations: {hours: 8, runs: 32}
     ```
 
-    `achieved` in a row replaces the hardware's FLOP/s, for small models that sustain less. Hours are rounded before
-    anything is multiplied with them, so that the table adds up as printed: to the nearest whole hour from ten hours on,
-    and below to hundredths, 0.01 at least. Hours that are given are taken to hundredths, as are node-hours.
+    `achieved` in a row replaces the hardware's FLOP/s, for small models that sustain less.
 
     Raises:
         XDogeError: the file does not hold a plan, a row wants what is not given, or there is no such recipe.
@@ -146,7 +155,7 @@ def read_costs(path: Path | str) -> list[Cost]:
 def _cost(name: str, run: RunSpec, spec: PlanSpec, *, where: str) -> Cost:
     parameters = tokens = flops_6nd = exact = speed = None
     if run.hours is not None:
-        hours = round(run.hours, 2)
+        hours = run.hours
     else:
         if spec.hardware is None:
             raise XDogeError(
@@ -156,7 +165,6 @@ def _cost(name: str, run: RunSpec, spec: PlanSpec, *, where: str) -> Cost:
         flops_6nd = 6 * parameters * tokens
         speed = float(run.achieved or spec.hardware.flops_per_gpu)
         hours = (exact or flops_6nd) / (speed * _gpus(run, spec.hardware, where=where)) / 3600
-        hours = float(round(hours)) if hours >= 10 else max(round(hours, 2), 0.01)
     return Cost(
         name=name,
         model=run.model,
@@ -168,7 +176,7 @@ def _cost(name: str, run: RunSpec, spec: PlanSpec, *, where: str) -> Cost:
         hours=hours,
         nodes=run.nodes,
         runs=run.runs,
-        node_hours=round(hours * run.nodes * run.runs, 2),
+        node_hours=hours * run.nodes * run.runs,
     )
 
 
@@ -201,9 +209,9 @@ def _work(run: RunSpec, spec: PlanSpec, *, where: str) -> tuple[int, int, int | 
 
 def totals(costs: Sequence[Cost]) -> dict[str, float]:
     """Return runs and node_hours of all rows together."""
-    return {"runs": sum(cost.runs for cost in costs), "node_hours": round(sum(cost.node_hours for cost in costs), 2)}
+    return {"runs": sum(cost.runs for cost in costs), "node_hours": math.fsum(cost.node_hours for cost in costs)}
 
 
 def costs_to_dict(costs: Sequence[Cost]) -> dict[str, Any]:
-    """Return rows and totals as they go into JSON."""
+    """Return rows and totals as they go into JSON: nothing is rounded."""
     return {"rows": [asdict(cost) for cost in costs], "totals": totals(costs)}
