@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from tiny_models import save_byte_tokenizer, save_llama
 from transformers import LlamaForCausalLM
 
+from xdoge.analysis.models import score_rows
+from xdoge.cli.eval import print_results
 from xdoge.errors import XDogeError
 from xdoge.eval.lm_eval import benchmarks as iberobench
 from xdoge.eval.lm_eval import harness
@@ -25,7 +27,7 @@ from xdoge.eval.lm_eval.catalogue import Catalogue, TaskData, TaskError, offline
 from xdoge.eval.lm_eval.harness import Score, sentencepiece_tokenizer
 from xdoge.eval.lm_eval.prefetch import prefetch
 from xdoge.eval.lm_eval.tasks.veritasqa import answers
-from xdoge.eval.results import ALL, Results
+from xdoge.eval.results import ALL, Results, Row
 from xdoge.eval.suite import HarnessSettings, Suite, SuiteTask, check_together
 
 real = pytest.mark.skipif("XDOGE_REAL_DATA" not in os.environ, reason="XDOGE_REAL_DATA names no folder of real text")
@@ -569,6 +571,20 @@ def test_averages_of_known_scores():
     }
     assert listed[0]["normalised"] == 50
     assert (listed[0]["chance"], listed[0]["max"], listed[0]["metric"]) == (0.5, 1.0, "acc")
+
+
+@pytest.mark.parametrize(("ran", "averages"), [(1, set()), (2, {"eu", ALL})])
+def test_no_average_over_less_than_half_of_the_tasks(ran, averages, capsys):
+    outcomes = [outcome(f"t{n}", 0.5 if n < ran else None, choices=4) for n in range(4)]
+    outcomes += [outcome("u", 0.5, language="gl", choices=4), outcome("v", None, language="gl", choices=4)]
+    outcomes += [outcome("w", 0.5, language="ca", choices=4)]
+    scored = Benchmarked("m", "mine", tuple(outcomes), HarnessSettings(), {})
+    assert {row.language for row in scored.rows() if row.task == "mine"} == {"gl", "ca", *averages}
+    older = [Row("m", language, "mine", "normalised", 33.0, None, 1, True) for language in ("eu", "gl", "ca", ALL)]
+    table = Results.of(older, settings={"benchmarks": {"mine": {"m": scored.to_dict()}}})
+    assert {row["language"] for row in score_rows(table, baseline=None)} == {"gl", "ca", *averages}
+    print_results(table)
+    assert ("less than 50% ran: 1 of 4 tasks in eu, 3 of 7 tasks." in capsys.readouterr().out) == (ran == 1)
 
 
 def test_prompts_that_do_not_fit_are_counted(model, data, tmp_path):

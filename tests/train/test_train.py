@@ -703,7 +703,14 @@ def test_the_command_trains_resumes_and_prints_what_came_of_it(xdoge, mixture, s
     assert "resuming after step 2 of 4" in err
     assert "step 4/4" in err
     assert "ETA" in err
-    for word in ("on unequal: 512 tokens, 4 steps", "validation loss", "epochs", "gl", str(tmp_path / "run" / "model")):
+    for word in (
+        "on unequal: 512 tokens, 4 steps",
+        "validation loss",
+        "without that token",
+        "epochs",
+        "gl",
+        str(tmp_path / "run" / "model"),
+    ):
         assert word in out
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["settings"]
     assert (settings["steps"], settings["clip"], settings["eval_sequences"]) == (4, 0.7, 2)

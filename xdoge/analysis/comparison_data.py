@@ -93,6 +93,7 @@ class ComparisonData:
         lines = shares.notes(self.sets)
         lines += models.score_notes(self.rows.get("scores", []), baseline=self.baseline_of(self.models))
         lines += models.window_notes(inputs.results, baseline=self.baseline_of(self.models))
+        lines += models.coverage_notes(inputs.results)
         lines += models.run_notes(inputs.runs, baseline=self.baseline_of(inputs.runs))
         lines += [f"{name}: {line}" for name, mixture in inputs.mixtures.items() for line in mixture.warnings()]
         return tuple(lines)

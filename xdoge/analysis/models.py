@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from xdoge.analysis.inputs import TrainRun, text_behind
-from xdoge.analysis.shares import Rows
+from xdoge.analysis.shares import Rows, union
 from xdoge.analysis.statistics import exceeds
 from xdoge.errors import XDogeError
 from xdoge.eval.document_scores import SourceScores
 from xdoge.eval.perplexity import PERPLEXITIES, RELATIVE, Measured, PerplexitySettings
 from xdoge.eval.perplexity import TASK as PERPLEXITY
 from xdoge.eval.results import ALL, Results, Row
-from xdoge.eval.suite import NORMALISED
+from xdoge.eval.suite import LEAST_COVERAGE, NORMALISED, covered
 from xdoge.names import language_of
 from xdoge.train.run_log import common_budget
 
@@ -79,6 +79,8 @@ def score_rows(results: Results, *, baseline: str | None) -> Rows:
     resampled, rows = _Resampled(results), []
     for row in results.rows:
         if row.language == ALL and row.metric in PERPLEXITIES:  # of an older xdoge: arithmetic means, which mislead
+            continue
+        if not covered(_outcomes(results, row.task, row.model, row.language)):
             continue
         other = base.get(row.key[1:])
         why = _not_compared(results, row, other) if baseline is not None and row.model != baseline else None
@@ -168,6 +170,31 @@ def score_notes(scores: Rows, *, baseline: str | None) -> list[str]:
         if row["not_compared"]:
             reasons.setdefault(row["not_compared"], {})[row["model"]] = None
     return [f"{', '.join(models)} against {baseline}: {reason}." for reason, models in reasons.items()]
+
+
+def coverage_notes(results: Results) -> list[str]:
+    """Return a line for each average over a suite that is missing because too few of its tasks ran."""
+    lines: dict[str, list[str]] = {}
+    for suite, models in results.settings.get("benchmarks", {}).items():
+        for model in models:
+            languages = union([outcome.get("language", "")] for outcome in models[model].get("outcomes", ()))
+            for language in (*languages, ALL):
+                outcomes = _outcomes(results, suite, model, language)
+                if not covered(outcomes):
+                    ran = f"{outcomes.count('ran')} of {len(outcomes)} tasks"
+                    lines.setdefault(f"{suite} of {model}", []).append(
+                        f"{ran} in {language}" if language != ALL else ran
+                    )
+    return [
+        f"No average over {what}, since less than {LEAST_COVERAGE:.0%} ran: {', '.join(parts)}."
+        for what, parts in lines.items()
+    ]
+
+
+def _outcomes(results: Results, suite: str, model: str, language: str) -> list[str]:
+    """Return what became of the tasks of a suite; empty if `suite` is none."""
+    outcomes = results.settings.get("benchmarks", {}).get(suite, {}).get(model, {}).get("outcomes", ())
+    return [outcome["outcome"] for outcome in outcomes if language in (ALL, outcome.get("language"))]
 
 
 def window_notes(results: Results, *, baseline: str | None) -> list[str]:

@@ -233,7 +233,12 @@ def validation_table(rows: Rows, *, baseline: str | None) -> TextTable:
         cells = {name: final.get((name, language)) for name in runs}
         shown = [f"{cell['perplexity']:,.2f}" if cell else NONE for cell in cells.values()]
         body.append([language, *shown, *(number((cells[name] or {}).get("change"), "+.1%") for name in compared)])
-    return TextTable("Training runs: perplexity per token of the validation text, less is better", header, body)
+    return TextTable(
+        "Training runs: perplexity per token of validation sequences, less is better (not that of eval, which scores "
+        "documents: docs/method.md)",
+        header,
+        body,
+    )
 
 
 def reading_table(rows: Rows) -> TextTable:

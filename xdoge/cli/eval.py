@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from xdoge.analysis.inputs import check_baseline
-from xdoge.analysis.models import score_notes, score_rows, tokenizers, window_notes
+from xdoge.analysis.models import coverage_notes, score_notes, score_rows, tokenizers, window_notes
 from xdoge.analysis.tables import exceeding_rule, not_run, results_tables
 from xdoge.cli import options
 from xdoge.cli.app import app, chosen_settings, is_first, one_voice, refuse_taken, stdout
@@ -34,10 +34,11 @@ Hub; `NAME=MODEL` says what to call one in tables.
 
 **Perplexity** (--store or --text): the validation split of a token store, for models that were trained on its tokens;
 or text files, which each model reads with its own tokenizer. Every token of a document is scored, given those before
-it. Reported per token, per word and as bits per UTF-8 byte, by source and language, with a standard error from a
-bootstrap over documents. Bits per byte compare models of any tokenizer. Only they are averaged over languages: an
-average of perplexities can fall where the model got worse. Where documents have an `id` that their translations share,
-so are the bits they cost relative to English (`--set reference=`).
+it; the end-of-document token is not. `xdoge train` validates on sequences that run over the ends of documents, so its
+perplexity is another number. Reported per token, per word and as bits per UTF-8 byte, by source and language, with a
+standard error from a bootstrap over documents. Bits per byte compare models of any tokenizer. Only they are averaged
+over languages: an average of perplexities can fall where the model got worse. Where documents have an `id` that their
+translations share, so are the bits they cost relative to English (`--set reference=`).
 
 **Differences** to --baseline are shown ± 1.96 standard errors, and starred where they exceed them. Models are paired by
 document: RESULTS.documents.parquet, beside RESULTS.json, keeps what each document cost each model.
@@ -46,7 +47,8 @@ document: RESULTS.documents.parquet, beside RESULTS.json, keeps what each docume
 which are fast; `belebele`; `flores-iberian`; or a YAML file of your own. The evaluation harness (lm-eval) runs them,
 with as many examples in the prompt as the suite says (`--num-fewshot` overrides it) and all questions (`--limit` takes
 the first so many). Beside the raw score stands the normalised one, (score - chance) / (best - chance) × 100, which is
-averaged over the tasks of a language that ran; what did not run is named with the reason.
+averaged over the tasks of a language that ran, if that is at least half of them; what did not run is named with the
+reason.
 
 **Without network**: `--local-data DIR` reads the questions of each task from DIR/TASK/SPLIT.jsonl. What is not there
 comes from the cache of the Hub; fill it before, on a machine with network: `xdoge eval --prefetch --suite iberobench`.
@@ -163,6 +165,7 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
         *exceeding_rule(scores),
         *score_notes(scores, baseline=baseline),
         *window_notes(results, baseline=baseline),
+        *coverage_notes(results),
         *not_run(results),
     ):
         print(line)

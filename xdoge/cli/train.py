@@ -126,7 +126,7 @@ def print_run(result: TrainResult, mixture: Mixture) -> None:
     name = result.summary["model"]["from"]
     print(f"{name} on {mixture.name}: {result.tokens_seen:,} tokens, {result.steps:,} steps")
     _, first = next(iter(_validations(result.folder)), (0, {}))
-    table = empty_table(("language",), ("first loss", "validation loss", "perplexity", "epochs"))
+    table = empty_table(("language",), ("first loss", "validation loss", "perplexity of sequences", "epochs"))
     for language, share in mixture.languages.items():
         sources = [source for source in mixture.sources if language_of(source) == language]
         available = {source: mixture.sources[source].available_tokens for source in sources}
@@ -137,6 +137,10 @@ def print_run(result: TrainResult, mixture: Mixture) -> None:
             numbers = (f"{first.get(language, loss):.4f}", f"{loss:.4f}", f"{math.exp(loss):.2f}")
         table.add_row(language, *numbers, f"{epochs:.3f}")
     stdout.print(table)
+    print(
+        f"loss and perplexity: per token of validation sequences of {result.summary['sequence_length']:,} tokens, with "
+        "end-of-document tokens. xdoge eval scores whole documents without that token, so its perplexity differs."
+    )
     if beyond := result.repeated_beyond_plan:
         print(f"warning: repeated more often than planned, a bug: {', '.join(beyond)}", file=sys.stderr)
     print_files(result.folder, "train.json", "model", "metrics.jsonl", "config.yaml", "mixture.json")

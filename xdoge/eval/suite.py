@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,6 +21,9 @@ from xdoge.errors import XDogeError
 
 NORMALISED = "normalised"
 """Metric of scores of which 0 is what chance gives and 100 the best there is."""
+
+LEAST_COVERAGE = 0.5
+"""Share of the tasks of a language, or of a suite, that must have run for an average over them."""
 
 _FOLDER = Path(__file__).with_name("suites")
 
@@ -196,6 +199,12 @@ def check_together(suites: Mapping[str, Sequence[SuiteTask]]) -> None:
             if differ := [key for key in asked if asked[key] != before[key]]:
                 what = f"the tasks of {task.group}" if differ == ["members"] else f"{differ[0]} of {task.task}"
                 raise XDogeError(f"{other} and {suite} differ in {what}, and a table has one number for it; {_APART}")
+
+
+def covered(outcomes: Iterable[str]) -> bool:
+    """Whether enough tasks ran to average over them; `outcomes` are those of all."""
+    ran = [outcome == "ran" for outcome in outcomes]
+    return sum(ran) >= LEAST_COVERAGE * len(ran)
 
 
 def is_published(task: str) -> bool:

@@ -21,7 +21,7 @@ from xdoge.errors import Interrupted, XDogeError
 from xdoge.eval.lm_eval.catalogue import Catalogue, Fault, TaskError, is_unreachable, offline, one_line
 from xdoge.eval.lm_eval.harness import HarnessModel, Score
 from xdoge.eval.results import ALL, Row
-from xdoge.eval.suite import NORMALISED, HarnessSettings, Suite, SuiteTask, check_together, is_published
+from xdoge.eval.suite import NORMALISED, HarnessSettings, Suite, SuiteTask, check_together, covered, is_published
 from xdoge.io import read_json, sha256_json, write_json
 from xdoge.models.resolver import CausalModel
 from xdoge.progress import Event, OnProgress, silent
@@ -99,7 +99,8 @@ class Benchmarked:
 
         Of each task that ran, and of each group, the score in the metric's own unit and the normalised one; of each
         language (task: the suite's name) and of the average over languages (language `ALL`) the normalised one. `n`
-        counts questions, and in averages what is averaged.
+        counts questions, and in averages what is averaged. There is no average where less than
+        `LEAST_COVERAGE` of the tasks ran.
         """
         return [*self._task_rows(), *self._average_rows()]
 
@@ -123,10 +124,11 @@ class Benchmarked:
         averages = {
             language: _average([_average(members) for members in tasks.values()])
             for language, tasks in languages.items()
+            if covered(outcome.outcome for outcome in self.outcomes if outcome.spec.language == language)
         }
         for language, average in averages.items():
             yield self._row(language, self.suite, NORMALISED, average, len(languages[language]))
-        if len(averages) > 1:
+        if len(averages) > 1 and covered(outcome.outcome for outcome in self.outcomes):
             yield self._row(ALL, self.suite, NORMALISED, _average(list(averages.values())), len(averages))
 
     def _scores(self) -> Iterator[tuple[SuiteTask, Score]]:
