@@ -113,7 +113,7 @@ def _linear(x: Floats, y: Floats, x_held: Floats, y_held: Floats, seed: int) -> 
 
 
 def _lightgbm(x: Floats, y: Floats, x_held: Floats, y_held: Floats, seed: int) -> Callable[[Floats], Floats]:
-    import lightgbm
+    from xdoge.laws.rivals import boost
 
     options = {
         **BOOSTING,
@@ -123,10 +123,7 @@ def _lightgbm(x: Floats, y: Floats, x_held: Floats, y_held: Floats, seed: int) -
         "force_row_wise": True,
         "num_threads": 1,
     }
-    data = lightgbm.Dataset(x, label=y)
-    held = lightgbm.Dataset(x_held, label=y_held, reference=data)
-    stop = lightgbm.early_stopping(3, verbose=False)
-    model = lightgbm.train(options, data, num_boost_round=1000, valid_sets=[held], callbacks=[stop])
+    model = boost(x, y, options, 1000, held_out=(x_held, y_held))
 
     def predict(weights: Floats) -> Floats:
         return np.asarray(model.predict(weights, num_iteration=model.best_iteration), dtype=np.float64)

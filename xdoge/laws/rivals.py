@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from xdoge.errors import MissingExtraError
+from xdoge.errors import importing
 from xdoge.laws.problem import Floats, Problem
 
 RIDGE = 1e-3
@@ -229,16 +229,41 @@ def fit_trees(problem: Problem, shares: Floats, losses: Floats, seed: int = 0) -
 
     Source: RegMix, arXiv:2407.01492, with `BOOSTING` for fewer runs.
     """
-    try:
-        import lightgbm
-    except ImportError as error:
-        raise MissingExtraError("lightgbm", "baselines") from error
     forests = []
     for row in range(losses.shape[1]):
-        data = lightgbm.Dataset(shares, losses[:, row], params={"min_data_in_bin": 1, "verbosity": -1})
-        model = lightgbm.train(BOOSTING | {"seed": seed}, data, ROUNDS)
+        model = boost(shares, losses[:, row], BOOSTING | {"seed": seed}, ROUNDS)
         forests.append(tuple(_flat(tree["tree_structure"]) for tree in model.dump_model()["tree_info"]))
     return Trees(problem, tuple(forests))
+
+
+def boost(
+    shares: Floats,
+    losses: Floats,
+    options: Mapping[str, Any],
+    rounds: int,
+    *,
+    held_out: tuple[Floats, Floats] | None = None,
+) -> Any:
+    """Return LightGBM's model of one loss, shape (n,), which RegMix's baseline fits too.
+
+    Args:
+        shares: shape (n, k).
+        losses: shape (n,).
+        options: of LightGBM.
+        rounds: trees, at most.
+        held_out: shares and losses of other runs; boosting ends after 3 trees that help them no more.
+
+    Raises:
+        MissingExtraError: LightGBM is not installed.
+    """
+    with importing("baselines"):
+        import lightgbm
+    data = lightgbm.Dataset(shares, losses, params=dict(options))
+    if held_out is None:
+        return lightgbm.train(dict(options), data, rounds)
+    held = lightgbm.Dataset(*held_out, reference=data, params=dict(options))
+    stop = lightgbm.early_stopping(3, verbose=False)
+    return lightgbm.train(dict(options), data, rounds, valid_sets=[held], callbacks=[stop])
 
 
 def _flat(root: Mapping[str, Any]) -> dict[str, list[Any]]:
