@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from xdoge.errors import XDogeError, importing
 from xdoge.io import read_regular
-from xdoge.names import CONTROLS, shown
+from xdoge.names import CONTROLS, SEEDS, shown
 
 with importing("cli"):
     import yaml
-    from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -41,6 +41,10 @@ def parse_count(value: object) -> int:
 
 Count = Annotated[int, BeforeValidator(parse_count)]
 """A whole number that may be written with K, M, B or T."""
+
+
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+"""A seed: one range for all commands."""
 
 
 _LONGEST_NUMBER = 40

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Iterable
+from numbers import Integral
 
 from xdoge.errors import XDogeError
 
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Line breaks, what steers a terminal, what reverses the text around it, and halves of characters."""
+
+SEEDS = 2**32
+"""Seeds are below this, in all commands: NumPy's older generator, which transformers seeds too, takes no others."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -19,6 +23,17 @@ _SHORT.maxstring = _SHORT.maxother = 80
 def shown(value: object) -> str:
     """Return a value as Python writes it, on one line and cut to some hundred characters."""
     return _SHORT.repr(value)
+
+
+def check_seed(name: str, value: object) -> int:
+    """Return a seed, one of Python's or NumPy's whole numbers, as Python's.
+
+    Raises:
+        XDogeError: it is something else, or not from 0 to 2^32 - 1.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < SEEDS:
+        return int(value)
+    raise XDogeError(f"{name} is {shown(value)}; a seed is a whole number from 0 to {SEEDS - 1:,}.")
 
 
 def language_of(source: str) -> str:

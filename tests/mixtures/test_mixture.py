@@ -173,7 +173,7 @@ def test_a_round_trip_loses_nothing(tmp_path):
         ({"sources": []}, "is not a mixture"),
         ({"languages": {"es": {"tokens": 3}}}, "languages are not the sums over the sources"),
         ({"languages": None}, "languages are not the sums over the sources"),
-        ({"seed": "x"}, "seed is 'x', which has"),
+        ({"seed": "x"}, "seed is 'x'; a seed"),
         ({"level": "both"}, "level is 'both'; it must be languages or sources"),
         ({"max_epochs": "4"}, "max_epochs is '4'; it must be a number"),
         ({"name": 5}, "name is 5; it must be text on one line"),

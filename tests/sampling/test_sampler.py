@@ -406,7 +406,7 @@ def test_far_positions_of_huge_sources_are_exact():
     [
         ({"batch_size": 0}, "batch_size is 0; it must be a whole number >= 1"),
         ({"world_size": 2, "rank": 2}, "rank is 2; with world_size 2 it must be 0 to 1"),
-        ({"seed": "1"}, "seed is '1'; it must be a whole number"),
+        ({"seed": "1"}, "seed is '1'; a seed is a whole number"),
         ({"sequence_length": 0}, "sequence_length is 0; it must be a whole number >= 1"),
         ({"read_before": {"en/web": 1}}, "read_before names en/web, which the mixture does not"),
         (

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from xdoge.config import Config, Count
+from xdoge.config import Config, Count, Seed
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.names import CONTROLS, shown
 
@@ -77,7 +77,7 @@ class TrainTokenizer(Config):
     byte_fallback: bool = True
     character_coverage: float = Field(default=0.9998, ge=0.9, le=1.0)
     characters_per_language: Positive = 6_000_000
-    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _check(self) -> Self:

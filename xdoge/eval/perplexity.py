@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from xdoge.config import Config
+from xdoge.config import Config, Seed
 from xdoge.corpus.store import TokenStore
 from xdoge.distributed import Processes
 from xdoge.errors import NonFiniteLossError, XDogeError, argument
@@ -61,7 +61,7 @@ class PerplexitySettings(Config):
     )
     reference: str = Field("en", description="language that the bits of parallel text are relative to")
     resamples: int = Field(1000, ge=2, description="of the documents, for standard errors")
-    seed: int = Field(0, ge=0, description="of the resamples")
+    seed: Seed = Field(0, description="of the resamples")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from xdoge.config import Config, read_yaml
+from xdoge.config import Config, Seed, read_yaml
 from xdoge.errors import XDogeError
 
 NORMALISED = "normalised"
@@ -55,7 +55,7 @@ class HarnessSettings(Config):
     device: Literal["auto", "cpu", "split"] = Field(
         "auto", description="what to compute on; split: the layers over all GPUs, for a model too large for one"
     )
-    seed: int = Field(FEWSHOT_SEED, ge=0, description="of the choice of examples in the prompts")
+    seed: Seed = Field(FEWSHOT_SEED, description="of the choice of examples in the prompts")
 
 
 class SuiteTask(Config):

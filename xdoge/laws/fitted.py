@@ -24,6 +24,7 @@ from xdoge.laws.rivals import has_lightgbm
 from xdoge.laws.scores import Scores, score
 from xdoge.laws.stack import FITS, READERS, STACKED, folds, stack_weights
 from xdoge.laws.transfer import WORTH_IT, TransferIntervals, candidates_of_prior, transfer_intervals
+from xdoge.names import check_seed
 from xdoge.progress import Event, OnProgress, silent
 
 SCHEMA = "xdoge.law"
@@ -371,7 +372,8 @@ class FitSettings:
     affinity: Floats | None = None
 
     def __post_init__(self) -> None:
-        """Refuse one of tokens and budget_tokens without the other."""
+        """Refuse one of tokens and budget_tokens without the other, and numbers that are out of range."""
+        check_seed(argument("seed"), self.seed)
         if (self.tokens is None) != (self.budget_tokens is None):
             raise XDogeError(f"repetition needs both {argument('tokens')} and {argument('budget_tokens')}, or neither.")
         if self.budget_tokens is not None and self.budget_tokens < 1:

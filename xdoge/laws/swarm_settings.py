@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator
 
-from xdoge.config import Count
+from xdoge.config import Count, Seed
 from xdoge.errors import XDogeError, argument
 from xdoge.models.recipes import Recipe, load_recipe
 from xdoge.training.proxy_settings import ProxySettings
@@ -25,8 +25,8 @@ class SwarmSettings(ProxySettings):
     level: Literal["languages", "sources"] = Field(
         "languages", description="what has a share of its own; sources of a language then go by size"
     )
-    seed: int = Field(0, ge=0, description="decides which mixtures are drawn and which text is seen")
-    seeds: tuple[int, ...] = Field(
+    seed: Seed = Field(0, description="decides which mixtures are drawn and which text is seen")
+    seeds: tuple[Seed, ...] = Field(
         (0, 1, 2, 3),
         min_length=2,
         description="of the proxies: two anchors are trained with each, the rest with the first",

@@ -21,7 +21,7 @@ from xdoge.mixtures.allocation import Allocation, allocate, allocate_by_language
 from xdoge.mixtures.checks import check_level, check_names, check_numbers, is_count, refuse_unspendable, whole_sequences
 from xdoge.mixtures.strategies import spread_by_size
 from xdoge.mixtures.weights import SUM_TOLERANCE, Level, WeightSet
-from xdoge.names import check_source, check_text, language_of, shown
+from xdoge.names import check_seed, check_source, check_text, language_of, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,9 +133,9 @@ class Mixture:
         check_numbers(self.budget_tokens, self.max_epochs, self.min_share, sources=1)
         for name in ("name", "xdoge_version", "created"):
             check_text(name, getattr(self, name))
-        for name, kind in (("seed", int), ("sequence_length", int | None)):
-            if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
-                raise XDogeError(f"{name} is {shown(value)}, which has the wrong type.")
+        check_seed("seed", self.seed)
+        if not isinstance(self.sequence_length, int | None) or isinstance(self.sequence_length, bool):
+            raise XDogeError(f"sequence_length is {shown(self.sequence_length)}, which has the wrong type.")
         if self.sequence_length is not None and self.sequence_length < 1:
             raise XDogeError(f"sequence_length is {self.sequence_length}; it must be a whole number >= 1.")
         check_level(self.level)

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from xdoge.errors import XDogeError
 from xdoge.mixtures.mixture import Mixture
+from xdoge.names import check_seed
 from xdoge.sampling.permutation import Permutations, derive_key, mix
 from xdoge.sampling.quotas import CHUNK, MOST, Counts, Quotas, Stage
 from xdoge.sampling.sequences import (
@@ -123,7 +124,7 @@ class MixtureSampler:
         self.sequence_length = whole_number("sequence_length", sequence_length, least=1)
         warn_of_other_lengths(parts, self.lengths, self.sequence_length)
         self.batch_size = whole_number("batch_size", batch_size, least=1)
-        self.seed = whole_number("seed", parts[0][0].seed if seed is None else seed)
+        self.seed = check_seed("seed", parts[0][0].seed if seed is None else seed)
         self.position = 0
         self._sizes = np.array(list(self.lengths.values()), dtype=np.int64)  # (k,)
         self._permutations = Permutations(list(self.lengths.values()))

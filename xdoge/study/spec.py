@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from xdoge.baselines import METHODS, BaselineSettings
 from xdoge.baselines.options import RegmixSettings
-from xdoge.config import Config
+from xdoge.config import Config, Seed
 from xdoge.errors import XDogeError, require
 from xdoge.fit.settings import FitSettings
 from xdoge.laws.problem import FORMS
@@ -43,7 +43,7 @@ class StudySpec(Config):
     store: Path = Field(description="token store; relative paths lead from the folder of the study.yaml")
     proxy: str = Field(description="recipe of the proxies, for strategies that learn: a name, or a YAML file")
     model: str = Field(description="recipe that is trained on every mixture: a name, or a YAML file")
-    seeds: tuple[int, ...] = Field(min_length=1, description="of proxies, models and the order of text, in turn")
+    seeds: tuple[Seed, ...] = Field(min_length=1, description="of proxies, models and the order of text, in turn")
     steps: int | None = Field(None, gt=0, description="of training, where tokens are equal [the model's]")
     batch_size: int | None = Field(None, gt=0, description="sequences per step of training [the model's]")
     sequence_length: int | None = Field(None, ge=2, description="tokens per sequence of training [the model's]")

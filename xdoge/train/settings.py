@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 from pydantic import Field, field_validator
 
-from xdoge.config import Config
+from xdoge.config import Config, Seed
 from xdoge.errors import XDogeError, argument
 from xdoge.mixtures.mixture import Mixture
 from xdoge.train.initial_model import InitialModel
@@ -37,8 +37,8 @@ class TrainSettings(Config):
     """Every setting of `xdoge train`, all of them resolved; `for_run` fills in what the user left out."""
 
     model: str = Field(description="a recipe, or the folder or Hub name of a causal language model to go on with")
-    seed: int = Field(
-        0, ge=0, description="of a recipe's first weights and of dropout; the order of text is the mixture's own"
+    seed: Seed = Field(
+        0, description="of a recipe's first weights and of dropout; the order of text is the mixture's own"
     )
     steps: int = Field(gt=0, strict=True, description="optimiser steps [as many as the mixture has]")
     batch_size: int = Field(

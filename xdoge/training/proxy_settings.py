@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
-from xdoge.config import Config
+from xdoge.config import Config, Seed
 from xdoge.errors import XDogeError
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import Recipe, load_recipe
@@ -30,7 +30,7 @@ class ProxySettings(Config):
     """How a proxy is trained, by a fit and by the baselines."""
 
     proxy: str = Field("125m", description="recipe of the proxy model: a name, or a YAML file of your own")
-    seed: int = Field(0, ge=0, description="decides the initial proxy and the order of the sequences")
+    seed: Seed = Field(0, description="decides the initial proxy and the order of the sequences")
     steps: int = Field(gt=0, description="optimiser steps [recipe]")
     batch_size: int = Field(gt=0, description="sequences per step [recipe, at least 2 per source]")
     sequence_length: int = Field(ge=2, description="tokens per sequence [recipe]")
