@@ -116,9 +116,9 @@ def test_the_report_of_a_comparison_is_drawn_and_says_how_to_repeat_it(xdoge, tm
     )  # fmt: skip
     text = out.read_text(encoding="utf-8")
     outline = Outline(text)
-    *parts, how, repeat = outline.headings[1:]
-    assert parts == ["Files", "Warnings", "Weights", "Mixtures"]
-    assert (how, repeat) == ("How to read the differences", "To repeat it")
+    *parts, how, files_and_hashes, repeat = outline.headings[1:]
+    assert parts == ["Warnings", "Weights", "Mixtures"]
+    assert (how, files_and_hashes, repeat) == ("How to read the differences", "Files", "To repeat it")
     assert all(file.sha256 in text for file in compare(files).files)
     assert f"xdoge compare {files[0]}" in text
     assert "xdoge mix uniform --store STORE --budget 40000 --max-epochs 4 --level sources --seed 0" in text

@@ -53,15 +53,6 @@ def comparison_page(compared: ComparisonData, command: str = "") -> str:
 
 
 def _sections(compared: ComparisonData, command: str) -> Iterator[Section]:
-    baseline = f"Differences are taken against {compared.baseline}." if compared.baseline else ""
-    yield Section(
-        "Files",
-        paragraphs=[
-            "Each file with the SHA-256 of its bytes: the same hash, the same numbers.",
-            baseline or "Differences are taken against the first of each kind.",
-        ],
-        tables=[_files(compared)],
-    )
     if compared.notes:
         yield Section("Warnings", warnings=compared.notes)
     figures: dict[str, list[Figure]] = {}
@@ -75,6 +66,14 @@ def _sections(compared: ComparisonData, command: str) -> Iterator[Section]:
             yield Section(title, figures=figures.get(title, ()), tables=tables)
     if compared.remarks:
         yield Section("How to read the differences", paragraphs=compared.remarks)
+    yield Section(
+        "Files",
+        paragraphs=[
+            "Each file with the SHA-256 of its bytes: the same hash, the same numbers.",
+            f"Differences are taken against {compared.baseline or 'the first of each kind'}.",
+        ],
+        tables=[_files(compared)],
+    )
     versions = f"xdoge {__version__}, Python {platform.python_version()}."
     yield Section("To repeat it", paragraphs=[versions], commands=_commands(compared, command))
 
