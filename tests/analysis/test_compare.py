@@ -489,3 +489,11 @@ def test_the_command_warns_on_stderr_and_refuses_in_one_line(xdoge, tmp_path):
 def test_names_are_text_and_not_markup(xdoge, tmp_path):
     weights("x", 0.3, 0.1, 0.35, 0.25).save(tmp_path / "a.json")
     assert "[red]x[/red]" in xdoge("compare", f"[red]x[/red]={tmp_path / 'a.json'}")[1]
+
+
+def test_fits_of_other_targets_are_told_apart_from_draws_of_one():
+    fits = [weights(f"fit{n}", 0.25 + n / 10, 0.25, 0.25, 0.25 - n / 10, seed=n) for n in range(2)]
+    assert not [line for line in compare(fits).notes if "targets" in line]
+    robust = replace(fits[1], method={**fits[1].method, "targets": "robust"})
+    (note,) = (line for line in compare([fits[0], robust]).notes if "targets" in line)
+    assert note.startswith("proxy 60m: ")

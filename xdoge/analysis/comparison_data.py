@@ -91,6 +91,7 @@ class ComparisonData:
         """What a reader must know before trusting a difference, and the warnings of the mixtures; a line each."""
         inputs = self.inputs
         lines = shares.notes(self.sets)
+        lines += [f"{group.name}: {line}" for group in self.groups for line in shares.question_notes(group.sets)]
         lines += models.score_notes(self.rows.get("scores", []), baseline=self.baseline_of(self.models))
         lines += models.window_notes(inputs.results, baseline=self.baseline_of(self.models))
         lines += models.coverage_notes(inputs.results)

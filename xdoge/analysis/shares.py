@@ -117,6 +117,16 @@ def groups(sets: Mapping[str, WeightSet]) -> list[Group]:
     return summarised
 
 
+QUESTION = ("baseline", "targets", "held_out", "score", "mu", "normalise", "burn_in", "batch")
+"""Settings that change what a fit estimates; seed, proxy and what comes with the proxy's recipe do not."""
+
+
+def question_notes(fits: Mapping[str, WeightSet]) -> list[str]:
+    """Return a line if fits that are summarised together do not estimate the same thing."""
+    other = [key for key in QUESTION if len({repr(fit.method.get(key)) for fit in fits.values()}) > 1]
+    return [f"the fits differ in {', '.join(other)}, so they do not answer the same question."] if other else []
+
+
 def summary_rows(group: Group) -> Rows:
     """Return a row for each language and source: mean, standard deviation, least and greatest weight."""
     rows = []

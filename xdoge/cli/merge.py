@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from xdoge.analysis.shares import groups, order_rows, summary_rows
+from xdoge.analysis.shares import groups, order_rows, question_notes, summary_rows
 from xdoge.analysis.tables import stability, summary_table
 from xdoge.cli import options
 from xdoge.cli.app import app, refuse_taken
@@ -23,9 +23,6 @@ from xdoge.mixtures.weights import WeightSet
 UNSETTLED = 0.05
 """Part of a language's weight, and so of its epochs, that one more fit may be expected to move without a warning; a
 choice of ours. Three fits with a standard deviation of 17 % of the mean reach it, five with 27 %."""
-
-QUESTION = ("baseline", "targets", "held_out", "score", "mu", "normalise", "burn_in", "batch")
-"""Settings that change what a fit estimates; seed, proxy and what comes with the proxy's recipe do not."""
 
 NO_NUMBER = ("timeout", "microbatches", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_sequences")
 """Settings that move no weight, but by rounding: fits that differ in these alone are one draw, not two."""
@@ -154,6 +151,4 @@ def _warnings(mean: WeightSet, fits: Mapping[str, WeightSet], proxies: Mapping[s
     if len(set(proxies.values())) > 1:
         counts = ", ".join(f"{proxy} {count}" for proxy, count in proxies.items())
         lines.append(f"the proxies do not have as many fits each ({counts}), so those with more count for more.")
-    if other := [key for key in QUESTION if len({repr(fit.method.get(key)) for fit in fits.values()}) > 1]:
-        lines.append(f"the fits differ in {', '.join(other)}, so they do not answer the same question.")
-    return lines
+    return [*lines, *question_notes(fits)]
