@@ -293,3 +293,10 @@ def test_a_language_called_as_an_expression_is_text_on_the_map(tmp_path):
     pq.write_table(affinity.to_table(sources, steps=1), tmp_path / "gram.parquet")
     charts.transfer(tmp_path).save(tmp_path / "map.svg")
     assert "a'\"]+1" in html.unescape((tmp_path / "map.svg").read_text())
+
+
+def test_a_chart_that_is_not_there_is_refused_with_those_that_are():
+    charts = compare([results()], baseline="uniform").charts
+    assert list(charts) == ["perplexity_change"]
+    with pytest.raises(XDogeError, match="'improvement'.*perplexity_change"):
+        charts["improvement"]

@@ -10,20 +10,29 @@ from typing import TYPE_CHECKING
 from xdoge.analysis.comparison_data import ComparisonData
 from xdoge.analysis.inputs import Comparable, check_baseline, read_all
 from xdoge.analysis.shares import union
+from xdoge.errors import XDogeError
 
 if TYPE_CHECKING:
     import altair as alt
+
+
+class Charts(dict[str, "alt.TopLevelMixin"]):
+    """Charts by name. A name that is not there is refused with the names that are."""
+
+    def __missing__(self, name: str) -> alt.TopLevelMixin:
+        there = f"there are {', '.join(self)}" if self else "nothing that was compared has one"
+        raise XDogeError(f"there is no chart {name!r} of these inputs: {there}.")
 
 
 class Comparison(ComparisonData):
     """Weight sets, mixtures, training runs and results side by side."""
 
     @functools.cached_property
-    def charts(self) -> dict[str, alt.TopLevelMixin]:
+    def charts(self) -> Charts:
         """Every chart of `xdoge.analysis.charts` that the inputs can fill, by name: "weights", "trajectory-60m"."""
         from xdoge.analysis.chart_set import charts_by_name, charts_of
 
-        return charts_by_name(charts_of(self))
+        return Charts(charts_by_name(charts_of(self)))
 
     def to_html(self, command: str = "") -> str:
         """Return a self-contained page: files, tables, charts, warnings and the commands to repeat it."""
