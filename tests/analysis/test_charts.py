@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from chart_rows import values
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,16 +90,6 @@ def drawn(runs):
     """Every chart of a comparison of everything."""
     files = [runs / name for name in ("fit", "uniform.json", "learned.json", "uniform", "learned")]
     return compare([*files, results()], baseline="uniform").charts
-
-
-def values(spec):
-    """Return the rows that stand in a chart's specification."""
-    if isinstance(spec, list):
-        return [row for child in spec for row in values(child)]
-    if not isinstance(spec, dict):
-        return []
-    own = spec.get("values", []) if isinstance(spec.get("values"), list) else []
-    return [row for row in own if isinstance(row, dict)] + values(list(spec.values()))
 
 
 def test_a_comparison_of_everything_fills_every_chart(drawn, runs):

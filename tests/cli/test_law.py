@@ -98,6 +98,62 @@ def test_optimize_writes_weights_and_a_verdict(xdoge, law, here):
     assert json.loads(out)["gains"]["uniform"]["low"] <= json.loads(out)["gains"]["uniform"]["charged"]
 
 
+COUNTS = {"en/web": 100_000, "es/web": 20_000, "gl/web": 5_000, "eu/web": 1_000}
+
+
+@pytest.fixture
+def counts(here):
+    (here / "counts.json").write_text(json.dumps(COUNTS))
+    return ["--tokens", "counts.json", "--budget", "40K"]
+
+
+def test_mix_shows_what_a_law_predicts_of_the_plan(xdoge, law, counts, here):
+    status, out, err = xdoge("mix", "uniform", *counts, "--max-epochs", "none", "--law", law)
+    assert (status, "Losses that" in out, "eu" in out, "warning: law" in err) == (0, True, True, False)
+    _, out, _ = xdoge("mix", "uniform", *counts, "--max-epochs", "none", "--law", law, "--json")
+    rows = {row["evaluation"]: row for row in json.loads(out)["law"]["rows"]}
+    _, out, _ = xdoge("predict", law, "uniform", "--json")
+    (predicted,) = json.loads(out)
+    assert list(rows) == ["en", "es", "gl", "eu", "mean", "worst"]
+    assert rows["mean"]["predicted"] == pytest.approx(predicted["mean"])
+    assert rows["mean"]["difference"] == pytest.approx(0, abs=1e-9)
+    for name, values in predicted["evaluations"].items():
+        assert {key: rows[name][key] for key in values} == pytest.approx(values)
+
+
+def test_mix_shows_several_caps_under_a_law_and_the_file_stays_the_plan(xdoge, law, counts, here):
+    status, out, _ = xdoge("mix", "unimax", *counts, "--max-epochs", "4,none", "--law", law)
+    assert (status, out.count("≤ 4 epochs") > 1, "worst" in out) == (0, True, True)
+    xdoge("mix", "uniform", *counts, "--max-epochs", "none", "--law", law, "--out", "with.json", "--force")
+    assert "law" not in json.loads((here / "with.json").read_text())
+
+
+def test_mix_says_why_other_sources_get_no_prediction(xdoge, law, counts, here):
+    (here / "counts.json").write_text(json.dumps({**COUNTS, "fr/web": 50_000}))
+    status, out, err = xdoge("mix", "uniform", *counts, "--max-epochs", "none", "--law", law)
+    assert (status, "Losses that" in out, "no prediction" in err, "fr/web" in err) == (0, False, True, True)
+
+
+def test_compare_shows_what_a_law_predicts_and_draws_it(xdoge, law, here):
+    WeightSet(name="w", sources=dict(zip(SOURCES, (0.4, 0.3, 0.2, 0.1), strict=True))).save(here / "w.json")
+    status, out, _ = xdoge("compare", "w.json", "--law", law, "--html", "report.html", "--force")
+    assert (status, "Losses that law predicts" in out) == (0, True)
+    assert "Who helps whom" in (here / "report.html").read_text()
+    _, out, _ = xdoge("compare", "w.json", law, "--json")
+    value = json.loads(out)
+    assert {row["mixture"] for row in value["predictions"]} == {"w"}
+    assert value["laws"][0]["law"] == "law"
+
+
+def test_a_damaged_law_writes_no_plan(xdoge, counts, here):
+    (here / "bad.json").write_text('{"schema": "xdoge.law/1"}')
+    for arguments in (("mix", "uniform", *counts, "--out", "plan.json"), ("compare", "counts.json")):
+        status, _, err = xdoge(*arguments, "--law", "bad.json")
+        assert status == 1
+        assert ("bad.json" in one_line(err)) or "counts.json" in one_line(err)
+    assert not (here / "plan.json").exists()
+
+
 def test_bad_input_is_one_line_and_writes_nothing(xdoge, here, tmp_path):
     shares, losses = runs(known_law(), 24)
     cases = {"24 rows": (shares[:23], losses, "r23"), "sum": (np.vstack([shares[:23], 2 * shares[23:]]), losses, "r23")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,11 @@ from xdoge.errors import XDogeError
 if TYPE_CHECKING:
     import altair as alt
 
+    from xdoge.laws.law import MixtureLaw
     from xdoge.mixtures.weights import WeightSet
+
+MOST_SOURCES = 8
+"""Of a law's sources that get a chart each: those whose share varied most over the runs."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ def charts_of(compared: ComparisonData) -> list[ComparisonChart]:
         available = {source: share.available_tokens for source, share in mixture.sources.items()}
         curves = charts.unimax_and_temperature(available, budget_tokens=mixture.budget_tokens)
         drawn.append(ComparisonChart("unimax", "", curves))
+    for name, law in inputs.laws.items():
+        drawn += _of_law(name, law)
     model, run = compared.baseline_of(compared.models), compared.baseline_of(inputs.runs)
     builders: dict[str, Callable[[], alt.TopLevelMixin]] = {
         "perplexity_change": lambda: charts.perplexity_change(inputs.results, baseline=model or ""),
@@ -75,6 +81,17 @@ def charts_of(compared: ComparisonData) -> list[ComparisonChart]:
         with contextlib.suppress(XDogeError):  # nothing of the kind compares; the notes say why
             drawn.append(ComparisonChart(name, "", build()))
     return drawn
+
+
+def _of_law(name: str, law: MixtureLaw) -> Iterator[ComparisonChart]:
+    yield ComparisonChart("predicted_against_measured", name, charts.predicted_against_measured(law))
+    yield ComparisonChart("transfer_map", name, charts.transfer_map(law))
+    with contextlib.suppress(XDogeError):  # a law of one evaluation has no mean to trade for the worst
+        yield ComparisonChart("trade_off", name, charts.trade_off(law))
+    ranges = law.shares.max(axis=0) - law.shares.min(axis=0)
+    widest = sorted((-ranges).argsort()[:MOST_SOURCES])
+    for source in (law.problem.sources[place] for place in widest):
+        yield ComparisonChart("loss_along_share", f"{name}, {source}", charts.loss_along_share(law, source))
 
 
 def _bars(compared: ComparisonData) -> dict[str, WeightSet | list[WeightSet]]:

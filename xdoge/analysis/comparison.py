@@ -46,12 +46,12 @@ def compare(
     *,
     baseline: str | None = None,
 ) -> Comparison:
-    """Compare any mix of weights.json, mixture.json, results.json and run folders.
+    """Compare any mix of weights.json, mixture.json, results.json, law.json and run folders.
 
     Args:
-        inputs: paths, or objects read from them (`WeightSet`, `Mixture`, `Results`). A string "NAME=FILE", a pair or a
-            mapping names an input. A path without a name is called by its end, as long as needed to tell it from the
-            others.
+        inputs: paths, or objects read from them (`WeightSet`, `Mixture`, `Results`, `MixtureLaw`). A string
+            "NAME=FILE", a pair or a mapping names an input. A path without a name is called by its end, as long as
+            needed to tell it from the others.
         baseline: name of the weight set, mixture, run or model that differences are taken against; None for the first
             of each kind. A kind without anything of that name shows no differences.
 

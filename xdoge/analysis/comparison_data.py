@@ -17,6 +17,8 @@ from xdoge.mixtures.weights import WeightSet
 if TYPE_CHECKING:
     import pandas as pd
 
+    from xdoge.laws.candidates import Outlook
+
 
 @dataclass(frozen=True, repr=False)
 class ComparisonData:
@@ -43,6 +45,14 @@ class ComparisonData:
         return {**learned, **{names[name]: shares.planned(mixture) for name, mixture in mixtures.items()}}
 
     @functools.cached_property
+    def outlooks(self) -> dict[str, Outlook]:
+        """What each law predicts of the weight sets and mixtures."""
+        mixtures = list(self.inputs.mixtures.values())
+        learned = len(self.sets) - len(mixtures)
+        planned = dict(zip(list(self.sets)[learned:], mixtures, strict=True))
+        return {name: law.outlook({**self.sets, **planned}) for name, law in self.inputs.laws.items()}
+
+    @functools.cached_property
     def groups(self) -> tuple[Group, ...]:
         """Weight sets that are summarised together."""
         return tuple(shares.groups(self.inputs.weights))
@@ -59,7 +69,9 @@ class ComparisonData:
         """The numbers, tidy and long; a key for each kind that has any.
 
         `weights`, `distances`, `summary` (mean and spread of several fits), `order` (of every two languages in them),
-        `mixtures`, `scores` (of results.json), `validation` (of training runs, by step) and `reading`.
+        `mixtures`, `laws` (how well each form predicts runs that it was not fitted on), `predictions` (of the weight
+        sets and mixtures by each law), `scores` (of results.json), `validation` (of training runs, by step) and
+        `reading`.
         """
         inputs = self.inputs
         by_kind: dict[str, Rows] = {
@@ -68,6 +80,12 @@ class ComparisonData:
             "summary": [row for group in self.groups for row in shares.summary_rows(group)],
             "order": [row for group in self.groups for row in shares.order_rows(group)],
             "mixtures": shares.mixture_rows(inputs.mixtures),
+            "laws": [
+                {"law": name, "form": form, "runs": len(law.shares), **scores.to_dict()}
+                for name, law in inputs.laws.items()
+                for form, scores in law.validation.items()
+            ],
+            "predictions": [{"law": name, **row} for name, outlook in self.outlooks.items() for row in outlook.rows],
             "scores": models.score_rows(inputs.results, baseline=self.baseline_of(self.models)),
             "validation": models.validation_rows(inputs.runs, baseline=self.baseline_of(inputs.runs)),
             "reading": models.reading_rows(inputs.runs),
@@ -96,6 +114,7 @@ class ComparisonData:
         lines += models.window_notes(inputs.results, baseline=self.baseline_of(self.models))
         lines += models.coverage_notes(inputs.results)
         lines += models.run_notes(inputs.runs, baseline=self.baseline_of(inputs.runs))
+        lines += [f"{name}: {line}" for name, outlook in self.outlooks.items() for line in outlook.notes]
         lines += [f"{name}: {line}" for name, mixture in inputs.mixtures.items() for line in mixture.warnings()]
         return tuple(lines)
 
@@ -117,6 +136,10 @@ class ComparisonData:
         by_heading = {
             "Weights": weights,
             "Mixtures": [tables.mixtures_table(rows["mixtures"])] if "mixtures" in rows else [],
+            "Mixture laws": [
+                *([tables.laws_table(rows["laws"])] if "laws" in rows else []),
+                *(tables.outlook_table(outlook.rows, name) for name, outlook in self.outlooks.items() if outlook.rows),
+            ],
             "Training runs": runs,
             "Models": tables.results_tables(
                 inputs.results, rows.get("scores", []), baseline=self.baseline_of(self.models)

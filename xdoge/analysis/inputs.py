@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from xdoge.config import read_yaml
-from xdoge.errors import XDogeError, argument
+from xdoge.errors import XDogeError, argument, importing
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.io import read_json, read_rows, sha256_file, sha256_json
 from xdoge.mixtures.mixture import Mixture
@@ -17,8 +17,11 @@ from xdoge.mixtures.weights import WeightSet
 from xdoge.names import language_of, split_source
 from xdoge.train.result import SCHEMA as TRAIN
 
-Kind = Literal["weights", "mixture", "run", "results"]
-Comparable = WeightSet | Mixture | Results | Path | str
+if TYPE_CHECKING:
+    from xdoge.laws.law import MixtureLaw
+
+Kind = Literal["weights", "mixture", "run", "results", "law"]
+Comparable = Union[WeightSet, Mixture, Results, "MixtureLaw", Path, str]
 """A string may be NAME=FILE, unless a file of that whole name exists."""
 
 KIND_NAMES = {
@@ -26,6 +29,7 @@ KIND_NAMES = {
     "mixture": "mixtures",
     "run": "training runs",
     "results": "tables",
+    "law": "laws",
 }
 
 
@@ -72,7 +76,7 @@ class File:
 
     Attributes:
         name: its name in tables.
-        kind: "weights", "mixture", "run" or "results".
+        kind: "weights", "mixture", "run", "results" or "law".
         path: as the user wrote it; empty for a Python object.
         sha256: of the file; of a run, of its train.json; empty for a run that is not finished.
         xdoge_version: version that wrote it.
@@ -96,6 +100,7 @@ class Inputs:
         fits: run folders of those weight sets that were read from one.
         mixtures: planned mixtures.
         runs: training runs.
+        laws: mixture laws.
         results: rows of all results.json together, and their settings.
         files: all inputs, in the order of the arguments.
     """
@@ -104,6 +109,7 @@ class Inputs:
     fits: dict[str, Path] = field(default_factory=dict)
     mixtures: dict[str, Mixture] = field(default_factory=dict)
     runs: dict[str, TrainRun] = field(default_factory=dict)
+    laws: dict[str, MixtureLaw] = field(default_factory=dict)
     results: Results = field(default_factory=lambda: Results(()))
     files: list[File] = field(default_factory=list)
     _tables: dict[str, str] = field(default_factory=dict)  # by model: the table that has it
@@ -118,7 +124,12 @@ class Inputs:
         if isinstance(value, Results):
             self._merge(_renamed(value, name) if item.label else value, item.path or "a table")
         else:
-            places: dict[str, Any] = {"weights": self.weights, "mixture": self.mixtures, "run": self.runs}
+            places: dict[str, Any] = {
+                "weights": self.weights,
+                "mixture": self.mixtures,
+                "run": self.runs,
+                "law": self.laws,
+            }
             place = places[item.kind]
             if name in place:
                 before = next(file.path for file in self.files if file.kind == item.kind and file.name == name)
@@ -127,7 +138,9 @@ class Inputs:
                     f"two {KIND_NAMES[item.kind]} are called {name}{f': {both}' if both else ''}. "
                     "Write NAME=FILE, or in Python {name: file}, to tell them apart."
                 )
-            place[name] = dataclasses.replace(value, name=name)
+            if isinstance(value, WeightSet | Mixture | TrainRun):  # a law has no name of its own
+                value = dataclasses.replace(value, name=name)
+            place[name] = value
         if item.fit is not None:
             self.fits[name] = item.fit
         self.files.append(File(name, item.kind, item.path, item.sha256, *item.made))
@@ -185,7 +198,7 @@ class _Item:
     """
 
     kind: Kind
-    value: WeightSet | Mixture | TrainRun | Results
+    value: WeightSet | Mixture | TrainRun | Results | MixtureLaw
     label: str | None
     path: str
     sha256: str
@@ -204,11 +217,13 @@ def read_all(inputs: Iterable[Comparable | tuple[str | None, Comparable]]) -> In
     """
     items = [_read(*value) if isinstance(value, tuple) else _read(None, value) for value in inputs]
     if not items:
-        raise XDogeError("there is nothing to compare; name weights.json, mixture.json, results.json or run folders.")
+        raise XDogeError(
+            "there is nothing to compare; name weights.json, mixture.json, results.json, law.json or runs."
+        )
     named = Inputs()
     for item in items:
         others = [_parts(other.path) for other in items if other.kind == item.kind and other.path and not other.label]
-        own = _end(_parts(item.path), others) if item.path else str(getattr(item.value, "name", ""))
+        own = _end(_parts(item.path), others) if item.path else str(getattr(item.value, "name", item.kind))
         named.add(item, item.label or own)
     return named
 
@@ -220,7 +235,7 @@ def check_baseline(names: Sequence[str], baseline: str | None) -> None:
 
 
 def _read(label: str | None, source: Comparable) -> _Item:
-    if isinstance(source, WeightSet | Mixture | Results):
+    if not isinstance(source, Path | str):
         return _item(source, label, path="", digest=sha256_json(source.to_dict()))
     if label is None and isinstance(source, str) and "=" in source and not Path(source).exists():
         label, _, source = source.rpartition("=")
@@ -239,9 +254,10 @@ def _read(label: str | None, source: Comparable) -> _Item:
     return dataclasses.replace(_item(value, label, path=str(source), digest=sha256_file(file)), fit=fit)
 
 
-def _item(value: WeightSet | Mixture | Results, label: str | None, *, path: str, digest: str) -> _Item:
-    kind: Kind = "weights" if isinstance(value, WeightSet) else "mixture" if isinstance(value, Mixture) else "results"
-    return _Item(kind, value, label, path, digest, (value.xdoge_version, value.created))
+def _item(value: WeightSet | Mixture | Results | MixtureLaw, label: str | None, *, path: str, digest: str) -> _Item:
+    kinds: dict[type, Kind] = {WeightSet: "weights", Mixture: "mixture", Results: "results"}
+    made = getattr(value, "xdoge_version", ""), getattr(value, "created", "")
+    return _Item(kinds.get(type(value), "law"), value, label, path, digest, made)
 
 
 def _parts(path: str) -> list[str]:
@@ -275,16 +291,20 @@ def read_run(path: Path) -> TrainRun:
     )
 
 
-def _load(path: Path) -> WeightSet | Mixture | Results:
+def _load(path: Path) -> WeightSet | Mixture | Results | MixtureLaw:
     value = read_json(path)
     kinds = {"xdoge.weights": WeightSet, "xdoge.mixture": Mixture, "xdoge.results": Results}
     schema = str(value.get("schema", "")).partition("/")[0]
     if schema == TRAIN:
         raise XDogeError(f"{path} is part of a training run; name its folder, {path.parent}.")
+    if schema == "xdoge.law":
+        with importing("cli"):
+            from xdoge.laws.law import MixtureLaw
+        return MixtureLaw.load(path)
     if schema not in kinds:
         raise XDogeError(
-            f"{path} cannot be compared; weights.json, mixture.json, results.json, and run folders of fit-weights and "
-            "train can."
+            f"{path} cannot be compared; weights.json, mixture.json, results.json, law.json, and run folders of "
+            "fit-weights and train can."
         )
     return kinds[schema].load(path)  # type: ignore[attr-defined, no-any-return]
 

@@ -31,6 +31,26 @@ _KINDS = {
     "transfer": ("Weights", "Who helps whom: cosine between the gradients of two languages"),
     "planned": ("Mixtures", "What was asked for and what the caps on repetition left of it"),
     "unimax": ("Mixtures", "UniMax against temperature sampling: passes and sampling probability by language rank"),
+    "predicted_against_measured": (
+        "Mixture laws",
+        "Predicted over measured loss of each run; the prediction comes from a law that had not seen it. Trust the law "
+        "where the points keep to the line; a hollow point lies outside its interval.",
+    ),
+    "transfer_map": (
+        "Mixture laws",
+        "What a token of one source (column) is worth for the loss of another (row). Read along a row to see who helps "
+        "it: only its own text teaches a language whose row has small numbers.",
+    ),
+    "trade_off": (
+        "Mixture laws",
+        "Mean loss against the loss of the worst evaluation. A mixture above and to the right of the curve can improve "
+        "in both; along the curve, one gains what the other loses.",
+    ),
+    "loss_along_share": (
+        "Mixture laws",
+        "Predicted losses as one share grows and the others shrink in proportion. A line that falls gains from the "
+        "share and one that rises pays for it; where the falling line is flat, a larger share buys little.",
+    ),
     "validation_change": ("Training runs", "Change of the validation perplexity against the baseline, less is better"),
     "improvement": (
         "Training runs",
@@ -58,7 +78,8 @@ def _sections(compared: ComparisonData, command: str) -> Iterator[Section]:
     figures: dict[str, list[Figure]] = {}
     for item in charts_of(compared):
         title, caption = _KINDS[item.kind]
-        figure = Figure(item.chart, f"{caption}: {item.subject}" if item.subject else caption)
+        what, stop, reading = caption.partition(". ")
+        figure = Figure(item.chart, f"{what}: {item.subject}{stop}{reading}" if item.subject else caption)
         figures.setdefault(title, []).append(figure)
     for title in dict.fromkeys([*(heading for heading, _ in _KINDS.values()), *compared.parts]):
         tables = compared.parts.get(title, ())

@@ -145,6 +145,48 @@ def mixtures_table(rows: Rows) -> TextTable:
     return TextTable("Mixtures: planned share, tokens and epochs (*: the cap decided)", header, body)
 
 
+def laws_table(rows: Rows) -> TextTable:
+    """Return a table of how well laws and the rivals of their forms predict runs that they were not fitted on."""
+    header = ["law", "form", "runs", "rank correlation,\nevaluations", "rank correlation,\nmean", "error", "in 90 %"]
+    body = [
+        [
+            row["law"],
+            row["form"],
+            str(row["runs"]),
+            f"{row['rank_evaluations']:.3f}",
+            f"{row['rank_mean']:.3f}",
+            f"{row['rmse']:.4f}",
+            number(row["coverage"], ".0%"),
+        ]
+        for row in rows
+    ]
+    return TextTable("Laws and rival forms on the same runs, cross-validated", header, body, (0, 1))
+
+
+def outlook_table(rows: Rows, law: str) -> TextTable:
+    """Return a table of the losses that a law predicts, a column for each mixture and one for what it changes.
+
+    Args:
+        rows: of `xdoge.laws.candidates.outlook`.
+        law: what to call the law.
+    """
+    by_cell = {(row["mixture"], row["evaluation"]): row for row in rows}
+    mixtures, header, body = union([row["mixture"]] for row in rows), ["evaluation"], []
+    for name in mixtures:
+        far = "\n(far from all runs)" * by_cell[name, "mean"]["extrapolated"]
+        header += [f"{name}\n90 % interval{far}", "- equal\nshares"]
+    for evaluation in union([row["evaluation"]] for row in rows):
+        cells = [by_cell[name, evaluation] for name in mixtures]
+        body.append([evaluation, *(text for row in cells for text in (_predicted(row), _signed(row["difference"])))])
+    bold = {(line, place) for line in range(len(body) - 2, len(body)) for place in range(len(header))}
+    return TextTable(f"Losses that {law} predicts", header, body, bold=bold)
+
+
+def _predicted(row: Mapping[str, Any]) -> str:
+    largest = f"{row['largest']} " if row["largest"] else ""
+    return f"{largest}{row['predicted']:.4f} ({row['low']:.4f} to {row['high']:.4f})"
+
+
 def results_tables(results: Results, rows: Rows, *, baseline: str | None) -> list[TextTable]:
     """Return a table for each measure, and one of the benchmarks by task.
 

@@ -19,9 +19,9 @@ from xdoge.io import write_text
 
 _COMPARE_HELP = """Set weight sets, mixtures, training runs and results side by side, with differences.
 
-**Files** are weights.json, mixture.json and results.json, and run folders of `fit-weights` and `train`, in any mix and
-order; `NAME=FILE` says what to call one in tables. Without it one is called by the end of its path, as long as it takes
-to tell it from the others: `60m` for runs/60m/weights.json, `a/60m` and `b/60m` for two. Of the models in a
+**Files** are weights.json, mixture.json, results.json, law.json, and run folders of `fit-weights` and `train`, in any
+mix and order; `NAME=FILE` says what to call one in tables. Without it one is called by the end of its path, as long as
+it takes to tell it from the others: `60m` for runs/60m/weights.json, `a/60m` and `b/60m` for two. Of the models in a
 results.json, `NAME=FILE` renames the one, or puts NAME/ before each of several.
 
 **Weights** of languages and sources, learned or planned, stand in one table with their differences to the baseline.
@@ -35,6 +35,10 @@ without it, and for benchmarks, the errors count as independent. Numbers that do
 different tokenizers per token, of another number of questions) get no difference, and a line on stderr says why.
 Training runs are compared by the perplexity of their validation text where they have read as many tokens.
 
+**Laws** are files of `fit-law`; --law LAW.json does the same as naming it among the files. Each law predicts the losses
+of all weight sets and mixtures. A mixture over other sources than the law's gets no prediction, and a line on stderr
+says why. A law over languages takes the sum of a language's sources.
+
 **--html** writes one page with what was compared, from which files, tables, charts with hover, warnings and the
 commands to repeat it. It needs no network, and shows tables and still pictures without JavaScript.
 
@@ -45,6 +49,8 @@ commands to repeat it. It needs no network, and shows tables and still pictures 
 - `xdoge compare runs/60m uniform.json learned.json --baseline uniform`
 
 - `xdoge compare uniform=runs/uniform learned=runs/learned results.json --baseline uniform --html report.html`
+
+- `xdoge compare uniform.json learned.json --law law.json --html report.html`
 """
 
 
@@ -58,12 +64,14 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(metavar="REPORT.html", help="Write tables, charts and warnings as one page.")
     ] = None,
+    law: options.Law = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     refuse_taken(html, force)
     if html is not None:
         require("analysis", "altair", "vl_convert", "pandas")
+    files += [] if law is None else [str(law)]
     compared = compare_files(files, baseline=baseline)
     if as_json:
         print(json.dumps(compared.to_dict(), indent=2))

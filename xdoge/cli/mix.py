@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
+from xdoge.analysis.tables import outlook_table
 from xdoge.cli import options
 from xdoge.cli.app import app, as_options, refuse_taken, stdout
-from xdoge.cli.tables import empty_table
+from xdoge.cli.tables import empty_table, print_table
 from xdoge.config import parse_count
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
@@ -40,6 +41,9 @@ weights are by language, its sources share by their size.
 **Sizes** come from --store, or for a corpus that lies elsewhere from --tokens: JSON {{"es/web": 1200000000, ...}} or
 CSV with the columns source and tokens; numbers may be written 500M, 1.2B or 2T.
 
+**--law** shows what a law of `xdoge fit-law` predicts of each plan, and how that differs from equal shares. A law over
+languages takes the sum of a language's sources.
+
 **Warnings** name sources repeated more than {DEFAULT_MAX_EPOCHS:g} times, sources of which under 1 % is read, and
 languages whose weight the caps cut by more than a quarter.
 
@@ -52,6 +56,8 @@ languages whose weight the caps cut by more than a quarter.
 - `xdoge mix runs/60m --tokens counts.csv --budget 2T --cap eu=8 --cap en/web=1 --out mixture.json`
 
 - `xdoge mix runs/60m --store store --budget 20B --after phase1.json --out phase2.json`
+
+- `xdoge mix uniform --store store --budget 100B --max-epochs 2,4,8 --law law.json`
 """
 
 
@@ -102,6 +108,7 @@ def mix(  # one option for each thing that a plan depends on
         int | None,
         typer.Option(min=1, metavar="T", help="Count only what whole sequences of T tokens hold, as a loader will."),
     ] = None,
+    law: options.Law = None,
     seed: Annotated[int, typer.Option(help="Seed of the order in which the sampler reads.")] = 0,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -110,6 +117,11 @@ def mix(  # one option for each thing that a plan depends on
     if len(limits) > 1 and out is not None:
         raise XDogeError("--out writes one mixture; choose one --max-epochs for it.")
     refuse_taken(out, force)
+    fitted = None
+    if law is not None:
+        from xdoge.laws.law import MixtureLaw
+
+        fitted = MixtureLaw.load(law)
     available, corpus = _available(store, tokens)
     followed, by_size = _weights(weights, available, temperature)
     common: dict[str, Any] = {
@@ -137,11 +149,21 @@ def mix(  # one option for each thing that a plan depends on
     if out is not None:
         planned[0].save(out)
     if as_json:
-        values = [mixture.to_dict() for mixture in planned]
+        values = [
+            mixture.to_dict() | ({} if fitted is None else {"law": fitted.outlook({mixture.name: mixture}).to_dict()})
+            for mixture in planned
+        ]
         print(json.dumps(values[0] if len(limits) == 1 else values, indent=2))
     else:
         print_mixtures(planned)
-    for line in [*refused, *_warnings(planned), *_other_corpus(followed, corpus)]:
+    predicted: list[str] = []
+    if fitted is not None:
+        several = len(limits) > 1
+        outlook = fitted.outlook({_at_most(mixture) if several else mixture.name: mixture for mixture in planned})
+        predicted += outlook.notes
+        if outlook.rows and not as_json:
+            print_table(outlook_table(outlook.rows, str(law)))
+    for line in [*refused, *_warnings(planned), *_other_corpus(followed, corpus), *predicted]:
         print(f"warning: {line}", file=sys.stderr)
     if out is None:
         print("nothing was written; --out MIXTURE.json writes a plan.", file=sys.stderr)

@@ -23,3 +23,6 @@ ProxySeed = Annotated[
     int | None, typer.Option(metavar="S", help="Seed of the initial weights of proxies and of the order of text.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+Law = Annotated[
+    Path | None, typer.Option("--law", metavar="LAW.json", help="Show the losses that this law predicts, too.")
+]

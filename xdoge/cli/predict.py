@@ -109,7 +109,7 @@ def _mixtures(law: MixtureLaw, words: list[str], table: Path | None) -> tuple[li
     notes: list[str] = []
     for word in words:
         names.append(word)
-        rows.append(shares_of(law, word))
+        rows.append(law.shares_of(word))
     if table is not None:
         read = read_mixtures(table)
         if differing := names_that_differ(str(table), read.names, "the law", law.problem.sources):
@@ -119,47 +119,6 @@ def _mixtures(law: MixtureLaw, words: list[str], table: Path | None) -> tuple[li
         rows.extend(read.values[:, order])
         notes.extend(read.notes)
     return names, np.array(rows, dtype=np.float64), notes
-
-
-def shares_of(law: MixtureLaw, word: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the shares of a mixture in the order of the law's sources.
-
-    Args:
-        law: the law.
-        word: uniform, proportional, unimax, or the path of a mixture.json or weights.json. If the law is over
-            languages, the weights of a language's sources are added up.
-
-    Raises:
-        XDogeError: the word is unknown, or the file is over other sources.
-    """
-    from xdoge.io import read_json
-    from xdoge.laws.optimize import reference_mixtures
-    from xdoge.mixtures.mixture import Mixture
-    from xdoge.mixtures.weights import WeightSet
-
-    references = reference_mixtures(law)
-    if word in references:
-        return references[word]
-    if word in ("proportional", "unimax"):
-        raise XDogeError(f"{word} needs token counts; fit the law with --tokens and --budget.")
-    path = Path(word)
-    if path.is_dir():
-        path = path / ("mixture.json" if (path / "mixture.json").exists() else "weights.json")
-    kind = str(read_json(path).get("schema", ""))
-    if kind.startswith("xdoge.mixture/"):
-        mixture = Mixture.load(path)
-        shares = {name: share.weight for name, share in mixture.sources.items()}
-    else:
-        shares = dict(WeightSet.load(path).sources)
-    if not any("/" in name for name in law.problem.sources):
-        languages: dict[str, float] = {}
-        for name, share in shares.items():
-            language = name.partition("/")[0]
-            languages[language] = languages.get(language, 0.0) + share
-        shares = languages
-    if differing := names_that_differ(word, shares, "the law", law.problem.sources):
-        raise XDogeError(f"mixture and law name different sources; {differing}.")
-    return np.array([shares[name] for name in law.problem.sources])
 
 
 def tidy(names: list[str], prediction: Prediction) -> str:
@@ -178,6 +137,7 @@ def _rows(names: list[str], prediction: Prediction) -> list[dict[str, Any]]:
         {
             "run": name,
             "mean": float(prediction.mean[i]),
+            "mean_half": float(prediction.mean_half[i]),
             "extrapolated": bool(prediction.extrapolated[i]),
             "evaluations": {
                 evaluation: {
@@ -204,7 +164,11 @@ def print_prediction(law: MixtureLaw, names: list[str], prediction: Prediction) 
         for j, evaluation in enumerate(prediction.evaluations):
             cells = [f"{prediction.predicted[i, j]:.4f} ± {half[i, j]:.4f}" for i in range(len(names))]
             drawn.add_row(evaluation, *cells)
-        drawn.add_row("mean", *(f"{value:.4f}" for value in prediction.mean), style="bold")
+        drawn.add_row(
+            "mean",
+            *(f"{mean:.4f} ± {half:.4f}" for mean, half in zip(prediction.mean, prediction.mean_half, strict=True)),
+            style="bold",
+        )
     else:
         for i, name in enumerate(names):
             drawn.add_row(name, f"{prediction.mean[i]:.4f}", *(f"{value:.4f}" for value in prediction.predicted[i]))

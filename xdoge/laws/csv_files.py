@@ -131,7 +131,7 @@ def match_own(
     Raises:
         XDogeError: a pair names an evaluation or a source that does not exist.
     """
-    plain_sources, plain_evaluations = _stripped(sources), _stripped(evaluations)
+    plain_sources, plain_evaluations = plain_names(sources), plain_names(evaluations)
     own: list[set[int]] = []
     for name, full in zip(plain_evaluations, evaluations, strict=True):
         matches = {i for i, source in enumerate(plain_sources) if source == name or sources[i] == full}
@@ -193,8 +193,8 @@ def _number(cell: str, path: Path, number: int, name: str) -> float:
         raise XDogeError(f"{path}, row {number}: {name} is {cell[:40]!r}, not a number.") from None
 
 
-def _stripped(names: Sequence[str]) -> list[str]:
-    """Remove what all names begin with and end with, up to a separator."""
+def plain_names(names: Sequence[str]) -> list[str]:
+    """Return names without what all of them begin and end with, up to a separator."""
     if len(names) < 2:
         return list(names)
     head = _common(names)

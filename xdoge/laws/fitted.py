@@ -18,7 +18,7 @@ from xdoge.errors import XDogeError, argument, names_that_differ
 from xdoge.io import read_json, write_json
 from xdoge.laws.csv_files import Table, as_mixtures, match_own
 from xdoge.laws.effective import Effective, fit_effective
-from xdoge.laws.intervals import Intervals, calibrate, novelty
+from xdoge.laws.intervals import Intervals, calibrate, novelty, novelty_among
 from xdoge.laws.problem import FORMS, Floats, Problem
 from xdoge.laws.rivals import has_lightgbm
 from xdoge.laws.scores import Scores, score
@@ -40,6 +40,7 @@ class Prediction:
         predicted: shape (m, L), in the unit of the losses that the law was fitted on.
         low: lower ends of the 90 % intervals, same shape.
         high: upper ends.
+        mean_half: half the width of the 90 % interval of the mean over evaluations, shape (m,).
         novelty: distance of each mixture to the nearest run, shape (m,); 0 for a run itself.
         extrapolated: mixtures farther from all runs than 99 % of the runs were from each other, shape (m,).
     """
@@ -48,6 +49,7 @@ class Prediction:
     predicted: Floats
     low: Floats
     high: Floats
+    mean_half: Floats
     novelty: Floats
     extrapolated: np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -207,15 +209,34 @@ class FittedLaw:
         shares = self.as_shares(mixtures)
         raw = np.asarray(sum(weight * self.parts[name].predict(shares) for name, weight in self.weights.items()))
         distance = novelty(shares, self.shares)
-        half = self.intervals.half_widths(raw, distance)
-        if self.adapted is not None:
-            half = half * self.adapted[1]
+        factor = np.ones(raw.shape[1]) if self.adapted is None else self.adapted[1]
+        half = self.intervals.half_widths(raw, distance) * factor
+        mean_half = self.intervals.mean_half_widths(raw, distance, factor)
         predicted = self._adapt(raw)
         return Prediction(
             self.problem.evaluations,
             predicted,
             predicted - half,
             predicted + half,
+            mean_half,
+            distance,
+            distance > self.intervals.far,
+        )
+
+    def held_out(self) -> Prediction:
+        """Return the cross-validated predictions of the runs, with their intervals, at the size of the runs.
+
+        A run's novelty is its distance to the nearest run of another mixture.
+        """
+        predicted = self.losses + self.residuals
+        distance = novelty_among(self.shares)
+        half = self.intervals.half_widths(predicted, distance)
+        return Prediction(
+            self.problem.evaluations,
+            predicted,
+            predicted - half,
+            predicted + half,
+            self.intervals.mean_half_widths(predicted, distance),
             distance,
             distance > self.intervals.far,
         )

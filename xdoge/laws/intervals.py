@@ -31,6 +31,13 @@ def novelty(shares: Floats, runs: Floats) -> Floats:
     return np.asarray(np.sqrt(np.maximum(1.0 - out, 0.0)))
 
 
+def novelty_among(runs: Floats) -> Floats:
+    """Return each run's Hellinger distance to the nearest run of another mixture, shape (n,)."""
+    near = np.sqrt(runs) @ np.sqrt(runs).T
+    near[near > 1 - 1e-9] = 0.0  # other seeds of the same mixture
+    return np.asarray(np.sqrt(np.maximum(1.0 - near.max(axis=1), 0.0)))
+
+
 @dataclass(frozen=True)
 class Intervals:
     """Calibrated widths.
@@ -59,9 +66,9 @@ class Intervals:
         """Return half the width of the 90 % intervals, shape (m, L), in the unit of the losses."""
         return np.asarray(self.scale(predicted, distance) * self.radius)
 
-    def mean_half_widths(self, predicted: Floats, distance: Floats) -> Floats:
-        """Return half the width of the 90 % interval of the mean over evaluations, shape (m,)."""
-        return np.asarray(self.scale(predicted, distance).mean(axis=1) * self.mean_radius)
+    def mean_half_widths(self, predicted: Floats, distance: Floats, factor: Floats | float = 1.0) -> Floats:
+        """Return half the width of the 90 % interval of the mean over evaluations, each times a factor, shape (m,)."""
+        return np.asarray((self.scale(predicted, distance) * factor).mean(axis=1) * self.mean_radius)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -7,13 +7,16 @@ optimum = law.optimize("mean")
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from xdoge.laws.candidates import Candidate, Outlook, outlook, shares_of
 from xdoge.laws.fitted import FitSettings, FittedLaw, Prediction
 from xdoge.laws.optimize import Gain, OptimizeSettings, Optimum, optimize
+from xdoge.laws.problem import Floats
 
-__all__ = ["FitSettings", "Gain", "MixtureLaw", "OptimizeSettings", "Optimum", "Prediction"]
+__all__ = ["FitSettings", "Gain", "MixtureLaw", "OptimizeSettings", "Optimum", "Outlook", "Prediction"]
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,11 @@ class MixtureLaw(FittedLaw):
     def optimize(self, objective: str = "mean", **settings: Any) -> Optimum:
         """Find the best mixture; `settings` and the result are those of `xdoge.laws.optimize.optimize`."""
         return optimize(self, OptimizeSettings(objective=objective, **settings))
+
+    def shares_of(self, candidate: Candidate, *, name: str = "the mixture") -> Floats:
+        """Return the shares of a mixture, weight set, file or word, as `xdoge.laws.candidates.shares_of` says."""
+        return shares_of(self, candidate, name=name)
+
+    def outlook(self, candidates: Mapping[str, Candidate]) -> Outlook:
+        """Predict named mixtures and weight sets, as `xdoge.laws.candidates.outlook` says."""
+        return outlook(self, candidates)

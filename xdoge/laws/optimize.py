@@ -145,17 +145,17 @@ Slopes = Callable[[Floats], tuple[Floats, Floats]]
 
 @dataclass(frozen=True)
 class Programme:
-    """Minimise the mean or the largest of L losses over the simplex within bounds.
+    """Minimise (1 - worst) mean + worst largest of L losses over the simplex within bounds.
 
     Attributes:
-        worst: the objective is the largest loss, not the mean.
+        worst: weight of the largest loss in the objective, from 0 for the mean alone to 1 for the largest alone.
         low: least shares, shape (k,).
         high: greatest shares, shape (k,).
         limits: most loss of each evaluation, shape (L,); None for no limits.
         mean_limit: most mean loss; None for no limit.
     """
 
-    worst: bool
+    worst: float
     low: Floats
     high: Floats
     limits: Floats | None = None
@@ -183,7 +183,11 @@ class Programme:
 
     def value(self, losses: Floats) -> float:
         """Return the objective of losses, shape (L,)."""
-        return float(losses.max() if self.worst else losses.mean())
+        return float(self.values(losses[None])[0])
+
+    def values(self, losses: Floats) -> Floats:
+        """Return the objective of each row of losses, shape (m, L)."""
+        return np.asarray((1 - self.worst) * losses.mean(axis=1) + self.worst * losses.max(axis=1))
 
     def solve(self, slopes: Slopes, starts: Sequence[Floats]) -> Floats:
         """Return the best mixture of local searches from several starts.
@@ -253,10 +257,12 @@ class Programme:
         bounds = [(float(a), float(b)) for a, b in zip(self.low, self.high, strict=True)] + [(None, None)] * extra
 
         def objective(x: Floats) -> tuple[float, Floats]:
-            if self.worst:
-                return float(x[k]), np.append(np.zeros(k), 1.0)
             values, gradient = at(x)
-            return float(values.mean()) / scale, gradient.mean(axis=0) / scale
+            mean, slope = (
+                (1 - self.worst) * float(values.mean()) / scale,
+                (1 - self.worst) * gradient.mean(axis=0) / scale,
+            )
+            return (mean + self.worst * float(x[k]), np.append(slope, self.worst)) if self.worst else (mean, slope)
 
         options = {"maxiter": 200, "ftol": 1e-9}
         result = minimize(
@@ -312,6 +318,24 @@ def best_shares(law: FittedLaw, objective: str) -> Floats:
     return _best(law, OptimizeSettings(objective=objective))[3]
 
 
+def trade_off(law: FittedLaw, points: int = 13) -> Floats:
+    """Return mixtures from the best mean to the best worst evaluation, shape (p, k), where the law was measured.
+
+    They minimise (1 - a) mean + a worst for `points` values of a between 0 and 1; a mixture that another one beats in
+    both, which a form that is not convex can give, is left out.
+    """
+    low, high = _bounds(law, OptimizeSettings())
+    uniform, chosen = reference_mixtures(law)["uniform"], list[Floats]()
+    for weight in np.linspace(0, 1, points) ** 2:  # the mean gives way where the weight is small
+        programme = Programme(float(weight), low, high)
+        chosen.append(_solve(programme, law, [*_starts(law, programme, uniform), *chosen[-1:]]))
+    losses = law.losses_at(np.array(chosen))
+    pairs = np.column_stack([losses.mean(axis=1), losses.max(axis=1)])
+    best = [pair for pair in range(points) if not (pairs < pairs[pair] - 1e-9).all(axis=1).any()]
+    order = sorted(best, key=lambda i: tuple(pairs[i]))
+    return np.array([chosen[i] for i in order])
+
+
 def _best(law: FittedLaw, settings: OptimizeSettings) -> tuple[FittedLaw, Programme, dict[str, Floats], Floats]:
     """Return the law at the budget, the programme, the mixtures to compare with, and the solution."""
     if settings.objective not in ("mean", "worst"):
@@ -322,7 +346,7 @@ def _best(law: FittedLaw, settings: OptimizeSettings) -> tuple[FittedLaw, Progra
     limits = _limits(law, "no_worse_than", settings.no_worse_than, references)
     mean_limits = _limits(law, "mean_no_worse_than", settings.mean_no_worse_than, references)
     mean_limit = None if mean_limits is None else float(mean_limits.mean())
-    programme = Programme(settings.objective == "worst", low, high, limits, mean_limit)
+    programme = Programme(float(settings.objective == "worst"), low, high, limits, mean_limit)
     uniform = references["uniform"]
     share = _solve(programme, law, _starts(law, programme, uniform))
     return law, programme, references, share
@@ -487,8 +511,7 @@ def _starts(law: FittedLaw, programme: Programme, uniform: Floats) -> list[Float
         plain = replace(programme, limits=None, mean_limit=None)
         starts.append(plain.solve(law.parts["effective"].slopes, [uniform]))
     predicted = law.losses_at(law.shares)
-    values = predicted.max(axis=1) if programme.worst else predicted.mean(axis=1)
-    starts.extend(law.shares[i] for i in np.argsort(values)[:3])
+    starts.extend(law.shares[i] for i in np.argsort(programme.values(predicted))[:3])
     return starts
 
 
@@ -500,8 +523,7 @@ def _solve(programme: Programme, law: FittedLaw, starts: Sequence[Floats]) -> Fl
     pool = np.vstack([*starts, law.shares, generator.dirichlet(np.ones(k), SAMPLES)])
     pool = np.array([project(share, programme.low, programme.high) for share in pool])
     losses = law.losses_at(pool)
-    values = losses.max(axis=1) if programme.worst else losses.mean(axis=1)
-    values = np.where(programme.meets_limits(losses), values, np.inf)
+    values = np.where(programme.meets_limits(losses), programme.values(losses), np.inf)
     if not np.isfinite(values).any():
         raise XDogeError(f"no mixture tried keeps {programme.limits_in_words}; allow a larger percentage.")
     return np.asarray(pool[values.argmin()])

@@ -1,0 +1,139 @@
+"""Mixtures and weight sets as a law sees them: their shares, their predicted losses, and why some have none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xdoge.errors import XDogeError, names_that_differ
+from xdoge.io import read_json
+from xdoge.laws.optimize import KNOWS, reference_mixtures
+from xdoge.laws.problem import Floats
+from xdoge.mixtures.mixture import Mixture
+from xdoge.mixtures.weights import WeightSet
+from xdoge.names import language_of
+
+if TYPE_CHECKING:
+    from xdoge.laws.fitted import FittedLaw, Prediction
+
+Candidate = Mixture | WeightSet | Mapping[str, float] | Path | str
+"""What a law can predict; a string is uniform, proportional, unimax, or the path of a file or run folder."""
+
+
+def shares_of(law: FittedLaw, candidate: Candidate, *, name: str = "the mixture") -> Floats:
+    """Return the shares of a mixture in the order of the law's sources, shape (k,).
+
+    A law over languages takes a language's share as the sum over its sources.
+
+    Args:
+        law: the law.
+        candidate: the mixture.
+        name: what a message calls it; a string or path calls itself.
+
+    Raises:
+        XDogeError: the mixture is over other sources than the law; or the word is unknown or needs token counts.
+    """
+    if isinstance(candidate, str):
+        references = reference_mixtures(law)
+        if candidate in references:
+            return references[candidate]
+        if candidate in ("proportional", "unimax"):
+            raise XDogeError(f"{candidate} needs a law that knows token counts; {KNOWS}.")
+    if isinstance(candidate, str | Path):
+        name, candidate = str(candidate), _read(Path(candidate))
+    if isinstance(candidate, Mixture):
+        shares = {source: share.weight for source, share in candidate.sources.items()}
+    else:
+        shares = dict(candidate.sources if isinstance(candidate, WeightSet) else candidate)
+    if not any("/" in source for source in law.problem.sources):
+        languages: dict[str, float] = {}
+        for source, share in shares.items():
+            languages[language_of(source)] = languages.get(language_of(source), 0.0) + share
+        shares = languages
+    if differing := names_that_differ(name, shares, "the law", law.problem.sources):
+        raise XDogeError(f"{name} and the law name different sources; {differing}.")
+    return np.array([shares[source] for source in law.problem.sources])
+
+
+def _read(path: Path) -> Mixture | WeightSet:
+    if path.is_dir():
+        path = path / ("mixture.json" if (path / "mixture.json").exists() else "weights.json")
+    kind = str(read_json(path).get("schema", ""))
+    return Mixture.load(path) if kind.startswith("xdoge.mixture/") else WeightSet.load(path)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a law predicts of several mixtures.
+
+    Attributes:
+        rows: for each mixture a row per evaluation, then one of the "mean" and one of the "worst" evaluation; "largest"
+            is the worst one's name.
+        notes: why other mixtures have no prediction, and what limits those that have one; a line each.
+    """
+
+    rows: list[dict[str, Any]]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"rows": self.rows, "notes": list(self.notes)}
+
+
+def outlook(law: FittedLaw, candidates: Mapping[str, Candidate]) -> Outlook:
+    """Predict named mixtures, and their differences to equal shares.
+
+    The interval of the worst evaluation reaches from the largest of the lower ends to the largest of the upper ends. A
+    mixture over other sources than the law's gets no prediction, and a note says why. Notes also name mixtures that lie
+    far from all runs, and mixtures that were planned for another budget than the law's.
+    """
+    shares, notes = dict[str, Floats](), list[str]()
+    for name, candidate in candidates.items():
+        try:
+            shares[name] = shares_of(law, candidate, name=name)
+        except XDogeError as error:
+            notes.append(f"{name} has no prediction: {error}")
+    prediction = law.predict(np.vstack([reference_mixtures(law)["uniform"], *shares.values()]))
+    rows = [row for place, name in enumerate(shares, 1) for row in _rows(name, prediction, place)]
+    far = [name for name, outside in zip(shares, prediction.extrapolated[1:].tolist(), strict=True) if outside]
+    notes += [f"{name} is far from all runs, so its intervals may be too narrow." for name in far]
+    notes += _other_budgets(law, {name: candidates[name] for name in shares})
+    return Outlook(rows, tuple(notes))
+
+
+def _rows(name: str, prediction: Prediction, place: int) -> list[dict[str, Any]]:
+    """Return the rows of the mixture at a place; equal shares are at place 0."""
+    columns = (prediction.predicted, prediction.low, prediction.high)
+    largest = prediction.evaluations[int(prediction.predicted[place].argmax())]
+    both = prediction.mean - prediction.mean_half, prediction.mean + prediction.mean_half
+    measures = {evaluation: [column[:, i] for column in columns] for i, evaluation in enumerate(prediction.evaluations)}
+    measures |= {"mean": [prediction.mean, *both], "worst": [column.max(axis=1) for column in columns]}
+    return [
+        {
+            "mixture": name,
+            "evaluation": evaluation,
+            "predicted": float(predicted[place]),
+            "low": float(low[place]),
+            "high": float(high[place]),
+            "difference": float(predicted[place] - predicted[0]),
+            "largest": largest if evaluation == "worst" else None,
+            "extrapolated": bool(prediction.extrapolated[place]),
+        }
+        for evaluation, (predicted, low, high) in measures.items()
+    ]
+
+
+def _other_budgets(law: FittedLaw, candidates: Mapping[str, Candidate]) -> list[str]:
+    """Say which mixtures were planned for another budget than the law's."""
+    if law.budget_tokens is None:
+        return []
+    planned = {name: value.budget_tokens for name, value in candidates.items() if isinstance(value, Mixture)}
+    others = [f"{name} for {tokens:,} tokens" for name, tokens in planned.items() if tokens != law.budget_tokens]
+    text = (
+        f"the law predicts runs of {law.budget_tokens:,} tokens, but these mixtures were planned for another budget: "
+    )
+    return [f"{text}{', '.join(others)}. At that budget a share means other epochs and losses."] if others else []
