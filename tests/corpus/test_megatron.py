@@ -118,10 +118,32 @@ def test_several_data_sets_are_read_in_the_order_given(written, made):
 
 def test_a_fraction_of_many_small_data_sets_is_not_rounded_away(written, made):
     for n in range(20):
-        written(f"w{n:02}", TEN[:3])
+        written(f"w{n:02}", [[n, *document[1:]] for document in TEN[:3]])
     store = made({"wiki": {"megatron": "w*"}}, fraction=0.1)
     assert store.documents("validation") == {"eu/wiki": 6}
     assert store.documents() == {"eu/wiki": 54}
+
+
+def test_documents_that_begin_or_end_in_another_way_than_those_beside_them_are_warned_of(written, made, tmp_path):
+    (tmp_path / "b.jsonl").write_text(
+        "".join(json.dumps({"text": f"{word} {n}"}) + "\n" for n, word in enumerate(WORDS))
+    )
+    marked = [[1, *document, END] for document in TEN]
+    for documents, words in (
+        (marked, ("begin with the special token 1", "two end-of-document")),
+        ([[1, *document] for document in TEN], ("begin with the special token 1",)),
+        ([[*document, END] for document in TEN], ("two end-of-document",)),
+        (TEN, ()),
+        ([*marked[:-1], TEN[-1]], ()),
+    ):
+        written("w", documents)
+        store = made({"wiki": {"megatron": "w"}, "web": {"files": "b.jsonl"}}, refresh=True)
+        told = [warning for warning in store.warnings if "unlike those of eu/web" in warning]
+        assert len(told) == bool(words)
+        assert all(word in told[0] for word in words)
+    written("w", marked), written("v", marked[1:])
+    store = made({"wiki": {"megatron": "w"}, "web": {"megatron": "v"}}, refresh=True)
+    assert not any("unlike" in warning for warning in store.warnings)
 
 
 def test_validation_may_be_data_sets_of_its_own(written, made):
@@ -490,7 +512,7 @@ def test_a_store_that_names_its_raw_files_wrongly_is_damaged(written, made, tmp_
 
 def test_mapped_files_are_not_kept_open(written, made):
     for n in range(20):
-        written(f"w{n}", TEN[:1])
+        written(f"w{n}", [[n, 7, 8, END]])
     store = made({"wiki": {"megatron": "w*"}})
     before = len(os.listdir("/proc/self/fd"))
     assert len(store.flat("eu/wiki")) == 20 * 4

@@ -184,6 +184,21 @@ def test_validation_files_may_repeat_a_stated_share_of_the_training_documents(co
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
+def test_a_language_that_the_tokenizer_does_not_know_is_warned_of(corpus: Path, tmp_path: Path) -> None:
+    greek = [f"{n} γειά σου κόσμε {text}" for n, text in enumerate(documents(3, 100))]
+    write_documents(corpus.parent / "gl/web.jsonl", greek)
+    for fallback, kind, share in ((False, "<unk>", (0.05, 0.5)), (True, "single bytes", (0.2, 0.9))):
+        spec = TrainTokenizer(vocab_size=300 if fallback else 90, byte_fallback=fallback)
+        (corpus.parent / "tokenizer.model").write_bytes(train(documents(9, 500), spec, where="here"))
+        store = prepare(corpus, tmp_path / kind, workers=2)
+        (warning,) = (line for line in store.warnings if kind in line)
+        assert warning.startswith("gl/web: ")
+        assert share[0] < float(warning.split()[1].removesuffix("%")) / 100 < share[1]
+        ids, unknown = store.flat("gl/web"), {row.source: row.unknown_share for row in store.table()}
+        assert unknown["gl/web"] == pytest.approx(float((ids == 0).mean()))
+        assert unknown["en/web"] == 0
+
+
 def test_what_spark_leaves_beside_its_files_is_no_text(corpus: Path, tmp_path: Path) -> None:
     (corpus.parent / "gl/web.jsonl").rename(corpus.parent / "gl/part-1.jsonl")
     for name in ("_SUCCESS", "._SUCCESS.crc", ".part-1.jsonl.crc", "_committed_12", "_temporary/0/part-9.jsonl"):

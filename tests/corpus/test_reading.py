@@ -15,7 +15,7 @@ import pytest
 
 from xdoge.corpus.readers import files as reading
 from xdoge.corpus.readers.files import BLOCK_BYTES, file_blocks, refuse_empty, scan
-from xdoge.corpus.readers.hub import open_dataset
+from xdoge.corpus.readers.hub import dataset_files, open_dataset
 from xdoge.corpus.spec import Source, SourceSpec
 from xdoge.errors import XDogeError
 
@@ -351,6 +351,61 @@ def test_a_local_data_set_may_tell_its_columns_only_when_read(tmp_path: Path) ->
     (tmp_path / "train.txt").write_text("a\nb\n")
     data = open_dataset(hub(tmp_path), tmp_path)
     assert [text for block in data.blocks() for text in block.texts("text")] == ["a", "b"]
+
+
+def test_files_of_a_local_data_set_are_read_as_files(tmp_path: Path) -> None:
+    (tmp_path / "train-0.jsonl").write_text('{"text": "a", "meta": null}\n')
+    (tmp_path / "train-1.jsonl").write_text('{"text": "b", "meta": {"b": ["x"]}, "more": 1}\n')
+    (tmp_path / "validation.jsonl").write_text('{"text": "c"}\n')
+    for split, names in (
+        ("train", ["train-0.jsonl", "train-1.jsonl"]),
+        ("validation", ["validation.jsonl"]),
+        ("train+validation", ["train-0.jsonl", "train-1.jsonl", "validation.jsonl"]),
+        ("validation + train", ["validation.jsonl", "train-0.jsonl", "train-1.jsonl"]),
+        ("all", ["train-0.jsonl", "train-1.jsonl", "validation.jsonl"]),
+    ):
+        files = dataset_files(hub(tmp_path, split=split))
+        assert [file.name for file in files] == names
+        assert [entry.path for entry in open_dataset(hub(tmp_path, split=split), tmp_path).inputs] == names
+    for split, token in (
+        ("train[:10%]", "max_tokens"),
+        ("train+test", "'test'; it has train, validation"),
+        ("train+train", "twice"),
+    ):
+        with pytest.raises(XDogeError, match=token):
+            dataset_files(hub(tmp_path, split=split))
+
+
+def test_a_local_data_set_of_another_dialect_is_streamed_by_datasets(tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"data": [{"text": "a, b"}]}')
+    assert len(dataset_files(hub(tmp_path))) == 1
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: train.json\n  field: data\n---\n"
+    )
+    assert dataset_files(hub(tmp_path)) == ()
+    data = open_dataset(hub(tmp_path), tmp_path)
+    assert [text for block in data.blocks() for text in block.texts("text")] == ["a, b"]
+
+
+def test_whatever_datasets_raises_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def fail(*_: object, **__: object) -> None:
+        raise errors[0]
+
+    errors: list[Exception] = []
+    for error in (TypeError("a\n  b"), AttributeError("a b"), Exception("a b"), NotImplementedError("a b")):
+        errors[:] = [error]
+        monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+        with pytest.raises(XDogeError, match=r"^hub cannot be read: a b$"):
+            open_dataset(hub(tmp_path), tmp_path)
+
+
+def test_shards_without_rows_are_streamed_too(tmp_path: Path) -> None:
+    parquet.write_table(table(["a"]), tmp_path / "train-0.parquet")
+    parquet.write_table(table([])[:0].cast(table(["a"]).schema), tmp_path / "train-1.parquet")
+    data = open_dataset(hub(tmp_path), tmp_path)
+    assert [text for block in data.blocks() for text in block.texts("text")] == ["a"]
 
 
 def test_a_data_set_that_does_not_exist_is_named(tmp_path: Path) -> None:

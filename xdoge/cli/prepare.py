@@ -15,8 +15,8 @@ from xdoge.cli.tables import empty_table
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted
 
-CELLS = ("{:,}", "{:,}", "{:,}", "{:.2f}", "{:.2%}", "{:,}")
-"""How the table shows documents, tokens, bytes, bytes per token, share and validation tokens of a source."""
+CELLS = ("{:,}", "{:,}", "{:,}", "{:.2f}", "{:.2%}", "{:,}", "{:.2%}")
+"""How the table shows documents, tokens, bytes, bytes per token, share, validation tokens and <unk> of a source."""
 
 
 @app.command()
@@ -57,12 +57,13 @@ def prepare_store(corpus: Path, out: Path, *, workers: int | None = None, refres
 
 def print_store(store: TokenStore) -> None:
     print(f"{store.name}: {store.path}")
-    columns = ("documents", "tokens", "bytes", "bytes/token", "share", "valid. tokens")
-    table = empty_table(("source",), columns, width=max(map(len, store.sources)))
     rows = store.table()
-    _, documents, tokens, n_bytes, _, share, validation_tokens = zip(*rows, strict=True)
-    sums = sum(documents), sum(tokens), sum(n_bytes), sum(n_bytes) / sum(tokens), sum(share), sum(validation_tokens)
+    _, documents, tokens, n_bytes, _, share, validation_tokens, unknown = zip(*rows, strict=True)
+    columns = ["documents", "tokens", "bytes", "bytes/token", "share", "valid. tokens", *["<unk>"] * any(unknown)]
+    table = empty_table(("source",), columns, width=max(map(len, store.sources)))
+    sums = [sum(documents), sum(tokens), sum(n_bytes), sum(n_bytes) / sum(tokens), sum(share), sum(validation_tokens)]
+    sums.append(sum((part or 0) * count for part, count in zip(unknown, tokens, strict=True)) / sum(tokens))
     for name, *numbers in (*rows, ("all", *sums)):
-        cells = [template.format(number) for template, number in zip(CELLS, numbers, strict=True)]
-        table.add_row(name, *cells, style="bold" if name == "all" else "")
+        cells = [template.format(number or 0) for template, number in zip(CELLS, numbers, strict=True)]
+        table.add_row(str(name), *cells[: len(columns)], style="bold" if name == "all" else "")
     stdout.print(table)

@@ -24,6 +24,11 @@ from xdoge.errors import XDogeError, argument
 from xdoge.io import LOCK, disk_errors, locked, read_json, sha256_file, write_json, write_text
 
 MARKER = "xdoge.source"
+UNKNOWN = (
+    ("unknown", 0.01, "<unk>, letters or words that the tokenizer does not know"),
+    ("single_bytes", 0.1, "single bytes of letters that the tokenizer does not know"),
+)
+"""Counts of a split, the share of tokens from which there is a warning, and what it says."""
 SPOOL = ".spool"
 """Folder in the store for what is not finished."""
 
@@ -170,6 +175,19 @@ def _file_changed(entry: Input, folder: Path) -> bool:
     return not path.is_file() or (not entry.same_time(folder) and sha256_file(path) != entry.sha256)
 
 
+def _habits(sources: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield a warning for each source whose documents begin or end in another way than those of another source."""
+    habits = {
+        name: (entry["train"].get("begin"), entry["train"].get("end_twice", False)) for name, entry in sources.items()
+    }
+    for name, (begin, end_twice) in habits.items():
+        other = next((other for other, habit in habits.items() if habit != habits[name]), None)
+        if other is not None and (begin is not None or end_twice):
+            ways = ["begin with the special token " + str(begin)] * (begin is not None)
+            ways += ["end with two end-of-document tokens"] * end_twice
+            yield f"{name}: all its documents {' and '.join(ways)}, unlike those of {other}."
+
+
 def write_manifest(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStore:
     """Write store.json from the markers of all sources, unless it says the same already."""
     sources, warnings = {}, []
@@ -184,17 +202,21 @@ def write_manifest(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStor
         files = [*marker["inputs"], *marker["validation_inputs"]]
         if empty := [entry["path"] for entry in files if entry["rows"] == 0]:
             warnings.append(f"{source.name}: {len(empty):,} of {len(files):,} files have no rows, such as {empty[0]}.")
+        tokens, decoded = (marker["train"].get(key) for key in ("tokens", "decoded"))
         if marker["skipped"]:
             warnings.append(f"{source.name}: {marker['skipped']:,} empty rows left out.")
+        for kind, least, what in UNKNOWN:
+            if marker["train"].get(kind, 0) >= least * tokens:
+                warnings.append(f"{source.name}: {marker['train'][kind] / tokens:.1%} of its tokens are {what}.")
         if repeated := marker.get("repeated"):
             warnings.append(
                 f"{source.name}: {repeated:,} documents of its validation files are training documents too."
             )
-        tokens, decoded = (marker["train"].get(key) for key in ("tokens", "decoded"))
         if decoded is not None and decoded < tokens:
             warnings.append(f"{source.name}: its bytes are estimated from {decoded:,} of {tokens:,} tokens.")
         if marker["validation"]["documents"] == 0:
             warnings.append(f"{source.name}: no document fell to validation; its validation loss cannot be measured.")
+    warnings.extend(_habits(sources))
     content = {
         "schema": f"{SCHEMA}/1",
         "name": corpus.spec.name,

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import pyarrow as pa
 
 from xdoge.corpus.readers.files import Input, hashed, reading, relative
 from xdoge.corpus.spec import Source
-from xdoge.corpus.tokenizer import Tokenizer
+from xdoge.corpus.tokenizer import PART_OF_LETTER, UNKNOWN_LETTER, Tokenizer
 from xdoge.errors import XDogeError
 from xdoge.io import refuse_pointer, replacing, sha256_file
 
@@ -40,7 +41,6 @@ DECODED = 20_000_000
 """Tokens of a source's training documents that are decoded to know how many bytes of text a token stands for."""
 DECODED_AT_ONCE = 64
 """Documents; SentencePiece decodes three times as fast as one by one."""
-Decode = Callable[[Sequence[list[int]]], list[str]]
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def refer(
     inputs: Mapping[Path, Input],
     files: Mapping[str, str],
     fraction: float,
-    decode: Decode,
+    tokenizer: Tokenizer,
 ) -> dict[str, dict[str, Any]]:
     """Write where the documents of each split end into the store, and return what store.json says of them.
 
@@ -211,7 +211,7 @@ def refer(
         inputs: what `scan` said of each file.
         files: where each split's bounds go, inside the store.
         fraction: of the documents to hold out; 0 with data sets for validation.
-        decode: turns the tokens of documents into text.
+        tokenizer: the one that made the tokens.
     """
     pieces = dict(zip(files, _splits(source, fraction), strict=True))
     if not any(piece.tokens for piece in pieces["train"]):
@@ -221,13 +221,12 @@ def refer(
     for split, file in files.items():
         absolute = any(Path(pattern).is_absolute() for pattern in named[split] or ())
         tokens = sum(piece.tokens for piece in pieces[split])
-        n_bytes, decoded = _count_bytes(pieces[split], decode, DECODED if split == "train" else tokens)
+        content = _content(pieces[split], tokenizer, DECODED if split == "train" else tokens)
         parts[split] = {
             **_write_bounds(out / file, pieces[split]),
             "file": file,
             "tokens": tokens,
-            "n_bytes": n_bytes,
-            "decoded": decoded,
+            **content,
             "raw": [
                 {
                     "file": str(piece.index.file.resolve()) if absolute else relative(piece.index.file, out),
@@ -274,11 +273,16 @@ def _write_bounds(path: Path, pieces: Sequence[_Piece]) -> dict[str, Any]:
     return {"documents": len(bounds) - 1, "size": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def _count_bytes(pieces: Sequence[_Piece], decode: Decode, most: int) -> tuple[int, int]:
-    """Return the UTF-8 bytes of the decoded text, and the tokens decoded: about `most`, of documents evenly apart."""
+def _content(pieces: Sequence[_Piece], tokenizer: Tokenizer, most: int) -> dict[str, Any]:
+    """Return what the decoded text says: about `most` tokens are decoded, of documents evenly apart.
+
+    `n_bytes` are those of the text, `decoded` the tokens looked at, `begin` a special token that all documents
+    begin with, `end_twice` whether all end with two end-of-document tokens, `unknown` and `single_bytes` are tokens.
+    """
     tokens = sum(piece.tokens for piece in pieces)
     step = max(1, -(-tokens // max(1, most)))
     n_bytes = decoded = 0
+    kinds, firsts, end_twice = np.zeros(3, dtype=np.int64), set(), tokens > 0
     for piece in pieces:
         ids = np.memmap(piece.index.file, piece.index.dtype, "r")
         begins, ends = piece.bounds[:-1:step], piece.bounds[1::step]
@@ -289,5 +293,17 @@ def _count_bytes(pieces: Sequence[_Piece], decode: Decode, most: int) -> tuple[i
                 ids[begin : end - 1].tolist()
                 for begin, end in zip(begins[chosen].tolist(), ends[chosen].tolist(), strict=True)
             ]
-            n_bytes += sum(len(text.encode("utf-8", "replace")) for text in decode(documents))
-    return round(n_bytes * tokens / decoded) if decoded else 0, decoded
+            n_bytes += sum(len(text.encode("utf-8", "replace")) for text in tokenizer.decode(documents))
+            kinds += np.bincount(tokenizer.letters[list(chain.from_iterable(documents))], minlength=3)
+            firsts |= {document[0] if document else None for document in documents}
+            end_twice = end_twice and all(document[-1:] == [tokenizer.end_of_document] for document in documents)
+    first = firsts.pop() if len(firsts) == 1 else None
+    scale = tokens / max(1, decoded)
+    return {
+        "n_bytes": round(n_bytes * scale),
+        "decoded": decoded,
+        "unknown": round(int(kinds[UNKNOWN_LETTER]) * scale),
+        "single_bytes": round(int(kinds[PART_OF_LETTER]) * scale),
+        "begin": first if first is not None and tokenizer.decode([[first]]) == [""] else None,
+        "end_twice": end_twice,
+    }

@@ -14,7 +14,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +38,7 @@ from xdoge.corpus.manifest import (
 from xdoge.corpus.megatron import refer
 from xdoge.corpus.megatron import scan as scan_megatron
 from xdoge.corpus.readers.files import Block, Input, file_blocks, refuse_empty, relative, scan
-from xdoge.corpus.readers.hub import HubData, open_dataset
+from xdoge.corpus.readers.hub import HubData, dataset_files, open_dataset
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.spool import Spool
 from xdoge.corpus.store import SPLITS, TokenStore
@@ -189,7 +189,8 @@ class _Work:
     """One source that is to be tokenised."""
 
     def __init__(self, source: Source, corpus: Corpus) -> None:
-        self.source = source
+        with naming(source.field("train")):
+            self.source = replace(source, files=source.files or dataset_files(source))
         self.folder = corpus.folder
         self.settings = source_settings(source, corpus)
         self.fraction: float = self.settings["validation fraction"] or 0.0
@@ -296,7 +297,7 @@ def _scan(
             column = work.source.spec.text
             with naming(work.source.field("validation")):
                 work.hold_out(block.texts(column) for block in work.file_blocks(work.source.validation))
-        if work.source.dataset is not None:
+        if not work.source.files:
             with naming(work.source.field("train")):
                 work.hub = open_dataset(work.source, work.folder)
             work.inputs = work.hub.inputs
@@ -367,7 +368,7 @@ def _tokenise(
             if work.source.spec.megatron is not None:
                 pending.append((work, "", None))
                 continue
-            work.spools = {split: Spool(out / SPOOL / work.source.name, split) for split in SPLITS}
+            work.spools = {split: Spool(out / SPOOL / work.source.name, split, tokenizer.letters) for split in SPLITS}
             for spool in work.spools.values():
                 spools.callback(spool.drop)
             for split, block in work.blocks():
@@ -390,7 +391,7 @@ def _finish_source(work: _Work, tokenizer: Tokenizer, out: Path) -> None:
     else:
         entries = zip((*source.files, *source.validation), (*work.inputs, *work.validation_inputs), strict=True)
         remove_marker(out, source)
-        parts = refer(source, out, inputs=dict(entries), files=files, fraction=work.fraction, decode=tokenizer.decode)
+        parts = refer(source, out, inputs=dict(entries), files=files, fraction=work.fraction, tokenizer=tokenizer)
         work.seen, work.tokens = (sum(parts[split][key] for split in SPLITS) for key in ("documents", "tokens"))
     marker = {
         "schema": f"{MARKER}/1",

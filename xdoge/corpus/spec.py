@@ -381,9 +381,10 @@ def _refuse_twice(path: Path, sources: Iterable[Source]) -> None:
             *((file.resolve(), str(file), f"{source.name} validation") for file in source.validation),
         ]
         if source.dataset is not None:
-            key = (source.dataset, spec.config, spec.split, spec.data_dir)
-            told = f"dataset {spec.dataset} (config {spec.config}, split {spec.split})"
-            places.append((key, told, f"{source.name} dataset"))
+            for split in spec.split.split("+"):
+                key = (source.dataset, spec.config, split.strip(), spec.data_dir)
+                told = f"dataset {spec.dataset} (config {spec.config}, split {split.strip()})"
+                places.append((key, told, f"{source.name} dataset"))
         for key, told, place in places:
             if key in seen:
                 raise XDogeError(f"{path}: {told} is in {seen[key]} and again in {place}; leave one out.")

@@ -11,18 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from xdoge.corpus.tokenizer import PART_OF_LETTER, UNKNOWN_LETTER
 from xdoge.io import replacing
 
 
 class Spool:
     """The tokens of one source and split on their way to disk."""
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, letters: npt.NDArray[np.int8]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.files = (folder / f"{split}.tokens", folder / f"{split}.bounds")
         self._tokens, self._bounds = (file.open("wb") for file in self.files)
         self._bounds.write(np.zeros(1, dtype=np.int64).data)
         self.documents = self.tokens = self.n_bytes = 0
+        self._letters = letters
+        self._kinds = np.zeros(3, dtype=np.int64)
 
     def add(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], n_bytes: int) -> None:
         self._tokens.write(tokens.data)
@@ -30,6 +33,7 @@ class Spool:
         self.documents += len(lengths)
         self.tokens += len(tokens)
         self.n_bytes += n_bytes
+        self._kinds += np.bincount(self._letters[tokens], minlength=3)
 
     def drop(self) -> None:
         """Let go of the files; what a full disk did not take is of no use any more."""
@@ -54,6 +58,8 @@ class Spool:
             "documents": self.documents,
             "tokens": self.tokens,
             "n_bytes": self.n_bytes,
+            "unknown": int(self._kinds[UNKNOWN_LETTER]),
+            "single_bytes": int(self._kinds[PART_OF_LETTER]),
             "size": size,
             "sha256": hashing.sha256.hexdigest(),
         }

@@ -43,7 +43,10 @@ _TOKENS = pa.large_list(pa.uint16()), pa.large_list(pa.uint32())
 
 
 class StoreRow(NamedTuple):
-    """One line of `TokenStore.table`: of the training split, but for `validation_tokens`."""
+    """One line of `TokenStore.table`: of the training split, but for `validation_tokens`.
+
+    `unknown_share` is the share of <unk>; None in stores of earlier versions.
+    """
 
     source: str
     documents: int
@@ -52,6 +55,7 @@ class StoreRow(NamedTuple):
     bytes_per_token: float
     share: float
     validation_tokens: int
+    unknown_share: float | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class _Part:
     documents: int
     tokens: int
     n_bytes: int
+    unknown: int | None
     external: tuple[ExternalFile, ...] | None
 
 
@@ -124,7 +129,7 @@ class TokenStore:
                 part = entry[split]
                 if part["file"] != (file := f"tokens/{source}.{split}.arrow"):
                     raise XDogeError(f"the tokens of {source} are said to lie in {shown(part['file'])}, not in {file}.")
-                _check_counts(part["size"], part["documents"], part["tokens"], part["n_bytes"])
+                _check_counts(part["size"], part["documents"], part["tokens"], part["n_bytes"], part.get("unknown", 0))
                 self._parts[source, split] = _Part(
                     file=path / part["file"],
                     sha256=part["sha256"],
@@ -132,6 +137,7 @@ class TokenStore:
                     documents=part["documents"],
                     tokens=part["tokens"],
                     n_bytes=part["n_bytes"],
+                    unknown=part.get("unknown"),
                     external=_external_files(path, part["raw"]) if "raw" in part else None,
                 )
         self.sources = tuple(content["sources"])
@@ -298,6 +304,7 @@ class TokenStore:
                     bytes_per_token=train.n_bytes / train.tokens,
                     share=train.tokens / total,
                     validation_tokens=validation.tokens,
+                    unknown_share=None if train.unknown is None else train.unknown / train.tokens,
                 )
             )
         return rows

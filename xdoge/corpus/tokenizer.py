@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import chain
 from pathlib import Path
@@ -37,6 +37,12 @@ LONGEST_LINE = 1 << 16
 PIECE = 5_000
 """Characters of a piece of a longer line."""
 
+UNKNOWN_LETTER, PART_OF_LETTER = 1, 2
+BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(0x80, 0x100)}
+"""Pieces that stand for a byte of a character without a piece of its own."""
+BYTE_LEVEL = {chr(code) for code in (*range(0xA1, 0xAD), *range(0xAE, 0x100), *range(290, 324))}
+"""The same bytes in the alphabet of byte-level BPE."""
+
 Lengths = npt.NDArray[np.int64]
 _Encoder = Callable[[Sequence[str]], list[Any]]
 _Decoder = Callable[[Sequence[list[int]]], list[str]]
@@ -51,6 +57,7 @@ class Tokenizer:
         end_of_document: the end-of-sentence id of the model.
         fingerprint: SHA-256 of the SentencePiece model or of tokenizer.json.
         dtype: uint16 when every id fits, else uint32.
+        letters: (vocab_size,) UNKNOWN_LETTER for <unk>, PART_OF_LETTER for a byte of a character, else 0.
     """
 
     def __init__(
@@ -63,12 +70,15 @@ class Tokenizer:
         end_of_document: int,
         fingerprint: str,
         write: Callable[[Path], object],
+        unknown: int | None = None,
+        vocabulary: Mapping[str, int] | None = None,
     ) -> None:
         self.kind = kind
         self.vocab_size = vocab_size
         self.end_of_document = end_of_document
         self.fingerprint = fingerprint
         self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self.letters = _letters(vocabulary or {}, unknown if unknown != end_of_document else None, vocab_size)
         self._encoder = encoder
         self._decoder = decoder
         self._write = write
@@ -153,8 +163,23 @@ class Tokenizer:
             vocab_size=meta["vocab_size"],
             end_of_document=meta["end_of_document"],
             fingerprint=hashlib.sha256(content).hexdigest(),
+            unknown=backend.token_to_id(_content(config.get("unk_token"))),
+            vocabulary=backend.get_vocab(),
             write=lambda target: shutil.copytree(folder, target, dirs_exist_ok=True),
         )
+
+
+def _content(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token or "")
+
+
+def _letters(vocabulary: Mapping[str, int], unknown: int | None, vocab_size: int) -> npt.NDArray[np.int8]:
+    letters = np.zeros(vocab_size, dtype=np.int8)
+    parts = BYTE_LEVEL if BYTE_LEVEL.issubset(vocabulary) else BYTE_PIECES.intersection(vocabulary)
+    letters[[vocabulary[part] for part in parts]] = PART_OF_LETTER
+    if unknown is not None:
+        letters[unknown] = UNKNOWN_LETTER
+    return letters
 
 
 def saved(folder: Path) -> dict[str, Any] | None:
@@ -214,6 +239,8 @@ def sentencepiece_model(model: bytes, *, where: str) -> Tokenizer:
         vocab_size=processor.vocab_size(),
         end_of_document=processor.eos_id(),
         fingerprint=hashlib.sha256(model).hexdigest(),
+        unknown=processor.unk_id(),
+        vocabulary={piece: processor.piece_to_id(piece) for piece in BYTE_PIECES},  # of <unk> where there is none
         write=lambda folder: (folder / "tokenizer.model").write_bytes(model),
     )
 
@@ -274,6 +301,8 @@ def huggingface(name: str) -> Tokenizer:
         vocab_size=max(len(tokenizer), max(vocabulary.values()) + 1),  # ids may have holes
         end_of_document=tokenizer.eos_token_id,
         fingerprint=hashlib.sha256(content).hexdigest(),
+        unknown=tokenizer.unk_token_id,
+        vocabulary=vocabulary,
         write=write,
     )
 

@@ -1,4 +1,7 @@
-"""Data sets of the Hugging Face Hub, and local folders laid out like one, streamed through `datasets`."""
+"""Data sets of the Hugging Face Hub, and local folders laid out like one. `datasets` says which files they have.
+
+Local files in a format of `readers.files` are read there, which parses nothing but the text; others are streamed.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,19 @@ from typing import Any
 import pyarrow as pa
 
 from xdoge.corpus.readers.files import BLOCK_ROWS, Block, Input, array_blocks, check_column, hashed, relative
-from xdoge.corpus.spec import Source
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.corpus.spec import Source, text_format
+from xdoge.errors import Interrupted, MissingExtraError, XDogeError
+
+_PLAIN = {
+    "Json": {".json", ".jsonl"},
+    "Csv": {".csv"},
+    "Parquet": {".parquet"},
+    "Text": {".txt"},
+    "Arrow": {".arrow"},
+}
+"""Builders of `datasets` whose files are read by `readers.files` when they are at their defaults."""
+_OWN_KEYS = {"name", "version", "data_dir", "data_files", "description"}
+"""Settings of a builder that do not say how a file is read."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,28 @@ class HubData:
             yield from array_blocks(self.where, batches, self.column)
 
 
+def dataset_files(source: Source) -> tuple[Path, ...]:
+    """Return the files of a local data set if `readers.files` reads them as `datasets` would; else none.
+
+    Raises:
+        XDogeError: it is no data set, or lacks the config or the split.
+    """
+    if source.dataset is None or not Path(source.dataset).is_dir():
+        return ()
+    with _hub_errors(_where(source)):
+        builder = _builder(source)
+        files = tuple(Path(file) for file in _data_files(builder, source))
+        settings, plain = vars(builder.config), vars(type(builder.config)())
+        declared = any(settings[key] != plain[key] for key in plain.keys() - _OWN_KEYS)
+    # of a folder's own subclass of a builder the name is another
+    readable = next((_PLAIN[kind.__name__] for kind in type(builder).__mro__ if kind.__name__ in _PLAIN), set())
+    try:
+        plain_files = all(file.is_file() and text_format(file)[0] in readable for file in files)
+    except XDogeError:
+        return ()
+    return files if plain_files and not declared else ()
+
+
 def open_dataset(source: Source, folder: Path) -> HubData:
     """Open a data set of the Hugging Face Hub, or a local folder laid out like one.
 
@@ -51,15 +87,17 @@ def open_dataset(source: Source, folder: Path) -> HubData:
         stream = builder.as_streaming_dataset(split=spec.split)
         schema = stream.features.arrow_schema if stream.features is not None else _first_schema(stream)
         check_column(schema, spec.text, where=where)
-        if hasattr(builder.config, "columns"):  # Parquet: fetch no column but the text
-            builder = _builder(source, columns=[spec.text])
+        if hasattr(builder.config, "columns"):  # Parquet: fetch no column but the text, and take files without rows
+            builder = _builder(source, columns=[spec.text], batch_size=BLOCK_ROWS)
             stream = builder.as_streaming_dataset(split=spec.split)
-    inputs = tuple(_dataset_input(str(file), folder) for file in builder.config.data_files[spec.split])
-    split = (builder.info.splits or {}).get(spec.split)
+        inputs = tuple(_dataset_input(file, folder) for file in _data_files(builder, source))
+        known = builder.info.splits or {}
+        counts = [known[split].num_examples for split in _splits(builder, source) if split in known]
+        whole = len(counts) == len(_splits(builder, source))
     return HubData(
         where=where,
         inputs=inputs,
-        rows=split.num_examples if split else None,
+        rows=sum(counts) if whole else None,
         stream=stream.select_columns([spec.text]).with_format("arrow"),
         column=spec.text,
     )
@@ -74,8 +112,8 @@ def local_files(source: Source, folder: Path) -> list[str] | None:
     if source.dataset is None or not Path(source.dataset).is_dir():
         return None
     with _hub_errors(_where(source)):
-        files = _builder(source).config.data_files[source.spec.split]
-    return [_dataset_name(str(file), folder) for file in files]
+        files = _data_files(_builder(source), source)
+    return [_dataset_name(file, folder) for file in files]
 
 
 def _where(source: Source) -> str:
@@ -89,6 +127,22 @@ def _builder(source: Source, **options: Any) -> Any:
     return datasets.load_dataset_builder(
         source.dataset, name=spec.config, data_dir=spec.data_dir, revision=spec.revision, **options
     )
+
+
+def _splits(builder: Any, source: Source) -> list[str]:
+    """Return the splits that `split` names: one, several with + between them, or `all`."""
+    there, split = [str(name) for name in builder.config.data_files], source.spec.split
+    splits = [split] if split in there else there if split == "all" else [part.strip() for part in split.split("+")]
+    if missing := [part for part in splits if part not in there]:
+        advice = " A part of a split cannot be read; use max_tokens." if "[" in split else ""
+        raise XDogeError(f"{_where(source)} has no split {missing[0]!r}; it has {', '.join(there)}.{advice}")
+    if len(set(splits)) < len(splits):
+        raise XDogeError(f"{_where(source)}: the split {split!r} names one of its splits twice.")
+    return splits
+
+
+def _data_files(builder: Any, source: Source) -> list[str]:
+    return [str(file) for split in _splits(builder, source) for file in builder.config.data_files[split]]
 
 
 def _first_schema(stream: Any) -> pa.Schema:
@@ -110,11 +164,14 @@ def _dataset_input(file: str, folder: Path) -> Input:
 @contextlib.contextmanager
 def _hub_errors(where: str) -> Iterator[None]:
     try:
-        from datasets.exceptions import DatasetsError
+        import datasets  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("datasets", "proxy") from error
 
     try:
         yield
-    except (DatasetsError, OSError, ValueError, KeyError, RuntimeError, pa.ArrowException) as error:
-        raise XDogeError(f"{where} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    except (XDogeError, Interrupted):
+        raise
+    except Exception as error:  # whatever `datasets` and the readers under it raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise XDogeError(f"{where} cannot be read: {message[:300]}") from error
