@@ -260,6 +260,17 @@ def test_documents_of_another_measurement_are_not_used_and_damaged_ones_are_refu
         Results.load(tmp_path / "results.json")
 
 
+def test_damaged_sums_in_the_settings_are_refused(paired, tmp_path):
+    table, _ = paired
+    table.save(tmp_path / "results.json")
+    content = json.loads((tmp_path / "results.json").read_text())
+    for sums in (["eu"], {"eu": 3}, {"eu": {"nats": "many"}}):
+        content["settings"]["perplexity"]["m1"]["sources"] = sums
+        (tmp_path / "results.json").write_text(json.dumps(content))
+        with pytest.raises(XDogeError, match="settings: perplexity.m1.sources"):
+            Results.load(tmp_path / "results.json")
+
+
 def test_other_documents_are_not_paired(paired):
     _, nats = paired
     ids = tuple(map(str, range(51)))

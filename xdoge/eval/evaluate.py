@@ -15,7 +15,7 @@ from xdoge.config import Config
 from xdoge.corpus.store import TokenStore
 from xdoge.distributed import Processes
 from xdoge.errors import XDogeError, argument
-from xdoge.eval.document_scores import SourceScores
+from xdoge.eval.document_scores import SourceScores, documents_file
 from xdoge.eval.documents import FileText, StoreText, Text
 from xdoge.eval.perplexity import PerplexitySettings, measure
 from xdoge.eval.results import Results, Row, by_reason
@@ -200,8 +200,9 @@ def _kept(partial: Path, out: Path, on_note: OnNote) -> Iterator[None]:
     with disk_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
     with locked(partial):
-        for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):  # of a process that was killed in that moment
-            left.unlink()
+        for name in (out.name, documents_file(out).name):
+            for left in out.parent.glob(f".{glob.escape(name)}.*.tmp"):  # of a process that was killed in that moment
+                left.unlink()
         if before:
             on_note(f"going on with what {partial} holds")
         yield

@@ -201,6 +201,8 @@ def _those_of(settings: Mapping[str, Any], documents: DocumentScores) -> Documen
 class _Perplexity(Config, extra="ignore"):
     tokenizer: str
     text: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    sources: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 class _Outcome(Config, extra="ignore"):
