@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ import time
 
 import pytest
 import yaml
+from hostile import changed, cut_up, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,15 +21,6 @@ from xdoge.errors import XDogeError
 from xdoge.eval.results import Results, Row
 from xdoge.io import read_json
 from xdoge.mixtures.mixture import Share
-
-NUMBERS = [None, True, 0, -1, 0.5, 2**64, 10**400, 1e308, float("nan"), float("inf")]
-TEXTS = ["", "no", "a" * 300, "../../etc/passwd", "/etc/passwd", "es/web", "es\\web", "es/wеb"]
-CHARACTERS = ["\0", "a\nb", "\x1b[31m", "\u202eb", "\ud800"]
-VALUES = st.sampled_from([*NUMBERS, *TEXTS, *CHARACTERS, [], {}, [[]], {"": 0}])
-NESTED = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2))
-BYTES = st.sampled_from(
-    [b"", b"\0", b"\xff", b"{", b"]", b'"', b",", b"&a ", b"*a", b"!!int ", b"- ", b"NaN", b"1e999"]
-) | (st.binary(max_size=8))
 
 
 def save_mixture(path, mixture):
@@ -116,19 +107,6 @@ def attempt(files, name, content):
     return None
 
 
-def text_of(name, value):
-    if name.endswith(".yaml"):
-        return yaml.safe_dump(value, sort_keys=False).encode("utf-8", "surrogatepass")
-    return json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass")
-
-
-def places(value, at=()):
-    """Yield the path of keys to everything inside a value."""
-    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-        yield (*at, key)
-        yield from places(value[key], (*at, key))
-
-
 @every_file
 def test_a_good_file_is_read(files, name):
     assert attempt(files, name, files[name][1]) is None
@@ -138,19 +116,7 @@ def test_a_good_file_is_read(files, name):
 @settings(max_examples=80)
 @given(data=st.data())
 def test_values_that_were_changed_are_read_or_refused(files, name, data):
-    value = copy.deepcopy(yaml.safe_load(files[name][1]))
-    for _ in range(data.draw(st.integers(1, 2))):
-        *way, last = data.draw(st.sampled_from(list(places(value))))
-        parent = value
-        for key in way:
-            parent = parent[key]
-        change = data.draw(st.sampled_from(["drop", "replace", "rename"]))
-        if change == "replace":
-            parent[last] = copy.deepcopy(data.draw(NESTED))
-        elif change == "drop" or isinstance(last, int):
-            del parent[last]
-        else:
-            parent[data.draw(st.sampled_from([*TEXTS, *CHARACTERS]))] = parent.pop(last)
+    value = changed(yaml.safe_load(files[name][1]), data)
     attempt(files, name, text_of(name, value))
 
 
@@ -158,11 +124,7 @@ def test_values_that_were_changed_are_read_or_refused(files, name, data):
 @settings(max_examples=60)
 @given(data=st.data())
 def test_bytes_that_were_changed_are_read_or_refused(files, name, data):
-    good = files[name][1]
-    begin, end = sorted(data.draw(st.integers(0, len(good))) for _ in range(2))
-    if data.draw(st.booleans()):
-        end = min(end, begin + 8)
-    attempt(files, name, good[:begin] + data.draw(BYTES) + good[end:])
+    attempt(files, name, cut_up(files[name][1], data))
 
 
 @every_file

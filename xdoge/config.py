@@ -6,10 +6,11 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from xdoge.errors import XDogeError, importing
-from xdoge.io import read_regular
+from xdoge.io import LONGEST_NUMBER, read_regular
 from xdoge.names import CONTROLS, SEEDS, shown
 
 with importing("cli"):
@@ -45,10 +46,6 @@ Count = Annotated[int, BeforeValidator(parse_count)]
 
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 """A seed: one range for all commands."""
-
-
-_LONGEST_NUMBER = 40
-"""Digits: more than any setting has, and less than Python refuses to print."""
 
 
 class Config(BaseModel):
@@ -117,8 +114,8 @@ class _StrictLoader(yaml.SafeLoader):
         line = node.start_mark.line + 1
         if control := CONTROLS.search(re.sub("[\t\n]", "", node.value)):
             raise XDogeError(f"line {line}: {control[0]!a} is a control character, which no value may hold.")
-        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _LONGEST_NUMBER:
-            raise XDogeError(f"line {line}: a number has at most {_LONGEST_NUMBER} digits.")
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > LONGEST_NUMBER:
+            raise XDogeError(f"line {line}: a number has at most {LONGEST_NUMBER} digits.")
         return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -143,19 +140,31 @@ _PYYAML = (ArithmeticError, LookupError, AttributeError, TypeError)
 """What PyYAML itself trips with over `!!timestamp x`, `!!int ""` and the like."""
 
 
+def parse_yaml(content: bytes | str, *, where: str) -> Any:
+    """Return the value that YAML text stands for, plain data whatever its tags ask for.
+
+    Raises:
+        XDogeError: it is not YAML, or a key stands twice in it; the line begins with `where`.
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+    except UnicodeDecodeError as error:
+        raise XDogeError(f"{where} is not UTF-8 text, as YAML is here: {error.reason} at {error.start}.") from error
+    try:
+        return yaml.load(text, Loader=_StrictLoader)
+    except XDogeError as error:
+        raise XDogeError(f"{where}: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, *_PYYAML) as error:
+        raise XDogeError(f"{where} is not YAML: {shorten(str(error), 300)}") from error
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
         XDogeError: the file is missing, not YAML, not a mapping, or a key stands twice in it.
     """
-    content = read_regular(path, "YAML")
-    try:
-        value = yaml.load(content, Loader=_StrictLoader)
-    except XDogeError as error:
-        raise XDogeError(f"{path}: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError, *_PYYAML) as error:
-        raise XDogeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    value = parse_yaml(read_regular(path, "YAML"), where=str(path))
     if not isinstance(value, dict):
         raise XDogeError(f"{path} does not hold a mapping of keys to values.")
     return value

@@ -70,6 +70,9 @@ def refuse_pointer(path: Path) -> None:
             raise XDogeError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
 
 
+LONGEST_NUMBER = 40
+"""Digits of a whole number in a file: more than any has, and fewer than Python cannot print or make a float of."""
+
 LOCK = ".lock"
 """Empty file in a folder that one process at a time may write to. It stays: a lock on a file that others may remove or
 replace is none."""
@@ -228,7 +231,8 @@ def read_json(path: Path, *, schema: str | None = None, version: int = 1) -> dic
     """
     content = read_regular(path, "JSON")
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant)
+        text = content.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_int)
         _json_text(value).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise XDogeError(f"{path} is not JSON: {error}.") from error
@@ -247,6 +251,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if odd := next(filter(CONTROLS.search, value), None):
         raise ValueError(f"the key {shown(odd)} holds a control character")
     return value
+
+
+def _int(digits: str) -> int:
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number has at most {LONGEST_NUMBER} digits")
+    return int(digits)
 
 
 def _constant(name: str) -> None:

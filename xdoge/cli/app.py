@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from xdoge.config import read_yaml
+from xdoge.config import parse_yaml, read_yaml
 from xdoge.errors import Interrupted, RankLocalError, XDogeError, XDogeException, require
 from xdoge.io import refuse_device
+from xdoge.names import shown
 
 
 class _Output(Console):
@@ -68,15 +68,15 @@ def refuse_taken(path: Path | None, force: bool) -> None:
 def chosen_settings(config: Path | None, assignments: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
     """Merge the settings file, --set and the options, later ones winning."""
     chosen = read_yaml(config) if config else {}
-    chosen = dict(chosen.get("settings", chosen))  # a run's own config.yaml does as well
+    chosen = chosen.get("settings", chosen)  # a run's own config.yaml does as well
+    if not isinstance(chosen, dict):
+        raise XDogeError(f"{config}: settings is {shown(chosen)}; it must be a mapping of names to values.")
+    chosen = dict(chosen)
     for assignment in assignments or []:
         key, equals, value = assignment.partition("=")
         if not equals:
             raise XDogeError(f"--set {assignment}: write it as KEY=VALUE.")
-        try:
-            chosen[key] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as error:
-            raise XDogeError(f"--set {assignment}: {value!r} is not a YAML value.") from error
+        chosen[key] = parse_yaml(value, where=f"--set {shown(assignment)}")
     return chosen | {key: value for key, value in flags.items() if value is not None}
 
 

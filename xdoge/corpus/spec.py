@@ -72,7 +72,7 @@ class TrainTokenizer(Config):
         characters_per_language: characters to learn from, spread evenly over a language's sources.
     """
 
-    vocab_size: Count = 16_000
+    vocab_size: Annotated[Count, Field(lt=1 << 31)] = 16_000
     model_type: Literal["unigram", "bpe"] = "unigram"
     byte_fallback: bool = True
     character_coverage: float = Field(default=0.9998, ge=0.9, le=1.0)

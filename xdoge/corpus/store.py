@@ -116,6 +116,8 @@ class TokenStore:
         for text in (self.name, self.tokenizer_fingerprint, content["corpus"]["sha256"], *self.warnings):
             check_text("a name or warning", text)
         _check_counts(self.vocab_size, self.end_of_document)
+        if not self.end_of_document < self.vocab_size <= 1 << 32:
+            raise ValueError("end_of_document is not below vocab_size, or that is above 2^32")
         for source, entry in content["sources"].items():
             check_source(source, where="sources")
             language, family = language_of(source), entry["family"]

@@ -112,8 +112,9 @@ class FitSettings(ProxySettings):
     @classmethod
     def defaults(cls, options: Mapping[str, Any], steps: int, k: int) -> dict[str, Any]:
         """Return the floor for k sources, and how often to evaluate, to save and to measure Gram matrices."""
+        held_out = options.get("held_out")
         return {
-            "floor": FLOOR_SHARE / max(1, k - len(options.get("held_out") or ())),
+            "floor": FLOOR_SHARE / max(1, k - len(held_out if isinstance(held_out, list | tuple) else ())),
             "eval_every": max(1, steps // 10),
             "checkpoint_every": max(1, steps // 20),
             "gram_every": max(1, steps // 100),

@@ -45,8 +45,8 @@ class Hardware(Config):
 
     achieved: Speed | None = None
     peak: Speed | None = None
-    utilisation: float | None = Field(default=None, gt=0, le=1)
-    gpus_per_node: int = Field(gt=0)
+    utilisation: float | None = Field(default=None, ge=1e-6, le=1)
+    gpus_per_node: int = Field(gt=0, lt=10**6)
 
     @model_validator(mode="after")
     def _one_speed(self) -> Self:
@@ -66,12 +66,12 @@ class RunSpec(Config):
 
     model: str | None = None
     parameters: Positive | None = None
-    hours: float | None = Field(default=None, ge=0.01)
+    hours: float | None = Field(default=None, ge=0.01, lt=1e12)
     tokens: Positive | None = None
     sequence_length: int | None = Field(default=None, ge=2)
     achieved: Speed | None = None
-    nodes: float = Field(default=1, gt=0)
-    runs: int = Field(default=1, gt=0)
+    nodes: float = Field(default=1, gt=0, lt=1e9)
+    runs: int = Field(default=1, gt=0, lt=10**9)
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
