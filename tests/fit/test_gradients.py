@@ -17,11 +17,15 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 from xdoge.errors import XDogeError
@@ -493,3 +497,17 @@ def test_a_batch_that_does_not_fit_is_refused(change: dict[str, Any], message: s
         GradientEngine(TinyModel(), 5).backward(
             SourceBatch(arguments["input_ids"], arguments["counts"]), weights=arguments["weights"], targets=TARGETS
         )
+
+
+@pytest.mark.filterwarnings("ignore:no fast way")
+def test_a_module_that_cannot_be_run_on_one_sources_rows_is_refused_for_that_reason() -> None:
+    small = {"vocab_size": 256, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    few = small | {"num_hidden_layers": 1, "intermediate_size": 16, "pad_token_id": 0, "bos_token_id": 1}
+    recurrent = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**few, lru_width=16))  # keeps a state of the whole batch
+    routed = Llama4ForCausalLM(Llama4TextConfig(**few, head_dim=8, num_local_experts=2, interleave_moe_layer_step=1))
+    for model, reason in (
+        (recurrent, r"rg_lru .*one source alone"),
+        (routed, r"experts .*of the batch in their order"),
+    ):
+        with pytest.raises(XDogeError, match=reason):
+            GradientEngine(model, 5).backward(make_batch(), weights=WEIGHTS, targets=TARGETS)

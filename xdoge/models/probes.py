@@ -136,7 +136,8 @@ def _tokens(model: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     special = {
         value for part in parts for key, value in vars(part).items() if _NAMES_TOKEN.search(key) and type(value) is int
     }
-    usable = [token for token in range(min(len(table), 4096)) if token not in special] or [0]
+    sizes = [len(table), *(part.vocab_size for part in parts if isinstance(getattr(part, "vocab_size", None), int))]
+    usable = [token for token in range(min(4096, *sizes)) if token not in special] or [0]
     places = torch.arange(length) * 7 + 3
     tokens = torch.tensor(usable, device=table.device)
     return tokens[places % len(usable)], tokens[(places + (len(usable) + 1) // 2) % len(usable)]

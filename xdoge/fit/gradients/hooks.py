@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any, Protocol
 
 import torch
@@ -187,11 +188,21 @@ def _by_segment(sink: GradientSink, hooked: HookedModule, forward: Forward, *arg
         hooked.module.eval()
         try:  # without dropout, which would draw other numbers for the two
             with torch.no_grad():
-                _check_same(sink, hooked, run(separate=False), lambda: forward(*args, **kwargs))
+                _check_same(sink, hooked, _run_apart(hooked, run), lambda: forward(*args, **kwargs))
         finally:
             for module, mode in modes:
                 module.training = mode
     return run(separate=True)
+
+
+def _run_apart(hooked: HookedModule, run: Callable[[bool], Any]) -> Any:
+    try:
+        return run(False)
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        raise XDogeError(
+            f"{hooked.name} ({type(hooked.module).__name__}) cannot be run on the rows of one source alone, so that "
+            f"its gradient cannot be told apart by source: {shorten(str(error), 150)}"
+        ) from error
 
 
 def expect_gradients(sink: GradientSink, module: nn.Module) -> None:
@@ -218,8 +229,12 @@ def _check_same(sink: GradientSink, hooked: HookedModule, output: Any, expected:
         pairs = list(zip(_tensors(output), _tensors(expected()), strict=True))
     for ours, theirs in pairs:
         tolerance = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 3e-2
-        apart = (ours.detach() - theirs).double().norm() if ours.shape == theirs.shape else torch.tensor(torch.inf)
-        if not apart <= tolerance * theirs.double().norm():
+        if ours.shape != theirs.shape:
+            raise XDogeError(
+                f"{hooked.name} ({type(hooked.module).__name__}) is not given the rows of the batch in their order, so "
+                "that its gradient cannot be told apart by source."
+            )
+        if not (ours.detach() - theirs).double().norm() <= tolerance * theirs.double().norm():
             raise XDogeError(
                 f"{hooked.name} ({type(hooked.module).__name__}) gives another output when the sources' rows are run "
                 "apart: it mixes rows, so that sources have no gradients of their own."
