@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
+import time
 from operator import itemgetter
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from xdoge import XDogeError
 from xdoge.baselines import METHODS, learn
 from xdoge.errors import Interrupted, MissingExtraError
 from xdoge.eval.results import Results, Row
+from xdoge.io import locked
 from xdoge.mixtures.weights import WeightSet
 from xdoge.models.recipes import load_recipe
 from xdoge.study import Study, report, runner, slurm
@@ -545,3 +548,23 @@ def test_the_example_has_every_strategy_and_loads(tmp_path, store, recipe):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(value))
     study = Study.load(tmp_path / "study.yaml")
     assert isinstance(study.findings(tmp_path / "nothing"), Findings)
+
+
+def test_a_run_that_a_killed_study_left_behind_is_waited_for(tmp_path):
+    """Its command still holds the folder; once it is finished, its checkpoints go."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    run = Run("run", ("no such command",), folder / "weights.json", folder, (), 1)
+
+    def orphan():
+        with locked(folder):
+            started.set()
+            time.sleep(0.5)
+            run.file.touch()
+
+    started, thread = threading.Event(), threading.Thread(target=orphan)
+    thread.start()
+    started.wait()
+    assert runner.run_all([run], tmp_path) == []
+    thread.join()
+    assert not (folder / "checkpoints").exists()

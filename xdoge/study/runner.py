@@ -21,7 +21,7 @@ from typing import Any
 
 from xdoge.distributed import stop_requests
 from xdoge.errors import Interrupted
-from xdoge.io import disk_errors, locked
+from xdoge.io import disk_errors, in_use, locked
 from xdoge.progress import OnNote, silent
 from xdoge.study.plan import Run
 
@@ -75,6 +75,9 @@ class _Session:
     ) -> None:
         self.runs, self.out, self.jobs, self.on_note = runs, out, jobs, on_note
         self.waiting = [run for run in runs.values() if only(run.name) and not run.finished]
+        for run in runs.values():
+            if run.finished and run.folder:  # perhaps by a command that outlived a killed study
+                shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         self.asked = {run.name for run in self.waiting}
         self.running: dict[str, tuple[Run, subprocess.Popen[bytes], float]] = {}
         self.failed: list[str] = []
@@ -125,6 +128,13 @@ class _Session:
     def start_what_can(self) -> None:
         """Start runs whose needs are finished, `jobs` at once at most; give up those whose needs failed."""
         for run in [*self.waiting]:
+            if run.folder and in_use(run.folder):
+                continue  # a command that outlived a killed study is at it
+            if run.finished:
+                self.waiting.remove(run)
+                self.left -= run.flops
+                shutil.rmtree(run.folder / "checkpoints", ignore_errors=True) if run.folder else None
+                continue
             missing = [name for name in run.needs if not self.runs[name].finished]
             if any(name in self.failed or name not in self.asked for name in missing):
                 self.waiting.remove(run)
