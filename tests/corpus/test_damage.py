@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from xdoge.corpus.readers.files import file_blocks, scan
-from xdoge.corpus.spec import PLAIN_CSV, CsvSpec
+from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, _find
 from xdoge.errors import XDogeError
 
 BOM = b"\xef\xbb\xbf"
@@ -44,7 +44,10 @@ def zstd(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_checksum=True).compress(data)
 
 
-@pytest.mark.parametrize(("ending", "compress"), [(".gz", gzip.compress), (".zst", zstd)])
+@pytest.mark.parametrize(
+    ("ending", "compress"),
+    [(".gz", gzip.compress), (".zst", zstd), (".zstd", zstd)],
+)
 def test_compressed_files_are_read_to_their_end_marker(
     tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
 ) -> None:
@@ -147,6 +150,15 @@ def test_the_dialect_of_csv_can_be_declared(tmp_path: Path) -> None:
     for settings in ({"delimiter": ";;"}, {"escape": '"'}, {"delimiter": "\n"}, {"delimiter": ";", "escape": ";"}):
         with pytest.raises(ValueError, match="delimiter|escape"):
             CsvSpec.model_validate(settings)
+
+
+def test_other_endings_of_the_same_formats_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read(tmp_path / "a.ndjson", b'{"text": "a"}\n') == ["a"]
+    assert read(tmp_path / "a.tsv", b'id\ttext\n1\t"a, b"\n') == ["a, b"]
+    monkeypatch.setenv("TEXTS", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for pattern in ("$TEXTS/a.tsv", "~/a.*sv", "${TEXTS}/a.tsv"):
+        assert _find([pattern], Path("elsewhere"), where="x") == (tmp_path / "a.tsv",)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])

@@ -16,6 +16,7 @@ import yaml
 from fit_runs import metrics, same_run
 
 from xdoge import WeightSet, XDogeError
+from xdoge.corpus import prepare
 from xdoge.errors import Interrupted, NonFiniteLossError
 from xdoge.fit.settings import FitOptions, FitSettings
 from xdoge.fit.trainer import fit
@@ -36,6 +37,26 @@ def finished(store, recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
     fit(store, settings_for(store, recipe), out=out)
     return out
+
+
+def test_a_fit_without_validation_text_learns_and_resumes(corpus, recipe, tmp_path):
+    text = corpus.read_text().replace("fraction: 0.1", "fraction: 0.0")
+    for file in corpus.parent.glob("*.jsonl"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "corpus.yaml").write_text(text)
+    store = prepare(tmp_path / "corpus.yaml", tmp_path / "store", workers=1)
+    settings = settings_for(store, recipe)
+    fit(store, settings, out=tmp_path / "whole")
+
+    def stop_at_third(event):
+        if event.done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="step 3"):
+        fit(store, settings, out=tmp_path / "run", on_progress=stop_at_third)
+    fit(store, settings, out=tmp_path / "run", resume=True)
+    assert not any(row.get("validation") for row in metrics(tmp_path / "whole"))
+    assert WeightSet.load(tmp_path / "run").sources == WeightSet.load(tmp_path / "whole").sources
 
 
 def test_a_fit_writes_everything_it_promises(store, recipe, finished):

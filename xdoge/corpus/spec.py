@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from xdoge.config import Config, Count, Seed
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.names import CONTROLS, shown
 
-FORMATS = (".jsonl", ".json", ".csv", ".parquet", ".arrow", ".txt")
-COMPRESSED = (".gz", ".zst")
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+COMPRESSED = (".gz", ".zst", ".zstd")
 """Compressions of the formats made of text; Parquet and Arrow compress inside."""
 
 MARK_FOLDERS = ("_temporary", "_delta_log", "_spark_metadata")
@@ -29,7 +30,8 @@ MARK_FOLDERS = ("_temporary", "_delta_log", "_spark_metadata")
 LONGEST_PART = 255
 """Bytes of a file's name, more than which Linux refuses."""
 
-_TEXT_FORMATS = (".jsonl", ".json", ".csv", ".txt")
+_SAME = {".ndjson": ".jsonl", ".zstd": ".zst"}
+_INSIDE = (".parquet", ".arrow")
 
 
 def _check_name(name: str) -> str:
@@ -315,24 +317,25 @@ def text_format(path: Path | str) -> tuple[str, str]:
     compression = next((ending for ending in COMPRESSED if name.endswith(ending)), "")
     stem = name.removesuffix(compression)
     kind = next((ending for ending in FORMATS if stem.endswith(ending)), "")
-    if not kind or (compression and kind not in _TEXT_FORMATS):
+    if not kind or (compression and kind in _INSIDE):
         raise XDogeError(
             f"{path}: not a format that can be read; use {', '.join(FORMATS)}, "
-            f"the first two, .csv and .txt also with {' or '.join(COMPRESSED)}."
+            f"all but {' and '.join(_INSIDE)} also with {' or '.join(COMPRESSED)}."
         )
-    return kind, compression
+    return _SAME.get(kind, kind), _SAME.get(compression, compression)
 
 
 def _find(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
     paths: list[Path] = []
-    for pattern in patterns:
+    for named in patterns:
+        pattern = os.path.expanduser(os.path.expandvars(named))
         matches = [Path(match) for match in sorted(glob.glob(str(folder / pattern), recursive=True))]
         if (folder / pattern).exists():  # a name with [brackets] in it
             matches = [folder / pattern]
         files = [match for match in matches if match.is_file() and not _is_mark(match, pattern)]
         if not files:
             if glob.has_magic(pattern):
-                raise XDogeError(f"{where}: {pattern!r} matches no file in {folder.resolve()}.")
+                raise XDogeError(f"{where}: {named!r} matches no file in {folder.resolve()}.")
             kind = "is a folder, not a file" if (folder / pattern).is_dir() else "does not exist"
             raise XDogeError(f"{where}: {folder / pattern} {kind}.")
         paths.extend(files)

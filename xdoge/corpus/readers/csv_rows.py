@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from xdoge.corpus.spec import CsvSpec
+from xdoge.corpus.spec import CsvSpec, text_format
 from xdoge.errors import XDogeError
 
 LONGEST_VALUE = (1 << 31) - 1
@@ -28,8 +28,10 @@ def csv_rows(path: Path, stream: IO[bytes], spec: CsvSpec) -> Iterator[list[str]
     csv.field_size_limit(LONGEST_VALUE)
     header: list[str] = []
     with io.TextIOWrapper(stream, encoding="utf-8", newline="") as text:
+        tabs = text_format(path)[0] == ".tsv" and spec.delimiter == ","
+        delimiter = "\t" if tabs else spec.delimiter
         lines = (line.lstrip("\ufeff") for line in text)  # marks stand where files were joined to one
-        rows = csv.reader(lines, delimiter=spec.delimiter, escapechar=spec.escape, strict=True)
+        rows = csv.reader(lines, delimiter=delimiter, escapechar=spec.escape, strict=True)
         try:
             for row in rows:
                 if not row:

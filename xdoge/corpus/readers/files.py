@@ -160,7 +160,7 @@ def file_blocks(path: Path, column: str, csv: CsvSpec = PLAIN_CSV) -> Iterator[B
         elif kind == ".arrow":
             with pa.memory_map(str(path)) as file:
                 yield from array_blocks(str(path), _arrow_batches(file), column)
-        elif kind == ".csv":
+        elif kind in (".csv", ".tsv"):
             with open_bytes(path, compression) as stream:
                 rows = csv_rows(path, stream, csv)
                 names = next(rows, [])  # of an empty file none
@@ -340,7 +340,7 @@ def _check_text(path: Path, kind: str, compression: str, column: str, csv: CsvSp
         lines = _count_lines(path, _chunks(stream, SCAN_BYTES))
     if lines == 0 or kind == ".txt":
         return lines
-    if kind == ".csv":
+    if kind in (".csv", ".tsv"):
         with open_bytes(path, compression) as stream:
             rows = csv_rows(path, stream, csv)
             _check_names(next(rows), column, where=str(path))
