@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from xdoge.errors import Interrupted, NonFiniteLossError, XDogeError
+from xdoge.io import locked
+from xdoge.laws import swarm as swarm_module
 from xdoge.laws import swarm_run
-from xdoge.laws.swarm import run_swarm
+from xdoge.laws.law import MixtureLaw
+from xdoge.laws.swarm import begin, run_swarm, work
 from xdoge.laws.swarm_plan import Noise, Swarm
-from xdoge.laws.swarm_run import Training, bits_per_byte
+from xdoge.laws.swarm_run import RunResult, Training, bits_per_byte
 from xdoge.laws.swarm_settings import SwarmSettings
 
 LENGTH = 16
@@ -59,13 +62,15 @@ def test_a_swarm_trains_every_planned_mixture_once(store, trained):
 
 
 def test_the_files_hold_the_runs_for_other_programs(trained):
-    with (trained.path / "mixtures.csv").open() as file:
-        mixtures = list(csv.DictReader(file))
-    with (trained.path / "losses.csv").open() as file:
-        losses = list(csv.DictReader(file))
-    assert [row["run"] for row in mixtures] == [row["run"] for row in losses]
-    assert len(mixtures) == len(trained.runs)
-    for row in mixtures:
+    tables = {}
+    for name in ("mixtures", "losses", "held_out_mixtures", "held_out_losses"):
+        with (trained.path / f"{name}.csv").open() as file:
+            tables[name] = list(csv.DictReader(file))
+    for prefix, held_out in (("", False), ("held_out_", True)):
+        names = [run.name for run in trained.runs if run.held_out == held_out]
+        assert [row["run"] for row in tables[f"{prefix}mixtures"]] == names
+        assert [row["run"] for row in tables[f"{prefix}losses"]] == names
+    for row in tables["mixtures"]:
         assert math.fsum(float(row[unit]) for unit in trained.units) == pytest.approx(1)
 
 
@@ -165,6 +170,8 @@ def test_a_run_that_diverges_is_kept_and_left_out(quiet, store, recipe, tmp_path
         ({"seeds": [1]}, "seeds"),
         ({"max_epochs": 0.5}, "max_epochs"),
         ({"budget": 5}, "budget"),
+        ({"held_out": 0.5}, "held_out"),
+        ({"max_epochs": 0.9, "budget_tokens": 1_000_000}, "max_epochs"),
         ({"sequence_length": 4000}, "sequence_length"),
     ],
 )
@@ -188,3 +195,101 @@ def test_sizes_that_hardly_differ_get_a_contrast_for_an_anchor(store, recipe, tm
     anchors = {run.name.rpartition("-")[0]: run.shares for run in swarm._anchors()}
     assert anchors.keys() == {"uniform", "temperature", "contrast"}
     assert np.ptp(anchors["contrast"]) > 0.1
+
+
+def pretend(monkeypatch, swarm, mean_losses):
+    """Let the anchors have ended with some mean losses; None for one that diverged."""
+    results = {
+        run.name: RunResult({}, {"eu": loss} if loss else {}, None if loss else "the loss is nan", 1.0)
+        for run, loss in zip(swarm.runs, mean_losses, strict=False)
+    }
+    monkeypatch.setattr(swarm, "results", lambda: results)
+
+
+def test_anchors_that_diverged_are_named_and_no_noise_is_stored(store, recipe, tmp_path, monkeypatch):
+    swarm = Swarm.plan(store, settings_for(store, recipe), tmp_path)
+    pretend(monkeypatch, swarm, [None, None, None, None, 1.0])
+    with pytest.raises(XDogeError, match="uniform-1 .*learning_rate"):
+        swarm.advance()
+    assert swarm.noise is None
+
+
+def test_the_spread_of_mixtures_leaves_out_what_seeds_add(store, recipe, tmp_path, monkeypatch):
+    swarm = Swarm.plan(store, settings_for(store, recipe), tmp_path)
+    pretend(monkeypatch, swarm, [1.0, 1.2, 2.0, 2.2, 3.1])
+    noise = swarm.measure_noise()
+    assert noise.repeats**2 == pytest.approx(0.02)
+    assert noise.mixtures**2 == pytest.approx(1 - 0.02 * (1 / 2 + 1 / 2 + 1) / 3)
+
+
+def test_too_few_runs_for_a_law_are_followed_by_points_of_the_design(quiet, store, recipe, tmp_path, monkeypatch):
+    swarm, notes = Swarm.plan(store, settings_for(store, recipe, runs=16), tmp_path), []
+    monkeypatch.setattr(swarm, "table", lambda **_: ({}, {}))
+    monkeypatch.setattr(swarm, "results", dict)
+    before = len(swarm.runs)
+    swarm.plan_optimum(notes.append)
+    assert before < len(swarm.runs) == 16
+    assert {(run.stage, run.held_out) for run in swarm.runs[before:]} == {("design", False)}
+    assert len({run.name for run in swarm.runs}) == 16
+    assert "no law" in notes[0]
+
+
+def test_a_law_is_fitted_with_the_passes_of_the_proxies_and_predicts_with_those_of_the_target(store, recipe, trained):
+    seen = trained.settings.sequences_seen(store)
+    law = trained.fit(form="effective", validate_rivals=False)
+    for number, unit in enumerate(trained.units):
+        sequences = sum(seen[source] for source in store.languages[unit])
+        made = trained.settings.proxy_tokens / (sequences * trained.settings.sequence_length)
+        assert law.run_passes[number] == law.of_runs.effective.problem.passes[number] == pytest.approx(made)
+        assert law.problem.passes[number] == pytest.approx(12_000 / trained.tokens[unit])
+    law.save(trained.path.parent / "law.json")
+    again = MixtureLaw.load(trained.path.parent / "law.json")
+    assert again.run_passes == law.run_passes
+    assert (again.losses_at(law.shares) == law.losses_at(law.shares)).all()
+
+
+def test_passes_of_proxies_are_those_of_the_target_where_sequences_are_many(store, recipe, tmp_path):
+    swarm = Swarm.plan(store, settings_for(store, recipe, steps=30, budget_tokens=24_000), tmp_path)
+    assert swarm.passes_of_proxies == pytest.approx(swarm.passes, rel=0.05)
+
+
+def test_a_resumed_swarm_clears_what_a_killed_process_left_and_notes_other_versions(
+    quiet, store, recipe, trained, tmp_path
+):
+    out, notes = tmp_path / "swarm", []
+    shutil.copytree(trained.path, out)
+    (out / ".swarm.json.1.tmp").write_text("half")
+    (out / "runs" / "uniform-0" / "checkpoints" / "step-000000001").mkdir(parents=True)
+    swarm = Swarm.load(out)
+    swarm.versions["numpy"] = "0.1"
+    swarm.save()
+    run_swarm(store, settings_for(store, recipe), out, resume=True, on_note=notes.append)
+    assert not (out / ".swarm.json.1.tmp").exists()
+    assert any("numpy 0.1" in note for note in notes)
+
+
+def test_a_run_that_was_killed_after_its_result_loses_its_checkpoint(store, recipe, trained, tmp_path):
+    run, folder = trained.runs[0], tmp_path / "run"
+    shutil.copytree(trained.folder(run), folder)
+    (folder / "checkpoints" / "step-000000001").mkdir(parents=True)
+    swarm_run.train_run(store, trained.settings, {}, folder, seed=0, stop=[], on_progress=None, on_note=None)
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_swarm_waits_for_its_folder_no_longer_than_it_may(store, recipe, trained, tmp_path):
+    with locked(trained.path):
+        with pytest.raises(Interrupted):
+            work(store, trained.path, stop=[signal.SIGTERM], on_progress=None, on_note=None)
+        with pytest.raises(XDogeError):
+            begin(store, settings_for(store, recipe), trained.path, resume=False)
+
+
+def test_a_swarm_that_waits_writes_its_files_once(quiet, store, trained, monkeypatch):
+    saved = []
+    waiting = iter([[trained.runs[0]], [trained.runs[0]], []])
+    monkeypatch.setattr(Swarm, "save", lambda swarm: saved.append(swarm))
+    monkeypatch.setattr(Swarm, "advance", lambda *_: next(waiting))
+    monkeypatch.setattr(swarm_module, "WAIT", 0)
+    with locked(trained.folder(trained.runs[0])):
+        work(store, trained.path, stop=[], on_progress=None, on_note=None)
+    assert len(saved) == 1

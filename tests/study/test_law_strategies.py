@@ -164,7 +164,7 @@ def test_a_study_whose_swarm_is_stopped_goes_on_and_compares_predictions(
     results = {trial.strategy: result for trial, result in findings.results.items()}
     assert (results["uniform"].state, results["mean"].state) == ("finished", "failed")
     assert results["mean"].why.startswith("swarm: ")
-    assert not (out / "swarm" / "results.json").exists()
+    assert not (out / "swarm" / "summary.json").exists()
     before = {file: file.stat().st_mtime_ns for file in out.glob("swarm/runs/*/result.json")}
     assert before
 

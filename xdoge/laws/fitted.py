@@ -78,6 +78,7 @@ class FittedLaw:
         members: the sources of each share with their parts of it, where shares are of languages; None if shares are of
             sources.
         adapted: offset and factor per evaluation for another size of model, shape (2, L); None for none.
+        run_passes: passes over each source that a share of 1 meant in the runs, if they are not those of `problem`.
     """
 
     problem: Problem
@@ -94,6 +95,7 @@ class FittedLaw:
     adapted: Floats | None = None
     members: Mapping[str, Mapping[str, float]] | None = None
     notes: tuple[str, ...] = field(default=())
+    run_passes: tuple[float, ...] | None = None
 
     @classmethod
     def fit(
@@ -129,9 +131,10 @@ class FittedLaw:
         ids = tuple(str(i + 1) for i in range(len(x)))
         x = as_mixtures(Table(ids, tuple(sources), x), "mixtures").values
         _refuse(x, y, sources, evaluations, form)
-        problem = Problem(
-            tuple(sources), tuple(evaluations), match_own(sources, evaluations, own), settings.passes(sources)
-        )
+        passes, of_runs = settings.passes(sources), settings.run_passes
+        run_passes = None if of_runs is None else tuple(of_runs[source] for source in sources)
+        matched = match_own(sources, evaluations, own)
+        problem = Problem(tuple(sources), tuple(evaluations), matched, run_passes or passes)
         stacked = [name for name in STACKED if form == "auto"] or [form]
         names = [*stacked, *(name for name in settings.rivals(form) if name not in stacked)]
         assigned = folds(x, settings.seed)
@@ -149,7 +152,7 @@ class FittedLaw:
         validation = {form: score(predicted, y, _held_out_widths(predicted, y, distance, assigned))}
         validation |= {name: score(held_out[name], y) for name in names if name != form}
         on_progress(Event("done", "law", done=total, total=total, unit="fits"))
-        return cls(
+        law = cls(
             problem=problem,
             form=form,
             parts=parts,
@@ -163,7 +166,23 @@ class FittedLaw:
             budget_tokens=settings.budget_tokens,
             members=settings.members,
             notes=(*settings.notes(form), *told),
+            run_passes=run_passes,
         )
+        return law.with_passes(passes)
+
+    def with_passes(self, passes: tuple[float, ...] | None) -> Self:
+        """Return the same law where a share of 1 means other passes over each source."""
+        problem = replace(self.problem, passes=passes)
+        parts = {
+            name: replace(part, problem=problem) if isinstance(part, Effective) else part
+            for name, part in self.parts.items()
+        }
+        return replace(self, problem=problem, parts=parts)
+
+    @property
+    def of_runs(self) -> Self:
+        """The same law with the passes that the runs made."""
+        return self if self.run_passes is None else self.with_passes(self.run_passes)
 
     def losses_at(self, shares: Floats) -> Floats:
         """Return predicted losses, shape (m, L), without intervals."""
@@ -270,13 +289,15 @@ class FittedLaw:
     @property
     def transfer_intervals(self) -> TransferIntervals:
         """90 % intervals of `transfer` and of what four epochs are worth."""
-        return transfer_intervals(self.effective, self.shares, self.losses)
+        return transfer_intervals(self.of_runs.effective, self.shares, self.losses)
 
     @property
     def effective(self) -> Effective:
         """The effective-data law of the same runs."""
         law = self.parts.get("effective")
-        return law if isinstance(law, Effective) else fit_effective(self.problem, self.shares, self.losses)
+        if isinstance(law, Effective):
+            return law
+        return replace(fit_effective(self.of_runs.problem, self.shares, self.losses), problem=self.problem)
 
     def adapt(self, mixtures: Floats, losses: Floats) -> tuple[Self, float]:
         """Fit an offset and a factor per evaluation to runs of another size.
@@ -334,6 +355,7 @@ class FittedLaw:
             "members": None if self.members is None else {unit: dict(parts) for unit, parts in self.members.items()},
             "adapted": None if self.adapted is None else self.adapted.tolist(),
             "notes": list(self.notes),
+            "run_passes": None if self.run_passes is None else list(self.run_passes),
             "intervals": self.intervals.to_dict(),
             "parts": {name: part.to_dict() for name, part in self.parts.items()},
             "runs": {
@@ -367,6 +389,7 @@ class FittedLaw:
                 members=value["members"],
                 adapted=None if value["adapted"] is None else np.array(value["adapted"], dtype=np.float64),
                 notes=tuple(value["notes"]),
+                run_passes=None if value.get("run_passes") is None else tuple(map(float, value["run_passes"])),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise XDogeError(f"{path} is damaged: {type(error).__name__} {error}. Fit the law again.") from error
@@ -383,6 +406,7 @@ class FitSettings:
         affinity: gradient affinities, shape (L, k), as `xdoge.laws.transfer.read_affinity` returns them; None for none.
         seed: deals runs into folds.
         validate_rivals: also cross-validate the forms that are not fitted, to show them side by side.
+        run_passes: passes over each source that a share of 1 meant in the runs, where it is not budget / tokens.
     """
 
     tokens: Mapping[str, int] | None = None
@@ -391,6 +415,7 @@ class FitSettings:
     validate_rivals: bool = True
     members: Mapping[str, Mapping[str, float]] | None = None
     affinity: Floats | None = None
+    run_passes: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse one of tokens and budget_tokens without the other, and numbers that are out of range."""

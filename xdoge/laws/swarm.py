@@ -6,15 +6,16 @@ import contextlib
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xdoge.distributed import stop_requests
 from xdoge.errors import FolderInUseError, Interrupted, XDogeError, argument
-from xdoge.io import locked, write_json
+from xdoge.io import write_json
 from xdoge.progress import Event, OnNote, OnProgress, silent
-from xdoge.training.run_folder import RunFolder
+from xdoge.training.run_folder import RunFolder, note_changes, versions
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -40,7 +41,7 @@ def run_swarm(
 ) -> Swarm:
     """Plan a swarm, train it, and return it; `out` then holds what `MixtureLaw.fit` reads.
 
-    The last file that it writes is results.json, with the losses of every run.
+    The last file that it writes is summary.json, with the losses of every run.
 
     Killed at any moment and resumed, it trains what is missing and ends with the same losses. Several calls, also on
     several machines with one file system, may share a folder with `resume`.
@@ -55,26 +56,45 @@ def run_swarm(
         on_note: called with what the user should know.
 
     Raises:
-        XDogeError: the folder is taken, settings or store differ from those of the swarm that is resumed, or the noise
-            is too large.
+        XDogeError: the folder is taken, settings or store differ from those of the swarm that is resumed, the anchors
+            diverged, or the noise is too large.
         Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
     """
     out = Path(out)
-    begin(store, settings, out, resume=resume)
+    begin(store, settings, out, resume=resume, on_note=on_note)
     for line in settings.notes(store):
         on_note(f"note: {line}")
     with stop_requests() as stop:
         if jobs > 1:
             _work_in_processes(store, out, jobs, stop, on_progress, on_note)
         work(store, out, stop=stop, on_progress=on_progress, on_note=on_note)
-    swarm = Swarm.load(out)
-    swarm.save()
-    losses = {name: dict(result.losses) for name, result in swarm.results().items()}
-    write_json(out / "results.json", {"schema": f"{SCHEMA}/1", "flops": swarm.flops(), "losses": losses})
+        with _claimed(out, stop):
+            swarm = Swarm.load(out)
+            losses = {name: dict(result.losses) for name, result in swarm.results().items()}
+            write_json(out / "summary.json", {"schema": f"{SCHEMA}/1", "flops": swarm.flops(), "losses": losses})
     return swarm
 
 
-def begin(store: TokenStore, settings: SwarmSettings, out: Path, *, resume: bool) -> Swarm:
+@contextlib.contextmanager
+def _claimed(out: Path, stop: list[int]) -> Iterator[None]:
+    """Wait for the folder, keep other processes out of it, and clear away what a killed one had half written.
+
+    Raises:
+        Interrupted: a signal came while another process held it.
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(RunFolder(out).claimed())
+                break
+            except FolderInUseError:
+                if stop:
+                    raise Interrupted(stop[0], f"stopped; {argument('resume', True)} continues") from None
+                time.sleep(WAIT / 10)
+        yield
+
+
+def begin(store: TokenStore, settings: SwarmSettings, out: Path, *, resume: bool, on_note: OnNote = silent) -> Swarm:
     """Write the plan of a new swarm, or check that the swarm in a folder is the one that is asked for.
 
     Raises:
@@ -84,8 +104,10 @@ def begin(store: TokenStore, settings: SwarmSettings, out: Path, *, resume: bool
         run = RunFolder(out)
         run.refuse_taken()
         swarm = Swarm.plan(store, settings, out)
-        out.mkdir(parents=True, exist_ok=True)
-        swarm.save()
+        swarm.versions = versions()
+        with run.claimed():
+            run.refuse_taken()  # another process may have begun one since
+            swarm.save()
         return swarm
     swarm = Swarm.load(out)
     if swarm.store_sha256 != store.sha256:
@@ -94,6 +116,7 @@ def begin(store: TokenStore, settings: SwarmSettings, out: Path, *, resume: bool
     changed = [f"{key} was {before[key]!r}, is now {now[key]!r}" for key in now if before[key] != now[key]]
     if changed:
         raise XDogeError(f"{out} cannot be resumed with other settings: {'; '.join(changed)}.")
+    note_changes(swarm.versions, versions() if swarm.versions else {}, on_note)
     return swarm
 
 
@@ -101,15 +124,14 @@ def work(store: TokenStore, out: Path, *, stop: list[int], on_progress: OnProgre
     """Train runs of a swarm until all have ended; other processes may do the same at the same time."""
     from xdoge.laws.swarm_run import train_run
 
+    saved: set[str] | None = None
     while True:
-        try:
-            with locked(out):
-                swarm = Swarm.load(out)
-                waiting = swarm.advance(on_note)
+        with _claimed(out, stop):
+            swarm = Swarm.load(out)
+            waiting = swarm.advance(on_note)
+            if (now := set(swarm.results())) != saved:
                 swarm.save()
-        except FolderInUseError:
-            time.sleep(WAIT / 10)
-            continue
+                saved = now
         if not waiting:
             return
         settings = swarm.settings
@@ -129,7 +151,7 @@ def work(store: TokenStore, out: Path, *, stop: list[int], on_progress: OnProgre
                 continue
             done = len(swarm.results())
             if result.diverged:
-                on_note(f"warning: {run.name} diverged ({result.diverged}); it is kept and left out of the law")
+                on_note(_of_diverged(run.name, result.diverged))
             else:
                 mean = sum(result.losses.values()) / len(result.losses)
                 on_note(f"{run.name} ended: {mean:.4f} bits per byte in the mean; {done} of {settings.runs} runs")
@@ -138,6 +160,10 @@ def work(store: TokenStore, out: Path, *, stop: list[int], on_progress: OnProgre
             if stop:
                 raise Interrupted(stop[0], f"stopped; {argument('resume', True)} continues")
             time.sleep(WAIT)
+
+
+def _of_diverged(name: str, why: str) -> str:
+    return f"warning: {name} diverged ({why}); it is kept and left out of the law"
 
 
 def _work_in_processes(
@@ -157,7 +183,8 @@ def _work_in_processes(
         swarm = Swarm.load(out)
         results = swarm.results()
         for name in results.keys() - ended:
-            on_note(f"{name} ended; {len(results)} of {swarm.settings.runs} runs")
+            why = results[name].diverged
+            on_note(_of_diverged(name, why) if why else f"{name} ended; {len(results)} of {swarm.settings.runs} runs")
         if results.keys() - ended:
             steps = swarm.settings.steps
             on_progress(Event("step", "swarm", len(results) * steps, swarm.settings.runs * steps, unit="steps"))

@@ -1,8 +1,9 @@
 """The plan of a swarm: small trainings on designed mixtures, from which a mixture law is fitted.
 
 The folder of a swarm holds `swarm.json` (the plan: settings, mixtures and what is known of the noise), a run folder
-for each training under `runs/`, and `mixtures.csv` and `losses.csv` with the runs that ended well. Any number of
-processes may work on one folder. Each takes the next run that nobody holds, and the plan grows as runs end:
+for each training under `runs/`, and `mixtures.csv` and `losses.csv` with the runs that ended well. Those that no law is
+fitted to stand in `held_out_mixtures.csv` and `held_out_losses.csv`. Any number of processes may work on one folder.
+Each takes the next run that nobody holds, and the plan grows as runs end:
 
 1. *anchors*: equal, proportional and temperature shares; the first two with several seeds, for the repeat noise;
 2. *design*: each language rich once and poor once, then the points that tell the most about the law;
@@ -41,15 +42,13 @@ if TYPE_CHECKING:
     from xdoge.laws.law import MixtureLaw
     from xdoge.laws.swarm_run import RunResult
 
-from xdoge.laws.swarm_settings import SwarmSettings
+from xdoge.laws.swarm_settings import SwarmSettings, fewest_runs
 
 SCHEMA = "xdoge.swarm"
 Stage = Literal["anchors", "design", "optimum"]
 
 BEYOND_CAP = 2.0
 """Mixtures may repeat a source this many times as often as the cap allows, so that the optimum lies inside."""
-AROUND_OPTIMUM = 0.25
-"""Share of the runs that are planned near the optimum."""
 ALIKE = 0.15
 """Total variation below which proportional shares are too near to equal ones to be an anchor beside them."""
 TEMPERATURE = 3.33
@@ -73,7 +72,7 @@ class Noise:
 
     Attributes:
         repeats: over seeds of one mixture.
-        mixtures: over mixtures, of their means over seeds.
+        mixtures: over mixtures, of their means over seeds, without what the seeds add to it.
     """
 
     repeats: float
@@ -117,6 +116,8 @@ class Swarm:
         noise: None before the anchors are trained.
         vocab_size: of the store's tokenizer.
         affinity: what the gradients of a fit say of the transfer, shape (L, k); None without such a fit.
+        seen_tokens: of each unit that the proxies see; empty in a swarm of an earlier xdoge.
+        versions: of Python and the libraries, where the swarm was begun.
     """
 
     path: Path
@@ -131,6 +132,8 @@ class Swarm:
     noise: Noise | None = None
     vocab_size: int = 0
     affinity: Floats | None = None
+    seen_tokens: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def plan(cls, store: TokenStore, settings: SwarmSettings, path: Path) -> Self:
@@ -144,6 +147,7 @@ class Swarm:
         for unit, sources in groups.items():
             total = sum(counts[source] for source in sources)
             members[unit] = {source: counts[source] / total for source in sources}
+        seen = settings.sequences_seen(store)
         swarm = cls(
             path=path,
             settings=settings,
@@ -154,6 +158,10 @@ class Swarm:
             languages=tuple(store.languages),
             tokens={unit: sum(counts[source] for source in sources) for unit, sources in groups.items()},
             vocab_size=store.vocab_size,
+            seen_tokens={
+                unit: sum(seen[source] for source in sources) * settings.sequence_length
+                for unit, sources in groups.items()
+            },
         )
         if settings.affinity is not None:
             swarm.affinity = swarm._read_affinity(settings.affinity)
@@ -189,11 +197,10 @@ class Swarm:
         settings, most, k = self.settings, self.most, len(self.units)
         contrast = contrasts(k, most)
         names = [f"{unit.replace('/', '.')}-{what}" for what in ("rich", "poor") for unit in self.units]
-        count = settings.runs - settings.anchors - 2 * k
-        near = round(AROUND_OPTIMUM * count)
+        count = settings.stages(k)[0] - 2 * k
         trained = np.vstack([[run.shares for run in self.runs], contrast])
         pool = candidates(k, most, seed=settings.seed)
-        points = most_informative(prior_law(self.problem, self.affinity), trained, pool, count - near)
+        points = most_informative(prior_law(self.problem, self.affinity), trained, pool, count)
         names += [f"design-{number:02}" for number in range(len(points))]
         rows = np.vstack([contrast, points]).tolist()
         runs = [
@@ -201,35 +208,44 @@ class Swarm:
         ]
         return self._hold_out(runs, key=3)
 
-    def plan_optimum(self) -> None:
-        """Plan the runs near the optimum of a law that is fitted to all earlier runs."""
+    def plan_optimum(self, on_note: OnNote = silent) -> None:
+        """Plan the runs near the optimum of a law that is fitted to all earlier runs.
+
+        If too many diverged for a law, plan points of the design instead, and hold none of them out.
+        """
         settings, most = self.settings, self.most
         count = settings.runs - len(self.runs)
         if count <= 0:
             return
         from xdoge.laws.optimize import best_shares
 
-        law = self.fit(validate_rivals=False)
-        optima = [best_shares(law, objective) for objective in ("mean", "worst")]
         trained = np.array([run.shares for run in self.runs])
         rows: list[Floats] = []
+        stage: Stage = "optimum"
+        try:
+            law = self.fit(validate_rivals=False)
+            optima = [best_shares(law, objective) for objective in ("mean", "worst")]
+        except XDogeError as error:
+            on_note(f"warning: no law can be fitted yet ({error}), so the last runs go on with the design")
+            stage, optima = "design", []
+            pool = candidates(len(self.units), most, seed=settings.seed + 1)
+            rows.append(most_informative(prior_law(self.problem, self.affinity), trained, pool, count))
         for number, optimum in enumerate(optima):
             part = count // 2 if number else count - count // 2
             pool = candidates_near(optimum, most, seed=settings.seed + number)
             known = np.vstack([trained, *rows]) if rows else trained
             rows.append(most_informative(prior_law(self.problem, self.affinity), known, pool, part))
+        first = sum(run.name.startswith(f"{stage}-") for run in self.runs)
         runs = [
-            PlannedRun(f"optimum-{number:02}", "optimum", settings.seeds[0], tuple(row))
+            PlannedRun(f"{stage}-{first + number:02}", stage, settings.seeds[0], tuple(row))
             for number, row in enumerate(np.vstack(rows).tolist())
         ]
-        self.runs += self._hold_out(runs, key=4)
+        self.runs += self._hold_out(runs, key=4) if stage == "optimum" else runs
 
     def _hold_out(self, runs: list[PlannedRun], *, key: int) -> list[PlannedRun]:
         """Mark a random part of some runs: their losses are only used to report errors."""
         generator = np.random.Generator(np.random.Philox(key=[self.settings.seed, key]))
-        # the anchors are never held out, so the other runs give a little more
-        share = self.settings.held_out * self.settings.runs / (self.settings.runs - self.settings.anchors)
-        chosen = set(generator.permutation(len(runs))[: round(share * len(runs))].tolist())
+        chosen = set(generator.permutation(len(runs))[: self.settings.held_out_of(len(runs))].tolist())
         return [replace(run, held_out=number in chosen) for number, run in enumerate(runs)]
 
     @property
@@ -238,19 +254,26 @@ class Swarm:
         return {unit: self.settings.budget_tokens / tokens for unit, tokens in self.tokens.items()}
 
     @property
+    def passes_of_proxies(self) -> dict[str, float]:
+        """Passes over each unit that a share of 1 means in the proxies, which read whole sequences."""
+        if not self.seen_tokens:
+            return self.passes
+        return {unit: self.settings.proxy_tokens / tokens for unit, tokens in self.seen_tokens.items()}
+
+    @property
     def most(self) -> Floats:
         """Largest share of each unit in the design, shape (k,)."""
         cap = self.settings.max_epochs
         if cap is None:
             return np.ones(len(self.units))
-        shares = np.array([min(1.0, BEYOND_CAP * cap / self.passes[unit]) for unit in self.units])
-        if shares.sum() < 1:
+        allowed = np.array([cap / self.passes[unit] for unit in self.units])
+        if np.minimum(1.0, allowed).sum() < 1 - 1e-9:
             least = self.settings.budget_tokens / sum(self.tokens.values())
             raise XDogeError(
                 f"{argument('budget_tokens')} {self.settings.budget_tokens:,} cannot be spent within "
                 f"{argument('max_epochs')} {cap:g}; {least:.3g} passes over all text are the least."
             )
-        return shares
+        return np.minimum(1.0, BEYOND_CAP * allowed)
 
     @property
     def problem(self) -> Problem:
@@ -278,16 +301,22 @@ class Swarm:
             affinity: folder of a fit, whose gradients move the prior of the transfer if that helps; None for the one
                 that the swarm was planned with, if any.
             on_progress: called after each fit of a form.
+
+        Raises:
+            XDogeError: too few runs ended well, or as `MixtureLaw.fit` says.
         """
         from xdoge.laws.law import FitSettings, MixtureLaw
 
         mixtures, losses = self.table()
+        if len(mixtures) < (fewest := fewest_runs(len(self.units))):
+            raise XDogeError(f"{self.path}: {len(mixtures)} runs ended well; a law is fitted to {fewest} at least.")
         settings = FitSettings(
             tokens=self.tokens,
             budget_tokens=self.settings.budget_tokens,
             validate_rivals=validate_rivals,
             members=self.members if self.settings.level == "languages" else None,
             affinity=self.affinity if affinity is None else self._read_affinity(affinity),
+            run_passes=self.passes_of_proxies,
         )
         return MixtureLaw.fit(
             np.array([[row[unit] for unit in self.units] for row in mixtures.values()]),
@@ -304,7 +333,7 @@ class Swarm:
         mixtures, losses = self.table(held_out=True)
         if not mixtures:
             return None
-        prediction = law.predict(np.array([[row[unit] for unit in self.units] for row in mixtures.values()]))
+        prediction = law.of_runs.predict(np.array([[row[unit] for unit in self.units] for row in mixtures.values()]))
         measured = np.array([[losses[name][language] for language in self.languages] for name in mixtures])
         half = (prediction.high - prediction.low) / 2
         noise = self.noise.repeats if self.noise and math.isfinite(self.noise.repeats) else None
@@ -356,7 +385,11 @@ class Swarm:
         return mixtures, {run.name: dict(results[run.name].losses) for run in runs}
 
     def measure_noise(self) -> Noise | None:
-        """Return what the anchors say, None before they are trained or where too few of them ended well."""
+        """Return what the anchors say, None before they are trained.
+
+        Raises:
+            XDogeError: too many of them diverged.
+        """
         results = self.results()
         anchors = [run for run in self.runs if run.stage == "anchors"]
         if any(run.name not in results for run in anchors):
@@ -367,11 +400,16 @@ class Swarm:
                 groups.setdefault(run.shares, []).append(float(np.mean(list(results[run.name].losses.values()))))
         repeated = [values for values in groups.values() if len(values) > 1]
         if not repeated or len(groups) < 2:
-            return Noise(math.inf, 0.0)
+            diverged = [f"{run.name} ({why})" for run in anchors if (why := results[run.name].diverged)]
+            raise XDogeError(
+                f"{self.path}: too many anchors diverged to measure the noise: {', '.join(diverged)}. Train at a lower "
+                f"{argument('learning_rate')}, in a new folder."
+            )
         degrees = sum(len(values) - 1 for values in repeated)
         squares = sum(float(((np.array(values) - np.mean(values)) ** 2).sum()) for values in repeated)
-        spread = float(np.std([np.mean(values) for values in groups.values()], ddof=1))
-        return Noise(math.sqrt(squares / degrees), spread)
+        of_means = float(np.var([np.mean(values) for values in groups.values()], ddof=1))
+        of_seeds = squares / degrees * float(np.mean([1 / len(values) for values in groups.values()]))
+        return Noise(math.sqrt(squares / degrees), math.sqrt(max(0.0, of_means - of_seeds)))
 
     def flops(self) -> int:
         """Return the exact FLOPs of all trainings; validation is left out."""
@@ -382,7 +420,7 @@ class Swarm:
         )
 
     def save(self) -> None:
-        """Write swarm.json, and mixtures.csv and losses.csv with the runs that ended well."""
+        """Write swarm.json, and the CSV files with the runs that ended well."""
         value = {
             "schema": f"{SCHEMA}/1",
             "settings": self.settings.model_dump(mode="json"),
@@ -393,13 +431,15 @@ class Swarm:
             "affinity": None if self.affinity is None else self.affinity.tolist(),
             "runs": [asdict(run) for run in self.runs],
             "noise": asdict(self.noise) if self.noise else None,
+            "seen_tokens": self.seen_tokens,
+            "versions": self.versions,
             "xdoge_version": __version__,
         }
         write_json(self.path / "swarm.json", value)
-        fitted, losses = self.table()
-        held, held_losses = self.table(held_out=True)
-        _write_csv(self.path / "mixtures.csv", fitted | held, self.units)
-        _write_csv(self.path / "losses.csv", losses | held_losses, self.languages)
+        for held_out, prefix in ((False, ""), (True, "held_out_")):
+            mixtures, losses = self.table(held_out=held_out)
+            _write_csv(self.path / f"{prefix}mixtures.csv", mixtures, self.units)
+            _write_csv(self.path / f"{prefix}losses.csv", losses, self.languages)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -424,13 +464,15 @@ class Swarm:
             noise=Noise(**value["noise"]) if value["noise"] else None,
             vocab_size=store["vocab_size"],
             affinity=None if value.get("affinity") is None else np.array(value["affinity"], dtype=np.float64),
+            seen_tokens=value.get("seen_tokens", {}),
+            versions=value.get("versions", {}),
         )
 
     def advance(self, on_note: OnNote = silent) -> list[PlannedRun]:
         """Return the runs that may be trained now; plan more once the earlier ones have ended.
 
         Raises:
-            XDogeError: the anchors say that seeds differ more than mixtures, so nothing could be learned.
+            XDogeError: the anchors diverged, or say that seeds differ more than mixtures, so nothing could be learned.
         """
         results = self.results()
         if self.noise is None and (noise := self.measure_noise()):
@@ -446,7 +488,7 @@ class Swarm:
         if self.noise is None:
             return [run for run in waiting if run.stage == "anchors"]
         if not waiting and len(self.runs) < self.settings.runs:
-            self.plan_optimum()
+            self.plan_optimum(on_note)
             self.save()
             return [run for run in self.runs if run.name not in results]
         return waiting

@@ -93,6 +93,7 @@ def train_run(
     run = RunFolder(folder)
     with run.claimed():
         if result := RunResult.load(folder):
+            run.forget_checkpoints()  # a process may have been killed before it did
             return result
         began = time.perf_counter()
         try:

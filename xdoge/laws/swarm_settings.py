@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
 
 
+AROUND_OPTIMUM = 0.25
+"""Share of the runs after anchors and contrasts that are planned near the optimum."""
+
+
 class SwarmSettings(ProxySettings):
     """Every setting of `xdoge swarm`, all of them resolved; `for_store` fills in what the user left out."""
 
@@ -70,6 +74,13 @@ class SwarmSettings(ProxySettings):
                 f"{where}: {argument('runs')} is {self.runs}; {units} shares need {least} at least: {self.anchors} "
                 f"anchors and each share rich once and poor once."
             )
+        design, near = self.stages(units)
+        held_out, fewest = self.held_out_of(design) + self.held_out_of(near), fewest_runs(units)
+        if self.runs - held_out < fewest:
+            raise XDogeError(
+                f"{where}: {argument('held_out')} takes {held_out} of {self.runs} {argument('runs')}; a law of {units} "
+                f"shares is fitted to {fewest} at least. Train more runs or hold out fewer."
+            )
         for source, count in store.sequence_counts(self.sequence_length).items():
             if not count:
                 raise XDogeError(f"{source} has no sequence of {self.sequence_length} tokens; lower sequence_length.")
@@ -89,6 +100,15 @@ class SwarmSettings(ProxySettings):
     def anchors(self) -> int:
         """Number of trainings on anchors."""
         return 2 * len(self.seeds) + 1
+
+    def stages(self, units: int) -> tuple[int, int]:
+        """Return how many trainings are of the design, contrasts too, and how many near the optimum."""
+        near = round(AROUND_OPTIMUM * (self.runs - self.anchors - 2 * units))
+        return self.runs - self.anchors - near, near
+
+    def held_out_of(self, count: int) -> int:
+        """Return how many of some trainings are held out; anchors never are, so the others give a little more."""
+        return min(count, round(count * self.held_out * self.runs / (self.runs - self.anchors)))
 
     @property
     def proxy_tokens(self) -> int:
@@ -116,3 +136,10 @@ class SwarmSettings(ProxySettings):
                 "that trains on more tokens"
             )
         return lines
+
+
+def fewest_runs(units: int) -> int:
+    """Return how many trainings a law of so many shares needs."""
+    from xdoge.laws.fitted import FEWEST_RUNS
+
+    return max(FEWEST_RUNS, units)

@@ -253,7 +253,7 @@ class StudyPlan:
         others = {key: value for key, value in self.spec.swarm.items() if key not in SHOWN_OF_SWARM}
         arguments = ("swarm", str(self.store.path), "--out", str(folder), *options, *_assigned(others))
         flops = max(self.strategies[name].flops for name, law in optima.items() if law)
-        runs = [Run("swarm", arguments, folder / "results.json", folder, (), flops, parallel=True)]
+        runs = [Run("swarm", arguments, folder / "summary.json", folder, (), flops, parallel=True)]
         for form in dict.fromkeys(law.form for law in optima.values() if law):
             file = self.law_file(out, form)
             fit = ("fit-law", str(folder), "--form", form, "--out", str(file))

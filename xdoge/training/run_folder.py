@@ -146,10 +146,7 @@ class RunFolder:
         ]
         if changed:
             raise XDogeError(f"{self.path} cannot be resumed with other settings: {'; '.join(changed)}.")
-        for name, version in now.items():
-            if before.get(name) != version:
-                change = f"{name} {before.get(name)} → {version}"
-                on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
+        note_changes(before, now, on_note)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint folder, None before the first."""
@@ -268,6 +265,14 @@ def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
 def _harmless(path: Path) -> bool:
     """Whether a new run may start beside this: the store made for it, or what a kill left half-written."""
     return path.name in ("store", ".lock") or (path.name.startswith(".") and path.name.endswith(".tmp"))
+
+
+def note_changes(before: Mapping[str, str], now: Mapping[str, str], on_note: OnNote) -> None:
+    """Note what differs between the `versions` at the start of a run and those at its continuation."""
+    for name, version in now.items():
+        if before.get(name) != version:
+            change = f"{name} {before.get(name)} → {version}"
+            on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
 
 
 def versions() -> dict[str, str]:
