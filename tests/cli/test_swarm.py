@@ -33,13 +33,15 @@ def test_a_dry_run_shows_mixtures_and_cost_and_writes_nothing(xdoge, swarm, tmp_
 
 
 def test_a_slurm_script_names_the_folder_and_is_a_script(xdoge, swarm, tmp_path):
-    status, _, _ = xdoge(*swarm, "--out", tmp_path / "swarm", "--slurm", tmp_path / "swarm.sh", "--jobs", 3)
+    out = tmp_path / "my swarm"
+    status, _, _ = xdoge(*swarm, "--out", out, "--slurm", tmp_path / "swarm.sh", "--jobs", 3)
     assert status == 0
     script = (tmp_path / "swarm.sh").read_text()
     assert "--array=1-3" in script
     assert "--resume" in script
     assert subprocess.run(["bash", "-n", tmp_path / "swarm.sh"], check=False).returncode == 0
-    assert (tmp_path / "swarm" / "swarm.json").exists()
+    assert f"#SBATCH --output='{out}/slurm-%a.log'" in script
+    assert (out / "swarm.json").exists()
 
 
 @pytest.mark.slow

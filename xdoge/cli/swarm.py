@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich import box
-from rich.table import Table
 
 from xdoge.cli.app import app, chosen_settings, stdout
 from xdoge.cli.options import Assignments, ConfigFile, Json, Proxy
+from xdoge.cli.tables import empty_table
 from xdoge.config import parse_count, settings_help
 from xdoge.errors import XDogeError, argument, require
 from xdoge.laws.swarm_settings import SwarmSettings
@@ -147,11 +146,7 @@ def print_plan(planned: Swarm, store: TokenStore, target_parameters: str | None,
         }
         print(json.dumps(value, indent=2))
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("run")
-    for unit in planned.units:
-        table.add_column(unit, justify="right")
-    table.add_column("most epochs", justify="right")
+    table = empty_table(("run",), (*planned.units, "most epochs"))
     for run in planned.runs:
         epochs = max(share * planned.passes[unit] for unit, share in zip(planned.units, run.shares, strict=True))
         cells = [f"{share:.3f}" for share in run.shares]
@@ -190,10 +185,8 @@ def print_swarm(trained: Swarm, *, as_json: bool) -> None:
     if as_json:
         print((trained.path / "swarm.json").read_text(encoding="utf-8"))
         return
-    table = Table(box=box.SIMPLE_HEAD, title="bits per byte", title_justify="left")
-    table.add_column("run")
-    for language in (*trained.languages, "mean", "worst"):
-        table.add_column(language, justify="right")
+    print("bits per byte")
+    table = empty_table(("run",), (*trained.languages, "mean", "worst"))
     for run in trained.runs:
         losses = results[run.name].losses
         if results[run.name].diverged is not None:
@@ -221,7 +214,7 @@ def slurm_script(command: list[str], *, tasks: int, out: Path) -> str:
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=TERM@120
-#SBATCH --output={out}/slurm-%a.log
+#SBATCH --output={shlex.quote(f"{out}/slurm-%a.log")}
 set -euo pipefail
 export OMP_NUM_THREADS=${{SLURM_CPUS_PER_TASK:-1}} SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}
 srun {shlex.join(command)}
