@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from xdoge import errors
@@ -52,3 +54,12 @@ def test_names_that_differ_are_few_and_guess_what_was_meant():
     text = names_that_differ("a", ["es/web", "x", *"pqrst"], "b", ["es/webb", "x"])
     assert "only in a: es/web, p, q, r, s and 1 more (did you mean es/webb?)" in text
     assert names_that_differ("a", ["x"], "b", ["x"]) == ""
+
+
+@pytest.mark.parametrize(
+    "error", [MissingExtraError("torch", "proxy"), Interrupted(15, "stopped; use \ufdd0resume\ufdd1")]
+)
+def test_every_error_survives_pickle(error):
+    """Errors of worker processes come back so."""
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))

@@ -21,6 +21,7 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 MOST_NAMES = 5
 """Named in one message; more would hide what it says."""
@@ -59,9 +60,17 @@ class XDogeException(Exception):
         self.message = message
         super().__init__(self.spelled(_in_python))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), self.args), self.__dict__
+
     def spelled(self, spell: Callable[[str, str | None], str]) -> str:
         """Return the text with `spell(name, value)` in the place of each argument; value may be None."""
         return _ARGUMENT.sub(lambda match: spell(match[1], match[2]), self.message)
+
+
+def _unpickled(kind: type[XDogeException], args: tuple[str, ...]) -> XDogeException:
+    """Return an exception without __init__, which may take other arguments than the text."""
+    return kind.__new__(kind, *args)
 
 
 class XDogeError(XDogeException):
