@@ -61,3 +61,13 @@ def test_token_counts_are_read_and_must_name_every_source(tmp_path):
     assert read_counts(path, ("b", "a")) == {"b": 2_000_000, "a": 1000}
     with pytest.raises(XDogeError, match="only in the mixtures: c"):
         read_counts(path, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(b"a,1000\nb,1e400\n", "1e400"), (b"a,10\nb,20\na,30\n", "row 3.*'a'"), (b"a,1\n\xff\xfe,2\n", "c.csv")],
+)
+def test_bad_token_counts_are_refused_by_row(tmp_path, content, word):
+    (tmp_path / "c.csv").write_bytes(content)
+    with pytest.raises(XDogeError, match=word):
+        read_counts(tmp_path / "c.csv", ("a", "b"))

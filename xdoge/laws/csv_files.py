@@ -17,6 +17,7 @@ import numpy as np
 
 from xdoge.errors import XDogeError, argument, names_that_differ
 from xdoge.laws.problem import Floats
+from xdoge.names import language_of
 
 SUM_TOLERANCE = 0.02
 
@@ -45,13 +46,7 @@ def read_table(path: Path) -> Table:
         XDogeError: the file is missing, has no columns or rows, an id or a column twice, or a cell that is no number;
             the message names the file and the row.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
-    except FileNotFoundError as error:
-        raise XDogeError(f"{path} does not exist.") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise XDogeError(f"{path} cannot be read as a CSV file: {error}.") from error
+    lines = _rows(path)
     if len(lines) < 2 or len(lines[0][1]) < 2:
         raise XDogeError(f"{path} needs a header, run ids in its first column, and at least one column and one row.")
     names = tuple(name.strip() for name in lines[0][1][1:])
@@ -136,7 +131,7 @@ def match_own(
     for name, full in zip(plain_evaluations, evaluations, strict=True):
         matches = {i for i, source in enumerate(plain_sources) if source == name or sources[i] == full}
         if not matches:
-            matches = {i for i, source in enumerate(sources) if source.partition("/")[0] in (name, full)}
+            matches = {i for i, source in enumerate(sources) if language_of(source) in (name, full)}
         own.append(matches)
     replaced: dict[int, set[int]] = {}
     for evaluation, source in assigned:
@@ -151,15 +146,11 @@ def read_counts(path: Path, sources: Sequence[str]) -> dict[str, int]:
     """Read unique tokens per source from a CSV file of source and count.
 
     Raises:
-        XDogeError: the file lacks a source, names another, or has a count that is not a whole number above 0.
+        XDogeError: the file cannot be read, lacks a source, names another or one twice, or has a count that is not a
+            whole number above 0.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except FileNotFoundError as error:
-        raise XDogeError(f"{path} does not exist.") from error
     counts: dict[str, int] = {}
-    for number, row in enumerate(rows, 1):
+    for number, row in _rows(path):
         if len(row) != 2:
             raise XDogeError(f"{path}, row {number}: write a source and its unique tokens, SOURCE,TOKENS.")
         text = row[1].strip().replace("_", "")
@@ -169,12 +160,26 @@ def read_counts(path: Path, sources: Sequence[str]) -> dict[str, int]:
             count = float(text)
         except ValueError:
             count = math.nan
-        if not (count >= 1 and count == int(count)):
+        if not (math.isfinite(count) and count >= 1 and count == int(count)):
             raise XDogeError(f"{path}, row {number}: {row[1]!r} is not a whole number of tokens above 0.")
-        counts[row[0].strip()] = int(count)
+        source = row[0].strip()
+        if source in counts:
+            raise XDogeError(f"{path}, row {number}: source {source!r} occurs twice; write its tokens once.")
+        counts[source] = int(count)
     if differing := names_that_differ(str(path), counts, "the mixtures", sources):
         raise XDogeError(f"token counts and mixtures name different sources; {differing}.")
     return {source: counts[source] for source in sources}
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the rows of a CSV file that are not empty, with their numbers."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
+    except FileNotFoundError as error:
+        raise XDogeError(f"{path} does not exist.") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise XDogeError(f"{path} cannot be read as a CSV file: {error}.") from error
 
 
 def _repeated(names: Iterable[str]) -> str | None:
