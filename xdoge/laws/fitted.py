@@ -142,7 +142,7 @@ class FittedLaw:
         total = (int(assigned.max()) + 1) * len(names) + len(stacked)
         held_out, distance = _cross_validate(problem, x, y, names, assigned, settings.seed, on_progress, total)
         weights = stack_weights({name: held_out[name] for name in stacked}, y)
-        predicted = np.asarray(sum(weights[name] * held_out[name] for name in stacked), dtype=np.float64)
+        predicted = _stacked_without_fold({name: held_out[name] for name in stacked}, y, assigned)
         parts: dict[str, Any] = {}
         for place, name in enumerate(stacked):
             if weights[name] > 0 or name == "effective":
@@ -491,6 +491,16 @@ def _cross_validate(
     if bad := [name for name, values in held_out.items() if not np.isfinite(values).all()]:
         raise RuntimeError(f"the fit of {bad[0]} gave a number that is not finite")
     return held_out, distance
+
+
+def _stacked_without_fold(held_out: Mapping[str, Floats], y: Floats, assigned: Any) -> Floats:
+    """Return held-out predictions of the stack, shape (n, L), whose weights come from the runs of the other folds."""
+    out = np.empty_like(y)
+    for fold in range(int(assigned.max()) + 1):
+        test = assigned == fold
+        weights = stack_weights({name: values[~test] for name, values in held_out.items()}, y[~test])
+        out[test] = sum(weight * held_out[name][test] for name, weight in weights.items())
+    return out
 
 
 def _with_affinity(

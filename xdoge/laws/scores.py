@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from xdoge.laws.problem import Floats
 
@@ -46,10 +46,9 @@ class Scores:
 
 def spearman(a: Floats, b: Floats) -> float:
     """Return the rank correlation of two series; 0 if either is constant."""
-    ranks = rankdata(a), rankdata(b)
-    if np.ptp(ranks[0]) == 0 or np.ptp(ranks[1]) == 0:
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(spearmanr(a, b).statistic)
 
 
 def score(predicted: Floats, losses: Floats, half_widths: Floats | None = None) -> Scores:

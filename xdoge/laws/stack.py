@@ -85,6 +85,7 @@ def stack_weights(predictions: Mapping[str, Floats], losses: Floats) -> dict[str
     Source: Wolpert 1992, Stacked generalization; Breiman 1996, Stacked regressions, for the sign constraint.
     """
     deviation = losses.std(axis=0)
+    deviation[deviation == 0] = 1.0  # constant outside one fold
     columns = np.stack([((p - losses) / deviation).ravel() for p in predictions.values()], axis=1)
     # For weights with sum 1, Σ c_f (p_f - y) is the residual. A heavy row holds the sum.
     heavy = 1e3 * np.sqrt((columns**2).sum(axis=0).max() + 1e-12)
