@@ -19,7 +19,9 @@ from xdoge.config import parse_count
 from xdoge.errors import XDogeError, argument
 
 if TYPE_CHECKING:
+    from xdoge.laws.csv_files import Table
     from xdoge.laws.law import FitSettings, MixtureLaw
+    from xdoge.laws.problem import Floats
     from xdoge.laws.swarm_plan import HeldOut
 
 _HELP = """Fit a mixture law: a function from the shares of a mixture to the loss on each evaluation.
@@ -82,7 +84,9 @@ def fit_law(  # one parameter for each option
     affinity: Annotated[
         Path | None, typer.Option(metavar="RUN", help="A fit whose gradients say who may help whom; used if it helps.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Deals the runs into folds.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", help="Deals the runs of CSV files into folds; 0 if not given.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -96,21 +100,25 @@ def fit_law(  # one parameter for each option
     csv_options = (mixtures, losses, tokens, budget_tokens)
     if (swarm is None) == (mixtures is None and losses is None) or (swarm is not None and any(csv_options)):
         raise XDogeError(f"name a swarm's folder, or {argument('mixtures')} and {argument('losses')}, and not both.")
+    if swarm is not None and (own or seed is not None):
+        name = "own" if own else "seed"
+        raise XDogeError(f"{argument(name)} is for CSV files; a swarm's folder says what belongs to each evaluation.")
     notes: list[str] = []
     held_out = None
+    others = None if also is None else (read_mixtures(also[0]), read_table(also[1]))
     with Display() as display:
         if swarm is not None:
             plan = Swarm.load(swarm)
+            adapting = _aligned(also, others, (plan.units, plan.languages))
             law = plan.fit(form=form, affinity=affinity, on_progress=display.show)
             held_out = plan.validate(law)
             notes += plan.notes()
-            names = plan.units, plan.languages
         else:
             if mixtures is None or losses is None:
                 missing = argument("losses") if losses is None else argument("mixtures")
                 raise XDogeError(f"{missing} is missing: a law needs shares and losses.")
             shares, measured = read_mixtures(mixtures), read_table(losses)
-            names = shares.names, measured.names
+            adapting = _aligned(also, others, (shares.names, measured.names))
             law = MixtureLaw.fit(
                 *align(shares, measured, (str(mixtures), str(losses))),
                 sources=shares.names,
@@ -118,19 +126,15 @@ def fit_law(  # one parameter for each option
                 own=[_pair(text) for text in own or []],
                 form=form,
                 settings=replace(
-                    _settings(tokens, budget_tokens, seed, shares.names),
+                    _settings(tokens, budget_tokens, seed or 0, shares.names),
                     affinity=None if affinity is None else read_affinity(affinity, shares.names, measured.names, None),
                 ),
                 on_progress=display.show,
             )
             notes += shares.notes
     error = None
-    if also is not None:
-        others = read_mixtures(also[0]), read_table(also[1])
-        for expected, other, path in ((names[0], others[0], also[0]), (names[1], others[1], also[1])):
-            if tuple(expected) != tuple(other.names):
-                raise XDogeError(f"{path} must have the same columns as the first file, in the same order.")
-        law, error = law.adapt(*align(*others, (str(also[0]), str(also[1]))))
+    if adapting is not None and others is not None:
+        law, error = law.adapt(*adapting)
         notes += others[0].notes
     law.save(out)
     for note in (*notes, *law.notes):
@@ -150,6 +154,22 @@ def fit_law(  # one parameter for each option
         f"On runs that it was not fitted on, its rank correlation is {best.rank_evaluations:.3f}, "
         f"and {best.coverage:.0%} of losses fall into their 90 % intervals."
     )
+
+
+def _aligned(
+    also: tuple[Path, Path] | None, others: tuple[Table, Table] | None, names: tuple[Sequence[str], Sequence[str]]
+) -> tuple[Floats, Floats] | None:
+    """Return shares and losses of the runs of another size, having checked their columns; None without any."""
+    from xdoge.laws.csv_files import align
+
+    if also is None or others is None:
+        return None
+    for expected, other, path in zip(names, others, also, strict=True):
+        if tuple(expected) != tuple(other.names):
+            raise XDogeError(f"{path} must have the columns {', '.join(expected[:8])}, in this order.")
+    if len(others[0].runs) < 3:
+        raise XDogeError(f"{also[0]} has {len(others[0].runs)} runs; {argument('also')} needs at least 3, better 8.")
+    return align(*others, (str(also[0]), str(also[1])))
 
 
 def _settings(tokens: Path | None, budget_tokens: str | None, seed: int, sources: Sequence[str]) -> FitSettings:
