@@ -37,7 +37,7 @@ the sources in which it lies furthest behind the reference. The answer is the me
 
 - `regmix` (Liu et al. 2024): many tiny models, each on a random mixture; a regression of validation loss on weights;
 the mean of the simulated mixtures that it predicts best. Costs `runs` tiny models; needs pip install
-'xdoge[baselines]'.
+'xdoge[baselines]', or `--set regressor=linear`.
 
 - `doge` (Fan et al. 2023): as its authors' published code computes it, where fit-weights deliberately does not. Costs
 one proxy.
