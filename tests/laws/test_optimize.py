@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from law_swarms import NAMES, known_law, runs
@@ -9,12 +11,13 @@ from scipy.optimize import LinearConstraint, minimize
 
 from xdoge.errors import XDogeError
 from xdoge.laws.law import FitSettings, MixtureLaw
-from xdoge.laws.optimize import Programme, project, reference_mixtures
+from xdoge.laws.optimize import OptimizeSettings, Programme, _at_budget, project, reference_mixtures
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.strategies import strategy_weights
 
 COUNTS = {"en": 2_000_000, "es": 500_000, "gl": 50_000, "eu": 20_000}
 BUDGET = 1_000_000
+REFERENCES = ("uniform", "unimax")
 PASSES = tuple(BUDGET / count for count in COUNTS.values())
 
 
@@ -144,6 +147,61 @@ def test_caps_that_cannot_spend_the_budget_are_refused():
         law.optimize("mean", max_epochs=0.2)
     with pytest.raises(XDogeError, match="median"):
         law.optimize("median")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"budget_tokens": 0}, {"max_epochs": float("nan")}, {"max_epochs": -1.0}, {"bootstrap": 1}, {"seed": -1}],
+)
+def test_settings_out_of_range_are_named(settings):
+    with pytest.raises(XDogeError, match=next(iter(settings))):
+        OptimizeSettings(**settings)
+
+
+def test_equal_shares_that_break_a_limit_are_not_recommended():
+    law = fitted(known_law(passes=PASSES), n=24, noise=0.05, tokens=COUNTS, budget_tokens=BUDGET)
+    limit = {"mean_no_worse_than": ("unimax", 0.0), "anywhere": True, "bootstrap": 8}
+    optimum = law.optimize("worst", **limit)
+    uniform, unimax = (law.losses_at(share[None]).mean() for share in map(reference_mixtures(law).get, REFERENCES))
+    recommended = np.array(list(optimum.recommended.values()))
+    assert uniform > unimax + 1e-4
+    assert law.losses_at(recommended[None]).mean() <= unimax + 1e-4
+    assert not optimum.keeps_uniform
+
+
+def test_a_limit_outside_the_range_of_the_runs_names_the_way_out():
+    shares, _ = runs(known_law(), 200)
+    shares = shares[(shares[:, 0] > 0.4)]
+    law = MixtureLaw.fit(
+        shares,
+        known_law().predict(shares),
+        sources=NAMES,
+        evaluations=NAMES,
+        form="linear",
+        settings=FitSettings(validate_rivals=False),
+    )
+    with pytest.raises(XDogeError, match="anywhere"):
+        law.optimize("mean", no_worse_than=("uniform", 0.0), bootstrap=2)
+
+
+def test_a_feasible_start_is_a_candidate_where_the_search_fails(monkeypatch):
+    law, uniform = known_law(), np.full(4, 0.25)
+    programme = Programme(0.0, np.zeros(4), np.ones(4), limits=law.predict(uniform[None])[0])
+    monkeypatch.setattr(Programme, "_search", lambda self, slopes, start: np.array([1.0, 0, 0, 0]))
+    assert programme.solve(law.slopes, [uniform]) == pytest.approx(uniform)
+
+
+def test_only_epoch_caps_have_prices():
+    law = fitted(known_law(passes=PASSES), n=24, form="log-linear", tokens=COUNTS, budget_tokens=BUDGET)
+    assert law.optimize("mean", bootstrap=2).caps == {}
+    assert set(law.optimize("mean", max_epochs=4, bootstrap=2).caps) <= {"gl", "eu"}
+
+
+@pytest.mark.slow
+def test_at_another_budget_the_misfit_is_that_of_the_law_used():
+    alone = fitted(known_law(passes=PASSES), n=12, tokens=COUNTS, budget_tokens=BUDGET)
+    law = replace(alone, weights={"effective": 0.5, "process": 0.5}, residuals=np.zeros_like(alone.residuals))
+    assert _at_budget(law, 2 * BUDGET).residuals == pytest.approx(alone.residuals, abs=1e-6)
 
 
 @pytest.mark.parametrize("counts", [None, {"en/web": 600_000, "en/book": 200_000, "eu/web": 100_000}])

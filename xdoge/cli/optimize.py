@@ -146,7 +146,7 @@ def print_optimum(law: MixtureLaw, optimum: Optimum) -> None:
         drawn.add_row(name, f"{share:.4f}", f"{share / equal[name]:.2f} ×", *([price] * priced))
     stdout.print(drawn)
     if priced:
-        print("price of a cap: what the objective would fall by per 0.01 of share that the cap is raised")
+        print("price of a cap: what the objective would fall by per 0.01 of share more than --max-epochs allows")
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.add_column("evaluation", overflow="fold")
     drawn.add_column("predicted", justify="right")

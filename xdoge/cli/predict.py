@@ -87,6 +87,9 @@ def predict(
 def _refuse_epochs(law: MixtureLaw, names: list[str], shares: Any, max_epochs: float | None) -> None:
     if max_epochs is None:
         return
+    from xdoge.laws.optimize import check_epochs
+
+    check_epochs(max_epochs)
     if law.problem.passes is None:
         raise XDogeError("--max-epochs needs a law that knows token counts; fit it with --tokens and --budget.")
     epochs = shares * np.array(law.problem.passes)

@@ -22,10 +22,10 @@ from xdoge.laws.effective import Effective, fit_effective
 from xdoge.laws.intervals import novelty
 from xdoge.laws.problem import Floats
 from xdoge.laws.process import Process
-from xdoge.laws.stack import FITS
+from xdoge.laws.stack import FITS, folds
 from xdoge.mixtures.allocation import unimax
 from xdoge.mixtures.strategies import spread_by_size
-from xdoge.names import language_of
+from xdoge.names import check_seed, language_of
 
 if TYPE_CHECKING:
     from xdoge.laws.fitted import FittedLaw
@@ -50,7 +50,7 @@ class OptimizeSettings:
         max_epochs: most passes over a source; needs token counts and a budget.
         budget_tokens: training tokens, if not those of the runs.
         anywhere: allow shares outside the range that the runs covered.
-        bootstrap: simulated swarms that measure the optimism.
+        bootstrap: simulated swarms that measure the optimism, at least 2.
         seed: of the bootstrap.
     """
 
@@ -62,6 +62,22 @@ class OptimizeSettings:
     anywhere: bool = False
     bootstrap: int = 20
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that are out of range."""
+        check_seed(argument("seed"), self.seed)
+        if self.max_epochs is not None:
+            check_epochs(self.max_epochs)
+        if self.budget_tokens is not None and self.budget_tokens < 1:
+            raise XDogeError(f"{argument('budget_tokens')} is {self.budget_tokens}; it must be at least 1 token.")
+        if self.bootstrap < 2:
+            raise XDogeError(f"{argument('bootstrap')} is {self.bootstrap}; intervals need at least 2 swarms.")
+
+
+def check_epochs(max_epochs: float) -> None:
+    """Refuse a cap on epochs that is not a finite number above 0."""
+    if not (math.isfinite(max_epochs) and max_epochs > 0):
+        raise XDogeError(f"{argument('max_epochs')} is {max_epochs:g}; it must be a finite number above 0.")
 
 
 @dataclass(frozen=True)
@@ -95,9 +111,9 @@ class Optimum:
         predicted: loss by evaluation at these shares.
         value: the objective at these shares.
         gains: over uniform, and over proportional and UniMax where token counts are known.
-        caps: upper bound of each source whose bound holds it back -> objective gained per added 0.01 of share.
+        caps: each source that `max_epochs` holds back -> objective gained per 0.01 of share that its cap is raised.
         recommended: the shares to use: these, or equal ones where the gain over them may be nothing. Where equal shares
-            would break the epoch caps, those of UniMax take their place.
+            would break the epoch caps, those of UniMax take their place. Shares that break a limit are not recommended.
         keeps_uniform: whether `recommended` are equal shares, or those of UniMax.
         extrapolated: whether the mixture is farther from the runs than they are from each other.
         verdict: the same in words.
@@ -192,21 +208,22 @@ class Programme:
     def solve(self, slopes: Slopes, starts: Sequence[Floats]) -> Floats:
         """Return the best mixture of local searches from several starts.
 
-        A worst loss is minimised through a bound t >= every loss, which keeps the programme smooth.
+        A worst loss is minimised through a bound t >= every loss, which keeps the programme smooth. The starts are
+        candidates too, since a search may end at a mixture that breaks a limit.
 
         Raises:
             XDogeError: no mixture within the bounds meets the limits.
         """
         best, least = None, math.inf
         for start in starts:
-            share = self._search(slopes, project(start, self.low, self.high))
-            losses = slopes(share)[0]
-            if not self.meets_limits(losses[None], 1e-6)[0]:
-                continue
-            if (value := self.value(losses)) < least - 1e-10:
-                best, least = share, value
+            begin = project(start, self.low, self.high)
+            for share in (self._search(slopes, begin), begin):
+                losses = slopes(share)[0]
+                good = self.meets_limits(losses[None], 1e-6)[0]
+                if good and (value := self.value(losses)) < least - 1e-10:
+                    best, least = share, value
         if best is None:
-            raise XDogeError(f"no mixture within the caps keeps {self.limits_in_words}; allow a larger percentage.")
+            raise XDogeError(f"no mixture within the bounds keeps {self.limits_in_words}; allow a larger percentage.")
         return best
 
     @property
@@ -348,7 +365,17 @@ def _best(law: FittedLaw, settings: OptimizeSettings) -> tuple[FittedLaw, Progra
     mean_limit = None if mean_limits is None else float(mean_limits.mean())
     programme = Programme(float(settings.objective == "worst"), low, high, limits, mean_limit)
     uniform = references["uniform"]
-    share = _solve(programme, law, _starts(law, programme, uniform))
+    try:
+        share = _solve(programme, law, _starts(law, programme, uniform))
+    except XDogeError as error:
+        for name, _ in filter(None, (settings.no_worse_than, settings.mean_no_worse_than)):
+            outside = (references[name] < law.shares.min(axis=0)) | (references[name] > law.shares.max(axis=0))
+            if outside.any() and not settings.anywhere:
+                raise XDogeError(
+                    f"{error.message.removesuffix('.')}, or use {argument('anywhere', True)}, since {name} lies "
+                    "outside the range of the runs."
+                ) from error
+        raise
     return law, programme, references, share
 
 
@@ -361,7 +388,10 @@ def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
     """
     law, programme, references, share = _best(law, settings)
     names = law.problem.sources
-    prices = programme.prices(law.slopes, share) if law.smooth else np.zeros(len(names))
+    prices = np.zeros(len(names))
+    if law.smooth and settings.max_epochs is not None and law.problem.passes is not None:
+        capped = programme.high >= settings.max_epochs / np.array(law.problem.passes) - 1e-12
+        prices = np.where(capped, programme.prices(law.slopes, share), 0.0)
     optimism, misfit, errors = _bootstrap(law, programme, share, references, settings)
     losses = law.losses_at(share[None])[0]
     gains = {
@@ -372,7 +402,8 @@ def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
     if settings.max_epochs is not None and law.problem.passes is not None and "unimax" in references:
         epochs = references["uniform"] * np.array(law.problem.passes)
         simple = "unimax" if (epochs > settings.max_epochs * (1 + 1e-9)).any() else "uniform"
-    keep = gains[simple].low <= 0
+    breaks = not programme.meets_limits(law.losses_at(references[simple][None]), 1e-6)[0]
+    keep = gains[simple].low <= 0 and not breaks
     far = bool(novelty(share[None], law.shares)[0] > law.intervals.far)
     recommended = references[simple] if keep else share
     return Optimum(
@@ -385,7 +416,7 @@ def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
         recommended=dict(zip(names, recommended.tolist(), strict=True)),
         keeps_uniform=keep,
         extrapolated=far,
-        verdict=_verdict(gains[simple], settings.objective, keep, far),
+        verdict=_verdict(gains[simple], settings.objective, keep, breaks, far),
     )
 
 
@@ -435,14 +466,26 @@ def _at_budget(law: FittedLaw, budget_tokens: int | None) -> FittedLaw:
     # D_l is in shares of the fitted budget: (U_j / B) s(E_j) scales with B_new / B_old.
     ratio = budget_tokens / law.budget_tokens
     part = replace(part, level=part.level - part.exponent * math.log(ratio), offset=part.offset / ratio)
+    residuals = law.residuals if set(law.weights) == {"effective"} else _residuals_of_effective(law)
     return replace(
         law,
         problem=problem,
+        residuals=residuals,
         budget_tokens=budget_tokens,
         parts={"effective": part},
         weights={"effective": 1.0},
         form="effective",
     )
+
+
+def _residuals_of_effective(law: FittedLaw) -> Floats:
+    """Return the cross-validated residuals of the effective-data law alone, shape (n, L)."""
+    assigned, predicted = folds(law.shares, 0), np.empty_like(law.losses)
+    for fold in range(int(assigned.max()) + 1):
+        test = assigned == fold
+        part = fit_effective(law.problem, law.shares[~test], law.losses[~test])
+        predicted[test] = part.predict(law.shares[test])
+    return predicted - law.losses
 
 
 def _bounds(law: FittedLaw, settings: OptimizeSettings) -> tuple[Floats, Floats]:
@@ -456,8 +499,8 @@ def _bounds(law: FittedLaw, settings: OptimizeSettings) -> tuple[Floats, Floats]
         caps = settings.max_epochs / np.array(law.problem.passes)
         if caps.sum() < 1:
             raise XDogeError(
-                f"max_epochs {settings.max_epochs:g} spends only {caps.sum():.3g} of the budget; raise it to "
-                f"{settings.max_epochs / caps.sum():.3g} or more."
+                f"{argument('max_epochs')} {settings.max_epochs:g} spends only {caps.sum():.3g} of the budget; raise "
+                f"it to {settings.max_epochs / caps.sum():.3g} or more."
             )
         high = np.minimum(high, caps)
     low = np.minimum(low, high)
@@ -637,11 +680,13 @@ def refit(law: FittedLaw, losses: Floats) -> FittedLaw:
     return replace(law, parts=parts, losses=losses)
 
 
-def _verdict(gain: Gain, objective: str, keep: bool, far: bool) -> str:
+def _verdict(gain: Gain, objective: str, keep: bool, breaks: bool, far: bool) -> str:
     what = "mean loss" if objective == "mean" else "loss of the worst evaluation"
     numbers = f"{gain.charged:+.4f} (90 % interval {gain.low:+.4f} to {gain.high:+.4f})"
     equal = "equal shares" if gain.over == "uniform" else "equal shares within the epoch caps (UniMax)"
     if keep:
         return f"keep {equal}: the predicted gain of the optimum in the {what} is {numbers}, so it may gain nothing."
     tail = " It lies far from all runs: train a few runs near it before you trust it." if far else ""
+    if breaks and gain.low <= 0:
+        return f"use the optimum: {equal} break a limit; its gain over them in the {what} is {numbers}.{tail}"
     return f"use the optimum: it lowers the {what} by {numbers} against {equal}.{tail}"
