@@ -3,6 +3,7 @@
     XDogeException              all of them
     ├── XDogeError              the user can put it right: the thing, the value, what is allowed, the way out
     │   ├── MissingExtraError   an optional library is not installed
+    │   ├── FolderInUseError    another process holds the folder
     │   ├── NonFiniteLossError  a training diverged
     │   ├── TaskError           a benchmark cannot run; the others do (xdoge.eval.lm_eval.catalogue)
     │   └── RankLocalError      of several processes, perhaps only this one sees it
