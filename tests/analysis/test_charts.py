@@ -19,7 +19,7 @@ from xdoge import Mixture, WeightSet, XDogeError, compare
 from xdoge.analysis import charts
 from xdoge.analysis.chart_set import ComparisonChart, charts_by_name
 from xdoge.analysis.charts import colours
-from xdoge.analysis.charts.drawing import apart
+from xdoge.analysis.charts.drawing import spread_out
 from xdoge.eval.results import ALL, Results, Row
 from xdoge.fit.affinity import GradientAffinity, language_cosines, read_products
 from xdoge.fit.settings import FitSettings
@@ -268,13 +268,13 @@ def test_charts_of_a_fit_say_what_is_missing(build, tmp_path):
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=12), st.floats(0.01, 0.5))
 def test_labels_keep_their_order_and_their_distance_and_stay_in_place_where_they_can(where, gap):
-    placed = apart(where, gap)
+    placed = spread_out(where, gap)
     order = sorted(range(len(where)), key=lambda i: where[i])
     in_order = [placed[i] for i in order]
     assert all(b - a >= gap - 1e-9 for a, b in itertools.pairwise(in_order))
     assert np.mean(placed) == pytest.approx(np.mean(where), abs=1e-9)
     spaced = [2 * gap * i for i in range(len(where))]
-    assert apart(spaced, gap) == pytest.approx(spaced)
+    assert spread_out(spaced, gap) == pytest.approx(spaced)
 
 
 def test_a_language_called_as_an_expression_is_text_on_the_map(tmp_path):

@@ -270,9 +270,9 @@ def _parts(path: str) -> list[str]:
 
 def _end(parts: Sequence[str], others: Iterable[Sequence[str]]) -> str:
     """Return the shortest end of a path that no other path has."""
-    apart = [other for other in others if other != parts]
+    differing = [other for other in others if other != parts]
     ends = (parts[-depth:] for depth in range(1, len(parts)))
-    return "/".join(next((end for end in ends if all(other[-len(end) :] != end for other in apart)), parts))
+    return "/".join(next((end for end in ends if all(other[-len(end) :] != end for other in differing)), parts))
 
 
 def read_run(path: Path) -> TrainRun:

@@ -127,10 +127,10 @@ def _corpus(fit: WeightSet) -> str:
 
 def print_mean(mean: WeightSet, fits: Mapping[str, WeightSet], *, sources: bool) -> None:
     """Print mean and spread, whether the fits order the languages alike, and which lies furthest from the mean."""
-    together = groups(fits)[-1]
-    rows = [row for row in summary_rows(together) if sources or row["level"] == "language"]
-    print_table(summary_table(together, rows))
-    print(stability(together, order_rows(together)))
+    all_fits = groups(fits)[-1]
+    rows = [row for row in summary_rows(all_fits) if sources or row["level"] == "language"]
+    print_table(summary_table(all_fits, rows))
+    print(stability(all_fits, order_rows(all_fits)))
     distances = {path: mean.distance(fit) for path, fit in fits.items()}
     furthest = max(distances, key=lambda path: distances[path])
     print(f"furthest from the mean: {furthest}, by {distances[furthest]:.1%} of the tokens.")

@@ -157,7 +157,7 @@ class Suite(Config):
             value["tasks"] = [_filled(entry, f"{path}: tasks.{n}") for n, entry in enumerate(value["tasks"])]
         if "extends" in value:
             if value.get("tasks"):  # alone first, so that an error counts the tasks as the file does
-                cls.parse({key: one for key, one in value.items() if key not in ("extends", "only")}, where=str(path))
+                cls.parse({key: item for key, item in value.items() if key not in ("extends", "only")}, where=str(path))
             value = cls._extended(dict(value), path, (*below, str(path)))
         return cls.parse(value, where=str(path))
 

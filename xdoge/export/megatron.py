@@ -65,9 +65,9 @@ def _shuffled_together(request: Request) -> tuple[str, ...]:
     for source, passes in request.passes.items():
         built = passes * SURPLUS
         last = built - (math.ceil(built) - 1)
-        together = math.ceil(built) - (last < SEPARATE_BELOW)
-        if together > 1:
-            mixed[source] = together
+        shuffled = math.ceil(built) - (last < SEPARATE_BELOW)
+        if shuffled > 1:
+            mixed[source] = shuffled
     if not mixed:
         return ()
     most = max(mixed, key=lambda source: mixed[source])

@@ -228,10 +228,10 @@ class Findings:
 
 def _result(study: StudyPlan, runs: Mapping[str, Run], ended: Mapping[str, Any], trial: Trial) -> TrialResult:
     """Return the state of a trial, and read its bits per byte if it is finished."""
-    chain = [f"results/{trial.name}"]
-    while needs := runs[chain[0]].needs:
-        chain = [*needs, *chain]
-    last = runs[chain[-1]]
+    stages = [f"results/{trial.name}"]
+    while needs := runs[stages[0]].needs:
+        stages = [*needs, *stages]
+    last = runs[stages[-1]]
     if last.finished:
         rows = [row for row in Results.load(last.file).rows if row.metric == METRIC and row.language != ALL]
         languages = {row.language: row.value for row in rows if row.task == TASK}
@@ -241,10 +241,10 @@ def _result(study: StudyPlan, runs: Mapping[str, Run], ended: Mapping[str, Any],
             f"{row.language}/{split_source(row.task)[1]}": row.value for row in rows if row.task.startswith(f"{TASK}/")
         }
         return TrialResult(trial, "finished", "", languages, sources)
-    name = next(name for name in chain if not runs[name].finished)
+    name = next(name for name in stages if not runs[name].finished)
     if name in ended and ended[name]["status"]:
         return TrialResult(trial, "failed", f"{name}: {ended[name]['last_line']}", {}, {})
-    begun = any(run.finished or (run.folder and run.folder.exists()) for run in map(runs.__getitem__, chain))
+    begun = any(run.finished or (run.folder and run.folder.exists()) for run in map(runs.__getitem__, stages))
     return TrialResult(trial, "begun" if begun else "waiting", "", {}, {})
 
 

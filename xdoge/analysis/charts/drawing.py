@@ -87,7 +87,7 @@ def _config() -> alt.Config:
     return alt.Config(**_CONFIG)
 
 
-def apart(values: Sequence[float], gap: float) -> list[float]:
+def spread_out(values: Sequence[float], gap: float) -> list[float]:
     """Return positions of labels, no two nearer than `gap`, each as near to its value as that allows.
 
     Neighbours that are too near form a block around their mean; a block that then touches another joins it.
@@ -141,7 +141,7 @@ def end_labels(
 ) -> alt.Chart:
     """Name each line at its end, moved up or down where names would lie on each other."""
     gap = (max(spread) - min(spread)) * 0.055 or 1.0
-    places = apart(list(ends.values()), gap)
+    places = spread_out(list(ends.values()), gap)
     rows = [
         {"language": language, "x": x, "place": place, "text": texts[language]}
         for language, place in zip(ends, places, strict=True)

@@ -15,13 +15,13 @@ from xdoge.analysis.charts.drawing import (
     SHARE,
     HConcatChart,
     LayerChart,
-    apart,
     beside,
     by_language,
     data,
     end_labels,
     layered,
     lines,
+    spread_out,
 )
 from xdoge.errors import XDogeError
 from xdoge.laws.csv_files import plain_names
@@ -348,7 +348,7 @@ def _plane(
     y = alt.Y("worst:Q", title="loss of the worst", axis=LOSS, scale=scales["worst"])
     points = inside([row for row in marked if named or row["mixture"] not in MEAN_AND_WORST])
     gap = 0.065 * (frame["worst"][1] - frame["worst"][0])
-    places = apart([row["worst"] for row in points], gap)
+    places = spread_out([row["worst"] for row in points], gap)
     middle = sum(frame["mean"]) / 2
     labels = [
         {"mixture": row["mixture"], "mean": row["mean"], "place": level, "right": row["mean"] > middle}
