@@ -65,7 +65,8 @@ def plain_head(model: Any) -> Any:
         size, device = model.get_input_embeddings().weight.shape[0], model.device
         probe = torch.arange(min(4, size), device=device)[None]  # (1, 4)
         hidden = getattr(body(input_ids=probe, use_cache=False), "last_hidden_state", None)
-        same = hidden is not None and torch.equal(head(hidden), model(input_ids=probe, use_cache=False).logits)
+        fits = hidden is not None and hidden.shape[-1] == head.weight.shape[-1]  # some project in between
+        same = fits and torch.equal(head(hidden), model(input_ids=probe, use_cache=False).logits)
     return head if same else None
 
 
