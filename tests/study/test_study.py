@@ -144,7 +144,7 @@ def test_what_learning_will_cost_is_what_the_weights_say_it_cost(kind, tmp_path,
     [
         ({"seed": [0]}, "did you mean seeds?"),
         ({"seeds": [1, 1]}, "seeds: 1 is given twice"),
-        ({"seeds": [0, -1]}, "seeds: [0, -1]"),
+        ({"seeds": [0, -1]}, "seeds"),
         ({"compare": ["hours"]}, "compare.0"),
         ({"model": "2m"}, "model: recipe '2m'"),
         ({"store": "nowhere"}, "nowhere"),
