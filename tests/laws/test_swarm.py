@@ -184,7 +184,7 @@ def test_settings_that_cannot_be_are_refused(store, recipe, tmp_path, values, me
 def test_a_swarm_is_resumed_with_its_own_settings_and_store_only(quiet, store, recipe, trained, tmp_path):
     with pytest.raises(XDogeError, match="steps was 8, is now 9"):
         run_swarm(store, settings_for(store, recipe, steps=9, checkpoint_every=1), trained.path, resume=True)
-    with pytest.raises(XDogeError, match="not empty"):
+    with pytest.raises(XDogeError, match="resume=True"):
         run_swarm(store, settings_for(store, recipe), trained.path)
 
 

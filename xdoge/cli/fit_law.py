@@ -271,7 +271,7 @@ def print_transfer(law: MixtureLaw) -> None:
             noise = ", noise" if intervals.is_noise[number, column] else ""
             cells.append(f"{name} {value:.2g} ({ends}{noise})")
         print(f"  {evaluation}{unit}: " + ", ".join(cells))
-    print("in parentheses: 90 % intervals; noise: the runs do not tell the value from nothing")
+    print("in parentheses: 90 % intervals; noise: not distinguishable from 0")
     if intervals.four_epochs is not None:
         import numpy as np
 

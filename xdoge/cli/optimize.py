@@ -97,6 +97,9 @@ def optimize(
         print(out, file=sys.stderr if as_json else sys.stdout)
     if not as_json:
         print(f"verdict: {optimum.verdict}")
+        if out is not None and optimum.keeps_uniform:
+            kept = "the shares that the verdict keeps; --force-optimum writes the optimum of the table"
+            print(f"{out} holds {'the optimum of the table' if force_optimum else kept}")
 
 
 def _refuse_names(law: MixtureLaw, out: Path) -> None:
@@ -161,4 +164,4 @@ def print_optimum(law: MixtureLaw, optimum: Optimum) -> None:
         what, f"{optimum.value:.4f}", *(f"{a:+.4f} ({b:+.4f} to {c:+.4f})" for a, b, c in cells), style="bold"
     )
     stdout.print(drawn)
-    print("gains are charged with the optimism of an optimum; positive means a lower loss")
+    print("gains are reduced by the bias of picking the best point of a fitted law; positive means a lower loss")

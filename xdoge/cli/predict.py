@@ -56,6 +56,8 @@ def predict(
     from xdoge.laws.law import MixtureLaw
 
     refuse_taken(out, force)
+    if out is not None and out.suffix != ".csv":
+        raise XDogeError(f"{out}: predictions are written as CSV; name a file that ends in .csv, or use --json.")
     fitted = MixtureLaw.load(law)
     names, shares, notes = _mixtures(fitted, mixtures_ or [], mixtures)
     _refuse_epochs(fitted, names, shares, max_epochs)
@@ -66,7 +68,7 @@ def predict(
     if far:
         more = f" and {len(far) - 5} more" if len(far) > 5 else ""
         print(
-            f"warning: far from all runs, so the intervals may be too narrow: {', '.join(far[:5])}{more}",
+            f"warning: far from all runs, so their intervals may be too narrow: {', '.join(far[:5])}{more}",
             file=sys.stderr,
         )
     if out is not None:
@@ -79,9 +81,10 @@ def predict(
         print_prediction(fitted, names, prediction)
         if out is not None:
             print(out)
-    print(
-        "The numbers hold for models and budgets like those of the runs; only the order carries over.", file=sys.stderr
+    budget = (
+        "" if fitted.budget_tokens is None else f" Predicted for {fitted.budget_tokens:,} tokens, the law's budget."
     )
+    print(f"For other models or budgets, trust the order of the mixtures, not the losses.{budget}", file=sys.stderr)
 
 
 def _refuse_epochs(law: MixtureLaw, names: list[str], shares: Any, max_epochs: float | None) -> None:

@@ -69,7 +69,10 @@ def swarm(  # one parameter for each option
     target_parameters: Annotated[
         str | None, typer.Option(metavar="N", help="Size of the target model, to say what share of its cost this is.")
     ] = None,
-    slurm: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Slurm script and train nothing.")] = None,
+    slurm: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plan the swarm, write a script for --jobs tasks; train nothing."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show mixtures and cost, and train nothing.")] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
@@ -108,8 +111,8 @@ def swarm(  # one parameter for each option
         return
     if slurm is not None:
         begin(tokens, settings, out, resume=resume)
-        command = ["xdoge", "swarm", str(store), "--out", str(out), "--resume"]
-        slurm.write_text(slurm_script(command, tasks=max(jobs, 2), out=out), encoding="utf-8")
+        command = ["xdoge", "swarm", str(store.resolve()), "--out", str(out.resolve()), "--resume"]
+        slurm.write_text(slurm_script(command, tasks=max(jobs, 2), out=out.resolve()), encoding="utf-8")
         print(f"{slurm}: {max(jobs, 2)} tasks that share {out}; submit it with sbatch {slurm}")
         return
     if not resume:
@@ -131,6 +134,9 @@ def _seeds(text: str) -> list[int]:
 def print_plan(planned: Swarm, store: TokenStore, target_parameters: str | None, *, as_json: bool) -> None:
     """Print the mixtures that are known before anything is trained, and what the swarm costs."""
     settings = planned.settings
+    if not as_json:
+        _print_mixtures(planned)
+    print(f"timing a few steps of {settings.proxy} here ...", file=sys.stderr)
     seconds = time_steps(planned, store)
     flops, hours = planned.flops(), seconds * settings.steps * settings.runs / 3600
     target = None if target_parameters is None else 6 * parse_count(target_parameters) * settings.budget_tokens
@@ -146,15 +152,6 @@ def print_plan(planned: Swarm, store: TokenStore, target_parameters: str | None,
         }
         print(json.dumps(value, indent=2))
         return
-    table = empty_table(("run",), (*planned.units, "most epochs"))
-    for run in planned.runs:
-        epochs = max(share * planned.passes[unit] for unit, share in zip(planned.units, run.shares, strict=True))
-        cells = [f"{share:.3f}" for share in run.shares]
-        table.add_row(run.name + (" (held out)" if run.held_out else ""), *cells, f"{epochs:.1f}")
-    stdout.print(table)
-    more = settings.runs - len(planned.runs)
-    if more:
-        print(f"{more} more runs near the optimum are planned when these have ended")
     print(
         f"{settings.runs} trainings of {settings.proxy_tokens:,} tokens: {flops:.2e} FLOP, "
         f"about {hours:.2f} hours here, one at a time (from a few timed steps)"
@@ -163,6 +160,18 @@ def print_plan(planned: Swarm, store: TokenStore, target_parameters: str | None,
         print(f"that is {flops / target:.2%} of the target's training, 6 N D = {target:.2e} FLOP")
     for line in settings.notes(store):
         print(f"note: {line}", file=sys.stderr)
+
+
+def _print_mixtures(planned: Swarm) -> None:
+    table = empty_table(("run",), (*planned.units, "most epochs"))
+    for run in planned.runs:
+        epochs = max(share * planned.passes[unit] for unit, share in zip(planned.units, run.shares, strict=True))
+        cells = [f"{share:.3f}" for share in run.shares]
+        table.add_row(run.name + (" (held out)" if run.held_out else ""), *cells, f"{epochs:.1f}")
+    stdout.print(table)
+    more = planned.settings.runs - len(planned.runs)
+    if more:
+        print(f"{more} more runs near the optimum are planned when these have ended")
 
 
 def time_steps(planned: Swarm, store: TokenStore) -> float:

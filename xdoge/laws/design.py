@@ -117,7 +117,9 @@ def most_informative(law: Effective, chosen: Floats, pool: Floats, count: int) -
     for _ in range(count):
         moved = np.einsum("lpq,mlq->mlp", covariance, unknown)
         gain = np.einsum("mlp,mlp->ml", unknown, moved)
-        pick = int(np.log1p(gain).sum(axis=1).argmax())
+        told = np.log1p(gain).sum(axis=1)
+        told[picks] = -np.inf  # a mixture that is trained twice could be held out from itself
+        pick = int(told.argmax())
         picks.append(pick)
         column = moved[pick]  # (L, p)
         covariance -= np.einsum("lp,lq->lpq", column, column) / (1 + gain[pick])[:, None, None]

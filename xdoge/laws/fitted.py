@@ -260,8 +260,12 @@ class FittedLaw:
             distance > self.intervals.far,
         )
 
-    def as_shares(self, mixtures: Floats | Sequence[Mapping[str, float]]) -> Floats:
+    def as_shares(self, mixtures: Floats | Mapping[str, float] | Sequence[Mapping[str, float]]) -> Floats:
         """Return shares in the order of the law's sources, shape (m, k), having checked them."""
+        if isinstance(mixtures, Mapping):
+            mixtures = [mixtures]
+        if isinstance(mixtures, str) or (len(mixtures) and isinstance(mixtures[0], str)):
+            raise XDogeError("mixtures are mappings of shares or an array; shares_of(...) reads names and files.")
         if isinstance(mixtures, np.ndarray):
             values = np.atleast_2d(np.asarray(mixtures, dtype=np.float64))
             if values.shape[1] != len(self.problem.sources):

@@ -19,9 +19,14 @@ from xdoge.laws.problem import Floats
 __all__ = ["FitSettings", "Gain", "MixtureLaw", "OptimizeSettings", "Optimum", "Outlook", "Prediction"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MixtureLaw(FittedLaw):
     """A function from the shares of a mixture to the loss on each evaluation, with intervals."""
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        runs, sources, evaluations = len(self.shares), len(self.problem.sources), len(self.problem.evaluations)
+        return f"MixtureLaw({self.form!r}, {runs} runs, {sources} sources, {evaluations} evaluations)"
 
     def optimize(self, objective: str = "mean", **settings: Any) -> Optimum:
         """Find the best mixture; `settings` and the result are those of `xdoge.laws.optimize.optimize`."""

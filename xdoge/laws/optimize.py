@@ -71,7 +71,7 @@ class OptimizeSettings:
         if self.budget_tokens is not None and self.budget_tokens < 1:
             raise XDogeError(f"{argument('budget_tokens')} is {self.budget_tokens}; it must be at least 1 token.")
         if self.bootstrap < 2:
-            raise XDogeError(f"{argument('bootstrap')} is {self.bootstrap}; intervals need at least 2 swarms.")
+            raise XDogeError(f"bootstrap is {self.bootstrap}; intervals need at least 2 swarms.")
 
 
 def check_epochs(max_epochs: float) -> None:

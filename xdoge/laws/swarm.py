@@ -102,6 +102,10 @@ def begin(store: TokenStore, settings: SwarmSettings, out: Path, *, resume: bool
     """
     if not resume:
         run = RunFolder(out)
+        if (out / "swarm.json").exists():
+            raise XDogeError(
+                f"{out} holds a swarm. Continue it with {argument('resume', True)}, or name another folder."
+            )
         run.refuse_taken()
         swarm = Swarm.plan(store, settings, out)
         swarm.versions = versions()

@@ -349,6 +349,8 @@ class Swarm:
         ]
         if missing := self.settings.runs - len(results):
             lines.append(f"{missing} of {self.settings.runs} runs have not ended: resume the swarm to train them")
+        if self.noise and not self.noise.suffices:
+            lines.append(f"{self.describe_noise()}: a law of these runs is not to be believed")
         return lines
 
     def weights(self, run: PlannedRun) -> dict[str, float]:
