@@ -66,7 +66,7 @@ def test_errors_name_the_key_as_it_was_written(value, message):
         ("- 1", "does not hold a mapping"),
         ("a: [", "is not YAML"),
         ("a: 2024-99-99", "is not YAML: month must be in 1..12"),
-        ("a: \xff".encode("latin-1"), "is not YAML"),
+        ("a: \xff".encode("latin-1"), "UTF-8"),
     ],
 )
 def test_yaml_that_would_be_misread_is_refused(tmp_path, text, message):

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import write_corpus
 from hostile import changed, cut_up, text_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from law_swarms import known_law, runs
 
@@ -126,7 +126,7 @@ def test_a_command_reads_any_file_or_refuses_it_in_one_line(name, here, capsys, 
     status, _, err = call(words, capsys)
     assert status == 0 or "settings are good" in err
 
-    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=EXAMPLES, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
     @given(data=st.data())
     def check(data):
         if data.draw(st.booleans()) and not file.endswith(".csv"):

@@ -128,7 +128,7 @@ def test_a_bad_corpus_is_one_line_and_leaves_nothing(xdoge, tmp_path, spoil, mes
         (["--set", "sequence_length=100000"], "es/web is too short"),
         (["--set", "nonsense=1"], "settings: nonsense is not a known key"),
         (["--set", "mu"], "--set mu: write it as KEY=VALUE"),
-        (["--set", "mu=["], r"--set mu=\[: '\[' is not a YAML value"),
+        (["--set", "mu=["], r"--set 'mu=\[' is not YAML"),
         (["--proxy", "3b"], "recipe '3b' is unknown; the recipes are 1m"),
         (["--config", "no.yaml"], "no.yaml does not exist"),
         (["--resume"], "holds no run to resume"),

@@ -375,7 +375,7 @@ def test_every_task_has_an_outcome_and_none_stops_the_others(model, data, tmp_pa
         ("bec2016eu", "wrong suite", "bec2016eu has no metric acc; it has f1"),
         ("vaxx_stance", "ran", ""),
     ]
-    assert {row.task for row in scored.rows()} == {"vaxx_stance", "mine"}
+    assert {row.task for row in scored.rows()} == {"vaxx_stance"}  # no average: less than half of the tasks ran
     json.dumps(scored.to_dict(), allow_nan=False)
 
 
