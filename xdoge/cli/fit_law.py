@@ -90,8 +90,6 @@ def fit_law(  # one parameter for each option
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    from threadpoolctl import threadpool_limits
-
     from xdoge.cli.progress import Display
     from xdoge.laws.csv_files import align, read_mixtures, read_table
     from xdoge.laws.law import MixtureLaw
@@ -108,8 +106,7 @@ def fit_law(  # one parameter for each option
     notes: list[str] = []
     held_out = None
     others = None if also is None else (read_mixtures(also[0]), read_table(also[1]))
-    # matrices are small, and threads that wait for each other took three times as long on two cores
-    with Display() as display, threadpool_limits(1, user_api="blas"):
+    with Display() as display:
         if swarm is not None:
             plan = Swarm.load(swarm)
             adapting = _aligned(also, others, (plan.units, plan.languages))
