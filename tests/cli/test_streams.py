@@ -138,3 +138,12 @@ def test_ctrl_c_while_libraries_are_imported_gives_no_traceback(words, tmp_path)
         _, err = process.communicate(timeout=60)
         assert b"Traceback" not in err, (delay, err)
         assert process.returncode in (0, 1, 2, 130, -signal.SIGINT)
+
+
+def test_ctrl_c_while_an_error_is_worded_gives_no_traceback(monkeypatch, xdoge):
+    def interrupted(error):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("xdoge.cli.as_options", interrupted)
+    status, _, err = xdoge("predict", "missing.json", "uniform")
+    assert (status, err) == (130, "Aborted.\n")

@@ -51,6 +51,13 @@ app.registered_commands.sort(key=lambda command: ORDER.index(command.name or com
 
 def main() -> None:
     """Run the command line and exit as the module docstring says."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # also while an error is put into words
+        sys.exit(_say("Aborted.", 130))
+
+
+def _run() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the encoding of the terminal lacks is spelled out
@@ -65,8 +72,6 @@ def main() -> None:
         sys.exit(_say(f"error: {as_options(error)}", 1))
     except Interrupted as stop:
         sys.exit(_say(as_options(stop), stop.exit_code))
-    except KeyboardInterrupt:
-        sys.exit(_say("Aborted.", 130))
     except MemoryError as error:
         sys.exit(_say(f"error: this process has too little memory. {error}".rstrip(), 1))
     except OSError as error:
