@@ -26,6 +26,7 @@ from scipy import stats
 from xdoge import XDogeError
 from xdoge.baselines import METHODS, learn
 from xdoge.errors import Interrupted, MissingExtraError
+from xdoge.eval.document_scores import SUMS, SourceScores
 from xdoge.eval.results import Results, Row
 from xdoge.io import locked
 from xdoge.mixtures.weights import WeightSet
@@ -277,8 +278,11 @@ def test_one_of_several_calls_starts_its_own_runs_only(tmp_path, monkeypatch):
 # What is found
 
 
-def write_results(study, out, bits, *, without=()):
-    """Write the results that a study would, from bits[model's name][language]; and how one of them failed."""
+def write_results(study, out, bits, *, without=(), documents=None):
+    """Write the results that a study would, from bits[model's name][language]; and how one of them failed.
+
+    With documents[model's name][language], bits of each of D documents of one byte, their file is written too.
+    """
     study.begin(out)
     for trial in study.trials():
         if trial.name in without:
@@ -289,7 +293,13 @@ def write_results(study, out, bits, *, without=()):
             for task in ("perplexity", "perplexity/wiki")
         ]
         rows.append(Row(trial.name, "*", "perplexity", "bits_per_byte", 9.9, 0.1, 9, False))
-        Results.of(rows, settings={}).save(out / f"results/{trial.name}.json")
+        settings, scores = {}, {}
+        if documents:
+            scores = {f"{language}/wiki": scored(values) for language, values in documents[trial.name].items()}
+            sums = {name: dict(zip(SUMS, scores[name].totals.sum(0).tolist(), strict=True)) for name in scores}
+            settings = {"perplexity": {trial.name: {"tokenizer": "t", "text": {"es": "x"}, "sources": sums}}}
+        file = out / f"results/{trial.name}.json"
+        Results.of(rows, settings=settings, documents={trial.name: scores} if scores else {}).save(file)
     with (out / "runs.jsonl").open("a") as file:
         for name in without:
             row = {"run": f"train/{name}", "status": 1, "seconds": 1, "last_line": "error: no."}
@@ -297,6 +307,11 @@ def write_results(study, out, bits, *, without=()):
             mixture = out / f"mixtures/{name}.json"
             mixture.parent.mkdir(parents=True, exist_ok=True)
             mixture.touch()
+
+
+def scored(bits):
+    ones = np.ones_like(bits)
+    return SourceScores(np.column_stack([bits * np.log(2), ones, ones, ones]), (None,) * len(bits))
 
 
 def some_bits(study, seed=0):
@@ -402,8 +417,124 @@ def test_intervals_are_those_of_scipy(values):
 
 
 def test_one_seed_has_no_interval():
-    assert vars(paired([0.5])) == {"mean": 0.5, "low": None, "high": None, "n": 1}
-    assert (paired([0.5]).sign, paired([0.5]).high) == (0, None)
+    interval = paired([0.5], np.array([[0.4, 0.6]]), documents=9)
+    assert (interval.mean, interval.low, interval.high, interval.n) == (0.5, None, None, 1)
+    assert (interval.sign, interval.more_seeds) == (0, None)
+
+
+TRUE = 0.3
+
+
+def simulated(generator, n, documents, seed, document, interaction, *, true=TRUE):
+    """Differences of n seeds on D documents, with the deviation of each cause; and on 300 drawings of the documents."""
+    shape = (n, documents)
+    parts = ((seed, (n, 1)), (document, (1, documents)), (interaction, shape))
+    values = true + sum(deviation * generator.normal(size=size) for deviation, size in parts)
+    drawn = generator.multinomial(documents, np.full(documents, 1 / documents), size=300) / documents
+    return values.mean(axis=1).tolist(), values @ drawn.T
+
+
+@pytest.mark.parametrize(
+    ("n", "causes"),
+    [(2, (0.1, 3, 2)), (3, (0.5, 3, 2)), (3, (0.5, 0, 3)), (5, (0.5, 0, 0)), (5, (0.5, 3, 2)), (5, (0, 3, 0.5))],
+)
+def test_intervals_cover_the_true_difference_whatever_causes_the_spread(n, causes):
+    """Simulated seeds × documents: at 95 % few enough miss; the interval over seeds alone misses far too often."""
+    generator, alone, both = np.random.default_rng(n), 0, 0
+    for _ in range(300):
+        differences, resampled = simulated(generator, n, 40, *causes)
+        intervals = paired(differences), paired(differences, resampled, documents=40)
+        inside = [interval.low <= TRUE <= interval.high for interval in intervals]
+        alone, both = alone + inside[0] / 300, both + inside[1] / 300
+    assert 0.91 <= both <= 0.985
+    if causes[1]:
+        assert alone < both + 0.02
+    if n == 5 and causes[1]:
+        assert alone < 0.85
+
+
+def test_as_many_more_seeds_as_an_interval_names_decide_four_times_in_five():
+    """The difference of 10 seeds needs more; that many more are drawn, and counted is how often they decide."""
+    generator = np.random.default_rng(1)
+    spread = 0.5 * np.sqrt((10 - 1) / 10)
+    differences = TRUE + spread * stats.zscore(generator.normal(size=10)) * np.sqrt(10 / 9)
+    interval = paired(differences.tolist())
+    assert interval.sign == 0
+    n = 10 + interval.more_seeds
+    decided = [paired((TRUE + spread * generator.normal(size=n)).tolist()).sign == 1 for _ in range(500)]
+    assert 0.7 < np.mean(decided) < 0.9
+    assert paired([1.0, 1.1]).more_seeds is None  # decided
+    assert paired([1.0, -0.999]).more_seeds is None  # 100 would not do
+
+
+def test_no_number_of_seeds_decides_what_the_documents_leave_open():
+    resampled = np.linspace(-1, 1.2, 100) * np.ones((3, 1))
+    interval = paired([0.1, 0.11, 0.1], resampled, documents=100)
+    assert paired([0.1, 0.11, 0.1]).sign == 1
+    assert (interval.sign, interval.more_seeds) == (0, None)
+
+
+def study_of_documents(tmp_path, store, recipe, *, seeds=4, spread=0.02, shift=-0.2, count=40):
+    """A study whose fit is better by `shift` in the first language and worse in the last, on documents of its own."""
+    study = Study.load(write(tmp_path, store, recipe, seeds=list(range(seeds)), compare=["tokens"]))
+    generator, bits, documents = np.random.default_rng(0), {}, {}
+    texts = {language: 2 + generator.random(count) for language in study.languages}
+    for trial in study.trials():
+        moved = dict.fromkeys(study.languages, 0.0)
+        if trial.strategy == "learned":
+            moved |= {study.languages[0]: shift, study.languages[-1]: 0.1}
+        documents[trial.name] = {
+            language: text + moved[language] + spread * generator.normal(size=count) + spread * generator.normal()
+            for language, text in texts.items()
+        }
+        bits[trial.name] = {language: values.mean() for language, values in documents[trial.name].items()}
+    write_results(study, tmp_path / "out", bits, documents=documents)
+    return study, documents
+
+
+def test_models_of_a_study_are_paired_by_document(tmp_path, store, recipe):
+    study, documents = study_of_documents(tmp_path, store, recipe)
+    row = {row["strategy"]: row for row in study.findings(tmp_path / "out").rows("tokens")}["learned"]
+    for language in study.languages:
+        pairs = [(f"learned/4-steps/seed-{seed}", f"uniform/4-steps/seed-{seed}") for seed in range(4)]
+        each = np.array([documents[a][language] - documents[b][language] for a, b in pairs])
+        interval = row["differences"][language]
+        assert interval["seed_stderr"] == pytest.approx(stats.sem(each.mean(axis=1)))
+        interaction = each - each.mean(axis=0) - each.mean(axis=1)[:, None] + each.mean()
+        expected = each.mean(axis=0).var(ddof=1) / 40 - (interaction**2).sum() / (3 * 39) / 160
+        assert interval["document_stderr"] == pytest.approx(max(0, expected) ** 0.5, abs=0.001)
+        assert interval["documents"] == (40 if interval["document_stderr"] is not None else 0)
+    file = tmp_path / "out/results/learned/4-steps/seed-2.documents.parquet"
+    file.unlink()
+    row = {row["strategy"]: row for row in study.findings(tmp_path / "out").rows("tokens")}["learned"]
+    assert row["differences"]["macro"]["document_stderr"] is None  # a model without the file: seeds alone
+
+
+def test_the_verdict_says_what_is_real_and_what_to_do(tmp_path, store, recipe):
+    study, _ = study_of_documents(tmp_path, store, recipe)
+    text = " ".join(study.findings(tmp_path / "out").verdict("tokens"))
+    first, last = study.languages[0], study.languages[-1]
+    assert f"learned is better in {first} and worse in {last}" in text
+    assert "really better: learned (−0.0" in text
+    assert text.endswith(f"Next: use learned, unless {last} matters more to you than the mean.")
+    assert json.loads(json.dumps(study.findings(tmp_path / "out").to_dict()))["verdict"] == {"tokens": text}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"spread": 0.3, "shift": -0.6, "seeds": 3}, "more seeds would decide"),
+        ({"seeds": 1}, "one seed"),
+    ],
+)
+def test_the_verdict_says_what_would_decide(settings, said, tmp_path, store, recipe, xdoge, monkeypatch):
+    monkeypatch.setattr(report, "page", no_altair)
+    study, _ = study_of_documents(tmp_path, store, recipe, **settings)
+    assert said in " ".join(study.findings(tmp_path / "out").verdict("tokens"))
+    status, printed, _ = xdoge("study", study.path, "--out", tmp_path / "out", "--report")
+    assert status == 0
+    (line,) = [line for line in printed.splitlines() if line.startswith("verdict, equal tokens: ")]
+    assert said in line
 
 
 # For real

@@ -30,8 +30,9 @@ the store's whole validation text. All are commands of xdoge, and each writes in
 the dearest strategy needs at equal tokens, and those that learn for less, or not at all, train for longer.
 
 **What it prints**: bits per byte by language, their mean (macro) and the worst language, with differences to
-`relative_to`, paired over seeds, and Student's 95 % interval; what the weights cost; and how far the weights of two
-seeds lie apart. OUT/study.json has every number, OUT/report.html a page with charts.
+`relative_to`, paired by seed and document, and their 95 % intervals over both; what the weights cost; and how far the
+weights of two seeds lie apart. It ends with a verdict: which differences are real, how many more seeds would decide the
+others, and what to do next. OUT/study.json has every number, OUT/report.html a page with charts.
 
 **No cherry-picking.** Every model that was planned is counted, failed ones by name. A run that fails stops no other;
 its last line is shown, the whole log is in OUT/logs, and the exit status is 1. To a study that has begun, seeds and
@@ -149,6 +150,8 @@ def print_findings(findings: Findings, out: Path, command: str, *, as_json: bool
     else:
         for table in study_report.tables(findings):
             print_table(table)
+        for comparison in findings.study.spec.compare:
+            print(f"verdict, equal {comparison}: {value['verdict'][comparison]}")
     for line in findings.notes:
         _say(f"warning: {line}.")
     written = [out / "study.json"]

@@ -6,20 +6,23 @@ import datetime
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from xdoge._version import __version__
 from xdoge.errors import XDogeError, importing
-from xdoge.eval.perplexity import TASK
+from xdoge.eval.perplexity import TASK, Measured, PerplexitySettings
 from xdoge.eval.results import ALL, Results
 from xdoge.mixtures.weights import WeightSet
 from xdoge.names import split_source
-from xdoge.study.intervals import CONFIDENCE, Interval, paired
+from xdoge.study.intervals import CONFIDENCE, Floats, Interval, paired
 from xdoge.study.plan import Run, StudyPlan, Trial
 from xdoge.study.runner import attempts
 from xdoge.study.spec import BudgetKind
+from xdoge.study.verdict import verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +30,21 @@ if TYPE_CHECKING:
 SCHEMA = "xdoge.study"
 METRIC = "bits_per_byte"
 MACRO, WORST = "macro", "worst"
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Bits per byte of a model on documents that a bootstrap draws, the same ones for every model of one text.
+
+    Attributes:
+        text: identifies the documents; only models of the same text are paired by document.
+        documents: number behind each measure.
+        measures: (R,) of each language, of their mean (macro) and of the greatest of them (worst).
+    """
+
+    text: Mapping[str, Any]
+    documents: Mapping[str, int]
+    measures: Mapping[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,7 @@ class TrialResult:
         why: name of the run that failed, and the last line of its log; empty unless failed.
         languages: bits per byte of each language, over all its text; empty unless finished.
         sources: bits per byte of each source.
+        resampled: the same numbers on resampled documents; None where no file keeps what each document cost.
     """
 
     trial: Trial
@@ -46,6 +65,7 @@ class TrialResult:
     why: str
     languages: Mapping[str, float]
     sources: Mapping[str, float]
+    resampled: Resampled | None = field(default=None, repr=False, compare=False)
 
     @property
     def measures(self) -> dict[str, float]:
@@ -94,11 +114,18 @@ class Findings:
         return {seed: result.measures for seed, result in results.items() if result.state == "finished"}
 
     def difference(self, comparison: BudgetKind, strategy: str, measure: str) -> Interval | None:
-        """Return the difference of a measure to that of `relative_to` over their common seeds; None without any."""
-        mine = self.measures(comparison, strategy)
-        theirs = self.measures(comparison, self.study.spec.relative_to)
-        both = [mine[seed][measure] - theirs[seed][measure] for seed in mine if seed in theirs]
-        return paired(both) if both and strategy != self.study.spec.relative_to else None
+        """Return the difference of a measure to that of `relative_to` over their common seeds; None without any.
+
+        The models of a seed are paired by document where files of all of them keep what each document cost.
+        """
+        if strategy == (reference := self.study.spec.relative_to):
+            return None
+        pairs = [
+            (self.result(comparison, strategy, seed), self.result(comparison, reference, seed))
+            for seed in self.study.spec.seeds
+        ]
+        finished = [pair for pair in pairs if all(result.state == "finished" for result in pair)]
+        return _paired(finished, measure) if finished else None
 
     def rows(self, comparison: BudgetKind) -> list[dict[str, Any]]:
         """Return the table of a comparison: a row for each strategy, the best first, then those without any result.
@@ -125,7 +152,7 @@ class Findings:
                     WORST: means.get(WORST),
                     "worst_language": worst.pop() if len(worst) == 1 else None,
                     "differences": {
-                        measure: vars(interval)
+                        measure: {**vars(interval), "more_seeds": interval.more_seeds}
                         for measure in names
                         if (interval := self.difference(comparison, name, measure)) is not None
                     },
@@ -138,6 +165,12 @@ class Findings:
                 }
             )
         return sorted(rows, key=self._rank)
+
+    def verdict(self, comparison: BudgetKind) -> list[str]:
+        """Return in sentences which differences of a comparison are real, and what to do next."""
+        means = {name: self.difference(comparison, name, MACRO) for name in self.study.strategies}
+        reference, languages = self.study.spec.relative_to, len(self.study.languages)
+        return verdict(self.rows(comparison), means, reference=reference, languages=languages)
 
     def _rank(self, row: Mapping[str, Any]) -> tuple[int, float]:
         """Return the sort key of a row: rows with a difference to `relative_to` first, rows without any result last."""
@@ -198,6 +231,7 @@ class Findings:
             "store": {"name": study.store.name, "sha256": study.store.sha256},
             "model": study.recipe.model_dump(mode="json"),
             "metric": METRIC,
+            "verdict": {comparison: " ".join(self.verdict(comparison)) for comparison in study.spec.compare},
             "confidence": CONFIDENCE,
             "total_flops": study.total_flops,
             "notes": list(self.notes),
@@ -233,19 +267,49 @@ def _result(study: StudyPlan, runs: Mapping[str, Run], ended: Mapping[str, Any],
         stages = [*needs, *stages]
     last = runs[stages[-1]]
     if last.finished:
-        rows = [row for row in Results.load(last.file).rows if row.metric == METRIC and row.language != ALL]
+        measured = Results.load(last.file)
+        rows = [row for row in measured.rows if row.metric == METRIC and row.language != ALL]
         languages = {row.language: row.value for row in rows if row.task == TASK}
         if missing := [language for language in study.languages if language not in languages]:
             raise XDogeError(f"{last.file} has no bits per byte of {missing[0]}; remove it to measure again.")
         sources = {
             f"{row.language}/{split_source(row.task)[1]}": row.value for row in rows if row.task.startswith(f"{TASK}/")
         }
-        return TrialResult(trial, "finished", "", languages, sources)
+        return TrialResult(trial, "finished", "", languages, sources, _resampled(measured, study.languages))
     name = next(name for name in stages if not runs[name].finished)
     if name in ended and ended[name]["status"]:
         return TrialResult(trial, "failed", f"{name}: {ended[name]['last_line']}", {}, {})
     begun = any(run.finished or (run.folder and run.folder.exists()) for run in map(runs.__getitem__, stages))
     return TrialResult(trial, "begun" if begun else "waiting", "", {}, {})
+
+
+def _paired(models: Sequence[tuple[TrialResult, TrialResult]], measure: str) -> Interval:
+    """Return the mean difference of pairs of models, paired by document too if all were measured on the same ones."""
+    differences = [mine.measures[measure] - theirs.measures[measure] for mine, theirs in models]
+    pairs = [(a, b) for mine, theirs in models if (a := mine.resampled) and (b := theirs.resampled)]
+    texts = [resampled.text for pair in pairs for resampled in pair]
+    if len(pairs) < len(models) or any(text != texts[0] for text in texts):
+        return paired(differences)
+    resampled = np.array([a.measures[measure] - b.measures[measure] for a, b in pairs])
+    return paired(differences, resampled, documents=pairs[0][0].documents[measure])
+
+
+def _resampled(results: Results, languages: Sequence[str]) -> Resampled | None:
+    """Return the bits per byte of the model in a table on documents that a bootstrap draws."""
+    if not results.documents:
+        return None
+    (model, documents), *_ = results.documents.items()
+    about = results.settings["perplexity"][model]
+    used = {key: about["settings"][key] for key in ("resamples", "seed") if key in about.get("settings", {})}
+    estimates = Measured(model, documents, PerplexitySettings.parse(used, where="results.json"), {}).estimates
+    own = {language: estimates[language, TASK, METRIC] for language in languages}
+    spread = np.array([estimate.spread for estimate in own.values()])  # (L, R)
+    counts = {language: estimate.n for language, estimate in own.items()}
+    counts |= dict.fromkeys((MACRO, WORST), min(counts.values()))
+    by_language = dict(zip(own, spread, strict=True))
+    return Resampled(
+        about.get("text", {}), counts, {**by_language, MACRO: spread.mean(axis=0), WORST: spread.max(axis=0)}
+    )
 
 
 def _notes(
@@ -260,6 +324,11 @@ def _notes(
         lines.append(f"{left} of {len(states)} models are not finished, so this is no result yet")
     if len(study.spec.seeds) == 1:
         lines.append("there is one seed, so nothing says how far chance alone moves the numbers")
+    if unpaired := [result for result in results.values() if result.state == "finished" and result.resampled is None]:
+        lines.append(
+            f"{len(unpaired)} models have no file of what each document cost, so intervals hold the spread over seeds "
+            "alone; remove their results.json to measure again"
+        )
     for name, sets in weights.items():
         planned = study.strategies[name].flops
         spent = {fit.proxy["flops"] for fit in sets.values() if "flops" in fit.proxy}

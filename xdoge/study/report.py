@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from xdoge.analysis.page import Figure, Section, render
 from xdoge.analysis.tables import NONE, TextTable, number
-from xdoge.errors import MOST_NAMES
+from xdoge.analysis.verdicts import few
 from xdoge.study.findings import MACRO, WORST, Findings
 from xdoge.study.intervals import CONFIDENCE
 from xdoge.study.predictions import prediction_tables
@@ -16,9 +16,10 @@ from xdoge.study.spec import BudgetKind
 TITLES: Mapping[BudgetKind, str] = {"tokens": "Equal tokens", "flops": "Equal total FLOPs"}
 
 RULE = (
-    f"Differences are paired by seed: both models start from the same parameters and read in the same order. ± is half "
-    f"of Student's {CONFIDENCE:.0%} interval over seeds, for one difference at a time. Better and worse name the "
-    "languages whose whole interval lies on one side of 0."
+    "Differences are paired by seed and by document: both models start from the same parameters, read in the same "
+    f"order and are measured on the same documents. ± is half of the {CONFIDENCE:.0%} interval over seeds and "
+    "documents, for one difference at a time. Better and worse name the languages whose whole interval lies on one "
+    "side of 0."
 )
 
 PREDICTED = (
@@ -73,8 +74,8 @@ def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TextTa
             [
                 row["strategy"],
                 *(number(row["languages"].get(language), ".3f") for language in study.languages),
-                _few(row["better"]),
-                _few(row["worse"]),
+                few(row["better"]) or NONE,
+                few(row["worse"]) or NONE,
             ]
             for row in rows
         ],
@@ -194,8 +195,3 @@ def _difference(row: Mapping[str, Any], measure: str) -> str:
     half = "" if interval["high"] is None else f" ± {interval['high'] - interval['mean']:.3f}"
     seeds = "" if interval["n"] == len(row["planned_seeds"]) else f" (n = {interval['n']})"
     return f"{interval['mean']:+.3f}{half}{seeds}".replace("-", "−")
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
-    return " ".join(names[:MOST_NAMES]) + more or NONE

@@ -1,0 +1,107 @@
+"""What a study's numbers are worth: which differences are real, what would decide the others, and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from xdoge.analysis.verdicts import few
+from xdoge.study.intervals import CONFIDENCE, MOST_SEEDS, Interval
+
+MANY = 20
+"""From this many differences on, the verdict says how many would look real by chance."""
+
+
+def verdict(
+    rows: Sequence[Mapping[str, Any]], means: Mapping[str, Interval | None], *, reference: str, languages: int
+) -> list[str]:
+    """Return sentences: the differences in the mean, those by language, and what to do next.
+
+    Args:
+        rows: of `Findings.rows`, the best first.
+        means: difference of the mean over languages to `reference`, by strategy; None where nothing compares.
+        reference: strategy that differences are to.
+        languages: their number.
+    """
+    intervals = {row["strategy"]: interval for row in rows if (interval := means[row["strategy"]]) is not None}
+    rows = [row for row in rows if row["strategy"] in intervals]
+    if not rows:
+        return [f"No strategy has a finished model beside one of {reference}, so there is nothing to judge yet."]
+    if all(interval.n == 1 for interval in intervals.values()):
+        return [
+            f"There is one seed to compare with {reference}, so no difference can be told from chance. "
+            "Next: add at least two more to `seeds` and run the same command again."
+        ]
+    return [
+        f"In the mean of bits per byte against {reference}, {'; '.join(_means(intervals))}.",
+        *_languages(rows),
+        *_by_chance(rows, len(rows) * languages),
+        f"Next: {_next(rows, intervals, reference)}",
+    ]
+
+
+def _means(intervals: Mapping[str, Interval]) -> list[str]:
+    """Return which strategies are better, undecided and worse in the mean."""
+    by_sign = {
+        sign: [name for name, interval in intervals.items() if interval.sign == sign and interval.n > 1]
+        for sign in (-1, 0, 1)
+    }
+    parts = []
+    for sign, word in ((-1, "better"), (0, "undecided"), (1, "worse")):
+        if names := by_sign[sign]:
+            told = few([f"{name} ({_difference(intervals[name], reason=not sign)})" for name in names])
+            parts.append(f"{'really ' * bool(sign)}{word}: {told}")
+    if single := [name for name, interval in intervals.items() if interval.n == 1]:
+        parts.append(f"not judged, with one seed: {few(single)}")
+    return parts
+
+
+def _difference(interval: Interval, *, reason: bool) -> str:
+    half = 0.0 if interval.high is None else interval.high - interval.mean
+    text = f"{interval.mean:+.3f} ± {half:.3f}".replace("-", "−")
+    return f"{text}, {_what_decides(interval)}" if reason else text
+
+
+def _what_decides(interval: Interval) -> str:
+    more = interval.more_seeds
+    if more is not None:
+        return f"about {more} more seed{'s' * (more != 1)} would decide"
+    if replace(interval, document_stderr=None).more_seeds is not None:
+        return "more validation text would decide, more seeds would not"
+    return f"even {MOST_SEEDS} more seeds would not decide"
+
+
+def _languages(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return which strategies really change which languages."""
+    parts = []
+    for row in rows:
+        changed = [f"{word} in {few(row[word])}" for word in ("better", "worse") if row[word]]
+        if changed:
+            parts.append(f"{row['strategy']} is {' and '.join(changed)}")
+    return [f"By language, {few(parts, between='; ')}."] if parts else ["No single language differs really."]
+
+
+def _by_chance(rows: Sequence[Mapping[str, Any]], count: int) -> list[str]:
+    if count < MANY:
+        return []
+    real = sum(len(row["better"]) + len(row["worse"]) for row in rows)
+    return [
+        f"Of {count} differences by language {real} look real, and about {(1 - CONFIDENCE) * count:.0f} would do so by "
+        "chance alone."
+    ]
+
+
+def _next(rows: Sequence[Mapping[str, Any]], intervals: Mapping[str, Interval], reference: str) -> str:
+    best = next((row for row in rows if intervals[row["strategy"]].sign < 0), None)
+    if best is not None:
+        but = f", unless {few(best['worse'])} matters more to you than the mean" if best["worse"] else ""
+        return f"use {best['strategy']}{but}."
+    needed = {name: interval.more_seeds for name, interval in intervals.items() if interval.mean < 0}
+    if enough := {name: more for name, more in needed.items() if more is not None}:
+        name = min(enough, key=enough.__getitem__)
+        return (
+            f"keep {reference} for now; to decide about {name}, add {enough[name]} more to `seeds` and run the same "
+            "command again."
+        )
+    return f"keep {reference}; nothing here is shown to be better."
