@@ -14,7 +14,8 @@ import pyarrow.parquet as parquet
 import pytest
 import zstandard
 
-from xdoge.corpus.readers.files import file_blocks, scan
+from xdoge.corpus.readers.files import file_blocks
+from xdoge.corpus.readers.inputs import scan
 from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, _find
 from xdoge.errors import XDogeError
 

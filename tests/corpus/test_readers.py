@@ -19,7 +19,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xdoge.corpus.readers import files as reading
-from xdoge.corpus.readers.files import file_blocks, scan
+from xdoge.corpus.readers.files import file_blocks
+from xdoge.corpus.readers.inputs import scan
 from xdoge.corpus.spec import PLAIN_CSV, CsvSpec
 from xdoge.errors import XDogeError
 

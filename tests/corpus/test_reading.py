@@ -14,8 +14,10 @@ import pyarrow.parquet as parquet
 import pytest
 
 from xdoge.corpus.readers import files as reading
-from xdoge.corpus.readers.files import BLOCK_BYTES, file_blocks, refuse_empty, scan
+from xdoge.corpus.readers import inputs
+from xdoge.corpus.readers.files import BLOCK_BYTES, file_blocks
 from xdoge.corpus.readers.hub import dataset_files, open_dataset
+from xdoge.corpus.readers.inputs import refuse_empty, scan
 from xdoge.corpus.spec import Source, SourceSpec
 from xdoge.errors import XDogeError
 
@@ -157,14 +159,14 @@ def test_a_bad_value_ends_the_reading_where_it_stands(tmp_path: Path, monkeypatc
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"}, {"text" "b"}' + ', {"text": "c"}' * 500_000 + "]")
     read_so_far = []
-    chunks = reading._chunks
+    chunks = reading.chunks_of
 
     def counted(stream: pa.NativeFile, n_bytes: int) -> Iterator[bytes]:
         for chunk in chunks(stream, n_bytes):
             read_so_far.append(len(chunk))
             yield chunk
 
-    monkeypatch.setattr(reading, "_chunks", counted)
+    monkeypatch.setattr(reading, "chunks_of", counted)
     with pytest.raises(XDogeError, match=r"a\.json: row 2 is not JSON \(Expecting ':' delimiter"):
         read(path)
     assert sum(read_so_far) < path.stat().st_size / 4
@@ -185,7 +187,7 @@ def test_json_may_be_cut_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_invalid_byte_is_found_where_chunks_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "SCAN_BYTES", 4)
+    monkeypatch.setattr(inputs, "SCAN_BYTES", 4)
     for name, data, message in (
         ("a.txt", b"a\nb\nc\xc3x\n", "line 3 is not UTF-8 .byte 0xc3: invalid continuation byte"),
         ("b.txt", b"a\n\n\nb\n\xe2\x82", "line 5 is not UTF-8 .byte 0xe2: unexpected end of data"),

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from xdoge._version import __version__
-from xdoge.corpus.readers.files import Input, relative
 from xdoge.corpus.readers.hub import local_files
+from xdoge.corpus.readers.inputs import Input, relative
 from xdoge.corpus.spec import PLAIN_CSV, Corpus, Source, naming
 from xdoge.corpus.store import PREPARING, SCHEMA, SPLITS, TokenStore
 from xdoge.corpus.tokenizer import Tokenizer

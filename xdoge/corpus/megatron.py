@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from xdoge.corpus.readers.files import Input, hashed, reading, relative
+from xdoge.corpus.readers.files import reading
+from xdoge.corpus.readers.inputs import Input, hashed, relative
 from xdoge.corpus.spec import Source
 from xdoge.corpus.tokenizer import PART_OF_LETTER, UNKNOWN_LETTER, Tokenizer
 from xdoge.errors import XDogeError

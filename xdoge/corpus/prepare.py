@@ -12,16 +12,14 @@ import itertools
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from xdoge._callable import make_callable
-from xdoge.corpus.encoding import Encoded, encode, hash_texts
+from xdoge.corpus.encoding import Encoded, encode
 from xdoge.corpus.manifest import (
     MARKER,
     SPOOL,
@@ -31,15 +29,11 @@ from xdoge.corpus.manifest import (
     marker_path,
     remove_marker,
     reporting_unfinished,
-    source_settings,
     token_file,
     write_manifest,
 )
 from xdoge.corpus.megatron import refer
-from xdoge.corpus.megatron import scan as scan_megatron
-from xdoge.corpus.readers.files import Block, Input, file_blocks, refuse_empty, relative, scan
-from xdoge.corpus.readers.hub import HubData, dataset_files, open_dataset
-from xdoge.corpus.spec import Corpus, Source, naming
+from xdoge.corpus.spec import Corpus, naming
 from xdoge.corpus.spool import Spool
 from xdoge.corpus.store import SPLITS, TokenStore
 from xdoge.corpus.tokenizer import (
@@ -52,6 +46,7 @@ from xdoge.corpus.tokenizer import (
     sentencepiece_model,
     train,
 )
+from xdoge.corpus.work import Work, refuse_moving, refuse_same_bytes, scan_all
 from xdoge.errors import XDogeError, argument
 from xdoge.io import disk_errors, write_json
 from xdoge.progress import Event, OnProgress, silent
@@ -106,9 +101,9 @@ def prepare(
         try:
             tokenizer = _known_tokenizer(loaded, out)
             markers = {source: current_marker(source, loaded, out, tokenizer, refresh) for source in loaded.sources}
-            works = [_Work(source, loaded) for source, marker in markers.items() if marker is None]
-            _scan(works, tokenizer, pool, on_progress)
-            _refuse_same_bytes(loaded, markers, works)
+            works = [Work(source, loaded) for source, marker in markers.items() if marker is None]
+            scan_all(works, tokenizer, pool, on_progress)
+            refuse_same_bytes(loaded, markers, works)
             with claimed(out), reporting_unfinished(out):
                 if tokenizer is None:
                     tokenizer = _train(loaded, works, on_progress)
@@ -150,7 +145,7 @@ def _save_tokenizer(tokenizer: Tokenizer, corpus: Corpus, out: Path) -> None:
         tokenizer.save(out / "tokenizer", settings=settings)
 
 
-def _train(corpus: Corpus, works: Sequence[_Work], on_progress: OnProgress) -> Tokenizer:
+def _train(corpus: Corpus, works: Sequence[Work], on_progress: OnProgress) -> Tokenizer:
     spec = corpus.spec.tokenizer.train
     if spec is None:
         raise ValueError("there is no tokenizer to train")
@@ -171,7 +166,7 @@ def _train(corpus: Corpus, works: Sequence[_Work], on_progress: OnProgress) -> T
     return sentencepiece_model(train(texts, spec, where=where), where=where)
 
 
-def _documents(work: _Work, characters: int) -> Iterator[str]:
+def _documents(work: Work, characters: int) -> Iterator[str]:
     read = 0
     for split, block in work.blocks():
         if split != "train" or (work.hub is not None and read >= characters):
@@ -182,165 +177,19 @@ def _documents(work: _Work, characters: int) -> Iterator[str]:
         yield from texts
 
 
-# --- what is to be done --------------------------------------------------------------------------------------------
-
-
-class _Work:
-    """One source that is to be tokenised."""
-
-    def __init__(self, source: Source, corpus: Corpus) -> None:
-        with naming(source.field("train")):
-            self.source = replace(source, files=source.files or dataset_files(source))
-        self.folder = corpus.folder
-        self.settings = source_settings(source, corpus)
-        self.fraction: float = self.settings["validation fraction"] or 0.0
-        self.hub: HubData | None = None
-        self.inputs: tuple[Input, ...] = ()
-        self.validation_inputs: tuple[Input, ...] = ()
-        self.rows: int | None = None
-        self.spools: dict[str, Spool] = {}
-        self.tokens = 0
-        self.seen = 0
-        self.skipped = 0
-        self.full = False
-        self.overlap = corpus.spec.validation.overlap
-        self.held_out = np.zeros(0, dtype=np.uint64)
-        self.repeated = np.zeros(0, dtype=bool)
-
-    def blocks(self) -> Iterator[tuple[str, Block]]:
-        """Yield (split, block) in the order of the files; stops early once `full`."""
-        with naming(self.source.field("train")):
-            for block in self.hub.blocks() if self.hub is not None else self.file_blocks(self.source.files):
-                if self.full:
-                    break
-                yield "train", block
-        with naming(self.source.field("validation")):
-            for block in self.file_blocks(self.source.validation):
-                yield "validation", block
-
-    def file_blocks(self, files: Sequence[Path]) -> Iterator[Block]:
-        return itertools.chain.from_iterable(
-            file_blocks(file, self.source.spec.text, self.source.spec.csv) for file in files
-        )
-
-    def hold_out(self, texts: Iterator[Sequence[str]]) -> None:
-        """Remember the documents of the validation files, to find them among those of training."""
-        self.held_out = np.unique(np.concatenate([self.held_out, *map(hash_texts, texts)]))
-        self.repeated = np.zeros(len(self.held_out), dtype=bool)
-
-    def _refuse_repeated(self, encoded: Encoded) -> None:
-        at = np.searchsorted(self.held_out, encoded.hashes)
-        inside = at < len(self.held_out)
-        at, hashes = at[inside], encoded.hashes[inside]
-        self.repeated[at[self.held_out[at] == hashes]] = True
-        if (count := int(self.repeated.sum())) > self.overlap * len(self.held_out):
-            raise XDogeError(
-                f"{count:,} of the {len(self.held_out):,} documents of its validation files are among its training "
-                f"documents, more than {self.overlap:.0%}. Remove them, or raise validation: {{overlap}}."
-            )
-
-    def event(self, kind: Literal["source", "done"]) -> Event:
-        """Return how far it is: documents of both splits, and their tokens; at the end those that were kept."""
-        spools = self.spools.values()
-        tokens = sum(spool.tokens for spool in spools) if self.spools else self.tokens
-        done = sum(spool.documents for spool in spools) if self.spools and kind == "done" else self.seen
-        return Event(kind, self.source.name, done, self.rows, tokens)
-
-    def take(self, split: str, encoded: Encoded) -> None:
-        """Add the documents of one block, up to max_tokens."""
-        if split == "train" and self.full:
-            return  # read ahead, further than another number of threads would have
-        self.seen += encoded.rows
-        self.skipped += encoded.rows - len(encoded.lengths)
-        if split == "train":
-            limit = self.source.spec.max_tokens
-            if limit is not None:
-                encoded = encoded.until(limit - self.spools["train"].tokens)
-                self.full = self.spools["train"].tokens + encoded.train_tokens() >= limit
-            self._refuse_repeated(encoded)
-        if split == "validation" or not encoded.held_out.any():
-            self.spools[split].add(encoded.tokens, encoded.lengths, int(encoded.n_bytes.sum()))
-            return
-        for name, chosen in (("train", ~encoded.held_out), ("validation", encoded.held_out)):
-            tokens = encoded.tokens[np.repeat(chosen, encoded.lengths)]
-            self.spools[name].add(tokens, encoded.lengths[chosen], int(encoded.n_bytes[chosen].sum()))
-
-
-def _scan(
-    works: Sequence[_Work], tokenizer: Tokenizer | None, pool: ThreadPoolExecutor, on_progress: OnProgress
-) -> None:
-    """Look at every input once, in parallel, before anything is written."""
-
-    def submit(file: Path, work: _Work) -> Future[Input]:
-        name = relative(file, work.folder)
-        if tokenizer is not None and work.source.spec.megatron is not None:
-            return pool.submit(scan_megatron, file, tokenizer, name=name)
-        return pool.submit(scan, file, work.source.spec.text, name=name, csv=work.source.spec.csv)
-
-    jobs = [
-        [[submit(file, work) for file in files] for files in (work.source.files, work.source.validation)]
-        for work in works
-    ]
-    total, done = sum(len(files) for job in jobs for files in job), 0
-    for work, job in zip(works, jobs, strict=True):
-        scanned: list[list[Input]] = [[], []]
-        for inputs, files, split in zip(scanned, job, SPLITS, strict=True):
-            for future in files:
-                with naming(work.source.field(split)):
-                    inputs.append(future.result())
-                done += 1
-                on_progress(Event("scan", done=done, total=total))
-            with naming(work.source.field(split)):
-                refuse_empty(inputs)
-        work.inputs, work.validation_inputs = tuple(scanned[0]), tuple(scanned[1])
-        if work.source.spec.megatron is None:
-            column = work.source.spec.text
-            with naming(work.source.field("validation")):
-                work.hold_out(block.texts(column) for block in work.file_blocks(work.source.validation))
-        if not work.source.files:
-            with naming(work.source.field("train")):
-                work.hub = open_dataset(work.source, work.folder)
-            work.inputs = work.hub.inputs
-        counts = [entry.rows for entry in (*work.inputs, *work.validation_inputs)]
-        if work.hub is not None:
-            counts = [work.hub.rows, *(entry.rows for entry in work.validation_inputs)]
-        known = [count for count in counts if count is not None]
-        work.rows = sum(known) if len(known) == len(counts) else None
-
-
-def _refuse_same_bytes(corpus: Corpus, markers: Mapping[Source, dict[str, Any] | None], works: Sequence[_Work]) -> None:
-    """Refuse text that is there twice under two names; the check of corpus.yaml knows names only."""
-    inputs = {work.source.name: [work.inputs, work.validation_inputs] for work in works}
-    for source, marker in markers.items():
-        if marker is not None:
-            parts = (marker[key] for key in ("inputs", "validation_inputs"))
-            inputs[source.name] = [tuple(Input(**entry) for entry in part) for part in parts]
-    seen: dict[str, str] = {}
-    for source in corpus.sources:
-        for split, entries in zip(SPLITS, inputs[source.name], strict=True):
-            for entry in entries:
-                if entry.sha256 is None or entry.rows == 0 or entry.path.endswith(".idx"):
-                    continue
-                if entry.sha256 in seen:
-                    raise XDogeError(
-                        f"{source.field(split)}: {entry.path} has the bytes of {seen[entry.sha256]}; leave one out."
-                    )
-                seen[entry.sha256] = f"{entry.path} of {source.name} ({split})"
-
-
 # --- the work ------------------------------------------------------------------------------------------------------
 
 
 def _tokenise(
-    works: Sequence[_Work],
+    works: Sequence[Work],
     tokenizer: Tokenizer,
     out: Path,
     pool: ThreadPoolExecutor,
     workers: int,
     on_progress: OnProgress,
 ) -> None:
-    pending: deque[tuple[_Work, str, Future[Encoded] | None]] = deque()  # None: the source ends here
-    finishing: deque[tuple[_Work, Future[None]]] = deque()
+    pending: deque[tuple[Work, str, Future[Encoded] | None]] = deque()  # None: the source ends here
+    finishing: deque[tuple[Work, Future[None]]] = deque()
 
     def settle() -> None:
         work, split, future = pending.popleft()
@@ -383,9 +232,9 @@ def _tokenise(
             settle_finishing()
 
 
-def _finish_source(work: _Work, tokenizer: Tokenizer, out: Path) -> None:
+def _finish_source(work: Work, tokenizer: Tokenizer, out: Path) -> None:
     source, files = work.source, {split: token_file(work.source, split) for split in SPLITS}
-    _refuse_moving(work)
+    refuse_moving(work)
     if source.spec.megatron is None:
         parts = _assemble(work, files, tokenizer, out)
     else:
@@ -407,7 +256,7 @@ def _finish_source(work: _Work, tokenizer: Tokenizer, out: Path) -> None:
     write_json(marker_path(out, source), marker)
 
 
-def _assemble(work: _Work, files: dict[str, str], tokenizer: Tokenizer, out: Path) -> dict[str, dict[str, Any]]:
+def _assemble(work: Work, files: dict[str, str], tokenizer: Tokenizer, out: Path) -> dict[str, dict[str, Any]]:
     spools = work.spools
     if spools["train"].documents == 0:
         why = "every document fell to validation" if spools["validation"].documents else "all its rows are empty"
@@ -418,13 +267,3 @@ def _assemble(work: _Work, files: dict[str, str], tokenizer: Tokenizer, out: Pat
     }
     shutil.rmtree(out / SPOOL / work.source.name)
     return parts
-
-
-def _refuse_moving(work: _Work) -> None:
-    """Raise XDogeError if an input changed since its checksum was taken."""
-    for split, entries in zip(SPLITS, (work.inputs, work.validation_inputs), strict=True):
-        for entry in entries:
-            if entry.mtime_ns is not None and not entry.same_time(work.folder):
-                raise XDogeError(
-                    f"{work.source.field(split)}: {entry.path} changed while it was being read; run again."
-                )

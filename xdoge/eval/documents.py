@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from xdoge.corpus.readers.files import file_blocks, reading, refuse_empty, scan
+from xdoge.corpus.readers.files import file_blocks, reading
+from xdoge.corpus.readers.inputs import refuse_empty, scan
 from xdoge.corpus.spec import Corpus, text_format
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError

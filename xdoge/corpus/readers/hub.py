@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from xdoge.corpus.readers.files import BLOCK_ROWS, Block, Input, array_blocks, check_column, hashed, relative
+from xdoge.corpus.readers.files import BLOCK_ROWS, Block, array_blocks
+from xdoge.corpus.readers.inputs import Input, check_column, hashed, relative
 from xdoge.corpus.spec import Source, text_format
 from xdoge.errors import Interrupted, MissingExtraError, XDogeError
 
