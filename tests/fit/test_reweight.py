@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.optimize import minimize
 
 from xdoge.fit.reweight import DECAY, LEAST_SIGNAL, Rule, Weights, mirror_step, raw_scores, step
+from xdoge.fit.targets import language_shares
 from xdoge.mixtures.simplex import project
 
 
@@ -83,7 +85,7 @@ def test_the_step_solves_the_problem_it_states():
 
 def test_a_negative_score_lowers_a_weight():
     gram = [[1.0, -0.9, 0], [-0.9, 1.0, -0.5], [0, -0.5, 1.0]]
-    after, scores = step(Weights.uniform(np.ones(3, dtype=bool)), products(gram), rule=rule(3), eta=1.0)
+    after, scores = step(Weights.start(np.full(3, 1 / 3)), products(gram), rule=rule(3), eta=1.0)
     assert scores[1] < 0
     assert after.now[1] < 1 / 3 < after.now[2]
 
@@ -130,13 +132,13 @@ def test_a_source_with_one_sequence_is_not_scored_unless_it_is_no_target():
 
 def test_a_normalised_score_knows_no_units():
     """Gradients c times as long give the same step, so one μ serves every size of proxy."""
-    gram, state = np.array([[4.0, 1.0], [1.0, 2.0]]), Weights.uniform(np.ones(2, dtype=bool))
+    gram, state = np.array([[4.0, 1.0], [1.0, 2.0]]), Weights.start(np.full(2, 1 / 2))
     short, long = (step(state, products(gram * c**2), rule=rule(2), eta=1)[1] for c in (1.0, 10.0))
     np.testing.assert_allclose(short, long)
 
 
 def test_scores_are_divided_by_a_running_mean_that_starts_unbiased():
-    state = Weights.uniform(np.ones(2, dtype=bool))
+    state = Weights.start(np.full(2, 1 / 2))
     state, first = step(state, products(np.eye(2) * 4.0), rule=rule(2), eta=0.0)
     np.testing.assert_allclose(first, 0.5)  # |g|² over its own mean, over two targets
     _, second = step(state, products(np.eye(2) * 2.0), rule=rule(2), eta=0.0)
@@ -146,7 +148,7 @@ def test_scores_are_divided_by_a_running_mean_that_starts_unbiased():
 
 def test_one_step_with_leaping_gradients_does_not_decide_the_fit():
     """Measured: two of twelve sources leapt in one step of sixty, and that step moved a third of all weight."""
-    state = Weights.uniform(np.ones(2, dtype=bool))
+    state = Weights.start(np.full(2, 1 / 2))
     for _ in range(50):
         state, _ = step(state, products(np.eye(2)), rule=rule(2), eta=0.01)
     _, scores = step(state, products(np.diag([100.0, 1.0])), rule=rule(2), eta=0.01)
@@ -159,7 +161,7 @@ def test_one_step_with_leaping_gradients_does_not_decide_the_fit():
 def test_the_unbiased_score_is_measured_in_true_lengths():
     """The noise in |g|² depends on the sequences per source; the length between halves does not, and so μ need not."""
     gram, half = np.eye(2) * 10.0 + 1.0, np.array([3.0, 1.0])
-    state = Weights.uniform(np.ones(2, dtype=bool))
+    state = Weights.start(np.full(2, 1 / 2))
     _, scores = step(state, products(gram, half), rule=rule(2, score="unbiased"), eta=0)
     np.testing.assert_allclose(scores, (half + 1.0) / 2.0 / 2)
 
@@ -168,7 +170,7 @@ def test_the_unbiased_score_is_measured_in_true_lengths():
 def test_a_length_lost_in_noise_does_not_blow_up_the_scores(half):
     gram = np.full((2, 2), 0.5) + np.eye(2) * 10
     held = rule(2, score="unbiased", targets=np.array([1.0, 0.0]))
-    _, scores = step(Weights.uniform(np.ones(2, dtype=bool)), products(gram, half), rule=held, eta=0)
+    _, scores = step(Weights.start(np.full(2, 1 / 2)), products(gram, half), rule=held, eta=0)
     assert abs(scores[1]) <= 11 / (LEAST_SIGNAL * 10.5)
 
 
@@ -185,7 +187,7 @@ def test_a_held_out_target_steers_and_is_never_trained_on():
     trained = np.array([True, True, False])
     gram = [[1.0, 0.0, 0.9], [0.0, 1.0, -0.9], [0.9, -0.9, 1.0]]
     held = rule(3, trained=trained, targets=np.array([0.0, 0.0, 1.0]))
-    state = Weights.uniform(trained)
+    state = Weights.start(trained / trained.sum())
     np.testing.assert_array_equal(state.now, [0.5, 0.5, 0.0])
     part = products(gram)
     part.scores = np.array(gram)[:, 2]
@@ -195,7 +197,7 @@ def test_a_held_out_target_steers_and_is_never_trained_on():
 
 
 def test_the_answer_is_the_mean_over_the_steps_after_burn_in():
-    state, seen = Weights.uniform(np.ones(2, dtype=bool)), []
+    state, seen = Weights.start(np.full(2, 1 / 2)), []
     for number, own in enumerate((4.0, 1.0, 5.0, 2.0)):
         gram = [[own, 0.0], [0.0, 3.0]]
         state, _ = step(state, products(gram), rule=rule(2), eta=0.2, counts=number > 0)
@@ -205,6 +207,33 @@ def test_the_answer_is_the_mean_over_the_steps_after_burn_in():
 
 def test_an_absent_source_does_not_sink_when_others_score_above_zero():
     gram = np.array([[1.0, 0.5, np.nan], [0.5, 1.0, np.nan], [np.nan, np.nan, np.nan]])
-    after, scores = step(Weights.uniform(np.ones(3, dtype=bool)), products(gram), rule=rule(3), eta=1.0)
+    after, scores = step(Weights.start(np.full(3, 1 / 3)), products(gram), rule=rule(3), eta=1.0)
     assert np.isnan(scores[2])
     assert after.now[2] == pytest.approx(1 / 3)
+
+
+@given(
+    arrays(np.float64, (3, 6), elements=st.floats(-3, 3)).filter(lambda grads: (np.abs(grads).sum(axis=1) > 0.1).all()),
+    st.floats(0.05, 0.95),
+    st.sampled_from(["unbiased", "paper"]),
+)
+def test_a_source_cut_in_two_alike_halves_leaves_every_language_its_weight(grads, part, score):
+    """Three languages of a source each; the first is cut, and its start with it, into parts of any two sizes."""
+    grads = grads + np.array([1.0, 0, 0, 0, 0, 0])
+    whole, cut = np.array([0.4, 0.35, 0.25]), np.array([0.4 * part, 0.4 * (1 - part), 0.35, 0.25])
+    of_cut = grads[[0, 0, 1, 2]]
+
+    def three_steps(gradients, languages, weights):
+        targets = np.concatenate([np.full(len(members), 1 / len(members)) for members in languages])
+        shares = language_shares(languages, targets).mean(axis=0)
+        of_languages = rule(len(weights), targets=targets, shares=shares, score=score, floor=1e-9)
+        seen = products(gradients @ gradients.T)
+        seen.scores = gradients @ (targets @ gradients)
+        state = Weights.start(weights)
+        for _ in range(3):
+            state, _ = step(state, seen, rule=of_languages, eta=0.1)
+        return state.now
+
+    before, after = three_steps(grads, [[0], [1], [2]], whole), three_steps(of_cut, [[0, 1], [2], [3]], cut)
+    np.testing.assert_allclose([after[0] + after[1], after[2], after[3]], before, rtol=1e-6)
+    np.testing.assert_allclose(after[0] / after[1], part / (1 - part), rtol=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from xdoge import WeightSet
 from xdoge.config import settings_help
 from xdoge.errors import XDogeError
 from xdoge.fit.settings import FitSettings
@@ -42,6 +43,7 @@ def test_what_the_user_leaves_out_comes_from_recipe_and_corpus(store, recipe):
         ({"held_out": ["es/web", "es/wiki", "gl/wiki", "eu/wiki"]}, "held_out leaves no source"),
         ({"held_out": ["eu/wiki", "gl/wiki"], "batch": "sampled", "batch_size": 4}, "batch_size 4 .*held_out"),
         ({"proxy": "2m"}, "'2m'"),
+        ({"initial": "langauges"}, "initial is 'langauges'; .*languages, sources"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(store, recipe, options, message):
@@ -73,6 +75,41 @@ def test_targets_become_tau_in_the_stores_order(store, recipe, targets, tau):
     assert store.sources == ("es/web", "es/wiki", "gl/wiki", "eu/wiki")
     settings = FitSettings.for_store(store, {"proxy": recipe, "targets": targets})
     np.testing.assert_array_equal(settings.rule(store.languages).targets, tau)
+
+
+@pytest.mark.parametrize(("initial", "shares"), [("languages", "size"), ("sources", "alike")])
+def test_a_fit_starts_at_equal_languages_or_sources(store, recipe, initial, shares):
+    tokens = store.tokens()
+    web = tokens["es/web"] / (tokens["es/web"] + tokens["es/wiki"])
+    expected = {"size": [web / 3, (1 - web) / 3, 1 / 3, 1 / 3], "alike": [0.25] * 4}[shares]
+    settings = FitSettings.for_store(store, {"proxy": recipe, "initial": initial})
+    np.testing.assert_allclose(settings.initial_weights(store), expected)
+
+
+def test_a_held_out_source_starts_at_nothing_and_a_small_one_at_the_floor(store, recipe):
+    options = {"proxy": recipe, "targets": {"gl/wiki": 1}, "held_out": ["gl/wiki"], "floor": 0.2}
+    settings = FitSettings.for_store(store, options)
+    assert FitSettings.model_fields["initial"].default == settings.initial == "languages"
+    web = store.tokens()["es/web"] / (store.tokens()["es/web"] + store.tokens()["es/wiki"])
+    assert 1 - web < 0.4
+    expected = [0.8 * web / (web + 1), 0.2, 0, 0.8 / (web + 1)]  # es/wiki would have less than the floor
+    np.testing.assert_allclose(settings.initial_weights(store), expected)
+
+
+def test_a_fit_starts_at_the_weights_of_a_file(store, recipe, tmp_path):
+    def start(sources, **options):
+        WeightSet("mine", sources).save(tmp_path / "mine.json")
+        options = {"proxy": recipe, "initial": str(tmp_path / "mine.json"), "floor": 0.05} | options
+        return FitSettings.for_store(store, options).initial_weights(store)
+
+    file = {"eu/wiki": 0.6, "es/web": 0.2, "es/wiki": 0.0, "gl/wiki": 0.2}
+    np.testing.assert_allclose(start(file), [0.19, 0.05, 0.19, 0.57])
+    held = {"targets": {"eu/wiki": 1}, "held_out": ["eu/wiki"]}
+    np.testing.assert_allclose(start(file, **held), [0.475, 0.05, 0.475, 0])
+    with pytest.raises(XDogeError, match=r"mine\.json gives es/wiki no weight.*floor"):
+        start(file, floor=0)
+    with pytest.raises(XDogeError, match=r"initial=.*only in the fit: es/wiki"):
+        start({"eu/wiki": 0.6, "es/web": 0.2, "gl/wiki": 0.2})
 
 
 def test_help_names_every_setting_with_its_default():

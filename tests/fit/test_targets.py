@@ -51,7 +51,10 @@ def products(gradients, alpha, tau, reference=None):
 
 def play(gradients, target_rule, rule, steps=STEPS, losses=None):
     """Return the mean weights and the targets' state after a fit in which gradients stay what they are."""
-    weights, state = reweight.Weights.uniform(rule.trained), TargetState.start(len(target_rule.shares))
+    weights, state = (
+        reweight.Weights.start(rule.trained / rule.trained.sum()),
+        TargetState.start(len(target_rule.shares)),
+    )
     for step in range(steps):
         tau = state.targets(target_rule)
         seen = products(gradients, weights.now, tau, target_rule.reference)
@@ -67,8 +70,11 @@ def both_rules(k, members=MEMBERS, mu=0.01, **options):
     base = np.zeros(k)
     for sources in members:
         base[sources] = 1 / len(sources)
-    rule = Rule(base, np.ones(k, dtype=bool), floor=0.0, mu=mu, score="unbiased", normalise="mean_square")
-    return TargetRule(shares=language_shares(members, base), base=base, robust=True, mu=mu, **options), rule
+    shares = language_shares(members, base)
+    rule = Rule(
+        base, np.ones(k, dtype=bool), 0.0, mu, score="unbiased", normalise="mean_square", shares=shares.mean(axis=0)
+    )
+    return TargetRule(shares=shares, base=base, robust=True, mu=mu, **options), rule
 
 
 def relative_progress(gradients, target_rule):

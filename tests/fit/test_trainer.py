@@ -85,7 +85,9 @@ def test_a_fit_writes_everything_it_promises(store, recipe, finished):
     assert config["recipe"]["hidden_size"] == 16
     assert config["versions"]["torch"] == torch.__version__
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000000004", "step-000000006"]
-    assert rows[0]["loss"] == pytest.approx(trajectory["loss"].to_numpy()[:4].mean())  # weighed as it was trained on
+    assert weights.method["initial"] == "languages"
+    initial = np.array(list(config["initial"].values()))
+    assert rows[0]["loss"] == pytest.approx(trajectory["loss"].to_numpy()[:4] @ initial)  # weighed as it was trained on
 
 
 def test_a_fit_takes_its_settings_by_name(store, recipe, finished, tmp_path):
@@ -221,6 +223,17 @@ def test_a_folder_with_something_in_it_is_refused(store, recipe, finished, tmp_p
 def test_resuming_with_other_settings_is_refused_and_the_difference_shown(store, recipe, finished):
     with pytest.raises(XDogeError, match=r"seed was 0, is now 1; settings\.mu was 0\.5, is now 0\.1"):
         fit(store, settings_for(store, recipe, seed=1, mu=0.1), out=finished, resume=True)
+
+
+def test_a_run_begun_without_a_setting_of_this_version_is_refused_by_its_name(store, recipe, finished, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert config.pop("initial")
+    assert config["settings"].pop("initial") == "languages"
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(XDogeError, match="begun by an earlier xdoge, without the setting initial.*another folder"):
+        fit(store, out=run, resume=True)
 
 
 def test_another_library_version_is_said_on_resume(store, recipe, tmp_path):

@@ -29,7 +29,9 @@ _FIT_HELP = f"""Learn one weight per source with a small proxy model.
 
 A proxy trains on all sources of all languages. At each step every source is scored by how much a gradient step on it
 lowers the losses of all targets; its weight is multiplied by exp(η score / μ) and kept above the floor. The answer is
-the mean of the weights over the steps.
+the mean of the weights over the steps. The fit starts at equal weights of all languages, and within a language in
+proportion to the tokens of its sources, so that cutting a source in two does not raise its language. `--set
+initial=sources` starts at equal sources, and `--set initial=FILE` at the weights of an earlier fit.
 
 **Whom it helps.** Every language's loss counts alike. A sum over languages is a vote, as one over sources is with
 `--targets sources`: related languages vote for each other, and one without relatives may pay. `--targets robust`

@@ -43,6 +43,7 @@ class Rule:
         score: "unbiased" takes ⟨g_j, g_j⟩ between independent halves of the batch; "paper" from one batch.
         normalise: what a score is divided by; see `normalised`.
         masses: (k,) what the targets count for in that, where it is not the targets themselves.
+        shares: (k,) what each source counts for in the mean length of gradients; all alike if left out.
     """
 
     targets: Floats
@@ -52,6 +53,7 @@ class Rule:
     score: Score
     normalise: Normalisation
     masses: Floats | None = None
+    shares: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Weights:
         now: (k,) α_t, 0 where not trained.
         total: (k,) sum of α_t over the steps that count towards the average.
         steps: number of those steps.
-        signal: exponentially weighted sum of the sources' mean squared gradient, without noise where the score is.
+        signal: exponentially weighted sum of the mean squared gradient, without noise where the score is.
         square_norm: the same of |g_i|², noise included.
         mass: the sum of the weights of both, for the bias of the first steps.
     """
@@ -75,9 +77,9 @@ class Weights:
     mass: float = 0.0
 
     @classmethod
-    def uniform(cls, trained: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Weights:
-        """Start from equal shares for all trained sources."""
-        return cls(now=trained / trained.sum(), total=np.zeros(trained.size))
+    def start(cls, initial: Floats) -> Weights:
+        """Start at these weights, (k,), 0 for sources that are not trained on."""
+        return cls(now=initial, total=np.zeros(initial.size))
 
     @property
     def average(self) -> Floats:
@@ -100,7 +102,7 @@ def step(
     Returns:
         The new state, and (k,) dimensionless scores, NaN where a source could not be scored.
     """
-    signal, square_norm = _mean(own_products(products, rule)), _mean(products.square_norms)
+    signal, square_norm = _mean(own_products(products, rule), rule), _mean(products.square_norms, rule)
     weights = replace(
         weights,
         signal=DECAY * weights.signal + (1 - DECAY) * signal,
@@ -159,7 +161,8 @@ def normalised(scores: Floats, products: SourceProducts, *, rule: Rule, mean_squ
 
     "mean_square" divides by Στ (or the sum of `masses`) over the sources present and by the running mean of |∇l_i|² as
     the score estimates it, times the leap of this step's |g|² above its running mean: the mean alignment of a source
-    with the targets, 1 if all gradients are equal. "none" leaves nats² per unit step.
+    with the targets, 1 if all gradients are equal. "none" leaves nats² per unit step. In these means every language
+    counts alike (`shares`), so that cutting a source in two changes no score.
     """
     if rule.normalise == "none":
         return scores
@@ -189,7 +192,7 @@ def mirror_step(weights: Floats, exponents: Floats, *, floor: float) -> Floats:
     return project(np.exp(moved - moved.max()), floor=floor)
 
 
-def _mean(values: Floats) -> float:
-    """Mean over what is known, 0 if nothing is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else 0.0
+def _mean(values: Floats, rule: Rule) -> float:
+    """Mean over the sources whose value is known, 0 if none of them counts."""
+    shares = np.where(np.isnan(values), 0.0, 1.0 if rule.shares is None else rule.shares)
+    return float(np.average(np.nan_to_num(values), weights=shares)) if shares.any() else 0.0

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from xdoge.config import Count
-from xdoge.errors import XDogeError, names_that_differ
+from xdoge.errors import XDogeError, argument, names_that_differ
 from xdoge.fit.reweight import Normalisation, Rule, Score
 from xdoge.fit.targets import TargetRule, language_shares, targets_by_source
+from xdoge.mixtures.simplex import Floats, project
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
-from xdoge.mixtures.weights import WeightSet
+from xdoge.mixtures.weights import Level, WeightSet
 from xdoge.models.flops import product_flops
 from xdoge.models.recipes import Recipe
 from xdoge.training.proxy_settings import Languages, ProxySettings, refuse_unknown
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 FEW_SEQUENCES = 20
 """Below this many sequences, drawing without replacement biases ⟨g^A, g^B⟩ noticeably (docs/method.md)."""
+
+INITIAL: tuple[Level, ...] = get_args(Level)
+"""What `initial` may be beside a file: what has equal weights at the start."""
 
 FLOOR_SHARE = 1 / 20
 """Default floor as a part of the equal share 1 / k: γ ≪ 1 / k, and no source is ever out of reach."""
@@ -46,6 +51,7 @@ class FitOptions(TypedDict, total=False):
     precision: Literal["auto", "float32", "bfloat16"]
     device: str
     eval_sequences: int
+    initial: str
     floor: float
     mu: float
     score: Score
@@ -68,6 +74,11 @@ class FitOptions(TypedDict, total=False):
 class FitSettings(ProxySettings):
     """Every setting of `xdoge fit-weights`, all of them resolved; `for_store` fills in what the user left out."""
 
+    initial: str = Field(
+        "languages",
+        description="weights at the start: languages (all languages alike, in proportion to tokens within each), "
+        "sources (all sources alike), or a weights.json",
+    )
     floor: float = Field(ge=0, description="γ, least weight of a source, below 1/k [1/(20 k)]")
     mu: float = Field(0.1, gt=0, description="μ, the lead in score over the whole fit that gains a factor e")
     score: Score = Field("unbiased", description="⟨g_j, g_j⟩ between independent halves, or as in the paper")
@@ -126,25 +137,51 @@ class FitSettings(ProxySettings):
         Raises:
             XDogeError: no_worse_than names no reference for these sources.
         """
-        rule, index = self.rule(store.languages), {source: i for i, source in enumerate(store.sources)}
-        members = [[index[source] for source in sources] for sources in store.languages.values()]
+        rule = self.rule(store.languages)
         reference, allowance = None, TargetRule.allowance
         if self.no_worse_than is not None:
             name, _, percent = self.no_worse_than.rpartition(":")
             allowance = float(percent.removesuffix("%")) / 100
-            trained = {s: n for s, n in store.tokens().items() if rule.trained[index[s]]}
+            trained = self._trained_tokens(store)
             weights = strategy_weights(name, trained) if name in STRATEGIES else WeightSet.load(name)
             if difference := names_that_differ(name, [s for s, w in weights.sources.items() if w], "the fit", trained):
                 raise XDogeError(f"no_worse_than {self.no_worse_than!r} has other sources: {difference}.")
             reference = np.array([weights.sources.get(source, 0.0) for source in store.sources])
         return TargetRule(
-            shares=language_shares(members, rule.targets),
+            shares=language_shares(_positions(store.languages), rule.targets),
             base=rule.targets,
             robust=self.targets == "robust",
             mu=self.mu,
             reference=reference,
             allowance=allowance,
         )
+
+    def initial_weights(self, store: TokenStore) -> Floats:
+        """Return the weights that the fit starts at, (k,): 0 for held-out sources, at least the floor for the others.
+
+        Raises:
+            XDogeError: the file that `initial` names has weights of other sources.
+        """
+        trained = self._trained_tokens(store)
+        if self.initial in INITIAL:
+            masses = strategy_weights("uniform", trained, level=self.initial).sources
+        else:
+            masses = WeightSet.load(self.initial).sources
+            named = [source for source in masses if source not in self.held_out]
+            if difference := names_that_differ(self.initial, named, "the fit", trained):
+                raise XDogeError(f"{argument('initial', self.initial)} has other sources: {difference}.")
+            if not self.floor and (stuck := [source for source in trained if not masses[source]]):
+                raise XDogeError(
+                    f"{argument('initial', self.initial)} gives {stuck[0]} no weight, and without a floor it would "
+                    f"never gain any; set {argument('floor')} above 0, or list {stuck[0]} in held_out."
+                )
+        projected = project([masses[source] for source in trained], floor=self.floor)
+        weights = dict(zip(trained, projected.tolist(), strict=True))
+        return np.array([weights.get(source, 0.0) for source in store.sources])
+
+    def _trained_tokens(self, store: TokenStore) -> dict[str, int]:
+        """Return the training tokens of each source that the proxy trains on."""
+        return {source: n for source, n in store.tokens().items() if source not in self.held_out}
 
     def sequences_seen(self, store: TokenStore) -> dict[str, int]:
         """Return how many sequences of each source the proxy sees: all, or what `target_budget` leaves.
@@ -179,14 +216,16 @@ class FitSettings(ProxySettings):
     def rule(self, languages: Languages) -> Rule:
         """Return what decides the outer steps, with τ and the trained sources in the order of the languages."""
         sources = [source for members in languages.values() for source in members]
-        targets = targets_by_source(self.targets, languages)
+        by_source = targets_by_source(self.targets, languages)
+        targets = np.array([by_source.get(source, 0.0) for source in sources])
         return Rule(
-            targets=np.array([targets.get(source, 0.0) for source in sources]),
+            targets=targets,
             trained=np.array([source not in self.held_out for source in sources]),
             floor=self.floor,
             mu=self.mu,
             score=self.score,
             normalise=self.normalise,
+            shares=language_shares(_positions(languages), targets).mean(axis=0),
         )
 
     def notes(self, store: TokenStore) -> list[str]:
@@ -252,6 +291,10 @@ class FitSettings(ProxySettings):
                 "batch sampled shows some languages in some steps only, so their progress cannot be followed; "
                 "targets robust and no_worse_than need batch: stratified."
             )
+        if self.initial not in INITIAL and not Path(self.initial).exists():
+            raise XDogeError(
+                f"{argument('initial')} is {self.initial!r}; it must be languages, sources or an existing weights.json."
+            )
         name = (self.no_worse_than or "").rpartition(":")[0]
         if name and name not in STRATEGIES and not Path(name).exists():
             raise XDogeError(
@@ -267,3 +310,9 @@ class FitSettings(ProxySettings):
             )
         if self.batch == "sampled" and self.batch_size <= least * len(self.held_out):
             raise XDogeError(f"batch_size {self.batch_size} leaves no sequence to draw beside those of held_out.")
+
+
+def _positions(languages: Languages) -> list[list[int]]:
+    """Return the positions of each language's sources in the order of the languages."""
+    position = itertools.count()
+    return [[next(position) for _ in sources] for sources in languages.values()]

@@ -114,9 +114,9 @@ class TargetState:
 
     def targets(self, rule: TargetRule) -> Floats:
         """Return τ of the sources for the next step, (k,); only their proportions matter."""
-        potential, sources = self.potential, (rule.shares > 0).sum(1)
+        potential = self.potential
         finite = np.isfinite(potential)
-        usual = np.average(potential[finite], weights=sources[finite]) if finite.any() else 1.0
+        usual = potential[finite].mean() if finite.any() else 1.0
         return self._of_sources(rule, usual / potential)
 
     def masses(self, rule: TargetRule) -> Floats:

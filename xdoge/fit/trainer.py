@@ -83,6 +83,8 @@ def fit(
         raise XDogeError(f"{', '.join(options)} and settings are both given; give complete settings, or options alone.")
     recipe, target_rule = load_recipe(settings.proxy), settings.target_rule(store)
     config = resolved_config(store, settings, recipe)
+    initial = settings.initial_weights(store)
+    config["initial"] = dict(zip(store.sources, initial.tolist(), strict=True))
     if target_rule.reference is not None:
         config["reference"] = dict(zip(store.sources, target_rule.reference.tolist(), strict=True))
     processes = Processes.join(cpu=settings.device == "cpu", timeout=settings.timeout)
@@ -102,7 +104,7 @@ def fit(
         run.refuse_taken()
     for line in settings.notes(store):
         on_note(f"note: {line}")
-    trainer = Trainer(Proxy(store, settings, recipe, processes=processes), settings, target_rule, run)
+    trainer = Trainer(Proxy(store, settings, recipe, processes=processes), settings, target_rule, run, initial)
     with processes.closing_group(), run.claimed() if first else contextlib.nullcontext(), stop_requests() as stop:
         if first and not resume:
             run.start(config)
@@ -138,7 +140,9 @@ class Batch:
 class Trainer:
     """The proxy and the state of one fit, and what a step does to them; each of several processes has the same."""
 
-    def __init__(self, proxy: Proxy, settings: FitSettings, target_rule: TargetRule, run: RunFolder) -> None:
+    def __init__(
+        self, proxy: Proxy, settings: FitSettings, target_rule: TargetRule, run: RunFolder, initial: Floats
+    ) -> None:
         self.proxy, self.settings, self.run, self.target_rule = proxy, settings, run, target_rule
         self.store, self.processes = proxy.store, proxy.processes
         self.rule = settings.rule(self.store.languages)
@@ -148,7 +152,7 @@ class Trainer:
         k = len(self.store.sources)
         self.state = State(
             step=0,
-            weights=reweight.Weights.uniform(self.rule.trained),
+            weights=reweight.Weights.start(initial),
             read=np.zeros(k, dtype=np.int64),
             targets=TargetState.start(len(self.store.languages)),
             affinity=GradientAffinity.empty(k),

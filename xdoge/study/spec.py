@@ -14,7 +14,7 @@ from xdoge.baselines import METHODS, BaselineSettings
 from xdoge.baselines.options import RegmixSettings
 from xdoge.config import Config, Seed
 from xdoge.errors import XDogeError, require
-from xdoge.fit.settings import FitSettings
+from xdoge.fit.settings import INITIAL, FitSettings
 from xdoge.laws.problem import FORMS
 from xdoge.laws.swarm_settings import SwarmSettings
 from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS
@@ -216,6 +216,8 @@ def read_strategies(
             reference, colon, allowance = str(complete.get("no_worse_than") or "").rpartition(":")
             if colon and reference not in STRATEGIES:
                 complete["no_worse_than"] = f"{_from(folder, reference)}:{allowance}"
+            if complete.get("initial", "languages") not in INITIAL:
+                complete["initial"] = _from(folder, str(complete["initial"]))
             strategies[name] = _learned(name, kind, complete, store, epochs, seed=spec.seeds[0], where=here)
             continue
         by_size = _BySize.parse(settings, where=here)
@@ -250,6 +252,7 @@ def _learned(
             settings = FitSettings.for_store(store, {"seed": seed, **values}, where="settings")
             reference = settings.target_rule(store).reference
             learns_from["reference"] = None if reference is None else reference.tolist()
+            learns_from["initial"] = settings.initial_weights(store).tolist()
         else:
             settings = METHODS[kind].for_store(store, {"seed": seed, **values}, where="settings")
     except XDogeError as error:

@@ -138,6 +138,12 @@ class RunFolder:
         started = read_yaml(self.path / "config.yaml")
         before, now = started.pop("versions", {}), versions()
         old, new = decisive(started), decisive(config)
+        known = started.get("settings") or {}
+        if unknown := [key for key, value in config.get("settings", {}).items() if key not in known and value]:
+            raise XDogeError(
+                f"{self.path} was begun by an earlier xdoge, without the setting {', '.join(unknown)}; finish the run "
+                "with that version, or start it anew in another folder."
+            )
         changed = [
             f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"
             for key in [*old, *(key for key in new if key not in old)]
