@@ -496,4 +496,4 @@ def test_fits_of_other_targets_are_told_apart_from_draws_of_one():
     assert not [line for line in compare(fits).notes if "targets" in line]
     robust = replace(fits[1], method={**fits[1].method, "targets": "robust"})
     (note,) = (line for line in compare([fits[0], robust]).notes if "targets" in line)
-    assert note.startswith("proxy 60m: ")
+    assert note.startswith("fit0, fit1 differ in targets")

@@ -52,7 +52,9 @@ def test_two_models_on_a_store_in_one_table(xdoge, store, models, tmp_path):
     assert languages == ["es", "gl", "eu", "average", "es", "gl", "eu"]
     assert "one: es/web: " in err
     assert "two: es/web: " in err
-    assert printed.count("%") == 14  # a change for each line of the second model
+    tables, verdict, _ = printed.rpartition("verdict: ")
+    assert tables.count("%") == 14  # a change for each line of the second model
+    assert "two against one" in printed.removeprefix(tables + verdict)
     assert str(out) in printed
     assert "same documents for both" in printed
     assert {row["paired"] for row in score_rows(table, baseline="one")} == {None, True}
@@ -61,11 +63,13 @@ def test_two_models_on_a_store_in_one_table(xdoge, store, models, tmp_path):
     assert f"{value:.2f}" in printed or f"{value:.3f}" in printed
 
 
-def test_json_is_the_file(xdoge, store, models, tmp_path):
+def test_json_is_the_file_and_the_verdict(xdoge, store, models, tmp_path):
     out = tmp_path / "results.json"
     status, printed, _ = xdoge("eval", models / "m0", "--store", store.path, "--out", out, "--json")
     assert status == 0
-    assert json.loads(printed) == json.loads(out.read_text())
+    value = json.loads(printed)
+    assert "least certain" in value.pop("verdict")
+    assert value == json.loads(out.read_text())
 
 
 def test_what_a_killed_evaluation_finished_is_not_measured_again(xdoge, store, models, tmp_path, monkeypatch):
@@ -293,7 +297,7 @@ def test_there_is_one_average_over_languages_so_that_no_other_says_the_opposite(
     older = [Row(model, ALL, "perplexity", "perplexity_per_token", value, None, 2, False) for model, value in
              (("m0", 20.1), ("m1", 19.8))]  # fmt: skip
     print_results(results(*rows, *older), baseline="m0")
-    averages = [line.split() for line in capsys.readouterr().out.splitlines() if "average" in line]
+    averages = [line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["average"]]
     assert averages == [["average", "1.515", "1.529", "+1.0%"]]
 
 

@@ -34,7 +34,7 @@ def test_mix_prints_the_plan_and_writes_it(xdoge, here):
     assert out.startswith(
         "learned: 40,000 tokens, at most 4 epochs unless said otherwise; caps and rounding move 10.00% of the tokens"
     )
-    for word in ("planned / learned", "18,000", "at 4", "m.json"):
+    for word in ("planned / weight", "18,000", "at 4", "m.json"):
         assert word in out
     assert "warning: caps cut the weight by more than 25%: eu by 50%." in err
     assert Mixture.load("m.json").sources["eu/wiki"].tokens == 4_000
@@ -46,9 +46,11 @@ def test_without_out_the_plan_is_only_shown(xdoge, here):
     assert {path.name for path in here.iterdir()} == {"counts.json", "weights.json"}
 
 
-def test_json_is_the_file(xdoge, here):
+def test_json_is_the_file_and_the_verdict(xdoge, here):
     _, out, err = xdoge(*MIX, "--out", "m.json", "--json")
-    assert json.loads(out) == json.loads(Path("m.json").read_text())
+    printed = json.loads(out)
+    assert "caps decide" in printed.pop("verdict")
+    assert printed == json.loads(Path("m.json").read_text())
     assert "warning" in err
 
 

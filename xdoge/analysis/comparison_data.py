@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from xdoge.analysis import models, shares, tables
+from xdoge.analysis import models, shares, tables, verdicts
 from xdoge.analysis.inputs import File, Inputs
 from xdoge.analysis.shares import Group, Rows
 from xdoge.analysis.tables import TextTable
@@ -109,13 +109,27 @@ class ComparisonData:
         """What a reader must know before trusting a difference, and the warnings of the mixtures; a line each."""
         inputs = self.inputs
         lines = shares.notes(self.sets)
-        lines += [f"{group.name}: {line}" for group in self.groups for line in shares.question_notes(group.sets)]
+        lines += shares.pooling_notes(inputs.weights)
         lines += models.score_notes(self.rows.get("scores", []), baseline=self.baseline_of(self.models))
         lines += models.window_notes(inputs.results, baseline=self.baseline_of(self.models))
         lines += models.coverage_notes(inputs.results)
         lines += models.run_notes(inputs.runs, baseline=self.baseline_of(inputs.runs))
         lines += [f"{name}: {line}" for name, outlook in self.outlooks.items() for line in outlook.notes]
         lines += [f"{name}: {line}" for name, mixture in inputs.mixtures.items() for line in mixture.warnings()]
+        return tuple(lines)
+
+    @functools.cached_property
+    def verdict(self) -> tuple[str, ...]:
+        """What the numbers are worth and what to do next, in sentences: of models, fits and mixtures."""
+        inputs = self.inputs
+        lines = verdicts.scores_verdict(inputs.results, baseline=self.baseline_of(self.models))
+        lines += verdicts.fits_verdict(self.groups)
+        lines += verdicts.mixtures_verdict(inputs.mixtures)
+        if "validation" in self.rows and not inputs.results.rows:
+            lines.append(
+                "Validation losses of training runs have no errors, so they decide nothing. Next: measure the models "
+                "with `xdoge eval`."
+            )
         return tuple(lines)
 
     @functools.cached_property
@@ -167,6 +181,7 @@ class ComparisonData:
             "schema": "xdoge.comparison/1",
             "files": [vars(file) for file in self.files],
             "baseline": self.baseline,
+            "verdict": " ".join(self.verdict),
             "notes": list(self.notes),
             "remarks": list(self.remarks),
             **self.rows,

@@ -99,22 +99,34 @@ def distance_rows(sets: Mapping[str, WeightSet]) -> Rows:
 def groups(sets: Mapping[str, WeightSet]) -> list[Group]:
     """Return the learned sets that are summarised together: for each corpus, those of each proxy and of all proxies.
 
-    Strategies and averages are left out, since no single fit learned them. A group has at least two sets.
+    Only fits that estimate the same are draws of one: those that differ in a setting of `QUESTION` are in different
+    groups. Strategies and averages are left out, since no single fit learned them. A group has at least two sets.
     """
-    learned = {name: weights for name, weights in sets.items() if weights.proxy and weights.spread is None}
+    learned = _learned(sets)
     summarised = []
-    corpora = _grouped(learned, lambda weights: (weights.corpus.get("sha256"), frozenset(weights.sources)))
+    corpora = _grouped(learned, _corpus)
     for number, ((digest, _), names) in enumerate(corpora.items(), 1):
-        corpus = {name: learned[name] for name in names}
-        proxies = _grouped(corpus, lambda weights: weights.proxy.get("name", "?"))
-        parts = [(f"proxy {proxy}", members, False) for proxy, members in proxies.items()]
-        parts += [("all proxies", names, True)] if len(proxies) > 1 else []
         where = f", corpus {number} ({str(digest)[:12]})" if len(corpora) > 1 else ""
-        for called, members, every in parts:
-            some = {name: corpus[name] for name in members}
-            if len(some) > 1:
-                summarised.append(Group(called + where, some, _differing(list(some.values())), every))
+        other = _other_questions({name: learned[name] for name in names})
+        for of_question in _grouped({name: learned[name] for name in names}, _question).values():
+            corpus = {name: learned[name] for name in of_question}
+            method = corpus[of_question[0]].method
+            asked = "".join(f", {key} {'default' if method.get(key) is None else method[key]}" for key in other)
+            proxies = _grouped(corpus, lambda weights: weights.proxy.get("name", "?"))
+            parts = [(f"proxy {proxy}", members, False) for proxy, members in proxies.items()]
+            parts += [("all proxies", of_question, True)] if len(proxies) > 1 else []
+            for called, members, every in parts:
+                some = {name: corpus[name] for name in members}
+                if len(some) > 1:
+                    summarised.append(Group(called + asked + where, some, _differing(list(some.values())), every))
     return summarised
+
+
+def group_of(fits: Mapping[str, WeightSet]) -> Group:
+    """Return all fits as one group, whatever they estimate."""
+    proxies = union([str(weights.proxy.get("name", "?"))] for weights in fits.values())
+    name = f"proxy {proxies[0]}" if len(proxies) == 1 else "all proxies"
+    return Group(name, fits, _differing(list(fits.values())), len(proxies) > 1)
 
 
 QUESTION = ("baseline", "targets", "held_out", "score", "mu", "normalise", "burn_in", "batch")
@@ -122,9 +134,22 @@ QUESTION = ("baseline", "targets", "held_out", "score", "mu", "normalise", "burn
 
 
 def question_notes(fits: Mapping[str, WeightSet]) -> list[str]:
-    """Return a line if fits that are summarised together do not estimate the same thing."""
-    other = [key for key in QUESTION if len({repr(fit.method.get(key)) for fit in fits.values()}) > 1]
+    """Return a line if fits do not estimate the same thing."""
+    other = _other_questions(fits)
     return [f"the fits differ in {', '.join(other)}, so they do not answer the same question."] if other else []
+
+
+def pooling_notes(sets: Mapping[str, WeightSet]) -> list[str]:
+    """Return a line for each corpus whose fits do not estimate the same, and so are not summarised as draws of one."""
+    learned = _learned(sets)
+    lines = []
+    for names in _grouped(learned, _corpus).values():
+        if other := _other_questions({name: learned[name] for name in names}):
+            lines.append(
+                f"{', '.join(names)} differ in {', '.join(other)}, so they do not answer the same question; only fits "
+                "that do are summarised together."
+            )
+    return lines
 
 
 def summary_rows(group: Group) -> Rows:
@@ -221,6 +246,24 @@ def notes(sets: Mapping[str, WeightSet]) -> list[str]:
             "that name the same."
         )
     return lines
+
+
+def _learned(sets: Mapping[str, WeightSet]) -> dict[str, WeightSet]:
+    """Return the sets that a single fit learned."""
+    return {name: weights for name, weights in sets.items() if weights.proxy and weights.spread is None}
+
+
+def _corpus(weights: WeightSet) -> tuple[Any, frozenset[str]]:
+    return weights.corpus.get("sha256"), frozenset(weights.sources)
+
+
+def _question(weights: WeightSet) -> tuple[str, ...]:
+    return tuple(repr(weights.method.get(key)) for key in QUESTION)
+
+
+def _other_questions(fits: Mapping[str, WeightSet]) -> list[str]:
+    """Return the settings in which fits differ and that change what they estimate."""
+    return [key for key in QUESTION if len({repr(fit.method.get(key)) for fit in fits.values()}) > 1]
 
 
 def _ordered(weights: WeightSet, group: Group) -> WeightSet:

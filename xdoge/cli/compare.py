@@ -13,7 +13,7 @@ import typer
 from xdoge.analysis.comparison import compare as compare_files
 from xdoge.cli import options
 from xdoge.cli.app import app, refuse_taken
-from xdoge.cli.tables import print_table
+from xdoge.cli.tables import print_table, print_verdict
 from xdoge.errors import require
 from xdoge.io import write_text
 
@@ -38,6 +38,10 @@ Training runs are compared by the perplexity of their validation text where they
 **Laws** are files of `fit-law`; --law LAW.json does the same as naming it among the files. Each law predicts the losses
 of all weight sets and mixtures. A mixture over other sources than the law's gets no prediction, and a line on stderr
 says why. A law over languages takes the sum of a language's sources.
+
+**The verdict** says which differences are real and what to do next: models differ really where the change exceeds its
+errors; fits of one question that lie more than 10 % of the tokens apart are noise; and mixtures that the caps decide
+do not depend on their weights.
 
 **--html** writes one page with what was compared, from which files, tables, charts with hover, warnings and the
 commands to repeat it. It needs no network, and shows tables and still pictures without JavaScript.
@@ -80,6 +84,7 @@ def compare(
             print_table(table)
         for line in compared.remarks:
             print(line)
+        print_verdict(compared.verdict)
     for line in compared.notes:
         print(f"warning: {line}", file=sys.stderr)
     if html is not None:

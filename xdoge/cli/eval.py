@@ -13,10 +13,11 @@ import typer
 from xdoge.analysis.inputs import check_baseline
 from xdoge.analysis.models import coverage_notes, score_notes, score_rows, tokenizers, window_notes
 from xdoge.analysis.tables import exceeding_rule, not_run, results_tables
+from xdoge.analysis.verdicts import scores_verdict
 from xdoge.cli import options
 from xdoge.cli.app import app, chosen_settings, is_first, one_voice, refuse_taken, stdout
 from xdoge.cli.progress import Display
-from xdoge.cli.tables import empty_table, print_table
+from xdoge.cli.tables import empty_table, print_table, print_verdict
 from xdoge.config import settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError, require
@@ -41,7 +42,8 @@ over languages: an average of perplexities can fall where the model got worse. W
 translations share, so are the bits they cost relative to English (`--set reference=`).
 
 **Differences** to --baseline are shown ± 1.96 standard errors, and starred where they exceed them. Models are paired by
-document: RESULTS.documents.parquet, beside RESULTS.json, keeps what each document cost each model.
+document: RESULTS.documents.parquet, beside RESULTS.json, keeps what each document cost each model. The verdict at the
+end says which differences are real, and how much more text or how many more questions would decide the others.
 
 **Benchmarks** (--suite): `iberobench`, every task of the published tables; `iberobench-mc`, its multiple-choice tasks,
 which are fast; `belebele`; `flores-iberian`; or a YAML file of your own. The evaluation harness (lm-eval) runs them,
@@ -148,7 +150,8 @@ def evaluate(  # one option for each thing that evaluations differ in most often
     if not is_first():
         return
     if as_json:
-        print(json.dumps(results.to_dict(), indent=2))
+        verdict = " ".join(scores_verdict(results, baseline=baseline))
+        print(json.dumps(results.to_dict() | {"verdict": verdict}, indent=2))
     else:
         print_results(results, baseline=baseline)
         print(out)
@@ -174,6 +177,7 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
         print(f"{ran:,} of {len(benchmarks):,} tasks ran; the table has what became of each.")
         if cut := {outcome["task"]: None for outcome in benchmarks if outcome.get("truncated")}:
             print(f"Longer than the context, and read without their beginning: some prompts of {', '.join(cut)}.")
+    print_verdict(scores_verdict(results, baseline=baseline))
 
 
 def run_evaluation(models: Mapping[str, str | Path], **values: Any) -> Results:

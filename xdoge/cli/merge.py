@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -12,17 +11,14 @@ from typing import Annotated
 
 import typer
 
-from xdoge.analysis.shares import groups, order_rows, question_notes, summary_rows
+from xdoge.analysis.shares import group_of, order_rows, question_notes, summary_rows
 from xdoge.analysis.tables import stability, summary_table
+from xdoge.analysis.verdicts import UNSETTLED, moves
 from xdoge.cli import options
 from xdoge.cli.app import app, refuse_taken
 from xdoge.cli.tables import print_table
 from xdoge.errors import MOST_NAMES, XDogeError
 from xdoge.mixtures.weights import WeightSet
-
-UNSETTLED = 0.05
-"""Part of a language's weight, and so of its epochs, that one more fit may be expected to move without a warning; a
-choice of ours. Three fits with a standard deviation of 17 % of the mean reach it, five with 27 %."""
 
 NO_NUMBER = ("timeout", "microbatches", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_sequences")
 """Settings that move no weight, but by rounding: fits that differ in these alone are one draw, not two."""
@@ -37,8 +33,8 @@ floor, and each counts as much as any other. Refused are runs of different corpo
 fit twice (no setting differs, not even the seed) and what is an average already.
 
 **What it prints**: mean, standard deviation, least and greatest weight of every language, and with --sources of every
-source; how many pairs of languages swap from fit to fit; and the fit that lies furthest from the mean. `xdoge compare`
-sets the fits side by side.
+source; how many pairs of languages swap from fit to fit; and the fit that lies furthest from the mean, or of two fits
+how far they lie apart. `xdoge compare` sets the fits side by side.
 
 **What it writes**: a weights.json whose `spread` holds the same by language and source, with name and SHA-256 of the
 weights of each fit. Of the settings, those that all fits share are kept. Without --out nothing is written.
@@ -82,7 +78,7 @@ def merge(
         print(json.dumps(mean.to_dict(), indent=2))
     else:
         print_mean(mean, fits, sources=sources)
-    for line in _warnings(mean, fits, proxies):
+    for line in _warnings(fits, proxies):
         print(f"warning: {line}", file=sys.stderr)
     if out is None:
         print("nothing was written; --out WEIGHTS.json writes the mean.", file=sys.stderr)
@@ -127,25 +123,22 @@ def _corpus(fit: WeightSet) -> str:
 
 def print_mean(mean: WeightSet, fits: Mapping[str, WeightSet], *, sources: bool) -> None:
     """Print mean and spread, whether the fits order the languages alike, and which lies furthest from the mean."""
-    all_fits = groups(fits)[-1]
+    all_fits = group_of(fits)
     rows = [row for row in summary_rows(all_fits) if sources or row["level"] == "language"]
     print_table(summary_table(all_fits, rows))
     print(stability(all_fits, order_rows(all_fits)))
     distances = {path: mean.distance(fit) for path, fit in fits.items()}
-    furthest = max(distances, key=lambda path: distances[path])
-    print(f"furthest from the mean: {furthest}, by {distances[furthest]:.1%} of the tokens.")
+    if len(fits) == 2:  # both are as far from their mean
+        print(f"the two lie {2 * max(distances.values()):.1%} of the tokens apart (total variation).")
+    else:
+        furthest = max(distances, key=lambda path: distances[path])
+        print(f"furthest from the mean: {furthest}, by {distances[furthest]:.1%} of the tokens.")
 
 
-def _warnings(mean: WeightSet, fits: Mapping[str, WeightSet], proxies: Mapping[str, int]) -> list[str]:
-    n, lines = len(fits), []
-    assert mean.spread is not None
-    moves = {
-        language: deviation / math.sqrt(n * (n + 1)) / mean[language]
-        for language, deviation in mean.spread["languages"]["standard_deviation"].items()
-        if mean[language] > 0
-    }
-    if unsettled := sorted((name for name in moves if moves[name] > UNSETTLED), key=lambda name: -moves[name]):
-        named = ", ".join(f"{name} by {moves[name]:.0%}" for name in unsettled[:MOST_NAMES])
+def _warnings(fits: Mapping[str, WeightSet], proxies: Mapping[str, int]) -> list[str]:
+    lines, moved = [], moves(group_of(fits))
+    if unsettled := sorted((name for name in moved if moved[name] > UNSETTLED), key=lambda name: -moved[name]):
+        named = ", ".join(f"{name} by {moved[name]:.0%}" for name in unsettled[:MOST_NAMES])
         more = f" and {len(unsettled) - MOST_NAMES} more" * (len(unsettled) > MOST_NAMES)
         lines.append(f"one more fit would be expected to move the weight of {named}{more}; fit another seed.")
     if len(set(proxies.values())) > 1:

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from xdoge.analysis.tables import outlook_table
+from xdoge.analysis.verdicts import mixture_verdict
 from xdoge.cli import options
 from xdoge.cli.app import app, as_options, refuse_taken, stdout
-from xdoge.cli.tables import empty_table, print_table
+from xdoge.cli.tables import empty_table, print_table, print_verdict
 from xdoge.config import parse_count
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
@@ -43,6 +44,9 @@ CSV with the columns source and tokens; numbers may be written 500M, 1.2B or 2T.
 
 **--law** shows what a law of `xdoge fit-law` predicts of each plan, and how that differs from equal shares. A law over
 languages takes the sum of a language's sources.
+
+**The verdict** says whether the weights or the caps decide: it plans equal shares of languages under the same caps, and
+names the languages whose share would be the same.
 
 **Warnings** name sources repeated more than {DEFAULT_MAX_EPOCHS:g} times, sources of which under 1 % is read, and
 languages whose weight the caps cut by more than a quarter.
@@ -150,7 +154,9 @@ def mix(  # one option for each thing that a plan depends on
         planned[0].save(out)
     if as_json:
         values = [
-            mixture.to_dict() | ({} if fitted is None else {"law": fitted.outlook({mixture.name: mixture}).to_dict()})
+            mixture.to_dict()
+            | ({} if fitted is None else {"law": fitted.outlook({mixture.name: mixture}).to_dict()})
+            | {"verdict": " ".join(mixture_verdict(mixture))}
             for mixture in planned
         ]
         print(json.dumps(values[0] if len(limits) == 1 else values, indent=2))
@@ -163,6 +169,8 @@ def mix(  # one option for each thing that a plan depends on
         predicted += outlook.notes
         if outlook.rows and not as_json:
             print_table(outlook_table(outlook.rows, str(law)))
+    for mixture in planned if not as_json else ():
+        print_verdict(mixture_verdict(mixture), _at_most(mixture) if len(limits) > 1 else "")
     for line in [*refused, *_warnings(planned), *_other_corpus(followed, corpus), *predicted]:
         print(f"warning: {line}", file=sys.stderr)
     if out is None:
@@ -290,10 +298,10 @@ def print_mixtures(mixtures: Sequence[Mixture]) -> None:
     """Print one mixture in full, or several side by side."""
     first = mixtures[0]
     print(f"{first.name}: {first.budget_tokens:,} tokens" + _sentence(first) * (len(mixtures) == 1))
-    numbers = ["planned", "planned / learned", "tokens", "available", "epochs", "unread", "cap"]
+    numbers = ["planned", "planned / weight", "tokens", "available", "epochs", "unread", "cap"]
     if len(mixtures) > 1:
         numbers = [name for mixture in mixtures for name in (f"{_at_most(mixture)}: planned", "epochs")]
-    table = empty_table(("source",), ("learned", *numbers), width=2 + max(map(len, first.sources)))
+    table = empty_table(("source",), ("weight", *numbers), width=2 + max(map(len, first.sources)))
     cells = _full_cells if len(mixtures) == 1 else _short_cells
     languages = [mixture.languages for mixture in mixtures]
     for language in sorted(languages[0], key=lambda name: -languages[0][name].tokens):
@@ -301,6 +309,8 @@ def print_mixtures(mixtures: Sequence[Mixture]) -> None:
         for source in first.sources:
             if language_of(source) == language:
                 table.add_row(f"  {source}", *cells([mixture.sources[source] for mixture in mixtures]))
+    table.add_section()
+    table.add_row("total", *_totals(mixtures), style="bold")
     stdout.print(table)
     if len(mixtures) > 1:
         print("*: the cap decided")
@@ -332,6 +342,18 @@ def _full_cells(shares: Sequence[Share]) -> list[str]:
         f"{share.unread:.1%}",
         limit,
     ]
+
+
+def _totals(mixtures: Sequence[Mixture]) -> list[str]:
+    """Return the cells of the last row: sums, and the passes over all text."""
+    available = sum(share.available_tokens for share in mixtures[0].sources.values())
+    read = [sum(share.read_before + share.tokens for share in mixture.sources.values()) for mixture in mixtures]
+    epochs = [as_epochs(tokens / available) for tokens in read]
+    total = f"{math.fsum(share.learned_weight for share in mixtures[0].sources.values()):.4f}"
+    if len(mixtures) > 1:
+        return [total, *(cell for passes in epochs for cell in ("1.0000", passes))]
+    unread = math.fsum(share.unread * share.available_tokens for share in mixtures[0].sources.values()) / available
+    return [total, "1.0000", "", f"{mixtures[0].budget_tokens:,}", f"{available:,}", epochs[0], f"{unread:.1%}", ""]
 
 
 def _short_cells(shares: Sequence[Share]) -> list[str]:

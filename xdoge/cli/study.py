@@ -12,7 +12,7 @@ import typer
 
 from xdoge.cli import options
 from xdoge.cli.app import app
-from xdoge.cli.tables import print_table
+from xdoge.cli.tables import print_table, print_verdict
 from xdoge.config import settings_help
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.io import write_json, write_text
@@ -151,7 +151,7 @@ def print_findings(findings: Findings, out: Path, command: str, *, as_json: bool
         for table in study_report.tables(findings):
             print_table(table)
         for comparison in findings.study.spec.compare:
-            print(f"verdict, equal {comparison}: {value['verdict'][comparison]}")
+            print_verdict(findings.verdict(comparison), f"equal {comparison}")
     for line in findings.notes:
         _say(f"warning: {line}.")
     written = [out / "study.json"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich import box
@@ -36,6 +36,12 @@ def print_table(table: TextTable) -> None:
         cells = [Text(cell, style="bold" if (line, place) in table.bold else "") for place, cell in enumerate(row)]
         drawn.add_row(*cells, style="bold" if _heads(row[0], table) else "")
     stdout.print(drawn)
+
+
+def print_verdict(sentences: Sequence[str], about: str = "") -> None:
+    """Print what the numbers above are worth and what to do next; nothing without a sentence."""
+    if sentences:
+        print(f"verdict{about and f', {about}'}: {' '.join(sentences)}")
 
 
 def _heads(name: str, table: TextTable) -> bool:

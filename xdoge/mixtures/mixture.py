@@ -343,7 +343,8 @@ class Mixture:
         value = read_json(path, schema=SCHEMA, version=1)
         try:
             entries, languages = value.pop("sources"), value.pop("languages")
-            del value["schema"]
+            for key in ("schema", *PRINTED):
+                value.pop(key, None)
             stated = {source: {name: entry.pop(name) for name in _DERIVED} for source, entry in entries.items()}
             mixture = cls(sources={source: Share(**entry) for source, entry in entries.items()}, **value)
             for source, share in mixture.sources.items():
@@ -373,6 +374,9 @@ class Mixture:
         text = ", ".join(f"{language} {share.weight:.3f}" for language, share in shares)
         return f"Mixture({self.name!r}, {self.budget_tokens:,} tokens: {text})"
 
+
+PRINTED = ("law", "verdict")
+"""What `xdoge mix --json` prints beside the content of mixture.json."""
 
 _DERIVED = ("epochs", "moved", "unread")
 """What mixture.json holds of a source beside the fields of `Share`."""

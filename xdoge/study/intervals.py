@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,14 +64,12 @@ class Interval:
 
         None where the interval does not contain 0, where n is 1, and where even `MOST_SEEDS` more would not do.
         """
-        from scipy.stats import norm
-
         if self.seed_stderr is None or self.sign:
             return None
         for n in range(self.n + 1, self.n + MOST_SEEDS + 1):
             of_seeds = self.seed_stderr**2 * self.n / n
             error, quantile = _combined(of_seeds, n, self.document_stderr, self.documents, CONFIDENCE)
-            if abs(self.mean) > (quantile + float(norm.ppf(POWER))) * error:
+            if abs(self.mean) > (quantile + NormalDist().inv_cdf(POWER)) * error:
                 return n - self.n
         return None
 
