@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from pydantic import Field
 
-from xdoge.config import Config, Count, parse_count, read_yaml
+from xdoge.config import Config, parse_count, read_yaml
 from xdoge.errors import XDogeError
 
 
@@ -15,7 +17,10 @@ class Inner(Config):
 
 class Outer(Config):
     name: str
-    size: Count = 1
+    size: int = 1
+    rate: float | None = None
+    batch_size: int | None = Field(None, gt=0)
+    kind: Literal["all", "some"] | dict[str, float] = "all"
     parts: dict[str, Inner] = {}
 
 
@@ -28,6 +33,9 @@ class Outer(Config):
         ("2T", 2 * 10**12),
         ("1,000", 1000),
         ("3k", 3000),
+        ("6e6", 6_000_000),
+        ("1.5E+3", 1500),
+        (1e16, 10**16),
         (2.0, 2),
     ],
 )
@@ -35,7 +43,7 @@ def test_counts_read_as_people_write_them(written, count):
     assert parse_count(written) == count
 
 
-@pytest.mark.parametrize("written", ["many", "1.5", -3, True, None, "1.23456K", "5G"])
+@pytest.mark.parametrize("written", ["many", "1.5", "1e-3", "e6", -3, True, None, "1.23456K", "5G"])
 def test_counts_that_are_none_are_refused(written):
     with pytest.raises(ValueError, match="is not a"):
         parse_count(written)
@@ -47,14 +55,28 @@ def test_counts_that_are_none_are_refused(written):
         ({"name": "a", "sise": 3}, r"f.yaml: sise is not a known key; did you mean size\?"),
         ({}, "f.yaml: name is missing"),
         ({"name": "a", "size": "much"}, "f.yaml: size: 'much' is not a count"),
-        ({"name": "a", "parts": {"x": {"rate": -1}}}, r"f.yaml: parts.x.rate: input should be greater than 0"),
-        ({"name": "a", "parts": {"x": {"rat": 1}}, "b": 1}, r"parts.x.rat is not a known key \(1 more"),
-        ({"name": 5}, r"f.yaml: name: input should be a valid string \(got 5\)"),
+        ({"name": "a", "parts": {"x": {"rate": -1}}}, r"f.yaml: parts.x.rate: it must be above 0, not -1"),
+        ({"name": "a", "parts": {"x": {"rat": 1}}, "b": 1}, r"parts.x.rat is not a known key; .*rate\? \(1 more"),
+        ({"name": 5}, r"f.yaml: name: it must be text, not 5"),
+        ({"name": "a", "size": True}, "size: true is not a number"),
+        ({"name": "a", "rate": False}, "rate: false is not a number"),
+        ({"name": "a", "size": 1.5}, "size: 1.5 is not a whole number"),
+        ({"name": "a", "batch_size": "0"}, "batch_size: it must be above 0, not 0"),
+        ({"name": "a", "kind": "none"}, "kind: it must be 'all' or 'some', or be a mapping of .*, not 'none'"),
+        ({"name": "a", "bs": 3}, r"bs is not a known key; did you mean batch_size\?"),
+        ({"name": "a", "batch-size": 3}, r"did you mean batch_size\?"),
+        ({"name": "a", "xyzzy": 3}, "xyzzy is not a known key; known are name, size, rate"),
     ],
 )
 def test_errors_name_the_key_as_it_was_written(value, message):
     with pytest.raises(XDogeError, match=message):
         Outer.parse(value, where="f.yaml")
+
+
+@pytest.mark.parametrize("written", ["6e3", "6K", "6000", 6000.0, 6000])
+def test_every_number_of_the_settings_reads_as_a_count_does(written):
+    read = Outer.parse({"name": "6e3", "size": written, "batch_size": written}, where="f.yaml")
+    assert (read.name, read.size, read.batch_size) == ("6e3", 6000, 6000)
 
 
 @pytest.mark.parametrize(

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from xdoge.errors import XDogeError, importing
+from xdoge.errors import XDogeError, importing, likely_name
 from xdoge.io import LONGEST_NUMBER, read_regular
 from xdoge.names import CONTROLS, SEEDS, shown
 
 with importing("cli"):
     import yaml
-    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+    from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def parse_count(value: object) -> int:
-    """Read a whole number such as 500, "500M", "1.5B" or "2T" (powers of 1,000).
+    """Read a whole number such as 500, "6e6", "500M", "1.5B" or "2T" (powers of 1,000).
 
     Raises:
         ValueError: not of that form, or not a whole number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{shown(value)} is not a count; write a number such as 250000, 500M or 2B")
-    match = re.fullmatch(r"(\d[\d_,]*)(?:\.(\d+))?\s*([KMBT]?)", str(value).strip(), flags=re.IGNORECASE)
+        raise ValueError(f"{shown(value)} is not a count; write a number such as 250000, 6e6, 500M or 2B")
+    pattern = r"(\d[\d_,]*)(?:\.(\d+))?(?:e\+?(\d{1,2}))?\s*([KMBT]?)"
+    match = re.fullmatch(pattern, str(value).strip(), flags=re.IGNORECASE)
     if match is None:
-        raise ValueError(f"{shown(value)} is not a count; write a number such as 250000, 500M or 2B")
-    whole, fraction, unit = match[1].replace(",", "").replace("_", ""), match[2] or "", match[3].upper()
-    scaled, rest = divmod(int(whole + fraction) * _UNITS[unit], int(10 ** len(fraction)))
+        raise ValueError(f"{shown(value)} is not a count; write a number such as 250000, 6e6, 500M or 2B")
+    whole, fraction, unit = match[1].replace(",", "").replace("_", ""), match[2] or "", match[4].upper()
+    unscaled = int(whole + fraction) * int(10 ** int(match[3] or 0)) * _UNITS[unit]
+    scaled, rest = divmod(unscaled, int(10 ** len(fraction)))
     if rest:
         raise ValueError(f"{shown(value)} is not a whole number")
     if scaled >= 1 << 63:
@@ -40,8 +42,12 @@ def parse_count(value: object) -> int:
     return scaled
 
 
-Count = Annotated[int, BeforeValidator(parse_count)]
-"""A whole number that may be written with K, M, B or T."""
+def count_or(default: int, value: object) -> int:
+    """Return the whole number that a value stands for, or `default` where `Config` will refuse the value by name."""
+    try:
+        return parse_count(value)
+    except ValueError:
+        return default
 
 
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
@@ -53,6 +59,15 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read a whole number as `parse_count` does, and take no truth value for a number."""
+        kinds = _choices(cls.model_fields[info.field_name or ""].annotation)
+        if isinstance(value, bool) and bool not in kinds and not {int, float}.isdisjoint(kinds):
+            raise ValueError(f"{str(value).lower()} is not a number")
+        return parse_count(value) if int in kinds and str not in kinds and isinstance(value, str | float) else value
+
     @classmethod
     def parse(cls, value: Mapping[str, Any], *, where: str) -> Self:
         """Validate a mapping; errors name `where` and the key as the user wrote it.
@@ -63,7 +78,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise XDogeError(explain(error, where=where, known=cls.model_fields)) from error
+            raise XDogeError(explain(error, cls, where=where)) from error
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -88,23 +103,89 @@ def settings_help(settings: type[Config]) -> str:
     return "\n\n".join(lines)
 
 
-def explain(error: ValidationError, *, where: str, known: Iterable[str] = ()) -> str:
-    """Say in one line which key is wrong and how, which of those `known` was meant, and how many faults follow."""
+_WORDS = {
+    "int_type": "be a whole number",
+    "int_parsing": "be a whole number",
+    "int_from_float": "be a whole number",
+    "float_type": "be a number",
+    "float_parsing": "be a number",
+    "finite_number": "be a finite number",
+    "bool_type": "be true or false",
+    "bool_parsing": "be true or false",
+    "string_type": "be text",
+    "path_type": "be a path",
+    "dict_type": "be a mapping of names to values",
+    "model_type": "be a mapping of names to values",
+    "tuple_type": "be a list",
+    "list_type": "be a list",
+    "literal_error": "be {expected}",
+    "greater_than": "be above {gt}",
+    "greater_than_equal": "be at least {ge}",
+    "less_than": "be below {lt}",
+    "less_than_equal": "be at most {le}",
+    "too_short": "hold at least {min_length}",
+    "too_long": "hold at most {max_length}",
+    "string_too_short": "have at least {min_length} characters",
+    "string_too_long": "have at most {max_length} characters",
+}
+"""What a value must be, by pydantic's type of the error; the braces are filled from its context."""
+
+
+def explain(error: ValidationError, config: type[BaseModel], *, where: str) -> str:
+    """Say in one line which key of `config` is wrong, what is allowed, and how many faults follow."""
     # a misspelt key first, which explains a missing one; then the deepest, which of a union's errors is the one meant
-    first, *more = sorted(
+    faults = sorted(
         error.errors(include_url=False), key=lambda fault: (fault["type"] != "extra_forbidden", -len(fault["loc"]))
     )
-    key = ".".join(part for part in map(str, first["loc"]) if re.fullmatch(r"[\w/.-]+", part))  # no tags of unions
-    got = "" if first["type"] in ("missing", "extra_forbidden") or "ctx" in first else f" (got {shown(first['input'])})"
-    messages = {"extra_forbidden": "is not a known key", "missing": "is missing"}
-    message = messages.get(first["type"], first["msg"].removeprefix("Value error, "))
-    message = message[0].lower() + message[1:] if message[:2].istitle() else message
-    rest = f" ({len(more)} more like this)" if more else ""
-    separator = " " if first["type"] in messages else ": "
-    misspelt = first["type"] == "extra_forbidden" and len(first["loc"]) == 1
-    near = difflib.get_close_matches(key, list(known), n=1) if misspelt else []
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{where}: {key}{separator if key else ''}{message}{got}{hint}{rest}"
+    first, key = faults[0], _key(faults[0])
+    same = [fault for fault in faults if _key(fault) == key and fault["type"] in _WORDS]
+    rest = f" ({more} more like this)" if (more := len(faults) - max(1, len(same))) else ""
+    if first["type"] == "extra_forbidden":
+        message = f"{key} is not a known key{likely_name(str(first['loc'][-1]), _keys(config, first['loc'][:-1]))}"
+    elif first["type"] == "missing":
+        message = f"{key} is missing"
+    elif same:
+        allowed = dict.fromkeys(_WORDS[fault["type"]].format(**_plain(fault.get("ctx", {}))) for fault in same)
+        message = f"{key}{': ' if key else ''}it must {', or '.join(allowed)}, not {shown(first['input'])}"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:] if message[:2].istitle() else message
+        message = f"{key}: {message}" if key else message
+    return f"{where}: {message}{rest}"
+
+
+def _plain(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers of an error as people write them: 1 for 1.0."""
+    return {key: f"{value:g}" if isinstance(value, float) else value for key, value in context.items()}
+
+
+def _key(fault: Mapping[str, Any]) -> str:
+    """Return the key of a fault as the user wrote it, without the tags of unions."""
+    return ".".join(part for part in map(str, fault["loc"]) if re.fullmatch(r"[\w/.-]+", part))
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    """Return the types that a value may have, without what is noted about them."""
+    if get_origin(annotation) is Annotated:
+        return _choices(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return tuple(choice for part in get_args(annotation) if part is not NoneType for choice in _choices(part))
+    return (annotation,)
+
+
+def _keys(annotation: Any, place: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the settings at a place inside settings."""
+    if not place:
+        kinds = (kind for kind in _choices(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
+        return [name for kind in kinds for name in kind.model_fields]
+    found: list[str] = []
+    for kind in _choices(annotation):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(str(place[0]))
+            found += _keys(field.annotation, place[1:]) if field else []
+        elif inner := [part for part in get_args(kind) if part is not Ellipsis]:
+            found += _keys(inner[-1], place[1:])
+    return found
 
 
 class _StrictLoader(yaml.SafeLoader):

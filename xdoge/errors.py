@@ -143,6 +143,61 @@ def importing(extra: str) -> Iterator[None]:
         raise MissingExtraError(error.name, extra) from error
 
 
+SYNONYMS = {
+    "batch": ("batch_size",),
+    "block_size": ("sequence_length",),
+    "bs": ("batch_size",),
+    "budget": ("budget_tokens", "target_budget"),
+    "column": ("text",),
+    "context": ("window", "sequence_length"),
+    "context_length": ("window", "sequence_length"),
+    "dtype": ("precision",),
+    "epochs": ("max_epochs",),
+    "eval_interval": ("eval_every",),
+    "eval_steps": ("eval_every",),
+    "few_shot": ("num_fewshot",),
+    "field": ("text",),
+    "file": ("files",),
+    "grad_accum": ("accumulation",),
+    "grad_clip": ("clip",),
+    "gradient_accumulation_steps": ("accumulation",),
+    "gradient_checkpointing": ("activation_checkpointing",),
+    "iterations": ("steps",),
+    "iters": ("steps",),
+    "log_to": ("report_to",),
+    "lr": ("learning_rate",),
+    "max_grad_norm": ("clip",),
+    "max_length": ("sequence_length", "window"),
+    "max_lr": ("learning_rate",),
+    "max_samples": ("max_documents",),
+    "micro_batch_size": ("per_device_batch_size", "microbatches"),
+    "min_lr": ("final_learning_rate",),
+    "min_weight": ("floor",),
+    "num_workers": ("workers",),
+    "path": ("files",),
+    "per_device_train_batch_size": ("per_device_batch_size",),
+    "random_seed": ("seed",),
+    "save_interval": ("checkpoint_every",),
+    "save_steps": ("checkpoint_every",),
+    "save_total_limit": ("keep_checkpoints",),
+    "seq_len": ("sequence_length",),
+    "shots": ("num_fewshot",),
+    "tokens": ("budget_tokens", "max_tokens"),
+    "vocab": ("vocab_size",),
+    "wd": ("weight_decay",),
+}
+"""What other tools call a setting, with what xdoge calls it."""
+
+
+def likely_name(name: str, known: Iterable[str]) -> str:
+    """Return which of the `known` names was probably meant, or a few of them, as the end of a sentence."""
+    names, key = list(dict.fromkeys(known)), name.lower().replace("-", "_")
+    meant = [other for other in SYNONYMS.get(key, ()) if other in names] or difflib.get_close_matches(key, names, n=1)
+    if meant:
+        return f"; did you mean {meant[0]}?"
+    return f"; known are {', '.join(names)}" if 0 < len(names) <= 2 * MOST_NAMES else ""
+
+
 def names_that_differ(here: str, mine: Iterable[str], there: str, theirs: Iterable[str]) -> str:
     """Return which names only one of two things has, as the end of a sentence; empty if they have the same.
 

@@ -124,7 +124,7 @@ def test_a_bad_corpus_is_one_line_and_leaves_nothing(xdoge, tmp_path, spoil, mes
     ("arguments", "message"),
     [
         (["--floor", "0.25"], "floor 0.25 is too high for 4 sources"),
-        (["--steps", "0"], "steps: input should be greater than 0"),
+        (["--steps", "0"], "steps: it must be above 0"),
         (["--set", "sequence_length=100000"], "es/web is too short"),
         (["--set", "nonsense=1"], "settings: nonsense is not a known key"),
         (["--set", "mu"], "--set mu: write it as KEY=VALUE"),

@@ -179,7 +179,7 @@ def test_tasks_that_tables_could_not_tell_apart_are_refused(tasks, message):
 
 def test_every_setting_says_what_it_is_for():
     assert all(field.description for field in HarnessSettings.model_fields.values())
-    with pytest.raises(XDogeError, match="limit: input should be greater than 0"):
+    with pytest.raises(XDogeError, match="limit: it must be above 0"):
         HarnessSettings.parse({"limit": 0}, where="settings")
 
 

@@ -34,6 +34,8 @@ def test_what_the_user_leaves_out_comes_from_recipe_and_corpus(store, recipe):
         ({"batch_size": 3, "score": "paper"}, "batch_size 3 .* need 4"),
         ({"sequence_length": 2000}, "es/web is too short: .* 1 sequences of 2000"),
         ({"targets": {"eu/web": 1}}, "targets names 'eu/web'"),
+        ({"targets": {"eu/wikis": 1}}, r"targets names 'eu/wikis', .*did you mean eu/wiki\?"),
+        ({"targets": {"es": 1, "es/web": 1}}, "es/web and its language"),
         ({"targets": {"eu/wiki": 0}}, "not all zero"),
         ({"targets": {"eu/wiki": -1, "es/web": 1}}, "must be >= 0"),
         ({"targets": {"eu/wiki": float("nan")}}, "s: targets.*eu/wiki"),
@@ -69,7 +71,12 @@ def test_a_source_of_few_sequences_and_rare_scores_are_said(store, recipe):
 
 @pytest.mark.parametrize(
     ("targets", "tau"),
-    [("sources", [1, 1, 1, 1]), ("languages", [0.5, 0.5, 1, 1]), ({"eu/wiki": 2.0}, [0, 0, 0, 2])],
+    [
+        ("sources", [1, 1, 1, 1]),
+        ("languages", [0.5, 0.5, 1, 1]),
+        ({"eu/wiki": 2.0}, [0, 0, 0, 2]),
+        ({"es": 2, "gl/wiki": 1}, [1, 1, 1, 0]),
+    ],
 )
 def test_targets_become_tau_in_the_stores_order(store, recipe, targets, tau):
     assert store.sources == ("es/web", "es/wiki", "gl/wiki", "eu/wiki")

@@ -56,6 +56,20 @@ def test_weights_by_language_share_by_size_within_a_language():
     assert mixture.languages["eu"].tokens == 4_000
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"en": 0.25, "eu": 0.75},
+        {"en/web": 0.25, "eu/wiki": 0.75},
+        WeightSet(name="some", sources={"en/web": 0.25, "eu/wiki": 0.75}),
+    ],
+)
+def test_what_the_weights_leave_out_is_read_on_request_never(weights):
+    mixture = plan(weights, rest_zero=True, max_epochs=None)
+    tokens = {source: share.tokens for source, share in mixture.sources.items()}
+    assert tokens == {"en/web": 10_000, "es/web": 0, "es/wiki": 0, "eu/wiki": 30_000}
+
+
 def test_caps_of_single_sources_and_languages_take_the_place_of_the_general_one():
     mixture = plan(caps={"eu/wiki": 6, "es": 0.5}, max_epochs=None)
     assert mixture.sources["eu/wiki"].tokens == 6_000
@@ -103,7 +117,9 @@ def test_a_least_share_is_kept_where_the_cap_allows():
         ({"budget_tokens": True}, "budget_tokens is True"),
         ({"sequence_length": 1001}, "eu/wiki has 1,000 tokens, less than one sequence of 1,001; use shorter"),
         ({"level": "both"}, "level is 'both'; it must be languages or sources"),
-        ({"weights": {"en": 1.0}}, "name different languages; only in the token counts: es, eu"),
+        ({"weights": {"en": 1.0}}, "name different languages; only in the token counts: es, eu.*rest_zero=True"),
+        ({"weights": {"en": 0.5, "xx": 0.5}}, "only in the weights: xx; only in the token counts: es, eu.$"),
+        ({"weights": {"en": 0.5, "xx": 0.5}, "rest_zero": True}, "only in the weights: xx.$"),
         ({"weights": {"en/web": 1.0}}, "name different sources; only in the token counts: es/web, es/wiki, eu/wiki"),
         ({"available_tokens": {**AVAILABLE, "eu/wiki": 0}}, "eu/wiki has weight 0.2 and no tokens"),
         ({"available_tokens": {**AVAILABLE, "eu/wiki": 1.5}}, r"available_tokens\['eu/wiki'\] is 1.5"),

@@ -65,7 +65,7 @@ def test_an_unknown_recipe_is_refused(name, message):
         ({"heads": 3}, "hidden_size 16 over 3 heads is no even number"),
         ({"kv_heads": 3}, "heads 2 is no multiple of kv_heads 3"),
         ({"layer": 3}, "layer is not a known key"),
-        ({"layers": 0}, "layers: input should be greater than 0"),
+        ({"layers": 0}, "layers: it must be above 0"),
     ],
 )
 def test_a_recipe_that_makes_no_model_is_refused(recipe, tmp_path, change, message):

@@ -132,6 +132,13 @@ def test_equal_flops_leave_no_strategy_a_whole_step(tmp_path, store, recipe):
     assert study.steps("flops", "uniform") == max(study.steps("flops", name) for name in study.strategies)
 
 
+@pytest.mark.parametrize(
+    ("written", "compared"), [("both", ("tokens", "flops")), ("tokens", ("tokens",)), (["flops"], ("flops",))]
+)
+def test_what_is_made_equal_may_be_written_as_the_help_says(tmp_path, store, recipe, written, compared):
+    assert Study.load(write(tmp_path, store, recipe, compare=written)).spec.compare == compared
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_what_learning_will_cost_is_what_the_weights_say_it_cost(kind, tmp_path, store, recipe):
     extra = {"regmix": {"runs": 10, "simulations": 200, "best": 5, "regressor": "linear", "eval_sequences": 3}}
@@ -147,6 +154,7 @@ def test_what_learning_will_cost_is_what_the_weights_say_it_cost(kind, tmp_path,
         ({"seeds": [1, 1]}, "seeds: 1 is given twice"),
         ({"seeds": [0, -1]}, "seeds"),
         ({"compare": ["hours"]}, "compare.0"),
+        ({"compare": "hours"}, "compare.0"),
         ({"model": "2m"}, "model: recipe '2m'"),
         ({"store": "nowhere"}, "nowhere"),
         ({"relative_to": "unimax"}, "relative_to is 'unimax'"),

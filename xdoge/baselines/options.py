@@ -116,7 +116,7 @@ class RegmixSettings(BaselineSettings):
     proxy: str = Field("1m", description="recipe of the tiny models: a name, or a YAML file of your own")
     runs: int = Field(512, ge=10, description="tiny models, each trained on a mixture of its own")
     targets: Literal["sources", "languages"] | dict[str, float] = Field(
-        "sources", description="validation losses whose mean is regressed: all alike, all languages alike, {source: τ}"
+        "sources", description="validation losses whose mean is regressed: all alike, all languages alike, {NAME: τ}"
     )
     regressor: Literal["lightgbm", "linear"] = Field("lightgbm", description="what predicts that mean")
     temperature: float = Field(
@@ -168,11 +168,12 @@ class RegmixSettings(BaselineSettings):
     def check_store(self, store: TokenStore) -> None:
         """Refuse what this store cannot serve."""
         targets = self.targets if isinstance(self.targets, dict) else {}
-        refuse_unknown("targets", targets, store.sources)
+        refuse_unknown("targets", targets, [*store.languages, *store.sources])
+        available = store.sequence_counts(self.sequence_length, split="validation")
         for source, weight in targets.items():
             if weight < 0:
                 raise XDogeError(f"targets[{source!r}] is {weight:g}; it must be >= 0.")
-            if weight and not store.sequence_counts(self.sequence_length, split="validation")[source]:
+            if weight and not available.get(source, 1):
                 raise XDogeError(
                     f"targets names {source!r}, which has no validation sequence of {self.sequence_length} tokens, and "
                     "RegMix learns from validation losses. Lower sequence_length, or leave the target out."

@@ -84,7 +84,9 @@ def baseline(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A token store, of `xdoge prepare`.")],
     out: options.RunPath,
     proxy: options.Proxy = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps of each proxy.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(parser=options.count(), metavar="N", help="Optimiser steps of each proxy.")
+    ] = None,
     seed: options.ProxySeed = None,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from xdoge.cli import options
 from xdoge.cli.app import app
 from xdoge.cli.eval import print_results, run_evaluation
 from xdoge.cli.fit_weights import print_fit, run_fit
@@ -25,7 +26,12 @@ SIZE: dict[str, Any] = {"sequence_length": 64, "batch_size": 48, "eval_sequences
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")] = Path("demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the fit; each target trains a quarter as many.")] = 120,
+    steps: Annotated[
+        int,
+        typer.Option(
+            parser=options.count(1), metavar="N", help="Steps of the fit; each target trains a quarter as many."
+        ),
+    ] = 120,
 ) -> None:
     """Go the whole way on the built-in sample, in some minutes on two cores.
 

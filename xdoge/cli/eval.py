@@ -107,11 +107,19 @@ def evaluate(  # one option for each thing that evaluations differ in most often
         Path | None, typer.Option(metavar="DIR", help="Folder with the benchmarks' questions, TASK/SPLIT.jsonl.")
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option(metavar="K", help="Examples in the prompt of every task.", show_default="suite's")
+        int | None,
+        typer.Option(
+            parser=options.count(), metavar="K", help="Examples in the prompt of every task.", show_default="suite's"
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Questions per task.", show_default="all")] = None,
+    limit: Annotated[
+        int | None, typer.Option(parser=options.count(), metavar="N", help="Questions per task.", show_default="all")
+    ] = None,
     max_documents: Annotated[
-        int | None, typer.Option(metavar="N", help="Documents per source, for perplexity.", show_default="all")
+        int | None,
+        typer.Option(
+            parser=options.count(), metavar="N", help="Documents per source, for perplexity.", show_default="all"
+        ),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model that the others' changes are shown against.")

@@ -33,7 +33,8 @@ def export_mixture(
         ),
     ] = None,
     sequence_length: Annotated[
-        int | None, typer.Option(min=1, metavar="T", help="Tokens of a row, for data cut into sequences.")
+        int | None,
+        typer.Option(parser=options.count(1), metavar="T", help="Tokens of a row, for data cut into sequences."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="stdout")] = None,
     force: options.Force = False,

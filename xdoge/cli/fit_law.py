@@ -13,6 +13,7 @@ import typer
 from rich import box
 from rich.table import Table as Drawn
 
+from xdoge.cli import options
 from xdoge.cli.app import app, refuse_taken, stdout
 from xdoge.cli.options import Force, Json
 from xdoge.config import parse_count
@@ -85,7 +86,10 @@ def fit_law(  # one parameter for each option
         Path | None, typer.Option(metavar="RUN", help="A fit whose gradients say who may help whom; used if it helps.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(metavar="S", help="Deals the runs of CSV files into folds; 0 if not given.")
+        int | None,
+        typer.Option(
+            parser=options.count(), metavar="S", help="Deals the runs of CSV files into folds; 0 if not given."
+        ),
     ] = None,
     force: Force = False,
     as_json: Json = False,

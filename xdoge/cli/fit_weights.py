@@ -81,9 +81,10 @@ def fit_weights(
     out: options.RunPath,
     proxy: options.Proxy = None,
     floor: Annotated[
-        float | None, typer.Option(metavar="G", help="Least weight of a source, below 1/k for k sources.")
+        float | None,
+        typer.Option(parser=options.number, metavar="G", help="Least weight of a source, below 1/k for k sources."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps.")] = None,
+    steps: Annotated[int | None, typer.Option(parser=options.count(), metavar="N", help="Optimiser steps.")] = None,
     seed: options.ProxySeed = None,
     targets: Annotated[
         str | None, typer.Option(metavar="WHOM", help="Whose loss counts: languages (the default), sources, or robust.")

@@ -37,7 +37,8 @@ caps cannot spend is refused, with the least --max-epochs that would do.
 **Weights** are a weights.json (or a run folder of `fit-weights` with one in it), a JSON file {{"es": 0.3, ...}} by
 language or {{"es/web": 0.2, ...}} by source, or a strategy that looks at sizes only: `uniform` over languages,
 `proportional`, `temperature` (p ∝ n^(1/τ)), or `unimax`, which is uniform under the cap (arXiv:2304.09151). Where
-weights are by language, its sources share by their size.
+weights are by language, its sources share by their size. Every language or source of the store needs a weight;
+`--rest-zero` takes those that have none for 0.
 
 **Sizes** come from --store, or for a corpus that lies elsewhere from --tokens: JSON {{"es/web": 1200000000, ...}} or
 CSV with the columns source and tokens; numbers may be written 500M, 1.2B or 2T.
@@ -92,11 +93,16 @@ def mix(  # one option for each thing that a plan depends on
         typer.Option(metavar="MIXTURE.json", help="Mixture of the previous phase. Its tokens count towards the caps."),
     ] = None,
     min_share: Annotated[
-        float, typer.Option(metavar="G", help="Least share of the budget for each source, where its cap allows.")
+        float,
+        typer.Option(
+            parser=options.number, metavar="G", help="Least share of the budget for each source, where its cap allows."
+        ),
     ] = 0.0,
     level: Annotated[
         Level | None,
         typer.Option(
+            parser=options.one_of("languages", "sources"),
+            metavar="languages|sources",
             help="What competes under the caps: `sources`, each with all others, or `languages` first, so that what a "
             "cap cuts stays within the language.",
             show_default="sources; for weights by language and for strategies, languages",
@@ -105,15 +111,27 @@ def mix(  # one option for each thing that a plan depends on
     temperature: Annotated[
         float | None,
         typer.Option(
-            metavar="τ", help="Exponent of the strategy `temperature`.", show_default=f"{DEFAULT_TEMPERATURE:.3g}"
+            parser=options.number,
+            metavar="τ",
+            help="Exponent of the strategy `temperature`.",
+            show_default=f"{DEFAULT_TEMPERATURE:.3g}",
         ),
     ] = None,
+    rest_zero: Annotated[
+        bool, typer.Option("--rest-zero", help="Read nothing of languages or sources that the weights do not name.")
+    ] = False,
     sequence_length: Annotated[
         int | None,
-        typer.Option(min=1, metavar="T", help="Count only what whole sequences of T tokens hold, as a loader will."),
+        typer.Option(
+            parser=options.count(1),
+            metavar="T",
+            help="Count only what whole sequences of T tokens hold, as a loader will.",
+        ),
     ] = None,
     law: options.Law = None,
-    seed: Annotated[int, typer.Option(help="Seed of the order in which the sampler reads.")] = 0,
+    seed: Annotated[
+        int, typer.Option(parser=options.count(), metavar="S", help="Seed of the order in which the sampler reads.")
+    ] = 0,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -138,6 +156,7 @@ def mix(  # one option for each thing that a plan depends on
         "seed": seed,
         "corpus": corpus,
         "sequence_length": sequence_length,
+        "rest_zero": rest_zero,
     }
     name = (
         weights if weights in STRATEGIES else (followed.name if isinstance(followed, WeightSet) else Path(weights).stem)

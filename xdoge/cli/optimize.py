@@ -13,6 +13,7 @@ import typer
 from rich import box
 from rich.table import Table as Drawn
 
+from xdoge.cli import options
 from xdoge.cli.app import app, refuse_taken, stdout
 from xdoge.cli.fit_law import as_count
 from xdoge.cli.options import Force, Json
@@ -59,7 +60,9 @@ def optimize(
     mean_no_worse_than: Annotated[
         str | None, typer.Option(metavar="MIXTURE:PERCENT", help="Limit for the mean loss, such as uniform:0%.")
     ] = None,
-    max_epochs: Annotated[float | None, typer.Option(metavar="N", help="Most passes over any source.")] = None,
+    max_epochs: Annotated[
+        float | None, typer.Option(parser=options.number, metavar="N", help="Most passes over any source.")
+    ] = None,
     budget_tokens: Annotated[
         str | None, typer.Option("--budget", metavar="TOKENS", help="Training tokens: 500M, 2T.")
     ] = None,

@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Workers = Annotated[int | None, typer.Option(min=1, help="Threads that tokenise.", show_default="all cores")]
+from xdoge.config import parse_count
+
+
+def count(least: int | None = None) -> Callable[[int | str], int]:
+    """Return a parser of whole numbers, such as 500, 6e3 or 2K, that refuses those below `least`."""
+
+    def parse(text: int | str) -> int:
+        try:
+            number = int(text) if re.fullmatch(r"\s*-\d+\s*", str(text)) else parse_count(text)
+        except ValueError as error:
+            raise typer.BadParameter(f"{error}.") from error
+        if least is not None and number < least:
+            raise typer.BadParameter(f"{number} is too small; it must be at least {least}.")
+        return number
+
+    return parse
+
+
+def number(text: float | str) -> float:
+    """Return the number that a text stands for."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a number.") from error
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Return a parser that refuses what is not one of the choices."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise typer.BadParameter(f"{text!r} is unknown; it must be {' or '.join(choices)}.")
+        return text
+
+    return parse
+
+
+Workers = Annotated[
+    int | None, typer.Option(parser=count(1), metavar="N", help="Threads that tokenise.", show_default="all cores")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")]
 Assignments = Annotated[
@@ -20,7 +61,8 @@ Proxy = Annotated[
     typer.Option(metavar="NAME|FILE", help="Proxy model: 1m 7m 15m 60m 125m 250m 500m 900m, or a YAML file."),
 ]
 ProxySeed = Annotated[
-    int | None, typer.Option(metavar="S", help="Seed of the initial weights of proxies and of the order of text.")
+    int | None,
+    typer.Option(parser=count(), metavar="S", help="Seed of the initial weights of proxies and of the order of text."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 Law = Annotated[

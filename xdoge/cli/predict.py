@@ -14,6 +14,7 @@ import typer
 from rich import box
 from rich.table import Table as Drawn
 
+from xdoge.cli import options
 from xdoge.cli.app import app, refuse_taken, stdout
 from xdoge.cli.options import Force, Json
 from xdoge.errors import XDogeError, names_that_differ
@@ -48,7 +49,9 @@ def predict(
     ] = None,
     mixtures: Annotated[Path | None, typer.Option(metavar="CSV", help="Shares of many mixtures.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="CSV", help="File to write.")] = None,
-    max_epochs: Annotated[float | None, typer.Option(metavar="N", help="Refuse more passes over any source.")] = None,
+    max_epochs: Annotated[
+        float | None, typer.Option(parser=options.number, metavar="N", help="Refuse more passes over any source.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:

@@ -71,7 +71,8 @@ def study(
         Path | None, typer.Option(help="Token store, in place of the study's.", show_default=False)
     ] = None,
     jobs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Commands at once, each with that part of the cores.")
+        int,
+        typer.Option(parser=options.count(1), metavar="N", help="Commands at once, each with that part of the cores."),
     ] = 1,
     only: Annotated[
         list[str] | None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
+from xdoge.cli import options
 from xdoge.cli.app import app, chosen_settings, stdout
 from xdoge.cli.options import Assignments, ConfigFile, Json, Proxy
 from xdoge.cli.tables import empty_table
@@ -55,17 +56,24 @@ def swarm(  # one parameter for each option
         str | None, typer.Option("--budget", metavar="TOKENS", help="Tokens of the run that the law is for: 100B.")
     ] = None,
     proxy: Proxy = None,
-    runs: Annotated[int | None, typer.Option(min=1, help="Trainings [9, and 5 for each share].")] = None,
+    runs: Annotated[
+        int | None, typer.Option(parser=options.count(1), metavar="N", help="Trainings [9, and 5 for each share].")
+    ] = None,
     max_epochs: Annotated[
         str | None, typer.Option(metavar="N", help="Most passes over a source in that run, or none [8].")
     ] = None,
     level: Annotated[str | None, typer.Option(metavar="languages|sources", help="What has a share.")] = None,
     seeds: Annotated[str | None, typer.Option(metavar="A,B,...", help="Of the proxies [0,1,2,3].")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each training [the recipe's].")] = None,
+    steps: Annotated[
+        int | None, typer.Option(parser=options.count(1), metavar="N", help="Steps of each training [the recipe's].")
+    ] = None,
     affinity: Annotated[
         str | None, typer.Option(metavar="RUN", help="A fit whose gradients say who may help whom.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings at once, each with its part of the cores.")] = 1,
+    jobs: Annotated[
+        int,
+        typer.Option(parser=options.count(1), metavar="N", help="Trainings at once, each with its part of the cores."),
+    ] = 1,
     target_parameters: Annotated[
         str | None, typer.Option(metavar="N", help="Size of the target model, to say what share of its cost this is.")
     ] = None,

@@ -80,14 +80,17 @@ def train(  # one option for each thing that runs differ in most often
     model: Annotated[
         str | None, typer.Option(metavar="NAME|PATH", help="A recipe, or a model to go on with.", show_default=False)
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimiser steps.")] = None,
+    steps: Annotated[int | None, typer.Option(parser=options.count(), metavar="N", help="Optimiser steps.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(metavar="B", help="Sequences per step, of all processes together.")
+        int | None,
+        typer.Option(parser=options.count(), metavar="B", help="Sequences per step, of all processes together."),
     ] = None,
     train_only: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Train only parameters whose names match; freeze the others.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", help="Seed of a recipe's initial weights.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(parser=options.count(), metavar="S", help="Seed of a recipe's initial weights.")
+    ] = None,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
     resume: options.Resume = False,

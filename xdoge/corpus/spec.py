@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from xdoge.config import Config, Count, Seed
+from xdoge.config import Config, Seed
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.names import CONTROLS, shown
 
@@ -63,7 +63,7 @@ Name = Annotated[str, AfterValidator(_check_name)]
 Line = Annotated[str, AfterValidator(_check_line)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_check_patterns)]
 """One path or several, `*`, `?`, `[...]` and `**` allowed."""
-Positive = Annotated[Count, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0)]
 
 
 class TrainTokenizer(Config):
@@ -74,7 +74,7 @@ class TrainTokenizer(Config):
         characters_per_language: characters to learn from, spread evenly over a language's sources.
     """
 
-    vocab_size: Annotated[Count, Field(lt=1 << 31)] = 16_000
+    vocab_size: Annotated[int, Field(lt=1 << 31)] = 16_000
     model_type: Literal["unigram", "bpe"] = "unigram"
     byte_fallback: bool = True
     character_coverage: float = Field(default=0.9998, ge=0.9, le=1.0)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 import numpy as np
 from pydantic import Field, field_validator
 
-from xdoge.config import Count
 from xdoge.errors import XDogeError, argument, names_that_differ
 from xdoge.fit.reweight import Normalisation, Rule, Score
 from xdoge.fit.targets import TargetRule, language_shares, targets_by_source
@@ -85,14 +84,14 @@ class FitSettings(ProxySettings):
     targets: Literal["sources", "languages", "robust"] | dict[str, float] = Field(
         "languages",
         description="whose loss counts: all languages alike, all sources alike, more those languages that progress "
-        "least (robust), or {source: τ}",
+        "least (robust), or {NAME: τ} of sources and languages",
     )
     no_worse_than: str | None = Field(
         None,
         description="limit on each language's estimated loss: REFERENCE:PERCENT above it, as uniform:1%; REFERENCE is "
         "a strategy or a weights.json",
     )
-    target_budget: Count | None = Field(
+    target_budget: int | None = Field(
         None,
         gt=0,
         description="tokens of the run that the weights are for; the proxy then sees so little of each source that it "
@@ -262,7 +261,7 @@ class FitSettings(ProxySettings):
         """Refuse what these sources cannot serve."""
         sources = [source for members in languages.values() for source in members]
         refuse_unknown("held_out", self.held_out, sources)
-        refuse_unknown("targets", self.targets if isinstance(self.targets, dict) else (), sources)
+        refuse_unknown("targets", self.targets if isinstance(self.targets, dict) else (), [*languages, *sources])
         rule = self.rule(languages)
         k = int(rule.trained.sum())
         if k == 0:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from xdoge.errors import XDogeError
 from xdoge.fit.reweight import DECAY, LEAST_SIGNAL, Rule, mirror_step, own_products
 from xdoge.mixtures.simplex import Floats
 
@@ -219,11 +220,21 @@ def advance(
 
 
 def targets_by_source(targets: str | Mapping[str, float], languages: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Return τ of each source: 1 for "sources", those of a mapping, else a part of its language's 1."""
+    """Return τ of each source: 1 for "sources", its own in a mapping, else an equal part of its language's, which is 1.
+
+    Raises:
+        XDogeError: a mapping names a language and one of its sources.
+    """
     if isinstance(targets, str):
         alike = targets == "sources"
         return {source: 1 / (1 if alike else len(members)) for members in languages.values() for source in members}
-    return dict(targets)
+    parts: dict[str, float] = {}
+    for name, target in targets.items():
+        members = languages.get(name, [name])
+        if twice := [source for source in members if source in parts or (source in targets and source != name)]:
+            raise XDogeError(f"targets names {twice[0]} and its language; name one of them.")
+        parts |= dict.fromkeys(members, target / len(members))
+    return parts
 
 
 def language_shares(languages: Sequence[Sequence[int]], targets: Floats) -> Floats:

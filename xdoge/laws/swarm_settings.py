@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator
 
-from xdoge.config import Count, Seed
+from xdoge.config import Seed, count_or
 from xdoge.errors import XDogeError, argument
 from xdoge.models.recipes import Recipe, load_recipe
 from xdoge.training.proxy_settings import ProxySettings
@@ -23,7 +23,7 @@ AROUND_OPTIMUM = 0.25
 class SwarmSettings(ProxySettings):
     """Every setting of `xdoge swarm`, all of them resolved; `for_store` fills in what the user left out."""
 
-    budget_tokens: Count = Field(gt=0, description="tokens of the run that the law is for")
+    budget_tokens: int = Field(gt=0, description="tokens of the run that the law is for")
     max_epochs: float | None = Field(8.0, gt=0, description="most passes over a source in that run, or none")
     runs: int = Field(gt=0, description="trainings [9, and 5 for each share]")
     level: Literal["languages", "sources"] = Field(
@@ -57,10 +57,10 @@ class SwarmSettings(ProxySettings):
         """
         recipe = load_recipe(str(values.get("proxy", cls.model_fields["proxy"].default)))
         units = store.languages if values.get("level", "languages") == "languages" else store.sources
-        steps = values.get("steps", recipe.steps)
+        steps = count_or(recipe.steps, values.get("steps", recipe.steps))
         defaults = {key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate", "batch_size")}
         defaults["runs"] = 9 + 5 * len(units)
-        defaults["checkpoint_every"] = max(1, steps // 10) if isinstance(steps, int) else 1
+        defaults["checkpoint_every"] = max(1, steps // 10)
         settings = cls.parse({**defaults, **values}, where=where)
         settings._check(store, len(units), where)
         return settings

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from xdoge.errors import MOST_NAMES, XDogeError, argument, names_that_differ
 from xdoge.mixtures.allocation import least_max_epochs
+from xdoge.mixtures.strategies import rest_hint
 from xdoge.mixtures.weights import WeightSet
 from xdoge.names import language_of, shown
 
@@ -24,7 +25,8 @@ def check_names(
 ) -> None:
     """Refuse names that do not fit together."""
     if differing := names_that_differ("the weights", weights.sources, "the token counts", available):
-        raise XDogeError(f"weights {weights.name!r} and the token counts name different sources; {differing}.")
+        hint = rest_hint(weights.sources, available)
+        raise XDogeError(f"weights {weights.name!r} and the token counts name different sources; {differing}.{hint}")
     for source, count in available.items():
         if not isinstance(count, int) or count < 0:
             raise XDogeError(f"available_tokens[{source!r}] is {count!r}; it must be a whole number >= 0.")

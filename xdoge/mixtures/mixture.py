@@ -19,7 +19,7 @@ from xdoge.errors import XDogeError, importing
 from xdoge.io import read_json, sha256_json, write_json
 from xdoge.mixtures.allocation import Allocation, allocate, allocate_by_language, epoch_cap
 from xdoge.mixtures.checks import check_level, check_names, check_numbers, is_count, refuse_unspendable, whole_sequences
-from xdoge.mixtures.strategies import spread_by_size
+from xdoge.mixtures.strategies import spread_by_size, with_zeros
 from xdoge.mixtures.weights import SUM_TOLERANCE, Level, WeightSet
 from xdoge.names import check_seed, check_source, check_text, language_of, shown
 
@@ -170,6 +170,7 @@ class Mixture:
         name: str | None = None,
         corpus: Mapping[str, Any] | None = None,
         sequence_length: int | None = None,
+        rest_zero: bool = False,
     ) -> Self:
         """Turn weights into tokens: in proportion to the weights where no cap on repetition binds.
 
@@ -190,6 +191,7 @@ class Mixture:
             name: of the mixture; that of the weights if left out.
             corpus: name and SHA-256 of the store that `available_tokens` comes from.
             sequence_length: T, to count only whole sequences of T tokens as available, as a loader will.
+            rest_zero: read nothing of the languages or sources that the weights leave out, which are refused otherwise.
 
         Raises:
             XDogeError: names do not fit together, a number is out of range, or the caps leave part of the budget
@@ -198,6 +200,8 @@ class Mixture:
         Source: docs/method.md, "Allocation"; for uniform weights, UniMax (Chung et al. 2023, arXiv:2304.09151).
         """
         by_language = not isinstance(weights, WeightSet) and not any("/" in name for name in weights)
+        if rest_zero:
+            weights = with_zeros(weights, available_tokens)
         if not isinstance(weights, WeightSet):
             shares = spread_by_size(weights, available_tokens) if by_language else weights
             weights = WeightSet(name=name or "weights", sources=shares)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Literal, get_args
 
 from xdoge.errors import XDogeError, argument, names_that_differ
@@ -76,7 +77,8 @@ def spread_by_size(languages: Mapping[str, float], available_tokens: Mapping[str
     """
     sizes = _by_language(available_tokens)
     if differing := names_that_differ("the weights", languages, "the token counts", sizes):
-        raise XDogeError(f"weights and token counts name different languages; {differing}.")
+        hint = rest_hint(languages, sizes)
+        raise XDogeError(f"weights and token counts name different languages; {differing}.{hint}")
     for language, weight in languages.items():
         if weight and not sizes[language]:
             raise XDogeError(f"{language} has weight {weight:g} and no tokens.")
@@ -85,6 +87,21 @@ def spread_by_size(languages: Mapping[str, float], available_tokens: Mapping[str
         for source, count in available_tokens.items()
         for language in [language_of(source)]
     }
+
+
+def with_zeros(
+    weights: WeightSet | Mapping[str, float], available_tokens: Mapping[str, int]
+) -> WeightSet | dict[str, float]:
+    """Return the weights, with 0 for the languages or sources of `available_tokens` that they leave out."""
+    named = weights.sources if isinstance(weights, WeightSet) else weights
+    by_source = any("/" in name for name in named)
+    filled = {**{name if by_source else language_of(name): 0.0 for name in available_tokens}, **named}
+    return replace(weights, sources=filled) if isinstance(weights, WeightSet) else filled
+
+
+def rest_hint(weights: Collection[str], names: Collection[str]) -> str:
+    """Return how to leave out what the weights do not name, if they name nothing else; otherwise nothing."""
+    return f" {argument('rest_zero', True)} reads nothing of them." * (not set(weights) - set(names))
 
 
 def _by_language(available_tokens: Mapping[str, int]) -> dict[str, int]:

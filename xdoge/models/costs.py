@@ -23,12 +23,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from xdoge.config import Config, Count
+from xdoge.config import Config
 from xdoge.errors import XDogeError
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import load_recipe
 
-Positive = Annotated[Count, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0)]
 
 
 def _at_least_a_gigaflop(value: int) -> int:
@@ -37,7 +37,7 @@ def _at_least_a_gigaflop(value: int) -> int:
     return value
 
 
-Speed = Annotated[Count, AfterValidator(_at_least_a_gigaflop)]
+Speed = Annotated[int, AfterValidator(_at_least_a_gigaflop)]
 
 
 class Hardware(Config):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -61,6 +61,11 @@ class StudySpec(Config):
     training: dict[str, Any] = Field(default_factory=dict, description="other settings of `xdoge train` [none]")
     evaluation: dict[str, Any] = Field(default_factory=dict, description="settings of perplexity [none]")
     strategies: dict[str, dict[str, Any]] = Field(min_length=1, description="NAME: {kind: KIND, its settings}")
+
+    @field_validator("compare", mode="before")
+    @classmethod
+    def _one_or_both(cls, value: Any) -> Any:
+        return {"both": get_args(BudgetKind)}.get(value, (value,)) if isinstance(value, str) else value
 
     @field_validator("seeds", "compare")
     @classmethod

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 from pydantic import Field, field_validator
 
-from xdoge.config import Config, Seed
+from xdoge.config import Config, Seed, count_or
 from xdoge.errors import XDogeError, argument
 from xdoge.mixtures.mixture import Mixture
 from xdoge.train.initial_model import InitialModel
@@ -40,13 +40,10 @@ class TrainSettings(Config):
     seed: Seed = Field(
         0, description="of a recipe's first weights and of dropout; the order of text is the mixture's own"
     )
-    steps: int = Field(gt=0, strict=True, description="optimiser steps [as many as the mixture has]")
-    batch_size: int = Field(
-        gt=0, strict=True, description="sequences per step, of all processes together [the recipe's; CPT: 32]"
-    )
+    steps: int = Field(gt=0, description="optimiser steps [as many as the mixture has]")
+    batch_size: int = Field(gt=0, description="sequences per step, of all processes together [the recipe's; CPT: 32]")
     sequence_length: int = Field(
         ge=2,
-        strict=True,
         description="tokens per sequence [the mixture's, if planned with one; the recipe's; CPT: the context, to 2048]",
     )
     documents: Literal["ignore", "separate"] = Field(
@@ -111,13 +108,10 @@ class TrainSettings(Config):
         check_mixture(mixture, store)
         planned = {"sequence_length": mixture.sequence_length} if mixture.sequence_length else {}
         filled = {**initial.defaults(), **planned, **values}
-        whole = [filled[key] for key in ("sequence_length", "batch_size")]
-        length, batch = (
-            value if isinstance(value, int) and value > 0 else 1 for value in whole
-        )  # parse refuses it by name
+        length, batch = (max(1, count_or(1, filled[key])) for key in ("sequence_length", "batch_size"))
         if initial.model:
             initial.model.check_length("sequence_length", length)
-        if planned and length == whole[0] != mixture.sequence_length:
+        if planned and length > 1 and length != mixture.sequence_length:
             raise XDogeError(
                 f"{argument('sequence_length')} is {length:,}, and {mixture.name!r} was planned for whole sequences of "
                 f"{mixture.sequence_length:,} tokens; leave it out, or plan the mixture with sequences of {length:,}."
@@ -128,8 +122,7 @@ class TrainSettings(Config):
                 f"{mixture.name!r} has {total:,} sequences of {length:,} tokens, less than one "
                 f"{argument('batch_size')} of {batch:,}."
             )
-        steps = values.get("steps", total // batch)
-        steps = steps if isinstance(steps, int) else 1
+        steps = count_or(1, values.get("steps", total // batch))
         every = {"eval_every": max(1, steps // 10), "checkpoint_every": max(1, steps // 20)}
         settings = cls.parse({"steps": steps, **every, **filled}, where=where)
         if settings.steps * batch > total:

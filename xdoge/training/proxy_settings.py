@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
-from xdoge.config import Config, Seed
-from xdoge.errors import XDogeError
+from xdoge.config import Config, Seed, count_or
+from xdoge.errors import XDogeError, likely_name
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import Recipe, load_recipe
 
@@ -20,10 +20,10 @@ Languages = Mapping[str, Sequence[str]]
 
 
 def refuse_unknown(key: str, chosen: Iterable[str], sources: Collection[str]) -> None:
-    """Raise XDogeError if a setting names a source that the corpus does not have."""
+    """Raise XDogeError if a setting names something else than these sources or languages of the corpus."""
     for source in chosen:
         if source not in sources:
-            raise XDogeError(f"{key} names {source!r}, which the corpus does not have; it has {', '.join(sources)}.")
+            raise XDogeError(f"{key} names {source!r}, which the corpus does not have{likely_name(source, sources)}")
 
 
 class ProxySettings(Config):
@@ -75,8 +75,7 @@ class ProxySettings(Config):
         """
         k = sum(map(len, languages.values()))
         recipe = load_recipe(str(options.get("proxy", cls.model_fields["proxy"].default)))
-        steps = options.get("steps", recipe.steps)
-        steps = steps if isinstance(steps, int) else recipe.steps  # `parse` refuses a wrong one by name
+        steps = count_or(recipe.steps, options.get("steps", recipe.steps))
         values = {
             **{key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate")},
             "batch_size": max(recipe.batch_size, 2 * k),
