@@ -80,8 +80,8 @@ def model_with_code(folder, marker, model_type):
 @pytest.mark.parametrize("model_type", ["hostile", "llama"])
 def test_code_of_a_model_is_not_run(tmp_path, marker, model_type):
     from xdoge.corpus.tokenizer import huggingface
+    from xdoge.models.initial_model import InitialModel
     from xdoge.models.resolver import CausalModel
-    from xdoge.train.initial_model import InitialModel
 
     name = model_with_code(tmp_path / "model", marker, model_type)
     with pytest.raises(XDogeError):
@@ -105,8 +105,8 @@ class Touch:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pickle_in_place_of_weights_is_not_run(tmp_path, marker, zipped):
+    from xdoge.models.initial_model import InitialModel
     from xdoge.models.resolver import CausalModel
-    from xdoge.train.initial_model import InitialModel
 
     torch = pytest.importorskip("torch")
     name = model_with_code(tmp_path / "model", marker, "llama")

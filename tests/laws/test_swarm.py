@@ -7,10 +7,12 @@ import math
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from xdoge.errors import Interrupted, NonFiniteLossError, XDogeError
 from xdoge.io import locked
@@ -21,6 +23,10 @@ from xdoge.laws.swarm import begin, run_swarm, work
 from xdoge.laws.swarm_plan import Noise, Swarm
 from xdoge.laws.swarm_run import RunResult, Training, bits_per_byte
 from xdoge.laws.swarm_settings import SwarmSettings
+from xdoge.mixtures.mixture import Mixture
+from xdoge.mixtures.strategies import strategy_weights
+from xdoge.models.initial_model import REWARM, peak_learning_rate
+from xdoge.train.trainer import train
 
 LENGTH = 16
 
@@ -293,3 +299,69 @@ def test_a_swarm_that_waits_writes_its_files_once(quiet, store, trained, monkeyp
     with locked(trained.folder(trained.runs[0])):
         work(store, trained.path, stop=[], on_progress=None, on_note=None)
     assert len(saved) == 1
+
+
+@pytest.fixture(scope="module")
+def base(store, recipe, tmp_path_factory):
+    """Folder of a training run of eight steps, on all text in proportion to its size."""
+    out = tmp_path_factory.mktemp("base") / "run"
+    weights = strategy_weights("proportional", store.tokens())
+    mixture = Mixture.plan(weights, available_tokens=store.tokens(), budget_tokens=8 * 12 * LENGTH, max_epochs=None)
+    train(mixture, store, out=out, model=recipe, seed=7)
+    return str(out)
+
+
+def test_every_run_of_a_swarm_continues_from_the_trained_model(store, recipe, base):
+    settings = settings_for(store, base, steps=2)
+    uniform = strategy_weights("uniform", store.tokens()).sources
+    first, other = (Training(store, settings, uniform, seed) for seed in (0, 1))
+    saved = load_file(Path(base) / "model" / "model.safetensors")
+    for training in (first, other):
+        own = training.tensors()
+        assert all(torch.equal(own[f"model.{name}"], value) for name, value in saved.items() if f"model.{name}" in own)
+        assert len(saved) <= sum(name.startswith("model.") for name in own)
+    fresh = Training(store, settings_for(store, recipe, steps=2), uniform, 0)
+    losses = [sum(training.validation_losses().values()) for training in (first, fresh)]
+    assert losses[0] < losses[1]
+
+
+def test_a_swarm_from_a_trained_model_has_the_settings_of_continual_training(store, base):
+    settings = settings_for(store, base, steps=2)
+    parameters = sum(value.numel() for value in load_file(Path(base) / "model" / "model.safetensors").values())
+    assert (settings.learning_rate, settings.warmup) == (REWARM * peak_learning_rate(parameters), 0.01)
+    assert settings.flops(store.vocab_size) > 0
+    with pytest.raises(XDogeError, match="steps"):
+        settings_for(store, base)
+
+
+def test_a_swarm_from_a_trained_model_resumes_to_the_same_losses(quiet, store, base, tmp_path):
+    settings = settings_for(store, base, steps=2, checkpoint_every=1)
+    whole = losses_of(run_swarm(store, settings, tmp_path / "whole"))
+    events = []
+
+    def interrupt(event):
+        events.append(event)
+        if len(events) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run_swarm(store, settings, tmp_path / "stopped", on_progress=interrupt)
+    assert losses_of(run_swarm(store, settings, tmp_path / "stopped", resume=True)) == whole
+
+
+def test_a_trained_model_with_another_tokenizer_is_refused(store, base, tmp_path):
+    folder = Path(shutil.copytree(base, tmp_path / "run")) / "model"
+    (folder / "tokenizer.model").write_bytes(b"another")
+    with pytest.raises(XDogeError, match="tokenizer"):
+        settings_for(store, str(folder), steps=2)
+
+
+def test_a_swarm_is_not_resumed_from_another_model(quiet, store, base, tmp_path):
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    settings = settings_for(store, str(copy), steps=2)
+    begin(store, settings, tmp_path / "out", resume=False)
+    begin(store, settings, tmp_path / "out", resume=True)
+    weights = load_file(copy / "model" / "model.safetensors")
+    save_file({name: value * 0.5 for name, value in weights.items()}, copy / "model" / "model.safetensors")
+    with pytest.raises(XDogeError, match="proxy"):
+        begin(store, settings, tmp_path / "out", resume=True)

@@ -14,9 +14,9 @@ from xdoge.errors import XDogeError
 from xdoge.eval.documents import Text
 from xdoge.eval.perplexity import measure
 from xdoge.fit.gradients.engine import GradientEngine
+from xdoge.models.initial_model import InitialModel
 from xdoge.models.probes import refuse_future, refuse_leaks, refuse_other_loss
 from xdoge.models.resolver import CausalModel
-from xdoge.train.initial_model import InitialModel
 
 SHAPE = {"vocab_size": 258, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 WIDE = SHAPE | {"intermediate_size": 32, "max_position_embeddings": 24}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -12,10 +13,14 @@ import yaml
 from command_line import one_line
 
 from xdoge import WeightSet
+from xdoge.errors import XDogeError
 from xdoge.laws.swarm_plan import Noise, Swarm
+from xdoge.mixtures.mixture import Mixture
+from xdoge.mixtures.strategies import strategy_weights
 from xdoge.study import Study, report, runner, slurm
 from xdoge.study.plan import Run
 from xdoge.study.predictions import predictions
+from xdoge.train.trainer import train
 
 SWARM = {"runs": 11, "seeds": [0, 1], "max_epochs": "none"}
 STRATEGIES = {
@@ -193,3 +198,25 @@ def test_a_study_whose_swarm_is_stopped_goes_on_and_compares_predictions(
     assert "Predicted by the law effective" in (out / "report.html").read_text()
     captions = [table.caption for table in report.tables(study.findings(out))]
     assert sum(caption.startswith("Predicted by the law") for caption in captions) == 2
+
+
+def test_a_study_continues_from_a_trained_model_and_so_does_its_swarm(tmp_path, store, recipe):
+    weights = strategy_weights("proportional", store.tokens())
+    mixture = Mixture.plan(weights, available_tokens=store.tokens(), budget_tokens=8 * 12 * 16, max_epochs=None)
+    train(mixture, store, out=tmp_path / "base", model=recipe)
+    swarm = {**SWARM, "proxy": "base", "steps": 2, "learning_rate": 0.01}
+    path = write(tmp_path, store, recipe, model="base", swarm=swarm, batch_size=12, sequence_length=16)
+    study = Study.load(path)
+    runs = study.runs(tmp_path / "out").values()
+    base = str(tmp_path / "base")
+    assert all(base in run.arguments for run in runs if run.arguments[0] in ("train", "swarm"))
+    assert study.training_flops(960) > 0
+    study.begin(tmp_path / "out")
+    shutil.copytree(tmp_path / "base", tmp_path / "copy")
+    (tmp_path / "base" / "model" / "config.json").write_text(
+        (tmp_path / "base" / "model" / "config.json").read_text() + "\n"
+    )
+    with pytest.raises(XDogeError, match="model"):
+        Study.load(path).begin(tmp_path / "out")
+    with pytest.raises(XDogeError, match="steps is missing"):
+        Study.load(write(tmp_path, store, recipe, model="copy", steps=None))

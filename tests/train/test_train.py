@@ -31,12 +31,12 @@ from xdoge.errors import Interrupted, MemoryFullError, NonFiniteLossError, XDoge
 from xdoge.io import sha256_file
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models import loss
+from xdoge.models.initial_model import InitialModel, freeze, layers_trained, peak_learning_rate
 from xdoge.models.loss import document_positions, sequence_nats
 from xdoge.sampling.dataset import MixtureDataset
 from xdoge.sampling.sampler import MixtureSampler
 from xdoge.train import mixture_trainer
 from xdoge.train import trainer as training
-from xdoge.train.initial_model import InitialModel, freeze, layers_trained, peak_learning_rate
 from xdoge.train.mixture_trainer import MixtureTrainer
 from xdoge.train.run_log import RunLog, beyond_plan, common_budget, passes
 from xdoge.train.settings import ELASTIC, BatchSplit, TrainSettings, TrainValues

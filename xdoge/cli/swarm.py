@@ -14,7 +14,7 @@ import yaml
 
 from xdoge.cli import options
 from xdoge.cli.app import app, chosen_settings, stdout
-from xdoge.cli.options import Assignments, ConfigFile, Json, Proxy
+from xdoge.cli.options import Assignments, ConfigFile, Json
 from xdoge.cli.tables import empty_table
 from xdoge.config import parse_count, settings_help
 from xdoge.errors import XDogeError, argument, require
@@ -40,6 +40,8 @@ One fifth of the runs is held out: no law is fitted to them, and they say how go
 
     xdoge swarm store --budget 100B --proxy 15m --out swarm --slurm swarm.sh
 
+    xdoge swarm store --budget 10B --proxy base/ --set steps=500 --out swarm     # every run continues from a model
+
 After Ctrl-C or a kill, the same command with `--resume` trains what is missing. Several processes may share a folder.
 
 Every setting, for `--set KEY=VALUE` and `--config`:
@@ -55,7 +57,10 @@ def swarm(  # one parameter for each option
     budget_tokens: Annotated[
         str | None, typer.Option("--budget", metavar="TOKENS", help="Tokens of the run that the law is for: 100B.")
     ] = None,
-    proxy: Proxy = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE|MODEL", help="Recipe of the proxy, or a trained model [125m]."),
+    ] = None,
     runs: Annotated[
         int | None, typer.Option(parser=options.count(1), metavar="N", help="Trainings [9, and 5 for each share].")
     ] = None,

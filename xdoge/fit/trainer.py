@@ -350,7 +350,7 @@ class Trainer:
             state.weights.average,
             store,
             settings,
-            self.proxy.recipe,
+            load_recipe(settings.proxy),
             method=method,
             floor=settings.floor,
             tokens=int(state.read.sum()) * settings.sequence_length,

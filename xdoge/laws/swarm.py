@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from xdoge.distributed import stop_requests
 from xdoge.errors import FolderInUseError, Interrupted, XDogeError, argument
 from xdoge.io import write_json
+from xdoge.models.initial_model import InitialModel
 from xdoge.progress import Event, OnNote, OnProgress, silent
 from xdoge.training.run_folder import RunFolder, note_changes, versions
 
@@ -120,6 +121,8 @@ def begin(store: TokenStore, settings: SwarmSettings, out: Path, *, resume: bool
     changed = [f"{key} was {before[key]!r}, is now {now[key]!r}" for key in now if before[key] != now[key]]
     if changed:
         raise XDogeError(f"{out} cannot be resumed with other settings: {'; '.join(changed)}.")
+    if InitialModel.find(settings.proxy).pin() != swarm.proxy:
+        raise XDogeError(f"the files of {argument('proxy')} {settings.proxy} changed since {out} was begun.")
     note_changes(swarm.versions, versions() if swarm.versions else {}, on_note)
     return swarm
 

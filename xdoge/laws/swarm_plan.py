@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -32,8 +32,7 @@ from xdoge.laws.problem import Floats, Problem
 from xdoge.laws.scores import Scores, score
 from xdoge.laws.transfer import read_affinity
 from xdoge.mixtures.strategies import strategy_weights
-from xdoge.models.flops import training_flops
-from xdoge.models.recipes import load_recipe
+from xdoge.models.initial_model import InitialModel
 from xdoge.names import language_of
 from xdoge.progress import OnNote, OnProgress, silent
 
@@ -117,6 +116,7 @@ class Swarm:
         vocab_size: of the store's tokenizer.
         affinity: what the gradients of a fit say of the transfer, shape (L, k); None without such a fit.
         seen_tokens: of each unit that the proxies see; empty in a swarm of an earlier xdoge.
+        proxy: what identifies the files of a trained model that every run continues from; empty for a recipe.
         versions: of Python and the libraries, where the swarm was begun.
     """
 
@@ -133,6 +133,7 @@ class Swarm:
     vocab_size: int = 0
     affinity: Floats | None = None
     seen_tokens: dict[str, int] = field(default_factory=dict)
+    proxy: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -158,6 +159,7 @@ class Swarm:
             languages=tuple(store.languages),
             tokens={unit: sum(counts[source] for source in sources) for unit, sources in groups.items()},
             vocab_size=store.vocab_size,
+            proxy=InitialModel.find(settings.proxy).pin(),
             seen_tokens={
                 unit: sum(seen[source] for source in sources) * settings.sequence_length
                 for unit, sources in groups.items()
@@ -415,11 +417,7 @@ class Swarm:
 
     def flops(self) -> int:
         """Return the exact FLOPs of all trainings; validation is left out."""
-        settings, recipe = self.settings, load_recipe(self.settings.proxy)
-        length = settings.sequence_length
-        return settings.runs * training_flops(
-            recipe, settings.proxy_tokens, sequence_length=length, vocab_size=self.vocab_size
-        )
+        return self.settings.flops(self.vocab_size)
 
     def save(self) -> None:
         """Write swarm.json, and the CSV files with the runs that ended well."""
@@ -434,6 +432,7 @@ class Swarm:
             "runs": [asdict(run) for run in self.runs],
             "noise": asdict(self.noise) if self.noise else None,
             "seen_tokens": self.seen_tokens,
+            "proxy": self.proxy,
             "versions": self.versions,
             "xdoge_version": __version__,
         }
@@ -467,6 +466,7 @@ class Swarm:
             vocab_size=store["vocab_size"],
             affinity=None if value.get("affinity") is None else np.array(value["affinity"], dtype=np.float64),
             seen_tokens=value.get("seen_tokens", {}),
+            proxy=value.get("proxy", {}),
             versions=value.get("versions", {}),
         )
 

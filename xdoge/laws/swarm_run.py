@@ -18,7 +18,7 @@ from xdoge.corpus.store import TokenStore
 from xdoge.errors import Interrupted, NonFiniteLossError, argument
 from xdoge.io import read_json, write_json
 from xdoge.mixtures.mixture import Mixture
-from xdoge.models.recipes import load_recipe
+from xdoge.models.initial_model import InitialModel
 from xdoge.progress import Event, OnNote, OnProgress
 from xdoge.sampling.permutation import derive_key, permute
 from xdoge.sampling.sampler import MixtureSampler
@@ -122,7 +122,8 @@ class Training(Proxy):
     """A proxy, the order of its text, and the mean of its last weights."""
 
     def __init__(self, store: TokenStore, settings: SwarmSettings, weights: Mapping[str, float], seed: int) -> None:
-        super().__init__(store, settings.model_copy(update={"seed": seed}), load_recipe(settings.proxy))
+        start = InitialModel.find(settings.proxy)
+        super().__init__(store, settings.model_copy(update={"seed": seed}), start.recipe or start)
         self.swarm, length = settings, settings.sequence_length
         self.available, self.seen = store.sequence_counts(length), settings.sequences_seen(store)
         lengths = {source: self.seen[source] for source, weight in weights.items() if weight > 0}

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from xdoge.config import Seed, count_or
 from xdoge.errors import XDogeError, argument
-from xdoge.models.recipes import Recipe, load_recipe
+from xdoge.models.initial_model import InitialModel
 from xdoge.training.proxy_settings import ProxySettings
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ AROUND_OPTIMUM = 0.25
 class SwarmSettings(ProxySettings):
     """Every setting of `xdoge swarm`, all of them resolved; `for_store` fills in what the user left out."""
 
+    proxy: str = Field(
+        "125m", description="recipe of the proxy, a YAML file of one, or a trained model that every run continues from"
+    )
     budget_tokens: int = Field(gt=0, description="tokens of the run that the law is for")
     max_epochs: float | None = Field(8.0, gt=0, description="most passes over a source in that run, or none")
     runs: int = Field(gt=0, description="trainings [9, and 5 for each share]")
@@ -50,18 +53,23 @@ class SwarmSettings(ProxySettings):
 
     @classmethod
     def for_store(cls, store: TokenStore, values: Mapping[str, Any], *, where: str = "settings") -> Self:
-        """Return what the user gave, completed by the recipe's defaults, checked against the store.
+        """Return what the user gave, completed by the proxy's defaults, checked against the store.
 
         Raises:
             XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
         """
-        recipe = load_recipe(str(values.get("proxy", cls.model_fields["proxy"].default)))
+        proxy = InitialModel.find(str(values.get("proxy", cls.model_fields["proxy"].default)))
         units = store.languages if values.get("level", "languages") == "languages" else store.sources
-        steps = count_or(recipe.steps, values.get("steps", recipe.steps))
-        defaults = {key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate", "batch_size")}
+        if proxy.recipe is None and "steps" not in values:
+            raise XDogeError(
+                f"{where}: {argument('steps')} is missing: say for how many steps each run continues from {proxy.name}."
+            )
+        defaults = proxy.defaults() | ({"steps": proxy.recipe.steps} if proxy.recipe else {})
+        steps = count_or(1, values.get("steps", defaults.get("steps")))
         defaults["runs"] = 9 + 5 * len(units)
         defaults["checkpoint_every"] = max(1, steps // 10)
         settings = cls.parse({**defaults, **values}, where=where)
+        proxy.check(store, settings.sequence_length)
         settings._check(store, len(units), where)
         return settings
 
@@ -92,9 +100,10 @@ class SwarmSettings(ProxySettings):
                     "measured. Lower sequence_length or prepare the store with more validation text."
                 )
 
-    def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
-        """Return the exact FLOPs of all trainings; validation is left out."""
-        return self.runs * self.training_flops(recipe, store, self.proxy_tokens)
+    def flops(self, vocab_size: int) -> int:
+        """Return the FLOPs of all trainings; validation is left out."""
+        tokens, length = self.runs * self.proxy_tokens, self.sequence_length
+        return InitialModel.find(self.proxy).training_flops(tokens, sequence_length=length, vocab_size=vocab_size)
 
     @property
     def anchors(self) -> int:

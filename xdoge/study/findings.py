@@ -229,7 +229,7 @@ class Findings:
             "schema": f"{SCHEMA}/1",
             "study": {**study.spec.model_dump(mode="json"), "store": str(study.store.path)},
             "store": {"name": study.store.name, "sha256": study.store.sha256},
-            "model": study.recipe.model_dump(mode="json"),
+            "model": study.initial.to_config() | {"name": study.initial.name},
             "metric": METRIC,
             "verdict": {comparison: " ".join(self.verdict(comparison)) for comparison in study.spec.compare},
             "confidence": CONFIDENCE,

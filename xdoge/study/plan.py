@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +17,8 @@ from xdoge.eval.perplexity import PerplexitySettings
 from xdoge.io import read_json, write_json
 from xdoge.laws.swarm_settings import SwarmSettings
 from xdoge.mixtures.mixture import Mixture
-from xdoge.models.flops import training_flops
-from xdoge.models.recipes import Recipe, load_recipe
-from xdoge.study.spec import FIT, BudgetKind, Strategy, StudySpec, read_strategies, read_swarm, recipe_path
+from xdoge.models.initial_model import InitialModel
+from xdoge.study.spec import FIT, BudgetKind, Strategy, StudySpec, model_path, read_strategies, read_swarm
 from xdoge.train.settings import TrainSettings
 
 SCHEMA = "xdoge.study-plan"
@@ -86,7 +85,7 @@ class StudyPlan:
     store: TokenStore
     strategies: Mapping[str, Strategy]
     model: str
-    recipe: Recipe
+    initial: InitialModel
     swarm: SwarmSettings | None = None
 
     @classmethod
@@ -106,15 +105,19 @@ class StudyPlan:
         opened = TokenStore.open(path.parent / spec.store if store is None else spec.store)
         require("proxy", "torch", "transformers", "accelerate", "sentencepiece")
         try:
-            model = recipe_path(spec.model, path.parent)
-            recipe = load_recipe(model)
+            model = model_path(spec.model, path.parent)
+            initial = InitialModel.find(model)
+            initial.check(opened, spec.sequence_length or initial.defaults()["sequence_length"])
         except XDogeError as error:
             raise XDogeError(f"{path}: model: {error.message}") from error
-        tokens_per_step = (spec.batch_size or recipe.batch_size) * (spec.sequence_length or recipe.sequence_length)
-        budget = (spec.steps or recipe.steps) * tokens_per_step
-        swarm = read_swarm(spec, opened, path.parent, budget_tokens=budget, where=str(path))
+        if spec.steps is None and initial.recipe is None:
+            raise XDogeError(f"{path}: steps is missing: say for how many steps each training continues from {model}.")
+        plan = cls(path, spec, opened, {}, model, initial)
+        swarm = read_swarm(
+            spec, opened, path.parent, budget_tokens=plan.own_steps * plan.tokens_per_step, where=str(path)
+        )
         strategies = read_strategies(spec, opened, path.parent, swarm=swarm, where=str(path))
-        plan = cls(path, spec, opened, strategies, model, recipe, swarm)
+        plan = replace(plan, strategies=strategies, swarm=swarm)
         plan._check()
         return plan
 
@@ -153,12 +156,22 @@ class StudyPlan:
     @property
     def sequence_length(self) -> int:
         """Tokens per sequence of training."""
-        return self.spec.sequence_length or self.recipe.sequence_length
+        length: int = self.spec.sequence_length or self.initial.defaults()["sequence_length"]
+        return length
 
     @property
     def batch_size(self) -> int:
         """Sequences per step of training."""
-        return self.spec.batch_size or self.recipe.batch_size
+        size: int = self.spec.batch_size or self.initial.defaults()["batch_size"]
+        return size
+
+    @property
+    def own_steps(self) -> int:
+        """Steps of training at equal tokens."""
+        if self.spec.steps is not None:
+            return self.spec.steps
+        assert self.initial.recipe  # checked in `load`
+        return self.initial.recipe.steps
 
     @property
     def tokens_per_step(self) -> int:
@@ -173,7 +186,7 @@ class StudyPlan:
     @property
     def total_flops(self) -> int:
         """FLOPs of each strategy at equal FLOPs: the training at equal tokens plus the most costly learning."""
-        return self.learning_flops + self.training_flops((self.spec.steps or self.recipe.steps) * self.tokens_per_step)
+        return self.learning_flops + self.training_flops(self.own_steps * self.tokens_per_step)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -184,7 +197,7 @@ class StudyPlan:
     def training_flops(self, tokens: int) -> int:
         """Return the FLOPs of training the model on that many tokens."""
         length, vocab_size = self.sequence_length, self.store.vocab_size
-        return training_flops(self.recipe, tokens, sequence_length=length, vocab_size=vocab_size)
+        return self.initial.training_flops(tokens, sequence_length=length, vocab_size=vocab_size)
 
     def steps(self, comparison: BudgetKind, strategy: str) -> int:
         """Return the number of steps that a strategy's models train for.
@@ -192,7 +205,7 @@ class StudyPlan:
         At equal tokens all models train for the same steps. At equal FLOPs every strategy has `total_flops`. What it
         does not spend on learning its weights it spends on training, in whole steps.
         """
-        steps = self.spec.steps or self.recipe.steps
+        steps = self.own_steps
         if comparison == "flops":
             spare = self.learning_flops - self.strategies[strategy].flops
             steps += spare // self.training_flops(self.tokens_per_step)
@@ -316,7 +329,7 @@ class StudyPlan:
         planned = {
             "schema": f"{SCHEMA}/1",
             "store": self.store.sha256,
-            "model": self.recipe.model_dump(mode="json"),
+            "model": self.initial.to_config() | self.initial.pin(),
             "learning": {
                 name: dict(strategy.learns_from) for name, strategy in self.strategies.items() if strategy.learns_from
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from xdoge.analysis.page import Figure, Section, render
@@ -129,7 +130,7 @@ def page(findings: Findings, command: str = "") -> str:
     study = findings.study
     seeds = f"{len(study.spec.seeds)} seed{'s' * (len(study.spec.seeds) != 1)}"
     subtitle = (
-        f"{study.path.name}: {len(study.strategies)} strategies, {seeds}, model {study.recipe.name}, "
+        f"{study.path.name}: {len(study.strategies)} strategies, {seeds}, model {Path(study.initial.name).stem}, "
         f"store {study.store.name}."
     )
     return render("Whom does it help?", subtitle, list(_sections(findings, command)))

@@ -20,6 +20,7 @@ from xdoge.laws.swarm_settings import SwarmSettings
 from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import Level, WeightSet
+from xdoge.models.initial_model import InitialModel
 from xdoge.models.recipes import load_recipe, recipe_names
 
 if TYPE_CHECKING:
@@ -42,9 +43,13 @@ class StudySpec(Config):
 
     store: Path = Field(description="token store; relative paths lead from the folder of the study.yaml")
     proxy: str = Field(description="recipe of the proxies, for strategies that learn: a name, or a YAML file")
-    model: str = Field(description="recipe that is trained on every mixture: a name, or a YAML file")
+    model: str = Field(
+        description="what is trained on every mixture: a recipe's name, a YAML file of one, or a trained model"
+    )
     seeds: tuple[Seed, ...] = Field(min_length=1, description="of proxies, models and the order of text, in turn")
-    steps: int | None = Field(None, gt=0, description="of training, where tokens are equal [the model's]")
+    steps: int | None = Field(
+        None, gt=0, description="of training, where tokens are equal; a trained model needs them [the recipe's]"
+    )
     batch_size: int | None = Field(None, gt=0, description="sequences per step of training [the model's]")
     sequence_length: int | None = Field(None, ge=2, description="tokens per sequence of training [the model's]")
     max_epochs: Passes = Field(
@@ -173,7 +178,7 @@ def read_swarm(
         return None
     common = {"proxy": spec.proxy, "budget_tokens": budget_tokens, "max_epochs": spec.max_epochs}
     values = {**common, **spec.swarm}
-    values["proxy"] = recipe_path(str(values["proxy"]), folder)
+    values["proxy"] = model_path(str(values["proxy"]), folder)
     if values["max_epochs"] == "none":
         values["max_epochs"] = None
     return SwarmSettings.for_store(store, values, where=f"{where}: swarm")
@@ -204,14 +209,14 @@ def read_strategies(
             except XDogeError as error:
                 raise XDogeError(f"{here}: {error.message}") from error
             assert swarm
-            proxy = load_recipe(swarm.proxy)
+            proxy = InitialModel.find(swarm.proxy)
             strategies[name] = Strategy(
                 name,
                 kind,
-                flops=swarm.learning_flops(proxy, store),
+                flops=swarm.flops(store.vocab_size),
                 max_epochs=epochs,
                 level=swarm.level,
-                learns_from={"proxy": proxy.model_dump(mode="json")},
+                learns_from={"proxy": proxy.to_config() | proxy.pin()},
                 law=law,
             )
             continue
@@ -268,6 +273,14 @@ def _learned(
     learns_from["proxy"] = recipe.model_dump(mode="json")
     flops = settings.learning_flops(recipe, store)
     return Strategy(name, kind, flops=flops, max_epochs=max_epochs, settings=values, learns_from=learns_from)
+
+
+def model_path(name: str, folder: Path) -> str:
+    """Return the path of a recipe's file or of a model's folder, relative to `folder`, as an absolute path.
+
+    Names of recipes and of models on the Hub stay as they are.
+    """
+    return _from(folder, name) if (folder / name).is_dir() else recipe_path(name, folder)
 
 
 def recipe_path(name: str, folder: Path) -> str:

@@ -1,7 +1,6 @@
 """Target models: trained on a mixture from scratch, or continued from a model that exists.
 
 settings.py        what the user may choose, and what fills in the rest
-initial_model.py   the recipe or the model that training starts from, and whether the store's tokens are its own
 trainer.py         `train`: transformers' Trainer over a MixtureDataset, resuming
 run_log.py         what a run writes: rows of metrics, the model, train.json
 """

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from xdoge.config import Config, Seed, count_or
 from xdoge.errors import XDogeError, argument
 from xdoge.mixtures.mixture import Mixture
-from xdoge.train.initial_model import InitialModel
+from xdoge.models.initial_model import InitialModel
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore

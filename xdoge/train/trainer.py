@@ -34,11 +34,11 @@ from xdoge.distributed import Processes, stop_requests
 from xdoge.errors import Interrupted, XDogeError, argument
 from xdoge.io import sha256_json
 from xdoge.mixtures.mixture import Mixture
+from xdoge.models.initial_model import InitialModel, freeze, layers_trained
 from xdoge.models.memory import memory_errors
 from xdoge.models.probes import refuse_leaks, refuse_other_loss
 from xdoge.progress import OnNote, OnProgress, silent
 from xdoge.sampling.sampler import MixtureSampler
-from xdoge.train.initial_model import InitialModel, freeze, layers_trained
 from xdoge.train.mixture_trainer import MixtureTrainer, Schedule
 from xdoge.train.result import TrainResult
 from xdoge.train.run_log import RunLog, good_checkpoint, step_of

@@ -8,6 +8,7 @@ import torch
 
 from xdoge.corpus.store import TokenStore
 from xdoge.distributed import ALONE, Processes
+from xdoge.models.initial_model import InitialModel
 from xdoge.models.loss import sequence_nats
 from xdoge.models.recipes import Recipe
 from xdoge.training.optim import autocasting, learning_rate_ratio, make_optimiser, pick_autocast, pick_device
@@ -22,12 +23,15 @@ class Proxy:
     """A proxy model and its optimiser; each of several processes holds the same."""
 
     def __init__(
-        self, store: TokenStore, settings: ProxySettings, recipe: Recipe, *, processes: Processes = ALONE
+        self, store: TokenStore, settings: ProxySettings, start: Recipe | InitialModel, *, processes: Processes = ALONE
     ) -> None:
-        self.store, self.settings, self.recipe, self.processes = store, settings, recipe, processes
+        self.store, self.settings, self.processes = store, settings, processes
         self.device = pick_device(settings.device if processes.world_size == 1 else processes.device)
         self.autocast = pick_autocast(settings.precision, self.device)
-        model = recipe.build(vocab_size=store.vocab_size, seed=settings.seed)
+        if isinstance(start, Recipe):
+            model = start.build(vocab_size=store.vocab_size, seed=settings.seed)
+        else:
+            model = start.build(store, sequence_length=settings.sequence_length, seed=settings.seed)
         self.model = model.to(self.device).train()  # type: ignore[arg-type]
         self.optimiser = make_optimiser(self.model, settings)
 

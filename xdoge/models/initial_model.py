@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xdoge.errors import XDogeError, argument
+from xdoge.models.flops import training_flops
 from xdoge.models.recipes import Recipe, load_recipe, recipe_names
 from xdoge.models.resolver import CausalModel, parameter_count
 from xdoge.models.tokenizers import check_tokenizer
@@ -76,6 +77,22 @@ class InitialModel:
             "learning_rate": REWARM * peak_learning_rate(self._parameters()),
             "warmup": 0.01,  # from 0 to 2 % made no lasting difference (Gupta et al. 2023, section 4.1)
         }
+
+    def training_flops(self, tokens: int, *, sequence_length: int, vocab_size: int) -> int:
+        """Return the FLOPs of training on `tokens` tokens: exact for a Llama, 6 N a token for other models.
+
+        Args:
+            tokens: all tokens of all sequences.
+            sequence_length: tokens per sequence.
+            vocab_size: of the store's tokenizer. A trained model has its own.
+        """
+        if self.model is None:
+            assert self.recipe is not None
+            return training_flops(self.recipe, tokens, sequence_length=sequence_length, vocab_size=vocab_size)
+        config = self.model.config.get_text_config()
+        if config.model_type != "llama":
+            return 6 * self._parameters() * tokens
+        return training_flops(config, tokens, sequence_length=sequence_length, vocab_size=config.vocab_size)
 
     def _parameters(self) -> int:
         assert self.model is not None
