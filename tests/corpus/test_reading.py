@@ -283,8 +283,8 @@ def test_an_invalid_byte_far_into_a_file_is_named_with_its_line(tmp_path: Path) 
 
 def test_a_bad_row_far_into_a_file_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"text": "palabra"}\n' * 100_000 + b'{"text": []}\n')
-    with pytest.raises(XDogeError, match=r"line 100001: 'text' is '\[\]', which is not text"):
+    path.write_bytes(b'{"text": "palabra"}\n' * 100_000 + b'{"text": [3]}\n')
+    with pytest.raises(XDogeError, match=r"line 100001: 'text' is '3', which is not text"):
         read(path)
 
 

@@ -247,10 +247,10 @@ def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:
             new = {source: text}
         for source, text in new.items():
             before = texts.get(source)
-            if before and before.column != text.column:
+            if before and replace(before, files=()) != replace(text, files=()):
                 raise XDogeError(
-                    f"--text {source}: files of one source are read from one column, not from {before.column} and "
-                    f"{text.column}; name two sources, such as {source.partition('/')[0]}/{text.column}."
+                    f"--text {source}: files of one source are read in one way, such as from one column, not from "
+                    f"{before.column} and {text.column}; name two sources, such as {source.partition('/')[0]}/more."
                 )
             texts[source] = replace(text, files=(*before.files, *text.files)) if before else text
     return texts or None

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xdoge.corpus.readers.files import Block
+from xdoge.corpus.readers.blocks import Block
+from xdoge.corpus.readers.columns import Columns
 from xdoge.corpus.tokenizer import Tokenizer
 
 
@@ -50,7 +51,7 @@ class Encoded:
         return Encoded(self.tokens[:end], self.lengths[first], self.n_bytes[first], hashes, held_out, self.rows)
 
 
-def encode(tokenizer: Tokenizer, block: Block, column: str, fraction: float) -> Encoded:
+def encode(tokenizer: Tokenizer, block: Block, columns: Columns, fraction: float) -> Encoded:
     """Return a block's documents as tokens, the share `fraction` of them held out by the hash of their text.
 
     Rows that are null, empty or white space are no documents.
@@ -58,7 +59,7 @@ def encode(tokenizer: Tokenizer, block: Block, column: str, fraction: float) -> 
     Raises:
         XDogeError: a row is damaged or its text is not text.
     """
-    rows = block.texts(column)
+    rows = block.texts(columns)
     texts = [text for text in rows if _is_document(text)]
     tokens, lengths = tokenizer.encode(texts)
     n_bytes = np.fromiter((len(text.encode("utf-8")) for text in texts), np.int64, count=len(texts))

@@ -103,7 +103,8 @@ def source_settings(source: Source, corpus: Corpus) -> dict[str, Any]:
     """Return the settings that shape a source's tokens, besides its inputs and the tokenizer."""
     spec = source.spec
     return {
-        "text": spec.text,
+        "text": spec.text if isinstance(spec.text, str) else list(spec.text),
+        "document": None if spec.document == "line" else spec.document,
         "csv": None if spec.csv == PLAIN_CSV else spec.csv.model_dump(),
         "max_tokens": spec.max_tokens,
         "validation fraction": None if source.validation else corpus.spec.validation.fraction,

@@ -61,9 +61,26 @@ def _check_patterns(value: object) -> object:
 
 Name = Annotated[str, AfterValidator(_check_name)]
 Line = Annotated[str, AfterValidator(_check_line)]
+NamedLine = Annotated[Line, Field(min_length=1)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_check_patterns)]
 """One path or several, `*`, `?`, `[...]` and `**` allowed."""
 Positive = Annotated[int, Field(gt=0)]
+
+
+def _check_columns(value: object) -> object:
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
+        raise ValueError("must be a column or a list of columns")
+    if len(set(value)) < len(value):
+        raise ValueError(f"{shown(value)} names a column twice")
+    return value[0] if len(value) == 1 else tuple(value)
+
+
+Columns = Annotated[NamedLine | tuple[NamedLine, ...], BeforeValidator(_check_columns)]
+"""The column of the text, or several whose texts are joined by a blank line. A dot leads into a nested object."""
+DocumentOf = Literal["line", "blank-line", "file"]
+"""What a document of a .txt file is: a line, lines up to a blank one, or the whole file."""
 
 
 class TrainTokenizer(Config):
@@ -153,7 +170,8 @@ class SourceSpec(Config):
         files: paths, relative to the YAML file; their extensions say what they are.
         dataset: name on the Hugging Face Hub, or a local folder laid out like one.
         megatron: prefixes of Megatron-LM data sets, PREFIX.bin and PREFIX.idx, tokens of the corpus's tokenizer.
-        text: the column that holds the document; a line of a .txt file is one document.
+        text: the column that holds the document, or several to be joined; `data.text` is a field of a nested object.
+        document: what a document of a .txt file is.
         csv: how .csv files are written.
         max_tokens: training tokens to take; reading stops after the document that reaches it.
         validation: files held out instead of a fraction of this source; prefixes beside `megatron`.
@@ -166,7 +184,8 @@ class SourceSpec(Config):
     split: Line = "train"
     revision: Line | None = None
     data_dir: Line | None = None
-    text: Line = Field(default="text", min_length=1)
+    text: Columns = "text"
+    document: DocumentOf = "line"
     csv: CsvSpec = PLAIN_CSV
     max_tokens: Positive | None = None
     license: Line | None = None
@@ -180,9 +199,9 @@ class SourceSpec(Config):
         if len(kinds) > 1:
             raise ValueError(f"has both {' and '.join(kinds)}; a source is one of them")
         foreign = [] if self.dataset else ["config", "split", "revision", "data_dir"]
-        for name in [*foreign, "text"] if self.megatron else foreign:
+        for name in [*foreign, "text", "document"] if self.megatron else foreign:
             if getattr(self, name) != type(self).model_fields[name].default:
-                home = "files and dataset" if name == "text" else "dataset"
+                home = "files and dataset" if name in ("text", "document") else "dataset"
                 raise ValueError(f"{name} belongs to {home}, and this source has {kinds[0]}")
         return self
 
@@ -272,23 +291,30 @@ class Corpus:
 
     @staticmethod
     def _sources(path: Path, spec: CorpusSpec) -> Iterator[Source]:
-        for language, entry in spec.languages.items():
-            for short, source in entry.sources.items():
+        for language, named in spec.languages.items():
+            for short, source in named.sources.items():
                 where = f"{path}: languages.{language}.sources.{short}"
                 dataset = source.dataset
                 if dataset is not None and (path.parent / dataset).is_dir():
                     dataset = str(path.parent / dataset)
                 find = _find_text if source.megatron is None else _find_megatron
-                yield Source(
+                entry = Source(
                     name=f"{language}/{short}",
                     where=where,
                     language=language,
-                    family=entry.family,
+                    family=named.family,
                     spec=source,
                     files=find(source.megatron or source.files or (), path.parent, where=f"{where}.{source.kind}"),
                     validation=find(source.validation or (), path.parent, where=f"{where}.validation"),
                     dataset=dataset,
                 )
+                files = (*entry.files, *entry.validation)
+                if source.document != "line" and files and not any(text_format(file)[0] == ".txt" for file in files):
+                    raise XDogeError(
+                        f"{where}.document: {source.document} is for .txt files, and {files[0]} is none; "
+                        "a document of other formats is a row."
+                    )
+                yield entry
 
     @property
     def folder(self) -> Path:

@@ -14,7 +14,8 @@ import numpy as np
 from xdoge.corpus.encoding import Encoded, hash_texts
 from xdoge.corpus.manifest import source_settings
 from xdoge.corpus.megatron import scan as scan_megatron
-from xdoge.corpus.readers.files import Block, file_blocks
+from xdoge.corpus.readers.blocks import Block
+from xdoge.corpus.readers.files import file_blocks
 from xdoge.corpus.readers.hub import HubData, dataset_files, open_dataset
 from xdoge.corpus.readers.inputs import Input, refuse_empty, relative, scan
 from xdoge.corpus.spec import Corpus, Source, naming
@@ -59,9 +60,8 @@ class Work:
                 yield "validation", block
 
     def file_blocks(self, files: Sequence[Path]) -> Iterator[Block]:
-        return itertools.chain.from_iterable(
-            file_blocks(file, self.source.spec.text, self.source.spec.csv) for file in files
-        )
+        spec = self.source.spec
+        return itertools.chain.from_iterable(file_blocks(file, spec.text, spec.csv, spec.document) for file in files)
 
     def hold_out(self, texts: Iterator[Sequence[str]]) -> None:
         """Remember the documents of the validation files, to find them among those of training."""
@@ -115,7 +115,8 @@ def scan_all(
         name = relative(file, work.folder)
         if tokenizer is not None and work.source.spec.megatron is not None:
             return pool.submit(scan_megatron, file, tokenizer, name=name)
-        return pool.submit(scan, file, work.source.spec.text, name=name, csv=work.source.spec.csv)
+        spec = work.source.spec
+        return pool.submit(scan, file, spec.text, name=name, csv=spec.csv, document=spec.document)
 
     jobs = [
         [[submit(file, work) for file in files] for files in (work.source.files, work.source.validation)]

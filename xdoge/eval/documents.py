@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from xdoge.corpus.readers.columns import Columns
 from xdoge.corpus.readers.files import file_blocks, reading
-from xdoge.corpus.readers.inputs import refuse_empty, scan
-from xdoge.corpus.spec import Corpus, text_format
+from xdoge.corpus.readers.inputs import Input, refuse_empty, scan
+from xdoge.corpus.spec import PLAIN_CSV, Corpus, CsvSpec, DocumentOf, text_format
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
 from xdoge.models.tokenizers import check_tokenizer, model_tokenizer
@@ -36,14 +37,27 @@ class Text:
     Attributes:
         files: JSONL, JSON, CSV, Parquet, Arrow or text, the first and the last two compressed or not; one document a
             row.
-        column: that holds the document.
+        column: that holds the document, or columns whose texts are joined, as `text` in corpus.yaml.
+        csv: how CSV files are written.
+        document: what a document of a .txt file is.
         id: column of JSONL and Parquet that names the document, the same in every language; None to take it for text
             without translations. A file without the column has none either.
     """
 
     files: tuple[Path, ...]
-    column: str = "text"
+    column: Columns = "text"
     id: str | None = "id"
+    csv: CsvSpec = PLAIN_CSV
+    document: DocumentOf = "line"
+
+    def scan(self, file: Path) -> Input:
+        """Hash and check one of the files."""
+        return scan(file, self.column, name=str(file), csv=self.csv, document=self.document)
+
+    def rows(self, file: Path) -> list[str]:
+        """Return the rows of one of the files."""
+        blocks = file_blocks(file, self.column, self.csv, self.document)
+        return [row for block in blocks for row in block.texts(self.column)]
 
 
 @dataclass(frozen=True)
@@ -127,9 +141,7 @@ class FileText:
         self.fingerprint, self.end_of_document = self.tokenizer.fingerprint, self.tokenizer.end_of_document
         self.sources = list(texts)
         self._texts = texts
-        self._inputs = {
-            source: [scan(file, text.column, name=str(file)) for file in text.files] for source, text in texts.items()
-        }
+        self._inputs = {source: [text.scan(file) for file in text.files] for source, text in texts.items()}
         for inputs in self._inputs.values():
             refuse_empty(inputs)
 
@@ -140,6 +152,8 @@ class FileText:
             "files": [asdict(file)["sha256"] for file in self._inputs[source]],
             "column": text.column,
             "id": text.id,
+            **({} if text.csv == PLAIN_CSV else {"csv": text.csv.model_dump()}),
+            **({} if text.document == "line" else {"document": text.document}),
             "tokenizer": self.fingerprint,
         }
 
@@ -152,7 +166,7 @@ class FileText:
         text = self._texts[source]
         pairs: list[tuple[str, str | None]] = []
         for file in text.files:
-            rows = [row for block in file_blocks(file, text.column) for row in block.texts(text.column)]
+            rows = text.rows(file)
             names = _ids(file, text.id) if text.id else None
             pairs += [pair for pair in zip(rows, names or [None] * len(rows), strict=True) if pair[0].strip()]
         texts = [row for row, _ in pairs]
@@ -178,7 +192,10 @@ def validation_texts(corpus: Corpus) -> dict[str, Text]:
             raise XDogeError(f"{source.where} has tokens, which another tokenizer cannot read; name the text itself.")
         if not source.validation:
             raise XDogeError(f"{source.where} has no validation files; name the text of {source.name} itself.")
-    return {source.name: Text(source.validation, source.spec.text) for source in corpus.sources}
+    return {
+        source.name: Text(source.validation, source.spec.text, csv=source.spec.csv, document=source.spec.document)
+        for source in corpus.sources
+    }
 
 
 def _ids(path: Path, column: str) -> list[str | None] | None:

@@ -9,22 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.json
 import pyarrow.parquet
 
+from xdoge.corpus.readers.blocks import Block
+from xdoge.corpus.readers.columns import (
+    Columns,
+    join_parts,
+    names_of,
+    paths_of,
+    select,
+    text_of,
+)
 from xdoge.corpus.readers.csv_rows import csv_rows
-from xdoge.corpus.readers.json_values import Pairs, json_values, one_object_a_line
+from xdoge.corpus.readers.json_values import json_values, one_object_a_line
 from xdoge.corpus.readers.streams import open_bytes
-from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, text_format
+from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf, text_format
 from xdoge.errors import XDogeError
 
 BLOCK_BYTES = 1 << 19
@@ -34,90 +40,7 @@ BLOCK_ROWS = 256
 IPC_END = b"\xff\xff\xff\xff\0\0\0\0"
 """The last bytes of an Arrow IPC stream that was written to its end."""
 
-MARKS = re.compile(rb"(?m)^(?:\xef\xbb\xbf)+")
-"""Byte order marks, which stand where files were joined to one."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some rows of one file or data set, not yet turned into texts.
-
-    Attributes:
-        where: the file or data set, for messages.
-        first: number of the first row (of the first line, in formats of lines), from 1.
-        kind: format of `data`: ".jsonl", ".txt", or "" for an Arrow array of texts.
-    """
-
-    where: str
-    first: int
-    kind: str
-    data: bytes | pa.Array
-
-    def texts(self, column: str) -> list[str]:
-        """Return the documents in order, "" for each that is empty or null.
-
-        Raises:
-            XDogeError: a row is damaged or its text is not text; the line names the row.
-        """
-        if self.kind == ".txt":
-            lines = MARKS.sub(b"", self.data).decode("utf-8").split("\n")
-            lines = lines if lines[-1] else lines[:-1]
-            return [line.removesuffix("\r") for line in lines]
-        if self.kind == ".jsonl":
-            try:
-                data = MARKS.sub(b"", self.data)
-                table = pa.json.read_json(
-                    pa.BufferReader(data),
-                    read_options=pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
-                    parse_options=pa.json.ParseOptions(
-                        explicit_schema=pa.schema([(column, pa.string())]), unexpected_field_behavior="ignore"
-                    ),
-                )
-            except pa.ArrowException:
-                # rare: pyarrow refuses what Python's parser takes, or the row is bad and Python's parser says which
-                return [text or "" for text in self._texts_of_lines(column)]
-            texts = table.column(column)
-        else:
-            texts = self.data
-        try:
-            return [_decoded(text) for text in texts.to_pylist()]
-        except UnicodeDecodeError:
-            for row, value in enumerate(texts):
-                try:
-                    _decoded(value.as_py())
-                except UnicodeDecodeError as error:
-                    raise XDogeError(f"{self.where}: row {self.first + row} is not UTF-8 ({error}).") from error
-            raise
-
-    def _texts_of_lines(self, column: str) -> Iterator[str | None]:
-        for number, line in enumerate(MARKS.sub(b"", self.data).split(b"\n"), start=self.first):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line, object_pairs_hook=Pairs)
-            except (ValueError, RecursionError) as error:
-                raise XDogeError(f"{self.where}: line {number} is not JSON ({error}).") from error
-            yield _text_of(row, column, where=f"{self.where}: line {number}")
-
-
-def _text_of(row: object, column: str, *, where: str) -> str | None:
-    if not isinstance(row, Pairs):
-        raise XDogeError(f"{where} is a JSON {type(row).__name__}, not an object with a {column!r}.")
-    if column in row.repeated:
-        raise XDogeError(f"{where} has {column!r} twice; one of them is not the document.")
-    text = row.get(column)
-    if text is not None and not isinstance(text, str):
-        raise XDogeError(f"{where}: {column!r} is {str(text)[:40]!r}, which is not text.")
-    if text and not text.isascii():
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise XDogeError(f"{where}: {column!r} has half a surrogate pair, which is no character.") from error
-    return text
-
-
-def _decoded(text: str | bytes | None) -> str:
-    return text.decode("utf-8") if isinstance(text, bytes) else text or ""
+_BLANK_LINE = re.compile(rb"(?m)^[ \t\r]*\n")
 
 
 @contextlib.contextmanager
@@ -130,7 +53,9 @@ def reading(path: Path) -> Iterator[None]:
         raise XDogeError(f"{path} cannot be read: {message[:300]}") from error
 
 
-def file_blocks(path: Path, column: str, csv: CsvSpec = PLAIN_CSV) -> Iterator[Block]:
+def file_blocks(
+    path: Path, columns: Columns, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line"
+) -> Iterator[Block]:
     """Yield the rows of a file in order, holding one block of it and at most one row that is longer than that.
 
     Of a Parquet file its reader holds a row group.
@@ -142,15 +67,16 @@ def file_blocks(path: Path, column: str, csv: CsvSpec = PLAIN_CSV) -> Iterator[B
     with reading(path):
         if kind == ".parquet":
             with open_parquet(path) as parquet:
-                yield from array_blocks(str(path), parquet.iter_batches(BLOCK_ROWS, columns=[column]), column)
+                paths = paths_of(parquet.schema_arrow, columns)
+                yield from array_blocks(str(path), parquet.iter_batches(BLOCK_ROWS, columns=paths), columns)
         elif kind == ".arrow":
             with pa.memory_map(str(path)) as file:
-                yield from array_blocks(str(path), arrow_batches(file), column)
+                yield from array_blocks(str(path), arrow_batches(file), columns)
         elif kind in (".csv", ".tsv"):
             with open_bytes(path, compression) as stream:
                 rows = csv_rows(path, stream, csv)
-                names = next(rows, [])  # of an empty file none
-                yield from _text_blocks(path, (row[names.index(column)] for row in rows))
+                if names := next(rows, None):  # of an empty file none
+                    yield from _text_blocks(path, _cells(rows, names, columns))
         else:
             with open_bytes(path, compression) as stream:
                 chunks = chunks_of(stream, BLOCK_BYTES)
@@ -158,11 +84,11 @@ def file_blocks(path: Path, column: str, csv: CsvSpec = PLAIN_CSV) -> Iterator[B
                     head = next(chunks, b"")
                     chunks = itertools.chain([head], chunks)
                     if not one_object_a_line(head):
-                        yield from _value_blocks(path, chunks, column)
+                        yield from _value_blocks(path, chunks, columns)
                         return
-                first = 1
-                for data in _whole_lines(chunks):
-                    yield Block(str(path), first, ".txt" if kind == ".txt" else ".jsonl", data)
+                first, kind = 1, document if kind == ".txt" else ".jsonl"
+                for data in {"file": _whole, "blank-line": _whole_paragraphs}.get(kind, _whole_lines)(chunks):
+                    yield Block(str(path), first, kind, data)
                     first += data.count(b"\n")
 
 
@@ -188,10 +114,25 @@ def _whole_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield b"".join(parts)
 
 
-def array_blocks(where: str, batches: Iterator[pa.RecordBatch], column: str) -> Iterator[Block]:
+def _whole(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    yield b"".join(chunks)
+
+
+def _whole_paragraphs(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    parts: list[bytes] = []
+    for lines in _whole_lines(chunks):
+        end = max((match.end() for match in _BLANK_LINE.finditer(lines)), default=0)
+        if end:
+            yield b"".join([*parts, lines[:end]])
+            parts = []
+        parts.append(lines[end:])
+    yield b"".join(parts)
+
+
+def array_blocks(where: str, batches: Iterator[pa.RecordBatch], columns: Columns) -> Iterator[Block]:
     first = 1
     for batch in batches:
-        texts = batch.column(column)
+        texts = select(batch, columns)
         for start in range(0, len(texts), BLOCK_ROWS):
             piece = texts.slice(start, BLOCK_ROWS)
             yield Block(where, first + start, "", piece)
@@ -214,13 +155,19 @@ def arrow_batches(file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
         raise EOFError(f"{file.size() - end:,} bytes come after the end of its stream; give two streams two files")
 
 
-def _value_blocks(path: Path, chunks: Iterator[bytes], column: str) -> Iterator[Block]:
+def _value_blocks(path: Path, chunks: Iterator[bytes], columns: Columns) -> Iterator[Block]:
     """Yield the objects of a JSON array, or of objects one after the other."""
     values = enumerate(json_values(path, chunks), start=1)
-    yield from _text_blocks(path, (_text_of(value, column, where=f"{path}: row {row}") for row, value in values))
+    yield from _text_blocks(path, (text_of(value, columns, where=f"{path}: row {row}") for row, value in values))
 
 
-def _text_blocks(path: Path, texts: Iterator[str | None]) -> Iterator[Block]:
+def _cells(rows: Iterator[list[str]], names: list[str], columns: Columns) -> Iterator[str]:
+    indices = [names.index(column) for column in names_of(columns)]
+    for row in rows:
+        yield row[indices[0]] if len(indices) == 1 else join_parts(row[index] for index in indices)
+
+
+def _text_blocks(path: Path, texts: Iterator[str]) -> Iterator[Block]:
     first = 1
     while piece := list(itertools.islice(texts, BLOCK_ROWS)):
         yield Block(str(path), first, "", pa.array(piece, type=pa.string()))

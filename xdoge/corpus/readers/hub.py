@@ -13,8 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from xdoge.corpus.readers.files import BLOCK_ROWS, Block, array_blocks
-from xdoge.corpus.readers.inputs import Input, check_column, hashed, relative
+from xdoge.corpus.readers.blocks import Block
+from xdoge.corpus.readers.columns import Columns, check_column, keys_of
+from xdoge.corpus.readers.files import BLOCK_ROWS, array_blocks
+from xdoge.corpus.readers.inputs import Input, hashed, relative
 from xdoge.corpus.spec import Source, text_format
 from xdoge.errors import Interrupted, MissingExtraError, XDogeError
 
@@ -38,7 +40,7 @@ class HubData:
     inputs: tuple[Input, ...]
     rows: int | None
     stream: Any
-    column: str
+    columns: Columns
 
     def blocks(self) -> Iterator[Block]:
         """Yield its rows in order.
@@ -48,7 +50,7 @@ class HubData:
         """
         with _hub_errors(self.where):
             batches = self.stream.iter(batch_size=BLOCK_ROWS)
-            yield from array_blocks(self.where, batches, self.column)
+            yield from array_blocks(self.where, batches, self.columns)
 
 
 def dataset_files(source: Source) -> tuple[Path, ...]:
@@ -70,6 +72,8 @@ def dataset_files(source: Source) -> tuple[Path, ...]:
         plain_files = all(file.is_file() and text_format(file)[0] in readable for file in files)
     except XDogeError:
         return ()
+    if source.spec.document != "line" and not (plain_files and readable == _PLAIN["Text"]):
+        raise XDogeError(f"document: {source.spec.document} is for .txt files, which this data set has not.")
     return files if plain_files and not declared else ()
 
 
@@ -83,13 +87,16 @@ def open_dataset(source: Source, folder: Path) -> HubData:
     """
     spec = source.spec
     where = _where(source)
+    if spec.document != "line":
+        raise XDogeError(f"{where}: document: {spec.document} is for .txt files of this machine.")
     with _hub_errors(where):
         builder = _builder(source)
         stream = builder.as_streaming_dataset(split=spec.split)
         schema = stream.features.arrow_schema if stream.features is not None else _first_schema(stream)
         check_column(schema, spec.text, where=where)
+        keys = keys_of(schema, spec.text)
         if hasattr(builder.config, "columns"):  # Parquet: fetch no column but the text, and take files without rows
-            builder = _builder(source, columns=[spec.text], batch_size=BLOCK_ROWS)
+            builder = _builder(source, columns=keys, batch_size=BLOCK_ROWS)
             stream = builder.as_streaming_dataset(split=spec.split)
         inputs = tuple(_dataset_input(file, folder) for file in _data_files(builder, source))
         known = builder.info.splits or {}
@@ -99,8 +106,8 @@ def open_dataset(source: Source, folder: Path) -> HubData:
         where=where,
         inputs=inputs,
         rows=sum(counts) if whole else None,
-        stream=stream.select_columns([spec.text]).with_format("arrow"),
-        column=spec.text,
+        stream=stream.select_columns(keys).with_format("arrow"),
+        columns=spec.text,
     )
 
 

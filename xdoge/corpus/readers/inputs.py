@@ -7,16 +7,19 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
+from xdoge.corpus.readers.blocks import MARKS, Block
+from xdoge.corpus.readers.columns import Columns, check_column, check_names, check_rows
 from xdoge.corpus.readers.csv_rows import csv_rows
-from xdoge.corpus.readers.files import MARKS, Block, arrow_batches, chunks_of, file_blocks, open_parquet, reading
+from xdoge.corpus.readers.files import BLOCK_BYTES, arrow_batches, chunks_of, file_blocks, open_parquet, reading
+from xdoge.corpus.readers.json_values import json_values
 from xdoge.corpus.readers.streams import open_bytes
-from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, text_format
+from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf, text_format
 from xdoge.errors import XDogeError
 from xdoge.io import refuse_pointer, sha256_file
 
@@ -24,14 +27,6 @@ SCAN_BYTES = 1 << 14
 """Text that is checked at once. With blocks as above the heap grows with the file, by 155 MB over one of 830 MB."""
 HEAD_LINES = 100
 """Lines of a JSON file that are parsed before the work."""
-NAMES_SHOWN = 300
-"""Characters of column names in a message: a CSV file without a header has a document for names."""
-
-TEXT_TYPES = (
-    *(pa.string(), pa.large_string(), pa.string_view()),
-    *(pa.binary(), pa.large_binary(), pa.binary_view()),
-)
-"""Types of a column of text. Impala and old versions of Spark write UTF-8 as binary."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class Input:
         return (stat.st_size, stat.st_mtime_ns) == (self.n_bytes, self.mtime_ns)
 
 
-def scan(path: Path, column: str, *, name: str, csv: CsvSpec = PLAIN_CSV) -> Input:
+def scan(path: Path, columns: Columns, *, name: str, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line") -> Input:
     """Hash and count a file, and find what can be found wrong with it before the long work.
 
     Every byte of a format of lines is checked to be UTF-8; rows are parsed at the start only.
@@ -68,9 +63,11 @@ def scan(path: Path, column: str, *, name: str, csv: CsvSpec = PLAIN_CSV) -> Inp
     with reading(path):
         file = hashed(path, name=name)
         if kind in (".parquet", ".arrow"):
-            rows: int | None = _check_table(path, kind, column)
+            rows: int | None = _check_table(path, kind, columns)
         else:
-            rows = _check_text(path, kind, compression, column, csv) if file.n_bytes or compression else 0
+            rows = _check_text(path, kind, compression, columns, csv) if file.n_bytes or compression else 0
+        if rows and kind == ".txt" and document != "line":
+            rows = 1 if document == "file" else None
     return replace(file, rows=rows)
 
 
@@ -91,7 +88,7 @@ def hashed(path: Path, *, name: str) -> Input:
     return Input(name, None, stat.st_size, stat.st_mtime_ns, sha256_file(path))
 
 
-def _check_table(path: Path, kind: str, column: str) -> int:
+def _check_table(path: Path, kind: str, columns: Columns) -> int:
     rows: int
     if kind == ".parquet":
         with open_parquet(path) as parquet:
@@ -102,33 +99,11 @@ def _check_table(path: Path, kind: str, column: str) -> int:
             for batch in arrow_batches(file):
                 schema, rows = batch.schema, rows + batch.num_rows
     if schema is not None:
-        check_column(schema, column, where=str(path))
+        check_column(schema, columns, where=str(path))
     return rows
 
 
-def check_column(schema: pa.Schema, column: str, *, where: str) -> None:
-    """Refuse a table without the column, or whose column is not text.
-
-    Raises:
-        XDogeError: the line names the columns there are.
-    """
-    _check_names(schema.names, column, where=where)
-    kind = schema.field(column).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if kind not in TEXT_TYPES:
-        raise XDogeError(f"{where}: the column {column!r} is {kind}, not text.")
-
-
-def _check_names(names: Collection[str], column: str, *, where: str) -> None:
-    if (count := list(names).count(column)) > 1:
-        raise XDogeError(f"{where} has {count} columns {column!r}; rename all but one.")
-    if column not in names:
-        there = ", ".join(names)
-        there = there if len(there) <= NAMES_SHOWN else f"{there[:NAMES_SHOWN]}..."
-        raise XDogeError(f"{where} has no column {column!r}; it has {' '.join(there.split())}. Set text: COLUMN.")
-
-
-def _check_text(path: Path, kind: str, compression: str, column: str, csv: CsvSpec) -> int | None:
+def _check_text(path: Path, kind: str, compression: str, columns: Columns, csv: CsvSpec) -> int | None:
     with open_bytes(path, compression) as stream:
         lines = _count_lines(path, chunks_of(stream, SCAN_BYTES))
     if lines == 0 or kind == ".txt":
@@ -136,20 +111,21 @@ def _check_text(path: Path, kind: str, compression: str, column: str, csv: CsvSp
     if kind in (".csv", ".tsv"):
         with open_bytes(path, compression) as stream:
             rows = csv_rows(path, stream, csv)
-            _check_names(next(rows), column, where=str(path))
+            check_names(next(rows), columns, where=str(path))
             for _ in itertools.islice(rows, HEAD_LINES):
                 pass
         return lines - 1
-    first = next(file_blocks(path, column), None)
+    first = next(file_blocks(path, columns), None)
     if first is None:
         return 0
     if first.kind == "":  # a .json file of values, which are counted when they are read
-        if not any(first.texts(column)):
-            raise XDogeError(f"{path} has no column {column!r} in its first rows. Set text: COLUMN.")
+        with open_bytes(path, compression) as stream:
+            values = itertools.islice(json_values(path, chunks_of(stream, BLOCK_BYTES)), HEAD_LINES)
+            check_rows(list(values), columns, where=str(path))
         return None
     start = replace(first, data=b"\n".join(first.data.split(b"\n", HEAD_LINES)[:HEAD_LINES]))
-    _check_keys(start, column)
-    start.texts(column)
+    _check_keys(start, columns)
+    start.texts(columns)
     return lines
 
 
@@ -177,15 +153,12 @@ def _count_lines(path: Path, chunks: Iterator[bytes]) -> int:
     return 0 if blank else lines + (not last.endswith(b"\n"))
 
 
-def _check_keys(block: Block, column: str) -> None:
-    keys: dict[str, None] = {}
+def _check_keys(block: Block, columns: Columns) -> None:
+    rows = []
     for line in MARKS.sub(b"", block.data).split(b"\n"):
-        with contextlib.suppress(ValueError):  # broken rows are told apart where the block is parsed
-            row = json.loads(line)
-            if isinstance(row, dict):
-                keys |= dict.fromkeys(row)
-    if keys:
-        _check_names(keys, column, where=block.where)
+        with contextlib.suppress(ValueError, RecursionError):  # bad rows are told apart where the block is parsed
+            rows.append(json.loads(line))
+    check_rows(rows, columns, where=block.where)
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -6,25 +6,16 @@ import codecs
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from xdoge.corpus.readers.columns import Pairs
 from xdoge.errors import XDogeError
 
 _GAP = re.compile(r"[\s,\ufeff]*")
 _LONGEST_WORD = 16
 """Characters: more than `-Infinity` or an escape such as `\\u00e9` has, so a cut one begins this near to the end."""
-
-
-class Pairs(dict[str, Any]):
-    """A JSON object, and the keys that it has more than once."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        counts = Counter(key for key, _ in pairs) if len(self) < len(pairs) else {}
-        self.repeated = {key for key, count in counts.items() if count > 1}
 
 
 def one_object_a_line(head: bytes) -> bool:

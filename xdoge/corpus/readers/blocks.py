@@ -1,0 +1,149 @@
+"""Some rows of a file, and the documents in them.
+
+Cutting a file into blocks is cheap and happens in order. Turning a block into texts is the work, and may happen in
+any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json
+
+from xdoge.corpus.readers.columns import Columns, Pairs, names_of, select, text_of, texts_of
+from xdoge.errors import XDogeError
+
+MARKS = re.compile(rb"(?m)^(?:\xef\xbb\xbf)+")
+"""Byte order marks, which stand where files were joined to one."""
+
+BLANK_LINES = re.compile(r"(?m)^(?:[ \t\r]*\n)+")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of one file or data set, not yet turned into texts.
+
+    Attributes:
+        where: the file or data set, for messages.
+        first: number of the first row (of the first line, in formats of lines), from 1.
+        kind: format of `data`: ".jsonl", what a document of a .txt file is, or "" for an Arrow array of what
+            `columns.select` returns.
+    """
+
+    where: str
+    first: int
+    kind: str
+    data: bytes | pa.Array
+
+    def texts(self, columns: Columns) -> list[str]:
+        """Return the documents in order, "" for each that is empty or null.
+
+        Raises:
+            XDogeError: a row is damaged or its text is not text; the line names the row.
+        """
+        if self.kind in ("line", "blank-line", "file"):
+            text = MARKS.sub(b"", self.data).decode("utf-8").replace("\r\n", "\n")
+            if self.kind == "file":
+                return [text]
+            if self.kind == "blank-line":
+                return [part.removesuffix("\n") for part in BLANK_LINES.split(text) if part.strip()]
+            return text.removesuffix("\n").split("\n")
+        array: Any = _parsed(MARKS.sub(b"", self.data), columns) if self.kind == ".jsonl" else self.data
+        if array is None:
+            return list(self._texts_of_lines(columns))
+        try:
+            return list(texts_of(array))
+        except UnicodeDecodeError:
+            for row in range(len(array)):
+                try:
+                    list(texts_of(array.slice(row, 1)))
+                except UnicodeDecodeError as error:
+                    raise XDogeError(f"{self.where}: row {self.first + row} is not UTF-8 ({error}).") from error
+            raise
+
+    def _texts_of_lines(self, columns: Columns) -> Iterator[str]:
+        for number, line in enumerate(MARKS.sub(b"", self.data).split(b"\n"), start=self.first):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, object_pairs_hook=Pairs)
+            except (ValueError, RecursionError) as error:
+                raise XDogeError(f"{self.where}: line {number} is not JSON ({error}).") from error
+            yield text_of(row, columns, where=f"{self.where}: line {number}")
+
+
+def _parsed(data: bytes, columns: Columns) -> pa.Array | None:
+    """Return the columns of JSON lines, None for those that Python's parser must read.
+
+    That is rare: pyarrow refuses what Python takes, a name can be read in two ways, or a row is bad and Python says
+    which.
+    """
+    lists: Collection[str] = ()
+    for _ in range(2):
+        if (schema := _schema(data, columns, lists)) is None:
+            return None
+        try:
+            table = pa.json.read_json(
+                pa.BufferReader(data),
+                read_options=pa.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+                parse_options=pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+            )
+        except pa.ArrowException:
+            if lists or not (lists := _lists(data, columns)):
+                return None
+        else:
+            return select(table, columns)
+    return None
+
+
+def _lists(data: bytes, columns: Columns) -> list[str]:
+    """Return the columns that are lists in the first row."""
+    try:
+        row = json.loads(data.lstrip().split(b"\n", 1)[0])
+    except (ValueError, RecursionError):
+        return []
+    lists = []
+    for name in names_of(columns):
+        value = row
+        for key in _path(data, name) or ():
+            value = value.get(key) if isinstance(value, dict) else None
+        lists += [name] * isinstance(value, list)
+    return lists
+
+
+def _schema(data: bytes, columns: Columns, lists: Collection[str]) -> pa.Schema | None:
+    """Return the part of rows that holds the columns, None if a name can be read in two ways."""
+    tree: dict[str, Any] = {}
+    for name in names_of(columns):
+        path = _path(data, name)
+        inner: Any = tree
+        for key in path[:-1]:
+            inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                return None
+        if not path or path[-1] in inner:
+            return None
+        inner[path[-1]] = pa.list_(pa.string()) if name in lists else pa.string()
+    return pa.schema(_fields(tree))
+
+
+def _fields(tree: dict[str, Any]) -> list[pa.Field]:
+    return [pa.field(key, pa.struct(_fields(kind)) if isinstance(kind, dict) else kind) for key, kind in tree.items()]
+
+
+def _path(data: bytes, name: str) -> tuple[str, ...]:
+    """Return the keys that lead to a column in JSON lines, () if they may not be the same in every row."""
+    parts = name.split(".")
+    dotted = [".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 2, len(parts) + 1)]
+    if not any(_has_key(data, key) for key in dotted):
+        return tuple(parts)
+    return (name,) if _has_key(data, name) and not _has_key(data, parts[0]) else ()
+
+
+def _has_key(data: bytes, key: str) -> bool:
+    return json.dumps(key, ensure_ascii=False).encode() in data
