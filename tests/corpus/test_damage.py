@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +49,7 @@ def zstd(data: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("ending", "compress"),
-    [(".gz", gzip.compress), (".zst", zstd), (".zstd", zstd)],
+    [(".gz", gzip.compress), (".zst", zstd), (".zstd", zstd), (".xz", lzma.compress), (".bz2", bz2.compress)],
 )
 def test_compressed_files_are_read_to_their_end_marker(
     tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
@@ -64,6 +66,35 @@ def test_compressed_files_are_read_to_their_end_marker(
     refused(path, data + b"garbage", "cannot be read")
     refused(path, b"", "cannot be read")
     refused(path, ROWS, "Rename it")
+
+
+@pytest.mark.parametrize(
+    ("ending", "compress"), [(".gz", gzip.compress), (".zst", zstd), (".xz", lzma.compress), (".bz2", bz2.compress)]
+)
+def test_no_flipped_bit_and_no_cut_changes_compressed_text(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
+) -> None:
+    path, texts = tmp_path / f"a.txt{ending}", ["etxea", "", "mendia", "mendia", "ura", "x"]
+    first, second = (compress("".join(f"{text}\n" for text in part).encode()) for part in (texts[:4], texts[4:]))
+    data = first + second
+
+    def same_or_refused(damaged: bytes, *allowed: list[str]) -> bool:
+        try:
+            assert read(path, damaged) in allowed
+        except XDogeError as error:
+            assert path.name in str(error)
+            return False
+        return True
+
+    assert read(path, data) == texts
+    for length in range(len(data)):
+        assert same_or_refused(data[:length], texts[:4]) == (length == len(first))
+    same = 0
+    for at in range(len(data)):
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << at % 8
+        same += same_or_refused(bytes(flipped), texts)
+    assert same < 20  # time, system and level in headers, bits that fill the last byte
 
 
 def test_zstd_windows_of_two_gibibytes_and_frames_of_notes_are_read(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,18 +28,18 @@ LINES = ["Kaixo, mundua!", "", "Ola, «mundo»", "  ", "日本語 😀"]
 
 
 def compressed(data: bytes, ending: str) -> bytes:
-    if ending == ".gz":
-        return gzip.compress(data, mtime=0)
-    return bytes(pa.Codec("zstd").compress(data, asbytes=True)) if ending == ".zst" else data
+    if ending in (".zst", ".zstd"):
+        return bytes(pa.Codec("zstd").compress(data, asbytes=True))
+    return {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[ending](data)
 
 
 def as_jsonl(texts: list[str]) -> bytes:
     return b"".join(json.dumps({"id": n, "text": t}).encode() + b"\n" for n, t in enumerate(texts))
 
 
-def as_csv(texts: list[str]) -> bytes:
+def as_csv(texts: list[str], delimiter: str = ",") -> bytes:
     table = io.StringIO()
-    writer = csv.writer(table)
+    writer = csv.writer(table, delimiter=delimiter)
     writer.writerows([["id", "text"], *enumerate(texts)])
     return table.getvalue().encode()
 
@@ -50,12 +52,14 @@ def read(path: Path, column: str = "text") -> list[str]:
     return [text for block in file_blocks(path, column) for text in block.texts(column)]
 
 
-@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst", ".zstd", ".xz", ".bz2"])
 @pytest.mark.parametrize(
     ("name", "make"),
     [
         ("a.jsonl", as_jsonl),
+        ("a.ndjson", as_jsonl),
         ("a.json", as_jsonl),
+        ("a.tsv", lambda texts: as_csv(texts, "\t")),
         ("b.json", lambda texts: json.dumps([{"text": text} for text in texts], indent=2).encode()),
         ("c.json", lambda texts: "\n".join(json.dumps({"text": t}, indent=2) for t in texts).encode()),
         ("a.csv", as_csv),
@@ -260,7 +264,7 @@ def test_what_pyarrow_refuses_and_python_takes_is_read(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "\\ud83d"}\n', r"a\.jsonl: line 1: 'text' has half a surrogate pair"),
         ("a.json", b'[{"text": "a"}, {"text"', r"a\.json: row 2 is not JSON"),
         ("a.json", b'[{"text": "a"}, 7]', r"a\.json: row 2 is a JSON int, not an object"),
-        ("a.jsonl.gz", gzip.compress(as_jsonl(TEXTS), mtime=0)[:-12], r"a\.jsonl\.gz cannot be read: .*ended before"),
+        ("a.jsonl.gz", gzip.compress(as_jsonl(TEXTS), mtime=0)[:-12], r"a\.jsonl\.gz cannot be read: .*ends before"),
         ("a.jsonl.zst", b"not zstd", r"a\.jsonl\.zst cannot be read"),
         ("a.parquet", b"PAR1 not really", r"a\.parquet cannot be read"),
         ("a.arrow", b"not arrow at all", r"a\.arrow cannot be read"),

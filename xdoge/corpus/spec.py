@@ -22,7 +22,7 @@ from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.names import CONTROLS, shown
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
-COMPRESSED = (".gz", ".zst", ".zstd")
+COMPRESSED = (".gz", ".zst", ".zstd", ".xz", ".bz2")
 """Compressions of the formats made of text; Parquet and Arrow compress inside."""
 
 MARK_FOLDERS = ("_temporary", "_delta_log", "_spark_metadata")

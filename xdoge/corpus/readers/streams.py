@@ -1,21 +1,29 @@
-"""The bytes of a file as they were before compression. What they are is told by their first bytes, not by a name."""
+"""The bytes of a file as they were before compression. What they are is told by their first bytes, not by a name.
+
+Python's own readers of gzip, bzip2 and xz files pass over some damage after the first stream. Here each stream must end
+with its marker and its checksums, and be followed by another stream, by zeros or by nothing.
+"""
 
 from __future__ import annotations
 
-import gzip
+import bz2
 import io
-from collections.abc import Iterator
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from xdoge.errors import MissingExtraError, XDogeError
 
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-"""Neither can begin a text in UTF-8."""
 ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
 """From the second byte on. A frame of notes may stand before the data, as pzstd writes it."""
+BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
+"""From the fifth byte on: a first block, or the end of empty data."""
 PIECE = 1 << 10
-"""Compressed bytes that are given to zstd at once. They can become 32 MB at most."""
+"""Compressed bytes that are decompressed at once. They can become 32 MB at most, with `MOST` for bzip2 and xz."""
+MOST = 1 << 20
+"""Bytes that bzip2 and xz return at once."""
 
 
 def open_bytes(path: Path, compression: str) -> IO[bytes]:
@@ -23,29 +31,43 @@ def open_bytes(path: Path, compression: str) -> IO[bytes]:
 
     Args:
         path: the file.
-        compression: the ending that its name has, ".gz", ".zst" or "".
+        compression: the ending that its name has, such as ".gz", or "".
 
     Raises:
         XDogeError: the name says that it is compressed, and it is not.
     """
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic.startswith(GZIP):
-        return gzip.open(path)  # type: ignore[return-value]
-    if magic == ZSTD or (compression == ".zst" and magic[1:] == ZSTD_SKIPPABLE):
-        return io.BufferedReader(_Zstd(path))
+    return decompressed(path.open("rb"), compression, where=str(path))
+
+
+def decompressed(stream: io.BufferedReader, compression: str, *, where: str) -> IO[bytes]:
+    """Return a stream with what a stream is before compression; closing it closes both."""
+    kind = _compression(stream.peek(10)[:10], compression)
+    if kind:
+        return io.BufferedReader(_Decompressed(stream, kind))
     if compression:
-        kind = {".gz": "gzip", ".zst": "zstd"}[compression]
-        raise XDogeError(f"{path} cannot be read: it is not {kind} data. Rename it if it is not compressed.")
-    return path.open("rb")
+        stream.close()
+        raise XDogeError(f"{where} cannot be read: it is not {_NAMES[compression]} data. Rename it if it is plain.")
+    return stream
 
 
-class _Zstd(io.RawIOBase):
-    """The data of zstd frames one after the other, whose windows may have up to 2 GiB."""
+def _compression(head: bytes, ending: str) -> str:
+    """Return how data is compressed by its first bytes, none of which can begin a text in UTF-8, bzip2's apart."""
+    if head.startswith(b"\x1f\x8b"):
+        return ".gz"
+    if head.startswith(b"\x28\xb5\x2f\xfd") or (ending == ".zst" and head[1:4] == ZSTD_SKIPPABLE):
+        return ".zst"
+    if head.startswith(b"\xfd7zXZ\0"):
+        return ".xz"
+    return ".bz2" if head.startswith(b"BZh") and head[4:] in BZIP2_BLOCKS else ""
 
-    def __init__(self, path: Path) -> None:
-        self._pieces = _zstd_pieces(path)
-        self._data = b""
+
+class _Decompressed(io.RawIOBase):
+    """The data of compressed streams one after the other."""
+
+    def __init__(self, stream: IO[bytes], compression: str) -> None:
+        self._stream = stream
+        self._pieces = _pieces(stream, compression)
+        self._data = memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -54,26 +76,44 @@ class _Zstd(io.RawIOBase):
         while not self._data:
             if (piece := next(self._pieces, None)) is None:
                 return 0
-            self._data = piece
+            self._data = memoryview(piece)
         count = min(len(buffer), len(self._data))
         buffer[:count], self._data = self._data[:count], self._data[count:]
         return count
 
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
-def _zstd_pieces(path: Path) -> Iterator[bytes]:
+
+def _pieces(stream: IO[bytes], compression: str) -> Iterator[bytes]:
+    decoder, limit = None, (MOST,) if compression in (".bz2", ".xz") else ()
+    while piece := stream.read(PIECE):
+        while piece and (decoder or piece.strip(b"\0")):  # zeros may fill the last block
+            decoder = decoder or _DECODERS[compression]()
+            try:
+                yield decoder.decompress(piece, *limit)
+                while limit and not decoder.eof and not decoder.needs_input:
+                    yield decoder.decompress(b"", *limit)
+            except Exception as error:  # each library has a class of its own
+                raise OSError(str(error)) from error
+            piece, decoder = (decoder.unused_data, None) if decoder.eof else (b"", decoder)
+    if decoder is not None:
+        raise EOFError(f"it ends before its {_NAMES[compression]} data does, so it was cut")
+
+
+def _zstd() -> Any:
     try:
         import zstandard
     except ImportError as error:
         raise MissingExtraError("zstandard", "proxy") from error
-    decompressor, frame = zstandard.ZstdDecompressor(max_window_size=1 << 31), None
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            while piece and (frame or piece.strip(b"\0")):  # zeros may fill the last block, as after gzip data
-                frame = frame or decompressor.decompressobj()
-                try:
-                    yield frame.decompress(piece)
-                except zstandard.ZstdError as error:
-                    raise OSError(str(error)) from error
-                piece, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame is not None:
-        raise EOFError("it ends before its zstd frame does, so it was cut")
+    return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()  # windows of up to 2 GiB
+
+
+_NAMES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+_DECODERS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=31),
+    ".bz2": bz2.BZ2Decompressor,
+    ".xz": lambda: lzma.LZMADecompressor(format=lzma.FORMAT_XZ),
+    ".zst": _zstd,
+}
