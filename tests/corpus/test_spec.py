@@ -30,6 +30,7 @@ def folder(tmp_path: Path) -> Path:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x\n")
+    (tmp_path / "empty").mkdir()
     return tmp_path
 
 
@@ -119,7 +120,8 @@ WIKI = ("languages", "eu", "sources", "wiki")
         (changed("tokenizer", to={"train": {"model_type": "word"}}), r"tokenizer\.train\.model_type: .*bpe"),
         (changed(*WIKI, "files", to="eu/news-*.jsonl"), r"wiki\.files: 'eu/news-\*\.jsonl' matches no file in "),
         (changed(*WIKI, "files", to="eu/none.jsonl"), r"wiki\.files: .*eu/none\.jsonl does not exist"),
-        (changed(*WIKI, "files", to="eu"), r"wiki\.files: .*eu is a folder, not a file"),
+        (changed(*WIKI, "files", to="empty"), r"wiki\.files: .*empty holds no file of text"),
+        (changed(*WIKI, "files", to="gl"), r"wiki\.files: .*gl holds c\.docx, which is not in a format"),
         (changed(*WIKI, "files", to="gl/c.docx"), r"wiki\.files: .*c\.docx: not a format that can be read"),
         (changed(*WIKI, "validation", to="eu/v.txt"), r"wiki\.validation: .*eu/v\.txt does not exist"),
         (changed(*WIKI, "files", to="gl/a.txt"), r"gl/a\.txt is in eu/wiki files and again in gl/web files"),

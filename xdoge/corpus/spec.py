@@ -7,8 +7,6 @@ the YAML file, globs expanded, every file found, nothing used twice.
 from __future__ import annotations
 
 import contextlib
-import glob
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,20 +16,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from xdoge.config import Config, Seed
+from xdoge.corpus.paths import find
+from xdoge.corpus.paths import text_format as text_format
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.names import CONTROLS, shown
 
-FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
-COMPRESSED = (".gz", ".zst", ".zstd", ".xz", ".bz2")
-"""Compressions of the formats made of text; Parquet and Arrow compress inside."""
-
-MARK_FOLDERS = ("_temporary", "_delta_log", "_spark_metadata")
-"""Folders in which Spark and Delta Lake keep what is no data."""
 LONGEST_PART = 255
 """Bytes of a file's name, more than which Linux refuses."""
-
-_SAME = {".ndjson": ".jsonl", ".zstd": ".zst"}
-_INSIDE = (".parquet", ".arrow")
 
 
 def _check_name(name: str) -> str:
@@ -63,7 +54,7 @@ Name = Annotated[str, AfterValidator(_check_name)]
 Line = Annotated[str, AfterValidator(_check_line)]
 NamedLine = Annotated[Line, Field(min_length=1)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_check_patterns)]
-"""One path or several, `*`, `?`, `[...]` and `**` allowed."""
+"""One path or several; folders, `*`, `?`, `[...]`, `**` and `{a,b}` allowed."""
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -167,7 +158,7 @@ class SourceSpec(Config):
     """One data set of one language.
 
     Attributes:
-        files: paths, relative to the YAML file; their extensions say what they are.
+        files: paths, folders or patterns, relative to the YAML file; extensions say what the files are.
         dataset: name on the Hugging Face Hub, or a local folder laid out like one.
         megatron: prefixes of Megatron-LM data sets, PREFIX.bin and PREFIX.idx, tokens of the corpus's tokenizer.
         text: the column that holds the document, or several to be joined; `data.text` is a field of a nested object.
@@ -333,67 +324,20 @@ def naming(where: str) -> Iterator[None]:
         raise XDogeError(f"{where}: {error.message}") from error
 
 
-def text_format(path: Path | str) -> tuple[str, str]:
-    """Return a file's format and compression by its extensions, such as (".jsonl", ".gz") or (".csv", "").
-
-    Raises:
-        XDogeError: not a format that can be read.
-    """
-    name = Path(path).name.lower()
-    compression = next((ending for ending in COMPRESSED if name.endswith(ending)), "")
-    stem = name.removesuffix(compression)
-    kind = next((ending for ending in FORMATS if stem.endswith(ending)), "")
-    if not kind or (compression and kind in _INSIDE):
-        raise XDogeError(
-            f"{path}: not a format that can be read; use {', '.join(FORMATS)}, "
-            f"all but {' and '.join(_INSIDE)} also with {' or '.join(COMPRESSED)}."
-        )
-    return _SAME.get(kind, kind), _SAME.get(compression, compression)
-
-
-def _find(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
-    paths: list[Path] = []
-    for named in patterns:
-        pattern = os.path.expanduser(os.path.expandvars(named))
-        matches = [Path(match) for match in sorted(glob.glob(str(folder / pattern), recursive=True))]
-        if (folder / pattern).exists():  # a name with [brackets] in it
-            matches = [folder / pattern]
-        files = [match for match in matches if match.is_file() and not _is_mark(match, pattern)]
-        if not files:
-            if glob.has_magic(pattern):
-                raise XDogeError(f"{where}: {named!r} matches no file in {folder.resolve()}.")
-            kind = "is a folder, not a file" if (folder / pattern).is_dir() else "does not exist"
-            raise XDogeError(f"{where}: {folder / pattern} {kind}.")
-        paths.extend(files)
-    return tuple(paths)
-
-
-def _is_mark(file: Path, pattern: str) -> bool:
-    """Say whether a file is no data but what writers leave beside it, such as _SUCCESS of Spark."""
-    named = Path(pattern).parts
-    folders = any(part in MARK_FOLDERS and part not in named for part in file.parts)
-    return glob.has_magic(pattern) and (folders or (file.name.startswith("_") and not _has_format(file)))
-
-
-def _has_format(file: Path) -> bool:
-    try:
-        return bool(text_format(file))
-    except XDogeError:
-        return False
-
-
 def _find_text(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
-    files = _find(patterns, folder, where=where)
-    for file in files:
-        with naming(where):
+    with naming(where):
+        files = find(patterns, folder)
+        for file in files:
             text_format(file)
     return files
 
 
 def _find_megatron(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
     prefixes = [pattern.removesuffix(".bin").removesuffix(".idx") for pattern in patterns]
+    with naming(where):
+        found = find([f"{prefix}.bin" for prefix in prefixes], folder)
     files: list[Path] = []
-    for file in _find([f"{prefix}.bin" for prefix in prefixes], folder, where=where):
+    for file in found:
         files += [file, file.with_suffix(".idx")]
         if not files[-1].is_file():
             raise XDogeError(f"{where}: {files[-1]} does not exist, and {file.name} cannot be read without it.")

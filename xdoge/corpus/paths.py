@@ -1,0 +1,159 @@
+"""The files that a path, a folder or a pattern in corpus.yaml names, and what format their names say they have."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePath, PurePosixPath
+
+from xdoge.errors import XDogeError
+
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+COMPRESSED = (".gz", ".zst", ".zstd", ".xz", ".bz2")
+"""Compressions of the formats made of text; Parquet and Arrow compress inside."""
+MARK_FOLDERS = ("_temporary", "_delta_log", "_spark_metadata")
+"""Folders in which Spark and Delta Lake keep what is no data."""
+
+_SAME = {".ndjson": ".jsonl", ".zstd": ".zst"}
+_INSIDE = (".parquet", ".arrow")
+_NOTE = re.compile(r"(?i)(readme|license|licence)(\.\w+)?|(md5|sha\d+)sums?(\.txt)?|.*\.(md5|sha\d+)")
+"""Files that describe a folder."""
+_MOST_ALTERNATIVES = 100_000
+
+File = Path
+
+
+def text_format(path: File | str) -> tuple[str, str]:
+    """Return a file's format and compression by its extensions, such as (".jsonl", ".gz") or (".csv", "").
+
+    Raises:
+        XDogeError: not a format that can be read.
+    """
+    name = (PurePosixPath(path) if isinstance(path, str) else path).name.lower()
+    compression = next((ending for ending in COMPRESSED if name.endswith(ending)), "")
+    stem = name.removesuffix(compression)
+    kind = next((ending for ending in FORMATS if stem.endswith(ending)), "")
+    if not kind or (compression and kind in _INSIDE):
+        raise XDogeError(
+            f"{path}: not a format that can be read; use {', '.join(FORMATS)}, "
+            f"all but {' and '.join(_INSIDE)} also with {' or '.join(COMPRESSED)}."
+        )
+    return _SAME.get(kind, kind), _SAME.get(compression, compression)
+
+
+def find(patterns: Iterable[str], folder: Path) -> tuple[File, ...]:
+    """Return the files that patterns name, sorted within each pattern.
+
+    Args:
+        patterns: paths, folders or patterns. `~`, `$VARIABLE` and `{a,b}` are replaced first.
+        folder: that relative paths start from.
+
+    Raises:
+        XDogeError: one names no file.
+    """
+    files: list[File] = []
+    for named in patterns:
+        matched: dict[File, None] = {}
+        expanded = os.path.expanduser(os.path.expandvars(named))
+        whole = (folder / expanded).exists()  # a name with {braces} in it
+        for pattern in [expanded] if whole else _alternatives(expanded):
+            matches = _local(pattern, folder)
+            if not matches:
+                part = f" ({pattern!r} of it)" if pattern != expanded else ""
+                raise XDogeError(f"{named!r}{part} matches no file in {folder.resolve()}.")
+            matched |= dict.fromkeys(matches)
+        files.extend(matched)
+    return tuple(files)
+
+
+def _alternatives(pattern: str) -> list[str]:
+    """Return the patterns that {a,b} and {000..127} in a pattern stand for, as in a shell."""
+    done: list[str] = []
+    left = [pattern]
+    while left:
+        if len(done) + len(left) > _MOST_ALTERNATIVES:
+            raise XDogeError(f"{pattern!r} has more than {_MOST_ALTERNATIVES:,} alternatives.")
+        current = left.pop(0)
+        match = re.search(r"\{([^{}]*,[^{}]*)\}|\{(\d+)\.\.(\d+)\}", current)
+        if match is None:
+            done.append(current)
+            continue
+        left[:0] = [current[: match.start()] + part + current[match.end() :] for part in _parts(match)]
+    return list(dict.fromkeys(done))
+
+
+def _parts(match: re.Match[str]) -> Iterator[str]:
+    if match[1] is not None:
+        yield from match[1].split(",")
+        return
+    first, last = int(match[2]), int(match[3])
+    padded = any(len(number) > 1 and number[0] == "0" for number in (match[2], match[3]))
+    width = max(len(match[2]), len(match[3])) if padded else 0
+    step = 1 if last >= first else -1
+    for number in range(first, last + step, step):
+        yield f"{number:0{width}}"
+
+
+def _local(pattern: str, folder: Path) -> Sequence[File]:
+    path = folder / pattern
+    if path.is_dir():
+        inside = (Path(match) for match in sorted(glob.glob(f"{glob.escape(str(path))}/**", recursive=True)))
+        files = [file for file in inside if file.is_file()]
+        return [path / name for name in data_files([file.relative_to(path) for file in files], where=str(path))]
+    if path.exists():  # a name with [brackets] in it
+        return [path] if path.is_file() else []
+    if not glob.has_magic(pattern):
+        raise XDogeError(f"{path} does not exist.")
+    matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
+    return [match for match in matches if match.is_file() and not _is_mark(_below(match, folder), pattern)]
+
+
+def _below(file: Path, folder: Path) -> Path:
+    return file.relative_to(folder) if file.is_relative_to(folder) else file
+
+
+def data_files(names: Sequence[PurePath], *, where: str) -> list[PurePath]:
+    """Return which files of a folder or an archive are text, leaving out hidden files, marks and notes about them.
+
+    Raises:
+        XDogeError: there is none, one has no format that can be read, or they have two formats.
+    """
+    data = [
+        name for name in names if not _is_hidden(name) and not _is_mark(name, "*") and not _NOTE.fullmatch(name.name)
+    ]
+    kinds: dict[str, PurePath] = {}
+    for name in data:
+        if not _has_format(name):
+            raise XDogeError(
+                f"{where} holds {name}, which is not in a format that can be read; name the files, such as *.jsonl."
+            )
+        kinds.setdefault(text_format(str(name))[0], name)
+    if len(kinds) > 1:
+        first, second, *_ = kinds.values()
+        raise XDogeError(
+            f"{where} holds {first} and {second}, which may be the same text in two formats; name the files of one, "
+            f"such as *{next(iter(kinds))}."
+        )
+    if not data:
+        raise XDogeError(f"{where} holds no file of text.")
+    return data
+
+
+def _is_hidden(name: PurePath) -> bool:
+    return any(part.startswith(".") for part in name.parts)
+
+
+def _is_mark(file: PurePath, pattern: str) -> bool:
+    """Say whether a file that matches is no data but what writers leave beside it, such as _SUCCESS of Spark."""
+    named = PurePath(pattern).parts
+    folders = any(part in MARK_FOLDERS and part not in named for part in file.parts)
+    return folders or (file.name.startswith("_") and not _has_format(file))
+
+
+def _has_format(file: PurePath) -> bool:
+    try:
+        return bool(text_format(str(file)))
+    except XDogeError:
+        return False
