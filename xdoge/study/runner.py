@@ -11,8 +11,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +21,7 @@ from xdoge.distributed import stop_requests
 from xdoge.errors import Interrupted
 from xdoge.io import disk_errors, in_use, locked
 from xdoge.progress import OnNote, silent
+from xdoge.study.launcher import Command, Launcher
 from xdoge.study.plan import Run
 
 POLL = 0.05
@@ -79,9 +78,10 @@ class _Session:
             if run.finished and run.folder:  # perhaps by a command that outlived a killed study
                 shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         self.asked = {run.name for run in self.waiting}
-        self.running: dict[str, tuple[Run, subprocess.Popen[bytes], float]] = {}
+        self.running: dict[str, tuple[Run, Command, float]] = {}
         self.failed: list[str] = []
-        self.threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}
+        threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}
+        self.launcher = Launcher({**threads, **os.environ}, forks=len(self.waiting) > 1)
         self.began, self.told = time.monotonic(), False
         self.done, self.left = 0, sum(run.flops for run in self.waiting)
 
@@ -90,6 +90,7 @@ class _Session:
         for _, process, _ in self.running.values():
             process.kill()
             process.wait()
+        self.launcher.close()
 
     @property
     def finished(self) -> str:
@@ -142,11 +143,11 @@ class _Session:
                 self.left -= run.flops
                 self.on_note(f"{run.name} not started: it needs {missing[0]}, which is not finished")
             elif not missing and self._busy + self._jobs_of(run) <= self.jobs:
+                asked = replace(run, arguments=(*run.arguments, "--jobs", str(self.jobs))) if run.parallel else run
+                if (command := start(asked, log_of(self.out, run.name), self.launcher)) is None:
+                    return
                 self.waiting.remove(run)
-                log = log_of(self.out, run.name)
-                if run.parallel:
-                    run = replace(run, arguments=(*run.arguments, "--jobs", str(self.jobs)))
-                self.running[run.name] = run, start(run, log, self.threads), time.monotonic()
+                self.running[run.name] = asked, command, time.monotonic()
 
     @property
     def _busy(self) -> int:
@@ -170,22 +171,15 @@ class _Session:
 _STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 
 
-def start(run: Run, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start or continue a command in its own process group, so that Ctrl-C reaches it only through this process."""
-    arguments = arguments_now(run)
+def start(run: Run, log: Path, launcher: Launcher) -> Command | None:
+    """Start or continue a command; None while the launcher is not ready."""
+    if not launcher.ready():
+        return None
     with disk_errors(log):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             file.write(f"$ {run.command}\n".encode())
-            file.flush()
-            return subprocess.Popen(
-                [sys.executable, "-m", "xdoge", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env={**environment, **os.environ},
-                process_group=0,
-            )
+        return launcher.start(arguments_now(run), log)
 
 
 def arguments_now(run: Run) -> Sequence[str]:

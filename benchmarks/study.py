@@ -1,0 +1,83 @@
+"""Processor time that a study spends on each model beyond its training, with forked commands and with new interpreters.
+
+    python benchmarks/study.py [--models 4] [--rounds 3]
+
+Every model has its mixture, its training and its perplexity, as in any study, with a tiny proxy and two steps on the
+built-in sample: the training itself takes 0.1 s, and the rest is what twenty short runs pay twenty times. Both ways
+take turns. Time is that of the processor, of the study's own process and all of its commands, so that other work on
+the machine counts little. A figure is the median of the rounds, with the least and the greatest beside it. The last
+line is one JSON object; `overhead` is the share of the overhead in runs of one minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+from pathlib import Path
+
+import yaml
+
+from xdoge.corpus.prepare import prepare
+from xdoge.corpus.sample import write_sample
+from xdoge.study import Study, runner
+from xdoge.study.launcher import Launcher
+
+RECIPE = {
+    "name": "tiny", "hidden_size": 16, "intermediate_size": 32, "layers": 2, "heads": 2,
+    "sequence_length": 64, "batch_size": 16, "steps": 2, "learning_rate": 0.01,
+}  # fmt: skip
+
+
+def spent() -> float:
+    """Return seconds of processor time of this process and of its children that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = prepare(write_sample(folder / "corpus", scale=0.3), folder / "store")
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
+        keys = {
+            "store": "store",
+            "proxy": "tiny.yaml",
+            "model": "tiny.yaml",
+            "seeds": list(range(options.models)),
+            "compare": ["tokens"],
+        }
+        keys |= {"strategies": {"uniform": {"kind": "uniform"}}, "evaluation": {"max_documents": 2}}
+        keys |= {"training": {"eval_sequences": 1}}
+        (folder / "study.yaml").write_text(yaml.safe_dump(keys))
+        for round_ in range(options.rounds):
+            for forks in seconds:
+                runner.Launcher = lambda environment, forks, now=forks: Launcher(environment, forks=now)  # type: ignore
+                runs = Study.load(folder / "study.yaml").begin(folder / f"{round_}-{forks}")
+                before = spent()
+                assert not runner.run_all(runs.values(), folder / f"{round_}-{forks}")
+                seconds[forks].append((spent() - before) / options.models)
+                print(f"{'forked' if forks else 'separate'}: {seconds[forks][-1]:.2f} s a model", flush=True)
+    forked, separate = (statistics.median(seconds[forks]) for forks in (True, False))
+    print(
+        json.dumps(
+            {
+                "forked": [forked, *sorted(seconds[True])[:: max(1, options.rounds - 1)]],
+                "separate": [separate, *sorted(seconds[False])[:: max(1, options.rounds - 1)]],
+                "overhead": {"forked": forked / (60 + forked), "separate": separate / (60 + separate)},
+                "store": store.name,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
