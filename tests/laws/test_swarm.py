@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils.logging import enable_progress_bar
 
 from xdoge.errors import Interrupted, NonFiniteLossError, XDogeError
 from xdoge.io import locked
@@ -311,7 +312,8 @@ def base(store, recipe, tmp_path_factory):
     return str(out)
 
 
-def test_every_run_of_a_swarm_continues_from_the_trained_model(store, recipe, base):
+def test_every_run_of_a_swarm_continues_from_the_trained_model(store, recipe, base, capsys):
+    enable_progress_bar()
     settings = settings_for(store, base, steps=2)
     uniform = strategy_weights("uniform", store.tokens()).sources
     first, other = (Training(store, settings, uniform, seed) for seed in (0, 1))
@@ -321,6 +323,7 @@ def test_every_run_of_a_swarm_continues_from_the_trained_model(store, recipe, ba
         assert all(torch.equal(own[f"model.{name}"], value) for name, value in saved.items() if f"model.{name}" in own)
         assert len(saved) <= sum(name.startswith("model.") for name in own)
     fresh = Training(store, settings_for(store, recipe, steps=2), uniform, 0)
+    assert "Loading" not in capsys.readouterr().err
     losses = [sum(training.validation_losses().values()) for training in (first, fresh)]
     assert losses[0] < losses[1]
 

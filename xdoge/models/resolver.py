@@ -171,9 +171,11 @@ class CausalModel:
         """
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
 
         from xdoge.models.probes import refuse_future
 
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         options = {"device_map": "auto"} if split else {}
         with (
             foreign_errors(f"the weights of {self.name} cannot be loaded"),
