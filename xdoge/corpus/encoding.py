@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xdoge.corpus.readers.blocks import Block
+from xdoge.corpus.readers.blocks import Block, TokenBlock
 from xdoge.corpus.readers.columns import Columns
 from xdoge.corpus.tokenizer import Tokenizer
 
@@ -51,7 +51,7 @@ class Encoded:
         return Encoded(self.tokens[:end], self.lengths[first], self.n_bytes[first], hashes, held_out, self.rows)
 
 
-def encode(tokenizer: Tokenizer, block: Block, columns: Columns, fraction: float) -> Encoded:
+def encode(tokenizer: Tokenizer, block: Block | TokenBlock, columns: Columns, fraction: float) -> Encoded:
     """Return a block's documents as tokens, the share `fraction` of them held out by the hash of their text.
 
     Rows that are null, empty or white space are no documents.
@@ -59,19 +59,41 @@ def encode(tokenizer: Tokenizer, block: Block, columns: Columns, fraction: float
     Raises:
         XDogeError: a row is damaged or its text is not text.
     """
+    if isinstance(block, TokenBlock):
+        return _encode_tokens(tokenizer, block, fraction)
     rows = block.texts(columns)
     texts = [text for text in rows if _is_document(text)]
     tokens, lengths = tokenizer.encode(texts)
     n_bytes = np.fromiter((len(text.encode("utf-8")) for text in texts), np.int64, count=len(texts))
-    hashes = hash_texts(texts)
+    hashes = _hash(text.encode("utf-8") for text in texts)
     return Encoded(tokens, lengths, n_bytes, hashes, hashes < np.uint64(fraction * 2**64), len(rows))
+
+
+def _encode_tokens(tokenizer: Tokenizer, block: TokenBlock, fraction: float) -> Encoded:
+    documents = block.documents()
+    texts = tokenizer.decode([document[:-1].tolist() for document in documents])
+    hashes = hashes_of(block, "")
+    return Encoded(
+        np.concatenate([*documents, block.tokens[:0]]).astype(tokenizer.dtype),
+        np.fromiter(map(len, documents), np.int64, count=len(documents)),
+        np.fromiter((len(text.encode("utf-8", "replace")) for text in texts), np.int64, count=len(documents)),
+        hashes,
+        hashes < np.uint64(fraction * 2**64),
+        block.rows,
+    )
 
 
 def _is_document(text: str) -> bool:
     return bool(text) and not text.isspace()
 
 
-def hash_texts(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """Return 64 bits of the hash of each document, (D,); empty texts are none."""
-    digests = [hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest() for text in texts if _is_document(text)]
+def hashes_of(block: Block | TokenBlock, columns: Columns) -> npt.NDArray[np.uint64]:
+    """Return 64 bits of the hash of each document, (D,); empty rows are none."""
+    if isinstance(block, TokenBlock):
+        return _hash(document.astype("<u4").tobytes() for document in block.documents())
+    return _hash(text.encode("utf-8") for text in block.texts(columns) if _is_document(text))
+
+
+def _hash(documents: Iterable[bytes]) -> npt.NDArray[np.uint64]:
+    digests = [hashlib.blake2b(document, digest_size=8).digest() for document in documents]
     return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)

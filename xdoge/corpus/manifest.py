@@ -113,6 +113,8 @@ def source_settings(source: Source, corpus: Corpus) -> dict[str, Any]:
         "split": spec.split,
         "revision": spec.revision,
         "data_dir": spec.data_dir,
+        "column": spec.column,
+        "dtype": spec.dtype,
     }
 
 
@@ -209,6 +211,7 @@ def write_manifest(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStor
         for kind, least, what in UNKNOWN:
             if marker["train"].get(kind, 0) >= least * tokens:
                 warnings.append(f"{source.name}: {marker['train'][kind] / tokens:.1%} of its tokens are {what}.")
+        warnings.extend(f"{source.name}: {note}" for note in marker.get("notes", ()))
         if repeated := marker.get("repeated"):
             warnings.append(
                 f"{source.name}: {repeated:,} documents of its validation files are training documents too."

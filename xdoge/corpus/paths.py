@@ -58,7 +58,7 @@ def find(patterns: Iterable[str], folder: Path) -> tuple[File, ...]:
         matched: dict[File, None] = {}
         expanded = os.path.expanduser(os.path.expandvars(named))
         whole = (folder / expanded).exists()  # a name with {braces} in it
-        for pattern in [expanded] if whole else _alternatives(expanded):
+        for pattern in [expanded] if whole else alternatives(expanded):
             matches = _local(pattern, folder)
             if not matches:
                 part = f" ({pattern!r} of it)" if pattern != expanded else ""
@@ -68,7 +68,7 @@ def find(patterns: Iterable[str], folder: Path) -> tuple[File, ...]:
     return tuple(files)
 
 
-def _alternatives(pattern: str) -> list[str]:
+def alternatives(pattern: str) -> list[str]:
     """Return the patterns that {a,b} and {000..127} in a pattern stand for, as in a shell."""
     done: list[str] = []
     left = [pattern]

@@ -33,6 +33,7 @@ from xdoge.corpus.manifest import (
     write_manifest,
 )
 from xdoge.corpus.megatron import refer
+from xdoge.corpus.readers.blocks import TokenBlock
 from xdoge.corpus.spec import Corpus, naming
 from xdoge.corpus.spool import Spool
 from xdoge.corpus.store import SPLITS, TokenStore
@@ -171,6 +172,8 @@ def _documents(work: Work, characters: int) -> Iterator[str]:
     for split, block in work.blocks():
         if split != "train" or (work.hub is not None and read >= characters):
             break
+        if isinstance(block, TokenBlock):
+            raise TypeError("a tokenizer cannot be trained on tokens")
         with naming(work.source.field(split)):
             texts = block.texts(work.source.spec.text)
         read += sum(map(len, texts))
@@ -214,7 +217,7 @@ def _tokenise(
         ThreadPoolExecutor(1, thread_name_prefix="finish") as finisher,
     ):
         for work in works:
-            if work.source.spec.megatron is not None:
+            if work.source.in_place:
                 pending.append((work, "", None))
                 continue
             work.spools = {split: Spool(out / SPOOL / work.source.name, split, tokenizer.letters) for split in SPLITS}
@@ -235,7 +238,7 @@ def _tokenise(
 def _finish_source(work: Work, tokenizer: Tokenizer, out: Path) -> None:
     source, files = work.source, {split: token_file(work.source, split) for split in SPLITS}
     refuse_moving(work)
-    if source.spec.megatron is None:
+    if not source.in_place:
         parts = _assemble(work, files, tokenizer, out)
     else:
         entries = zip((*source.files, *source.validation), (*work.inputs, *work.validation_inputs), strict=True)
@@ -251,6 +254,7 @@ def _finish_source(work: Work, tokenizer: Tokenizer, out: Path) -> None:
         "validation_inputs": [asdict(entry) for entry in work.validation_inputs],
         "skipped": work.skipped,
         "repeated": int(work.repeated.sum()),
+        "notes": work.row_tokens.notes() if work.row_tokens is not None else [],
         **parts,
     }
     write_json(marker_path(out, source), marker)
@@ -265,5 +269,7 @@ def _assemble(work: Work, files: dict[str, str], tokenizer: Tokenizer, out: Path
     parts = {
         split: {"file": file, **spools[split].assemble(out / file, tokenizer.dtype)} for split, file in files.items()
     }
+    if work.row_tokens is not None:
+        parts["train"] |= work.row_tokens.habits()
     shutil.rmtree(out / SPOOL / work.source.name)
     return parts

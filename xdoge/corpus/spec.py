@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from xdoge.config import Config, Seed
 from xdoge.corpus.paths import find
 from xdoge.corpus.paths import text_format as text_format
+from xdoge.corpus.token_paths import FLAT, find_tokens
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.names import CONTROLS, shown
 
@@ -154,6 +155,10 @@ class CsvSpec(Config):
 PLAIN_CSV = CsvSpec()
 
 
+KINDS = ("files", "dataset", "megatron", "tokens")
+"""What the documents of a source can be."""
+
+
 class SourceSpec(Config):
     """One data set of one language.
 
@@ -161,6 +166,9 @@ class SourceSpec(Config):
         files: paths, folders or patterns, relative to the YAML file; extensions say what the files are.
         dataset: name on the Hugging Face Hub, or a local folder laid out like one.
         megatron: prefixes of Megatron-LM data sets, PREFIX.bin and PREFIX.idx, tokens of the corpus's tokenizer.
+        tokens: files or folders of token ids that other tools wrote, with the corpus's tokenizer.
+        column: of token ids, beside `tokens`; None: input_ids, or tokens for MosaicML's streaming.
+        dtype: of the ids in files that do not say it; None: the smallest that holds the tokenizer's ids.
         text: the column that holds the document, or several to be joined; `data.text` is a field of a nested object.
         document: what a document of a .txt file is.
         csv: how .csv files are written.
@@ -171,6 +179,9 @@ class SourceSpec(Config):
     files: Patterns | None = None
     dataset: Line | None = None
     megatron: Patterns | None = None
+    tokens: Patterns | None = None
+    column: NamedLine | None = None
+    dtype: Literal["uint8", "uint16", "uint32", "uint64", "int16", "int32", "int64"] | None = None
     config: Line | None = None
     split: Line = "train"
     revision: Line | None = None
@@ -184,22 +195,30 @@ class SourceSpec(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        kinds = [name for name in ("files", "dataset", "megatron") if getattr(self, name) is not None]
+        kinds = [name for name in KINDS if getattr(self, name) is not None]
         if not kinds:
-            raise ValueError("needs files or dataset or megatron")
+            raise ValueError("needs files, dataset, megatron or tokens")
         if len(kinds) > 1:
             raise ValueError(f"has both {' and '.join(kinds)}; a source is one of them")
         foreign = [] if self.dataset else ["config", "split", "revision", "data_dir"]
-        for name in [*foreign, "text", "document"] if self.megatron else foreign:
+        foreign += ["text", "document"] if self.has_tokens else []
+        foreign += [] if self.tokens else ["column", "dtype"]
+        for name in foreign:
             if getattr(self, name) != type(self).model_fields[name].default:
-                home = "files and dataset" if name in ("text", "document") else "dataset"
+                homes = {"files and dataset": ("text", "document"), "tokens": ("column", "dtype")}
+                home = next((home for home, names in homes.items() if name in names), "dataset")
                 raise ValueError(f"{name} belongs to {home}, and this source has {kinds[0]}")
         return self
 
     @property
     def kind(self) -> str:
-        """The key that says where the documents come from: files, dataset or megatron."""
-        return next(name for name in ("files", "dataset", "megatron") if getattr(self, name) is not None)
+        """The key that says where the documents come from, one of `KINDS`."""
+        return next(name for name in KINDS if getattr(self, name) is not None)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether it is tokens of the corpus's tokenizer, and not text."""
+        return self.kind in ("megatron", "tokens")
 
 
 class LanguageSpec(Config):
@@ -221,9 +240,9 @@ class CorpusSpec(Config):
     def _check(self) -> Self:
         for language, entry in self.languages.items():
             for name, source in entry.sources.items():
-                if source.megatron and self.tokenizer.train:
+                if source.has_tokens and self.tokenizer.train:
                     raise ValueError(
-                        f"tokenizer.train does not go with {language}/{name}, whose megatron tokens are of a "
+                        f"tokenizer.train does not go with {language}/{name}, whose tokens are of a "
                         "tokenizer that exists; name that one"
                     )
         return self
@@ -249,6 +268,11 @@ class Source:
     files: tuple[Path, ...]
     validation: tuple[Path, ...]
     dataset: str | None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether its tokens stay in the files they are in."""
+        return self.spec.kind == "megatron" or any(file.suffix in FLAT for file in self.files)
 
     def field(self, split: str) -> str:
         """Return `where` with the key that a split's text comes from."""
@@ -288,15 +312,19 @@ class Corpus:
                 dataset = source.dataset
                 if dataset is not None and (path.parent / dataset).is_dir():
                     dataset = str(path.parent / dataset)
-                find = _find_text if source.megatron is None else _find_megatron
+                finder = {"megatron": _find_megatron, "tokens": find_tokens}.get(source.kind, _find_text)
                 entry = Source(
                     name=f"{language}/{short}",
                     where=where,
                     language=language,
                     family=named.family,
                     spec=source,
-                    files=find(source.megatron or source.files or (), path.parent, where=f"{where}.{source.kind}"),
-                    validation=find(source.validation or (), path.parent, where=f"{where}.validation"),
+                    files=finder(
+                        source.megatron or source.tokens or source.files or (),
+                        path.parent,
+                        where=f"{where}.{source.kind}",
+                    ),
+                    validation=finder(source.validation or (), path.parent, where=f"{where}.validation"),
                     dataset=dataset,
                 )
                 files = (*entry.files, *entry.validation)

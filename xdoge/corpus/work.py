@@ -11,16 +11,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xdoge.corpus.encoding import Encoded, hash_texts
+from xdoge.corpus.encoding import Encoded, hashes_of
 from xdoge.corpus.manifest import source_settings
-from xdoge.corpus.megatron import scan as scan_megatron
-from xdoge.corpus.readers.blocks import Block
+from xdoge.corpus.megatron import scan as scan_in_place
+from xdoge.corpus.readers.blocks import Block, TokenBlock
 from xdoge.corpus.readers.files import file_blocks
 from xdoge.corpus.readers.hub import HubData, dataset_files, open_dataset
 from xdoge.corpus.readers.inputs import Input, refuse_empty, relative, scan
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.spool import Spool
 from xdoge.corpus.store import SPLITS
+from xdoge.corpus.token_paths import is_side
+from xdoge.corpus.token_rows import RowTokens, Tally, scan_rows
 from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.errors import XDogeError
 from xdoge.progress import Event, OnProgress
@@ -47,8 +49,9 @@ class Work:
         self.overlap = corpus.spec.validation.overlap
         self.held_out = np.zeros(0, dtype=np.uint64)
         self.repeated = np.zeros(0, dtype=bool)
+        self.row_tokens: RowTokens | None = None
 
-    def blocks(self) -> Iterator[tuple[str, Block]]:
+    def blocks(self) -> Iterator[tuple[str, Block | TokenBlock]]:
         """Yield (split, block) in the order of the files; stops early once `full`."""
         with naming(self.source.field("train")):
             for block in self.hub.blocks() if self.hub is not None else self.file_blocks(self.source.files):
@@ -59,13 +62,16 @@ class Work:
             for block in self.file_blocks(self.source.validation):
                 yield "validation", block
 
-    def file_blocks(self, files: Sequence[Path]) -> Iterator[Block]:
+    def file_blocks(self, files: Sequence[Path]) -> Iterator[Block | TokenBlock]:
+        if self.row_tokens is not None:
+            return self.row_tokens.blocks(files)
         spec = self.source.spec
         return itertools.chain.from_iterable(file_blocks(file, spec.text, spec.csv, spec.document) for file in files)
 
-    def hold_out(self, texts: Iterator[Sequence[str]]) -> None:
+    def hold_out(self) -> None:
         """Remember the documents of the validation files, to find them among those of training."""
-        self.held_out = np.unique(np.concatenate([self.held_out, *map(hash_texts, texts)]))
+        hashes = (hashes_of(block, self.source.spec.text) for block in self.file_blocks(self.source.validation))
+        self.held_out = np.unique(np.concatenate([self.held_out, *hashes]))
         self.repeated = np.zeros(len(self.held_out), dtype=bool)
 
     def _refuse_repeated(self, encoded: Encoded) -> None:
@@ -98,6 +104,8 @@ class Work:
                 encoded = encoded.until(limit - self.spools["train"].tokens)
                 self.full = self.spools["train"].tokens + encoded.train_tokens() >= limit
             self._refuse_repeated(encoded)
+            if self.row_tokens is not None:
+                self.row_tokens.look_at(encoded)
         if split == "validation" or not encoded.held_out.any():
             self.spools[split].add(encoded.tokens, encoded.lengths, int(encoded.n_bytes.sum()))
             return
@@ -111,11 +119,13 @@ def scan_all(
 ) -> None:
     """Look at every input once, in parallel, before anything is written."""
 
-    def submit(file: Path, work: Work) -> Future[Input]:
+    def submit(file: Path, work: Work) -> Future[Input] | Future[tuple[Input, Tally]]:
         name = relative(file, work.folder)
-        if tokenizer is not None and work.source.spec.megatron is not None:
-            return pool.submit(scan_megatron, file, tokenizer, name=name)
         spec = work.source.spec
+        if tokenizer is not None and work.source.in_place:
+            return pool.submit(scan_in_place, file, tokenizer, name=name)
+        if tokenizer is not None and spec.has_tokens:
+            return pool.submit(scan_rows, file, tokenizer, column=spec.column, name=name)
         return pool.submit(scan, file, spec.text, name=name, csv=spec.csv, document=spec.document)
 
     jobs = [
@@ -125,19 +135,24 @@ def scan_all(
     total, done = sum(len(files) for job in jobs for files in job), 0
     for work, job in zip(works, jobs, strict=True):
         scanned: list[list[Input]] = [[], []]
+        tallies: list[Tally] = []
         for inputs, files, split in zip(scanned, job, SPLITS, strict=True):
             for future in files:
                 with naming(work.source.field(split)):
-                    inputs.append(future.result())
+                    result = future.result()
+                inputs.append(result if isinstance(result, Input) else result[0])
+                tallies += [] if isinstance(result, Input) else [result[1]]
                 done += 1
                 on_progress(Event("scan", done=done, total=total))
             with naming(work.source.field(split)):
                 refuse_empty(inputs)
         work.inputs, work.validation_inputs = tuple(scanned[0]), tuple(scanned[1])
-        if work.source.spec.megatron is None:
-            column = work.source.spec.text
+        if tokenizer is not None and tallies:
+            with naming(work.source.field("train")):
+                work.row_tokens = RowTokens(tallies, tokenizer, work.source.spec.column)
+        if not work.source.in_place:
             with naming(work.source.field("validation")):
-                work.hold_out(block.texts(column) for block in work.file_blocks(work.source.validation))
+                work.hold_out()
         if not work.source.files:
             with naming(work.source.field("train")):
                 work.hub = open_dataset(work.source, work.folder)
@@ -146,7 +161,8 @@ def scan_all(
         if work.hub is not None:
             counts = [work.hub.rows, *(entry.rows for entry in work.validation_inputs)]
         known = [count for count in counts if count is not None]
-        work.rows = sum(known) if len(known) == len(counts) else None
+        packed = work.row_tokens is not None and work.row_tokens.kind == "packed"
+        work.rows = sum(known) if len(known) == len(counts) and not packed else None
 
 
 def refuse_same_bytes(corpus: Corpus, markers: Mapping[Source, dict[str, Any] | None], works: Sequence[Work]) -> None:
@@ -160,7 +176,7 @@ def refuse_same_bytes(corpus: Corpus, markers: Mapping[Source, dict[str, Any] | 
     for source in corpus.sources:
         for split, entries in zip(SPLITS, inputs[source.name], strict=True):
             for entry in entries:
-                if entry.sha256 is None or entry.rows == 0 or entry.path.endswith(".idx"):
+                if entry.sha256 is None or entry.rows == 0 or is_side(entry.path):
                     continue
                 if entry.sha256 in seen:
                     raise XDogeError(

@@ -188,7 +188,7 @@ def validation_texts(corpus: Corpus) -> dict[str, Text]:
             is not text.
     """
     for source in corpus.sources:
-        if source.spec.megatron is not None:
+        if source.spec.has_tokens:
             raise XDogeError(f"{source.where} has tokens, which another tokenizer cannot read; name the text itself.")
         if not source.validation:
             raise XDogeError(f"{source.where} has no validation files; name the text of {source.name} itself.")

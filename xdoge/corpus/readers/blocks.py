@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.json
 
@@ -75,6 +77,28 @@ class Block:
             except (ValueError, RecursionError) as error:
                 raise XDogeError(f"{self.where}: line {number} is not JSON ({error}).") from error
             yield text_of(row, columns, where=f"{self.where}: line {number}")
+
+
+@dataclass(frozen=True)
+class TokenBlock:
+    """Some documents that are tokens already; D documents.
+
+    Attributes:
+        where: the file, for messages.
+        tokens: (tokens,) one document after the other, each with its end-of-document token.
+        lengths: (D,) tokens of each.
+        rows: rows they were, empty ones too.
+    """
+
+    where: str
+    tokens: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+    rows: int
+
+    def documents(self) -> list[npt.NDArray[Any]]:
+        """Return the documents in order, without those that hold nothing but their end."""
+        documents = np.split(self.tokens, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
+        return [document for document in documents if len(document) > 1]
 
 
 def _parsed(data: bytes, columns: Columns) -> pa.Array | None:

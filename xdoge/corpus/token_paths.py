@@ -1,0 +1,92 @@
+"""Which files of tokens that were made elsewhere a path or pattern of corpus.yaml names."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from xdoge.corpus.paths import alternatives
+from xdoge.errors import XDogeError
+from xdoge.io import read_json
+
+ROWS = (".arrow", ".parquet")
+"""Formats of rows, which are copied."""
+FLAT: tuple[str, ...] = ()
+"""Formats of ids one after the other, which are read in place."""
+SIDES = (".idx", ".index")
+"""Endings of files that say where documents end in the file beside them."""
+
+
+def is_side(file: Path | str) -> bool:
+    """Say whether a file only tells how to read another one."""
+    return str(file).endswith((*SIDES, "/index.json")) or file == "index.json"
+
+
+def find_tokens(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
+    """Return the files of tokens, each followed by the one that says where its documents end.
+
+    Folders are those of `datasets` (save_to_disk) and of MosaicML's streaming.
+
+    Raises:
+        XDogeError: nothing is there, or something that holds no tokens.
+    """
+    files: list[Path] = []
+    for named in patterns:
+        expanded = os.path.expanduser(os.path.expandvars(named))
+        for pattern in [expanded] if (folder / expanded).exists() else alternatives(expanded):
+            matches = [folder / pattern]
+            if not matches[0].exists():
+                matches = [Path(match) for match in sorted(glob.glob(str(folder / pattern), recursive=True))]
+                matches = [match for match in matches if match.suffix in (*ROWS, *FLAT) or _is_saved(match)]
+            if not matches:
+                raise XDogeError(f"{where}: {pattern!r} matches no file of tokens in {folder.resolve()}.")
+            for match in matches:
+                files += _of_folder(match, where=where) if match.is_dir() else _of_file(match, where=where)
+    kinds = {file.suffix in ROWS for file in files if not is_side(file)}
+    if len(kinds) > 1:
+        raise XDogeError(f"{where}: {' and '.join(ROWS)} do not go with other formats of tokens; name two sources.")
+    return tuple(files)
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("state.json", "index.json"))
+
+
+def _of_file(file: Path, *, where: str) -> Iterator[Path]:
+    if file.suffix not in (*ROWS, *FLAT):
+        raise XDogeError(f"{where}: {file} is not a file of tokens; use {', '.join((*FLAT, *ROWS))} or a folder.")
+    if file.suffix == ".bin" and file.with_suffix(".idx").exists():
+        raise XDogeError(f"{where}: {file} has an .idx, so it is of Megatron-LM; write megatron: {file.stem}.")
+    yield file
+    if file.suffix == ".ds":
+        yield (side := file.with_name(f"{file.name}.index"))
+        if not side.is_file():
+            raise XDogeError(f"{where}: {side} does not exist, and {file.name} cannot be read without it.")
+
+
+def _of_folder(folder: Path, *, where: str) -> Iterator[Path]:
+    names: list[Any]
+    try:
+        if (folder / "state.json").is_file():
+            names = [entry["filename"] for entry in read_json(folder / "state.json")["_data_files"]]
+        elif (folder / "index.json").is_file():
+            names = ["index.json"]
+            names += [shard["raw_data"]["basename"] for shard in read_json(folder / "index.json")["shards"]]
+        elif (folder / "dataset_dict.json").is_file():
+            splits = read_json(folder / "dataset_dict.json")["splits"]
+            raise XDogeError(f"{where}: {folder} has the splits {', '.join(splits)}; name one, {folder}/{splits[0]}.")
+        else:
+            raise XDogeError(
+                f"{where}: {folder} is a folder, and neither save_to_disk nor streaming wrote it; name its files, such "
+                f"as {folder}/*.parquet."
+            )
+    except (KeyError, TypeError, IndexError) as error:
+        raise XDogeError(f"{where}: {folder} has a damaged state.json, index.json or dataset_dict.json.") from error
+    for name in names:
+        file = folder / str(name)
+        if file.parent != folder or not file.is_file():
+            raise XDogeError(f"{where}: {file} does not exist, and the folder is incomplete without it.")
+        yield file
