@@ -8,6 +8,11 @@ reads, tokenises, counts, hashes and writes the whole store; its wall time is co
 turns in one run, and the medians are compared. Without --corpus it is the corpus of XDOGE_REAL_DATA, or the built-in
 sample made eight times as large. Every file is read `--repeat` times, as copies: starting Python and importing takes
 0.4 s, which no corpus worth preparing notices, and --repeat 1 shows. The last line is one JSON object.
+
+    python benchmarks/prepare.py --small-files 10000 [--corpus CORPUS.yaml] [--rounds 5] [--workers N]
+
+This compares, in the same way, documents of the corpus, cut to 1,500 characters each, as one file and as 10,000 files
+of four documents. Both stores are checked to have the same tokens.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from xdoge.corpus.sample import write_sample
 from xdoge.names import split_source
 
 SAMPLE_SCALE = 8
+DOCUMENTS_A_FILE = 4
 COMMAND = "import sys; from xdoge.corpus import prepare; prepare(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]))"
 
 
@@ -79,12 +85,50 @@ def texts_of(corpus: Corpus) -> list[str]:
     ]
 
 
+def small_files(path: Path, folder: Path, *, count: int, rounds: int, workers: int) -> None:
+    """Print how much longer `prepare` takes for many small files than for one with the same documents."""
+    texts = texts_of(repeated(path, folder, repeat=1))
+    wanted = DOCUMENTS_A_FILE * count
+    lines = [json.dumps({"text": f"{texts[n % len(texts)][:1500]} {n}"}) + "\n" for n in range(wanted)]
+    (folder / "many").mkdir()
+    (folder / "one.jsonl").write_text("".join(lines), encoding="utf-8")
+    for number in range(count):
+        part = lines[DOCUMENTS_A_FILE * number : DOCUMENTS_A_FILE * (number + 1)]
+        (folder / f"many/{number:06}.jsonl").write_text("".join(part), encoding="utf-8")
+    seconds: dict[str, list[float]] = {"one": [], "many": []}
+    for name, files in (("one", "one.jsonl"), ("many", "many/*.jsonl")):
+        languages = {"xx": {"sources": {"web": {"files": files}}}}
+        value = {"name": name, "tokenizer": {"sentencepiece": "tokenizer.model"}, "languages": languages}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(value), encoding="utf-8")
+    for _ in range(rounds):
+        stores = set()
+        for name, values in seconds.items():
+            values.append(timed(folder / f"{name}.yaml", out := folder / "store", workers))
+            stores.add((out / "tokens/xx/web.train.arrow").read_bytes())
+            shutil.rmtree(out)
+        if len(stores) > 1:
+            sys.exit("The two stores have different tokens.")
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, values in seconds.items():
+        print(f"  {name:<5} {medians[name]:6.2f} s ({min(values):.2f} to {max(values):.2f})")
+    ratio = round(medians["many"] / medians["one"], 2)
+    print(json.dumps({"files": count, "documents": wanted, "small_files_ratio": ratio, "rounds": rounds}))
+
+
+def timed(corpus: Path, out: Path, workers: int) -> float:
+    """Return the seconds that a fresh Python takes to prepare a corpus, from start to exit."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", COMMAND, str(corpus), str(out), str(workers)], check=True)
+    return time.perf_counter() - start
+
+
 def main() -> None:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--repeat", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--small-files", type=int, metavar="N", help="compare N files of four documents with one")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -94,6 +138,9 @@ def main() -> None:
             path = Path(os.environ["XDOGE_REAL_DATA"]) / "corpus" / "corpus.yaml"
         if path is None:
             path = write_sample(folder / "sample", scale=SAMPLE_SCALE)
+        if arguments.small_files:
+            small_files(path, folder, count=arguments.small_files, rounds=arguments.rounds, workers=arguments.workers)
+            return
         corpus = repeated(path, folder, repeat=arguments.repeat)
         processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
         texts = texts_of(corpus)
@@ -107,11 +154,7 @@ def main() -> None:
             processor.encode(texts, num_threads=arguments.workers, return_type="numpy")
             seconds["bare, NumPy"].append(time.perf_counter() - start)
             out = folder / f"store-{number}"
-            start = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-c", COMMAND, str(corpus.path), str(out), str(arguments.workers)], check=True
-            )
-            seconds["prepare"].append(time.perf_counter() - start)
+            seconds["prepare"].append(timed(corpus.path, out, arguments.workers))
             shutil.rmtree(out)
     medians = {what: statistics.median(values) for what, values in seconds.items()}
     print(f"{corpus.spec.name}: {len(texts):,} documents, {tokens:,} tokens, {arguments.workers} threads")

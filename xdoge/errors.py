@@ -27,6 +27,9 @@ from typing import Any
 MOST_NAMES = 5
 """Named in one message; more would hide what it says."""
 
+ABANDONED = "xdoge-encode"
+"""A thread whose name begins so writes nothing, and a process that stops does not wait for it."""
+
 _ARGUMENT = re.compile("\ufdd0(\\w+)(?:=([^\ufdd1]*))?\ufdd1")
 """An argument inside a message: Unicode's noncharacters, which no text holds, stand around it."""
 

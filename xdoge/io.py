@@ -79,17 +79,17 @@ replace is none."""
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Keep a second process out of `folder`; the lock of a process that died is gone with it.
 
     Raises:
-        FolderInUseError: another process holds it.
+        FolderInUseError: another process holds it, and `wait` is off.
     """
     with contextlib.ExitStack() as stack:
         with disk_errors(folder):
             file = stack.enter_context((folder / LOCK).open("a"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FolderInUseError(f"{folder} is in use by another process; wait for it or stop it.") from error
         os.register_at_fork(after_in_child=file.close)  # a loader's worker may outlive this process for a while
@@ -245,7 +245,7 @@ def read_json(path: Path, *, schema: str | None = None, version: int = 1) -> dic
     try:
         text = content.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_int)
-        _json_text(value).encode("utf-8")
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise XDogeError(f"{path} is not JSON: {error}.") from error
     if not isinstance(value, dict):

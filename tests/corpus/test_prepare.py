@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import itertools
 import json
 import os
-import random
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from corpora import contents, documents, edit, held_out, write, write_documents
 
 from xdoge.cli.progress import Display
 from xdoge.corpus import Tokenizer, TokenStore, prepare
@@ -28,18 +28,7 @@ from xdoge.io import locked
 from xdoge.names import split_source
 from xdoge.progress import Event
 
-WORDS = ["etxea", "mendia", "casa", "monte", "día", "noite", "house", "river", "night", "ura", "auga", "water"]
 SOURCES = ("eu/wiki", "eu/web", "gl/web", "en/web")
-
-
-def documents(seed: int, count: int, words: int = 12) -> list[str]:
-    draw = random.Random(seed)
-    return [f"{n} " + " ".join(draw.choices(WORDS, k=draw.randint(1, words))) for n in range(count)]
-
-
-def write_documents(path: Path, texts: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -64,27 +53,6 @@ def corpus(tmp_path: Path, model: bytes) -> Path:
     return folder / "corpus.yaml"
 
 
-def write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
-
-
-def edit(corpus: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    value = yaml.safe_load(corpus.read_text())
-    change(value)
-    write(corpus, value)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Every file's bytes as a hash; of store.json without its date."""
-    hashes = {}
-    for path in sorted(folder.rglob("*")):
-        data = path.read_bytes() if path.is_file() else b"folder"
-        if path.name == "store.json":
-            data = json.dumps({**json.loads(data), "created": None}).encode()
-        hashes[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
-    return hashes
-
-
 def texts_of(store: TokenStore, source: str, split: Any = "train") -> list[list[int]]:
     flat, bounds = store.flat(source, split), store.document_bounds(source, split)
     return [flat[start:end].tolist() for start, end in itertools.pairwise(bounds)]
@@ -92,11 +60,6 @@ def texts_of(store: TokenStore, source: str, split: Any = "train") -> list[list[
 
 def encoded(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [tokenizer.encode([text])[0].tolist() for text in texts]
-
-
-def held_out(text: str, fraction: float) -> bool:
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64 < fraction
 
 
 def test_a_store_holds_every_document_once_in_order(corpus: Path, tmp_path: Path) -> None:
@@ -213,6 +176,84 @@ def test_what_spark_leaves_beside_its_files_is_no_text(corpus: Path, tmp_path: P
     (corpus.parent / "gl/_extra.jsonl").write_text('{"text": "kept"}')
     store = prepare(corpus, tmp_path / "again", workers=2)
     assert store.documents()["gl/web"] + store.documents("validation")["gl/web"] == 451
+
+
+def test_many_small_files_are_one_text_and_a_bad_one_is_named(corpus: Path, tmp_path: Path) -> None:
+    texts, folder = documents(7, 450), corpus.parent / "gl/small"
+    for number in range(150):
+        write_documents(folder / f"{number:03}.jsonl", texts[3 * number : 3 * number + 3])
+    write_documents(corpus.parent / "gl/web.jsonl", texts)
+    one = prepare(corpus, tmp_path / "one", workers=2)
+    edit(corpus, _set("languages", "gl", "sources", "web", to={"files": "gl/small/*.jsonl"}))
+    many = prepare(corpus, tmp_path / "many", workers=2)
+    for split in ("train", "validation"):
+        assert texts_of(many, "gl/web", split) == texts_of(one, "gl/web", split)
+    assert [entry["rows"] for entry in json.loads((many.path / "sources/gl/web.json").read_text())["inputs"]] == [
+        3
+    ] * 150
+    middle, next_one = (folder / f"07{number}.jsonl" for number in (0, 1))
+    late = "\n" * 150  # behind what is parsed before the work
+    for content, after, message in (
+        ('{"text": "a"}\n{"text": 3}\n', "", r"small/070\.jsonl: line 2: 'text' is '3'"),
+        ('{"title": "a"}\n', "", r"small/070\.jsonl has no column 'text'; it has title"),
+        ('{"text": "a"\n', '}\n{"text": "b"}\n', r"small/070\.jsonl: line 1 is not JSON"),
+        ('{"text": "a"}' + late + '{"text": ["b"]}\n', "", r"small/070\.jsonl: line 151: 'text' is"),
+        (
+            '{"text": "a"}' + late + '{"text": "b"',
+            '}\n{"text": "b"}\n',
+            r"small/07[01]\.jsonl: line 1(51)? is not JSON",
+        ),
+    ):
+        middle.write_text(content)
+        next_one.write_text(after or '{"text": "b"}\n')
+        with pytest.raises(XDogeError, match=r"gl\.sources\.web\.files: .*" + message):
+            prepare(corpus, tmp_path / "bad", workers=2)
+
+
+FEW_FILES = """
+import resource, sys
+from xdoge.corpus import prepare
+resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+print(len(prepare(sys.argv[1], sys.argv[2], workers=8).sources))
+"""
+
+
+def test_many_sources_need_few_open_files(corpus: Path, tmp_path: Path) -> None:
+    sources = {}
+    for number in range(60):
+        write_documents(corpus.parent / f"gl/{number}.jsonl", documents(100 + number, 4))
+        sources[f"s{number}"] = {"files": f"gl/{number}.jsonl"}
+    edit(corpus, _set("languages", "gl", "sources", to=sources))
+    command = [sys.executable, "-c", FEW_FILES, str(corpus), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("63\n", "")
+
+
+SLOW = """
+import sys, time
+from xdoge import cli
+from xdoge.corpus.tokenizer import Tokenizer
+def encode(self, texts):
+    print("encoding", flush=True)
+    time.sleep(600)
+Tokenizer.encode = encode
+sys.argv[1:] = ["prepare", *sys.argv[1:]]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_obeyed_during_a_long_document(corpus: Path, tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", SLOW, str(corpus), "--out", str(tmp_path / "store")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "encoding\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert err.splitlines()[-1].endswith(("continues where it can", "keeps the finished sources"))
+    assert not (tmp_path / "store/.spool").exists()
+    prepare(corpus, tmp_path / "store", workers=2)
 
 
 def test_max_tokens_ends_with_the_document_that_reaches_it(corpus: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import io
 import os
 import signal
 import sys
+import threading
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -38,7 +39,7 @@ from xdoge.cli import (  # noqa: F401  # each registers its command
     train,
 )
 from xdoge.cli.app import app, as_options, refuse_undecoded
-from xdoge.errors import Interrupted, XDogeError
+from xdoge.errors import ABANDONED, Interrupted, XDogeError
 
 ORDER = (
     "demo", "prepare", "fit-weights", "baseline", "merge", "swarm", "fit-law", "predict", "optimize", "mix",
@@ -54,7 +55,7 @@ def main() -> None:
     try:
         _run()
     except KeyboardInterrupt:  # also while an error is put into words
-        sys.exit(_say("Aborted.", 130))
+        _leave(_say("Aborted.", 130))
 
 
 def _run() -> None:
@@ -69,21 +70,30 @@ def _run() -> None:
         finally:
             sys.stdout.flush()
     except XDogeError as error:
-        sys.exit(_say(f"error: {as_options(error)}", 1))
+        _leave(_say(f"error: {as_options(error)}", 1))
     except Interrupted as stop:
-        sys.exit(_say(as_options(stop), stop.exit_code))
+        _leave(_say(as_options(stop), stop.exit_code))
     except MemoryError as error:
-        sys.exit(_say(f"error: this process has too little memory. {error}".rstrip(), 1))
+        _leave(_say(f"error: this process has too little memory. {error}".rstrip(), 1))
     except OSError as error:
         if error.filename is None:  # of a stream, which Python would write to once more at the end
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         what = "the output" if error.filename is None else os.fsdecode(error.filename)
-        sys.exit(_say(f"error: {what} cannot be read or written: {error.strerror or error}.", 1))
+        _leave(_say(f"error: {what} cannot be read or written: {error.strerror or error}.", 1))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number, "terminated; nothing is half-written, and the same command continues where it can")
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit, without waiting for a thread that encodes: it writes nothing, and its document may take a minute."""
+    if any(thread.name.startswith(ABANDONED) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _say(text: str, status: int) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +17,11 @@ from xdoge.cli import options
 from xdoge.cli.app import app, stdout
 from xdoge.cli.tables import empty_table
 from xdoge.corpus.store import TokenStore
-from xdoge.errors import Interrupted
+from xdoge.errors import Interrupted, XDogeError
+
+if TYPE_CHECKING:
+    from xdoge.cli.progress import Display
+    from xdoge.corpus.shards import Shard
 
 CELLS = ("{:,}", "{:,}", "{:,}", "{:.2f}", "{:.2%}", "{:,}", "{:.2%}")
 """How the table shows documents, tokens, bytes, bytes per token, share, validation tokens and <unk> of a source."""
@@ -27,29 +35,90 @@ def prepare(
     refresh: Annotated[
         bool, typer.Option(help="Tokenise sources again whose files or settings changed since.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Prepare one of N parts.", show_default="from the variables of a Slurm array"),
+    ] = None,
+    join: Annotated[bool, typer.Option("--join", help="Join the parts that --shard prepared.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Turn the text of a corpus into a token store.
 
     Checks every file first, then tokenises source by source on all cores. A run that was killed continues when it is
     started again: finished sources are kept. Prints documents, tokens, bytes, bytes per token and share by source.
+
+    On several nodes each runs `--shard 1/16`, `--shard 2/16` and so on with the same --out. In a Slurm array the task
+    number says which part it is, and `--shard 1/1` prepares the whole corpus. After the last part one call with
+    `--join` makes the store, with the same bytes as one process makes.
     """
-    store = prepare_store(corpus, out, workers=workers, refresh=refresh)
+    if join and (shard is not None or refresh):
+        raise XDogeError(f"--join goes without {'--shard' if shard is not None else '--refresh'}.")
+    part = None if join else _shard(shard)
+    if part is not None:
+        counts = prepare_shard(corpus, out, part, workers=workers, refresh=refresh)
+        if as_json:
+            print(json.dumps({"shard": str(part), **counts}, indent=2))
+        else:
+            print("{}: {files:,} files, {documents:,} documents, {tokens:,} tokens".format(part, **counts))
+            print(f"When all {part.count} are finished: xdoge prepare {corpus} --out {out} --join")
+        return
+    store = prepare_store(corpus, out, workers=workers, refresh=refresh, join=join)
     if as_json:
         print(json.dumps([row._asdict() for row in store.table()], indent=2))
     else:
         print_store(store)
 
 
-def prepare_store(corpus: Path, out: Path, *, workers: int | None = None, refresh: bool = False) -> TokenStore:
+def _shard(option: str | None) -> Shard | None:
+    """Return which part to prepare, None for the whole corpus: as --shard or the variables of a Slurm array say."""
+    from xdoge.corpus.shards import Shard
+
+    if option is not None:
+        shard = Shard.parse(option)
+    else:
+        names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "COUNT", "MIN", "STEP")]
+        if names[0] not in os.environ:
+            return None
+        values = [os.environ.get(name, default) for name, default in zip(names, ("", "", "0", "1"), strict=True)]
+        told = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+        try:
+            task, count, least, step = map(int, values)
+            shard = Shard((task - least) // step + 1, count)
+        except (ValueError, ZeroDivisionError, XDogeError) as error:
+            raise XDogeError(f"{told} do not say which part this is; give --shard K/N, or --shard 1/1.") from error
+        print(f"part {shard}, from {told}; --shard overrides it", file=sys.stderr)
+    return None if shard.count == 1 else shard
+
+
+def prepare_shard(corpus: Path, out: Path, shard: Shard, *, workers: int | None, refresh: bool) -> dict[str, int]:
+    from xdoge.corpus.shards import prepare_shard
+
+    with _showing() as display:
+        return asdict(prepare_shard(corpus, out, shard, workers=workers, refresh=refresh, on_progress=display.show))
+
+
+@contextlib.contextmanager
+def _showing() -> Iterator[Display]:
     from xdoge.cli.progress import Display
-    from xdoge.corpus.prepare import prepare as prepare_corpus
 
     try:
         with Display() as display:
-            store = prepare_corpus(corpus, out, workers=workers, refresh=refresh, on_progress=display.show)
+            yield display
     except KeyboardInterrupt:
         raise Interrupted(2, "interrupted; the same command continues and keeps the finished sources") from None
+
+
+def prepare_store(
+    corpus: Path, out: Path, *, workers: int | None = None, refresh: bool = False, join: bool = False
+) -> TokenStore:
+    from xdoge.corpus.prepare import prepare as prepare_corpus
+    from xdoge.corpus.shards import join_shards
+
+    with _showing() as display:
+        if join:
+            store = join_shards(corpus, out, workers=workers, on_progress=display.show)
+        else:
+            store = prepare_corpus(corpus, out, workers=workers, refresh=refresh, on_progress=display.show)
     for warning in store.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return store

@@ -1,23 +1,23 @@
-"""Encode a block of text as tokens, the work that `prepare` spreads over threads."""
+"""Encode blocks of text as tokens, the work that `prepare` spreads over threads."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from xdoge.corpus.readers.blocks import Block, TokenBlock
+from xdoge.corpus.readers.blocks import Block, TokenBlock, document_texts
 from xdoge.corpus.readers.columns import Columns
 from xdoge.corpus.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A block's documents as tokens; D documents.
+    """The documents of blocks as tokens; D documents.
 
     Attributes:
         tokens: (tokens,) one document after the other.
@@ -25,7 +25,7 @@ class Encoded:
         n_bytes: (D,) UTF-8 bytes of each.
         hashes: (D,) 64 bits of the hash of each one's text.
         held_out: (D,) whether it is for validation.
-        rows: rows the block had, empty ones too.
+        rows: rows the blocks had, empty ones too.
     """
 
     tokens: npt.NDArray[Any]
@@ -51,17 +51,23 @@ class Encoded:
         return Encoded(self.tokens[:end], self.lengths[first], self.n_bytes[first], hashes, held_out, self.rows)
 
 
-def encode(tokenizer: Tokenizer, block: Block | TokenBlock, columns: Columns, fraction: float) -> Encoded:
-    """Return a block's documents as tokens, the share `fraction` of them held out by the hash of their text.
+def encode(tokenizer: Tokenizer, blocks: Sequence[Block | TokenBlock], columns: Columns, fraction: float) -> Encoded:
+    """Return the documents of blocks as tokens, the share `fraction` of them held out by the hash of their text.
+
+    Args:
+        tokenizer: that encodes.
+        blocks: of text, or one of tokens.
+        columns: of the text.
+        fraction: of the documents to hold out.
 
     Rows that are null, empty or white space are no documents.
 
     Raises:
         XDogeError: a row is damaged or its text is not text.
     """
-    if isinstance(block, TokenBlock):
-        return _encode_tokens(tokenizer, block, fraction)
-    rows = block.texts(columns)
+    if isinstance(blocks[0], TokenBlock):
+        return _encode_tokens(tokenizer, blocks[0], fraction)
+    rows = document_texts([block for block in blocks if isinstance(block, Block)], columns)
     texts = [text for text in rows if _is_document(text)]
     tokens, lengths = tokenizer.encode(texts)
     n_bytes = np.fromiter((len(text.encode("utf-8")) for text in texts), np.int64, count=len(texts))

@@ -16,7 +16,7 @@ from typing import Any
 
 from xdoge._version import __version__
 from xdoge.corpus.readers.hub import local_files
-from xdoge.corpus.readers.inputs import Input, relative
+from xdoge.corpus.readers.inputs import Input, relatives
 from xdoge.corpus.spec import PLAIN_CSV, Corpus, Source, naming
 from xdoge.corpus.store import PREPARING, SCHEMA, SPLITS, TokenStore
 from xdoge.corpus.tokenizer import Tokenizer
@@ -107,7 +107,7 @@ def source_settings(source: Source, corpus: Corpus) -> dict[str, Any]:
         "document": None if spec.document == "line" else spec.document,
         "csv": None if spec.csv == PLAIN_CSV else spec.csv.model_dump(),
         "max_tokens": spec.max_tokens,
-        "validation fraction": None if source.validation else corpus.spec.validation.fraction,
+        "validation fraction": None if spec.validation else corpus.spec.validation.fraction,
         "dataset": spec.dataset,
         "config": spec.config,
         "split": spec.split,
@@ -157,13 +157,14 @@ def _change(source: Source, corpus: Corpus, tokenizer: Tokenizer | None, marker:
     for key, value in source_settings(source, corpus).items():
         if marker["settings"].get(key) != value:
             return f"{key} changed from {marker['settings'].get(key)} to {value}"
-    files, held_out = ([relative(file, corpus.folder) for file in part] for part in (source.files, source.validation))
+    files, held_out = (relatives(part, corpus.folder) for part in (source.files, source.validation))
     inputs = files if source.dataset is None else local_files(source, corpus.folder)
     for kind, now in (("inputs", inputs), ("validation_inputs", held_out)):
         before = {entry["path"]: entry for entry in marker[kind]}
         if now is not None:  # what lies on a server is known by its revision
+            there = set(now)
             for path in [*before, *now]:
-                if path not in before or path not in now:
+                if path not in before or path not in there:
                     return f"{path} was {'removed' if path in before else 'added'}"
             if now != list(before):
                 return "the order of its files changed"

@@ -6,14 +6,14 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 
 from xdoge.errors import XDogeError
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 COMPRESSED = (".gz", ".zst", ".zstd", ".xz", ".bz2")
 """Compressions of the formats made of text; Parquet and Arrow compress inside."""
-MARK_FOLDERS = ("_temporary", "_delta_log", "_spark_metadata")
+MARK_FOLDERS = frozenset({"_temporary", "_delta_log", "_spark_metadata"})
 """Folders in which Spark and Delta Lake keep what is no data."""
 
 _SAME = {".ndjson": ".jsonl", ".zstd": ".zst"}
@@ -31,7 +31,7 @@ def text_format(path: File | str) -> tuple[str, str]:
     Raises:
         XDogeError: not a format that can be read.
     """
-    name = (PurePosixPath(path) if isinstance(path, str) else path).name.lower()
+    name = os.path.basename(path).lower()
     compression = next((ending for ending in COMPRESSED if name.endswith(ending)), "")
     stem = name.removesuffix(compression)
     kind = next((ending for ending in FORMATS if stem.endswith(ending)), "")
@@ -106,8 +106,9 @@ def _local(pattern: str, folder: Path) -> Sequence[File]:
         return [path] if path.is_file() else []
     if not glob.has_magic(pattern):
         raise XDogeError(f"{path} does not exist.")
+    named = frozenset(PurePath(pattern).parts)
     matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
-    return [match for match in matches if match.is_file() and not _is_mark(_below(match, folder), pattern)]
+    return [match for match in matches if match.is_file() and not _is_mark(_below(match, folder), named)]
 
 
 def _below(file: Path, folder: Path) -> Path:
@@ -121,7 +122,7 @@ def data_files(names: Sequence[PurePath], *, where: str) -> list[PurePath]:
         XDogeError: there is none, one has no format that can be read, or they have two formats.
     """
     data = [
-        name for name in names if not _is_hidden(name) and not _is_mark(name, "*") and not _NOTE.fullmatch(name.name)
+        name for name in names if not (_is_hidden(name) or _is_mark(name, frozenset()) or _NOTE.fullmatch(name.name))
     ]
     kinds: dict[str, PurePath] = {}
     for name in data:
@@ -145,11 +146,11 @@ def _is_hidden(name: PurePath) -> bool:
     return any(part.startswith(".") for part in name.parts)
 
 
-def _is_mark(file: PurePath, pattern: str) -> bool:
-    """Say whether a file that matches is no data but what writers leave beside it, such as _SUCCESS of Spark."""
-    named = PurePath(pattern).parts
-    folders = any(part in MARK_FOLDERS and part not in named for part in file.parts)
-    return folders or (file.name.startswith("_") and not _has_format(file))
+def _is_mark(file: PurePath, named: frozenset[str]) -> bool:
+    """Say whether a file is no data but what writers leave beside it, such as _SUCCESS of Spark; `named` is kept."""
+    if MARK_FOLDERS.intersection(file.parts) - named:
+        return True
+    return file.name.startswith("_") and not _has_format(file)
 
 
 def _has_format(file: PurePath) -> bool:

@@ -11,8 +11,9 @@ import contextlib
 import itertools
 import os
 import shutil
+import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -34,9 +35,9 @@ from xdoge.corpus.manifest import (
 )
 from xdoge.corpus.megatron import refer
 from xdoge.corpus.readers.blocks import TokenBlock
-from xdoge.corpus.spec import Corpus, naming
+from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.spool import Spool
-from xdoge.corpus.store import SPLITS, TokenStore
+from xdoge.corpus.store import SHARDS, SPLITS, TokenStore
 from xdoge.corpus.tokenizer import (
     Tokenizer,
     level,
@@ -48,7 +49,7 @@ from xdoge.corpus.tokenizer import (
     train,
 )
 from xdoge.corpus.work import Work, refuse_moving, refuse_same_bytes, scan_all
-from xdoge.errors import XDogeError, argument
+from xdoge.errors import ABANDONED, XDogeError, argument
 from xdoge.io import disk_errors, write_json
 from xdoge.progress import Event, OnProgress, silent
 
@@ -94,35 +95,61 @@ def prepare(
             with corpus.yaml, language, source and field.
     """
     loaded, out = Corpus.load(corpus), Path(out)
+    check_folder(out)
+    if (out / SHARDS).exists():
+        raise XDogeError(
+            f"{out} holds parts of a store; put them together with {argument('join', True)}, or delete {out / SHARDS}."
+        )
+    workers = worker_count(workers)
+    with encoders(workers) as pool:
+        tokenizer = known_tokenizer(loaded, out)
+        markers = {source: current_marker(source, loaded, out, tokenizer, refresh) for source in loaded.sources}
+        works = [Work(source, loaded) for source, marker in markers.items() if marker is None]
+        scan_all(works, tokenizer, pool, on_progress)
+        refuse_same_bytes(loaded, markers, works)
+        with claimed(out), reporting_unfinished(out):
+            if tokenizer is None:
+                tokenizer = train_tokenizer(loaded, works, pool, on_progress)
+            save_tokenizer(tokenizer, loaded, out)
+            report_kept(markers, on_progress)
+            tokenise(works, tokenizer, out, pool, workers, on_progress)
+            return write_manifest(loaded, out, tokenizer)
+
+
+def worker_count(workers: int | None) -> int:
+    """Return how many threads to start: one per core that this process may use when None.
+
+    Raises:
+        XDogeError: `workers` is below 1.
+    """
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
         raise XDogeError(f"{argument('workers')} is {workers}; it must be at least 1.")
-    check_folder(out)
-    with ThreadPoolExecutor(workers, thread_name_prefix="prepare") as pool, one_thread_each():
-        try:
-            tokenizer = _known_tokenizer(loaded, out)
-            markers = {source: current_marker(source, loaded, out, tokenizer, refresh) for source in loaded.sources}
-            works = [Work(source, loaded) for source, marker in markers.items() if marker is None]
-            scan_all(works, tokenizer, pool, on_progress)
-            refuse_same_bytes(loaded, markers, works)
-            with claimed(out), reporting_unfinished(out):
-                if tokenizer is None:
-                    tokenizer = _train(loaded, works, on_progress)
-                _save_tokenizer(tokenizer, loaded, out)
-                for source, marker in markers.items():
-                    if marker is not None:
-                        on_progress(Event("skip", source.name))
-                _tokenise(works, tokenizer, out, pool, workers, on_progress)
-                return write_manifest(loaded, out, tokenizer)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    return workers
+
+
+@contextlib.contextmanager
+def encoders(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield threads that encode. Nobody waits for them after an error or a signal: a document may be very long."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=ABANDONED)
+    try:
+        with one_thread_each():
+            yield pool
+    finally:
+        pool.shutdown(wait=sys.exc_info()[0] is None, cancel_futures=True)
+
+
+def report_kept(markers: Mapping[Source, dict[str, Any] | None], on_progress: OnProgress) -> None:
+    """Say which sources an earlier run finished."""
+    for source, marker in markers.items():
+        if marker is not None:
+            on_progress(Event("skip", source.name))
 
 
 # --- the tokenizer ---------------------------------------------------------------------------------------------------
 
 
-def _known_tokenizer(corpus: Corpus, out: Path) -> Tokenizer | None:
+def known_tokenizer(corpus: Corpus, out: Path) -> Tokenizer | None:
     """Return the tokenizer the corpus names, or the one an earlier run trained; None when it is yet to train."""
     spec = corpus.spec.tokenizer
     if spec.train is None:
@@ -139,14 +166,18 @@ def _tokenizer_settings(corpus: Corpus) -> dict[str, Any]:
     return corpus.spec.tokenizer.model_dump(mode="json", exclude_none=True)
 
 
-def _save_tokenizer(tokenizer: Tokenizer, corpus: Corpus, out: Path) -> None:
+def save_tokenizer(tokenizer: Tokenizer, corpus: Corpus, out: Path) -> None:
+    """Write the tokenizer into the store, unless it is there."""
     note, settings = saved(out / "tokenizer"), _tokenizer_settings(corpus)
     if note is None or (note["settings"], note["fingerprint"]) != (settings, tokenizer.fingerprint):
         (out / "store.json").unlink(missing_ok=True)  # it names the tokenizer that goes now
         tokenizer.save(out / "tokenizer", settings=settings)
 
 
-def _train(corpus: Corpus, works: Sequence[Work], on_progress: OnProgress) -> Tokenizer:
+def train_tokenizer(
+    corpus: Corpus, works: Sequence[Work], pool: ThreadPoolExecutor, on_progress: OnProgress
+) -> Tokenizer:
+    """Return the tokenizer that corpus.yaml asks to train."""
     spec = corpus.spec.tokenizer.train
     if spec is None:
         raise ValueError("there is no tokenizer to train")
@@ -164,7 +195,8 @@ def _train(corpus: Corpus, works: Sequence[Work], on_progress: OnProgress) -> To
             if work.source.language == language
         ]
         texts.extend(itertools.chain.from_iterable(level(samples, characters=spec.characters_per_language)))
-    return sentencepiece_model(train(texts, spec, where=where), where=where)
+    model = pool.submit(train, texts, spec, where=where).result()  # in a thread, so that a signal is obeyed at once
+    return sentencepiece_model(model, where=where)
 
 
 def _documents(work: Work, characters: int) -> Iterator[str]:
@@ -183,7 +215,7 @@ def _documents(work: Work, characters: int) -> Iterator[str]:
 # --- the work ------------------------------------------------------------------------------------------------------
 
 
-def _tokenise(
+def tokenise(
     works: Sequence[Work],
     tokenizer: Tokenizer,
     out: Path,
@@ -191,12 +223,15 @@ def _tokenise(
     workers: int,
     on_progress: OnProgress,
 ) -> None:
+    """Write the tokens and the marker of each source into `out`."""
     pending: deque[tuple[Work, str, Future[Encoded] | None]] = deque()  # None: the source ends here
     finishing: deque[tuple[Work, Future[None]]] = deque()
 
     def settle() -> None:
         work, split, future = pending.popleft()
         if future is None:
+            for spool in work.spools.values():
+                spool.close()
             finishing.append((work, finisher.submit(_finish_source, work, tokenizer, out)))
         else:
             with naming(work.source.field(split)):
@@ -223,11 +258,13 @@ def _tokenise(
             work.spools = {split: Spool(out / SPOOL / work.source.name, split, tokenizer.letters) for split in SPLITS}
             for spool in work.spools.values():
                 spools.callback(spool.drop)
-            for split, block in work.blocks():
+            for _ in work.joined():
+                on_progress(work.event("source"))
+            for split, blocks in work.groups():
                 while len(pending) >= BLOCKS_PER_WORKER * workers:
                     settle()
                 column, fraction = work.source.spec.text, work.fraction
-                pending.append((work, split, pool.submit(encode, tokenizer, block, column, fraction)))
+                pending.append((work, split, pool.submit(encode, tokenizer, blocks, column, fraction)))
             pending.append((work, "", None))
         while pending:
             settle()
@@ -257,12 +294,14 @@ def _finish_source(work: Work, tokenizer: Tokenizer, out: Path) -> None:
         "notes": work.row_tokens.notes() if work.row_tokens is not None else [],
         **parts,
     }
+    if source.whole is not None:
+        marker |= {"held_out": len(work.held_out), "repeated_documents": work.repeated.nonzero()[0].tolist()}
     write_json(marker_path(out, source), marker)
 
 
 def _assemble(work: Work, files: dict[str, str], tokenizer: Tokenizer, out: Path) -> dict[str, dict[str, Any]]:
     spools = work.spools
-    if spools["train"].documents == 0:
+    if spools["train"].documents == 0 and work.source.whole is None:
         why = "every document fell to validation" if spools["validation"].documents else "all its rows are empty"
         raise XDogeError(f"{work.source.field('train')}: no document to train on: {why}.")
     remove_marker(out, work.source)
@@ -271,5 +310,5 @@ def _assemble(work: Work, files: dict[str, str], tokenizer: Tokenizer, out: Path
     }
     if work.row_tokens is not None:
         parts["train"] |= work.row_tokens.habits()
-    shutil.rmtree(out / SPOOL / work.source.name)
+    shutil.rmtree(out / SPOOL / work.source.name, ignore_errors=True)  # of a part without documents there is none
     return parts

@@ -258,6 +258,7 @@ class Source:
         files: the files to read, sorted within each pattern, each .bin before its .idx; empty for a data set.
         validation: files held out; empty when the hash decides.
         dataset: name or, when a folder of that name lies beside the YAML file, its path.
+        whole: the source that this one is a part of.
     """
 
     name: str
@@ -268,6 +269,7 @@ class Source:
     files: tuple[Path, ...]
     validation: tuple[Path, ...]
     dataset: str | None
+    whole: Source | None = None
 
     @property
     def in_place(self) -> bool:
@@ -372,14 +374,23 @@ def _find_megatron(patterns: Iterable[str], folder: Path, *, where: str) -> tupl
     return tuple(files)
 
 
+def _resolved(files: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+    """Yield each file without links, and as it is named; each folder is looked at once."""
+    folders: dict[Path, Path] = {}
+    for file in files:
+        if file.parent not in folders:
+            folders[file.parent] = file.parent.resolve()
+        yield (file.resolve() if file.is_symlink() else folders[file.parent] / file.name), file
+
+
 def _refuse_twice(path: Path, sources: Iterable[Source]) -> None:
     """Refuse text that is named twice: it would get two weights, or validation text would be trained on."""
     seen: dict[Any, str] = {}
     for source in sources:
         spec = source.spec
         places: list[tuple[Any, str, str]] = [
-            *((file.resolve(), str(file), f"{source.name} {spec.kind}") for file in source.files),
-            *((file.resolve(), str(file), f"{source.name} validation") for file in source.validation),
+            *((real, str(file), f"{source.name} {spec.kind}") for real, file in _resolved(source.files)),
+            *((real, str(file), f"{source.name} validation") for real, file in _resolved(source.validation)),
         ]
         if source.dataset is not None:
             for split in spec.split.split("+"):

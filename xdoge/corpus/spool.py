@@ -19,34 +19,43 @@ class Spool:
     """The tokens of one source and split on their way to disk."""
 
     def __init__(self, folder: Path, split: str, letters: npt.NDArray[np.int8]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.files = (folder / f"{split}.tokens", folder / f"{split}.bounds")
-        self._tokens, self._bounds = (file.open("wb") for file in self.files)
-        self._bounds.write(np.zeros(1, dtype=np.int64).data)
+        self._open: tuple[IO[bytes], ...] = ()
         self.documents = self.tokens = self.n_bytes = 0
         self._letters = letters
         self._kinds = np.zeros(3, dtype=np.int64)
 
     def add(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], n_bytes: int) -> None:
-        self._tokens.write(tokens.data)
-        self._bounds.write((np.cumsum(lengths) + self.tokens).data)
+        if not self._open:  # not before: sources that wait for their turn hold no file open
+            self.files[0].parent.mkdir(parents=True, exist_ok=True)
+            self._open = tuple(file.open("wb") for file in self.files)
+            self._open[1].write(np.zeros(1, dtype=np.int64).data)
+        self._open[0].write(tokens.data)
+        self._open[1].write((np.cumsum(lengths) + self.tokens).data)
         self.documents += len(lengths)
         self.tokens += len(tokens)
         self.n_bytes += n_bytes
         self._kinds += np.bincount(self._letters[tokens], minlength=3)
 
+    def close(self) -> None:
+        """Write what is left to the files, and let go of them: nothing more comes."""
+        for file in self._open:
+            file.close()
+
     def drop(self) -> None:
         """Let go of the files; what a full disk did not take is of no use any more."""
-        for file in (self._tokens, self._bounds):
+        for file in self._open:
             with contextlib.suppress(OSError):
                 file.close()
 
     def assemble(self, path: Path, dtype: np.dtype[Any]) -> dict[str, Any]:
         """Write the spooled tokens as one Arrow record batch, from memory maps; return its counts and checksum."""
-        self._tokens.close()
-        self._bounds.close()
-        flat = _mapped(self.files[0], dtype, self.tokens)
-        bounds = _mapped(self.files[1], np.dtype(np.int64), self.documents + 1)
+        if self._open:
+            self.close()
+            flat = _mapped(self.files[0], dtype, self.tokens)
+            bounds = _mapped(self.files[1], np.dtype(np.int64), self.documents + 1)
+        else:
+            flat, bounds = pa.array([], pa.from_numpy_dtype(dtype)), pa.array([0], pa.int64())
         column = pa.LargeListArray.from_arrays(bounds, flat)
         batch = pa.record_batch([column], names=["input_ids"])
         with replacing(path) as file:

@@ -35,6 +35,8 @@ with importing("cli"):
 SCHEMA = "xdoge.store"
 PREPARING = "preparing.json"
 """Lies in a store's folder until the store is finished."""
+SHARDS = "shards"
+"""Folder in a store for the parts that are yet to be joined."""
 SPLITS = ("train", "validation")
 Split = Literal["train", "validation"]
 INSIDE = "delete it and run xdoge prepare again"
@@ -156,6 +158,8 @@ class TokenStore:
         path = Path(path)
         manifest = path / "store.json"
         if not manifest.is_file():
+            if (path / SHARDS).is_dir():
+                raise XDogeError(f"{path} holds parts that are yet to be joined: run xdoge prepare with --join.")
             if (path / PREPARING).is_file():
                 raise XDogeError(f"{path} is not finished; run the same xdoge prepare again to finish it.")
             raise XDogeError(f"{path} is not a token store: it has no store.json. xdoge prepare makes one.")

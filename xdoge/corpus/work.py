@@ -15,17 +15,23 @@ from xdoge.corpus.encoding import Encoded, hashes_of
 from xdoge.corpus.manifest import source_settings
 from xdoge.corpus.megatron import scan as scan_in_place
 from xdoge.corpus.readers.blocks import Block, TokenBlock
-from xdoge.corpus.readers.files import file_blocks
+from xdoge.corpus.readers.files import BLOCK_BYTES, file_blocks
 from xdoge.corpus.readers.hub import HubData, dataset_files, open_dataset
-from xdoge.corpus.readers.inputs import Input, refuse_empty, relative, scan
+from xdoge.corpus.readers.inputs import Input, refuse_empty, relatives, scan_files
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.spool import Spool
-from xdoge.corpus.store import SPLITS
+from xdoge.corpus.store import SPLITS, map_tokens
 from xdoge.corpus.token_paths import is_side
 from xdoge.corpus.token_rows import RowTokens, Tally, scan_rows
 from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.errors import XDogeError
 from xdoge.progress import Event, OnProgress
+
+GROUP_BYTES = 1 << 18
+"""Bytes of small files that a thread checks, or encodes, in one go; to hand them over one by one costs 0.1 ms each."""
+GROUP_FILES = 256
+JOINED_AT_ONCE = 1 << 12
+"""Documents of a part that are copied at once."""
 
 
 class Work:
@@ -41,6 +47,7 @@ class Work:
         self.inputs: tuple[Input, ...] = ()
         self.validation_inputs: tuple[Input, ...] = ()
         self.rows: int | None = None
+        self.pieces: list[tuple[Path, dict[str, Any]]] = []
         self.spools: dict[str, Spool] = {}
         self.tokens = 0
         self.seen = 0
@@ -52,7 +59,9 @@ class Work:
         self.row_tokens: RowTokens | None = None
 
     def blocks(self) -> Iterator[tuple[str, Block | TokenBlock]]:
-        """Yield (split, block) in the order of the files; stops early once `full`."""
+        """Yield (split, block) in the order of the files; stops early once `full`. Of pieces nothing is read."""
+        if self.pieces:
+            return
         with naming(self.source.field("train")):
             for block in self.hub.blocks() if self.hub is not None else self.file_blocks(self.source.files):
                 if self.full:
@@ -62,6 +71,20 @@ class Work:
             for block in self.file_blocks(self.source.validation):
                 yield "validation", block
 
+    def groups(self) -> Iterator[tuple[str, list[Block | TokenBlock]]]:
+        """Yield the blocks as `blocks` does, small ones of text together."""
+        group: list[Block | TokenBlock] = []
+        split, size = "", 0
+        for here, block in self.blocks():
+            n_bytes = BLOCK_BYTES if isinstance(block, TokenBlock) else block.n_bytes()
+            if group and (here != split or size + n_bytes > BLOCK_BYTES or len(group) == GROUP_FILES):
+                yield split, group
+                group, size = [], 0
+            group.append(block)
+            split, size = here, size + n_bytes
+        if group:
+            yield split, group
+
     def file_blocks(self, files: Sequence[Path]) -> Iterator[Block | TokenBlock]:
         if self.row_tokens is not None:
             return self.row_tokens.blocks(files)
@@ -70,7 +93,8 @@ class Work:
 
     def hold_out(self) -> None:
         """Remember the documents of the validation files, to find them among those of training."""
-        hashes = (hashes_of(block, self.source.spec.text) for block in self.file_blocks(self.source.validation))
+        files = (self.source.whole or self.source).validation
+        hashes = (hashes_of(block, self.source.spec.text) for block in self.file_blocks(files))
         self.held_out = np.unique(np.concatenate([self.held_out, *hashes]))
         self.repeated = np.zeros(len(self.held_out), dtype=bool)
 
@@ -79,11 +103,38 @@ class Work:
         inside = at < len(self.held_out)
         at, hashes = at[inside], encoded.hashes[inside]
         self.repeated[at[self.held_out[at] == hashes]] = True
-        if (count := int(self.repeated.sum())) > self.overlap * len(self.held_out):
+        self._check_overlap(len(self.held_out))
+
+    def _check_overlap(self, held_out: int) -> None:
+        if (count := int(self.repeated.sum())) > self.overlap * held_out:
             raise XDogeError(
-                f"{count:,} of the {len(self.held_out):,} documents of its validation files are among its training "
+                f"{count:,} of the {held_out:,} documents of its validation files are among its training "
                 f"documents, more than {self.overlap:.0%}. Remove them, or raise validation: {{overlap}}."
             )
+
+    def add_piece(self, home: Path, marker: dict[str, Any]) -> None:
+        """Add a part of this source, the next one in the order of the files, whose tokens lie in the folder `home`."""
+        self.pieces.append((home, marker))
+        self.inputs += tuple(Input(**entry) for entry in marker["inputs"])
+        self.validation_inputs += tuple(Input(**entry) for entry in marker["validation_inputs"])
+        self.skipped += marker["skipped"]
+        if held_out := marker["held_out"]:
+            self.repeated = self.repeated if len(self.repeated) else np.zeros(held_out, dtype=bool)
+            self.repeated[marker["repeated_documents"]] = True
+            with naming(self.source.field("train")):
+                self._check_overlap(held_out)
+
+    def joined(self) -> Iterator[None]:
+        """Copy the tokens of all pieces, a few at once."""
+        for home, marker in self.pieces:
+            for split, spool in self.spools.items():
+                tokens, bounds = map_tokens(home / marker[split]["file"])
+                for start in range(0, len(bounds) - 1, JOINED_AT_ONCE):
+                    here = bounds[start : start + JOINED_AT_ONCE + 1]
+                    spool.add(tokens[here[0] : here[-1]], np.diff(here), 0)
+                    self.seen += len(here) - 1
+                    yield
+                spool.n_bytes += marker[split]["n_bytes"]
 
     def event(self, kind: Literal["source", "done"]) -> Event:
         """Return how far it is: documents of both splits, and their tokens; at the end those that were kept."""
@@ -119,33 +170,32 @@ def scan_all(
 ) -> None:
     """Look at every input once, in parallel, before anything is written."""
 
-    def submit(file: Path, work: Work) -> Future[Input] | Future[tuple[Input, Tally]]:
-        name = relative(file, work.folder)
-        spec = work.source.spec
-        if tokenizer is not None and work.source.in_place:
-            return pool.submit(scan_in_place, file, tokenizer, name=name)
+    def submit(files: Sequence[Path], work: Work) -> Iterator[Future[list[tuple[Input, Tally | None]]]]:
+        spec, names = work.source.spec, relatives(files, work.folder)
         if tokenizer is not None and spec.has_tokens:
-            return pool.submit(scan_rows, file, tokenizer, column=spec.column, name=name)
-        return pool.submit(scan, file, spec.text, name=name, csv=spec.csv, document=spec.document)
+            for file, name in zip(files, names, strict=True):
+                yield pool.submit(_scan_tokens, file, work.source, tokenizer, name)
+            return
+        for group in _groups(files):
+            yield pool.submit(_scan_text, group, work.source, names[: len(group)])
+            names = names[len(group) :]
 
-    jobs = [
-        [[submit(file, work) for file in files] for files in (work.source.files, work.source.validation)]
-        for work in works
-    ]
-    total, done = sum(len(files) for job in jobs for files in job), 0
+    jobs = [[list(submit(files, work)) for files in (work.source.files, work.source.validation)] for work in works]
+    total, done = sum(len(work.source.files) + len(work.source.validation) for work in works), 0
     for work, job in zip(works, jobs, strict=True):
         scanned: list[list[Input]] = [[], []]
         tallies: list[Tally] = []
-        for inputs, files, split in zip(scanned, job, SPLITS, strict=True):
-            for future in files:
+        for inputs, groups, split in zip(scanned, job, SPLITS, strict=True):
+            for future in groups:
                 with naming(work.source.field(split)):
-                    result = future.result()
-                inputs.append(result if isinstance(result, Input) else result[0])
-                tallies += [] if isinstance(result, Input) else [result[1]]
-                done += 1
+                    results = future.result()
+                inputs += [entry for entry, _ in results]
+                tallies += [tally for _, tally in results if tally is not None]
+                done += len(results)
                 on_progress(Event("scan", done=done, total=total))
-            with naming(work.source.field(split)):
-                refuse_empty(inputs)
+            if work.source.whole is None:
+                with naming(work.source.field(split)):
+                    refuse_empty(inputs)
         work.inputs, work.validation_inputs = tuple(scanned[0]), tuple(scanned[1])
         if tokenizer is not None and tallies:
             with naming(work.source.field("train")):
@@ -153,7 +203,7 @@ def scan_all(
         if not work.source.in_place:
             with naming(work.source.field("validation")):
                 work.hold_out()
-        if not work.source.files:
+        if work.source.dataset is not None and not work.source.files:
             with naming(work.source.field("train")):
                 work.hub = open_dataset(work.source, work.folder)
             work.inputs = work.hub.inputs
@@ -163,6 +213,31 @@ def scan_all(
         known = [count for count in counts if count is not None]
         packed = work.row_tokens is not None and work.row_tokens.kind == "packed"
         work.rows = sum(known) if len(known) == len(counts) and not packed else None
+
+
+def _scan_tokens(file: Path, source: Source, tokenizer: Tokenizer, name: str) -> list[tuple[Input, Tally | None]]:
+    if source.in_place:
+        return [(scan_in_place(file, tokenizer, name=name), None)]
+    return [scan_rows(file, tokenizer, column=source.spec.column, name=name)]
+
+
+def _scan_text(files: Sequence[Path], source: Source, names: Sequence[str]) -> list[tuple[Input, Tally | None]]:
+    spec = source.spec
+    return [(entry, None) for entry in scan_files(files, spec.text, names=names, csv=spec.csv, document=spec.document)]
+
+
+def _groups(files: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield the files in order, small ones together."""
+    group: list[Path] = []
+    size = 0
+    for file in files:
+        if group and (size >= GROUP_BYTES or len(group) == GROUP_FILES):
+            yield group
+            group, size = [], 0
+        group.append(file)
+        size += file.stat().st_size
+    if group:
+        yield group
 
 
 def refuse_same_bytes(corpus: Corpus, markers: Mapping[Source, dict[str, Any] | None], works: Sequence[Work]) -> None:

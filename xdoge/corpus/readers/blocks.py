@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,10 @@ class Block:
     first: int
     kind: str
     data: bytes | pa.Array
+
+    def n_bytes(self) -> int:
+        """Return how much there is of it."""
+        return len(self.data) if isinstance(self.data, bytes) else int(self.data.nbytes)
 
     def texts(self, columns: Columns) -> list[str]:
         """Return the documents in order, "" for each that is empty or null.
@@ -99,6 +103,21 @@ class TokenBlock:
         """Return the documents in order, without those that hold nothing but their end."""
         documents = np.split(self.tokens, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
         return [document for document in documents if len(document) > 1]
+
+
+def document_texts(blocks: Sequence[Block], columns: Columns) -> list[str]:
+    """Return the documents of several blocks in order; lines of JSON are parsed together, since a call costs 0.1 ms.
+
+    Raises:
+        XDogeError: as `Block.texts`.
+    """
+    if len(blocks) > 1 and all(block.kind == ".jsonl" for block in blocks):
+        data = MARKS.sub(b"", b"\n".join(block.data for block in blocks))
+        array = _parsed(data, columns)
+        if array is not None and len(array) == sum(1 for line in data.split(b"\n") if line.strip()):
+            return list(texts_of(array))
+        # else each by itself: a row is bad, and which one is to be said, or begins in one file and ends in another
+    return [text for block in blocks for text in block.texts(columns)]
 
 
 def _parsed(data: bytes, columns: Columns) -> pa.Array | None:

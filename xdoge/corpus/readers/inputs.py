@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
-from xdoge.corpus.readers.blocks import MARKS, Block
+from xdoge.corpus.readers.blocks import MARKS, Block, document_texts
 from xdoge.corpus.readers.columns import Columns, check_column, check_names, check_rows
 from xdoge.corpus.readers.csv_rows import csv_rows
 from xdoge.corpus.readers.files import BLOCK_BYTES, arrow_batches, chunks_of, file_blocks, open_parquet, reading
 from xdoge.corpus.readers.json_values import json_values
-from xdoge.corpus.readers.streams import open_bytes
+from xdoge.corpus.readers.streams import is_compressed, open_bytes
 from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf, text_format
 from xdoge.errors import XDogeError
-from xdoge.io import refuse_pointer, sha256_file
+from xdoge.io import LFS_POINTER, refuse_pointer, sha256_file
 
 SCAN_BYTES = 1 << 14
 """Text that is checked at once. With blocks as above the heap grows with the file, by 155 MB over one of 830 MB."""
+SMALL_FILE = 1 << 17
+"""Bytes of a file that is read once for all checks."""
 HEAD_LINES = 100
 """Lines of a JSON file that are parsed before the work."""
 
@@ -52,23 +55,61 @@ class Input:
 
 
 def scan(path: Path, columns: Columns, *, name: str, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line") -> Input:
-    """Hash and count a file, and find what can be found wrong with it before the long work.
+    """Return what `scan_files` says of one file."""
+    return scan_files([path], columns, names=[name], csv=csv, document=document)[0]
 
-    Every byte of a format of lines is checked to be UTF-8; rows are parsed at the start only.
+
+def scan_files(
+    paths: Sequence[Path],
+    columns: Columns,
+    *,
+    names: Sequence[str],
+    csv: CsvSpec = PLAIN_CSV,
+    document: DocumentOf = "line",
+) -> list[Input]:
+    """Hash and count files, and find what can be found wrong with them before the long work.
+
+    Every byte of a format of lines is checked to be UTF-8; rows are parsed at the start only. Of several small files
+    the starts are parsed together.
 
     Raises:
-        XDogeError: the file is empty, damaged, not UTF-8 (with the line) or lacks the text column.
+        XDogeError: a file is damaged, not UTF-8 (with the line) or lacks the text column.
     """
+    inputs, starts = [], []
+    for path, name in zip(paths, names, strict=True):
+        with reading(path):
+            entry, start = _scan(path, columns, name, csv)
+            if entry.rows and text_format(path)[0] == ".txt" and document != "line":
+                entry = replace(entry, rows=1 if document == "file" else None)
+        inputs.append(entry)
+        if start is not None:
+            starts.append(replace(start, data=b"\n".join(start.data.split(b"\n", HEAD_LINES)[:HEAD_LINES])))
+    if not isinstance(columns, str) or not all(document_texts(starts, columns)):
+        for start in starts:  # one may lack a column
+            _check_keys(start, columns)
+            start.texts(columns)
+    return inputs
+
+
+def _scan(path: Path, columns: Columns, name: str, csv: CsvSpec) -> tuple[Input, Block | None]:
+    """Return an input, and of a file of JSON lines the start, which is yet to be checked."""
     kind, compression = text_format(path)
-    with reading(path):
-        file = hashed(path, name=name)
-        if kind in (".parquet", ".arrow"):
-            rows: int | None = _check_table(path, kind, columns)
-        else:
-            rows = _check_text(path, kind, compression, columns, csv) if file.n_bytes or compression else 0
-        if rows and kind == ".txt" and document != "line":
-            rows = 1 if document == "file" else None
-    return replace(file, rows=rows)
+    stat = path.stat()  # before the bytes: a later change then shows in the time
+    if kind in (".jsonl", ".txt") and not compression and stat.st_size <= SMALL_FILE:
+        data = path.read_bytes()
+        if data.startswith(LFS_POINTER):
+            refuse_pointer(path)
+        if not is_compressed(data):
+            lines = _count_lines(path, iter([data] if data else []))
+            start = Block(str(path), 1, kind, data) if kind == ".jsonl" and lines else None
+            return Input(name, lines, stat.st_size, stat.st_mtime_ns, hashlib.sha256(data).hexdigest()), start
+    file = hashed(path, name=name)
+    if kind in (".parquet", ".arrow"):
+        return replace(file, rows=_check_table(path, kind, columns)), None
+    if not file.n_bytes and not compression:
+        return replace(file, rows=0), None
+    rows, start = _check_text(path, kind, compression, columns, csv)
+    return replace(file, rows=rows), start
 
 
 def refuse_empty(inputs: Sequence[Input]) -> None:
@@ -103,30 +144,29 @@ def _check_table(path: Path, kind: str, columns: Columns) -> int:
     return rows
 
 
-def _check_text(path: Path, kind: str, compression: str, columns: Columns, csv: CsvSpec) -> int | None:
+def _check_text(
+    path: Path, kind: str, compression: str, columns: Columns, csv: CsvSpec
+) -> tuple[int | None, Block | None]:
     with open_bytes(path, compression) as stream:
         lines = _count_lines(path, chunks_of(stream, SCAN_BYTES))
     if lines == 0 or kind == ".txt":
-        return lines
+        return lines, None
     if kind in (".csv", ".tsv"):
         with open_bytes(path, compression) as stream:
             rows = csv_rows(path, stream, csv)
             check_names(next(rows), columns, where=str(path))
             for _ in itertools.islice(rows, HEAD_LINES):
                 pass
-        return lines - 1
+        return lines - 1, None
     first = next(file_blocks(path, columns), None)
     if first is None:
-        return 0
+        return 0, None
     if first.kind == "":  # a .json file of values, which are counted when they are read
         with open_bytes(path, compression) as stream:
             values = itertools.islice(json_values(path, chunks_of(stream, BLOCK_BYTES)), HEAD_LINES)
             check_rows(list(values), columns, where=str(path))
-        return None
-    start = replace(first, data=b"\n".join(first.data.split(b"\n", HEAD_LINES)[:HEAD_LINES]))
-    _check_keys(start, columns)
-    start.texts(columns)
-    return lines
+        return None, None
+    return lines, first
 
 
 def _count_lines(path: Path, chunks: Iterator[bytes]) -> int:
@@ -163,5 +203,14 @@ def _check_keys(block: Block, columns: Columns) -> None:
 
 def relative(path: Path, folder: Path) -> str:
     """Return `path` as seen from `folder`, so that both can move together."""
-    path = path.parent.resolve() / path.name  # a file that is a link keeps its name
-    return Path(os.path.relpath(path, folder.resolve())).as_posix()
+    return relatives([path], folder)[0]
+
+
+def relatives(paths: Iterable[Path], folder: Path) -> list[str]:
+    """Return each path as seen from `folder`; each of their folders is looked at once."""
+    start, ways, names = folder.resolve(), dict[Path, str](), []
+    for path in paths:
+        if (way := ways.get(path.parent)) is None:
+            way = ways[path.parent] = os.path.relpath(path.parent.resolve(), start)
+        names.append((Path(way) / path.name).as_posix())  # a file that is a link keeps its name
+    return names

@@ -50,6 +50,11 @@ def decompressed(stream: io.BufferedReader, compression: str, *, where: str) -> 
     return stream
 
 
+def is_compressed(data: bytes) -> bool:
+    """Say whether data is compressed, by its first bytes."""
+    return bool(_compression(data[:10], ""))
+
+
 def _compression(head: bytes, ending: str) -> str:
     """Return how data is compressed by its first bytes, none of which can begin a text in UTF-8, bzip2's apart."""
     if head.startswith(b"\x1f\x8b"):
