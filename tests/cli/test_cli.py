@@ -34,6 +34,9 @@ def test_fit_weights_prints_the_answer_and_where_it_lies(xdoge, store, recipe, t
     assert "hidden_size: 16" in err  # with the recipe
     assert "step 4/4" in err
     assert "ETA" in err
+    assert " ±" in out
+    assert out.splitlines()[-1].startswith("verdict: These weights")
+    assert "Next: " in out.splitlines()[-1]
 
 
 def test_json_is_all_that_stdout_holds(xdoge, store, recipe, tmp_path):
@@ -42,7 +45,18 @@ def test_json_is_all_that_stdout_holds(xdoge, store, recipe, tmp_path):
     answer = json.loads(out)
     assert sum(answer["sources"].values()) == pytest.approx(1)
     assert sum(answer["languages"].values()) == pytest.approx(1)
+    assert set(answer["cosines"]["es"]["eu"]) == {"cosine", "standard_error", "noise"}
+    assert answer["verdict"].startswith("These weights")
     assert xdoge(*command, "--resume")[1] == out
+
+
+@pytest.mark.parametrize(
+    ("command", "default"), [("fit-weights", "125m"), ("baseline", "125m, for regmix 1m"), ("swarm", "125m")]
+)
+def test_help_shows_the_default_proxy(xdoge, command, default):
+    status, out, _ = xdoge(command, "--help")
+    assert status == 0
+    assert f"(default: ({default}))" in " ".join(out.split()).replace("[", "(").replace("]", ")")
 
 
 def test_resume_alone_takes_the_settings_from_the_run(xdoge, store, recipe, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from xdoge.fit.affinity import WINDOWS, GradientAffinity, cosines, language_cosines, read_products
+from xdoge.fit.affinity import WINDOWS, GradientAffinity, LanguageCosines, cosines, language_cosines, read_products
 
 SOURCES = ("es/a", "es/b", "eu/a")
 
@@ -63,3 +63,40 @@ def test_cosines_of_known_gradients():
 def test_a_cosine_that_noise_made_impossible_is_not_shown(length, measured):
     """The first gradient is too short for its product with the second, or has a negative square."""
     np.testing.assert_allclose(cosines(np.array([[length, 1.0], [1.0, 4.0]])), [measured, [np.nan, 1]])
+
+
+LANGUAGES = {"es": ("es/a", "es/b"), "eu": ("eu/a",)}
+
+
+def measured(tmp_path, grams):
+    """Return the cosines of a fit that measured one Gram matrix in each step."""
+    windows = GradientAffinity.empty(3)
+    for step, gram in enumerate(grams, start=1):
+        windows = windows.add(products(gram, np.diag(gram)), step=step, steps=len(grams))
+    pq.write_table(windows.to_table(SOURCES, steps=len(grams)), tmp_path / "gram.parquet")
+    return LanguageCosines.read(tmp_path / "gram.parquet", LANGUAGES, SOURCES)
+
+
+def test_standard_errors_of_cosines_are_how_far_they_vary_between_fits(tmp_path):
+    generator = np.random.default_rng(0)
+    gram = np.array([[2.0, 0.5, 0.8], [0.5, 1.5, 0.9], [0.8, 0.9, 3.0]])
+    fits = [measured(tmp_path, gram + 0.4 * generator.normal(size=(20, 3, 3))) for _ in range(100)]
+    spread = np.std([fit.cosines[0, 1] for fit in fits])
+    assert np.mean([fit.errors[0, 1] for fit in fits]) == pytest.approx(spread, rel=0.2)
+    assert np.median([fit.errors[0, 0] for fit in fits]) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_cosine_that_is_not_told_apart_from_nothing_is_called_noise(tmp_path):
+    generator = np.random.default_rng(0)
+    related, strangers = np.array([[[2.0, 0.5, c], [0.5, 1.5, c], [c, c, 3.0]] for c in (0.9, 0.0)])
+    noise = 0.4 * generator.normal(size=(30, 20, 3, 3))
+    assert sum(measured(tmp_path, related + part).noise[0, 1] for part in noise) == 0
+    assert sum(measured(tmp_path, strangers + part).noise[0, 1] for part in noise) >= 24
+    cell = measured(tmp_path, related + noise[0]).to_dict()["es"]["eu"]
+    assert (cell["noise"], cell["cosine"] > 5 * cell["standard_error"] > 0) == (False, True)
+
+
+def test_a_fit_with_too_few_matrices_calls_every_cosine_noise(tmp_path):
+    short = measured(tmp_path, [np.eye(3) + 1] * 2)
+    assert short.noise.all()
+    assert short.to_dict()["es"]["eu"] == {"cosine": short.cosines[0, 1], "standard_error": None, "noise": True}

@@ -17,9 +17,9 @@ from fit_runs import metrics, same_run
 
 from xdoge import WeightSet, XDogeError
 from xdoge.corpus import prepare
-from xdoge.errors import Interrupted, NonFiniteLossError
+from xdoge.errors import Interrupted, MemoryFullError, NonFiniteLossError
 from xdoge.fit.settings import FitOptions, FitSettings
-from xdoge.fit.trainer import fit
+from xdoge.fit.trainer import Trainer, fit
 from xdoge.models.flops import product_flops, training_flops
 from xdoge.models.recipes import load_recipe
 from xdoge.training.checkpoints import seal
@@ -274,6 +274,34 @@ def test_a_loss_that_is_not_finite_stops_with_step_source_and_a_checkpoint_that_
     fit(store, settings, out=out, resume=True)
     fit(store, settings, out=tmp_path / "whole")
     same_run(tmp_path / "whole", out)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("alloc: can't allocate memory: you")]
+)
+def test_too_little_memory_is_told_in_one_line_and_the_way_out_works(store, recipe, tmp_path, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(Trainer, "gradients", fail)
+    message = (
+        r"^out of memory with 12 sequences of 16 tokens at once; add microbatches=2 or activation_checkpointing=True"
+    )
+    with pytest.raises(MemoryFullError, match=message):
+        fit(store, settings_for(store, recipe), out=tmp_path / "run")
+    monkeypatch.undo()
+    result = fit(store, settings_for(store, recipe, microbatches=2), out=tmp_path / "run", resume=True)
+    assert result.weights.method["microbatches"] == 2
+
+
+def test_a_proxy_that_does_not_fit_on_the_device_is_told_in_one_line(store, recipe, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("xdoge.models.recipes.Recipe.build", fail)
+    with pytest.raises(MemoryFullError, match=r"^out of memory .*smaller proxy\.$"):
+        fit(store, settings_for(store, recipe), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_divergence_is_noticed_in_the_very_last_step(store, recipe, tmp_path, monkeypatch):

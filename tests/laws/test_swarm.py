@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.utils.logging import enable_progress_bar
 
-from xdoge.errors import Interrupted, NonFiniteLossError, XDogeError
+from xdoge.errors import Interrupted, MemoryFullError, NonFiniteLossError, XDogeError
 from xdoge.io import locked
 from xdoge.laws import swarm as swarm_module
 from xdoge.laws import swarm_run
@@ -368,3 +368,14 @@ def test_a_swarm_is_not_resumed_from_another_model(quiet, store, base, tmp_path)
     save_file({name: value * 0.5 for name, value in weights.items()}, copy / "model" / "model.safetensors")
     with pytest.raises(XDogeError, match="proxy"):
         begin(store, settings, tmp_path / "out", resume=True)
+
+
+def test_a_swarm_without_enough_memory_says_so_in_one_line(store, recipe, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(swarm_run, "train_run", fail)
+    with pytest.raises(
+        MemoryFullError, match=r"^out of memory with 12 sequences of 16 tokens at once; lower batch_size"
+    ):
+        run_swarm(store, settings_for(store, recipe), tmp_path / "swarm")

@@ -63,7 +63,11 @@ def learn(
     from xdoge.baselines.regmix import regmix
     from xdoge.distributed import stop_requests
     from xdoge.fit.result import FitResult, resolved_config
+    from xdoge.fit.verdict import fit_verdict
+    from xdoge.models.memory import memory_errors
     from xdoge.models.recipes import load_recipe
+    from xdoge.training.optim import pick_device
+    from xdoge.training.pace import Pace
     from xdoge.training.run_folder import RunFolder
 
     run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
@@ -72,18 +76,22 @@ def learn(
         run.check(config, on_note)
         if run.weights.exists():
             on_note(f"{run.path} is finished already.")
-            return FitResult.read(run)
+            return FitResult.read(run, store)
     else:
         run.refuse_taken()
     for line in settings.notes(store):
         on_note(f"note: {line}")
     methods: dict[str, Callable[[Job[Any]], WeightSet]] = {"doremi": doremi, "regmix": regmix, "doge": doge}
-    with run.claimed(), stop_requests() as stop:
+    flops, one = settings.learning_flops(recipe, store), settings.training_flops(recipe, store, settings.proxy_tokens)
+    pace = Pace(flops, store, on_progress, on_note, proxies=flops / one)
+    with run.claimed(), stop_requests() as stop, memory_errors(settings.memory_advice):
         if not resume:
             run.start(config)
-        job = Job(store, settings, recipe, run, stop, on_progress, on_note)
+        pace.expect(pick_device(settings.device))
+        job = Job(store, settings, recipe, run, stop, pace.show, on_note)
         weights = methods[method](job)
-    return FitResult(weights, run.path, settings.n_rows, job.elapsed, resumed=resume)
+    verdict = tuple(fit_verdict(weights, run, store))
+    return FitResult(weights, run.path, settings.n_rows, job.elapsed, resumed=resume, verdict=verdict)
 
 
 def check_method(method: str) -> None:

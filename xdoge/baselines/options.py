@@ -116,7 +116,7 @@ class RegmixSettings(BaselineSettings):
     proxy: str = Field("1m", description="recipe of the tiny models: a name, or a YAML file of your own")
     runs: int = Field(512, ge=10, description="tiny models, each trained on a mixture of its own")
     targets: Literal["sources", "languages"] | dict[str, float] = Field(
-        "sources", description="validation losses whose mean is regressed: all alike, all languages alike, {NAME: τ}"
+        "languages", description="validation losses whose mean is regressed: all languages, all sources, {NAME: τ}"
     )
     regressor: Literal["lightgbm", "linear"] = Field("lightgbm", description="what predicts that mean")
     temperature: float = Field(

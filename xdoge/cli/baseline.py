@@ -17,7 +17,9 @@ from xdoge.cli.tables import print_files, print_weights
 from xdoge.config import read_yaml, settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
-from xdoge.mixtures.weights import WeightSet
+from xdoge.fit.result import FitResult
+
+_REGMIX_PROXY = METHODS["regmix"].model_fields["proxy"].default
 
 
 def _only(method: str) -> str:
@@ -68,7 +70,7 @@ machine. One process does all.
 
 {_only("doremi")}
 
-**Of regmix** (whose proxy is 1m by default)
+**Of regmix** (whose proxy is {_REGMIX_PROXY} by default)
 
 {_only("regmix")}
 
@@ -83,7 +85,7 @@ def baseline(
     method: Annotated[str, typer.Argument(metavar="METHOD", help=f"{', '.join(METHODS)}.")],
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A token store, of `xdoge prepare`.")],
     out: options.RunPath,
-    proxy: options.Proxy = None,
+    proxy: Annotated[str | None, options.proxy(f"{options.PROXY}, for regmix {_REGMIX_PROXY}")] = None,
     steps: Annotated[
         int | None, typer.Option(parser=options.count(), metavar="N", help="Optimiser steps of each proxy.")
     ] = None,
@@ -100,29 +102,29 @@ def baseline(
         raise XDogeError(f"{out} holds a run of {before}, not of {method}.")
     tokens = TokenStore.open(store)
     settings = METHODS[method].for_store(tokens, chosen, where=str(config) if config else "settings")
-    print_baseline(run_baseline(method, tokens, settings, out, resume=resume), tokens, out, as_json=as_json)
+    print_baseline(run_baseline(method, tokens, settings, out, resume=resume), tokens, as_json=as_json)
 
 
 def run_baseline(
     method: str, store: TokenStore, settings: BaselineSettings, out: Path, *, resume: bool = False
-) -> WeightSet:
+) -> FitResult:
     from xdoge.cli.progress import Display
 
     if not resume:
         print(yaml.safe_dump({"settings": settings.model_dump(mode="json")}, sort_keys=False), file=sys.stderr)
     with Display() as display:
-        return learn(
-            method, store, settings, out=out, resume=resume, on_progress=display.show, on_note=display.note
-        ).weights
+        return learn(method, store, settings, out=out, resume=resume, on_progress=display.show, on_note=display.note)
 
 
-def print_baseline(weights: WeightSet, store: TokenStore, out: Path, *, as_json: bool) -> None:
-    """Print the weights beside the shares of the corpus, what they cost, and where everything lies."""
+def print_baseline(result: FitResult, store: TokenStore, *, as_json: bool) -> None:
+    """Print the weights beside the shares of the corpus, their cost, where everything lies, and a verdict."""
+    weights, out, verdict = result.weights, result.path, " ".join(result.verdict)
     flops = weights.proxy["flops"]
     if as_json:
-        answer = {"languages": weights.languages, "sources": dict(weights.sources), "flops": flops}
+        answer = {"languages": weights.languages, "sources": dict(weights.sources), "flops": flops, "verdict": verdict}
         print(json.dumps(answer, indent=2))
         return
     print(f"{weights.name}: learned shares of training tokens, for {flops:.3g} FLOPs")
     print_weights(weights, store)
     print_files(out, "weights.json", "trajectory.parquet", "metrics.jsonl", "config.yaml")
+    print(f"verdict: {verdict}")

@@ -55,8 +55,8 @@ def demo(
     print_store(store)
     every = max(1, steps // 4)
     settings = FitSettings.for_store(store, {"proxy": "1m", "steps": steps, "eval_every": every, **SIZE})
-    weights = run_fit(store, settings, out / "run").weights
-    print_fit(weights, store, out / "run", as_json=False)
+    result = run_fit(store, settings, out / "run")
+    print_fit(result, store, as_json=False)
 
     tokens = store.tokens()
     common: dict[str, Any] = {
@@ -67,7 +67,7 @@ def demo(
     }
     mixtures = {
         "uniform": Mixture.plan(strategy_weights("uniform", tokens), name="uniform", **common),
-        "learned": Mixture.plan(weights, name="learned", **common),
+        "learned": Mixture.plan(result.weights, name="learned", **common),
     }
     print_mixtures(list(mixtures.values()))
     for name, mixture in mixtures.items():

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from xdoge.config import parse_count
+from xdoge.training.proxy_settings import ProxySettings
+
+PROXY = str(ProxySettings.model_fields["proxy"].default)
+"""The default proxy, which the help shows."""
 
 
 def count(least: int | None = None) -> Callable[[int | str], int]:
@@ -56,10 +60,15 @@ Assignments = Annotated[
 ]
 RunPath = Annotated[Path, typer.Option(metavar="RUN", help="Run folder; new or empty, unless --resume.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, with its settings.")]
-Proxy = Annotated[
-    str | None,
-    typer.Option(metavar="NAME|FILE", help="Proxy model: 1m 7m 15m 60m 125m 250m 500m 900m, or a YAML file."),
-]
+
+
+def proxy(default: str = PROXY) -> Any:
+    """Return the option of a proxy, whose default stands in the settings and is only shown here."""
+    text = "Proxy model: 1m 7m 15m 60m 125m 250m 500m 900m, or a YAML file."
+    return typer.Option(metavar="NAME|FILE", help=text, show_default=default)
+
+
+Proxy = Annotated[str | None, proxy()]
 ProxySeed = Annotated[
     int | None,
     typer.Option(parser=count(), metavar="S", help="Seed of the initial weights of proxies and of the order of text."),

@@ -59,7 +59,9 @@ def swarm(  # one parameter for each option
     ] = None,
     proxy: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE|MODEL", help="Recipe of the proxy, or a trained model [125m]."),
+        typer.Option(
+            metavar="NAME|FILE|MODEL", help="Recipe of the proxy, or a trained model.", show_default=options.PROXY
+        ),
     ] = None,
     runs: Annotated[
         int | None, typer.Option(parser=options.count(1), metavar="N", help="Trainings [9, and 5 for each share].")

@@ -89,12 +89,75 @@ class GradientAffinity:
 
 def read_products(path: Path, sources: Sequence[str]) -> Floats:
     """Return the (k, k) mean products over the whole fit from its gram.parquet, NaN where never measured."""
+    sums, steps = _read_windows(path, len(sources))
+    return _ratio(sums.sum(axis=0), steps.sum(axis=0))
+
+
+def _read_windows(path: Path, k: int) -> tuple[Floats, Floats]:
+    """Return the sums of products in each window and the number of steps in them, both (windows, k, k)."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    k = len(sources)
     products, steps = (table[name].to_numpy().reshape(-1, k, k) for name in ("product", "steps"))
-    return _ratio(np.nansum(products * steps, axis=0), steps.sum(axis=0).astype(np.float64))
+    return np.nan_to_num(products) * steps, steps.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class LanguageCosines:
+    """Cosines between the gradients of languages, and how sure they are.
+
+    Args:
+        languages: L names.
+        cosines: (L, L), NaN where noise leaves a length unknown.
+        errors: (L, L) standard errors, NaN with fewer than three windows.
+        noise: (L, L) bool: no cosine, or one that is not told apart from 0 at 95 %.
+    """
+
+    languages: tuple[str, ...]
+    cosines: Floats
+    errors: Floats
+    noise: NDArray[np.bool_]
+
+    @classmethod
+    def read(cls, path: Path, languages: Mapping[str, Sequence[str]], sources: Sequence[str]) -> LanguageCosines:
+        """Read them from the gram.parquet of a fit.
+
+        The standard errors are those of the jackknife: the cosines are computed anew without each window of the fit.
+        What changes while the proxy learns counts as error, too.
+        """
+        from scipy.stats import t
+
+        sums, steps = _read_windows(path, len(sources))
+        n = len(sums)
+
+        def of(totals: Floats, counts: Floats) -> Floats:
+            return language_cosines(_ratio(totals, counts), languages, sources)
+
+        mean, errors = of(sums.sum(axis=0), steps.sum(axis=0)), np.full((len(languages),) * 2, np.nan)
+        if n > 2:
+            without = np.array([of(sums.sum(axis=0) - sums[w], steps.sum(axis=0) - steps[w]) for w in range(n)])
+            errors = np.sqrt((n - 1) * without.var(axis=0))
+        with np.errstate(invalid="ignore"):
+            told_apart = np.abs(mean) > t.ppf(0.975, max(1, n - 1)) * errors
+        return cls(tuple(languages), mean, errors, ~told_apart)
+
+    def to_dict(self) -> dict[str, dict[str, dict[str, float | bool | None]]]:
+        """Return cosine, standard_error and noise of each pair, by the names of both languages; None for NaN."""
+
+        def number(value: float) -> float | None:
+            return None if np.isnan(value) else float(value)
+
+        return {
+            language: {
+                other: {
+                    "cosine": number(self.cosines[i, j]),
+                    "standard_error": number(self.errors[i, j]),
+                    "noise": bool(self.noise[i, j]),
+                }
+                for j, other in enumerate(self.languages)
+            }
+            for i, language in enumerate(self.languages)
+        }
 
 
 def cosines(products: Floats) -> Floats:

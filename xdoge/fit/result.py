@@ -11,6 +11,7 @@ from typing import Any
 
 from xdoge._version import __version__
 from xdoge.corpus.store import TokenStore
+from xdoge.fit.verdict import fit_verdict
 from xdoge.io import read_rows
 from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
@@ -30,6 +31,7 @@ class FitResult:
         seconds: of all calls that the run took.
         resumed: whether this call continued an earlier one.
         finished_before: whether the run had ended already, so that this call only read the weights.
+        verdict: what the weights are worth and what to do next, a sentence each; empty in all processes but the first.
     """
 
     weights: WeightSet
@@ -38,13 +40,22 @@ class FitResult:
     seconds: float
     resumed: bool = False
     finished_before: bool = False
+    verdict: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, run: RunFolder) -> FitResult:
+    def read(cls, run: RunFolder, store: TokenStore) -> FitResult:
         """Return the result of a run that ended before."""
         last = (read_rows(run.metrics) or [{}])[-1]
         weights = WeightSet.load(run.weights)
-        return cls(weights, run.path, last.get("step", 0), last.get("seconds", 0.0), resumed=True, finished_before=True)
+        return cls(
+            weights,
+            run.path,
+            last.get("step", 0),
+            last.get("seconds", 0.0),
+            resumed=True,
+            finished_before=True,
+            verdict=tuple(fit_verdict(weights, run, store)),
+        )
 
 
 def resolved_config(store: TokenStore, settings: ProxySettings, recipe: Recipe) -> dict[str, Any]:

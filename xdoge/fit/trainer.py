@@ -31,14 +31,20 @@ from xdoge.fit.result import FitResult, language_weights, learned_weights, resol
 from xdoge.fit.settings import FitOptions, FitSettings
 from xdoge.fit.state import State
 from xdoge.fit.targets import TargetRule, TargetState, advance
+from xdoge.fit.verdict import fit_verdict
 from xdoge.mixtures.simplex import Floats
 from xdoge.mixtures.weights import WeightSet
+from xdoge.models.memory import memory_errors
 from xdoge.models.recipes import load_recipe
 from xdoge.progress import Event, OnNote, OnProgress, silent
 from xdoge.training.checkpoints import saving_tensors
 from xdoge.training.optim import check_launch, learning_rate_ratio
+from xdoge.training.pace import Pace
 from xdoge.training.proxy import Proxy
 from xdoge.training.run_folder import MetricsRow, RunFolder, decisive
+
+SAVES_MEMORY = ("microbatches", "activation_checkpointing")
+"""Settings that may differ when a run is resumed: they change how much memory a step takes, and rounding."""
 
 COLUMNS = ("weight", "score", "loss", "grad_norm")
 """Columns of the trajectory, one (steps, k) array each."""
@@ -95,26 +101,35 @@ def fit(
     processes.refuse_differences({**decisive(config), "resume": resume})
     if resume:
         if first:
-            run.check(config, on_note)
+            run.check(config, on_note, free=SAVES_MEMORY)
         if processes.broadcast(run.weights.exists()):
             on_note(f"{run.path} is finished already.")
             with processes.closing_group():
-                return FitResult.read(run)
+                return FitResult.read(run, store)
     elif first:
         run.refuse_taken()
     for line in settings.notes(store):
         on_note(f"note: {line}")
-    trainer = Trainer(Proxy(store, settings, recipe, processes=processes), settings, target_rule, run, initial)
-    with processes.closing_group(), run.claimed() if first else contextlib.nullcontext(), stop_requests() as stop:
+    with memory_errors(settings.memory_advice):
+        trainer = Trainer(Proxy(store, settings, recipe, processes=processes), settings, target_rule, run, initial)
+    pace = Pace(settings.learning_flops(recipe, store), store, on_progress, on_note)
+    with (
+        processes.closing_group(),
+        run.claimed() if first else contextlib.nullcontext(),
+        stop_requests() as stop,
+        memory_errors(settings.memory_advice),
+    ):
         if first and not resume:
             run.start(config)
         if resume:
             on_note(f"resuming after step {trainer.rewind(on_note)} of {settings.steps}")
-        trainer.train(stop, on_progress)
+        pace.expect(trainer.proxy.device)
+        trainer.train(stop, pace.show)
         weights = trainer.finish()
     for line in settings.warnings(weights, target_rule):
         on_note(f"warning: {line}")
-    return FitResult(weights, run.path, settings.steps, trainer.seconds, resumed=resume)
+    verdict = fit_verdict(weights, run, store) if first else []
+    return FitResult(weights, run.path, settings.steps, trainer.seconds, resumed=resume, verdict=tuple(verdict))
 
 
 @contextlib.contextmanager

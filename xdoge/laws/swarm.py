@@ -61,14 +61,28 @@ def run_swarm(
             diverged, or the noise is too large.
         Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
     """
+    from xdoge.models.initial_model import InitialModel
+    from xdoge.models.memory import memory_errors
+    from xdoge.training.optim import pick_device
+    from xdoge.training.pace import Pace
+
     out = Path(out)
     begin(store, settings, out, resume=resume, on_note=on_note)
     for line in settings.notes(store):
         on_note(f"note: {line}")
-    with stop_requests() as stop:
+    pace = Pace(
+        settings.flops(store.vocab_size),
+        store,
+        on_progress,
+        on_note,
+        proxies=settings.runs,
+        from_scratch=InitialModel.find(settings.proxy).recipe is not None,
+    )
+    with stop_requests() as stop, memory_errors(settings.memory_advice):
+        pace.expect(pick_device(settings.device))
         if jobs > 1:
-            _work_in_processes(store, out, jobs, stop, on_progress, on_note)
-        work(store, out, stop=stop, on_progress=on_progress, on_note=on_note)
+            _work_in_processes(store, out, jobs, stop, pace.show, on_note)
+        work(store, out, stop=stop, on_progress=pace.show, on_note=on_note)
         with _claimed(out, stop):
             swarm = Swarm.load(out)
             losses = {name: dict(result.losses) for name, result in swarm.results().items()}

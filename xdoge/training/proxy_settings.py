@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field
 
 from xdoge.config import Config, Seed, count_or
-from xdoge.errors import XDogeError, likely_name
+from xdoge.errors import XDogeError, argument, likely_name
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import Recipe, load_recipe
 
@@ -110,6 +110,14 @@ class ProxySettings(Config):
     def proxy_tokens(self) -> int:
         """Tokens that one proxy trains on."""
         return self.steps * self.batch_size * self.sequence_length
+
+    @property
+    def memory_advice(self) -> str:
+        """What to say when a step needs more memory than the device has."""
+        return (
+            f"with {self.batch_size} sequences of {self.sequence_length} tokens at once; lower "
+            f"{argument('batch_size')} or take a smaller {argument('proxy')}"
+        )
 
     def training_flops(self, recipe: Recipe, store: TokenStore, tokens: int) -> int:
         """Return the FLOPs of training on so many tokens; a forward pass alone is a third of them."""

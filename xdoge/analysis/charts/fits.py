@@ -141,21 +141,23 @@ def transfer(run: Path | str, *, families: Mapping[str, str | None] | None = Non
     cosines = _cosines(Path(run), known)
     languages = list(cosines)
     cells: list[dict[str, Any]] = [
-        {"language": language, "other": other, "cosine": value, "left": j, "right": j + 1, "top": i, "bottom": i + 1}
+        {"language": language, "other": other, **cell, "left": j, "right": j + 1, "top": i, "bottom": i + 1}
         for i, language in enumerate(languages)
-        for j, (other, value) in enumerate(cosines[language].items())
+        for j, (other, cell) in enumerate(cosines[language].items())
     ]
     for cell in cells:
-        value = cell["cosine"]
-        cell["text"] = "–" if value is None else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
-        cell["dark"] = value is not None and abs(value) > DARK
+        value: float | None = cell["cosine"]
+        shown = "–" if value is None else f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+        cell["text"] = f"({shown})" if cell["noise"] and value is not None else shown
+        cell["dark"] = not cell["noise"] and value is not None and abs(value) > DARK
     frame, size = _squares(languages), 46 * len(languages)
     scale = alt.Scale(scheme="blueorange", domain=[-1, 1], reverse=True)
     legend = alt.Legend(title="cosine", orient="bottom", gradientLength=min(size, 184))
-    coloured = alt.condition(
-        "isValid(datum.cosine)", alt.Color("cosine:Q", scale=scale, legend=legend), alt.value("#EDEDED")
-    )
-    tooltip = ["language:N", "other:N", alt.Tooltip("cosine:Q", format=".3f")]
+    coloured = alt.condition("!datum.noise", alt.Color("cosine:Q", scale=scale, legend=legend), alt.value("#EDEDED"))
+    tooltip = [
+        *("language:N", "other:N", alt.Tooltip("cosine:Q", format=".3f")),
+        alt.Tooltip("standard_error:Q", title="standard error", format=".3f"),
+    ]
     heat = alt.Chart(data(cells)).mark_rect(stroke="white", strokeWidth=1)
     text = alt.Chart(data([{**cell, "left": cell["left"] + 0.5, "top": cell["top"] + 0.5} for cell in cells]))
     ink = alt.condition("datum.dark", alt.value("white"), alt.value(INK))
@@ -169,7 +171,7 @@ def transfer(run: Path | str, *, families: Mapping[str, str | None] | None = Non
         title="Who helps whom",
         subtitle=[
             "cosine of the languages' loss gradients, averaged over the fit;",
-            "above 0, training on one lowers the loss of the other; –: lost in noise",
+            "above 0, training on one lowers the loss of the other; grey: noise, not told apart from 0",
         ],
         description=f"Cosines of the languages' gradients: {', '.join(pairs)}.",
         width=size,
@@ -177,11 +179,11 @@ def transfer(run: Path | str, *, families: Mapping[str, str | None] | None = Non
     )
 
 
-def _cosines(run: Path, families: Mapping[str, str | None]) -> dict[str, dict[str, float | None]]:
-    """Return the cosine between every two languages, those of one family together; None where it is not known."""
+def _cosines(run: Path, families: Mapping[str, str | None]) -> dict[str, dict[str, dict[str, float | bool | None]]]:
+    """Return `LanguageCosines.to_dict` of a fit, the languages of one family together."""
     import pyarrow.parquet as pq
 
-    from xdoge.fit.affinity import language_cosines, read_products
+    from xdoge.fit.affinity import LanguageCosines
 
     path = run / "gram.parquet"
     if not path.exists():
@@ -193,11 +195,7 @@ def _cosines(run: Path, families: Mapping[str, str | None]) -> dict[str, dict[st
     for source in sources:
         members.setdefault(language_of(source), []).append(source)
     ordered = _by_family(list(members), families)
-    cosines = language_cosines(read_products(path, sources), {name: members[name] for name in ordered}, sources)
-    return {
-        language: {other: None if math.isnan(value) else value for other, value in zip(ordered, row, strict=True)}
-        for language, row in zip(ordered, cosines.tolist(), strict=True)
-    }
+    return LanguageCosines.read(path, {name: members[name] for name in ordered}, sources).to_dict()
 
 
 def _squares(languages: Sequence[str]) -> dict[str, Any]:

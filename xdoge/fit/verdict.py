@@ -1,0 +1,107 @@
+"""What the weights of a fit are worth and what to do next, in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xdoge.errors import MOST_NAMES
+from xdoge.mixtures.weights import WeightSet
+from xdoge.names import language_of
+from xdoge.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from xdoge.corpus.store import TokenStore
+
+MOVING = 0.05
+"""Part of the tokens by which the last tenth of the steps may differ from the mean over all. Fits of 400 steps that had
+settled differed by 0.02 to 0.04, and fits that were still leaving their start by 0.09 to 0.10 (docs/experiments.md)."""
+
+SHORT = 0.25
+"""Part of its recipe's tokens that a proxy should have trained on; a choice of ours."""
+
+REPEATED = 50
+"""A weight at so many times a source's share of the corpus is repeated by any run that reads the corpus once."""
+
+
+def fit_verdict(weights: WeightSet, run: RunFolder, store: TokenStore) -> list[str]:
+    """Return what the weights of one fit are worth and what to do next, a sentence each.
+
+    Args:
+        weights: the answer of the fit.
+        run: its folder, with the trajectory.
+        store: what it was learned on.
+    """
+    faults: dict[str, str] = {}  # what is wrong: what helps
+    praise = "have no fault that shows here"
+    if run.trajectory.exists():
+        distance, language, last = _moved(weights, run)
+        praise = "settled (the last tenth of the steps agrees with the mean over all)"
+        if distance > MOVING:
+            faults[
+                f"they were still moving ({language} has {last:.3f} over the last tenth of the steps and "
+                f"{weights[language]:.3f} in the mean over all)"
+            ] = "take more steps" + " or leave the first ones out with burn_in" * ("burn_in" in weights.method)
+    if (part := _part_of_recipe(weights)) < SHORT:
+        faults[f"the proxy trained on {part:.2g} of its recipe's tokens"] = (
+            "take the recipe's steps and sequence_length, or a smaller proxy"
+        )
+    length = int(weights.method["sequence_length"])
+    silent = [source for source, n in store.sequence_counts(length, split="validation").items() if not n]
+    if silent:
+        faults[f"nothing measured the loss of {_few(silent)}, which has no validation sequence"] = (
+            "prepare the store with more validation text, or lower sequence_length"
+        )
+    if repeated := _repeated(weights):
+        named = [f"{source} {times:,.0f} times" for source, times in repeated.items()]
+        faults[f"some weights are far above the share of the corpus ({_few(named)}), so a run repeats that text"] = (
+            "cap the passes with xdoge mix --max-epochs"
+        )
+    what = (
+        f"These weights are a first look from one seed: {'; '.join(faults)}."
+        if faults
+        else f"These weights {praise}, but they are one draw: another seed gives others."
+    )
+    return [what, f"Next: {'; '.join([*faults.values(), 'fit two more seeds and average them with xdoge merge'])}."]
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
+def _moved(weights: WeightSet, run: RunFolder) -> tuple[float, str, float]:
+    """Return how far the last tenth of the steps is from the answer, the language that differs most, and its weight.
+
+    The distance is a total variation between languages, a part of the tokens.
+    """
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(run.trajectory, columns=["weight"])
+    trajectory = table["weight"].to_numpy().reshape(-1, len(weights.sources))  # (steps, k)
+    last = trajectory[-max(1, len(trajectory) // 10) :].mean(axis=0)  # (k,)
+    by_language: dict[str, float] = {}
+    for source, weight in zip(weights.sources, last.tolist(), strict=True):
+        by_language[language_of(source)] = by_language.get(language_of(source), 0.0) + weight
+    changes = {language: weight - weights[language] for language, weight in by_language.items()}
+    most = max(changes, key=lambda language: abs(changes[language]))
+    return float(np.abs(list(changes.values())).sum() / 2), most, by_language[most]
+
+
+def _part_of_recipe(weights: WeightSet) -> float:
+    """Return the tokens that one proxy trained on, as a part of those of its recipe."""
+
+    def tokens(settings: Mapping[str, int]) -> int:
+        return settings["steps"] * settings["batch_size"] * settings["sequence_length"]
+
+    return tokens(weights.method) / tokens(weights.proxy)
+
+
+def _repeated(weights: WeightSet) -> dict[str, float]:
+    """Return the sources whose weight is `REPEATED` times their share of the corpus or more, and the ratio."""
+    tokens = weights.corpus["tokens"]
+    total = sum(tokens.values())
+    ratios = {source: weight * total / tokens[source] for source, weight in weights.sources.items() if tokens[source]}
+    return {source: ratio for source, ratio in sorted(ratios.items(), key=lambda item: -item[1]) if ratio >= REPEATED}

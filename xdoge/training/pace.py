@@ -1,0 +1,121 @@
+"""A line for whoever starts a training that takes days on this machine, with the proxy that would not."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from xdoge.models.flops import training_flops
+from xdoge.models.recipes import load_recipe, recipe_names
+from xdoge.progress import Event, OnNote, OnProgress
+
+if TYPE_CHECKING:
+    import torch
+
+    from xdoge.corpus.store import TokenStore
+
+DAY = 24 * 3600.0
+"""Seconds of a training from which the user is told."""
+
+STEPS = 3
+"""Steps that are timed, after one to warm up."""
+
+PATIENCE = 60.0
+"""Seconds after which the steps so far do; one step as long as that needs no warm-up."""
+
+SLOWEST = 1e9
+"""FLOP/s that every CPU reaches: what takes less than a day at this speed is not estimated before it starts."""
+
+
+class Pace:
+    """Says once, as early as it can, that a training takes more than a day here."""
+
+    def __init__(
+        self,
+        flops: int,
+        store: TokenStore,
+        on_progress: OnProgress,
+        on_note: OnNote,
+        *,
+        proxies: float = 1,
+        from_scratch: bool = True,
+    ) -> None:
+        """Start the clock.
+
+        Args:
+            flops: of the whole training, over all models that it trains.
+            store: its tokens.
+            on_progress: is called with every event.
+            on_note: is called with the line, once.
+            proxies: how many proxies the FLOPs are spent on.
+            from_scratch: whether a smaller proxy could take the place of this one.
+        """
+        self.flops, self.store, self.proxies, self.from_scratch = flops, store, proxies, from_scratch
+        self.on_progress, self.on_note = on_progress, on_note
+        self.started = time.monotonic()
+        self.first: int | None = None
+        self.since = self.started
+        self.told = False
+
+    def expect(self, device: torch.device) -> None:
+        """Tell at once what a CPU cannot do in a day even at the speed of a plain matrix product."""
+        if device.type == "cpu" and self.flops > SLOWEST * DAY:
+            self._tell(self.flops / matrix_flops_per_second(), "at least")
+
+    def show(self, event: Event) -> None:
+        """Pass an event on, and tell after a few steps how long all steps take at their pace."""
+        self.on_progress(event)
+        if self.told or event.kind != "step" or not event.total:
+            return
+        now = time.monotonic()
+        if self.first is None:
+            self.first, self.since = event.done, now
+        steps, seconds = event.done - self.first, now - self.since
+        if steps < STEPS and now - self.started >= PATIENCE:
+            steps, seconds = steps + 1, now - self.started
+        elif steps < STEPS:
+            return
+        self._tell(seconds / steps * event.total, "about")
+        self.told = True
+
+    def _tell(self, seconds: float, how: str) -> None:
+        if seconds < DAY:
+            return
+        self.told = True
+        self.on_note(f"note: this takes {how} {_duration(seconds)} here; {self._way_out(seconds)}")
+
+    def _way_out(self, seconds: float) -> str:
+        """Return the largest proxy that is done in half a day, by its FLOPs, or the smallest there is."""
+        times: dict[str, float] = {}
+        for name in recipe_names() if self.from_scratch else ():
+            smaller = load_recipe(name)
+            tokens = smaller.steps * max(smaller.batch_size, 2 * len(self.store.sources)) * smaller.sequence_length
+            one = training_flops(
+                smaller, tokens, sequence_length=smaller.sequence_length, vocab_size=self.store.vocab_size
+            )
+            if self.proxies * one < self.flops / 2:
+                times[name] = seconds * self.proxies * one / self.flops
+        if not times:
+            return "take fewer steps, or a faster machine"
+        name = max((name for name in times if times[name] <= DAY / 2), key=times.__getitem__, default=next(iter(times)))
+        return f"a smaller proxy, {name} with its recipe's steps, takes about {_duration(times[name])}"
+
+
+def matrix_flops_per_second(size: int = 1024) -> float:
+    """Return the FLOP/s that this CPU reaches in the product of two square float32 matrices, the best of three."""
+    import torch
+
+    matrix = torch.ones(size, size)
+    times = []
+    for _ in range(3):
+        before = time.perf_counter()
+        matrix @ matrix
+        times.append(time.perf_counter() - before)
+    return 2 * size**3 / min(times)
+
+
+def _duration(seconds: float) -> str:
+    days, hours = seconds / DAY, seconds / 3600
+    if days >= 2:
+        return f"{days:,.0f} days"
+    return f"{hours:.0f} hours" if hours >= 2 else f"{max(1, seconds / 60):.0f} minutes"
