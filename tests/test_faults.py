@@ -25,7 +25,7 @@ from conftest import RECIPE, WORDS
 
 KILLS = int(os.environ.get("XDOGE_KILLS", "6"))
 """Of each of four commands, at random moments of its work; one more comes for certain in the middle."""
-TIMES = ("created", "seconds", "tokens_per_second")
+TIMES = ("created", "seconds", "tokens_per_second", "validation_seconds", "validation_share")
 GRACE = 30
 """Seconds from SIGTERM to SIGKILL with Slurm and Kubernetes, unless told otherwise."""
 SOURCES = [f"{language}/s{number}" for language in WORDS for number in range(4)]

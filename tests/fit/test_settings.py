@@ -15,7 +15,7 @@ def test_what_the_user_leaves_out_comes_from_recipe_and_corpus(store, recipe):
     settings = FitSettings.for_store(store, {"proxy": recipe, "steps": 100})
     assert (settings.steps, settings.sequence_length, settings.batch_size) == (100, 16, 12)
     assert settings.floor == pytest.approx(1 / 80)
-    assert (settings.eval_every, settings.checkpoint_every) == (10, 5)
+    assert (settings.eval_every, settings.checkpoint_every) == (20, 5)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ def test_a_fit_without_validation_text_learns_and_resumes(corpus, recipe, tmp_pa
 
     with pytest.raises(Interrupted, match="step 3"):
         fit(store, settings, out=tmp_path / "run", on_progress=stop_at_third)
-    fit(store, settings, out=tmp_path / "run", resume=True)
+    often = settings.model_copy(update={"eval_every": 1, "checkpoint_every": 1})  # decide no number
+    fit(store, often, out=tmp_path / "run", resume=True)
     assert not any(row.get("validation") for row in metrics(tmp_path / "whole"))
     assert WeightSet.load(tmp_path / "run").sources == WeightSet.load(tmp_path / "whole").sources
 

@@ -46,6 +46,7 @@ from xdoge.training.run_folder import RunFolder
 from xdoge.training.validation import by_language, validation_losses
 
 LENGTH, BATCH = 16, 8
+TIMES = ("seconds", "validation_seconds", "tokens_per_second")
 QUICK = {"steps": 6, "batch_size": BATCH, "eval_every": 3, "checkpoint_every": 2, "eval_sequences": 4}
 
 
@@ -114,7 +115,7 @@ def finished(mixture, store, recipe, tmp_path_factory):
 def metrics(run):
     """Return the rows without what depends on the clock."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [{key: row[key] for key in row if key not in ("seconds", "tokens_per_second")} for row in rows]
+    return [{key: row[key] for key in row if key not in TIMES} for row in rows]
 
 
 def weights(run):

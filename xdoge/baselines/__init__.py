@@ -68,12 +68,13 @@ def learn(
     from xdoge.models.recipes import load_recipe
     from xdoge.training.optim import pick_device
     from xdoge.training.pace import Pace
+    from xdoge.training.proxy_settings import ELASTIC
     from xdoge.training.run_folder import RunFolder
 
     run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
     config = {"baseline": method, **resolved_config(store, settings, recipe)}
     if resume:
-        run.check(config, on_note)
+        run.check(config, on_note, free=ELASTIC)
         if run.weights.exists():
             on_note(f"{run.path} is finished already.")
             return FitResult.read(run, store)

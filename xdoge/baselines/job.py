@@ -128,7 +128,9 @@ def follow(
     for row in rows:
         done = row["step"]
         if done % settings.eval_every == 0 or done == settings.steps:
+            began = time.perf_counter()
             row["validation"] = proxy.finite_validation_losses()
+            row["validation_seconds"] = round(time.perf_counter() - began, 3)
         job.log({**row, "step": before + done})
         if done % settings.checkpoint_every == 0 or done == settings.steps or job.stop:
             arrays, tensors = state()

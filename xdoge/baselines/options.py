@@ -36,14 +36,16 @@ class BaselineSettings(ProxySettings):
 class SteppedSettings(BaselineSettings):
     """A method that moves its weights at every step of one proxy."""
 
-    eval_every: int = Field(gt=0, description="steps between validation losses [a tenth of the steps]")
+    eval_every: int = Field(
+        gt=0, description="steps between validation losses [a tenth of the steps, or more: at most 10 % of the time]"
+    )
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
     keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
 
     @classmethod
     def defaults(cls, options: Mapping[str, Any], steps: int, k: int) -> dict[str, Any]:
         """Return how often to evaluate and to save."""
-        return {"eval_every": max(1, steps // 10), "checkpoint_every": max(1, steps // 20)}
+        return {"eval_every": -(-steps // 10), "checkpoint_every": max(1, steps // 20)}
 
     def parts(self, k: int) -> int:
         """Return into how many equal parts a batch is cut for k sources."""

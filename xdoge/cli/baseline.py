@@ -13,7 +13,7 @@ import yaml
 from xdoge.baselines import METHODS, BaselineSettings, check_method, learn
 from xdoge.cli import options
 from xdoge.cli.app import app, run_settings
-from xdoge.cli.tables import print_files, print_weights
+from xdoge.cli.tables import print_files, print_pace, print_weights
 from xdoge.config import read_yaml, settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
@@ -126,5 +126,6 @@ def print_baseline(result: FitResult, store: TokenStore, *, as_json: bool) -> No
         return
     print(f"{weights.name}: learned shares of training tokens, for {flops:.3g} FLOPs")
     print_weights(weights, store)
+    print_pace(out, weights.proxy["tokens_seen"])
     print_files(out, "weights.json", "trajectory.parquet", "metrics.jsonl", "config.yaml")
     print(f"verdict: {verdict}")

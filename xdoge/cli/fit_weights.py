@@ -15,14 +15,15 @@ import yaml
 from xdoge.cli import options
 from xdoge.cli.app import app, is_first, one_voice, run_settings, stdout
 from xdoge.cli.prepare import prepare_store
-from xdoge.cli.tables import empty_table, print_files, print_weights
+from xdoge.cli.tables import empty_table, print_files, print_pace, print_weights
 from xdoge.config import settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
 from xdoge.fit.result import FitResult
-from xdoge.fit.settings import FitSettings
+from xdoge.fit.settings import SAVES_MEMORY, FitSettings
 from xdoge.models.recipes import load_recipe
 from xdoge.names import by_language
+from xdoge.training.proxy_settings import ELASTIC
 
 if TYPE_CHECKING:
     from xdoge.fit.affinity import LanguageCosines
@@ -59,7 +60,8 @@ validation text, and sources far above their share of the corpus.
 
 **Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with 130 and 143. After that, or
 after a kill at any moment, the same command with `--resume` ends with the same weights, to the bit on the same machine
-with the same versions and threads (on a CPU; GPUs are not made deterministic). A job that a script puts in the
+with the same versions and threads (on a CPU; GPUs are not made deterministic). It takes the settings of the run; these
+alone may differ: {", ".join((*ELASTIC, *SAVES_MEMORY))}. A job that a script puts in the
 background with `&` ignores SIGINT, the signal of Ctrl-C; stop it with `kill`, which sends SIGTERM.
 
 **Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge fit-weights STORE ...`, or `accelerate launch --multi_gpu
@@ -179,6 +181,7 @@ def print_fit(result: FitResult, store: TokenStore, *, as_json: bool) -> None:
         print(f"estimated loss against the reference of {weights.method['no_worse_than']}: {', '.join(ends)}")
     if cosines is not None:
         _print_cosines(cosines)
+    print_pace(out, weights.proxy["tokens_seen"])
     print_files(out, "weights.json", "trajectory.parquet", "metrics.jsonl", "gram.parquet", "config.yaml", "proxy")
     print(f"verdict: {' '.join(result.verdict)}")
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from xdoge.analysis.tables import TextTable
 from xdoge.cli.app import stdout
 from xdoge.corpus.store import TokenStore
+from xdoge.io import read_rows
 from xdoge.mixtures.weights import WeightSet
 
 
@@ -54,6 +55,15 @@ def print_files(folder: Path, *names: str) -> None:
     for name in names:
         if (folder / name).exists():
             print(folder / name)
+
+
+def print_pace(folder: Path, tokens: int) -> None:
+    """Print how fast a run read its tokens, everything counted, and what share of its time validation took."""
+    rows = read_rows(folder / "metrics.jsonl")
+    seconds = max((row["seconds"] for row in rows), default=0.0)
+    if seconds:
+        share = sum(row.get("validation_seconds", 0.0) for row in rows) / seconds
+        print(f"{tokens:,} tokens in {seconds:,.1f} s, {tokens / seconds:,.0f} a second; validation took {share:.1%}")
 
 
 def print_weights(weights: WeightSet, store: TokenStore) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from xdoge.cli import options
 from xdoge.cli.app import app, is_first, one_voice, run_settings, stdout
-from xdoge.cli.tables import empty_table, print_files
+from xdoge.cli.tables import empty_table, print_files, print_pace
 from xdoge.config import settings_help
 from xdoge.corpus.store import TokenStore
 from xdoge.io import read_rows
@@ -128,7 +128,9 @@ def print_run(result: TrainResult, mixture: Mixture) -> None:
     """Print the validation loss and what was read of each language, and where everything lies."""
     name = result.summary["model"]["from"]
     print(f"{name} on {mixture.name}: {result.tokens_seen:,} tokens, {result.steps:,} steps")
-    _, first = next(iter(_validations(result.folder)), (0, {}))
+    print_pace(result.folder, result.tokens_seen)
+    measured = _validations(result.folder)
+    first = measured[0][1] if len(measured) > 1 else {}
     table = empty_table(("language",), ("first loss", "validation loss", "perplexity of sequences", "epochs"))
     for language, share in mixture.languages.items():
         sources = [source for source in mixture.sources if language_of(source) == language]
@@ -137,7 +139,8 @@ def print_run(result: TrainResult, mixture: Mixture) -> None:
         loss = result.validation.get(language)
         numbers = ("–", "–", "–")
         if loss is not None:
-            numbers = (f"{first.get(language, loss):.4f}", f"{loss:.4f}", f"{math.exp(loss):.2f}")
+            began = f"{first[language]:.4f}" if language in first else "–"
+            numbers = (began, f"{loss:.4f}", f"{math.exp(loss):.2f}")
         table.add_row(language, *numbers, f"{epochs:.3f}")
     stdout.print(table)
     print(

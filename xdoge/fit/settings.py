@@ -34,6 +34,10 @@ FLOOR_SHARE = 1 / 20
 """Default floor as a part of the equal share 1 / k: γ ≪ 1 / k, and no source is ever out of reach."""
 
 
+SAVES_MEMORY = ("microbatches", "activation_checkpointing")
+"""Settings that may differ when a run is resumed: they change how much memory a step takes, and rounding."""
+
+
 class FitOptions(TypedDict, total=False):
     """The settings by name, as `fit` takes them; `FitSettings` says what each means and checks it."""
 
@@ -108,7 +112,9 @@ class FitSettings(ProxySettings):
     timeout: float = Field(600, gt=0, description="seconds in which one of several processes must answer the others")
     activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
 
-    eval_every: int = Field(gt=0, description="steps between validation losses [a tenth of the steps]")
+    eval_every: int = Field(
+        gt=0, description="steps between validation losses [a tenth of the steps, or more: at most 10 % of the time]"
+    )
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
     keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
     gram_every: int = Field(ge=0, description="steps between Gram matrices, 0 for none [a hundredth of the steps]")
@@ -126,7 +132,7 @@ class FitSettings(ProxySettings):
         held_out = options.get("held_out")
         return {
             "floor": FLOOR_SHARE / max(1, k - len(held_out if isinstance(held_out, list | tuple) else ())),
-            "eval_every": max(1, steps // 10),
+            "eval_every": -(-steps // 10),
             "checkpoint_every": max(1, steps // 20),
             "gram_every": max(1, steps // 100),
         }

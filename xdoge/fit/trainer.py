@@ -10,7 +10,7 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -28,7 +28,7 @@ from xdoge.fit.gradients.engine import GradientEngine
 from xdoge.fit.gradients.placement import Placement, place
 from xdoge.fit.gradients.products import SourceBatch, SourceProducts
 from xdoge.fit.result import FitResult, language_weights, learned_weights, resolved_config
-from xdoge.fit.settings import FitOptions, FitSettings
+from xdoge.fit.settings import SAVES_MEMORY, FitOptions, FitSettings
 from xdoge.fit.state import State
 from xdoge.fit.targets import TargetRule, TargetState, advance
 from xdoge.fit.verdict import fit_verdict
@@ -41,10 +41,8 @@ from xdoge.training.checkpoints import saving_tensors
 from xdoge.training.optim import check_launch, learning_rate_ratio
 from xdoge.training.pace import Pace
 from xdoge.training.proxy import Proxy
+from xdoge.training.proxy_settings import ELASTIC
 from xdoge.training.run_folder import MetricsRow, RunFolder, decisive
-
-SAVES_MEMORY = ("microbatches", "activation_checkpointing")
-"""Settings that may differ when a run is resumed: they change how much memory a step takes, and rounding."""
 
 COLUMNS = ("weight", "score", "loss", "grad_norm")
 """Columns of the trajectory, one (steps, k) array each."""
@@ -101,7 +99,7 @@ def fit(
     processes.refuse_differences({**decisive(config), "resume": resume})
     if resume:
         if first:
-            run.check(config, on_note, free=SAVES_MEMORY)
+            run.check(config, on_note, free=(*ELASTIC, *SAVES_MEMORY))
         if processes.broadcast(run.weights.exists()):
             on_note(f"{run.path} is finished already.")
             with processes.closing_group():
@@ -197,7 +195,7 @@ class Trainer:
             scores, progress = self.reweight(step, products, batch)
             row = self.row(before, products, batch, scores, progress, grad_norm=grad_norm, learning_rate=learning_rate)
             if step % settings.eval_every == 0 or step == settings.steps:
-                row["validation"] = self.evaluate()
+                row |= self.evaluate()
             self.seconds = time.perf_counter() - started
             row["seconds"] = round(self.seconds, 3)
             if self.processes.is_first:
@@ -291,12 +289,13 @@ class Trainer:
         numbers = (None if math.isnan(value) else value for value in values.tolist())
         return dict(zip(self.store.languages, numbers, strict=True))
 
-    def evaluate(self) -> Mapping[str, float]:
-        """Return the validation loss, nats per token, of each source that has validation sequences."""
+    def evaluate(self) -> MetricsRow:
+        """Return the validation loss, nats per token, of each source that has validation sequences, and its seconds."""
+        began = time.perf_counter()
         with rank_local_errors():
             losses = self.proxy.validation_losses()
         self.refuse_non_finite(self.state.step, "validation loss", losses.items())
-        return losses
+        return {"validation": losses, "validation_seconds": round(time.perf_counter() - began, 3)}
 
     def refuse_non_finite(self, step: int, what: str, values: Iterable[tuple[str, float]]) -> None:
         """Stop at the first source whose value is NaN or infinite, before it moves anything."""

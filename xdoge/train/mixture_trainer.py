@@ -119,6 +119,7 @@ class MixtureTrainer(Trainer):
         """Measure the validation loss of each source, in a row of its own."""
         run_log, settings, model = self.run_log, self.run_log.settings, self.model
         assert model is not None
+        began = time.perf_counter()
         model.eval()
         losses = validation_losses(
             lambda *batch: sequence_nats(model, *(tensor.to(self.args.device) for tensor in batch)),
@@ -132,7 +133,12 @@ class MixtureTrainer(Trainer):
             gather=self.accelerator.gather,
         )
         languages = by_language(losses, run_log.store, settings.sequence_length)
-        values = {"validation": losses, "validation_by_language": languages, **run_log.reading(self.sequences())}
+        values = {
+            "validation": losses,
+            "validation_by_language": languages,
+            "validation_seconds": round(time.perf_counter() - began, 3),
+            **run_log.reading(self.sequences()),
+        }
         run_log.write(self.state.global_step, values)
         self.last = time.perf_counter()
         metrics = {f"eval_{language}": loss for language, loss in languages.items()}

@@ -11,6 +11,9 @@ from xdoge.io import read_json
 
 SCHEMA = "xdoge.train"
 
+LATER = ("tokens_per_second", "validation_share")
+"""What runs of earlier versions do not tell."""
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -28,6 +31,8 @@ class TrainResult:
         epochs: passes over each source, those of earlier phases included.
         repeated_beyond_plan: passes over a source beyond those planned; any are a bug of xdoge.
         seconds: of training and validation.
+        tokens_per_second: training tokens read in these seconds, validation and checkpoints included.
+        validation_share: of these seconds that validation took.
         summary: what train.json holds.
     """
 
@@ -42,13 +47,15 @@ class TrainResult:
     epochs: Mapping[str, float]
     repeated_beyond_plan: Mapping[str, float]
     seconds: float
+    tokens_per_second: float
+    validation_share: float
     summary: Mapping[str, Any]
 
     @classmethod
     def of(cls, folder: Path, summary: Mapping[str, Any], ended: Literal["trained", "finished before"]) -> Self:
         """Return the result that a train.json tells of."""
         fields = set(cls.__dataclass_fields__) - {"folder", "ended", "model", "summary"}
-        values = {name: summary[name] for name in fields}
+        values = {name: summary.get(name, 0.0) if name in LATER else summary[name] for name in fields}
         return cls(folder=folder, ended=ended, model=folder / "model", summary=summary, **values)
 
     @classmethod

@@ -64,7 +64,7 @@ class RunLog:
 
     def owes_validation(self, step: int) -> bool:
         """Whether the losses after so many steps are due and not measured yet, as after a stop."""
-        due = step % self.settings.eval_every == 0
+        due = step % self.settings.eval_every == 0 if step else self.settings.eval_on_start
         return due and not any(row["step"] == step and "validation" in row for row in self.rows())
 
     def describe(self, split: BatchSplit) -> str:
@@ -128,6 +128,7 @@ class RunLog:
         planned = self.sampler.counts(steps * settings.batch_size)
         config = read_yaml(self.run.path / "config.yaml")
         measured = [row for row in self.rows() if "validation" in row]
+        seconds = self.seconds + time.perf_counter() - self.began
         return {
             "schema": f"{SCHEMA}/1",
             "model": {
@@ -152,7 +153,9 @@ class RunLog:
             "validation_by_source": measured[-1]["validation"] if measured else {},
             **reading,
             "repeated_beyond_plan": beyond_plan(self.reading(planned)["epochs"], reading["epochs"]),
-            "seconds": round(self.seconds + time.perf_counter() - self.began, 3),
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(sum(reading["tokens_by_source"].values()) / seconds, 1),
+            "validation_share": round(sum(row.get("validation_seconds", 0.0) for row in measured) / seconds, 4),
             "xdoge_version": __version__,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }

@@ -14,6 +14,7 @@ from xdoge.config import Config, Seed, count_or
 from xdoge.errors import XDogeError, argument
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models.initial_model import InitialModel
+from xdoge.training.eval_schedule import eval_schedule
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -29,6 +30,8 @@ ELASTIC = (
     "checkpoint_every",
     "keep_checkpoints",
     "report_to",
+    "eval_every",
+    "eval_on_start",
 )
 """Settings that may differ when a run is resumed: they change no number but for rounding."""
 
@@ -72,8 +75,11 @@ class TrainSettings(Config):
     )
     workers: int = Field(0, ge=0, description="processes that read ahead, per device")
 
-    eval_every: int = Field(gt=0, description="steps between validation losses [a tenth of the steps]")
-    eval_sequences: int = Field(64, gt=0, description="validation sequences per source, at most")
+    eval_every: int = Field(
+        gt=0, description="steps between validation losses [a tenth of the steps, or more: at most 10 % of the time]"
+    )
+    eval_on_start: bool = Field(description="measure the validation losses before the first step [yes, if it fits]")
+    eval_sequences: int = Field(64, gt=0, description="validation sequences per source, at most [64, or what fits]")
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
     keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
     report_to: tuple[Tracker, ...] = Field(
@@ -123,8 +129,17 @@ class TrainSettings(Config):
                 f"{argument('batch_size')} of {batch:,}."
             )
         steps = count_or(1, values.get("steps", total // batch))
-        every = {"eval_every": max(1, steps // 10), "checkpoint_every": max(1, steps // 20)}
+        every = {"eval_every": 1, "eval_on_start": True, "checkpoint_every": max(1, steps // 20)}
         settings = cls.parse({"steps": steps, **every, **filled}, where=where)
+        schedule = eval_schedule(
+            settings.model_dump(include=filled.keys() & cls.model_fields.keys()),
+            steps=settings.steps,
+            batch_size=batch,
+            available=store.sequence_counts(length, split="validation").values(),
+            most=settings.eval_sequences,
+            on_start=True,
+        )
+        settings = settings.model_copy(update=schedule)
         if settings.steps * batch > total:
             raise XDogeError(
                 f"{argument('steps')} {settings.steps:,} × batch_size {batch:,} are {settings.steps * batch:,} "
@@ -161,6 +176,7 @@ class TrainValues(TypedDict, total=False):
     accumulation: int | None
     workers: int
     eval_every: int
+    eval_on_start: bool
     eval_sequences: int
     checkpoint_every: int
     keep_checkpoints: int

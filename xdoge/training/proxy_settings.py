@@ -11,12 +11,17 @@ from xdoge.config import Config, Seed, count_or
 from xdoge.errors import XDogeError, argument, likely_name
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import Recipe, load_recipe
+from xdoge.training.eval_schedule import eval_schedule
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
 
 Languages = Mapping[str, Sequence[str]]
 """Each language with its sources."""
+
+
+ELASTIC = ("eval_every", "checkpoint_every", "keep_checkpoints")
+"""Settings that may differ when a run is resumed: they change no weight."""
 
 
 def refuse_unknown(key: str, chosen: Iterable[str], sources: Collection[str]) -> None:
@@ -41,7 +46,7 @@ class ProxySettings(Config):
     clip: float = Field(1.0, gt=0, description="largest norm of the proxy's gradient")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most")
+    eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most [16, or what fits]")
 
     @classmethod
     def for_store(cls, store: TokenStore, options: Mapping[str, Any], *, where: str = "settings") -> Self:
@@ -56,6 +61,15 @@ class ProxySettings(Config):
             XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
         """
         settings = cls.for_sources(store.languages, options, where=where)
+        if "eval_every" in cls.model_fields:
+            schedule = eval_schedule(
+                settings.model_dump(include=options.keys() & cls.model_fields.keys()),
+                steps=settings.steps,
+                batch_size=settings.batch_size,
+                available=store.sequence_counts(settings.sequence_length, split="validation").values(),
+                most=settings.eval_sequences,
+            )
+            settings = settings.model_copy(update={k: v for k, v in schedule.items() if k in cls.model_fields})
         for source, count in store.sequence_counts(settings.sequence_length).items():
             if count < settings.least_sequences:
                 raise XDogeError(
