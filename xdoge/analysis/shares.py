@@ -129,7 +129,10 @@ def group_of(fits: Mapping[str, WeightSet]) -> Group:
     return Group(name, fits, _differing(list(fits.values())), len(proxies) > 1)
 
 
-QUESTION = ("baseline", "targets", "held_out", "score", "mu", "normalise", "burn_in", "batch")
+QUESTION = (
+    *("baseline", "initial", "targets", "no_worse_than", "target_budget", "held_out", "score", "mu", "normalise"),
+    *("burn_in", "batch"),
+)
 """Settings that change what a fit estimates; seed, proxy and what comes with the proxy's recipe do not."""
 
 
