@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import BatchSampler, DataLoader, Subset
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Subset, default_collate
 
 from xdoge.errors import XDogeError
 from xdoge.mixtures.mixture import Mixture
@@ -73,6 +73,24 @@ def test_however_items_are_asked_for_they_are_the_same(store, sampler, documents
         assert all(torch.equal(batch[name], torch.stack([expected[name] for expected in single])) for name in names)
     assert torch.equal(dataset[20:26]["input_ids"], dataset[list(range(20, 26))]["input_ids"])
     assert dataset[[]]["input_ids"].shape == (0, T)
+
+
+@pytest.mark.parametrize("documents", ["ignore", "separate"])
+def test_a_loader_makes_the_same_batches_of_items_however_many_and_whoever_collates_them(store, sampler, documents):
+    """Many rows of a source are read together, few one by one; whole batches are not collated row by row."""
+    dataset = MixtureDataset(store, sampler, T, documents=documents)
+    items = [dataset[position] for position in range(100)]
+    for size in (7, 50, 100):
+        for batch, begin in zip(DataLoader(dataset, batch_size=size), range(0, 100, size), strict=True):
+            plain = default_collate([dict(item) for item in items[begin : begin + size]])
+            assert list(batch) == list(plain)
+            for name, rows in batch.items():
+                assert torch.equal(rows, plain[name])
+            batch["labels"][:] = -1
+            assert torch.equal(batch["input_ids"], plain["input_ids"])
+    both = ConcatDataset([dataset, dataset])
+    (batch,) = DataLoader(both, batch_size=4, sampler=[0, 1, 100, 101])
+    assert torch.equal(batch["input_ids"], torch.stack([items[n]["input_ids"] for n in (0, 1, 0, 1)]))
 
 
 def test_loaders_read_the_plan_by_draws_and_by_positions_and_from_anywhere(store, dataset):

@@ -70,9 +70,9 @@ CLOCK = re.compile(r'"?(created|seconds|tokens_per_second|sha256)"?: [^,}\n]*|\d
 
 @pytest.mark.slow
 def test_a_study_has_the_same_bytes_whether_its_commands_are_forked_or_not(tmp_path, store, recipe, monkeypatch):
-    kinds = {"uniform": {"kind": "uniform"}, "learned": {"kind": "fit"}}
+    kinds = {"uniform": {"kind": "uniform"}}
     keys = {"store": str(store.path), "proxy": recipe, "model": recipe, "strategies": kinds, "compare": ["tokens"]}
-    keys |= {"seeds": [0], "steps": 2, "learning": {"steps": 2}, "evaluation": {"max_documents": 2}}
+    keys |= {"seeds": [0], "steps": 2, "evaluation": {"max_documents": 2}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(keys))
     written = []
     for forks in (True, False):
@@ -90,4 +90,4 @@ def test_a_study_has_the_same_bytes_whether_its_commands_are_forked_or_not(tmp_p
             {str(file.relative_to(folder)): CLOCK.sub("", file.read_bytes().decode("latin-1")) for file in files}
         )
     assert written[0] == written[1]
-    assert len(written[0]) > 30
+    assert len(written[0]) > 10

@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from xdoge.errors import XDogeError
 from xdoge.sampling.sampler import Draw, Draws, MixtureSampler
@@ -26,6 +27,10 @@ NO_LABEL = -100
 """What `torch.nn.functional.cross_entropy` leaves out, and `transformers` with it."""
 
 
+ROWS_OF_SOURCE = 8
+"""Rows of a source in a batch from which on it is faster to read them together than one by one."""
+
+
 class SequenceStore(Protocol):
     """What the data set reads tokens from; `xdoge.corpus.TokenStore` is one."""
 
@@ -35,6 +40,36 @@ class SequenceStore(Protocol):
     def flat(self, source: str) -> Any: ...
     def document_bounds(self, source: str) -> NDArray[np.int64]: ...
     def check_ids(self, source: str, ids: Any) -> None: ...
+
+
+class _Item(dict[str, torch.Tensor]):
+    """The tensors of a sequence; PyTorch's `default_collate` knows this type by name."""
+
+
+class _Items(Sequence[Tensors]):
+    """The items of a batch, views of its tensors, made when they are asked for."""
+
+    def __init__(self, batch: Tensors) -> None:
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return len(self.batch["input_ids"])
+
+    def __getitem__(self, number: Any) -> Any:
+        return _Item({name: rows[number] for name, rows in self.batch.items()})
+
+
+def _collate(items: Sequence[Tensors], *, collate_fn_map: Any = None) -> Tensors:
+    """Return the batch that items make, no two tensors of which share memory; one that is whole already stays so."""
+    if not isinstance(items, _Items):
+        return {name: default_collate([item[name] for item in items]) for name in items[0]}
+    if get_worker_info() is not None:  # put into memory that processes share
+        return {name: default_collate([rows])[0] for name, rows in items.batch.items()}
+    input_ids, labels, *_ = items.batch.values()
+    return {**items.batch, "labels": labels.clone() if labels is input_ids else labels}
+
+
+default_collate_fn_map[_Item] = _collate
 
 
 class MixtureDataset(Dataset[Tensors]):
@@ -109,12 +144,9 @@ class MixtureDataset(Dataset[Tensors]):
             return {name: rows[0] for name, rows in self._read(self._draws([where])).items()}
         return self._read(self._draws(where))
 
-    def __getitems__(self, where: Sequence[int] | Sequence[Draw]) -> list[Tensors]:
+    def __getitems__(self, where: Sequence[int] | Sequence[Draw]) -> Sequence[Tensors]:
         """Return several items, read together; PyTorch's loaders call this for each batch."""
-        batch = self._read(self._draws(where))
-        if self.documents == "ignore":  # the labels are the same tensor, split once
-            return [{"input_ids": row, "labels": row} for row in batch["input_ids"]]
-        return [dict(zip(batch, rows, strict=True)) for rows in zip(*batch.values(), strict=True)]
+        return _Items(self._read(self._draws(where)))
 
     def _draws(self, where: Any) -> Draws:
         if isinstance(where, slice):
@@ -137,13 +169,7 @@ class MixtureDataset(Dataset[Tensors]):
 
     def _read(self, draws: Draws) -> Tensors:
         length, size = self.sequence_length, len(draws.index)
-        flat = [self.store.flat(source) for source in draws.sources]
-        begins = draws.index * length
-        rows = [
-            flat[s][begin : begin + length] for s, begin in zip(draws.source.tolist(), begins.tolist(), strict=True)
-        ]
-        rows.append(flat[0][:0])  # for an empty batch
-        tokens = np.concatenate(rows, dtype=np.int64, casting="unsafe").reshape(size, length)  # each row converted once
+        tokens = self._rows(draws).astype(np.int64)
         input_ids = torch.from_numpy(tokens)
         if self.documents == "ignore":
             return {"input_ids": input_ids, "labels": input_ids}
@@ -157,6 +183,26 @@ class MixtureDataset(Dataset[Tensors]):
             "labels": torch.from_numpy(labels),
             "position_ids": torch.from_numpy(positions.reshape(size, length)),
         }
+
+    def _rows(self, draws: Draws) -> NDArray[Any]:
+        """Return the tokens of draws as the store has them, (n, T)."""
+        length, size = self.sequence_length, len(draws.index)
+        flat = [self.store.flat(source) for source in draws.sources]
+        if size < ROWS_OF_SOURCE * len(flat) or not all(isinstance(tokens, np.ndarray) for tokens in flat):
+            begins = draws.index * length
+            rows = [flat[s][b : b + length] for s, b in zip(draws.source.tolist(), begins.tolist(), strict=True)]
+            return np.concatenate([*rows, flat[0][:0]]).reshape(size, length)
+        order, end = np.argsort(draws.source, kind="stable"), 0
+        sorted_rows = np.empty((size, length), dtype=np.result_type(*flat))
+        for tokens, count in zip(flat, np.bincount(draws.source, minlength=len(flat)).tolist(), strict=True):
+            begin, end = end, end + count
+            if count:
+                whole = tokens[: len(tokens) // length * length].reshape(-1, length)
+                own = draws.index[order[begin:end]]  # within bounds, so that "clip" only spares a copy
+                np.take(whole, own, axis=0, out=sorted_rows[begin:end], mode="clip")
+        back = np.empty_like(order)
+        back[order] = np.arange(size)
+        return np.take(sorted_rows, back, axis=0)
 
     def _document_places(self, draws: Draws) -> NDArray[np.int64]:
         """Return where documents begin inside the rows of a batch, as places among its B * T tokens."""

@@ -184,9 +184,10 @@ class Stage:
 
     def _edges(self, blocks: Counts) -> tuple[Counts, Counts]:
         """Return what is read of each source, `carried` included, before and after each block: (b, k) each."""
-        edges = np.concatenate([blocks * self.block, np.minimum((blocks + 1) * self.block, self.quotas.total)])
-        before, after = np.split(self.carried + self.quotas.before(edges).T, 2)
-        return before, after
+        followed = blocks.size > 0 and int(blocks[-1] - blocks[0]) < blocks.size  # each begins where another ends
+        edges = np.append(blocks, blocks[-1] + 1) if followed else np.concatenate([blocks, blocks + 1])
+        read = self.carried + self.quotas.before(np.minimum(edges * self.block, self.quotas.total)).T
+        return read[: blocks.size], read[edges.size - blocks.size :]
 
 
 def _distinct(blocks: Counts) -> tuple[Counts, NDArray[np.intp]]:

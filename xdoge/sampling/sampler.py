@@ -203,6 +203,10 @@ class MixtureSampler:
         Raises:
             IndexError: a position lies beyond the budget.
         """
+        if type(positions) is int and positions >= 0:
+            self._refuse_beyond(self.rank + self.world_size * positions + 1)
+            _, (source,), (epoch,), (index,) = self._range(positions, positions + 1)
+            return Draw(self.sources[source], int(epoch), int(index))
         if isinstance(positions, slice):
             return self[np.arange(*positions.indices(len(self)), dtype=np.int64)]
         wanted = np.atleast_1d(np.asarray(positions))
@@ -360,8 +364,9 @@ class MixtureSampler:
 
     @property
     def _ahead_by(self) -> int:
-        """Positions of this rank to work out at once: a chunk of all ranks', or of as many blocks as cost no more."""
-        return min(CHUNK, max(CHUNK // self.world_size, 2 * CHUNK // len(self.sources), 1))
+        """Positions of this rank to work out at once: a chunk, or those of as many blocks as cost no more."""
+        per_block = max(1, self.batch_size // self.world_size)
+        return min(CHUNK, max(CHUNK // self.world_size, 2 * CHUNK // len(self.sources) * per_block, 1))
 
     def _range(self, start: int, stop: int) -> Draws:
         """Return the draws at this rank's positions [start, stop), reading ahead where calls follow each other.
