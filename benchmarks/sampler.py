@@ -15,8 +15,10 @@ takes its turn in every round, and a figure is the median of the rounds, in brac
 
 Ours is measured besides at 10^12 draws. `loader` is tokens/s of `MixtureDataset` in batches over those of reading the
 same store from front to back in batches of the same shape: files in the page cache, one thread, processor time; as
-bare arrays made tensors (`ratio`, `bare_ratio` in the last line), and both through torch's `DataLoader`, without
-workers, which splits and collates them (`data_loader_ratio`, `loader_ratio`).
+bare arrays made tensors (`ratio`, `bare_ratio` in the last line), and both through torch's `DataLoader`, with and
+without workers. It splits and collates what is read from front to back (`data_loader_ratio`, `loader_ratio`), or takes
+it as whole batches, as it takes ours (`whole_ratio`, here over the plain loader). `gather_ratio` is what a plain gather
+of as many rows from the largest source reaches, without a sampler: no order at random can be read faster.
 A library that is not installed is reported as such. The last line is one JSON object.
 """
 
@@ -30,6 +32,7 @@ import itertools
 import json
 import logging
 import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -55,6 +58,8 @@ RESUME_AT = 488 * RANGE  # near half of a million, where a batch ends
 FAR = 10**12  # draws of a long run
 SECONDS = 0.25  # of drawing, per library and round
 LOADER_SHAPES = [(1024, 1024), (256, 1024), (64, 1024)]  # sequences of a batch, tokens of a sequence
+
+WORKERS = {"": 0, ", 2 workers": 2, ", 4 workers": 4}
 
 Figures = dict[str, Any]
 
@@ -223,6 +228,7 @@ def our_speeds(contestant: Contestant, rounds: int) -> Figures:
     }
     actions |= {
         "ranges of 1,024, one rank of 8": lambda sampler: in_ranges(sampler.shard(world_size=8, rank=3), RANGE),
+        "ranges of 1,024, one rank of 64": lambda sampler: in_ranges(sampler.shard(world_size=64, rank=3), RANGE),
         "8,192 scattered positions": lambda sampler: sum(sampler[positions].index.size for positions in scattered),
         "one position at a time": lambda sampler: len([sampler[position] for position in range(4096)]),
         "iteration": lambda sampler: len(list(itertools.islice(sampler, 1 << 17))),
@@ -252,16 +258,28 @@ def loader_figures(corpus: Path | None, repeat: int, rounds: int, folder: Path) 
         seconds: dict[str, list[float]] = {name: [] for name in actions}
         for number in range(rounds + 1):
             for name, action in actions.items():
-                start = time.process_time()
+                start = spent()
                 action()
                 if number:  # the first round brings the files into the page cache
-                    seconds[name].append(time.process_time() - start)
+                    seconds[name].append(spent() - start)
         figures: Figures = {"batch": batch, "sequence_length": length, "tokens": tokens}
-        for name, plain, mixed in (("ratio", "sequential", "mixed"), ("data_loader_ratio", "plain loader", "loader")):
+        pairs = [("ratio", "sequential", "mixed"), ("gather_ratio", "sequential", "gather")]
+        pairs += [
+            (f"{ratio}_ratio{with_}", f"plain loader{with_}", f"{name}{with_}")
+            for with_ in WORKERS
+            for ratio, name in (("data_loader", "loader"), ("whole", "whole"))
+        ]
+        for name, plain, mixed in pairs:
             figures |= spread(name, [p / m for p, m in zip(seconds[plain], seconds[mixed], strict=True)])
         figures |= {f"{name} tokens/s": round(tokens / statistics.median(taken)) for name, taken in seconds.items()}
         results.append(figures)
     return results
+
+
+def spent() -> float:
+    """Return seconds of processor time of this process and of its workers that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, Callable[[], None]]]:
@@ -269,6 +287,7 @@ def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, 
     import torch
 
     from xdoge.sampling import MixtureDataset
+    from xdoge.sampling.dataset import _Items as Items
 
     available, lengths = store.tokens(), store.sequence_counts(length)
     whole = {source: n // batch * batch for source, n in lengths.items()}
@@ -292,12 +311,28 @@ def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, 
             rows = torch.from_numpy(front_to_back[where[0] // batch].astype(np.int64))
             return [{"input_ids": row, "labels": row} for row in rows]
 
+    class Whole(MixtureDataset):
+        """The same, handed over as whole batches, as `MixtureDataset` does."""
+
+        def __getitems__(self, where: Any) -> Any:
+            rows = torch.from_numpy(front_to_back[where[0] // batch].astype(np.int64))
+            return Items({"input_ids": rows, "labels": rows})
+
     front_to_back = [rows for flat in flats for rows in flat]
     loader = partial(torch.utils.data.DataLoader, batch_size=batch)
+    loaders = {
+        f"{name}{with_}": partial(lambda kind, n: consume(loader(kind(store, make(), length), num_workers=n)), kind, n)
+        for with_, n in WORKERS.items()
+        for name, kind in (("plain loader", Sequential), ("loader", MixtureDataset), ("whole", Whole))
+    }
+    largest = max(flats, key=len).reshape(-1, length)
+    scattered = np.random.default_rng(0).integers(0, len(largest), size=(count // batch, batch))
     # an item of both is a fresh int64 tensor (batch, length); each round has a sampler of its own, which remembers none
     return count * length, {
-        "plain loader": lambda: consume(loader(Sequential(store, make(), length))),
-        "loader": lambda: consume(loader(MixtureDataset(store, make(), length))),
+        **loaders,
+        "gather": lambda: consume(
+            torch.from_numpy(np.take(largest, own, axis=0).astype(np.int64)) for own in scattered
+        ),
         "sequential": lambda: consume(torch.from_numpy(rows.astype(np.int64)) for flat in flats for rows in flat),
         "mixed": lambda: consume(map(MixtureDataset(store, make(), length).__getitem__, ranges)),
         "drawing": lambda: consume(map(make().__getitem__, ranges)),
