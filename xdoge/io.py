@@ -59,15 +59,15 @@ def writing() -> bool:
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def refuse_pointer(path: Path) -> None:
-    """Refuse a Git LFS pointer, which a clone without LFS has in place of a large file.
+def refuse_pointer(path: Path, *, name: str | None = None) -> None:
+    """Refuse a Git LFS pointer, which a clone without LFS has in place of a large file; `name` is what it is called.
 
     Raises:
         XDogeError: it is one.
     """
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise XDogeError(f"{path} is a Git LFS pointer, not the file itself; run: git lfs pull")
+            raise XDogeError(f"{name or path} is a Git LFS pointer, not the file itself; run: git lfs pull")
 
 
 LONGEST_NUMBER = 40

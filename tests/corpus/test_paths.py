@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xdoge.corpus.paths import _alternatives, find
+from xdoge.corpus.paths import alternatives, find
 from xdoge.errors import XDogeError
 
 
@@ -57,7 +57,7 @@ def test_marks_are_left_out_below_the_folder_of_corpus_yaml_only(tmp_path: Path)
     assert names(tmp_path / "_temporary", "a") == ["a/x.jsonl"]
 
 
-def test_alternatives_in_braces_must_all_be_there(tmp_path: Path) -> None:
+def testalternatives_in_braces_must_all_be_there(tmp_path: Path) -> None:
     make(tmp_path, "a.jsonl", "b.jsonl", "00.txt", "01.txt", "02.txt", "{x,y}.txt", "{z}.txt")
     assert names(tmp_path, "{b,a}.jsonl") == ["b.jsonl", "a.jsonl"]
     assert names(tmp_path, "{a*,[ab]}.jsonl") == ["a.jsonl", "b.jsonl"]
@@ -73,14 +73,14 @@ def test_alternatives_in_braces_must_all_be_there(tmp_path: Path) -> None:
 
 @settings(max_examples=25)
 @given(st.text("ab{},.012", max_size=12))
-def test_alternatives_are_those_of_bash(pattern: str) -> None:
+def testalternatives_are_those_of_bash(pattern: str) -> None:
     if ".." in pattern or "{}" in pattern:
         return  # bash counts in letters and with signs too
     theirs = subprocess.run(["bash", "-c", f"printf '%s\\n' {pattern}x"], capture_output=True, text=True, check=True)
-    assert set(_alternatives(f"{pattern}x")) == set(theirs.stdout.split())
+    assert set(alternatives(f"{pattern}x")) == set(theirs.stdout.split())
 
 
 @pytest.mark.parametrize("pattern", ["{0..11}", "{08..12}", "{3..1}", "{1,{2..4}}-{a,b{c,d}}", "{007..9}"])
 def test_numbers_are_counted_as_bash_does(pattern: str) -> None:
     theirs = subprocess.run(["bash", "-c", f"printf '%s\\n' {pattern}"], capture_output=True, text=True, check=True)
-    assert sorted(_alternatives(pattern)) == sorted(theirs.stdout.split())
+    assert sorted(alternatives(pattern)) == sorted(theirs.stdout.split())

@@ -233,6 +233,8 @@ def _models(arguments: Sequence[str]) -> dict[str, str | Path]:
 def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:
     """Read every --text."""
     from xdoge.corpus import Corpus
+    from xdoge.corpus.paths import find
+    from xdoge.corpus.remote import is_remote
 
     texts: dict[str, Text] = {}
     for argument in arguments:
@@ -243,7 +245,10 @@ def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:
             if not equals:
                 raise XDogeError(f"--text {argument}: write it as SOURCE=FILE, or name a corpus.yaml.")
             path, colon, column = file.rpartition(":")
-            text = Text((Path(path),), column) if colon and not Path(file).exists() else Text((Path(file),))
+            if colon and not Path(file).exists() and not (is_remote(file) and "/" in column):
+                text = Text(find([path], Path()), column)
+            else:
+                text = Text(find([file], Path()))
             new = {source: text}
         for source, text in new.items():
             before = texts.get(source)

@@ -17,6 +17,7 @@ from typing import Any
 from xdoge._version import __version__
 from xdoge.corpus.readers.hub import local_files
 from xdoge.corpus.readers.inputs import Input, relatives
+from xdoge.corpus.remote import File, RemoteFile, forget
 from xdoge.corpus.spec import PLAIN_CSV, Corpus, Source, naming
 from xdoge.corpus.store import PREPARING, SCHEMA, SPLITS, TokenStore
 from xdoge.corpus.tokenizer import Tokenizer
@@ -168,15 +169,21 @@ def _change(source: Source, corpus: Corpus, tokenizer: Tokenizer | None, marker:
                     return f"{path} was {'removed' if path in before else 'added'}"
             if now != list(before):
                 return "the order of its files changed"
+        remote = {str(file): file for file in (*source.files, *source.validation) if isinstance(file, RemoteFile)}
         for path, entry in before.items():
-            if entry["sha256"] is not None and _file_changed(Input(**entry), corpus.folder):
+            file: File = remote.get(path) or corpus.folder / path
+            if entry["sha256"] is not None and _file_changed(Input(**entry), file):
                 return f"{path} changed"
     return None
 
 
-def _file_changed(entry: Input, folder: Path) -> bool:
-    path = folder / entry.path
-    return not path.is_file() or (not entry.same_time(folder) and sha256_file(path) != entry.sha256)
+def _file_changed(entry: Input, file: File) -> bool:
+    if isinstance(file, Path) and not file.is_file():
+        return True
+    if changed := entry.changed(file):
+        return changed
+    forget([file])
+    return False
 
 
 def _habits(sources: dict[str, dict[str, Any]]) -> Iterator[str]:

@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from xdoge.corpus.readers.files import reading
 from xdoge.corpus.readers.inputs import Input, hashed, relative
+from xdoge.corpus.remote import local
 from xdoge.corpus.spec import Source
 from xdoge.corpus.tokenizer import PART_OF_LETTER, UNKNOWN_LETTER, Tokenizer
 from xdoge.errors import XDogeError
@@ -245,15 +246,15 @@ def refer(
 
 
 def _splits(source: Source, fraction: float) -> tuple[list[_Piece], list[_Piece]]:
-    indices = [Index.read(file) for file in source.files if file.suffix == ".bin"]
+    indices = [Index.read(local(file)) for file in source.files if file.name.endswith(".bin")]
     counts = [len(index.bounds) - 1 for index in indices]
     # rounded over all data sets, so that a share of many small ones is not rounded away in each
     kept = np.diff(np.rint((1 - fraction) * np.cumsum([0, *counts]))).astype(int).tolist()
     train = [_Piece(index, 0, stop) for index, stop in zip(indices, kept, strict=True)]
     held_out = [_Piece(index, stop, count) for index, stop, count in zip(indices, kept, counts, strict=True)]
     for file in source.validation:
-        if file.suffix == ".bin":
-            index = Index.read(file)
+        if file.name.endswith(".bin"):
+            index = Index.read(local(file))
             held_out.append(_Piece(index, 0, len(index.bounds) - 1))
     if (left := source.spec.max_tokens) is not None:
         taken = []

@@ -6,8 +6,9 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
+from xdoge.corpus.remote import File, RemoteFile, find_remote, is_remote
 from xdoge.errors import XDogeError
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
@@ -22,8 +23,6 @@ _NOTE = re.compile(r"(?i)(readme|license|licence)(\.\w+)?|(md5|sha\d+)sums?(\.tx
 """Files that describe a folder."""
 _MOST_ALTERNATIVES = 100_000
 
-File = Path
-
 
 def text_format(path: File | str) -> tuple[str, str]:
     """Return a file's format and compression by its extensions, such as (".jsonl", ".gz") or (".csv", "").
@@ -31,7 +30,7 @@ def text_format(path: File | str) -> tuple[str, str]:
     Raises:
         XDogeError: not a format that can be read.
     """
-    name = os.path.basename(path).lower()
+    name = (path.name if isinstance(path, RemoteFile) else os.path.basename(path)).lower()
     compression = next((ending for ending in COMPRESSED if name.endswith(ending)), "")
     stem = name.removesuffix(compression)
     kind = next((ending for ending in FORMATS if stem.endswith(ending)), "")
@@ -47,7 +46,7 @@ def find(patterns: Iterable[str], folder: Path) -> tuple[File, ...]:
     """Return the files that patterns name, sorted within each pattern.
 
     Args:
-        patterns: paths, folders or patterns. `~`, `$VARIABLE` and `{a,b}` are replaced first.
+        patterns: paths, folders, patterns or URLs. `~`, `$VARIABLE` and `{a,b}` are replaced first.
         folder: that relative paths start from.
 
     Raises:
@@ -56,13 +55,14 @@ def find(patterns: Iterable[str], folder: Path) -> tuple[File, ...]:
     files: list[File] = []
     for named in patterns:
         matched: dict[File, None] = {}
-        expanded = os.path.expanduser(os.path.expandvars(named))
-        whole = (folder / expanded).exists()  # a name with {braces} in it
+        expanded = os.path.expanduser(os.path.expandvars(named)).removeprefix("file://")
+        whole = not is_remote(expanded) and (folder / expanded).exists()  # a name with {braces} in it
         for pattern in [expanded] if whole else alternatives(expanded):
-            matches = _local(pattern, folder)
+            matches = _remote(pattern) if is_remote(pattern) else _local(pattern, folder)
             if not matches:
                 part = f" ({pattern!r} of it)" if pattern != expanded else ""
-                raise XDogeError(f"{named!r}{part} matches no file in {folder.resolve()}.")
+                place = "" if is_remote(pattern) else f" in {folder.resolve()}"
+                raise XDogeError(f"{named!r}{part} matches no file{place}.")
             matched |= dict.fromkeys(matches)
         files.extend(matched)
     return tuple(files)
@@ -113,6 +113,17 @@ def _local(pattern: str, folder: Path) -> Sequence[File]:
 
 def _below(file: Path, folder: Path) -> Path:
     return file.relative_to(folder) if file.is_relative_to(folder) else file
+
+
+def _remote(pattern: str) -> Sequence[File]:
+    root, files = find_remote(pattern)
+    names = {PurePosixPath(file.url.removeprefix(root).lstrip("/")): file for file in files}
+    if re.search(r"[*[]", pattern):
+        marks = frozenset(PurePosixPath(pattern).parts)
+        return [file for name, file in names.items() if not _is_hidden(name) and not _is_mark(name, marks)]
+    if len(files) == 1 and files[0].url == root:
+        return files
+    return [names[PurePosixPath(name)] for name in data_files(list(names), where=pattern)]
 
 
 def data_files(names: Sequence[PurePath], *, where: str) -> list[PurePath]:

@@ -35,6 +35,7 @@ from xdoge.corpus.manifest import (
 )
 from xdoge.corpus.megatron import refer
 from xdoge.corpus.readers.blocks import TokenBlock
+from xdoge.corpus.remote import forget, local
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.spool import Spool
 from xdoge.corpus.store import SHARDS, SPLITS, TokenStore
@@ -278,7 +279,9 @@ def _finish_source(work: Work, tokenizer: Tokenizer, out: Path) -> None:
     if not source.in_place:
         parts = _assemble(work, files, tokenizer, out)
     else:
-        entries = zip((*source.files, *source.validation), (*work.inputs, *work.validation_inputs), strict=True)
+        entries = zip(
+            map(local, (*source.files, *source.validation)), (*work.inputs, *work.validation_inputs), strict=True
+        )
         remove_marker(out, source)
         parts = refer(source, out, inputs=dict(entries), files=files, fraction=work.fraction, tokenizer=tokenizer)
         work.seen, work.tokens = (sum(parts[split][key] for split in SPLITS) for key in ("documents", "tokens"))
@@ -297,6 +300,7 @@ def _finish_source(work: Work, tokenizer: Tokenizer, out: Path) -> None:
     if source.whole is not None:
         marker |= {"held_out": len(work.held_out), "repeated_documents": work.repeated.nonzero()[0].tolist()}
     write_json(marker_path(out, source), marker)
+    forget((*source.files, *source.validation))
 
 
 def _assemble(work: Work, files: dict[str, str], tokenizer: Tokenizer, out: Path) -> dict[str, dict[str, Any]]:

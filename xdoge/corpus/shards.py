@@ -27,6 +27,7 @@ from xdoge.corpus.prepare import (
     worker_count,
 )
 from xdoge.corpus.readers.inputs import refuse_empty
+from xdoge.corpus.remote import File, size_of
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.store import PREPARING, SHARDS, SPLITS, TokenStore
 from xdoge.corpus.tokenizer import Tokenizer, saved
@@ -166,7 +167,7 @@ def _part(corpus: Corpus, shard: Shard) -> Corpus:
     """Return the corpus with the files of one shard only: those whose middle byte lies in its share of all bytes."""
     items = list(_items(corpus))
     total = sum(size for _, _, size in items)
-    before, chosen = 0, dict[str, set[Path]]()
+    before, chosen = 0, dict[str, set[File]]()
     for source, files, size in items:
         if (2 * before + size) * shard.count // (2 * total) == shard.number - 1:
             chosen.setdefault(source.name, set()).update(files)
@@ -184,16 +185,16 @@ def _part(corpus: Corpus, shard: Shard) -> Corpus:
     return replace(corpus, sources=tuple(sources))
 
 
-def _items(corpus: Corpus) -> Iterator[tuple[Source, tuple[Path, ...], int]]:
+def _items(corpus: Corpus) -> Iterator[tuple[Source, tuple[File, ...], int]]:
     """Yield what is not divided, in order, with a size > 0."""
     for source in corpus.sources:
         files = (*source.files, *source.validation)
         if source.spec.has_tokens:
             continue
         if source.dataset is not None or source.spec.max_tokens is not None:
-            yield source, files, 1 + sum(file.stat().st_size for file in files)
+            yield source, files, 1 + sum(map(size_of, files))
         else:
-            yield from ((source, (file,), 1 + file.stat().st_size) for file in files)
+            yield from ((source, (file,), 1 + size_of(file)) for file in files)
 
 
 def _count(out: Path) -> int | None:

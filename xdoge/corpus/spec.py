@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from xdoge.config import Config, Seed
 from xdoge.corpus.paths import find
 from xdoge.corpus.paths import text_format as text_format
+from xdoge.corpus.remote import File, RemoteFile
 from xdoge.corpus.token_paths import FLAT, find_tokens
 from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.names import CONTROLS, shown
@@ -55,7 +56,7 @@ Name = Annotated[str, AfterValidator(_check_name)]
 Line = Annotated[str, AfterValidator(_check_line)]
 NamedLine = Annotated[Line, Field(min_length=1)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_check_patterns)]
-"""One path or several; folders, `*`, `?`, `[...]`, `**` and `{a,b}` allowed."""
+"""One path or several; URLs, folders, `*`, `?`, `[...]`, `**` and `{a,b}` allowed."""
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -163,7 +164,7 @@ class SourceSpec(Config):
     """One data set of one language.
 
     Attributes:
-        files: paths, folders or patterns, relative to the YAML file; extensions say what the files are.
+        files: paths, folders or patterns, relative to the YAML file, or URLs; extensions say what the files are.
         dataset: name on the Hugging Face Hub, or a local folder laid out like one.
         megatron: prefixes of Megatron-LM data sets, PREFIX.bin and PREFIX.idx, tokens of the corpus's tokenizer.
         tokens: files or folders of token ids that other tools wrote, with the corpus's tokenizer.
@@ -266,15 +267,15 @@ class Source:
     language: str
     family: str | None
     spec: SourceSpec
-    files: tuple[Path, ...]
-    validation: tuple[Path, ...]
+    files: tuple[File, ...]
+    validation: tuple[File, ...]
     dataset: str | None
     whole: Source | None = None
 
     @property
     def in_place(self) -> bool:
         """Whether its tokens stay in the files they are in."""
-        return self.spec.kind == "megatron" or any(file.suffix in FLAT for file in self.files)
+        return self.spec.kind == "megatron" or any(file.name.endswith(FLAT) for file in self.files)
 
     def field(self, split: str) -> str:
         """Return `where` with the key that a split's text comes from."""
@@ -354,7 +355,7 @@ def naming(where: str) -> Iterator[None]:
         raise XDogeError(f"{where}: {error.message}") from error
 
 
-def _find_text(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
+def _find_text(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[File, ...]:
     with naming(where):
         files = find(patterns, folder)
         for file in files:
@@ -368,16 +369,21 @@ def _find_megatron(patterns: Iterable[str], folder: Path, *, where: str) -> tupl
         found = find([f"{prefix}.bin" for prefix in prefixes], folder)
     files: list[Path] = []
     for file in found:
+        if isinstance(file, RemoteFile):
+            raise XDogeError(f"{where}: {file}: tokens are mapped into memory where they lie; copy them to a disk.")
         files += [file, file.with_suffix(".idx")]
         if not files[-1].is_file():
             raise XDogeError(f"{where}: {files[-1]} does not exist, and {file.name} cannot be read without it.")
     return tuple(files)
 
 
-def _resolved(files: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+def _resolved(files: Iterable[File]) -> Iterator[tuple[File, File]]:
     """Yield each file without links, and as it is named; each folder is looked at once."""
     folders: dict[Path, Path] = {}
     for file in files:
+        if isinstance(file, RemoteFile):
+            yield file, file
+            continue
         if file.parent not in folders:
             folders[file.parent] = file.parent.resolve()
         yield (file.resolve() if file.is_symlink() else folders[file.parent] / file.name), file

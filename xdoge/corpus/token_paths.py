@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xdoge.corpus.paths import alternatives
+from xdoge.corpus.remote import is_remote
 from xdoge.errors import XDogeError
 from xdoge.io import read_json
 
@@ -36,6 +37,8 @@ def find_tokens(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[P
     files: list[Path] = []
     for named in patterns:
         expanded = os.path.expanduser(os.path.expandvars(named))
+        if is_remote(expanded):
+            raise XDogeError(f"{where}: {named}: tokens are read where they lie; copy them to a disk.")
         for pattern in [expanded] if (folder / expanded).exists() else alternatives(expanded):
             matches = [folder / pattern]
             if not matches[0].exists():

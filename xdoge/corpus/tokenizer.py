@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from xdoge.corpus.remote import find_remote, is_remote, local
 from xdoge.corpus.spec import TokenizerSpec, TrainTokenizer
 from xdoge.errors import Interrupted, MissingExtraError, XDogeError
 from xdoge.io import read_json, refuse_pointer, replacing_folder, write_json
@@ -142,7 +143,7 @@ class Tokenizer:
         """
         meta = read_json(folder / "xdoge.json", schema=SCHEMA)
         if meta["kind"] == "sentencepiece":
-            return _of_model_file(folder / "tokenizer.model")
+            return _of_model_file(folder / "tokenizer.model", str(folder / "tokenizer.model"))
         if not (folder / "tokenizer.json").is_file():
             return huggingface(str(folder))
         try:
@@ -194,19 +195,29 @@ def load_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
         XDogeError: it does not exist, is not a tokenizer, or has no end-of-sentence token.
     """
     if spec.sentencepiece is not None:
-        return _of_model_file(folder / spec.sentencepiece)
+        return _of_model_file(*_model_file(spec.sentencepiece, folder))
     if spec.huggingface is None:
         raise ValueError("a tokenizer to be trained cannot be loaded")
     name = spec.huggingface
     return huggingface(str(folder / name) if (folder / name).exists() else name)
 
 
-def _of_model_file(path: Path) -> Tokenizer:
+def _model_file(name: str, folder: Path) -> tuple[Path, str]:
+    """Return where a model lies, and what messages call it."""
+    if not is_remote(name):
+        return folder / name, str(folder / name)
+    _, files = find_remote(name)
+    if len(files) != 1:
+        raise XDogeError(f"{name} names {len(files):,} files, not one tokenizer.")
+    return local(files[0]), name
+
+
+def _of_model_file(path: Path, name: str) -> Tokenizer:
     try:
-        refuse_pointer(path)
-        return sentencepiece_model(path.read_bytes(), where=str(path))
+        refuse_pointer(path, name=name)
+        return sentencepiece_model(path.read_bytes(), where=name)
     except OSError as error:
-        raise XDogeError(f"{path}: {str(error.strerror).lower()}.") from error
+        raise XDogeError(f"{name}: {str(error.strerror).lower()}.") from error
 
 
 def sentencepiece_model(model: bytes, *, where: str) -> Tokenizer:

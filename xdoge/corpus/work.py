@@ -18,6 +18,7 @@ from xdoge.corpus.readers.blocks import Block, TokenBlock
 from xdoge.corpus.readers.files import BLOCK_BYTES, file_blocks
 from xdoge.corpus.readers.hub import HubData, dataset_files, open_dataset
 from xdoge.corpus.readers.inputs import Input, refuse_empty, relatives, scan_files
+from xdoge.corpus.remote import File, local
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.spool import Spool
 from xdoge.corpus.store import SPLITS, map_tokens
@@ -85,9 +86,9 @@ class Work:
         if group:
             yield split, group
 
-    def file_blocks(self, files: Sequence[Path]) -> Iterator[Block | TokenBlock]:
+    def file_blocks(self, files: Sequence[File]) -> Iterator[Block | TokenBlock]:
         if self.row_tokens is not None:
-            return self.row_tokens.blocks(files)
+            return self.row_tokens.blocks([local(file) for file in files])
         spec = self.source.spec
         return itertools.chain.from_iterable(file_blocks(file, spec.text, spec.csv, spec.document) for file in files)
 
@@ -170,11 +171,11 @@ def scan_all(
 ) -> None:
     """Look at every input once, in parallel, before anything is written."""
 
-    def submit(files: Sequence[Path], work: Work) -> Iterator[Future[list[tuple[Input, Tally | None]]]]:
+    def submit(files: Sequence[File], work: Work) -> Iterator[Future[list[tuple[Input, Tally | None]]]]:
         spec, names = work.source.spec, relatives(files, work.folder)
         if tokenizer is not None and spec.has_tokens:
             for file, name in zip(files, names, strict=True):
-                yield pool.submit(_scan_tokens, file, work.source, tokenizer, name)
+                yield pool.submit(_scan_tokens, local(file), work.source, tokenizer, name)
             return
         for group in _groups(files):
             yield pool.submit(_scan_text, group, work.source, names[: len(group)])
@@ -221,21 +222,21 @@ def _scan_tokens(file: Path, source: Source, tokenizer: Tokenizer, name: str) ->
     return [scan_rows(file, tokenizer, column=source.spec.column, name=name)]
 
 
-def _scan_text(files: Sequence[Path], source: Source, names: Sequence[str]) -> list[tuple[Input, Tally | None]]:
+def _scan_text(files: Sequence[File], source: Source, names: Sequence[str]) -> list[tuple[Input, Tally | None]]:
     spec = source.spec
     return [(entry, None) for entry in scan_files(files, spec.text, names=names, csv=spec.csv, document=spec.document)]
 
 
-def _groups(files: Sequence[Path]) -> Iterator[list[Path]]:
+def _groups(files: Sequence[File]) -> Iterator[list[File]]:
     """Yield the files in order, small ones together."""
-    group: list[Path] = []
+    group: list[File] = []
     size = 0
     for file in files:
         if group and (size >= GROUP_BYTES or len(group) == GROUP_FILES):
             yield group
             group, size = [], 0
         group.append(file)
-        size += file.stat().st_size
+        size += file.stat().st_size if isinstance(file, Path) else GROUP_BYTES  # so that many are downloaded at once
     if group:
         yield group
 

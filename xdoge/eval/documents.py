@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from xdoge.corpus.readers.columns import Columns
 from xdoge.corpus.readers.files import file_blocks, reading
 from xdoge.corpus.readers.inputs import Input, refuse_empty, scan
+from xdoge.corpus.remote import File, local
 from xdoge.corpus.spec import PLAIN_CSV, Corpus, CsvSpec, DocumentOf, text_format
 from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
@@ -44,17 +44,17 @@ class Text:
             without translations. A file without the column has none either.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
     column: Columns = "text"
     id: str | None = "id"
     csv: CsvSpec = PLAIN_CSV
     document: DocumentOf = "line"
 
-    def scan(self, file: Path) -> Input:
+    def scan(self, file: File) -> Input:
         """Hash and check one of the files."""
         return scan(file, self.column, name=str(file), csv=self.csv, document=self.document)
 
-    def rows(self, file: Path) -> list[str]:
+    def rows(self, file: File) -> list[str]:
         """Return the rows of one of the files."""
         blocks = file_blocks(file, self.column, self.csv, self.document)
         return [row for block in blocks for row in block.texts(self.column)]
@@ -198,11 +198,11 @@ def validation_texts(corpus: Corpus) -> dict[str, Text]:
     }
 
 
-def _ids(path: Path, column: str) -> list[str | None] | None:
+def _ids(path: File, column: str) -> list[str | None] | None:
     """Return the id of every row; None where the format or the file has none."""
     kind, _ = text_format(path)
     if kind == ".parquet":
-        with reading(path), pa.parquet.ParquetFile(path) as parquet:
+        with reading(path), pa.parquet.ParquetFile(local(path)) as parquet:
             if column not in parquet.schema_arrow.names:
                 return None
             values = parquet.read(columns=[column]).column(0).to_pylist()

@@ -12,7 +12,6 @@ import itertools
 import re
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
@@ -30,6 +29,7 @@ from xdoge.corpus.readers.columns import (
 from xdoge.corpus.readers.csv_rows import csv_rows
 from xdoge.corpus.readers.json_values import json_values, one_object_a_line
 from xdoge.corpus.readers.streams import open_bytes
+from xdoge.corpus.remote import File, local
 from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf, text_format
 from xdoge.errors import XDogeError
 
@@ -44,7 +44,7 @@ _BLANK_LINE = re.compile(rb"(?m)^[ \t\r]*\n")
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: File) -> Iterator[None]:
     """Turn the errors of a damaged file into one line naming it."""
     try:
         yield
@@ -54,7 +54,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def file_blocks(
-    path: Path, columns: Columns, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line"
+    path: File, columns: Columns, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line"
 ) -> Iterator[Block]:
     """Yield the rows of a file in order, holding one block of it and at most one row that is longer than that.
 
@@ -70,7 +70,7 @@ def file_blocks(
                 paths = paths_of(parquet.schema_arrow, columns)
                 yield from array_blocks(str(path), parquet.iter_batches(BLOCK_ROWS, columns=paths), columns)
         elif kind == ".arrow":
-            with pa.memory_map(str(path)) as file:
+            with pa.memory_map(str(local(path))) as file:
                 yield from array_blocks(str(path), arrow_batches(file), columns)
         elif kind in (".csv", ".tsv"):
             with open_bytes(path, compression) as stream:
@@ -92,8 +92,8 @@ def file_blocks(
                     first += data.count(b"\n")
 
 
-def open_parquet(path: Path) -> pa.parquet.ParquetFile:
-    return pa.parquet.ParquetFile(path, page_checksum_verification=True)
+def open_parquet(path: File) -> pa.parquet.ParquetFile:
+    return pa.parquet.ParquetFile(local(path), page_checksum_verification=True)
 
 
 def chunks_of(stream: IO[bytes], n_bytes: int) -> Iterator[bytes]:
@@ -155,7 +155,7 @@ def arrow_batches(file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
         raise EOFError(f"{file.size() - end:,} bytes come after the end of its stream; give two streams two files")
 
 
-def _value_blocks(path: Path, chunks: Iterator[bytes], columns: Columns) -> Iterator[Block]:
+def _value_blocks(path: File, chunks: Iterator[bytes], columns: Columns) -> Iterator[Block]:
     """Yield the objects of a JSON array, or of objects one after the other."""
     values = enumerate(json_values(path, chunks), start=1)
     yield from _text_blocks(path, (text_of(value, columns, where=f"{path}: row {row}") for row, value in values))
@@ -167,7 +167,7 @@ def _cells(rows: Iterator[list[str]], names: list[str], columns: Columns) -> Ite
         yield row[indices[0]] if len(indices) == 1 else join_parts(row[index] for index in indices)
 
 
-def _text_blocks(path: Path, texts: Iterator[str]) -> Iterator[Block]:
+def _text_blocks(path: File, texts: Iterator[str]) -> Iterator[Block]:
     first = 1
     while piece := list(itertools.islice(texts, BLOCK_ROWS)):
         yield Block(str(path), first, "", pa.array(piece, type=pa.string()))

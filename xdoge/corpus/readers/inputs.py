@@ -20,6 +20,7 @@ from xdoge.corpus.readers.csv_rows import csv_rows
 from xdoge.corpus.readers.files import BLOCK_BYTES, arrow_batches, chunks_of, file_blocks, open_parquet, reading
 from xdoge.corpus.readers.json_values import json_values
 from xdoge.corpus.readers.streams import is_compressed, open_bytes
+from xdoge.corpus.remote import File, RemoteFile, local
 from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf, text_format
 from xdoge.errors import XDogeError
 from xdoge.io import LFS_POINTER, refuse_pointer, sha256_file
@@ -39,7 +40,9 @@ class Input:
     Attributes:
         path: as messages and the store name it: relative to corpus.yaml, or a URL that names a revision.
         rows: documents in it, None when unknown; an estimate where empty or quoted lines count.
-        n_bytes, mtime_ns, sha256: None for what lies on a server.
+        n_bytes, sha256: None for a part of a data set on the Hub.
+        mtime_ns: None for what lies on a server.
+        version: of a file on a server, its ETag or time; None if the server tells neither.
     """
 
     path: str
@@ -47,20 +50,30 @@ class Input:
     n_bytes: int | None = None
     mtime_ns: int | None = None
     sha256: str | None = None
+    version: str | None = None
 
     def same_time(self, folder: Path) -> bool:
         """Say whether the file still has its size and time; then it is taken for unchanged."""
         stat = (folder / self.path).stat()
         return (stat.st_size, stat.st_mtime_ns) == (self.n_bytes, self.mtime_ns)
 
+    def changed(self, file: File) -> bool:
+        """Say whether a file is not what it was; one of another time is read, and one of another version downloaded."""
+        if isinstance(file, RemoteFile):
+            same = self.version is not None and (file.version, file.n_bytes) == (self.version, self.n_bytes)
+        else:
+            stat = file.stat()
+            same = (stat.st_size, stat.st_mtime_ns) == (self.n_bytes, self.mtime_ns)
+        return not same and sha256_file(local(file)) != self.sha256
 
-def scan(path: Path, columns: Columns, *, name: str, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line") -> Input:
+
+def scan(path: File, columns: Columns, *, name: str, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line") -> Input:
     """Return what `scan_files` says of one file."""
     return scan_files([path], columns, names=[name], csv=csv, document=document)[0]
 
 
 def scan_files(
-    paths: Sequence[Path],
+    paths: Sequence[File],
     columns: Columns,
     *,
     names: Sequence[str],
@@ -91,11 +104,12 @@ def scan_files(
     return inputs
 
 
-def _scan(path: Path, columns: Columns, name: str, csv: CsvSpec) -> tuple[Input, Block | None]:
+def _scan(path: File, columns: Columns, name: str, csv: CsvSpec) -> tuple[Input, Block | None]:
     """Return an input, and of a file of JSON lines the start, which is yet to be checked."""
     kind, compression = text_format(path)
-    stat = path.stat()  # before the bytes: a later change then shows in the time
-    if kind in (".jsonl", ".txt") and not compression and stat.st_size <= SMALL_FILE:
+    stat = local(path).stat()  # before the bytes: a later change then shows in the time
+    small = kind in (".jsonl", ".txt") and not compression and stat.st_size <= SMALL_FILE
+    if small and isinstance(path, Path):
         data = path.read_bytes()
         if data.startswith(LFS_POINTER):
             refuse_pointer(path)
@@ -122,20 +136,23 @@ def refuse_empty(inputs: Sequence[Input]) -> None:
         raise XDogeError(f"{inputs[0].path} is empty: it has no rows{' nor have the others' * (len(inputs) > 1)}.")
 
 
-def hashed(path: Path, *, name: str) -> Input:
+def hashed(path: File, *, name: str) -> Input:
     """Return a file's size, time and SHA-256 without looking at what is in it."""
-    refuse_pointer(path)
-    stat = path.stat()  # before the bytes: a later change then shows in the time
-    return Input(name, None, stat.st_size, stat.st_mtime_ns, sha256_file(path))
+    refuse_pointer(local(path), name=str(path))
+    stat = local(path).stat()  # before the bytes: a later change then shows in the time
+    sha256 = sha256_file(local(path))
+    if isinstance(path, RemoteFile):
+        return Input(name, None, path.n_bytes, None, sha256, path.version)
+    return Input(name, None, stat.st_size, stat.st_mtime_ns, sha256)
 
 
-def _check_table(path: Path, kind: str, columns: Columns) -> int:
+def _check_table(path: File, kind: str, columns: Columns) -> int:
     rows: int
     if kind == ".parquet":
         with open_parquet(path) as parquet:
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
     else:
-        with pa.memory_map(str(path)) as file:
+        with pa.memory_map(str(local(path))) as file:
             schema, rows = None, 0
             for batch in arrow_batches(file):
                 schema, rows = batch.schema, rows + batch.num_rows
@@ -145,7 +162,7 @@ def _check_table(path: Path, kind: str, columns: Columns) -> int:
 
 
 def _check_text(
-    path: Path, kind: str, compression: str, columns: Columns, csv: CsvSpec
+    path: File, kind: str, compression: str, columns: Columns, csv: CsvSpec
 ) -> tuple[int | None, Block | None]:
     with open_bytes(path, compression) as stream:
         lines = _count_lines(path, chunks_of(stream, SCAN_BYTES))
@@ -169,7 +186,7 @@ def _check_text(
     return lines, first
 
 
-def _count_lines(path: Path, chunks: Iterator[bytes]) -> int:
+def _count_lines(path: File, chunks: Iterator[bytes]) -> int:
     """Return the lines of a text, 0 when it is all white space.
 
     Raises:
@@ -201,15 +218,18 @@ def _check_keys(block: Block, columns: Columns) -> None:
     check_rows(rows, columns, where=block.where)
 
 
-def relative(path: Path, folder: Path) -> str:
-    """Return `path` as seen from `folder`, so that both can move together."""
+def relative(path: File, folder: Path) -> str:
+    """Return `path` as seen from `folder`, so that both can move together; of what lies on a server the URL."""
     return relatives([path], folder)[0]
 
 
-def relatives(paths: Iterable[Path], folder: Path) -> list[str]:
+def relatives(paths: Iterable[File], folder: Path) -> list[str]:
     """Return each path as seen from `folder`; each of their folders is looked at once."""
     start, ways, names = folder.resolve(), dict[Path, str](), []
     for path in paths:
+        if isinstance(path, RemoteFile):
+            names.append(path.url)
+            continue
         if (way := ways.get(path.parent)) is None:
             way = ways[path.parent] = os.path.relpath(path.parent.resolve(), start)
         names.append((Path(way) / path.name).as_posix())  # a file that is a link keeps its name

@@ -11,9 +11,9 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import IO, Any
 
+from xdoge.corpus.remote import File, local
 from xdoge.errors import MissingExtraError, XDogeError
 
 ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
@@ -26,7 +26,7 @@ MOST = 1 << 20
 """Bytes that bzip2 and xz return at once."""
 
 
-def open_bytes(path: Path, compression: str) -> IO[bytes]:
+def open_bytes(path: File, compression: str) -> IO[bytes]:
     """Open a file of text, decompressed.
 
     Args:
@@ -36,7 +36,7 @@ def open_bytes(path: Path, compression: str) -> IO[bytes]:
     Raises:
         XDogeError: the name says that it is compressed, and it is not.
     """
-    return decompressed(path.open("rb"), compression, where=str(path))
+    return decompressed(local(path).open("rb"), compression, where=str(path))
 
 
 def decompressed(stream: io.BufferedReader, compression: str, *, where: str) -> IO[bytes]:

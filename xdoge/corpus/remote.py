@@ -1,0 +1,263 @@
+"""Files on servers, through fsspec: found by a URL or a pattern, and downloaded when they are read.
+
+fsspec opens s3://, gs://, hf://, https:// and many more, with the library of each protocol and the credentials that the
+library itself finds. A download is kept until the source that it belongs to is finished. One that was interrupted goes
+on where it was, if the server can say that the file is still the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from xdoge.errors import Interrupted, MissingExtraError, XDogeError
+from xdoge.io import disk_errors, sync_folder
+
+PIECE = 1 << 23
+"""Bytes that one request asks for."""
+TRIES = 4
+"""Requests for a piece, with pauses of 1, 2 and 4 seconds between them."""
+AT_ONCE = 16
+"""Requests for sizes and versions at one time."""
+VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "sha", "Content-MD5", "Digest", "checksum")
+"""What the file systems of fsspec call the hash of a file."""
+TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "updated", "modified", "created")
+"""What they call the time of its last change, which is used where there is no hash."""
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_RUN = uuid.uuid4().hex
+"""Stands in for the version of a file whose server tells none, so that another run downloads it again."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on a server.
+
+    Attributes:
+        url: with protocol, such as s3://bucket/data/a.jsonl.
+        n_bytes: its size, None if the server does not tell.
+        version: hash or time that shows whether it changed, None if the server tells neither.
+    """
+
+    url: str
+    n_bytes: int | None
+    version: str | None
+
+    def __str__(self) -> str:
+        """Return the URL."""
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """The last part of its path, which says what format it has."""
+        path = re.split(r"[?#]", self.url)[0] if self.url.startswith("http") else self.url
+        return path.rstrip("/").rpartition("/")[2]
+
+
+File = Path | RemoteFile
+
+
+def is_remote(path: str) -> bool:
+    """Say whether a path in corpus.yaml is a URL."""
+    return bool(_SCHEME.match(path))
+
+
+def find_remote(pattern: str) -> tuple[str, list[RemoteFile]]:
+    """Return the URL of the folder that a pattern begins with, and the files that it matches, sorted.
+
+    The pattern is the URL of a file or a folder, or has `*`, `**`, `?` or `[...]` in it.
+
+    Raises:
+        XDogeError: it does not exist, the server refuses it, or the library of its protocol is not installed.
+    """
+    if re.match(r"[^/]+://[^/@]*:[^/@]*@", pattern) or "::" in pattern:
+        raise XDogeError(
+            f"{pattern.partition('://')[0]}://...: a URL may hold neither a password nor '::'; libraries find "
+            "credentials in the environment and in files of their own."
+        )
+    with remote_errors(pattern):
+        system, path = _system(pattern)
+        root = path
+        found: Mapping[str, Mapping[str, Any]] = {}
+        if "*" not in path:
+            try:
+                found = {path: system.info(path)}
+            except FileNotFoundError:
+                if not re.search(r"[?[]", path):
+                    raise
+        if not found:
+            root = re.split(r"[*?[]", path)[0].rpartition("/")[0]
+            found = system.glob(path, detail=True)
+        elif pattern.endswith("/") or found[path]["type"] == "directory":
+            found = system.find(path, detail=True)
+        files = {name: info for name, info in found.items() if info["type"] == "file" and not name.endswith("/")}
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            remote = list(pool.map(lambda name: _remote(system, name, files[name]), sorted(files)))
+        return system.unstrip_protocol(root).rstrip("/"), remote
+
+
+def local(file: File) -> Path:
+    """Return where a file lies on the local disk, after downloading it there if it lies on a server.
+
+    Raises:
+        XDogeError: the server does not answer, the file changed, or fewer or more bytes came than it has.
+    """
+    if isinstance(file, Path):
+        return file
+    folder = _folder(file)
+    path = folder / hashlib.sha256((file.version or _RUN).encode()).hexdigest()[:16]
+    part = path.with_suffix(".part")
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            return path
+        for old in folder.iterdir():
+            if old.stem != path.name:  # of another version
+                old.unlink(missing_ok=True)
+    with disk_errors(part), part.open("ab") as out:
+        fcntl.flock(out, fcntl.LOCK_EX)  # another thread or process may be downloading it
+        if path.exists():
+            return path
+        _download(file, out)
+        os.fsync(out.fileno())
+        os.replace(part, path)
+        sync_folder(folder)
+    return path
+
+
+def size_of(file: File) -> int:
+    """Return the bytes of a file, 0 if its server does not tell."""
+    return file.stat().st_size if isinstance(file, Path) else file.n_bytes or 0
+
+
+def forget(files: Iterable[File]) -> None:
+    """Delete the downloads of files."""
+    for file in files:
+        if isinstance(file, RemoteFile):
+            shutil.rmtree(_folder(file), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def remote_errors(url: str) -> Iterator[None]:
+    """Turn whatever fsspec and the libraries under it raise into one line that begins with the URL."""
+    try:
+        yield
+    except (XDogeError, Interrupted):
+        raise
+    except FileNotFoundError as error:
+        told = f" ({_line(error.__cause__)})" if error.__cause__ else ""
+        raise XDogeError(f"{url} does not exist or cannot be reached{told}.") from error
+    except PermissionError as error:
+        raise XDogeError(f"{url}: the server refuses access ({_line(error)}); check your credentials.") from error
+    except Exception as error:
+        raise XDogeError(f"{url} cannot be read: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _folder(file: RemoteFile) -> Path:
+    cache = os.environ.get("XDOGE_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "xdoge")
+    return Path(cache).expanduser() / hashlib.sha256(file.url.encode()).hexdigest()[:32]
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path in it."""
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingExtraError("fsspec", "proxy") from error
+    protocol = url.partition("://")[0].lower()
+    options: dict[str, Any] = {}
+    if protocol in ("http", "https"):
+        with _library(protocol):
+            import aiohttp
+
+            options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}
+    with _library(protocol):
+        system, path = fsspec.core.url_to_fs(url, **options)
+    return system, path
+
+
+@contextlib.contextmanager
+def _library(protocol: str) -> Iterator[None]:
+    """Turn an unknown protocol, or one whose library is missing, into a line that says what to install."""
+    from fsspec.registry import known_implementations
+
+    try:
+        yield
+    except ImportError as error:
+        library = str(getattr(error.__cause__ or error, "name", None) or "the library of its protocol")
+        raise XDogeError(f"{protocol}:// needs {library}, which is not installed: pip install {library}.") from error
+    except ValueError as error:
+        if protocol in known_implementations:
+            raise
+        raise XDogeError(f"{protocol}:// is no protocol that fsspec knows; use s3, gs, hf or https.") from error
+
+
+def _remote(system: Any, path: str, info: Mapping[str, Any]) -> RemoteFile:
+    if info.get("size") is None or not any(info.get(key) for key in VERSIONS):  # a listing may tell less
+        info = system.info(path)
+    version = next((str(info[key]) for key in (*VERSIONS, *TIMES) if info.get(key)), None)
+    return RemoteFile(system.unstrip_protocol(path), info.get("size"), version)
+
+
+def _download(file: RemoteFile, out: IO[bytes]) -> None:
+    with remote_errors(file.url):
+        system, path = _system(file.url)
+        ranges, tries, most = file.version is not None, 0, 0
+        problem: Exception
+        while True:
+            if not ranges:
+                out.truncate(0)
+            start = out.seek(0, os.SEEK_END)
+            try:
+                for piece in _pieces(system, path, start, ranges):
+                    with disk_errors(Path(out.name)):
+                        out.write(piece)
+                if out.tell() >= (file.n_bytes or 0):
+                    break
+                problem = EOFError(f"it ended after {out.tell():,} of {file.n_bytes:,} bytes")
+            except (XDogeError, Interrupted, PermissionError):
+                raise
+            except FileNotFoundError as error:  # over HTTP also a connection that broke
+                if error.__cause__ is None or hasattr(error.__cause__, "status"):
+                    raise
+                problem = error
+            except ValueError:  # how fsspec says that a server sends files from the beginning only
+                if not ranges:
+                    raise
+                ranges = False
+                continue
+            except Exception as error:  # a connection that broke; each library has exceptions of its own
+                problem = error
+            tries, most = 1 if out.tell() > most else tries + 1, max(most, out.tell())
+            if tries >= TRIES:
+                raise problem
+            time.sleep(2 ** (tries - 1))
+        system.invalidate_cache()
+        now = _remote(system, path, {})
+    if (now.n_bytes, now.version) != (file.n_bytes, file.version) or file.n_bytes not in (None, out.tell()):
+        out.truncate(0)
+        raise XDogeError(f"{file.url} changed while it was being downloaded; run again.")
+
+
+def _pieces(system: Any, path: str, start: int, ranges: bool) -> Iterator[bytes]:
+    """Yield the bytes of a file from `start` on, or all of them where the server knows no ranges."""
+    with system.open(path, "rb", cache_type="none", block_size=PIECE if ranges else 0) as stream:
+        if start:
+            stream.seek(start)
+        while piece := stream.read(PIECE):
+            yield piece
