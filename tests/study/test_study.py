@@ -32,6 +32,7 @@ from xdoge.io import locked
 from xdoge.mixtures.weights import WeightSet
 from xdoge.models.recipes import load_recipe
 from xdoge.study import Study, report, runner, slurm
+from xdoge.study.attempts import failed_runs, note_attempt
 from xdoge.study.findings import Findings
 from xdoge.study.intervals import paired
 from xdoge.study.plan import Run
@@ -220,6 +221,30 @@ def test_a_study_cannot_drop_or_change_what_it_planned_but_can_grow(tmp_path, st
         Study.load(write(tmp_path, store, recipe)).begin(tmp_path / "other")
 
 
+def test_a_run_that_failed_may_get_other_settings(tmp_path, store, recipe, xdoge):
+    out, learned = tmp_path / "out", [f"weights/learned/seed-{seed}" for seed in (0, 1)]
+    Study.load(write(tmp_path, store, recipe)).begin(out)
+    for name in learned:
+        note_attempt(out, name, status=1, seconds=1.0, last_line="error: no.")
+        (out / name / "checkpoints").mkdir(parents=True)
+    path = write(tmp_path, store, recipe, learning={"steps": 2, "checkpoint_every": 1})
+    status, printed, _ = xdoge("study", path, "--out", out, "--dry-run")
+    assert (status, printed.splitlines()[0]) == (
+        0, f"# 0 of 32 runs are finished in {out} and stay as they are. These failed and begin anew, since their "
+        f"settings changed: {', '.join(learned)}.",
+    )  # fmt: skip
+    assert (out / learned[0]).exists()
+    runs = Study.load(path).begin(out)
+    assert "steps=2" in runs[learned[0]].command
+    assert not (out / learned[0]).exists()
+    Study.load(path).begin(out)
+    (out / learned[0]).mkdir()
+    (out / learned[0] / "weights.json").touch()
+    with pytest.raises(XDogeError, match="weights/learned/seed-0 .*steps=2 .*steps=1"):
+        Study.load(write(tmp_path, store, recipe, learning={"steps": 1, "checkpoint_every": 1})).begin(out)
+    assert xdoge("study", write(tmp_path, store, recipe, steps=3), "--out", out, "--dry-run")[0] == 1
+
+
 # Who runs when
 
 
@@ -271,6 +296,22 @@ def test_runs_wait_for_what_they_need_and_a_failed_one_stops_its_own_line_only(j
     rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert [row["last_line"] for row in rows if row["status"]] == ["error: the reason."]
     assert len(rows) == 10
+    counts = [int(line.partition("; ")[2].partition(" of ")[0]) for line in said if " finished in " in line]
+    assert counts == list(range(2, len(counts) + 2))  # a3 was finished before
+    monkeypatch.setattr(runner, "start", lambda run, log, environment: Stub(run, log, ()))
+    during = []
+    monkeypatch.setattr(Stub, "poll", watched(Stub.poll, lambda: during.append(failed_runs(tmp_path))))
+    assert runner.run_all(runs, tmp_path, jobs=jobs) == []
+    assert during
+    assert not any(during)  # "b1" runs again
+
+
+def watched(function, look):
+    def looked(self):
+        look()
+        return function(self)
+
+    return looked
 
 
 def test_one_of_several_calls_starts_its_own_runs_only(tmp_path, monkeypatch):

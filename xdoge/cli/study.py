@@ -36,7 +36,8 @@ others, and what to do next. OUT/study.json has every number, OUT/report.html a 
 
 **No cherry-picking.** Every model that was planned is counted, failed ones by name. A run that fails stops no other;
 its last line is shown, the whole log is in OUT/logs, and the exit status is 1. To a study that has begun, seeds and
-strategies can be added, as long as no run of before changes; none can be taken away.
+strategies can be added, as long as no run of before changes; none can be taken away. Only a run that failed and has no
+result may get other settings; what it had written, other than its log, is removed.
 
 **Stopping.** Ctrl-C and SIGTERM are passed on, and every command writes what it needs. The same command goes on, after
 a kill too, and tries again what failed. Checkpoints of a finished run are removed.
@@ -79,7 +80,9 @@ def study(
         typer.Option(metavar="PATTERN", help="Start runs of these names only, as 'train/*', and print no table."),
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Run nothing; show what is finished so far.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and what they cost.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the commands and what they cost; check OUT.")
+    ] = False,
     slurm: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a script for Slurm instead.", show_default=False)
     ] = None,
@@ -90,6 +93,11 @@ def study(
     planned = Study.load(path, store=store)
     command = ["xdoge", "study", str(path), "--out", str(out), *(["--store", str(store)] if store else [])]
     if dry_run:
+        anew, runs = planned.check(out), planned.runs(out)
+        finished = sum(run.finished for run in runs.values())
+        if finished or anew:
+            again = f" These failed and begin anew, since their settings changed: {', '.join(anew)}." if anew else ""
+            print(f"# {finished} of {len(runs)} runs are finished in {out} and stay as they are.{again}")
         print(f"# Weights of strategies that learn nothing, {out}/weights/NAME/weights.json, are written at the start.")
         print("\n".join(planned.commands(out)))
         print_plan(planned)

@@ -18,9 +18,9 @@ from xdoge.eval.perplexity import TASK, Measured, PerplexitySettings
 from xdoge.eval.results import ALL, Results
 from xdoge.mixtures.weights import WeightSet
 from xdoge.names import split_source
+from xdoge.study.attempts import attempts
 from xdoge.study.intervals import CONFIDENCE, Floats, Interval, paired
 from xdoge.study.plan import Run, StudyPlan, Trial
-from xdoge.study.runner import attempts
 from xdoge.study.spec import BudgetKind
 from xdoge.study.verdict import verdict
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from xdoge.io import read_json, write_json
 from xdoge.laws.swarm_settings import SwarmSettings
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models.initial_model import InitialModel
+from xdoge.study.attempts import attempts, failed_runs, refuse_changes
 from xdoge.study.spec import FIT, BudgetKind, Strategy, StudySpec, model_path, read_strategies, read_swarm
 from xdoge.train.settings import TrainSettings
 
@@ -321,11 +323,42 @@ class StudyPlan:
     def begin(self, out: Path | str) -> dict[str, Run]:
         """Make the study's folder, or check that the folder is this study's; return the runs.
 
+        What a run that failed has left is removed where its settings changed.
+
         Raises:
             XDogeError: the folder holds something else, or a run that the study no longer plans.
         """
-        out = Path(out)
-        runs, file = self.runs(out), out / "plan.json"
+        out, before, planned = Path(out), *self._plans(Path(out))
+        runs = self.runs(out)
+        for name in self.check(out):
+            if folder := runs[name].folder:
+                shutil.rmtree(folder, ignore_errors=True)
+        if before != planned:  # tasks of one array leave it alone
+            write_json(out / "plan.json", planned)
+        for name, strategy in self.strategies.items():
+            if strategy.weights and not (free := self.weights_file(out, name, 0)).exists():
+                strategy.weights.save(free)
+        return runs
+
+    def check(self, out: Path | str) -> list[str]:
+        """Check that a folder is free or this study's, and return the failed runs whose settings changed.
+
+        Raises:
+            XDogeError: as `begin` does.
+        """
+        out, before, planned = Path(out), *self._plans(Path(out))
+        if before is None:
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise XDogeError(f"{out} holds something else than a study; name a new or empty folder.")
+            return []
+        runs, tried = self.runs(out), attempts(out).keys()
+        failed = {name for name in failed_runs(out) if name in runs and not runs[name].finished}
+        idle = {name for name in before["runs"] if name not in tried and not any(out.glob(f"{name}*"))}
+        return refuse_changes(out, self.path, before, planned, open_runs=failed, idle_runs=idle)
+
+    def _plans(self, out: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Return the plan that the folder holds, if any, and the one that it should hold."""
+        file = out / "plan.json"
         planned = {
             "schema": f"{SCHEMA}/1",
             "store": self.store.sha256,
@@ -335,40 +368,7 @@ class StudyPlan:
             },
             "runs": {name: self._portable(run) for name, run in self.runs("OUT").items()},
         }
-        before = read_json(file, schema=SCHEMA) if file.exists() else None
-        if before is not None:
-            self._check_before(out, before, planned)
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise XDogeError(f"{out} holds something else than a study; name a new or empty folder.")
-        if before != planned:  # tasks of one array leave it alone
-            write_json(file, planned)
-        for name, strategy in self.strategies.items():
-            if strategy.weights and not (free := self.weights_file(out, name, 0)).exists():
-                strategy.weights.save(free)
-        return runs
-
-    def _check_before(self, out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Refuse to drop or change a run that was planned: every run that was started stays in the table."""
-        for key in ("store", "model"):
-            if before[key] != now[key]:
-                raise XDogeError(f"{out} is a study with another {key}; name another folder for this one.")
-        for name, files in before.get("learning", {}).items():
-            if files != now["learning"].get(name, files):
-                raise XDogeError(
-                    f"{out} began with another recipe of the proxy, or other reference weights, of strategies.{name}. "
-                    "Put back what was there, or name another folder."
-                )
-        for name, command in before["runs"].items():
-            if name not in now["runs"]:
-                raise XDogeError(
-                    f"{out} has the run {name}, which {self.path} no longer asks for, and a study shows every run that "
-                    "it began. Put back what was there, or name another folder."
-                )
-            if command != now["runs"][name]:
-                raise XDogeError(
-                    f"{out} planned {name} as `{command}`, and {self.path} now as `{now['runs'][name]}`. Put back what "
-                    "was there, or name another folder."
-                )
+        return read_json(file, schema=SCHEMA) if file.exists() else None, planned
 
     def _portable(self, run: Run) -> str:
         """Return the command of a run without the path of the store."""

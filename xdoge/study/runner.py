@@ -7,7 +7,6 @@ several processes, such as the tasks of a Slurm array, may append to it.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -15,12 +14,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from xdoge.distributed import stop_requests
 from xdoge.errors import Interrupted
 from xdoge.io import disk_errors, in_use, locked
 from xdoge.progress import OnNote, silent
+from xdoge.study.attempts import failed_runs, note_attempt
 from xdoge.study.launcher import Command, Launcher
 from xdoge.study.plan import Run
 
@@ -94,8 +93,9 @@ class _Session:
 
     @property
     def finished(self) -> str:
-        """How many of all runs are finished."""
-        return f"{sum(run.finished for run in self.runs.values())} of {len(self.runs)}"
+        """How many of all runs are finished; one whose command is still to be collected is not."""
+        finished = sum(run.finished and name not in self.running for name, run in self.runs.items())
+        return f"{finished} of {len(self.runs)}"
 
     def collect(self, *, stopping: bool) -> None:
         """Write down the commands that ended, except those that were told to stop."""
@@ -109,9 +109,7 @@ class _Session:
 
     def _ended(self, run: Run, status: int, seconds: float) -> None:
         good, message = status == 0 and run.finished, last_line(log_of(self.out, run.name))
-        row = {"run": run.name, "status": status, "seconds": round(seconds, 1), "last_line": message}
-        with disk_errors(self.out), (self.out / "runs.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        note_attempt(self.out, run.name, status=status, seconds=round(seconds, 1), last_line=message)
         if not good:
             self.failed.append(run.name)
         elif run.folder:
@@ -144,6 +142,8 @@ class _Session:
                 self.on_note(f"{run.name} not started: it needs {missing[0]}, which is not finished")
             elif not missing and self._busy + self._jobs_of(run) <= self.jobs:
                 asked = replace(run, arguments=(*run.arguments, "--jobs", str(self.jobs))) if run.parallel else run
+                if run.name in failed_runs(self.out):  # no longer, while it runs again
+                    note_attempt(self.out, run.name, status=None, seconds=0.0, last_line="running again")
                 if (command := start(asked, log_of(self.out, run.name), self.launcher)) is None:
                     return
                 self.waiting.remove(run)
@@ -198,16 +198,6 @@ def last_line(log: Path) -> str:
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it said nothing"
-
-
-def attempts(out: Path) -> dict[str, dict[str, Any]]:
-    """Return the last line of runs.jsonl for each run that ended."""
-    file, last = out / "runs.jsonl", {}
-    for line in file.read_bytes().splitlines() if file.exists() else ():
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # cut short by a kill
-            row = json.loads(line)
-            last[row["run"]] = row
-    return last
 
 
 def clock(seconds: float) -> str:

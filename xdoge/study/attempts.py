@@ -1,0 +1,84 @@
+"""runs.jsonl: how every attempt at a run of a study ended, and which runs may be planned anew."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from xdoge.errors import XDogeError
+from xdoge.io import disk_errors
+
+
+def note_attempt(out: Path, name: str, *, status: int | None, seconds: float, last_line: str) -> None:
+    """Append how an attempt at a run ended; with status None, that a run which failed was started again."""
+    row = {"run": name, "status": status, "seconds": seconds, "last_line": last_line}
+    with disk_errors(out), (out / "runs.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def attempts(out: Path) -> dict[str, dict[str, Any]]:
+    """Return the last line of runs.jsonl for each run that was attempted."""
+    file, last = out / "runs.jsonl", {}
+    for line in file.read_bytes().splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # cut short by a kill
+            row = json.loads(line)
+            last[row["run"]] = row
+    return last
+
+
+def failed_runs(out: Path) -> set[str]:
+    """Return the names of the runs whose last attempt failed."""
+    return {name for name, row in attempts(out).items() if row.get("status")}
+
+
+def refuse_changes(
+    out: Path,
+    study: Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    open_runs: set[str],
+    idle_runs: set[str],
+) -> list[str]:
+    """Refuse to drop or change a run that was planned, and return the names of those that may be planned anew.
+
+    Every run that was started stays in the table. A run that failed and has no result may get other settings.
+
+    Args:
+        out: the study's folder.
+        study: its YAML file.
+        before: the plan that the folder holds.
+        now: the plan that the file stands for.
+        open_runs: names of the runs that failed and have no result.
+        idle_runs: names of the runs that were planned and never attempted.
+
+    Raises:
+        XDogeError: another run was dropped or changed, or the store, the model or a file that weights are learned from.
+    """
+    for key in ("store", "model"):
+        if before[key] != now[key]:
+            raise XDogeError(f"{out} is a study with another {key}; name another folder for this one.")
+    for name, files in before.get("learning", {}).items():
+        if files != now["learning"].get(name, files):
+            raise XDogeError(
+                f"{out} began with another recipe of the proxy, or other reference weights, of strategies.{name}. "
+                "Put back what was there, or name another folder."
+            )
+    anew = [name for name in before["runs"] if name in open_runs and before["runs"][name] != now["runs"].get(name)]
+    for name, command in before["runs"].items():
+        if name in anew or (anew and name in idle_runs):  # equal FLOPs plan other steps where learning costs otherwise
+            continue
+        if name not in now["runs"]:
+            raise XDogeError(
+                f"{out} has the run {name}, which {study} no longer asks for, and a study shows every run that "
+                "it began. Put back what was there, or name another folder."
+            )
+        if command != now["runs"][name]:
+            raise XDogeError(
+                f"{out} planned {name} as `{command}`, and {study} now as `{now['runs'][name]}`. Put back what "
+                "was there, or name another folder; only a run that failed may change."
+            )
+    return [name for name in anew if name in now["runs"]]
