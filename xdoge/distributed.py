@@ -55,13 +55,13 @@ class Processes:
             return cls(0, 1, "cuda" if torch.cuda.is_available() and not cpu else "cpu")
         from accelerate import PartialState  # type: ignore[import-untyped]
 
+        _watch_signals()  # before the processes meet: one of them may never come
         options = {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
         try:
             state = PartialState(cpu=cpu or not torch.cuda.is_available(), **options)
         except torch.distributed.DistError as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise LostProcessError(f"the processes did not meet at {where}: {str(error).splitlines()[0]}") from error
-        _watch_signals()
         return cls(state.process_index, state.num_processes, str(state.device))
 
     @property

@@ -201,9 +201,15 @@ def test_slurm_says_which_part_it_is(xdoge, corpus, tmp_path, monkeypatch):
     assert "SLURM_ARRAY_TASK_ID=7" in one_line(err)
     assert xdoge("prepare", corpus, "--out", out, "--join")[0] == 0
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "10")
+    status, _, err = xdoge("prepare", corpus, "--out", out)
+    assert (status, "SLURM" in err) == (0, False)
     assert xdoge("prepare", corpus, "--out", tmp_path / "whole", "--shard", "1/1")[0] == 0
     assert contents(out) == contents(tmp_path / "whole")
-    for wrong, word in ((["--shard", "4/3"], "--shard is 4/3"), (["--join", "--shard", "1/3"], "--join goes without")):
+    for wrong, word in (
+        (["--shard", "4/3"], "--shard is 4/3"),
+        (["--join", "--shard", "1/3"], "--join goes without"),
+        (["--join", "--refresh"], "--join goes without"),
+    ):
         status, _, err = xdoge("prepare", corpus, "--out", tmp_path / "more", *wrong)
         assert status == 1
         assert word in one_line(err)

@@ -90,8 +90,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _leave(status: int) -> NoReturn:
     """Exit, without waiting for a thread that encodes: it writes nothing, and its document may take a minute."""
     if any(thread.name.startswith(ABANDONED) for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
 

@@ -51,9 +51,11 @@ def prepare(
     number says which part it is, and `--shard 1/1` prepares the whole corpus. After the last part one call with
     `--join` makes the store, with the same bytes as one process makes.
     """
-    if join and (shard is not None or refresh):
-        raise XDogeError(f"--join goes without {'--shard' if shard is not None else '--refresh'}.")
-    part = None if join else _shard(shard)
+    if join and shard is not None:
+        raise XDogeError("--join goes without --shard; it joins all parts.")
+    if join and refresh:
+        raise XDogeError("--join goes without --refresh; give that to the parts.")
+    part = None if join else _shard(shard, out)
     if part is not None:
         counts = prepare_shard(corpus, out, part, workers=workers, refresh=refresh)
         if as_json:
@@ -69,7 +71,7 @@ def prepare(
         print_store(store)
 
 
-def _shard(option: str | None) -> Shard | None:
+def _shard(option: str | None, out: Path) -> Shard | None:
     """Return which part to prepare, None for the whole corpus: as --shard or the variables of a Slurm array say."""
     from xdoge.corpus.shards import Shard
 
@@ -77,7 +79,7 @@ def _shard(option: str | None) -> Shard | None:
         shard = Shard.parse(option)
     else:
         names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "COUNT", "MIN", "STEP")]
-        if names[0] not in os.environ:
+        if names[0] not in os.environ or (out / "store.json").exists():  # each task of an array may call it again
             return None
         values = [os.environ.get(name, default) for name, default in zip(names, ("", "", "0", "1"), strict=True)]
         told = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))

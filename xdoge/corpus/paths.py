@@ -107,8 +107,11 @@ def _local(pattern: str, folder: Path) -> Sequence[File]:
     if not glob.has_magic(pattern):
         raise XDogeError(f"{path} does not exist.")
     named = frozenset(PurePath(pattern).parts)
-    matches = (Path(match) for match in sorted(glob.glob(str(path), recursive=True)))
-    return [match for match in matches if match.is_file() and not _is_mark(_below(match, folder), named)]
+    return [
+        Path(match)
+        for match in sorted(glob.glob(str(path), recursive=True))
+        if os.path.isfile(match) and not ("/_" in f"/{match}" and _is_mark(_below(Path(match), folder), named))
+    ]
 
 
 def _below(file: Path, folder: Path) -> Path:

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -136,8 +135,10 @@ def encoders(workers: int) -> Iterator[ThreadPoolExecutor]:
     try:
         with one_thread_each():
             yield pool
-    finally:
-        pool.shutdown(wait=sys.exc_info()[0] is None, cancel_futures=True)
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def report_kept(markers: Mapping[Source, dict[str, Any] | None], on_progress: OnProgress) -> None:

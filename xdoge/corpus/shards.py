@@ -199,7 +199,8 @@ def _items(corpus: Corpus) -> Iterator[tuple[Source, tuple[File, ...], int]]:
 
 def _count(out: Path) -> int | None:
     """Return of how many shards there are some in `out`, None if there are none."""
-    counts = {int(path.name.rpartition("-")[2]) for path in out.glob(f"{SHARDS}/*-of-*")}
+    names = (re.fullmatch(r"[0-9]+-of-([0-9]+)", path.name) for path in out.glob(f"{SHARDS}/*"))
+    counts = {int(name[1]) for name in names if name}
     if len(counts) > 1:
         several = " and ".join(map(str, sorted(counts)))
         raise XDogeError(f"{out / SHARDS} holds shards of {several}; delete those that you do not want.")
@@ -246,7 +247,12 @@ def _add_pieces(works: Mapping[str, Work], corpus: Corpus, out: Path, count: int
             missing.append(number)
         for work, marker in pieces:
             if marker is not None:
-                work.add_piece(home, marker)
+                try:
+                    work.add_piece(home, marker)
+                except (KeyError, IndexError, TypeError) as error:
+                    raise XDogeError(
+                        f"{home}: a marker is damaged; delete that folder, and run {shard} again."
+                    ) from error
     if missing:
         first, more = ", ".join(map(str, missing[:10])), f" and {len(missing) - 10} more" * (len(missing) > 10)
         raise XDogeError(

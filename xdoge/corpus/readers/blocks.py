@@ -6,6 +6,7 @@ any thread.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -20,10 +21,14 @@ import pyarrow.json
 from xdoge.corpus.readers.columns import Columns, Pairs, names_of, select, text_of, texts_of
 from xdoge.errors import XDogeError
 
-MARKS = re.compile(rb"(?m)^(?:\xef\xbb\xbf)+")
-"""Byte order marks, which stand where files were joined to one."""
+_MARKS = re.compile(rb"(?m)^(?:\xef\xbb\xbf)+")
 
 BLANK_LINES = re.compile(r"(?m)^(?:[ \t\r]*\n)+")
+
+
+def unmarked(data: bytes) -> bytes:
+    """Return lines without byte order marks, which stand where files were joined to one."""
+    return _MARKS.sub(b"", data) if codecs.BOM_UTF8 in data else data
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,13 @@ class Block:
             XDogeError: a row is damaged or its text is not text; the line names the row.
         """
         if self.kind in ("line", "blank-line", "file"):
-            text = MARKS.sub(b"", self.data).decode("utf-8").replace("\r\n", "\n")
+            text = unmarked(self.data).decode("utf-8").replace("\r\n", "\n")
             if self.kind == "file":
                 return [text]
             if self.kind == "blank-line":
                 return [part.removesuffix("\n") for part in BLANK_LINES.split(text) if part.strip()]
             return text.removesuffix("\n").split("\n")
-        array: Any = _parsed(MARKS.sub(b"", self.data), columns) if self.kind == ".jsonl" else self.data
+        array: Any = _parsed(unmarked(self.data), columns) if self.kind == ".jsonl" else self.data
         if array is None:
             return list(self._texts_of_lines(columns))
         try:
@@ -73,7 +78,7 @@ class Block:
             raise
 
     def _texts_of_lines(self, columns: Columns) -> Iterator[str]:
-        for number, line in enumerate(MARKS.sub(b"", self.data).split(b"\n"), start=self.first):
+        for number, line in enumerate(unmarked(self.data).split(b"\n"), start=self.first):
             if not line.strip():
                 continue
             try:
@@ -112,7 +117,7 @@ def document_texts(blocks: Sequence[Block], columns: Columns) -> list[str]:
         XDogeError: as `Block.texts`.
     """
     if len(blocks) > 1 and all(block.kind == ".jsonl" for block in blocks):
-        data = MARKS.sub(b"", b"\n".join(block.data for block in blocks))
+        data = unmarked(b"\n".join(block.data for block in blocks))
         array = _parsed(data, columns)
         if array is not None and len(array) == sum(1 for line in data.split(b"\n") if line.strip()):
             return list(texts_of(array))

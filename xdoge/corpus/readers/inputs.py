@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from xdoge.corpus.readers.blocks import MARKS, Block, document_texts
+from xdoge.corpus.readers.blocks import Block, document_texts, unmarked
 from xdoge.corpus.readers.columns import Columns, check_column, check_names, check_rows
 from xdoge.corpus.readers.csv_rows import csv_rows
 from xdoge.corpus.readers.files import BLOCK_BYTES, arrow_batches, chunks_of, file_blocks, open_parquet, reading
@@ -54,7 +54,7 @@ class Input:
 
     def same_time(self, folder: Path) -> bool:
         """Say whether the file still has its size and time; then it is taken for unchanged."""
-        stat = (folder / self.path).stat()
+        stat = os.stat(os.path.join(folder, self.path))
         return (stat.st_size, stat.st_mtime_ns) == (self.n_bytes, self.mtime_ns)
 
     def changed(self, file: File) -> bool:
@@ -92,16 +92,21 @@ def scan_files(
     for path, name in zip(paths, names, strict=True):
         with reading(path):
             entry, start = _scan(path, columns, name, csv)
-            if entry.rows and text_format(path)[0] == ".txt" and document != "line":
+            if document != "line" and entry.rows and text_format(path)[0] == ".txt":
                 entry = replace(entry, rows=1 if document == "file" else None)
         inputs.append(entry)
         if start is not None:
-            starts.append(replace(start, data=b"\n".join(start.data.split(b"\n", HEAD_LINES)[:HEAD_LINES])))
+            starts.append(_start_of(start))
     if not isinstance(columns, str) or not all(document_texts(starts, columns)):
         for start in starts:  # one may lack a column
             _check_keys(start, columns)
             start.texts(columns)
     return inputs
+
+
+def _start_of(block: Block) -> Block:
+    lines = block.data.split(b"\n", HEAD_LINES)
+    return replace(block, data=b"\n".join(lines[:HEAD_LINES])) if len(lines) > HEAD_LINES else block
 
 
 def _scan(path: File, columns: Columns, name: str, csv: CsvSpec) -> tuple[Input, Block | None]:
@@ -212,7 +217,7 @@ def _count_lines(path: File, chunks: Iterator[bytes]) -> int:
 
 def _check_keys(block: Block, columns: Columns) -> None:
     rows = []
-    for line in MARKS.sub(b"", block.data).split(b"\n"):
+    for line in unmarked(block.data).split(b"\n"):
         with contextlib.suppress(ValueError, RecursionError):  # bad rows are told apart where the block is parsed
             rows.append(json.loads(line))
     check_rows(rows, columns, where=block.where)
