@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from tiny_models import save_byte_tokenizer, save_llama, sharpened
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from xdoge.corpus import Corpus
+from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.distributed import Processes
 from xdoge.errors import MemoryFullError, NonFiniteLossError, XDogeError
 from xdoge.eval.documents import Documents, Text, validation_texts
@@ -306,6 +308,19 @@ def test_every_byte_and_word_of_the_text_is_counted(hub_model, parallel):
         assert totals[:, 3].tolist() == [len(text.encode()) for text in documents]
         assert totals[:, 2].tolist() == [len(text.split()) for text in documents]
         assert totals[:, 1].tolist() == totals[:, 3].tolist()  # this tokenizer's tokens are bytes
+
+
+def test_text_is_encoded_outside_of_the_main_thread_which_alone_obeys_signals(hub_model, parallel, monkeypatch):
+    threads, encode = [], Tokenizer.encode
+
+    def watched(self, texts):
+        threads.append(threading.current_thread())
+        return encode(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode", watched)
+    measure(hub_model, parallel)
+    assert len(threads) == len(PARALLEL)
+    assert threading.main_thread() not in threads
 
 
 def test_drawn_documents_are_translations_of_each_other(hub_model, parallel):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,18 +37,18 @@ from xdoge.corpus.remote import forget, local
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.spool import Spool
 from xdoge.corpus.store import SHARDS, SPLITS, TokenStore
+from xdoge.corpus.threads import encoders, one_thread_each, worker_count
 from xdoge.corpus.tokenizer import (
     Tokenizer,
     level,
     load_tokenizer,
-    one_thread_each,
     sample,
     saved,
     sentencepiece_model,
     train,
 )
 from xdoge.corpus.work import Work, refuse_moving, refuse_same_bytes, scan_all
-from xdoge.errors import ABANDONED, XDogeError, argument
+from xdoge.errors import XDogeError, argument
 from xdoge.io import disk_errors, write_json
 from xdoge.progress import Event, OnProgress, silent
 
@@ -101,7 +100,7 @@ def prepare(
             f"{out} holds parts of a store; put them together with {argument('join', True)}, or delete {out / SHARDS}."
         )
     workers = worker_count(workers)
-    with encoders(workers) as pool:
+    with encoders(workers) as pool, one_thread_each():
         tokenizer = known_tokenizer(loaded, out)
         markers = {source: current_marker(source, loaded, out, tokenizer, refresh) for source in loaded.sources}
         works = [Work(source, loaded) for source, marker in markers.items() if marker is None]
@@ -114,31 +113,6 @@ def prepare(
             report_kept(markers, on_progress)
             tokenise(works, tokenizer, out, pool, workers, on_progress)
             return write_manifest(loaded, out, tokenizer)
-
-
-def worker_count(workers: int | None) -> int:
-    """Return how many threads to start: one per core that this process may use when None.
-
-    Raises:
-        XDogeError: `workers` is below 1.
-    """
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 1:
-        raise XDogeError(f"{argument('workers')} is {workers}; it must be at least 1.")
-    return workers
-
-
-@contextlib.contextmanager
-def encoders(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield threads that encode. Nobody waits for them after an error or a signal: a document may be very long."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix=ABANDONED)
-    try:
-        with one_thread_each():
-            yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
 
 
 def report_kept(markers: Mapping[Source, dict[str, Any] | None], on_progress: OnProgress) -> None:

@@ -17,19 +17,12 @@ from typing import Any
 
 from xdoge._version import __version__
 from xdoge.corpus.manifest import check_folder, claimed, current_marker, reporting_unfinished, write_manifest
-from xdoge.corpus.prepare import (
-    encoders,
-    known_tokenizer,
-    report_kept,
-    save_tokenizer,
-    tokenise,
-    train_tokenizer,
-    worker_count,
-)
+from xdoge.corpus.prepare import known_tokenizer, report_kept, save_tokenizer, tokenise, train_tokenizer
 from xdoge.corpus.readers.inputs import refuse_empty
 from xdoge.corpus.remote import File, size_of
 from xdoge.corpus.spec import Corpus, Source, naming
 from xdoge.corpus.store import PREPARING, SHARDS, SPLITS, TokenStore
+from xdoge.corpus.threads import encoders, one_thread_each, worker_count
 from xdoge.corpus.tokenizer import Tokenizer, saved
 from xdoge.corpus.work import Work, refuse_same_bytes, scan_all
 from xdoge.errors import XDogeError, argument
@@ -111,7 +104,7 @@ def prepare_shard(
     if (out / "store.json").is_file():
         raise XDogeError(f"{out} holds a finished store, and shards make a new one; name another folder.")
     part, home = _part(loaded, shard), out / shard.folder
-    with encoders(workers) as pool:
+    with encoders(workers) as pool, one_thread_each():
         tokenizer = _shared_tokenizer(loaded, out, shard, pool, on_progress)
         markers = {source: current_marker(source, loaded, home, tokenizer, refresh) for source in part.sources}
         works = [Work(source, loaded) for source, marker in markers.items() if marker is None]
@@ -149,7 +142,7 @@ def join_shards(
     tokenizer = known_tokenizer(loaded, out)
     if tokenizer is None or count is None:
         raise XDogeError(f"{out} holds no shard that could be joined; {argument('shard', '1/16')} makes one.")
-    with encoders(workers) as pool:
+    with encoders(workers) as pool, one_thread_each():
         markers = {source: current_marker(source, loaded, out, tokenizer, False) for source in loaded.sources}
         works = [Work(source, loaded) for source, marker in markers.items() if marker is None]
         _add_pieces({work.source.name: work for work in works}, loaded, out, count, tokenizer)

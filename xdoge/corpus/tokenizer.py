@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -334,20 +333,6 @@ def _huggingface_errors(where: str) -> Iterator[None]:
     except Exception as error:  # `tokenizers` raises bare Exception
         message = " ".join(str(error).split())[:200]
         raise XDogeError(f"{where} cannot be read as a Hugging Face tokenizer: {message}") from error
-
-
-@contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Keep `tokenizers` from starting threads of its own inside each of ours; it reads this variable at every call."""
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def sample(documents: Iterable[str], *, characters: int, seed: int) -> list[str]:

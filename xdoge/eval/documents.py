@@ -25,6 +25,7 @@ from xdoge.corpus.readers.inputs import Input, refuse_empty, scan
 from xdoge.corpus.remote import File, local
 from xdoge.corpus.spec import PLAIN_CSV, Corpus, CsvSpec, DocumentOf, text_format
 from xdoge.corpus.store import TokenStore
+from xdoge.corpus.threads import encoders
 from xdoge.errors import XDogeError
 from xdoge.models.tokenizers import check_tokenizer, model_tokenizer
 from xdoge.sampling.permutation import derive_key
@@ -118,7 +119,8 @@ class StoreText:
         self.store.check_ids(source, flat[:], "validation")
         bounds = self.store.document_bounds(source, "validation").tolist()
         tokens = [flat[start : end - 1] for start, end in itertools.pairwise(bounds)]
-        texts = self._decode([document.tolist() for document in tokens])
+        with encoders(1) as pool:
+            texts = pool.submit(self._decode, [document.tolist() for document in tokens]).result()
         n_bytes = _count(len(text.encode("utf-8", "replace")) for text in texts)
         n_bytes *= self.store.n_bytes("validation")[source] / n_bytes.sum()
         return Documents(tokens, _count(len(text.split()) for text in texts), n_bytes, [None] * len(tokens))
@@ -170,7 +172,8 @@ class FileText:
             names = _ids(file, text.id) if text.id else None
             pairs += [pair for pair in zip(rows, names or [None] * len(rows), strict=True) if pair[0].strip()]
         texts = [row for row, _ in pairs]
-        flat, lengths = self.tokenizer.encode(texts)
+        with encoders(1) as pool:  # so that a signal is obeyed at once
+            flat, lengths = pool.submit(self.tokenizer.encode, texts).result()
         ends = np.cumsum(lengths).tolist()
         return Documents(
             [flat[end - length : end - 1] for end, length in zip(ends, lengths.tolist(), strict=True)],
