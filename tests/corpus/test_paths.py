@@ -57,7 +57,7 @@ def test_marks_are_left_out_below_the_folder_of_corpus_yaml_only(tmp_path: Path)
     assert names(tmp_path / "_temporary", "a") == ["a/x.jsonl"]
 
 
-def testalternatives_in_braces_must_all_be_there(tmp_path: Path) -> None:
+def test_alternatives_in_braces_must_all_be_there(tmp_path: Path) -> None:
     make(tmp_path, "a.jsonl", "b.jsonl", "00.txt", "01.txt", "02.txt", "{x,y}.txt", "{z}.txt")
     assert names(tmp_path, "{b,a}.jsonl") == ["b.jsonl", "a.jsonl"]
     assert names(tmp_path, "{a*,[ab]}.jsonl") == ["a.jsonl", "b.jsonl"]
@@ -73,7 +73,7 @@ def testalternatives_in_braces_must_all_be_there(tmp_path: Path) -> None:
 
 @settings(max_examples=25)
 @given(st.text("ab{},.012", max_size=12))
-def testalternatives_are_those_of_bash(pattern: str) -> None:
+def test_alternatives_are_those_of_bash(pattern: str) -> None:
     if ".." in pattern or "{}" in pattern:
         return  # bash counts in letters and with signs too
     theirs = subprocess.run(["bash", "-c", f"printf '%s\\n' {pattern}x"], capture_output=True, text=True, check=True)

@@ -8,36 +8,40 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 
-from xdoge.corpus.remote import File, RemoteFile, find_remote, is_remote
+from xdoge.corpus.remote import File, Readable, find_remote, is_remote
 from xdoge.errors import XDogeError
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
+ARCHIVES = (".zip", ".tar")
 COMPRESSED = (".gz", ".zst", ".zstd", ".xz", ".bz2")
-"""Compressions of the formats made of text; Parquet and Arrow compress inside."""
-MARK_FOLDERS = frozenset({"_temporary", "_delta_log", "_spark_metadata"})
-"""Folders in which Spark and Delta Lake keep what is no data."""
+"""Compressions of .tar and of the formats made of text; the others compress inside."""
+MARK_FOLDERS = frozenset({"_temporary", "_delta_log", "_spark_metadata", "__MACOSX"})
+"""Folders in which Spark, Delta Lake and macOS keep what is no data."""
 
 _SAME = {".ndjson": ".jsonl", ".zstd": ".zst"}
-_INSIDE = (".parquet", ".arrow")
+_SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
+_INSIDE = (".parquet", ".arrow", ".zip")
 _NOTE = re.compile(r"(?i)(readme|license|licence)(\.\w+)?|(md5|sha\d+)sums?(\.txt)?|.*\.(md5|sha\d+)")
 """Files that describe a folder."""
 _MOST_ALTERNATIVES = 100_000
 
 
-def text_format(path: File | str) -> tuple[str, str]:
+def text_format(path: Readable | str) -> tuple[str, str]:
     """Return a file's format and compression by its extensions, such as (".jsonl", ".gz") or (".csv", "").
 
     Raises:
         XDogeError: not a format that can be read.
     """
-    name = (path.name if isinstance(path, RemoteFile) else os.path.basename(path)).lower()
+    name = (os.path.basename(path) if isinstance(path, str | Path) else path.name).lower()
+    short = next((ending for ending in _SHORT if name.endswith(ending)), "")
+    name = name.removesuffix(short) + _SHORT.get(short, "")
     compression = next((ending for ending in COMPRESSED if name.endswith(ending)), "")
     stem = name.removesuffix(compression)
-    kind = next((ending for ending in FORMATS if stem.endswith(ending)), "")
+    kind = next((ending for ending in (*FORMATS, *ARCHIVES) if stem.endswith(ending)), "")
     if not kind or (compression and kind in _INSIDE):
         raise XDogeError(
-            f"{path}: not a format that can be read; use {', '.join(FORMATS)}, "
-            f"all but {' and '.join(_INSIDE)} also with {' or '.join(COMPRESSED)}."
+            f"{path}: not a format that can be read; use {', '.join((*FORMATS, *ARCHIVES))}, "
+            f"all but {', '.join(_INSIDE)} also with {' or '.join(COMPRESSED)}."
         )
     return _SAME.get(kind, kind), _SAME.get(compression, compression)
 
@@ -130,30 +134,45 @@ def _remote(pattern: str) -> Sequence[File]:
 
 
 def data_files(names: Sequence[PurePath], *, where: str) -> list[PurePath]:
-    """Return which files of a folder or an archive are text, leaving out hidden files, marks and notes about them.
+    """Return which files of a folder are text, leaving out hidden files, marks and files that describe the folder.
 
     Raises:
         XDogeError: there is none, one has no format that can be read, or they have two formats.
     """
-    data = [
-        name for name in names if not (_is_hidden(name) or _is_mark(name, frozenset()) or _NOTE.fullmatch(name.name))
-    ]
-    kinds: dict[str, PurePath] = {}
+    data = [name for name in names if is_data(name)]
+    first: dict[str, PurePath] = {}
     for name in data:
-        if not _has_format(name):
-            raise XDogeError(
-                f"{where} holds {name}, which is not in a format that can be read; name the files, such as *.jsonl."
-            )
-        kinds.setdefault(text_format(str(name))[0], name)
-    if len(kinds) > 1:
-        first, second, *_ = kinds.values()
-        raise XDogeError(
-            f"{where} holds {first} and {second}, which may be the same text in two formats; name the files of one, "
-            f"such as *{next(iter(kinds))}."
-        )
+        check_format(name, first, where=where)
     if not data:
         raise XDogeError(f"{where} holds no file of text.")
     return data
+
+
+def is_data(name: PurePath) -> bool:
+    """Say whether a file of a folder or an archive should be text: it is not hidden and describes no other file."""
+    return not (_is_hidden(name) or _is_mark(name, frozenset()) or _NOTE.fullmatch(name.name))
+
+
+def check_format(name: PurePath, first: dict[str, PurePath], *, where: str, advice: str = "") -> None:
+    """Refuse a file of a folder or an archive that has no format of text, or another one than the others.
+
+    Args:
+        name: of the file.
+        first: the first file of each format, which is added to.
+        where: the folder or the archive.
+        advice: what to do; "" for a folder.
+
+    Raises:
+        XDogeError: it is refused.
+    """
+    if not _has_format(name):
+        advice = advice or "name the files, such as *.jsonl"
+        raise XDogeError(f"{where} holds {name}, which is not in a format that can be read; {advice}.")
+    first.setdefault(text_format(str(name))[0], name)
+    if len(first) > 1:
+        one, two, *_ = first.values()
+        advice = advice or f"name the files of one, such as *{next(iter(first))}"
+        raise XDogeError(f"{where} holds {one} and {two}, which may be the same text in two formats; {advice}.")
 
 
 def _is_hidden(name: PurePath) -> bool:

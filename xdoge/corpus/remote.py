@@ -65,7 +65,32 @@ class RemoteFile:
         return path.rstrip("/").rpartition("/")[2]
 
 
+@dataclass(frozen=True)
+class UnpackedFile:
+    """A file of an archive, unpacked to a temporary file.
+
+    Attributes:
+        path: of the temporary file.
+        shown: what messages call it, such as data.zip/a.jsonl.
+    """
+
+    path: Path
+    shown: str
+
+    def __str__(self) -> str:
+        """Return the archive and the name in it."""
+        return self.shown
+
+    @property
+    def name(self) -> str:
+        """The last part of its name, which says what format it has."""
+        return self.shown.rpartition("/")[2]
+
+
 File = Path | RemoteFile
+"""What corpus.yaml names."""
+Readable = File | UnpackedFile
+"""What readers read."""
 
 
 def is_remote(path: str) -> bool:
@@ -107,7 +132,7 @@ def find_remote(pattern: str) -> tuple[str, list[RemoteFile]]:
         return system.unstrip_protocol(root).rstrip("/"), remote
 
 
-def local(file: File) -> Path:
+def local(file: Readable) -> Path:
     """Return where a file lies on the local disk, after downloading it there if it lies on a server.
 
     Raises:
@@ -115,6 +140,8 @@ def local(file: File) -> Path:
     """
     if isinstance(file, Path):
         return file
+    if isinstance(file, UnpackedFile):
+        return file.path
     folder = _folder(file)
     path = folder / hashlib.sha256((file.version or _RUN).encode()).hexdigest()[:16]
     part = path.with_suffix(".part")
@@ -138,7 +165,7 @@ def local(file: File) -> Path:
 
 def size_of(file: File) -> int:
     """Return the bytes of a file, 0 if its server does not tell."""
-    return file.stat().st_size if isinstance(file, Path) else file.n_bytes or 0
+    return file.n_bytes or 0 if isinstance(file, RemoteFile) else local(file).stat().st_size
 
 
 def forget(files: Iterable[File]) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from xdoge.config import Config, Seed
-from xdoge.corpus.paths import find
+from xdoge.corpus.paths import ARCHIVES, find
 from xdoge.corpus.paths import text_format as text_format
 from xdoge.corpus.remote import File, RemoteFile
 from xdoge.corpus.token_paths import FLAT, find_tokens
@@ -331,7 +331,11 @@ class Corpus:
                     dataset=dataset,
                 )
                 files = (*entry.files, *entry.validation)
-                if source.document != "line" and files and not any(text_format(file)[0] == ".txt" for file in files):
+                if (
+                    source.document != "line"
+                    and files
+                    and not any(text_format(file)[0] in (".txt", *ARCHIVES) for file in files)
+                ):
                     raise XDogeError(
                         f"{where}.document: {source.document} is for .txt files, and {files[0]} is none; "
                         "a document of other formats is a row."

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator
 from typing import IO
 
-from xdoge.corpus.remote import File
+from xdoge.corpus.remote import Readable
 from xdoge.corpus.spec import CsvSpec, text_format
 from xdoge.errors import XDogeError
 
@@ -19,7 +19,7 @@ LONGEST_VALUE = (1 << 31) - 1
 """Characters of one value."""
 
 
-def csv_rows(path: File, stream: IO[bytes], spec: CsvSpec) -> Iterator[list[str]]:
+def csv_rows(path: Readable, stream: IO[bytes], spec: CsvSpec) -> Iterator[list[str]]:
     """Yield the header, then each row that is not an empty line.
 
     Raises:

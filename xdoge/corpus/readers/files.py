@@ -17,6 +17,8 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet
 
+from xdoge.corpus.paths import ARCHIVES
+from xdoge.corpus.readers.archives import DAMAGE, has_samples, samples, unpacked
 from xdoge.corpus.readers.blocks import Block
 from xdoge.corpus.readers.columns import (
     Columns,
@@ -29,7 +31,7 @@ from xdoge.corpus.readers.columns import (
 from xdoge.corpus.readers.csv_rows import csv_rows
 from xdoge.corpus.readers.json_values import json_values, one_object_a_line
 from xdoge.corpus.readers.streams import open_bytes
-from xdoge.corpus.remote import File, local
+from xdoge.corpus.remote import Readable, local
 from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf, text_format
 from xdoge.errors import XDogeError
 
@@ -44,17 +46,17 @@ _BLANK_LINE = re.compile(rb"(?m)^[ \t\r]*\n")
 
 
 @contextlib.contextmanager
-def reading(path: File) -> Iterator[None]:
+def reading(path: Readable) -> Iterator[None]:
     """Turn the errors of a damaged file into one line naming it."""
     try:
         yield
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, *DAMAGE) as error:
         message = " ".join(str(error).split())
         raise XDogeError(f"{path} cannot be read: {message[:300]}") from error
 
 
 def file_blocks(
-    path: File, columns: Columns, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line"
+    path: Readable, columns: Columns, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line"
 ) -> Iterator[Block]:
     """Yield the rows of a file in order, holding one block of it and at most one row that is longer than that.
 
@@ -65,18 +67,24 @@ def file_blocks(
     """
     kind, compression = text_format(path)
     with reading(path):
-        if kind == ".parquet":
+        if kind in ARCHIVES and has_samples(columns):
+            rows = enumerate(samples(path, kind, compression), start=1)
+            yield from _text_blocks(path, (text_of(row, columns, where=f"{path}: sample {n}") for n, row in rows))
+        elif kind in ARCHIVES:
+            for file in unpacked(path, kind, compression):
+                yield from file_blocks(file, columns, csv, document)
+        elif kind == ".parquet":
             with open_parquet(path) as parquet:
                 paths = paths_of(parquet.schema_arrow, columns)
                 yield from array_blocks(str(path), parquet.iter_batches(BLOCK_ROWS, columns=paths), columns)
         elif kind == ".arrow":
-            with pa.memory_map(str(local(path))) as file:
-                yield from array_blocks(str(path), arrow_batches(file), columns)
+            with pa.memory_map(str(local(path))) as mapped:
+                yield from array_blocks(str(path), arrow_batches(mapped), columns)
         elif kind in (".csv", ".tsv"):
             with open_bytes(path, compression) as stream:
-                rows = csv_rows(path, stream, csv)
-                if names := next(rows, None):  # of an empty file none
-                    yield from _text_blocks(path, _cells(rows, names, columns))
+                lines = csv_rows(path, stream, csv)
+                if names := next(lines, None):  # of an empty file none
+                    yield from _text_blocks(path, _cells(lines, names, columns))
         else:
             with open_bytes(path, compression) as stream:
                 chunks = chunks_of(stream, BLOCK_BYTES)
@@ -92,7 +100,7 @@ def file_blocks(
                     first += data.count(b"\n")
 
 
-def open_parquet(path: File) -> pa.parquet.ParquetFile:
+def open_parquet(path: Readable) -> pa.parquet.ParquetFile:
     return pa.parquet.ParquetFile(local(path), page_checksum_verification=True)
 
 
@@ -155,7 +163,7 @@ def arrow_batches(file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
         raise EOFError(f"{file.size() - end:,} bytes come after the end of its stream; give two streams two files")
 
 
-def _value_blocks(path: File, chunks: Iterator[bytes], columns: Columns) -> Iterator[Block]:
+def _value_blocks(path: Readable, chunks: Iterator[bytes], columns: Columns) -> Iterator[Block]:
     """Yield the objects of a JSON array, or of objects one after the other."""
     values = enumerate(json_values(path, chunks), start=1)
     yield from _text_blocks(path, (text_of(value, columns, where=f"{path}: row {row}") for row, value in values))
@@ -167,7 +175,7 @@ def _cells(rows: Iterator[list[str]], names: list[str], columns: Columns) -> Ite
         yield row[indices[0]] if len(indices) == 1 else join_parts(row[index] for index in indices)
 
 
-def _text_blocks(path: File, texts: Iterator[str]) -> Iterator[Block]:
+def _text_blocks(path: Readable, texts: Iterator[str]) -> Iterator[Block]:
     first = 1
     while piece := list(itertools.islice(texts, BLOCK_ROWS)):
         yield Block(str(path), first, "", pa.array(piece, type=pa.string()))

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from xdoge.corpus.paths import ARCHIVES
+from xdoge.corpus.readers.archives import has_samples, samples, unpacked
 from xdoge.corpus.readers.blocks import Block, document_texts, unmarked
 from xdoge.corpus.readers.columns import Columns, check_column, check_names, check_rows
 from xdoge.corpus.readers.csv_rows import csv_rows
 from xdoge.corpus.readers.files import BLOCK_BYTES, arrow_batches, chunks_of, file_blocks, open_parquet, reading
 from xdoge.corpus.readers.json_values import json_values
 from xdoge.corpus.readers.streams import is_compressed, open_bytes
-from xdoge.corpus.remote import File, RemoteFile, local
+from xdoge.corpus.remote import File, Readable, RemoteFile, local
 from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf, text_format
 from xdoge.errors import XDogeError
 from xdoge.io import LFS_POINTER, refuse_pointer, sha256_file
@@ -67,13 +69,15 @@ class Input:
         return not same and sha256_file(local(file)) != self.sha256
 
 
-def scan(path: File, columns: Columns, *, name: str, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line") -> Input:
+def scan(
+    path: Readable, columns: Columns, *, name: str, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line"
+) -> Input:
     """Return what `scan_files` says of one file."""
     return scan_files([path], columns, names=[name], csv=csv, document=document)[0]
 
 
 def scan_files(
-    paths: Sequence[File],
+    paths: Sequence[Readable],
     columns: Columns,
     *,
     names: Sequence[str],
@@ -90,6 +94,9 @@ def scan_files(
     """
     inputs, starts = [], []
     for path, name in zip(paths, names, strict=True):
+        if text_format(path)[0] in ARCHIVES:
+            inputs.append(_scan_archive(path, columns, name, csv, document))
+            continue
         with reading(path):
             entry, start = _scan(path, columns, name, csv)
             if document != "line" and entry.rows and text_format(path)[0] == ".txt":
@@ -109,7 +116,26 @@ def _start_of(block: Block) -> Block:
     return replace(block, data=b"\n".join(lines[:HEAD_LINES])) if len(lines) > HEAD_LINES else block
 
 
-def _scan(path: File, columns: Columns, name: str, csv: CsvSpec) -> tuple[Input, Block | None]:
+def _scan_archive(path: Readable, columns: Columns, name: str, csv: CsvSpec, document: DocumentOf) -> Input:
+    kind, compression = text_format(path)
+    counts: list[int | None]
+    with reading(path):
+        entry = hashed(path, name=name)
+        if has_samples(columns):
+            rows = samples(path, kind, compression)
+            first = list(itertools.islice(rows, HEAD_LINES))
+            counts = [len(first), sum(1 for _ in rows)]
+            if first and not any(first):
+                raise XDogeError(f"{path} has no file that ends in .txt or .json in its first samples.")
+            if first:
+                check_rows(first, columns, where=str(path))
+        else:
+            files = unpacked(path, kind, compression)
+            counts = [scan(file, columns, name=str(file), csv=csv, document=document).rows for file in files]
+    return replace(entry, rows=None if None in counts else sum(filter(None, counts)))
+
+
+def _scan(path: Readable, columns: Columns, name: str, csv: CsvSpec) -> tuple[Input, Block | None]:
     """Return an input, and of a file of JSON lines the start, which is yet to be checked."""
     kind, compression = text_format(path)
     stat = local(path).stat()  # before the bytes: a later change then shows in the time
@@ -141,7 +167,7 @@ def refuse_empty(inputs: Sequence[Input]) -> None:
         raise XDogeError(f"{inputs[0].path} is empty: it has no rows{' nor have the others' * (len(inputs) > 1)}.")
 
 
-def hashed(path: File, *, name: str) -> Input:
+def hashed(path: Readable, *, name: str) -> Input:
     """Return a file's size, time and SHA-256 without looking at what is in it."""
     refuse_pointer(local(path), name=str(path))
     stat = local(path).stat()  # before the bytes: a later change then shows in the time
@@ -151,7 +177,7 @@ def hashed(path: File, *, name: str) -> Input:
     return Input(name, None, stat.st_size, stat.st_mtime_ns, sha256)
 
 
-def _check_table(path: File, kind: str, columns: Columns) -> int:
+def _check_table(path: Readable, kind: str, columns: Columns) -> int:
     rows: int
     if kind == ".parquet":
         with open_parquet(path) as parquet:
@@ -167,7 +193,7 @@ def _check_table(path: File, kind: str, columns: Columns) -> int:
 
 
 def _check_text(
-    path: File, kind: str, compression: str, columns: Columns, csv: CsvSpec
+    path: Readable, kind: str, compression: str, columns: Columns, csv: CsvSpec
 ) -> tuple[int | None, Block | None]:
     with open_bytes(path, compression) as stream:
         lines = _count_lines(path, chunks_of(stream, SCAN_BYTES))
@@ -191,7 +217,7 @@ def _check_text(
     return lines, first
 
 
-def _count_lines(path: File, chunks: Iterator[bytes]) -> int:
+def _count_lines(path: Readable, chunks: Iterator[bytes]) -> int:
     """Return the lines of a text, 0 when it is all white space.
 
     Raises:

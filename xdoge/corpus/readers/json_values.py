@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from xdoge.corpus.readers.columns import Pairs
-from xdoge.corpus.remote import File
+from xdoge.corpus.remote import Readable
 from xdoge.errors import XDogeError
 
 _GAP = re.compile(r"[\s,\ufeff]*")
@@ -30,7 +30,7 @@ def one_object_a_line(head: bytes) -> bool:
         return False
 
 
-def json_values(path: File, chunks: Iterator[bytes]) -> Iterator[Any]:
+def json_values(path: Readable, chunks: Iterator[bytes]) -> Iterator[Any]:
     """Yield JSON values as they come, holding a chunk of the file, or one value when that is longer.
 
     They stand in one array, or one after the other.

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from xdoge.corpus.remote import File, local
+from xdoge.corpus.remote import Readable, local
 from xdoge.errors import MissingExtraError, XDogeError
 
 ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
@@ -26,7 +26,7 @@ MOST = 1 << 20
 """Bytes that bzip2 and xz return at once."""
 
 
-def open_bytes(path: File, compression: str) -> IO[bytes]:
+def open_bytes(path: Readable, compression: str) -> IO[bytes]:
     """Open a file of text, decompressed.
 
     Args:
