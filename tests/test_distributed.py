@@ -13,7 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xdoge.distributed import ALONE
+from xdoge.distributed import ALONE, Processes
+from xdoge.errors import XDogeError
 from xdoge.fit.gradients.placement import SLACK, Placement, place
 from xdoge.fit.gradients.products import SourceProducts
 
@@ -85,3 +86,23 @@ def test_sources_that_fit_stay_whole():
     assert not place(np.array([2] * 28), 2).split.any()
     assert not place(np.array([9, 7, 6, 5, 5, 4, 4]), 2).split.any()
     assert place(np.array([30, 1, 1]), 2).split.tolist() == [True, False, False]
+
+
+def test_what_the_first_process_refuses_is_refused_without_the_others_too():
+    alone = Processes(0, 1, "cpu")
+    assert alone.on_first(lambda: 7) == 7
+    with pytest.raises(XDogeError, match="taken"):
+        alone.on_first(lambda: _raise(XDogeError("taken")))
+
+
+def test_all_processes_refuse_what_the_first_one_refuses(monkeypatch):
+    said = []
+    monkeypatch.setattr(Processes, "broadcast", lambda self, value: said.append(value) or said[0])
+    for rank in range(2):
+        with pytest.raises(XDogeError, match="taken"):
+            Processes(rank, 2, "cpu").on_first(lambda: _raise(XDogeError("taken")))
+    assert said[1] == (None, None)
+
+
+def _raise(error):
+    raise error

@@ -10,10 +10,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from xdoge.names import shown
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 PATIENCE = 10.0
 """Seconds that a process which was told to stop waits for another that does not answer; torchrun kills after 30."""
@@ -167,6 +169,30 @@ class Processes:
 
         with self._answering():
             return broadcast_object_list([value])[0]
+
+    def on_first(self, action: Callable[[], T]) -> T:
+        """Run an action on the first process; return its result, or raise its error, in each of them.
+
+        A process that refused alone would leave the others waiting for it.
+        """
+        result, error = None, None
+        if self.is_first:
+            try:
+                result = action()
+            except XDogeError as caught:
+                error = caught
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise error
+        value: T = result
+        return value
+
+    @contextlib.contextmanager
+    def within_on_first(self, context: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+        """Hold a context on the first process; where it cannot be entered, each of them raises its error."""
+        with contextlib.ExitStack() as stack:
+            self.on_first(lambda: stack.enter_context(context))
+            yield
 
     def all_gather_objects(self, value: Any) -> list[Any]:
         """Return every process's value, in the order of their ranks, in each of them."""

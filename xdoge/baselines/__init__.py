@@ -73,15 +73,16 @@ def learn(
 
     run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
     config = {"baseline": method, **resolved_config(store, settings, recipe)}
+    changes: list[str] = []
     if resume:
-        run.check(config, on_note, free=ELASTIC)
+        changes = run.check(config, free=ELASTIC)
         if run.weights.exists():
             on_note(f"{run.path} is finished already.")
             return FitResult.read(run, store)
     else:
         run.refuse_taken()
-    for line in settings.notes(store):
-        on_note(f"note: {line}")
+    for line in (*(f"note: {line}" for line in settings.notes(store)), *changes):
+        on_note(line)
     methods: dict[str, Callable[[Job[Any]], WeightSet]] = {"doremi": doremi, "regmix": regmix, "doge": doge}
     flops, one = settings.learning_flops(recipe, store), settings.training_flops(recipe, store, settings.proxy_tokens)
     pace = Pace(flops, store, on_progress, on_note, proxies=flops / one)

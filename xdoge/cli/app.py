@@ -94,8 +94,7 @@ def run_settings(
     require("proxy", "torch", "transformers", "accelerate", "sentencepiece")
     if resume:
         return RunFolder(out).settings() | chosen
-    if is_first():
-        RunFolder(out).refuse_taken()
+    RunFolder(out).refuse_taken()  # in every process: a first one that refused alone would leave the others waiting
     return chosen
 
 

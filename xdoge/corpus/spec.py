@@ -7,6 +7,7 @@ the YAML file, globs expanded, every file found, nothing used twice.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -357,6 +358,10 @@ def naming(where: str) -> Iterator[None]:
         raise  # it is about the machine
     except XDogeError as error:
         raise XDogeError(f"{where}: {error.message}") from error
+    except (FileNotFoundError, PermissionError) as error:  # an input, since nothing is written here
+        what = os.fsdecode(error.filename) if error.filename else str(error)
+        why = "was removed" if isinstance(error, FileNotFoundError) else "can no longer be read"
+        raise XDogeError(f"{where}: {what} {why} while it was in use; put it back and run again.") from error
 
 
 def _find_text(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[File, ...]:

@@ -97,15 +97,15 @@ def fit(
         on_progress = on_note = silent
     check_launch(processes, settings)
     processes.refuse_differences({**decisive(config), "resume": resume})
+    changes: list[str] = []
     if resume:
-        if first:
-            run.check(config, on_note, free=(*ELASTIC, *SAVES_MEMORY))
+        changes = processes.on_first(lambda: run.check(config, free=(*ELASTIC, *SAVES_MEMORY)))
         if processes.broadcast(run.weights.exists()):
             on_note(f"{run.path} is finished already.")
             with processes.closing_group():
                 return FitResult.read(run, store)
-    elif first:
-        run.refuse_taken()
+    else:
+        processes.on_first(run.refuse_taken)
     for line in settings.notes(store):
         on_note(f"note: {line}")
     with memory_errors(settings.memory_advice):
@@ -113,14 +113,16 @@ def fit(
     pace = Pace(settings.learning_flops(recipe, store), store, on_progress, on_note)
     with (
         processes.closing_group(),
-        run.claimed() if first else contextlib.nullcontext(),
+        processes.within_on_first(run.claimed()),
         stop_requests() as stop,
         memory_errors(settings.memory_advice),
     ):
-        if first and not resume:
-            run.start(config)
         if resume:
-            on_note(f"resuming after step {trainer.rewind(on_note)} of {settings.steps}")
+            begun = trainer.rewind(on_note)
+            for line in (*changes, f"resuming after step {begun} of {settings.steps}"):
+                on_note(line)
+        else:
+            processes.on_first(lambda: run.start(config))
         pace.expect(trainer.proxy.device)
         trainer.train(stop, pace.show)
         weights = trainer.finish()
@@ -340,7 +342,7 @@ class Trainer:
     def rewind(self, on_note: OnNote) -> int:
         """Go back to the newest undamaged checkpoint, or to the start without one; return its step."""
         first = self.processes.is_first
-        folder = self.processes.broadcast(self.run.good_checkpoint(on_note) if first else None)
+        folder = self.processes.on_first(lambda: self.run.good_checkpoint(on_note))
         if folder is not None:
             if not folder.is_dir():
                 raise XDogeError(f"process {self.processes.rank} cannot see {folder}; all need the same run folder.")

@@ -16,7 +16,7 @@ from xdoge.errors import FolderInUseError, Interrupted, XDogeError, argument
 from xdoge.io import write_json
 from xdoge.models.initial_model import InitialModel
 from xdoge.progress import Event, OnNote, OnProgress, silent
-from xdoge.training.run_folder import RunFolder, note_changes, versions
+from xdoge.training.run_folder import RunFolder, version_changes, versions
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -137,7 +137,8 @@ def begin(store: TokenStore, settings: SwarmSettings, out: Path, *, resume: bool
         raise XDogeError(f"{out} cannot be resumed with other settings: {'; '.join(changed)}.")
     if InitialModel.find(settings.proxy).pin() != swarm.proxy:
         raise XDogeError(f"the files of {argument('proxy')} {settings.proxy} changed since {out} was begun.")
-    note_changes(swarm.versions, versions() if swarm.versions else {}, on_note)
+    for line in version_changes(swarm.versions, versions() if swarm.versions else {}):
+        on_note(line)
     return swarm
 
 

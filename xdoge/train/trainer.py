@@ -98,19 +98,20 @@ def train(
     first = os.environ.get("RANK", "0") == "0"
     if not first:
         on_progress = on_note = silent
-    sampler = _sampler(mixture, store, settings, on_note)
+    sampler, notes = _sampler(mixture, store, settings)
     config = resolved_config(mixture, store, settings, initial, sampler)
     processes = Processes.join(cpu=settings.device == "cpu", timeout=TIMEOUT)
     processes.refuse_differences({**decisive(config), "resume": resume})
     if resume:
-        if first:
-            run.check(config, on_note, free=ELASTIC)
+        notes += processes.on_first(lambda: run.check(config, free=ELASTIC))
         if (run.path / "train.json").exists():
             on_note(f"{run.path} is finished already.")
             processes.end_group_at_exit()
             return TrainResult.load(run.path)
-    elif first:
-        run.refuse_taken()
+    else:
+        processes.on_first(run.refuse_taken)
+    for line in notes:
+        on_note(line)
     if initial.recipe and Path(initial.name).is_dir():
         on_note(f"note: {initial.name} is taken as the recipe; write ./{initial.name} for the folder of that name")
     set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -122,20 +123,21 @@ def train(
     parameters = freeze(model, settings.train_only)
     layers = layers_trained(model)
     run_log = RunLog(run, store, mixture, settings, sampler, first, parameters, layers, on_progress, on_note)
-    with run.claimed() if first else contextlib.nullcontext(), processes.closing_group(), stop_requests() as stop:
-        if first and not resume:
-            run.start({**config, "pin": initial.pin()})
+    with processes.within_on_first(run.claimed()), processes.closing_group(), stop_requests() as stop:
+        if not resume:
+            processes.on_first(lambda: run.start({**config, "pin": initial.pin()}))
         if first and not (run.path / "mixture.json").exists():  # nor where a kill came between the two
             mixture.save(run.path / "mixture.json")
-        return _run(run_log, model, split, stop, resume=resume)
+        checkpoint = processes.on_first(lambda: good_checkpoint(run.checkpoints, on_note) if resume else None)
+        return _run(run_log, model, split, stop, checkpoint, resume=resume)
 
 
-def _run(run_log: RunLog, model: Any, split: BatchSplit, stop: list[int], *, resume: bool) -> TrainResult:
+def _run(
+    run_log: RunLog, model: Any, split: BatchSplit, stop: list[int], checkpoint: Path | None, *, resume: bool
+) -> TrainResult:
     """Train from the last checkpoint, or from the beginning, to the end or until a signal comes."""
     settings, run = run_log.settings, run_log.run
     trainer = MixtureTrainer(run_log, model, training_arguments(settings, split, run))
-    checkpoint = good_checkpoint(run.checkpoints, run_log.on_note) if resume and run_log.first else None
-    (checkpoint,) = broadcast_object_list([checkpoint])
     if resume:
         run_log.rewind(checkpoint)
     (trainer.args.eval_on_start,) = broadcast_object_list([run_log.owes_validation(step_of(checkpoint))])
@@ -155,8 +157,8 @@ def _run(run_log: RunLog, model: Any, split: BatchSplit, stop: list[int], *, res
     return run_log.finish(trainer, trainer.sequences())
 
 
-def _sampler(mixture: Mixture, store: TokenStore, settings: TrainSettings, on_note: OnNote) -> MixtureSampler:
-    """Return the order that the run reads in; what is odd about it is noted."""
+def _sampler(mixture: Mixture, store: TokenStore, settings: TrainSettings) -> tuple[MixtureSampler, list[str]]:
+    """Return the order that the run reads in, and a line for each thing that is odd about it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         sampler = MixtureSampler(
@@ -165,9 +167,7 @@ def _sampler(mixture: Mixture, store: TokenStore, settings: TrainSettings, on_no
             batch_size=settings.batch_size,
             sequence_length=settings.sequence_length,
         )
-    for warning in caught:
-        on_note(f"note: {warning.message}")
-    return sampler
+    return sampler, [f"note: {warning.message}" for warning in caught]
 
 
 @contextlib.contextmanager

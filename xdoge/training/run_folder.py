@@ -126,8 +126,8 @@ class RunFolder:
         text = yaml.safe_dump({**config, "versions": versions()}, sort_keys=False, allow_unicode=True)
         write_text(self.path / "config.yaml", text)
 
-    def check(self, config: Mapping[str, Any], on_note: OnNote, *, free: Collection[str] = ()) -> None:
-        """Compare with the config that the run was started with, and note what changed since in `versions`.
+    def check(self, config: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
+        """Compare with the config that the run was started with, and return what changed since in `versions`.
 
         The settings that `free` names may differ.
 
@@ -152,7 +152,7 @@ class RunFolder:
         ]
         if changed:
             raise XDogeError(f"{self.path} cannot be resumed with other settings: {'; '.join(changed)}.")
-        note_changes(before, now, on_note)
+        return version_changes(before, now)
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint folder, None before the first."""
@@ -273,12 +273,13 @@ def _harmless(path: Path) -> bool:
     return path.name in ("store", ".lock") or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
-def note_changes(before: Mapping[str, str], now: Mapping[str, str], on_note: OnNote) -> None:
-    """Note what differs between the `versions` at the start of a run and those at its continuation."""
-    for name, version in now.items():
-        if before.get(name) != version:
-            change = f"{name} {before.get(name)} → {version}"
-            on_note(f"resuming elsewhere than the run began, so the last digits may differ: {change}")
+def version_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return a line for what differs between the `versions` at the start of a run and those at its continuation."""
+    return [
+        f"resuming elsewhere than the run began, so the last digits may differ: {name} {before.get(name)} → {version}"
+        for name, version in now.items()
+        if before.get(name) != version
+    ]
 
 
 def versions() -> dict[str, str]:
