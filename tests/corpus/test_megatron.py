@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from megatron_files import CODES, END, INDEX, TEN, VOCABULARY, documents_of, make, write
 
 from xdoge import Mixture, MixtureSampler, XDogeError
-from xdoge.corpus import TokenStore, megatron, prepare
+from xdoge.corpus import TokenStore, in_place, megatron, prepare
 from xdoge.corpus.external import Joined
 from xdoge.corpus.spec import TrainTokenizer
 from xdoge.corpus.tokenizer import train
@@ -181,7 +181,7 @@ def test_the_bytes_are_those_of_the_decoded_text(written, made, model, tmp_path,
     assert store.n_bytes() == {"eu/wiki": expected}
     assert store.warnings == ("eu/wiki: no document fell to validation; its validation loss cannot be measured.",)
 
-    monkeypatch.setattr(megatron, "DECODED", store.tokens()["eu/wiki"] // 3)
+    monkeypatch.setattr(in_place, "DECODED", store.tokens()["eu/wiki"] // 3)
     store = made({"wiki": {"megatron": "w"}}, fraction=0.25, out="other")
     assert store.n_bytes("validation")["eu/wiki"] == sum(len(text.encode()) for text in texts[48:])  # always whole
     assert store.n_bytes()["eu/wiki"] == pytest.approx(sum(len(text.encode()) for text in texts[:48]), rel=0.1)
@@ -341,7 +341,7 @@ def test_no_damage_to_an_index_ends_in_anything_but_one_line(tmp_path_factory, d
         content[at] = value
     path.with_suffix(".idx").write_bytes(content[: data.draw(st.sampled_from([242, 242, 241, 100, 34, 3]))])
     try:
-        index = megatron.Index.read(path.with_suffix(".bin"))
+        index = megatron.read_index(path.with_suffix(".bin"))
     except XDogeError:
         return
     assert index.bounds[-1] * index.dtype.itemsize == 80
@@ -365,7 +365,7 @@ def test_ids_that_are_not_the_tokenizers_are_refused(written, made, dtype, token
 
 @pytest.mark.parametrize("size", [8, 16, 24, 1 << 24])
 def test_documents_without_an_end_are_refused(written, made, monkeypatch, size):
-    monkeypatch.setattr(megatron, "CHUNK", size)
+    monkeypatch.setattr(in_place, "CHUNK", size)
     written("w", [*TEN, [5, 7], *TEN])
     message = (
         r"w\.bin: document 10 ends with token 7, not with the tokenizer's end-of-document token, 2; use a data set "
@@ -403,7 +403,7 @@ def test_a_tokenizer_cannot_be_trained_on_tokens(written, tmp_path):
     (tmp_path / "corpus.yaml").write_text(
         "name: t\ntokenizer: {train: {vocab_size: 300}}\nlanguages: {eu: {sources: {wiki: {megatron: w}}}}"
     )
-    with pytest.raises(XDogeError, match=r"tokenizer\.train does not go with eu/wiki, whose megatron tokens are of a"):
+    with pytest.raises(XDogeError, match=r"tokenizer\.train does not go with eu/wiki, whose tokens are of a"):
         prepare(tmp_path / "corpus.yaml", tmp_path / "store")
 
 

@@ -220,6 +220,8 @@ def write_manifest(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStor
             if marker["train"].get(kind, 0) >= least * tokens:
                 warnings.append(f"{source.name}: {marker['train'][kind] / tokens:.1%} of its tokens are {what}.")
         warnings.extend(f"{source.name}: {note}" for note in marker.get("notes", ()))
+        if left_out := sum(marker[split].get("left_out", 0) for split in SPLITS):
+            warnings.append(f"{source.name}: {left_out:,} tokens after the last end-of-document token were left out.")
         if repeated := marker.get("repeated"):
             warnings.append(
                 f"{source.name}: {repeated:,} documents of its validation files are training documents too."

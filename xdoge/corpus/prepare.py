@@ -19,6 +19,7 @@ from typing import Any
 
 from xdoge._callable import make_callable
 from xdoge.corpus.encoding import Encoded, encode
+from xdoge.corpus.in_place import refer
 from xdoge.corpus.manifest import (
     MARKER,
     SPOOL,
@@ -31,7 +32,6 @@ from xdoge.corpus.manifest import (
     token_file,
     write_manifest,
 )
-from xdoge.corpus.megatron import refer
 from xdoge.corpus.readers.blocks import TokenBlock
 from xdoge.corpus.remote import forget, local
 from xdoge.corpus.spec import Corpus, Source, naming

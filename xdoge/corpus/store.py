@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xdoge.corpus.external import OUTSIDE, ExternalFile, Joined, Tokens
+from xdoge.corpus.token_paths import FLAT
 from xdoge.errors import XDogeError, importing
 from xdoge.io import read_json, sha256_file
 from xdoge.mixtures.checks import is_count
@@ -386,8 +387,8 @@ def _external_files(folder: Path, entries: list[dict[str, Any]]) -> tuple[Extern
     for part in files:
         _check_counts(part.begin, part.end, part.size)
         check_text("a raw file", str(part.file))
-        if part.file.suffix != ".bin":
-            raise XDogeError(f"{part.file} is said to hold tokens, and only a .bin file can.")
+        if part.file.suffix not in FLAT:
+            raise XDogeError(f"{part.file} is said to hold tokens, and only {', '.join(FLAT)} files can.")
         if part.dtype.kind not in "iu" or not 0 <= part.begin <= part.end <= part.size // part.dtype.itemsize:
             raise TypeError(f"{part.file} cannot hold {part.dtype} tokens {part.begin:,} to {part.end:,}")
     return files

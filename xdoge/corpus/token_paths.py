@@ -15,7 +15,7 @@ from xdoge.io import read_json
 
 ROWS = (".arrow", ".parquet")
 """Formats of rows, which are copied."""
-FLAT: tuple[str, ...] = ()
+FLAT = (".npy", ".ds", ".bin")
 """Formats of ids one after the other, which are read in place."""
 SIDES = (".idx", ".index")
 """Endings of files that say where documents end in the file beside them."""

@@ -134,7 +134,7 @@ class RowTokens:
                     rest = stream[done:]
                     empty = 0 if self.kind == "packed" else int((lengths == 0).sum())
                     yield TokenBlock(str(file), stream[:done], np.diff(bounds, prepend=0), len(bounds) + empty)
-        self._left_out[files] = len(rest)
+        self._left_out[tuple(files)] = len(rest)
 
     def look_at(self, encoded: Encoded) -> None:
         """Note with what tokens the documents begin and end."""
@@ -146,10 +146,11 @@ class RowTokens:
         self._end_twice &= bool((encoded.tokens[ends - 2] == self._tokenizer.end_of_document).all())
 
     def habits(self) -> dict[str, Any]:
-        """Return what store.json says of the ways in which documents begin and end."""
+        """Return what store.json says of the beginnings and ends of documents."""
         first = self._firsts.pop() if len(self._firsts) == 1 else None
         special = first is not None and self._tokenizer.decode([[first]]) == [""]
-        return {"begin": first if special else None, "end_twice": self._end_twice}
+        left_out = sum(self._left_out.values())
+        return {"begin": first if special else None, "end_twice": self._end_twice, "left_out": left_out}
 
     def notes(self) -> list[str]:
         """Return what a user should know about the rows."""
@@ -158,8 +159,6 @@ class RowTokens:
             notes.append("no row ends with the end-of-document token; prepare added it to each of them.")
         if self.kind == "packed":
             notes.append("its rows are taken for one stream of documents, each up to an end-of-document token.")
-        if left_out := sum(self._left_out.values()):
-            notes.append(f"{left_out:,} tokens after the last end-of-document token were left out.")
         return notes
 
 

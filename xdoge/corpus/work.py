@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from xdoge.corpus.encoding import Encoded, hashes_of
+from xdoge.corpus.in_place import scan as scan_in_place
 from xdoge.corpus.manifest import source_settings
-from xdoge.corpus.megatron import scan as scan_in_place
 from xdoge.corpus.readers.blocks import Block, TokenBlock
 from xdoge.corpus.readers.files import BLOCK_BYTES, file_blocks
 from xdoge.corpus.readers.hub import HubData, dataset_files, open_dataset
@@ -218,7 +218,7 @@ def scan_all(
 
 def _scan_tokens(file: Path, source: Source, tokenizer: Tokenizer, name: str) -> list[tuple[Input, Tally | None]]:
     if source.in_place:
-        return [(scan_in_place(file, tokenizer, name=name), None)]
+        return [(scan_in_place(file, tokenizer, name=name, dtype=source.spec.dtype), None)]
     return [scan_rows(file, tokenizer, column=source.spec.column, name=name)]
 
 

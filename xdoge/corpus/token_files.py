@@ -1,0 +1,163 @@
+"""Files of token ids that lie one after the other, as OLMo, datatrove and nanoGPT write them.
+
+    .npy    OLMo-core, dolma: ids and nothing else, although files of NumPy have a header; one is read if it is there
+    .ds     datatrove: ids; the .ds.index beside it holds where each document ends, in tokens, as 8-byte numbers
+    .bin    nanoGPT: ids and nothing else; llm.c and modded-nanogpt: 256 numbers of 4 bytes before them
+
+All are little-endian. Where no file says it, the end-of-document token says where documents end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from xdoge.errors import XDogeError
+
+NUMPY = b"\x93NUMPY"
+LLM_C: dict[tuple[int, int], np.dtype[Any]] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
+"""Types of ids by what the header of llm.c begins with: a number of its own and a version."""
+LLM_C_HEADER = 256 * 4
+"""Bytes. The third number of it says how many ids follow."""
+AT_ONCE = 1 << 23
+"""Ids that are searched for the end-of-document token at once; an even number."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where the documents of a file are.
+
+    Attributes:
+        file: of the ids.
+        dtype: of the ids.
+        bounds: (documents + 1,) where documents begin and the last one ends, counted in ids from the beginning of the
+            file; empty ones are left out.
+        left_out: ids after the last document.
+    """
+
+    file: Path
+    dtype: np.dtype[Any]
+    bounds: npt.NDArray[np.int64]
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Ids:
+    """The ids of a file, none of which has been read.
+
+    Attributes:
+        file: of the ids.
+        dtype: of the ids.
+        begin: where they begin, counted in ids, after a header.
+        stop: where they end.
+        bounds: as in `Index`; None if the ids themselves say it.
+        guessed: whether nothing said what type they have.
+    """
+
+    file: Path
+    dtype: np.dtype[Any]
+    begin: int
+    stop: int
+    bounds: npt.NDArray[np.int64] | None = None
+    guessed: bool = False
+
+
+def bounds_of(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return sorted bounds without those of empty documents."""
+    return np.concatenate([ends[:1], ends[1:][ends[1:] > ends[:-1]]])
+
+
+def open_ids(file: Path, vocab_size: int, dtype: str | None) -> Ids:
+    """Say of what type the ids of a file are and where they lie.
+
+    Args:
+        file: .npy, .ds or .bin.
+        vocab_size: of the tokenizer; the smallest type that holds its ids is taken where nothing says another one.
+        dtype: that corpus.yaml names.
+
+    Raises:
+        XDogeError: the file is no whole number of ids, has a damaged header or index, or holds no ids.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(LLM_C_HEADER)
+    if file.suffix == ".ds":
+        ids = _datatrove(file, size)
+    elif head.startswith(NUMPY):
+        ids = _numpy(file)
+    elif file.suffix == ".bin" and len(head) == LLM_C_HEADER and (kind := _llm_c(head)) is not None:
+        ids = Ids(file, kind, LLM_C_HEADER // kind.itemsize, size // kind.itemsize)
+        if int(np.frombuffer(head, "<i4")[2]) != ids.stop - ids.begin:
+            raise XDogeError(f"{file} does not hold as many ids as its header says; it was cut or changed.")
+    else:
+        guess = np.min_scalar_type(vocab_size - 1)
+        guess = guess if file.suffix == ".npy" else np.promote_types(guess, np.uint16)
+        kind = np.dtype(dtype or guess).newbyteorder("<")
+        ids = Ids(file, kind, 0, size // kind.itemsize, guessed=dtype is None)
+    if size % ids.dtype.itemsize:
+        raise XDogeError(
+            f"{file} has {size:,} bytes, which is no whole number of {ids.dtype.name} ids. It was cut, or its ids are "
+            "of another type: set dtype."
+        )
+    if dtype is not None and ids.dtype != np.dtype(dtype):
+        raise XDogeError(f"{file} holds {ids.dtype.name} ids, as it says itself, and dtype is {dtype}.")
+    return ids
+
+
+def _llm_c(head: bytes) -> np.dtype[Any] | None:
+    magic, version = np.frombuffer(head, "<i4")[:2].tolist()
+    return LLM_C.get((int(magic), int(version)))
+
+
+def _numpy(file: Path) -> Ids:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise XDogeError(f"{file} has a damaged header of NumPy: {error}.") from error
+    if array.ndim != 1 or array.dtype.kind not in "iu" or array.dtype != array.dtype.newbyteorder("<"):
+        raise XDogeError(
+            f"{file} holds {array.dtype.str} of the shape {array.shape}; ids are one row of whole numbers."
+        )
+    begin = array.offset // array.dtype.itemsize  # a header is a multiple of 64 bytes
+    return Ids(file, array.dtype, begin, begin + len(array))
+
+
+def _datatrove(file: Path, size: int) -> Ids:
+    index = file.with_name(f"{file.name}.index")
+    if index.stat().st_size % 8:
+        raise XDogeError(
+            f"{index} has {index.stat().st_size:,} bytes, which is no whole number of 8-byte ends; it was cut."
+        )
+    ends = np.fromfile(index, "<u8").astype(np.int64)
+    if len(ends) == 0 or ends[0] < 0 or (ends[1:] < ends[:-1]).any() or not ends[-1]:
+        raise XDogeError(f"{index} is damaged or empty: the ends of documents in it do not go up.")
+    itemsize, rest = divmod(size, int(ends[-1]))
+    if rest or itemsize not in (1, 2, 4, 8):
+        raise XDogeError(
+            f"{file} has {size:,} bytes where {index.name} says {int(ends[-1]):,} tokens; one of them was cut, or "
+            "belongs to another data set."
+        )
+    bounds = bounds_of(np.concatenate([np.zeros(1, np.int64), ends]))
+    return Ids(file, np.dtype(f"<u{itemsize}"), 0, int(ends[-1]), bounds)
+
+
+def find_documents(ids: Ids, end: int) -> Index:
+    """Return where documents are, after a search for the ends of documents if no file says it.
+
+    Several ends that follow each other end one document, and a document of ends alone is left out at the beginning.
+    """
+    if ids.bounds is not None:
+        return Index(ids.file, ids.dtype, ids.bounds, ids.stop - int(ids.bounds[-1]))
+    flat = np.memmap(ids.file, ids.dtype, "r")
+    pieces = (
+        np.flatnonzero(flat[at : min(at + AT_ONCE, ids.stop)] == end) + at + 1
+        for at in range(ids.begin, ids.stop, AT_ONCE)
+    )
+    after = np.concatenate([np.empty(0, np.int64), *pieces])
+    ends = after[np.diff(after, append=-1) != 1]
+    bounds = ends if len(after) and after[0] == ids.begin + 1 else np.concatenate([[ids.begin], ends])
+    return Index(ids.file, ids.dtype, bounds, ids.stop - int(bounds[-1]))
