@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import tempfile
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # two that wait for each other on a busy machine use processor time
     seconds: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
