@@ -62,9 +62,10 @@ def step(recipe_name: str, vocab_size: int) -> dict[str, float]:
     with torch.device("meta"):
         model = recipe.build(vocab_size=vocab_size, seed=0).to("meta", torch.bfloat16)
         rows = torch.zeros((batch, length), dtype=torch.int64)
+        mask = torch.ones((1, 1, length - 1, length - 1), dtype=torch.bool)  # so that none is made of data
     F.scaled_dot_product_attention = lambda q, k, v, **_: Attention.apply(q, k, v)  # type: ignore[assignment]
     with Count() as count:
-        logits = model(input_ids=rows[:, :-1], use_cache=False).logits
+        logits = model(input_ids=rows[:, :-1], attention_mask=mask, use_cache=False).logits
         F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten()).backward()
     tokens = batch * length
     flops = training_flops(recipe, tokens, sequence_length=length, vocab_size=vocab_size)
