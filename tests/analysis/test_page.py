@@ -117,7 +117,9 @@ def test_the_report_of_a_comparison_is_drawn_and_says_how_to_repeat_it(xdoge, tm
     text = out.read_text(encoding="utf-8")
     outline = Outline(text)
     *parts, how, files_and_hashes, repeat = outline.headings[1:]
-    assert parts == ["Warnings", "Weights", "Mixtures"]
+    assert parts == ["Conclusion", "Warnings", "Weights", "Mixtures"]
+    assert "equal shares" in text.partition("Warnings</h2>")[0]  # the conclusion in words, and the best chart with it
+    assert text.partition("Warnings</h2>")[0].count("<figure") == 1
     assert (how, files_and_hashes, repeat) == ("How to read the differences", "Files", "To repeat it")
     assert all(file.sha256 in text for file in compare(files).files)
     assert f"xdoge compare {files[0]}" in text

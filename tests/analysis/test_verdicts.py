@@ -164,7 +164,7 @@ def test_differences_are_called_real_or_undecided_as_the_paired_errors_have_it()
 def test_as_much_more_text_as_named_decides_four_times_in_five():
     """The spread over documents is 0.3, so that the number follows from the error of the difference."""
     (first, _) = scores_verdict(measured({"eu": -0.06}), baseline="base")
-    times = int(first.partition("%) ")[2].partition(" times")[0])
+    times = int(first.partition("%, ")[2].partition(" times")[0])
     generator = np.random.default_rng(0)
     draws = generator.normal(-0.06, 0.3, size=(2000, 40 * times))
     decided = draws.mean(1) + 1.96 * draws.std(1, ddof=1) / np.sqrt(draws.shape[1]) < 0

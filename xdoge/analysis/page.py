@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -32,7 +33,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and its content, in the order of the fields."""
+    """A heading and its content, in the order of the fields; `lead` sets its paragraphs in larger type."""
 
     title: str
     paragraphs: Sequence[str] = ()
@@ -40,6 +41,7 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[TextTable] = ()
     commands: Sequence[str] = ()
+    lead: bool = False
 
 
 @functools.cache
@@ -59,18 +61,21 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     with importing("analysis"):
         import vl_convert
         from jinja2 import Environment
-        from markupsafe import Markup
+        from markupsafe import Markup, escape
     specs: list[dict[str, Any]] = []
     filled = []
     for section in sections:
         figures = []
         for figure in section.figures:
             specs.append(figure.chart.to_dict())
-            drawn = {"svg": Markup(vl_convert.vegalite_to_svg(specs[-1])), "description": specs[-1]["description"]}
+            svg = vl_convert.vegalite_to_svg(specs[-1])
+            drawn = {"svg": Markup(svg), "width": _width(svg), "description": specs[-1]["description"]}
             figures.append({"caption": figure.caption, "number": len(specs) - 1, **drawn})
         filled.append({**vars(section), "figures": figures})
     made = datetime.datetime.now(datetime.UTC).isoformat(sep=" ", timespec="minutes")
-    template = Environment(autoescape=True).from_string((files("xdoge.analysis") / "page.html").read_text("utf-8"))
+    environment = Environment(autoescape=True)
+    environment.filters["words"] = lambda text: Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+    template = environment.from_string((files("xdoge.analysis") / "page.html").read_text("utf-8"))
     return template.render(
         title=title,
         subtitle=f"{subtitle} Made by xdoge {__version__} at {made}.",
@@ -78,3 +83,9 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         library=Markup(_library()) if specs else "",
         specs=Markup(json.dumps(specs).replace("<", "\\u003c")),  # no text of a chart ends the script
     )
+
+
+def _width(svg: str) -> int:
+    """Return the width of a picture in pixels, at which its text has the size it was drawn for."""
+    match = re.search(r'<svg[^>]*\bwidth="([\d.]+)"', svg)
+    return round(float(match[1])) if match else 600

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page: files, tables, charts, warnings and the commands to repeat it."""
+"""A comparison as one HTML page: conclusion, warnings, charts and tables; last the files and how to repeat it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xdoge._version import __version__
-from xdoge.analysis.chart_set import charts_of
+from xdoge.analysis.chart_set import ComparisonChart, charts_of
 from xdoge.analysis.comparison_data import ComparisonData
 from xdoge.analysis.page import Figure, Section, render
 from xdoge.analysis.tables import TextTable
@@ -72,19 +72,29 @@ def comparison_page(compared: ComparisonData, command: str = "") -> str:
     return render("What was compared, and how it differs", f"{names}.", list(_sections(compared, command)))
 
 
+LEADING = ("perplexity_change", "validation_change", "weights", "planned", "predicted_against_measured")
+"""Kinds of charts, the one that says most about a conclusion first."""
+
+UNJUDGED = (
+    "Nothing here can be called real or chance: there are no models with errors to compare, and no two fits of one "
+    "question. Next: measure models with `xdoge eval`, or add fits of other seeds."
+)
+
+
 def _sections(compared: ComparisonData, command: str) -> Iterator[Section]:
+    charts = charts_of(compared)
+    leading = next((item for kind in LEADING for item in charts if item.kind == kind), None)
+    figures = [_figure(leading)[1]] if leading else []
+    yield Section("Conclusion", paragraphs=compared.verdict or (UNJUDGED,), figures=figures, lead=True)
     if compared.notes:
         yield Section("Warnings", warnings=compared.notes)
-    figures: dict[str, list[Figure]] = {}
-    for item in charts_of(compared):
-        title, caption = _KINDS[item.kind]
-        what, stop, reading = caption.partition(". ")
-        figure = Figure(item.chart, f"{what}: {item.subject}{stop}{reading}" if item.subject else caption)
-        figures.setdefault(title, []).append(figure)
+    others: dict[str, list[Figure]] = {}
+    for title, figure in (_figure(item) for item in charts if item is not leading):
+        others.setdefault(title, []).append(figure)
     for title in dict.fromkeys([*(heading for heading, _ in _KINDS.values()), *compared.parts]):
         tables = compared.parts.get(title, ())
-        if tables or title in figures:
-            yield Section(title, figures=figures.get(title, ()), tables=tables)
+        if tables or title in others:
+            yield Section(title, figures=others.get(title, ()), tables=tables)
     if compared.remarks:
         yield Section("How to read the differences", paragraphs=compared.remarks)
     yield Section(
@@ -97,6 +107,13 @@ def _sections(compared: ComparisonData, command: str) -> Iterator[Section]:
     )
     versions = f"xdoge {__version__}, Python {platform.python_version()}."
     yield Section("To repeat it", paragraphs=[versions], commands=_commands(compared, command))
+
+
+def _figure(item: ComparisonChart) -> tuple[str, Figure]:
+    """Return the heading under which a chart stands, and the chart with its caption."""
+    title, caption = _KINDS[item.kind]
+    what, stop, reading = caption.partition(". ")
+    return title, Figure(item.chart, f"{what}: {item.subject}{stop}{reading}" if item.subject else caption)
 
 
 def _files(compared: ComparisonData) -> TextTable:

@@ -304,15 +304,15 @@ def _against(rows: Rows, measure: Measure, model: str, baseline: str) -> str:
         ("not judged, without a standard error", [row for row in kept if row["exceeds"] is None]),
     ):
         if chosen:
-            told = [_language(row) + (_more_text(row) if word == "undecided" else "") for row in chosen]
+            told = [_language(row, _more_text(row) if word == "undecided" else "") for row in chosen]
             parts.append(f"{word} in {few(told)}")
     return f"{measure.title.partition(',')[0].capitalize()} of {model} against {baseline}: {'; '.join(parts)}."
 
 
-def _language(row: Mapping[str, Any]) -> str:
+def _language(row: Mapping[str, Any], decides: str) -> str:
     name = "the average" if row["language"] == ALL else str(row["language"])
     change = f"{row['difference']:+.1f} points" if row["change"] is None else f"{row['change']:+.1%}"
-    return f"{name} ({change})".replace("-", "−")
+    return f"{name} ({change.replace('-', '−')}{decides and f', {decides}'})"
 
 
 def _more_text(row: Mapping[str, Any]) -> str:
@@ -321,6 +321,6 @@ def _more_text(row: Mapping[str, Any]) -> str:
         return ""
     needed = ((SIGNIFICANCE + NormalDist().inv_cdf(POWER)) * row["difference_stderr"] / abs(row["difference"])) ** 2
     if abs(row["difference"]) < TIE or needed > 100:
-        return " as good as equal"
+        return "as good as equal"
     what = "text" if row["paired"] or "perplexity" in row["task"] else "number of questions"
-    return f" {max(2, math.ceil(needed))} times the {what} would decide"
+    return f"{max(2, math.ceil(needed))} times the {what} would decide"

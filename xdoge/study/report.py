@@ -121,7 +121,7 @@ def missing_table(findings: Findings) -> TextTable:
 
 
 def page(findings: Findings, command: str = "") -> str:
-    """Return a self-contained HTML page: tables, a chart for each comparison, what failed, and the commands.
+    """Return a self-contained HTML page: conclusion, tables, a chart a comparison, what failed, and the commands.
 
     Args:
         findings: what to show.
@@ -137,27 +137,18 @@ def page(findings: Findings, command: str = "") -> str:
 
 
 def _sections(findings: Findings, command: str) -> Iterator[Section]:
-    from xdoge.analysis.charts.seeds import seed_differences
-
     study = findings.study
+    first, *others = study.spec.compare
+    verdicts = [f"{TITLES[comparison]}. {' '.join(findings.verdict(comparison))}" for comparison in study.spec.compare]
+    yield Section("Conclusion", paragraphs=verdicts, figures=_figures(findings, first), lead=True)
     if findings.notes:
         yield Section("Warnings", warnings=findings.notes)
     for comparison in study.spec.compare:
         differences = difference_table(findings, comparison)
-        dots = [
-            {"strategy": row["strategy"], "measure": measure, **interval}
-            for row in findings.rows(comparison)
-            for measure, interval in row["differences"].items()
-        ]
-        figures = []
-        if dots:
-            title = f"{TITLES[comparison]}: difference to {study.spec.relative_to}"
-            chart = seed_differences(dots, title=title, relative_to=study.spec.relative_to)
-            figures = [Figure(chart, f"{title}, bits per byte")]
         yield Section(
             TITLES[comparison],
             paragraphs=[_explained(findings, comparison), RULE],
-            figures=figures,
+            figures=_figures(findings, comparison) if comparison in others else (),
             tables=[*comparison_tables(findings, comparison), *([differences] if differences.rows else [])],
         )
     for comparison in study.spec.compare:
@@ -176,6 +167,22 @@ def _sections(findings: Findings, command: str) -> Iterator[Section]:
         tables=[missing] if missing.rows else [],
         commands=[*([command] if command else []), "\n".join(study.commands(findings.out))],
     )
+
+
+def _figures(findings: Findings, comparison: BudgetKind) -> list[Figure]:
+    """Return the chart of the differences of a comparison; none before two strategies can be compared."""
+    from xdoge.analysis.charts.seeds import seed_differences
+
+    reference = findings.study.spec.relative_to
+    dots = [
+        {"strategy": row["strategy"], "measure": measure, **interval}
+        for row in findings.rows(comparison)
+        for measure, interval in row["differences"].items()
+    ]
+    if not dots:
+        return []
+    title = f"{TITLES[comparison]}: difference to {reference}"
+    return [Figure(seed_differences(dots, title=title, relative_to=reference), f"{title}, bits per byte")]
 
 
 def _explained(findings: Findings, comparison: BudgetKind) -> str:

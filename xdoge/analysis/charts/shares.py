@@ -43,6 +43,7 @@ def weights_by_language(sets: Mapping[str, WeightSet | Sequence[WeightSet]] | Se
         for language, weight in (weight_set.languages.items() if len(members) > 1 else ())
     ]
     languages = union([row["language"]] for row in sorted(totals, key=lambda row: -row["mean"]))
+    tone = _tones(parts)
     sources = union([row["source"]] for row in parts)
     place: dict[str, Any] = {
         "y": alt.Y("language:N", sort=languages, title="language", scale=alt.Scale(paddingInner=0.25)),
@@ -54,17 +55,26 @@ def weights_by_language(sets: Mapping[str, WeightSet | Sequence[WeightSet]] | Se
         "weight:Q", title="weight: share of training tokens", axis=SHARE, scale=alt.Scale(domainMax=most, nice=False)
     )
     marked = alt.Legend(title="source", symbolType="square", symbolFillColor=INK, symbolStrokeWidth=0)
-    tones = alt.Scale(type="ordinal", domain=sources, range=np.linspace(1, 0.35, len(sources)).tolist())
+    shades = np.linspace(1, 0.35, 1 + max(tone.values())).tolist()
+    same = len({(source, place) for (_, source), place in tone.items()}) == len(sources) == len(shades)
+    sources.sort(key=lambda name: min(place for (_, source), place in tone.items() if source == name))
+    by_source = alt.Opacity(
+        "source:O",
+        sort=sources,
+        scale=alt.Scale(type="ordinal", domain=sources, range=shades),
+        legend=marked if 1 < len(sources) <= 10 else None,
+    )
+    by_place = alt.Opacity(
+        "tone:O", scale=alt.Scale(type="ordinal", domain=[*range(len(shades))], range=shades), legend=None
+    )
     bars = (
-        alt.Chart(data([{**row, "order": sources.index(row["source"])} for row in parts]))
+        alt.Chart(data([{**row, "tone": tone[row["language"], row["source"]]} for row in parts]))
         .mark_bar(stroke="white", strokeWidth=0.7)
         .encode(
             x=x,
             color=by_language(languages),
-            opacity=alt.Opacity(
-                "source:O", sort=sources, scale=tones, legend=marked if 1 < len(sources) <= 10 else None
-            ),
-            order="order:Q",
+            opacity=by_source if same else by_place,
+            order="tone:Q",
             tooltip=["set:N", "language:N", "source:N", alt.Tooltip("weight:Q", format=".4f")],
             **place,
         )
@@ -80,11 +90,23 @@ def weights_by_language(sets: Mapping[str, WeightSet | Sequence[WeightSet]] | Se
     return layered(
         [bars, *(spread if dots else []), labels.encode(x="end:Q", text="label:N", **place)],
         title="Weights by language",
-        subtitle="stacked by source" + ("; dots: single fits, line: ± one standard deviation" if dots else ""),
+        subtitle="stacked by source"
+        + ("" if same else ", whose names differ by language")
+        + ("; dots: single fits, line: ± one standard deviation" if dots else ""),
         description=f"Share of training tokens: {told}.",
         width=BARS + room,
         height=len(languages) * (17 * len(groups) + 8),
     )
+
+
+def _tones(parts: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], int]:
+    """Return the place of each source within its language, from 0: its tone, the darkest first."""
+    tones: dict[tuple[str, str], int] = {}
+    for row in parts:
+        key = row["language"], row["source"]
+        if key not in tones:
+            tones[key] = sum(language == row["language"] for language, _ in tones)
+    return tones
 
 
 def _totals(name: str, members: Sequence[WeightSet]) -> list[dict[str, Any]]:
