@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xdoge import Mixture, WeightSet, compare
+from xdoge import Mixture, WeightSet, XDogeError, compare
 from xdoge.analysis.shares import groups
 from xdoge.analysis.verdicts import mixture_verdict, more_fits, moves, scores_verdict
 from xdoge.eval.document_scores import SUMS, SourceScores
@@ -182,3 +182,8 @@ def test_one_model_alone_says_how_well_it_is_known():
 @pytest.mark.parametrize("inputs", [[A], [planned(0.5, 0.2, 0.2, 0.1)]])
 def test_what_cannot_be_judged_gets_no_verdict(inputs):
     assert all("caps decide" not in sentence for sentence in compare(inputs).verdict)
+
+
+def test_a_chart_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(XDogeError, match=r"'improvement'.*there are perplexity_change"):
+        compare([measured({"es": -0.2, "eu": 0.1})]).charts["improvement"]

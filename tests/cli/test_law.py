@@ -199,3 +199,45 @@ def test_wrong_options_are_one_line(xdoge, law, here, arguments, word):
     assert status == 1
     assert word in one_line(err)
     assert not (here / "new.json").exists()
+
+
+def test_differences_to_equal_shares_have_intervals_and_a_verdict(xdoge, law, counts, here):
+    (here / "shares.csv").write_text("run," + ",".join(SOURCES) + "\nbest,0.1,0.3,0.3,0.3\n")
+    status, out, err = xdoge("mix", "shares.csv", *counts, "--max-epochs", "none", "--law", law)
+    assert status == 0, err
+    assert "± " in out.partition("shares")[2]
+    assert "Mean loss that" in out.rpartition("verdict: ")[2]
+    _, out, _ = xdoge("mix", "shares.csv", *counts, "--max-epochs", "none", "--law", law, "--json")
+    for row in json.loads(out)["law"]["rows"]:
+        assert row["difference_low"] < row["difference"] < row["difference_high"]
+    _, out, _ = xdoge("mix", "uniform", *counts, "--max-epochs", "none", "--law", law, "--json")
+    assert {row["difference_high"] - row["difference_low"] for row in json.loads(out)["law"]["rows"]} == {0.0}
+
+
+def test_a_file_of_one_mixture_is_read_wherever_a_mixture_is_named(xdoge, law, counts, here):
+    lines = ["run," + ",".join(SOURCES), "best,0.1,0.2,0.3,0.4", "other,0.4,0.3,0.2,0.1"]
+    (here / "one.csv").write_text("\n".join(lines[:2]))
+    (here / "two.csv").write_text("\n".join(lines))
+    _, out, _ = xdoge("mix", "one.csv", *counts, "--max-epochs", "none", "--json")
+    weights = {name: source["learned_weight"] for name, source in json.loads(out)["sources"].items()}
+    assert weights == pytest.approx(dict(zip(SOURCES, (0.1, 0.2, 0.3, 0.4), strict=True)))
+    assert xdoge("predict", law, "one.csv", "--json")[0] == 0
+    for command in (("mix", "two.csv", *counts), ("predict", law, "two.csv")):
+        status, _, err = xdoge(*command)
+        assert (status, "two.csv has the shares of 2 mixtures" in one_line(err)) == (1, True)
+
+
+def test_predict_takes_another_budget_if_the_law_knows_token_counts(xdoge, law, here, tmp_path):
+    (tmp_path / "counts.csv").write_text("en/web,2000000\nes/web,500000\ngl/web,50000\neu/web,20000\n")
+    known = tmp_path / "law.json"
+    counts = ("--tokens", tmp_path / "counts.csv", "--budget", "1M")
+    assert xdoge(*FIT, *counts, "--form", "effective", "--out", known)[0] == 0
+    _, same, _ = xdoge("predict", known, "uniform", "--json")
+    assert xdoge("predict", known, "uniform", "--budget", "1M", "--json")[1] == same
+    status, out, err = xdoge("predict", known, "uniform", "--budget", "4M", "--json")
+    assert (status, "Predicted for 4,000,000 tokens; the runs had 1,000,000." in err) == (0, True)
+    assert json.loads(out)[0]["mean"] < json.loads(same)[0]["mean"]
+    status, _, err = xdoge("predict", law, "uniform", "--budget", "4M")
+    assert (status, "--budget" in one_line(err)) == (1, True)
+    status, _, err = xdoge("predict", known, "uniform", "--budget", "0")
+    assert (status, "--budget" in one_line(err)) == (1, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,9 @@ from law_swarms import NAMES, known_law, runs
 from scipy.optimize import LinearConstraint, minimize
 
 from xdoge.errors import XDogeError
+from xdoge.laws.bootstrap import difference_halves, misfit_of_worst
 from xdoge.laws.law import FitSettings, MixtureLaw
-from xdoge.laws.optimize import OptimizeSettings, Programme, _at_budget, project, reference_mixtures
+from xdoge.laws.optimize import OptimizeSettings, Programme, _gain, at_budget, project, reference_mixtures
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.strategies import strategy_weights
 
@@ -31,6 +33,12 @@ def fitted(truth, *, n=30, noise=0.005, seed=0, form="effective", **settings):
         form=form,
         settings=FitSettings(validate_rivals=False, **settings),
     )
+
+
+@functools.cache
+def plain():
+    """A law of 24 runs, fitted once."""
+    return fitted(known_law(), n=24)
 
 
 @pytest.mark.parametrize("passes", [None, PASSES])
@@ -201,7 +209,7 @@ def test_only_epoch_caps_have_prices():
 def test_at_another_budget_the_misfit_is_that_of_the_law_used():
     alone = fitted(known_law(passes=PASSES), n=12, tokens=COUNTS, budget_tokens=BUDGET)
     law = replace(alone, weights={"effective": 0.5, "process": 0.5}, residuals=np.zeros_like(alone.residuals))
-    assert _at_budget(law, 2 * BUDGET).residuals == pytest.approx(alone.residuals, abs=1e-6)
+    assert at_budget(law, 2 * BUDGET).residuals == pytest.approx(alone.residuals, abs=1e-6)
 
 
 @pytest.mark.parametrize("counts", [None, {"en/web": 600_000, "en/book": 200_000, "eu/web": 100_000}])
@@ -244,3 +252,49 @@ def test_the_charged_gain_is_realised_on_average():
     error = np.std(differences, ddof=1) / np.sqrt(len(differences))
     assert abs(np.mean(differences)) < 2 * error
     assert np.mean(inside) > 0.75
+
+
+def test_the_interval_of_the_worst_is_that_of_the_evaluation_that_is_worst_at_both_mixtures():
+    """English is the worst in the mean of the runs and badly predicted; at both mixtures Basque is the worst."""
+    law = plain()
+    shares, equal = np.array([[0.22, 0.28, 0.28, 0.22]]), np.full((1, 4), 0.25)
+    worst = int(law.losses_at(equal)[0].argmax())
+    assert worst == int(law.losses_at(shares)[0].argmax())
+    other = (worst + 1) % 4
+    residuals, losses = law.residuals.copy(), law.losses.copy()
+    residuals[:, other] *= 50
+    losses[:, other] += 5
+    law = replace(law, residuals=residuals)
+    halves = difference_halves(law, shares, equal)[0]
+    assert halves[other] > 5 * halves[worst]
+    assert halves[-1] == pytest.approx(halves[worst], rel=0.3)
+    assert misfit_of_worst(np.array([3.0, 4.0]), 0, 0) == 3
+    programme = Programme(1.0, np.zeros(4), np.ones(4))
+    errors = np.zeros((2, 5))
+    gain = _gain(replace(law, losses=losses), programme, "uniform", shares[0], equal[0], np.zeros(5), errors)
+    alone = {name: (high - low) / 2 for name, (_, low, high) in gain.evaluations.items()}
+    assert (gain.high - gain.low) / 2 == pytest.approx(alone[NAMES[worst]])
+
+
+def test_a_mixture_differs_from_itself_by_nothing_and_shared_errors_cancel():
+    law = plain()
+    shares = np.array([[0.25, 0.25, 0.25, 0.25], [0.24, 0.26, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1]])
+    halves = difference_halves(law, shares, np.full((3, 4), 0.25))
+    assert (halves[0] == 0).all()
+    assert (halves[1] <= halves[2] + 1e-12).all()
+    single = law.predict(shares)
+    assert (halves[1, :4] < np.hypot(*(single.high - single.predicted)[:2])).all()
+
+
+@pytest.mark.slow
+def test_intervals_of_differences_hold_the_true_ones():
+    truth, inside = known_law(), []
+    shares = np.random.default_rng(9).dirichlet(np.ones(4), 10)
+    equal = np.full((10, 4), 0.25)
+    both = [np.column_stack([y, y.mean(1), y.max(1)]) for y in (truth.predict(shares), truth.predict(equal))]
+    for seed in range(8):
+        law = fitted(truth, n=24, noise=0.02, seed=seed)
+        losses = [np.column_stack([y, y.mean(1), y.max(1)]) for y in (law.losses_at(shares), law.losses_at(equal))]
+        error = np.abs((losses[0] - losses[1]) - (both[0] - both[1]))
+        inside.append(error <= difference_halves(law, shares, equal))
+    assert 0.82 < np.mean(inside) <= 1

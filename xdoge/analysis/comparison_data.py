@@ -125,6 +125,7 @@ class ComparisonData:
         lines = verdicts.scores_verdict(inputs.results, baseline=self.baseline_of(self.models))
         lines += verdicts.fits_verdict(self.groups)
         lines += verdicts.mixtures_verdict(inputs.mixtures)
+        lines += [line for name, seen in self.outlooks.items() for line in verdicts.outlook_verdict(seen.rows, name)]
         if "validation" in self.rows and not inputs.results.rows:
             lines.append(
                 "Validation losses of training runs have no errors, so they decide nothing. Next: measure the models "

@@ -142,7 +142,16 @@ def mixtures_table(rows: Rows) -> TextTable:
             planned = [f"{row['weight']:.4f}", f"{row['tokens']:,}", as_epochs(row["epochs"]) + star] if row else None
             cells += planned or [NONE] * 3
         body.append(cells)
+    body.append(["total", *(cell for name in mixtures for cell in _totals(rows, name))])
     return TextTable("Mixtures: planned share, tokens and epochs (*: the cap decided)", header, body)
+
+
+def _totals(rows: Rows, mixture: str) -> list[str]:
+    """Return planned share, tokens and passes over all text of a mixture."""
+    own = [row for row in rows if row["mixture"] == mixture and row["source"]]
+    tokens, available = (sum(row[key] for row in own) for key in ("tokens", "available_tokens"))
+    read = tokens + sum(row["read_before"] for row in own)
+    return [f"{math.fsum(row['weight'] for row in own):.4f}", f"{tokens:,}", as_epochs(read / available)]
 
 
 def laws_table(rows: Rows) -> TextTable:
@@ -174,12 +183,19 @@ def outlook_table(rows: Rows, law: str) -> TextTable:
     mixtures, header, body = union([row["mixture"]] for row in rows), ["evaluation"], []
     for name in mixtures:
         far = "\n(far from all runs)" * by_cell[name, "mean"]["extrapolated"]
-        header += [f"{name}\n90 % interval{far}", "- equal\nshares"]
+        header += [f"{name}\n90 % interval{far}", "- equal shares\n(*: not by chance)"]
     for evaluation in union([row["evaluation"]] for row in rows):
         cells = [by_cell[name, evaluation] for name in mixtures]
-        body.append([evaluation, *(text for row in cells for text in (_predicted(row), _signed(row["difference"])))])
+        body.append([evaluation, *(text for row in cells for text in (_predicted(row), _against_equal(row)))])
     bold = {(line, place) for line in range(len(body) - 2, len(body)) for place in range(len(header))}
     return TextTable(f"Losses that {law} predicts", header, body, bold=bold)
+
+
+def _against_equal(row: Mapping[str, Any]) -> str:
+    """Return a predicted difference with half of its 90 % interval, starred if the interval leaves out 0."""
+    half = (row["difference_high"] - row["difference_low"]) / 2
+    star = "*" * (not row["difference_low"] <= 0 <= row["difference_high"])
+    return f"{_signed(row['difference'])} ± {half:.4f}{star}" if half else _signed(row["difference"])
 
 
 def _predicted(row: Mapping[str, Any]) -> str:

@@ -237,6 +237,22 @@ def moves(group: Group) -> dict[str, float]:
     return out
 
 
+# Laws
+
+
+def outlook_verdict(rows: Rows, law: str) -> list[str]:
+    """Return which mixtures a law predicts to differ from equal shares in the mean loss by more than its errors."""
+    words: dict[str, list[str]] = {"lower": [], "undecided": [], "higher": []}
+    for row in rows:
+        if row["evaluation"] == "mean" and row["difference_low"] < row["difference_high"]:
+            half = (row["difference_high"] - row["difference_low"]) / 2
+            told = f"{row['mixture']} ({row['difference']:+.4f} ± {half:.4f})".replace("-", "−")
+            word = "lower" if row["difference_high"] < 0 else "higher" if row["difference_low"] > 0 else "undecided"
+            words[word].append(told)
+    parts = [f"{word}: {few(names)}" for word, names in words.items() if names]
+    return [f"Mean loss that {law} predicts, against equal shares: {'; '.join(parts)}."] if parts else []
+
+
 # Models
 
 

@@ -36,15 +36,16 @@ different tokenizers per token, of another number of questions) get no differenc
 Training runs are compared by the perplexity of their validation text where they have read as many tokens.
 
 **Laws** are files of `fit-law`; --law LAW.json does the same as naming it among the files. Each law predicts the losses
-of all weight sets and mixtures. A mixture over other sources than the law's gets no prediction, and a line on stderr
-says why. A law over languages takes the sum of a language's sources.
+of all weight sets and mixtures, and their differences to equal shares with 90 % intervals. A mixture over other sources
+than the law's gets no prediction, and a line on stderr says why. A law over languages takes the sum of a language's
+sources.
 
 **The verdict** says which differences are real and what to do next: models differ really where the change exceeds its
 errors; fits of one question that lie more than 10 % of the tokens apart are noise; and mixtures that the caps decide
 do not depend on their weights.
 
-**--html** writes one page with what was compared, from which files, tables, charts with hover, warnings and the
-commands to repeat it. It needs no network, and shows tables and still pictures without JavaScript.
+**--html** writes one page: the verdict with its best chart, warnings, tables, charts with hover, and last the files and
+the commands to repeat it. It needs no network, and shows tables and still pictures without JavaScript.
 
 **Examples**
 

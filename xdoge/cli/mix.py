@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from xdoge.analysis.tables import outlook_table
-from xdoge.analysis.verdicts import mixture_verdict
+from xdoge.analysis.verdicts import mixture_verdict, outlook_verdict
 from xdoge.cli import options
 from xdoge.cli.app import app, as_options, refuse_taken, stdout
 from xdoge.cli.tables import empty_table, print_table, print_verdict
@@ -35,16 +35,16 @@ result is the mixture nearest to the weights within the caps, in whole tokens th
 caps cannot spend is refused, with the least --max-epochs that would do.
 
 **Weights** are a weights.json (or a run folder of `fit-weights` with one in it), a JSON file {{"es": 0.3, ...}} by
-language or {{"es/web": 0.2, ...}} by source, or a strategy that looks at sizes only: `uniform` over languages,
-`proportional`, `temperature` (p ∝ n^(1/τ)), or `unimax`, which is uniform under the cap (arXiv:2304.09151). Where
-weights are by language, its sources share by their size. Every language or source of the store needs a weight;
-`--rest-zero` takes those that have none for 0.
+language or {{"es/web": 0.2, ...}} by source, a CSV file with the shares of one mixture, as `optimize` writes, or a
+strategy that looks at sizes only: `uniform` over languages, `proportional`, `temperature` (p ∝ n^(1/τ)), or `unimax`,
+which is uniform under the cap (arXiv:2304.09151). Where weights are by language, its sources share by their size. Every
+language or source of the store needs a weight; `--rest-zero` takes those that have none for 0.
 
 **Sizes** come from --store, or for a corpus that lies elsewhere from --tokens: JSON {{"es/web": 1200000000, ...}} or
 CSV with the columns source and tokens; numbers may be written 500M, 1.2B or 2T.
 
-**--law** shows what a law of `xdoge fit-law` predicts of each plan, and how that differs from equal shares. A law over
-languages takes the sum of a language's sources.
+**--law** shows what a law of `xdoge fit-law` predicts of each plan, and how that differs from equal shares, with 90 %
+intervals. A law over languages takes the sum of a language's sources.
 
 **The verdict** says whether the weights or the caps decide: it plans equal shares of languages under the same caps, and
 names the languages whose share would be the same.
@@ -171,26 +171,29 @@ def mix(  # one option for each thing that a plan depends on
         raise XDogeError(" ".join(refused))
     if out is not None:
         planned[0].save(out)
+    several = len(limits) > 1
+    called = [_at_most(mixture) if several else mixture.name for mixture in planned]
+    outlook = None if fitted is None else fitted.outlook(dict(zip(called, planned, strict=True)))
+    rows = {name: [row for row in outlook.rows if row["mixture"] == name] if outlook else [] for name in called}
+    verdicts = {
+        name: [*mixture_verdict(mixture), *outlook_verdict(rows[name], str(law))]
+        for name, mixture in zip(called, planned, strict=True)
+    }
     if as_json:
         values = [
             mixture.to_dict()
-            | ({} if fitted is None else {"law": fitted.outlook({mixture.name: mixture}).to_dict()})
-            | {"verdict": " ".join(mixture_verdict(mixture))}
-            for mixture in planned
+            | ({"law": {"rows": rows[name], "notes": list(outlook.notes)}} if outlook else {})
+            | {"verdict": " ".join(verdicts[name])}
+            for name, mixture in zip(called, planned, strict=True)
         ]
-        print(json.dumps(values[0] if len(limits) == 1 else values, indent=2))
+        print(json.dumps(values if several else values[0], indent=2))
     else:
         print_mixtures(planned)
-    predicted: list[str] = []
-    if fitted is not None:
-        several = len(limits) > 1
-        outlook = fitted.outlook({_at_most(mixture) if several else mixture.name: mixture for mixture in planned})
-        predicted += outlook.notes
-        if outlook.rows and not as_json:
+        if outlook and outlook.rows:
             print_table(outlook_table(outlook.rows, str(law)))
-    for mixture in planned if not as_json else ():
-        print_verdict(mixture_verdict(mixture), _at_most(mixture) if len(limits) > 1 else "")
-    for line in [*refused, *_warnings(planned), *_other_corpus(followed, corpus), *predicted]:
+        for name, sentences in verdicts.items():
+            print_verdict(sentences, name if several else "")
+    for line in [*refused, *_warnings(planned), *_other_corpus(followed, corpus), *(outlook.notes if outlook else ())]:
         print(f"warning: {line}", file=sys.stderr)
     if out is None:
         print("nothing was written; --out MIXTURE.json writes a plan.", file=sys.stderr)
@@ -277,6 +280,10 @@ def _weights(
     path = Path(argument)
     if not path.exists():
         raise XDogeError(f"{argument} is neither a file nor a strategy; the strategies are {', '.join(STRATEGIES)}.")
+    if path.suffix == ".csv":
+        from xdoge.laws.csv_files import read_mixture
+
+        return read_mixture(path), False
     if path.is_dir() or "schema" in (value := read_json(path)):
         return WeightSet.load(path), False
     for name, weight in value.items():

@@ -16,6 +16,7 @@ from rich.table import Table as Drawn
 
 from xdoge.cli import options
 from xdoge.cli.app import app, refuse_taken, stdout
+from xdoge.cli.fit_law import as_count
 from xdoge.cli.options import Force, Json
 from xdoge.errors import XDogeError, names_that_differ
 
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 _HELP = """Predict the losses of mixtures with a law that `xdoge fit-law` fitted.
 
 **Mixtures** are mixture.json or weights.json files, or the words uniform, proportional and unimax (the last two if the
-law knows token counts). A CSV file (--mixtures) holds many: a run's id, then one column per source, as for `fit-law`.
+law knows token counts), or a CSV file with the shares of one, as `optimize` writes. A CSV file of many (--mixtures) has
+a run's id in each row, then one column per source, as for `fit-law`.
+
+**Another budget** than the runs had (--budget) needs a law that knows token counts. The effective-data law alone then
+predicts, since only it knows what more passes do. No run measured its errors there.
 
 **What it writes**: with --out a CSV file with the columns run, evaluation, predicted, low, high. Nine in ten losses
 fall between low and high, for mixtures like those of the runs. A mixture far from all runs is marked.
@@ -35,6 +40,8 @@ fall between low and high, for mixtures like those of the runs. A mixture far fr
 - `xdoge predict law.json uniform weights.json mixture.json`
 
 - `xdoge predict law.json --mixtures candidates.csv --out predictions.csv`
+
+- `xdoge predict law.json uniform weights.json --budget 100B`, for another budget than the runs had
 
 - `xdoge predict law.json uniform --json`
 """
@@ -52,16 +59,22 @@ def predict(
     max_epochs: Annotated[
         float | None, typer.Option(parser=options.number, metavar="N", help="Refuse more passes over any source.")
     ] = None,
+    budget_tokens: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="TOKENS", help="Training tokens: 500M, 2T.", show_default="the law's"),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     from xdoge.io import write_text
     from xdoge.laws.law import MixtureLaw
+    from xdoge.laws.optimize import at_budget
 
     refuse_taken(out, force)
     if out is not None and out.suffix != ".csv":
         raise XDogeError(f"{out}: predictions are written as CSV; name a file that ends in .csv, or use --json.")
-    fitted = MixtureLaw.load(law)
+    loaded = MixtureLaw.load(law)
+    fitted = at_budget(loaded, None if budget_tokens is None else as_count(budget_tokens, "--budget"))
     names, shares, notes = _mixtures(fitted, mixtures_ or [], mixtures)
     _refuse_epochs(fitted, names, shares, max_epochs)
     prediction = fitted.predict(shares)
@@ -84,9 +97,11 @@ def predict(
         print_prediction(fitted, names, prediction)
         if out is not None:
             print(out)
-    budget = (
-        "" if fitted.budget_tokens is None else f" Predicted for {fitted.budget_tokens:,} tokens, the law's budget."
-    )
+    budget = ""
+    if fitted.budget_tokens is not None:
+        other = loaded.budget_tokens != fitted.budget_tokens
+        whose = f"; the runs had {loaded.budget_tokens:,}" if other else ", the law's budget"
+        budget = f" Predicted for {fitted.budget_tokens:,} tokens{whose}."
     print(f"For other models or budgets, trust the order of the mixtures, not the losses.{budget}", file=sys.stderr)
 
 

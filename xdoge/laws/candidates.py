@@ -11,6 +11,8 @@ import numpy as np
 
 from xdoge.errors import XDogeError, names_that_differ
 from xdoge.io import read_json
+from xdoge.laws.bootstrap import difference_halves
+from xdoge.laws.csv_files import read_mixture
 from xdoge.laws.optimize import KNOWS, reference_mixtures
 from xdoge.laws.problem import Floats
 from xdoge.mixtures.mixture import Mixture
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
     from xdoge.laws.fitted import FittedLaw, Prediction
 
 Candidate = Mixture | WeightSet | Mapping[str, float] | Path | str
-"""What a law can predict; a string is uniform, proportional, unimax, or the path of a file or run folder."""
+"""What a law can predict; a string is uniform, proportional, unimax, or the path of a file or run folder. A file may be
+a CSV file with the shares of one mixture."""
 
 
 def shares_of(law: FittedLaw, candidate: Candidate, *, name: str = "the mixture") -> Floats:
@@ -59,7 +62,9 @@ def shares_of(law: FittedLaw, candidate: Candidate, *, name: str = "the mixture"
     return np.array([shares[source] for source in law.problem.sources])
 
 
-def _read(path: Path) -> Mixture | WeightSet:
+def _read(path: Path) -> Mixture | WeightSet | dict[str, float]:
+    if path.suffix == ".csv":
+        return read_mixture(path)
     if path.is_dir():
         path = path / ("mixture.json" if (path / "mixture.json").exists() else "weights.json")
     kind = str(read_json(path).get("schema", ""))
@@ -85,7 +90,7 @@ class Outlook:
 
 
 def outlook(law: FittedLaw, candidates: Mapping[str, Candidate]) -> Outlook:
-    """Predict named mixtures, and their differences to equal shares.
+    """Predict named mixtures, and their differences to equal shares with 90 % intervals, which pair both mixtures.
 
     The interval of the worst evaluation reaches from the largest of the lower ends to the largest of the upper ends. A
     mixture over other sources than the law's gets no prediction, and a note says why. Notes also name mixtures that lie
@@ -97,16 +102,20 @@ def outlook(law: FittedLaw, candidates: Mapping[str, Candidate]) -> Outlook:
             shares[name] = shares_of(law, candidate, name=name)
         except XDogeError as error:
             notes.append(f"{name} has no prediction: {error}")
-    prediction = law.predict(np.vstack([reference_mixtures(law)["uniform"], *shares.values()]))
-    rows = [row for place, name in enumerate(shares, 1) for row in _rows(name, prediction, place)]
+    if not shares:
+        return Outlook([], tuple(notes))
+    equal, mixtures = reference_mixtures(law)["uniform"], np.array(list(shares.values()))
+    prediction = law.predict(np.vstack([equal, mixtures]))
+    halves = difference_halves(law, mixtures, np.tile(equal, (len(mixtures), 1)))
+    rows = [row for place, name in enumerate(shares, 1) for row in _rows(name, prediction, place, halves[place - 1])]
     far = [name for name, outside in zip(shares, prediction.extrapolated[1:].tolist(), strict=True) if outside]
     notes += [f"{name} is far from all runs, so its intervals may be too narrow." for name in far]
     notes += _other_budgets(law, {name: candidates[name] for name in shares})
     return Outlook(rows, tuple(notes))
 
 
-def _rows(name: str, prediction: Prediction, place: int) -> list[dict[str, Any]]:
-    """Return the rows of the mixture at a place; equal shares are at place 0."""
+def _rows(name: str, prediction: Prediction, place: int, halves: Floats) -> list[dict[str, Any]]:
+    """Return the rows of the mixture at a place; equal shares are at place 0, and `halves` are of the differences."""
     columns = (prediction.predicted, prediction.low, prediction.high)
     largest = prediction.evaluations[int(prediction.predicted[place].argmax())]
     both = prediction.mean - prediction.mean_half, prediction.mean + prediction.mean_half
@@ -119,11 +128,13 @@ def _rows(name: str, prediction: Prediction, place: int) -> list[dict[str, Any]]
             "predicted": float(predicted[place]),
             "low": float(low[place]),
             "high": float(high[place]),
-            "difference": float(predicted[place] - predicted[0]),
+            "difference": (difference := float(predicted[place] - predicted[0])),
+            "difference_low": difference - half,
+            "difference_high": difference + half,
             "largest": largest if evaluation == "worst" else None,
             "extrapolated": bool(prediction.extrapolated[place]),
         }
-        for evaluation, (predicted, low, high) in measures.items()
+        for (evaluation, (predicted, low, high)), half in zip(measures.items(), halves.tolist(), strict=True)
     ]
 
 

@@ -73,6 +73,20 @@ def read_mixtures(path: Path) -> Table:
     return as_mixtures(read_table(path), str(path))
 
 
+def read_mixture(path: Path) -> dict[str, float]:
+    """Read a file with the shares of a single mixture, such as `xdoge optimize --out FILE.csv` writes.
+
+    Raises:
+        XDogeError: as `read_mixtures`, or there are several rows.
+    """
+    table = read_mixtures(path)
+    if len(table.runs) > 1:
+        raise XDogeError(
+            f"{path} has the shares of {len(table.runs):,} mixtures, and one is needed; keep the row of one of them."
+        )
+    return dict(zip(table.names, table.values[0].tolist(), strict=True))
+
+
 def as_mixtures(table: Table, where: str) -> Table:
     """Check that a table holds shares, and divide each row by its sum."""
     sums = table.values.sum(axis=1)

@@ -18,11 +18,11 @@ import numpy as np
 from scipy.optimize import minimize, nnls
 
 from xdoge.errors import XDogeError, argument
-from xdoge.laws.effective import Effective, fit_effective
-from xdoge.laws.intervals import novelty
+from xdoge.laws.bootstrap import QUANTILE, SIMULATIONS, misfit, misfit_of_worst, simulated
+from xdoge.laws.effective import fit_effective
+from xdoge.laws.intervals import calibrate, novelty, novelty_among
 from xdoge.laws.problem import Floats
-from xdoge.laws.process import Process
-from xdoge.laws.stack import FITS, folds
+from xdoge.laws.stack import folds
 from xdoge.mixtures.allocation import unimax
 from xdoge.mixtures.strategies import spread_by_size
 from xdoge.names import check_seed, language_of
@@ -60,7 +60,7 @@ class OptimizeSettings:
     max_epochs: float | None = None
     budget_tokens: int | None = None
     anywhere: bool = False
-    bootstrap: int = 20
+    bootstrap: int = SIMULATIONS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -357,7 +357,7 @@ def _best(law: FittedLaw, settings: OptimizeSettings) -> tuple[FittedLaw, Progra
     """Return the law at the budget, the programme, the mixtures to compare with, and the solution."""
     if settings.objective not in ("mean", "worst"):
         raise XDogeError(f"objective {settings.objective!r} is unknown; it is mean or worst.")
-    law = _at_budget(law, settings.budget_tokens)
+    law = at_budget(law, settings.budget_tokens)
     low, high = _bounds(law, settings)
     references = reference_mixtures(law, settings.max_epochs)
     limits = _limits(law, "no_worse_than", settings.no_worse_than, references)
@@ -392,10 +392,10 @@ def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
     if law.smooth and settings.max_epochs is not None and law.problem.passes is not None:
         capped = programme.high >= settings.max_epochs / np.array(law.problem.passes) - 1e-12
         prices = np.where(capped, programme.prices(law.slopes, share), 0.0)
-    optimism, misfit, errors = _bootstrap(law, programme, share, references, settings)
+    optimism, errors = _bootstrap(law, programme, share, references, settings)
     losses = law.losses_at(share[None])[0]
     gains = {
-        name: _gain(law, programme, name, share, other, (optimism[name], misfit, errors[name]))
+        name: _gain(law, programme, name, share, other, optimism[name], errors[name])
         for name, other in references.items()
     }
     simple = "uniform"
@@ -454,12 +454,20 @@ def _by_language(names: Sequence[str]) -> dict[str, list[str]]:
     return out if all("/" in name for name in names) else {}
 
 
-def _at_budget(law: FittedLaw, budget_tokens: int | None) -> FittedLaw:
-    """Return the law for another budget: the effective-data law alone, since only it knows what epochs do."""
+def at_budget(law: FittedLaw, budget_tokens: int | None) -> FittedLaw:
+    """Return the law for another budget: the effective-data law alone, since only it knows what epochs do.
+
+    Its intervals hold what that law erred at the budget of the runs. No run measured what another budget adds.
+
+    Raises:
+        XDogeError: the law does not know token counts, or the budget is below 1 token.
+    """
     if budget_tokens is None or budget_tokens == law.budget_tokens:
         return law
     if law.tokens is None or law.budget_tokens is None:
         raise XDogeError(f"{argument('budget_tokens')} needs a law that knows token counts; {KNOWS}.")
+    if budget_tokens < 1:
+        raise XDogeError(f"{argument('budget_tokens')} is {budget_tokens}; it must be at least 1 token.")
     passes = tuple(budget_tokens / law.tokens[name] for name in law.problem.sources)
     problem = replace(law.problem, passes=passes)
     part = replace(law.effective, problem=problem)
@@ -471,6 +479,9 @@ def _at_budget(law: FittedLaw, budget_tokens: int | None) -> FittedLaw:
         law,
         problem=problem,
         residuals=residuals,
+        intervals=replace(
+            calibrate(law.losses + residuals, law.losses, novelty_among(law.shares)), far=law.intervals.far
+        ),
         budget_tokens=budget_tokens,
         parts={"effective": part},
         weights={"effective": 1.0},
@@ -578,14 +589,17 @@ def _gain(
     name: str,
     share: Floats,
     other: Floats,
-    uncertainty: tuple[Floats, Floats, Floats],
+    optimism: Floats,
+    errors: Floats,
 ) -> Gain:
-    """Return the gain over another mixture, charged; `uncertainty` is what `_bootstrap` returns for it."""
-    optimism, misfit, errors = uncertainty
+    """Return the gain over another mixture, charged with its optimism; `_bootstrap` returns that and the errors."""
     here, there = law.losses_at(np.stack([share, other]))
+    single, of_mean = misfit(law)
+    of_worst = misfit_of_worst(single, int(here.argmax()), int(there.argmax()))
+    unexplained = np.append(single, of_worst if programme.worst else of_mean)
     gains = np.append(there - here, programme.value(there) - programme.value(here))
     charged = gains - optimism
-    half = 1.645 * np.sqrt(errors.var(axis=0, ddof=1) + misfit**2)
+    half = QUANTILE * np.sqrt(errors.var(axis=0, ddof=1) + unexplained**2)
     rows = {
         evaluation: (float(charged[i]), float(charged[i] - half[i]), float(charged[i] + half[i]))
         for i, evaluation in enumerate(law.problem.evaluations)
@@ -601,83 +615,30 @@ def _bootstrap(
     share: Floats,
     references: Mapping[str, Floats],
     settings: OptimizeSettings,
-) -> tuple[dict[str, Floats], Floats, dict[str, Floats]]:
-    """Return the optimism of gains over each reference, and what their intervals are made of.
-
-    Each simulated swarm takes the law's losses at the runs plus noise of the size that the fit found, with the
-    correlation between evaluations that the runs' residuals have. The last column of each array is the objective.
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Return the optimism of gains over each reference, and how far simulated swarms move the gains at `share`.
 
     Returns:
-        Optimism per reference, shape (L + 1,); the misfit, shape (L + 1,), which is the error of cross-validation that
-        noise does not explain; and deviations of the gain at `share`, shape (bootstrap, L + 1).
+        Optimism per reference, shape (L + 1,), and deviations of the gain at `share`, shape (bootstrap, L + 1). The
+        last column of each array is the objective.
     """
-    generator = np.random.default_rng([settings.seed, 2])
-    sizes, rows = _noise(law)
-    truth = replace(law, adapted=None).losses_at(law.shares)
     errors: dict[str, list[Floats]] = {name: [] for name in references}
     fixed: dict[str, list[Floats]] = {name: [] for name in references}
-    for _ in range(settings.bootstrap):
-        drawn = rows[generator.integers(len(rows), size=len(truth))] * generator.choice([-1.0, 1.0], (len(truth), 1))
-        simulated = refit(law, truth + sizes * drawn)
+    for refitted in simulated(law, settings.bootstrap, settings.seed):
         try:
-            chosen = _solve(programme, simulated, [share])
+            chosen = _solve(programme, refitted, [share])
         except XDogeError:
             chosen = share
         for name, other in references.items():
-            errors[name].append(_gains(simulated, programme, chosen, other) - _gains(law, programme, chosen, other))
-            fixed[name].append(_gains(simulated, programme, share, other) - _gains(law, programme, share, other))
+            errors[name].append(_gains(refitted, programme, chosen, other) - _gains(law, programme, chosen, other))
+            fixed[name].append(_gains(refitted, programme, share, other) - _gains(law, programme, share, other))
     optimism = {name: np.mean(values, axis=0) for name, values in errors.items()}
-    return optimism, _misfit(law, sizes * rows, programme), {name: np.array(values) for name, values in fixed.items()}
-
-
-def _noise(law: FittedLaw) -> tuple[Floats, Floats]:
-    """Return the noise deviation of each loss, shape (n, L), and rows of unit noise to draw from, shape (n, L)."""
-    sizes = np.zeros_like(law.losses)
-    for name, weight in law.weights.items():
-        part = law.parts[name]
-        if isinstance(part, Process):
-            sizes += weight * np.maximum(law.losses - part.base, 0.0) * part.deviation * part.noise
-        elif isinstance(part, Effective):
-            sizes += weight * part.noise
-        else:
-            sizes += weight * np.sqrt(((part.predict(law.shares) - law.losses) ** 2).mean(axis=0))
-    rows = law.residuals / np.maximum(law.losses - law.intervals.base, law.intervals.least)
-    rows = np.clip(rows / _robust(rows), -2.5, 2.5)
-    return sizes, rows / np.sqrt((rows**2).mean(axis=0))
-
-
-def _misfit(law: FittedLaw, noise: Floats, programme: Programme) -> Floats:
-    """Return the deviation of prediction errors that noise does not explain, for each evaluation and the objective."""
-    both = []
-    for errors in (law.residuals, noise):
-        worst = int(law.losses.mean(axis=0).argmax())
-        objective = errors[:, worst] if programme.worst else errors.mean(axis=1)
-        both.append(_robust(np.column_stack([errors, objective])))
-    return np.sqrt(np.maximum(both[0] ** 2 - both[1] ** 2, 0.0))
-
-
-def _robust(values: Floats) -> Floats:
-    """Return the standard deviation of each column as its median absolute value has it."""
-    return np.asarray(np.maximum(1.4826 * np.median(np.abs(values), axis=0), 1e-12))
+    return optimism, {name: np.array(values) for name, values in fixed.items()}
 
 
 def _gains(law: FittedLaw, programme: Programme, share: Floats, other: Floats) -> Floats:
     here, there = law.losses_at(np.stack([share, other]))
     return np.append(there - here, programme.value(there) - programme.value(here))
-
-
-def refit(law: FittedLaw, losses: Floats) -> FittedLaw:
-    """Return the law fitted to other losses of the same runs, with the same stack weights and hyperparameters."""
-    parts: dict[str, Any] = {}
-    for name in law.weights:
-        part = law.parts[name]
-        if isinstance(part, Process):
-            parts[name] = part.refit(losses)
-        elif isinstance(part, Effective):
-            parts[name] = fit_effective(part.problem, law.shares, losses, start=part)
-        else:
-            parts[name] = FITS[name](law.problem, law.shares, losses, 0)
-    return replace(law, parts=parts, losses=losses)
 
 
 def _verdict(gain: Gain, objective: str, keep: bool, breaks: bool, far: bool) -> str:

@@ -32,6 +32,10 @@ class Predicted:
     extrapolated: bool
 
 
+Halves = dict[tuple[tuple[float, ...], tuple[float, ...]], dict[str, float]]
+"""Half of the 90 % interval of a predicted difference, by the shares of both mixtures and by measure."""
+
+
 def predictions(findings: Findings) -> list[dict[str, Any]]:
     """Return a row for each law, comparison and strategy with a finished model; none before a law is fitted.
 
@@ -44,18 +48,18 @@ def predictions(findings: Findings) -> list[dict[str, Any]]:
         file = study.law_file(findings.out, form)
         if not (study.swarm and file.exists()):
             continue
-        known = _predict(findings, file)
+        known, halves = _predict(findings, file)
         for comparison in study.spec.compare:
             rows += [
                 {"form": form, "comparison": comparison, "strategy": name, **row}
                 for name in study.strategies
-                if (row := _row(findings, known, comparison, name))
+                if (row := _row(findings, known, halves, comparison, name))
             ]
     return rows
 
 
-def _predict(findings: Findings, file: Path) -> dict[Trial, Predicted]:
-    """Return what the law in a file predicts for every finished model."""
+def _predict(findings: Findings, file: Path) -> tuple[dict[Trial, Predicted], Halves]:
+    """Return what the law in a file predicts for every finished model, and how sure differences are."""
     from xdoge.laws.law import MixtureLaw
 
     law, known = MixtureLaw.load(file), {}
@@ -63,7 +67,30 @@ def _predict(findings: Findings, file: Path) -> dict[Trial, Predicted]:
         if result.state == "finished":
             mixture = Mixture.load(findings.out / "mixtures" / f"{trial.name}.json")
             known[trial] = _predicted(law, {name: share.weight for name, share in mixture.sources.items()})
-    return known
+    return known, _difference_halves(findings, law, known)
+
+
+def _difference_halves(findings: Findings, law: MixtureLaw, known: dict[Trial, Predicted]) -> Halves:
+    """Return half of the 90 % interval of the predicted difference of every model to that of `relative_to`."""
+    import numpy as np
+
+    from xdoge.laws.bootstrap import difference_halves
+
+    study, reference = findings.study, findings.study.spec.relative_to
+    pairs = dict.fromkeys(
+        (known[mine].shares, known[theirs].shares)
+        for comparison in study.spec.compare
+        for name in study.strategies
+        for seed in study.spec.seeds
+        if (mine := Trial(name, study.steps(comparison, name), seed)) in known
+        and (theirs := Trial(reference, study.steps(comparison, reference), seed)) in known
+    )
+    if not pairs:
+        return {}
+    shares, others = (np.array(side) for side in zip(*pairs, strict=True))
+    measures = [*law.problem.evaluations, MACRO, WORST]
+    halves = difference_halves(law, shares, others).tolist()
+    return {pair: dict(zip(measures, row, strict=True)) for pair, row in zip(pairs, halves, strict=True)}
 
 
 def _predicted(law: MixtureLaw, weights: dict[str, float]) -> Predicted:
@@ -82,7 +109,7 @@ def _predicted(law: MixtureLaw, weights: dict[str, float]) -> Predicted:
 
 
 def _row(
-    findings: Findings, known: dict[Trial, Predicted], comparison: BudgetKind, strategy: str
+    findings: Findings, known: dict[Trial, Predicted], halves: Halves, comparison: BudgetKind, strategy: str
 ) -> dict[str, Any] | None:
     """Return the numbers of a strategy, None if none of its models is finished."""
     study, reference = findings.study, findings.study.spec.relative_to
@@ -106,7 +133,7 @@ def _row(
         intervals = {key: findings.difference(comparison, strategy, key) for key in measures}
         row |= {
             "predicted_difference": {key: _mean([a.losses[key] - b.losses[key] for a, b in both]) for key in measures},
-            "difference_half": {key: _mean([_half(a, b, key) for a, b in both]) for key in measures},
+            "difference_half": {key: _mean([halves[a.shares, b.shares][key] for a, b in both]) for key in measures},
             "measured_difference": {key: vars(interval) for key, interval in intervals.items() if interval},
         }
     return row
@@ -114,11 +141,6 @@ def _row(
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-def _half(a: Predicted, b: Predicted, measure: str) -> float:
-    """Return half the 90 % interval of a difference, as if the errors of two mixtures were independent; 0 for one."""
-    return 0.0 if a.shares == b.shares else math.hypot(a.halves[measure], b.halves[measure])
 
 
 def prediction_tables(findings: Findings, comparison: BudgetKind, *, languages: bool = False) -> list[TextTable]:

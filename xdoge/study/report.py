@@ -26,7 +26,7 @@ RULE = (
 PREDICTED = (
     "Laws are fitted to the small proxies of the swarm, and predict each model from the mixture that it was trained "
     "on, at the budget that the law is for. Levels of proxies and models differ, so only differences are shown. Their "
-    "predicted intervals take the errors of two mixtures as independent, which makes them wide."
+    "predicted 90 % intervals pair the two mixtures: both are predicted by laws that are refitted to simulated swarms."
 )
 
 
