@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from scipy.optimize import minimize, nnls
@@ -29,6 +29,8 @@ from xdoge.names import check_seed, language_of
 
 if TYPE_CHECKING:
     from xdoge.laws.fitted import FittedLaw
+
+Law = TypeVar("Law", bound="FittedLaw")
 
 FLOOR = 1e-4
 """Least share in the search with a stack, whose slopes are infinite at a share of 0."""
@@ -454,7 +456,7 @@ def _by_language(names: Sequence[str]) -> dict[str, list[str]]:
     return out if all("/" in name for name in names) else {}
 
 
-def at_budget(law: FittedLaw, budget_tokens: int | None) -> FittedLaw:
+def at_budget(law: Law, budget_tokens: int | None) -> Law:
     """Return the law for another budget: the effective-data law alone, since only it knows what epochs do.
 
     Its intervals hold what that law erred at the budget of the runs. No run measured what another budget adds.

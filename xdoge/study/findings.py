@@ -152,7 +152,7 @@ class Findings:
                     WORST: means.get(WORST),
                     "worst_language": worst.pop() if len(worst) == 1 else None,
                     "differences": {
-                        measure: {**vars(interval), "more_seeds": interval.more_seeds}
+                        measure: interval.to_dict()
                         for measure in names
                         if (interval := self.difference(comparison, name, measure)) is not None
                     },

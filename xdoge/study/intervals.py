@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,10 @@ class Interval:
             if abs(self.mean) > (quantile + NormalDist().inv_cdf(POWER)) * error:
                 return n - self.n
         return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {**vars(self), "more_seeds": self.more_seeds}
 
 
 def paired(

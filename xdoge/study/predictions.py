@@ -134,7 +134,7 @@ def _row(
         row |= {
             "predicted_difference": {key: _mean([a.losses[key] - b.losses[key] for a, b in both]) for key in measures},
             "difference_half": {key: _mean([halves[a.shares, b.shares][key] for a, b in both]) for key in measures},
-            "measured_difference": {key: vars(interval) for key, interval in intervals.items() if interval},
+            "measured_difference": {key: interval.to_dict() for key, interval in intervals.items() if interval},
         }
     return row
 
