@@ -99,7 +99,7 @@ def _read_windows(path: Path, k: int) -> tuple[Floats, Floats]:
 
     table = pq.read_table(path)
     products, steps = (table[name].to_numpy().reshape(-1, k, k) for name in ("product", "steps"))
-    return np.nan_to_num(products) * steps, steps.astype(np.float64)
+    return np.where(steps > 0, products, 0.0) * steps, steps.astype(np.float64)
 
 
 @dataclass(frozen=True)
