@@ -391,6 +391,10 @@ def test_the_table_agrees_with_plain_means_and_scipy(tmp_path, store, recipe):
             assert (interval["low"], interval["high"]) == pytest.approx((low, high))
             assert interval["n"] == len(mine)
     assert list(rows) == sorted(rows, key=lambda name: rows[name]["differences"].get("macro", {"mean": 0})["mean"])
+    for measure in ("macro", "worst"):
+        above = {name: row["differences"].get(measure, {"mean": 0})["mean"] for name, row in rows.items()}
+        regret = {name: row["regret"][measure] for name, row in rows.items()}
+        assert regret == pytest.approx({name: value - min(above.values()) for name, value in above.items()})
     # the failed model, by name and with what it said, in every output
     assert findings.notes[0] == f"1 of 20 models failed and are missing from the means: train/{failed}: error: no."
     table = report.comparison_tables(findings, "tokens")[0]

@@ -131,8 +131,11 @@ class Findings:
         """Return the table of a comparison: a row for each strategy, the best first, then those without any result.
 
         Rows are ordered by the paired difference of the macro mean, since means over different seeds do not compare.
+        "regret" is how far a strategy's paired difference lies above the lowest one, of the mean and of the worst
+        language, in bits per byte.
         """
-        study, rows = self.study, []
+        study = self.study
+        rows: list[dict[str, Any]] = []
         for name, strategy in study.strategies.items():
             measures = self.measures(comparison, name)
             names = [*study.languages, MACRO, WORST] if measures else []
@@ -156,6 +159,7 @@ class Findings:
                         for measure in names
                         if (interval := self.difference(comparison, name, measure)) is not None
                     },
+                    "regret": {},
                     "better": self._differing(comparison, name, -1),
                     "worse": self._differing(comparison, name, 1),
                     "learning_flops": strategy.flops,
@@ -164,7 +168,20 @@ class Findings:
                     "training_tokens": tokens,
                 }
             )
+        for measure in (MACRO, WORST):
+            above = {row["strategy"]: self._above_reference(row, measure) for row in rows}
+            lowest = min((value for value in above.values() if value is not None), default=0.0)
+            for row in rows:
+                mine = above[row["strategy"]]
+                row["regret"][measure] = None if mine is None else mine - lowest
         return sorted(rows, key=self._rank)
+
+    def _above_reference(self, row: Mapping[str, Any], measure: str) -> float | None:
+        """Return the mean paired difference of a row to `relative_to`: 0 for that itself, None without results."""
+        if row["strategy"] == self.study.spec.relative_to:
+            return None if row[measure] is None else 0.0
+        difference = row["differences"].get(measure)
+        return difference["mean"] if difference else None
 
     def verdict(self, comparison: BudgetKind) -> list[str]:
         """Return in sentences which differences of a comparison are real, and what to do next."""

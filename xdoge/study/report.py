@@ -51,7 +51,7 @@ def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TextTa
         f"{TITLES[comparison]}: bits per byte, {about}; less is better",
         [
             *("strategy", "seeds", "macro", f"Δ macro{against}", "worst", f"Δ worst{against}"),
-            *("weights,\nFLOPs", "share of\ntraining", "training\ntokens"),
+            *("regret,\nmacro", "regret,\nworst", "weights,\nFLOPs", "share of\ntraining", "training\ntokens"),
         ],
         [
             [
@@ -61,6 +61,8 @@ def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TextTa
                 _difference(row, MACRO),
                 NONE if row[WORST] is None else f"{row['worst_language'] or 'varies'} {row[WORST]:.3f}",
                 _difference(row, WORST),
+                number(row["regret"][MACRO], ".3f"),
+                number(row["regret"][WORST], ".3f"),
                 f"{row['learning_flops']:.2g}" if row["learning_flops"] else "0",
                 f"{row['share_of_training']:.0%}",
                 f"{row['training_tokens']:,}",
