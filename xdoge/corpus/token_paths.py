@@ -48,7 +48,7 @@ def find_tokens(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[P
                 raise XDogeError(f"{where}: {pattern!r} matches no file of tokens in {folder.resolve()}.")
             for match in matches:
                 files += _of_folder(match, where=where) if match.is_dir() else _of_file(match, where=where)
-    kinds = {file.suffix in ROWS for file in files if not is_side(file)}
+    kinds = {file.suffix in ROWS or ".mds" in file.suffixes for file in files if not is_side(file)}
     if len(kinds) > 1:
         raise XDogeError(f"{where}: {' and '.join(ROWS)} do not go with other formats of tokens; name two sources.")
     return tuple(files)
@@ -70,6 +70,11 @@ def _of_file(file: Path, *, where: str) -> Iterator[Path]:
             raise XDogeError(f"{where}: {side} does not exist, and {file.name} cannot be read without it.")
 
 
+def shard_names(shard: dict[str, Any]) -> list[str]:
+    """Return the names of the files that a shard of MosaicML's streaming can be in, the plain one first."""
+    return [shard[key]["basename"] for key in ("raw_data", "zip_data") if shard.get(key)]
+
+
 def _of_folder(folder: Path, *, where: str) -> Iterator[Path]:
     names: list[Any]
     try:
@@ -77,7 +82,9 @@ def _of_folder(folder: Path, *, where: str) -> Iterator[Path]:
             names = [entry["filename"] for entry in read_json(folder / "state.json")["_data_files"]]
         elif (folder / "index.json").is_file():
             names = ["index.json"]
-            names += [shard["raw_data"]["basename"] for shard in read_json(folder / "index.json")["shards"]]
+            for shard in read_json(folder / "index.json")["shards"]:
+                there = shard_names(shard)
+                names.append(next((name for name in there if (folder / name).is_file()), there[0]))
         elif (folder / "dataset_dict.json").is_file():
             splits = read_json(folder / "dataset_dict.json")["splits"]
             raise XDogeError(f"{where}: {folder} has the splits {', '.join(splits)}; name one, {folder}/{splits[0]}.")

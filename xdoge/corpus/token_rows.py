@@ -7,6 +7,7 @@ are copied into the store, since documents do not lie one after the other in suc
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xdoge.corpus.encoding import Encoded
+from xdoge.corpus.mosaic import read_shard
 from xdoge.corpus.readers.blocks import TokenBlock
 from xdoge.corpus.readers.columns import NAMES_SHOWN
 from xdoge.corpus.readers.files import BLOCK_ROWS, arrow_batches, open_parquet, reading
@@ -194,6 +196,11 @@ def read_rows(file: Path, column: str | None) -> Iterator[Rows]:
     Raises:
         XDogeError: the file has no such column of ids, or pads its rows.
     """
+    if ".mds" in file.suffixes:
+        samples = read_shard(file, column)
+        while part := list(itertools.islice(samples, BLOCK_ROWS)):
+            yield np.concatenate(part), np.fromiter(map(len, part), np.int64, count=len(part))
+        return
     column = column or COLUMN
     if file.suffix == ".parquet":
         with open_parquet(file) as parquet:
