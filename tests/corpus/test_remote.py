@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 import pytest
 
+from xdoge.cli.eval import _texts
 from xdoge.corpus import TokenStore, prepare, remote
 from xdoge.corpus.paths import find
 from xdoge.corpus.remote import RemoteFile, find_remote, local
@@ -242,16 +243,7 @@ def test_a_transfer_that_ends_early_is_refused(server: Server, monkeypatch: pyte
         local(file)
 
 
-def test_what_cannot_be_reached_is_one_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    import builtins
-
-    real = builtins.__import__
-
-    def without(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == "s3fs":
-            raise ModuleNotFoundError("No module named 's3fs'", name="s3fs")
-        return real(name, *arguments, **options)
-
+def test_what_cannot_be_reached_is_one_line(server: Server) -> None:
     for url, told in (
         (f"{server.url}/none.jsonl", "404"),
         ("http://127.0.0.1:9/a.jsonl", "Cannot connect"),
@@ -353,6 +345,18 @@ def test_a_damaged_remote_file_is_named_by_its_url(tmp_path: Path, server: Serve
         server.files = {f"/{name}": data}
         with pytest.raises(XDogeError, match=rf"files: {server.url}/{name}"):
             prepare(corpus(tmp_path, f"{server.url}/{name}"), tmp_path / "s", workers=1)
+
+
+def test_eval_reads_remote_files_and_patterns(server: Server) -> None:
+    server.files = {"/a.jsonl": rows(1), "/b.jsonl": rows(2).replace(b'"text"', b'"body"')}
+    texts = _texts([f"eu={server.url}/a*.jsonl", f"gl={server.url}/b.jsonl:body"])
+    assert texts is not None
+    assert [(str(text.files[0]), text.column) for text in texts.values()] == [
+        (f"{server.url}/a.jsonl", "text"),
+        (f"{server.url}/b.jsonl", "body"),
+    ]
+    for text in texts.values():
+        assert (text.scan(text.files[0]).rows, len(text.rows(text.files[0]))) == (200, 200)
 
 
 def test_a_name_with_a_query_has_the_format_of_its_path() -> None:

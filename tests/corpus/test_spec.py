@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from xdoge.corpus import Corpus, CorpusSpec
-from xdoge.corpus.spec import text_format
+from xdoge.corpus.paths import text_format
 from xdoge.errors import XDogeError
 
 
@@ -121,7 +121,7 @@ WIKI = ("languages", "eu", "sources", "wiki")
         (changed(*WIKI, "files", to="eu/news-*.jsonl"), r"wiki\.files: 'eu/news-\*\.jsonl' matches no file in "),
         (changed(*WIKI, "files", to="eu/none.jsonl"), r"wiki\.files: .*eu/none\.jsonl does not exist"),
         (changed(*WIKI, "files", to="empty"), r"wiki\.files: .*empty holds no file of text"),
-        (changed(*WIKI, "files", to="gl"), r"wiki\.files: .*gl holds c\.docx, which is not in a format"),
+        (changed(*WIKI, "files", to="gl"), r"wiki\.files: .*gl holds a\.txt and b\.csv\.gz"),
         (changed(*WIKI, "files", to="gl/c.docx"), r"wiki\.files: .*c\.docx: not a format that can be read"),
         (changed(*WIKI, "validation", to="eu/v.txt"), r"wiki\.validation: .*eu/v\.txt does not exist"),
         (changed(*WIKI, "files", to="gl/a.txt"), r"gl/a\.txt is in eu/wiki files and again in gl/web files"),

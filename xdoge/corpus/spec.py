@@ -17,8 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from xdoge.config import Config, Seed
-from xdoge.corpus.paths import ARCHIVES, find
-from xdoge.corpus.paths import text_format as text_format
+from xdoge.corpus.paths import ARCHIVES, find, text_format
 from xdoge.corpus.remote import File, RemoteFile
 from xdoge.corpus.token_paths import FLAT, find_tokens
 from xdoge.errors import MissingExtraError, XDogeError

@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from xdoge.corpus.paths import text_format
 from xdoge.corpus.readers.columns import Columns
 from xdoge.corpus.readers.files import file_blocks, reading
 from xdoge.corpus.readers.inputs import Input, refuse_empty, scan
 from xdoge.corpus.remote import File, local
-from xdoge.corpus.spec import PLAIN_CSV, Corpus, CsvSpec, DocumentOf, text_format
+from xdoge.corpus.spec import PLAIN_CSV, Corpus, CsvSpec, DocumentOf
 from xdoge.corpus.store import TokenStore
 from xdoge.corpus.threads import encoders
 from xdoge.errors import XDogeError

@@ -11,8 +11,9 @@ import io
 from collections.abc import Iterator
 from typing import IO
 
+from xdoge.corpus.paths import text_format
 from xdoge.corpus.remote import Readable
-from xdoge.corpus.spec import CsvSpec, text_format
+from xdoge.corpus.spec import CsvSpec
 from xdoge.errors import XDogeError
 
 LONGEST_VALUE = (1 << 31) - 1

@@ -17,7 +17,7 @@ from typing import IO
 import pyarrow as pa
 import pyarrow.parquet
 
-from xdoge.corpus.paths import ARCHIVES
+from xdoge.corpus.paths import ARCHIVES, text_format
 from xdoge.corpus.readers.archives import DAMAGE, has_samples, samples, unpacked
 from xdoge.corpus.readers.blocks import Block
 from xdoge.corpus.readers.columns import (
@@ -32,7 +32,7 @@ from xdoge.corpus.readers.csv_rows import csv_rows
 from xdoge.corpus.readers.json_values import json_values, one_object_a_line
 from xdoge.corpus.readers.streams import open_bytes
 from xdoge.corpus.remote import Readable, local
-from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf, text_format
+from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf
 from xdoge.errors import XDogeError
 
 BLOCK_BYTES = 1 << 19

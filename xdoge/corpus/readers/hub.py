@@ -13,11 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from xdoge.corpus.paths import text_format
 from xdoge.corpus.readers.blocks import Block
 from xdoge.corpus.readers.columns import Columns, check_column, keys_of
 from xdoge.corpus.readers.files import BLOCK_ROWS, array_blocks
 from xdoge.corpus.readers.inputs import Input, hashed, relative
-from xdoge.corpus.spec import Source, text_format
+from xdoge.corpus.spec import Source
 from xdoge.errors import Interrupted, MissingExtraError, XDogeError
 
 _PLAIN = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from xdoge.corpus.paths import ARCHIVES
+from xdoge.corpus.paths import ARCHIVES, text_format
 from xdoge.corpus.readers.archives import has_samples, samples, unpacked
 from xdoge.corpus.readers.blocks import Block, document_texts, unmarked
 from xdoge.corpus.readers.columns import Columns, check_column, check_names, check_rows
@@ -23,7 +23,7 @@ from xdoge.corpus.readers.files import BLOCK_BYTES, arrow_batches, chunks_of, fi
 from xdoge.corpus.readers.json_values import json_values
 from xdoge.corpus.readers.streams import is_compressed, open_bytes
 from xdoge.corpus.remote import File, Readable, RemoteFile, local
-from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf, text_format
+from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf
 from xdoge.errors import XDogeError
 from xdoge.io import LFS_POINTER, refuse_pointer, sha256_file
 
