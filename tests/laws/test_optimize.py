@@ -286,6 +286,17 @@ def test_a_mixture_differs_from_itself_by_nothing_and_shared_errors_cancel():
     assert (halves[1, :4] < np.hypot(*(single.high - single.predicted)[:2])).all()
 
 
+def test_trees_are_not_refitted_for_an_interval(monkeypatch):
+    pytest.importorskip("lightgbm")
+    law, equal = fitted(known_law(), n=24, form="lightgbm"), np.full((1, 4), 0.25)
+    monkeypatch.setattr("xdoge.laws.bootstrap.refit", None)
+    shares = np.array([[0.7, 0.1, 0.1, 0.1]])
+    (half,) = difference_halves(law, shares, equal)
+    one, two = law.predict(shares), law.predict(equal)
+    assert half[:4] == pytest.approx(np.hypot(one.high - one.predicted, two.high - two.predicted)[0])
+    assert half[4] == pytest.approx(np.hypot(one.mean_half, two.mean_half)[0])
+
+
 @pytest.mark.slow
 def test_intervals_of_differences_hold_the_true_ones():
     truth, inside = known_law(), []
