@@ -118,6 +118,13 @@ def test_batches_hold_every_window_once_within_the_budget(lengths, budget):
         assert len(batch) == 1 or len(batch) * max(part.length for part in batch) <= budget
 
 
+def test_few_windows_of_uneven_length_are_not_padded_to_the_longest():
+    lengths = [126, 95, 222, 123, 61, 161, 461, 310]
+    parts = [part for n, length in enumerate(lengths) for part in windows(n, length, window=512, stride=512)]
+    made = list(batches(parts, batch_tokens=2048))
+    assert [[part.length for part in batch] for batch in made] == [[461], [310], [222, 161], [126, 123, 95], [61]]
+
+
 def test_nats_of_short_documents_are_the_loss_of_transformers(hub_model):
     model = AutoModelForCausalLM.from_pretrained(hub_model).eval()
     documents = [np.arange(2, 2 + size) * 7 % 256 + 2 for size in (1, 5, 23, 12, 5)]

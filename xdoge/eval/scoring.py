@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 
+PADDING = 32
+"""Padding of a batch is at most one part in this many of the tokens that a batch may have."""
+
+
 class Window(NamedTuple):
     """Inputs [start, end) of a document that its begin token stands before; the last `scored` of them predict."""
 
@@ -46,14 +50,21 @@ def windows(document: int, tokens: int, *, window: int, stride: int) -> Iterator
 def batches(parts: Sequence[Window], *, batch_tokens: int) -> Iterator[list[Window]]:
     """Yield windows in groups of like length, longest first, each of at most `batch_tokens` with its padding.
 
-    A window longer than that is a batch of its own.
+    A group ends where its padding would exceed a part of `batch_tokens`: padding costs as much as tokens, and a further
+    batch little. A window longer than `batch_tokens` is a batch of its own.
     """
-    ordered = sorted(parts, key=lambda part: -part.length)
-    start = 0
-    while start < len(ordered):
-        rows = max(1, batch_tokens // ordered[start].length)
-        yield ordered[start : start + rows]
-        start += rows
+    group: list[Window] = []
+    tokens = 0
+    for part in sorted(parts, key=lambda part: -part.length):
+        if group:
+            full = (len(group) + 1) * group[0].length
+            if full > batch_tokens or full - tokens - part.length > batch_tokens // PADDING:
+                yield group
+                group, tokens = [], 0
+        group.append(part)
+        tokens += part.length
+    if group:
+        yield group
 
 
 def load_on(processes: Processes, model: CausalModel, precision: str, device: str, length: int | None = None) -> Any:
