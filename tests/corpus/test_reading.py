@@ -254,7 +254,7 @@ def test_what_pyarrow_refuses_and_python_takes_is_read(tmp_path: Path) -> None:
             b"a long line " * 900 + b"\n1\n",
             r"has no column 'text'; it has (a long line ?){25}\.\.\.\. Set text",
         ),
-        ("a.json", b'[{"body": "x"}]', r"has no column 'text' in its first rows"),
+        ("a.json", b'[{"body": "x"}]', r"has no column 'text'; it has body"),
         ("a.txt", b"one\ntwo\nthr\xff\n", r"a\.txt: line 3 is not UTF-8 \(byte 0xff: invalid start byte\)"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', r"a\.jsonl: line 2 is not UTF-8 \(byte 0xe9"),
         ("a.csv.gz", gzip.compress(b"text\n\xc3\n", mtime=0), r"a\.csv\.gz: line 2 is not UTF-8"),
