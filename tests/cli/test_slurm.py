@@ -259,3 +259,24 @@ def test_fits_of_which_one_is_stopped_end_as_one_set_of_weights(cluster, server,
     assert Mixture.load("runs/baseline.json").name == "unimax"
     assert "mean Kendall" in Path("runs/logs/xdoge-merge-2.log").read_text()
     assert [line.split()[1] for line in commands[-4:]] == ["train", "train", *EVALUATION]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "said"),
+    [
+        (["gpu"], {}, "'gpu'"),
+        (["--account=me", "-p", "gpu"], {}, "'-p'"),
+        (["--array=0-3"], {}, "--array=0-3"),
+        ([], {"SEEDS": "none"}, "SEEDS=none"),
+        ([], {"SIZES": " "}, "SIZES"),
+    ],
+)
+def test_submit_refuses_what_it_cannot_pass_on(tmp_path, arguments, settings, said):
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\ntouch {tmp_path}/submitted\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SUITE": "", **settings}
+    done = subprocess.run(
+        ["bash", SLURM / "submit.sh", *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, len(done.stderr.splitlines()), said in done.stderr) == (2, 1, True)
+    assert not (tmp_path / "submitted").exists()

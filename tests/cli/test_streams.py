@@ -95,6 +95,21 @@ def test_no_number_is_cut_off_on_a_narrow_terminal(weights, tmp_path, xdoge, mon
     assert numbers <= set(narrow.split())
 
 
+def test_no_column_of_several_words_is_cut_off_on_a_narrow_terminal(capsys, monkeypatch):
+    from xdoge.cli.app import stdout
+    from xdoge.cli.tables import empty_table
+
+    names = [f"≤ {epochs} epochs: planned" for epochs in (1, 2, 4, 8)]
+    table = empty_table(("source",), names)
+    table.add_row("eu/web", *("−6.7 ± 13.9" for _ in names))
+    monkeypatch.setattr(stdout, "_width", 40)
+    stdout.print(table)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert all(name in shown for name in names)
+    assert shown.count("−6.7 ± 13.9") == len(names)
+
+
 @pytest.mark.parametrize("name", ["a" * 250 + ".json", "a" * 300])
 @pytest.mark.parametrize("command", ["mix", "export"])
 def test_names_that_are_too_long_are_one_line(weights, tmp_path, xdoge, command, name):

@@ -458,6 +458,26 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
+def test_an_input_that_vanishes_is_named(corpus: Path, tmp_path: Path) -> None:
+    def vanish(event: Event) -> None:
+        if event.kind == "scan" and event.done == event.total:
+            (corpus.parent / "gl/web.jsonl").unlink()
+
+    with pytest.raises(XDogeError, match=r"gl\.sources\.web\.files: .*gl/web\.jsonl (was removed|cannot be read)"):
+        prepare(corpus, tmp_path / "store", workers=1, on_progress=vanish)
+
+
+def test_training_a_tokenizer_says_how_far_it_is_and_on_how_much_text(corpus: Path, tmp_path: Path) -> None:
+    edit(corpus, _set("tokenizer", to={"train": {"vocab_size": 310}}))
+    seen: list[Event] = []
+    prepare(corpus, tmp_path / "store", workers=1, on_progress=seen.append)
+    read = [event for event in seen if event.name == "text for the tokenizer"]
+    assert read[-1].done == read[-1].total
+    said = [event.name for event in seen if event.kind == "tokenizer"]
+    assert [line.split()[0] for line in said] == ["drawing", "training", "trained"]
+    assert "bytes of text" in said[1]
+
+
 def test_a_finished_store_is_left_as_it_is(corpus: Path, tmp_path: Path) -> None:
     first = prepare(corpus, tmp_path / "store", workers=2)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*") if path.is_file()}

@@ -10,6 +10,7 @@ import yaml
 
 from xdoge.corpus import Corpus, CorpusSpec
 from xdoge.corpus.paths import text_format
+from xdoge.corpus.spec import TrainTokenizer
 from xdoge.errors import XDogeError
 
 
@@ -195,3 +196,17 @@ def test_the_room_has_no_other_names() -> None:
 
     with pytest.raises(AttributeError, match="has no attribute 'Stor'"):
         _ = xdoge.corpus.Stor
+
+
+@pytest.mark.parametrize(
+    ("written", "characters"),
+    [
+        ({"vocab_size": 1000}, 1_000_000),
+        ({"vocab_size": "2K"}, 2_000_000),
+        ({}, 6_000_000),
+        ({"vocab_size": 64_000}, 6_000_000),
+        ({"vocab_size": 1000, "characters_per_language": "3e6"}, 3_000_000),
+    ],
+)
+def test_a_tokenizer_learns_from_a_bounded_sample(written, characters):
+    assert TrainTokenizer.parse(written, where="tokenizer.train").characters_per_language == characters

@@ -30,6 +30,10 @@ class _Output(Console):
         for table in objects:
             if isinstance(table, Table):
                 wide = self.options.update(max_width=10_000)
+                for column in table.columns:
+                    if column.no_wrap:  # rich would take its longest word for what it needs
+                        cells = (column.header, *column.cells)
+                        column.min_width = max(Measurement.get(self, wide, cell).maximum for cell in cells)
                 self.width = max(self.width, Measurement.get(self, wide, table).minimum)
         super().print(*objects, **options)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -158,24 +159,38 @@ def train_tokenizer(
     if spec is None:
         raise ValueError("there is no tokenizer to train")
     where = f"{corpus.path}: tokenizer.train"
-    on_progress(Event("tokenizer", f"training a tokenizer of {spec.vocab_size:,} pieces"))
+    most = spec.characters_per_language
+    on_progress(Event("tokenizer", f"drawing {most:,} characters of each language, or all, to train a tokenizer on"))
+    rows = [work.rows for work in works]
+    total = None if None in rows else sum(row or 0 for row in rows)
+    read = 0
+
+    def count(documents: int) -> None:
+        nonlocal read
+        read += documents
+        on_progress(Event("source", "text for the tokenizer", read, total))
+
     texts: list[str] = []
     for language in corpus.spec.languages:
         samples = [
             sample(
-                _documents(work, SAMPLE_READ * spec.characters_per_language),
-                characters=spec.characters_per_language,
+                _documents(work, SAMPLE_READ * most, count),
+                characters=most,
                 seed=spec.seed,
             )
             for work in works
             if work.source.language == language
         ]
-        texts.extend(itertools.chain.from_iterable(level(samples, characters=spec.characters_per_language)))
+        texts.extend(itertools.chain.from_iterable(level(samples, characters=most)))
+    n_bytes = sum(len(text.encode("utf-8")) for text in texts)
+    on_progress(Event("tokenizer", f"training a tokenizer of {spec.vocab_size:,} pieces on {n_bytes:,} bytes of text"))
+    began = time.monotonic()
     model = pool.submit(train, texts, spec, where=where).result()  # in a thread, so that a signal is obeyed at once
+    on_progress(Event("tokenizer", f"trained the tokenizer in {time.monotonic() - began:,.0f} seconds"))
     return sentencepiece_model(model, where=where)
 
 
-def _documents(work: Work, characters: int) -> Iterator[str]:
+def _documents(work: Work, characters: int, on_documents: Callable[[int], None]) -> Iterator[str]:
     read = 0
     for split, block in work.blocks():
         if split != "train" or (work.hub is not None and read >= characters):
@@ -186,6 +201,7 @@ def _documents(work: Work, characters: int) -> Iterator[str]:
             texts = block.texts(work.source.spec.text)
         read += sum(map(len, texts))
         yield from texts
+        on_documents(len(texts))
 
 
 # --- the work ------------------------------------------------------------------------------------------------------

@@ -265,7 +265,6 @@ def refuse_moving(work: Work) -> None:
     """Raise XDogeError if an input changed since its checksum was taken."""
     for split, entries in zip(SPLITS, (work.inputs, work.validation_inputs), strict=True):
         for entry in entries:
-            if entry.mtime_ns is not None and not entry.same_time(work.folder):
-                raise XDogeError(
-                    f"{work.source.field(split)}: {entry.path} changed while it was being read; run again."
-                )
+            with naming(work.source.field(split)):
+                if entry.mtime_ns is not None and not entry.same_time(work.folder):
+                    raise XDogeError(f"{entry.path} changed while it was being read; run again.")
