@@ -754,6 +754,25 @@ def test_the_examples_with_uneven_languages_load(name, tmp_path, store):
     assert len(study.spec.seeds) >= 6
 
 
+def test_a_failed_fit_may_get_another_recipe_and_a_finished_one_may_not(tmp_path, store, recipe):
+    shutil.copy(recipe, tmp_path / "proxy.yaml")
+    path, out, run = write(tmp_path, store, recipe, proxy="proxy.yaml"), tmp_path / "out", "weights/learned/seed-0"
+    Study.load(path).begin(out)
+    note_attempt(out, run, status=1, seconds=1.0, last_line="no memory")
+    (tmp_path / "proxy.yaml").write_text(Path(recipe).read_text().replace("layers: 2", "layers: 1"))
+    Study.load(path).begin(out)
+    note_attempt(out, run, status=0, seconds=1.0, last_line="done")
+    (tmp_path / "proxy.yaml").write_text(Path(recipe).read_text())
+    with pytest.raises(XDogeError, match=r"another recipe of the proxy of strategies\.learned"):
+        Study.load(path).begin(out)
+
+
+def test_a_folder_named_like_a_recipe_is_not_taken_for_the_model(tmp_path, store, recipe):
+    (tmp_path / "1m").mkdir()
+    path = write(tmp_path, store, recipe, model="1m", sequence_length=16, batch_size=8, steps=2)
+    assert Study.load(path).initial.recipe.name == "1m"
+
+
 def test_a_run_that_a_killed_study_left_behind_is_waited_for(tmp_path):
     """Its command still holds the folder; once it is finished, its checkpoints go."""
     folder = tmp_path / "run"

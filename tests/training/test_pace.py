@@ -59,8 +59,17 @@ def test_the_first_step_does_not_count_unless_it_takes_minutes(store, clock):
     run(slow, clock, seconds=50.0, steps=1, total=10_000)
     run(slow, clock, seconds=1.0, steps=5, total=10_000, done=1)
     assert notes == []
-    run(pace_of(store, notes), clock, seconds=2000.0, steps=1, total=10_000)
+    run(pace_of(store, notes), clock, seconds=2000.0, steps=2, total=10_000)
     assert "about 231 days" in notes[0]
+
+
+def test_runs_that_end_whole_count_with_all_their_steps(store, clock):
+    notes = []
+    pace = pace_of(store, notes)
+    for done in (1000, 2000, 3000):
+        clock.now += 90.0
+        pace.show(Event("step", "swarm", done=done, total=29_000, unit="steps"))
+    assert notes == []
 
 
 def test_every_event_is_passed_on(store, clock):

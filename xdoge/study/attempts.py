@@ -11,6 +11,13 @@ from typing import Any
 from xdoge.errors import XDogeError
 from xdoge.io import disk_errors
 
+LEARNS_FROM = {
+    "proxy": "another recipe of the proxy",
+    "reference": "other reference weights",
+    "initial": "other initial weights",
+}
+"""What a strategy's weights are learned from, by its key in plan.json, as a message calls it when it changed."""
+
 
 def note_attempt(out: Path, name: str, *, status: int | None, seconds: float, last_line: str) -> None:
     """Append how an attempt at a run ended; with status None, that a run which failed was started again."""
@@ -61,13 +68,22 @@ def refuse_changes(
     for key in ("store", "model"):
         if before[key] != now[key]:
             raise XDogeError(f"{out} is a study with another {key}; name another folder for this one.")
+    changed = {run for run in open_runs if before["runs"].get(run) != now["runs"].get(run)}
     for name, files in before.get("learning", {}).items():
-        if files != now["learning"].get(name, files):
-            raise XDogeError(
-                f"{out} began with another recipe of the proxy, or other reference weights, of strategies.{name}. "
-                "Put back what was there, or name another folder."
-            )
-    anew = [name for name in before["runs"] if name in open_runs and before["runs"][name] != now["runs"].get(name)]
+        other = [key for key, value in files.items() if now["learning"].get(name, {}).get(key, value) != value]
+        if not other:
+            continue
+        learning = {run for run in before["runs"] if f"{run}/".startswith(f"weights/{name}/")}
+        if f"weights/{name}" in learning:  # a law, which is learned from the swarm
+            learning.add("swarm")
+        if learning & open_runs and learning <= open_runs | idle_runs:
+            changed |= learning & open_runs
+            continue
+        raise XDogeError(
+            f"{out} began with {' and '.join(LEARNS_FROM[key] for key in other)} of strategies.{name}. Put back what "
+            "was there, or name another folder."
+        )
+    anew = [name for name in before["runs"] if name in changed]
     for name, command in before["runs"].items():
         if name in anew or (anew and name in idle_runs):  # equal FLOPs plan other steps where learning costs otherwise
             continue

@@ -187,8 +187,10 @@ def serve() -> None:
     for name in sys.argv[1:]:
         with contextlib.suppress(ImportError, XDogeError):  # the command that needs it says what is missing
             importlib.import_module(name)
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what an import prints is no reply
     gc.freeze()  # a collection in a child would copy all of this memory
-    print(flush=True)
+    print(file=replies, flush=True)
     context = multiprocessing.get_context("fork")
     commands: dict[int | None, ForkProcess] = {}
     for line in sys.stdin:
@@ -196,18 +198,18 @@ def serve() -> None:
         if "poll" in request:
             reply = commands[request["poll"]].exitcode
         else:
-            command = context.Process(target=_become, args=(request["start"], request["log"]))
+            command = context.Process(target=_become, args=(request["start"], request["log"], threading.active_count()))
             command.start()
             reply = command.pid
             commands[reply] = command
-        print(json.dumps(reply), flush=True)
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def _become(arguments: list[str], log: str) -> None:
-    """Run a command in this process."""
+def _become(arguments: list[str], log: str, threads: int) -> None:
+    """Run a command in this process, which a server of so many threads forked."""
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     for name, flags, numbers in ((os.devnull, os.O_RDONLY, [0]), (log, os.O_WRONLY | os.O_APPEND, [1, 2])):
@@ -216,7 +218,7 @@ def _become(arguments: list[str], log: str) -> None:
             os.dup2(file, number)
         os.close(file)
     torch = sys.modules.get("torch")
-    if threading.active_count() > 1 or (torch and torch.cuda._is_in_bad_fork()):
+    if threads > 1 or (torch and torch.cuda._is_in_bad_fork()):
         os.execv(sys.executable, [sys.executable, "-m", "xdoge", *arguments])
     sys.argv = ["xdoge", *arguments]
     try:

@@ -142,10 +142,10 @@ class _Session:
                 self.on_note(f"{run.name} not started: it needs {missing[0]}, which is not finished")
             elif not missing and self._busy + self._jobs_of(run) <= self.jobs:
                 asked = replace(run, arguments=(*run.arguments, "--jobs", str(self.jobs))) if run.parallel else run
-                if run.name in failed_runs(self.out):  # no longer, while it runs again
-                    note_attempt(self.out, run.name, status=None, seconds=0.0, last_line="running again")
                 if (command := start(asked, log_of(self.out, run.name), self.launcher)) is None:
                     return
+                if run.name in failed_runs(self.out):  # no longer, while it runs again
+                    note_attempt(self.out, run.name, status=None, seconds=0.0, last_line="running again")
                 self.waiting.remove(run)
                 self.running[run.name] = asked, command, time.monotonic()
 

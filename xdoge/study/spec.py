@@ -280,7 +280,7 @@ def model_path(name: str, folder: Path) -> str:
 
     Names of recipes and of models on the Hub stay as they are.
     """
-    return _from(folder, name) if (folder / name).is_dir() else recipe_path(name, folder)
+    return _from(folder, name) if name not in recipe_names() and (folder / name).is_dir() else recipe_path(name, folder)
 
 
 def recipe_path(name: str, folder: Path) -> str:

@@ -47,15 +47,15 @@ class TrainResult:
     epochs: Mapping[str, float]
     repeated_beyond_plan: Mapping[str, float]
     seconds: float
-    tokens_per_second: float
-    validation_share: float
+    tokens_per_second: float | None
+    validation_share: float | None
     summary: Mapping[str, Any]
 
     @classmethod
     def of(cls, folder: Path, summary: Mapping[str, Any], ended: Literal["trained", "finished before"]) -> Self:
         """Return the result that a train.json tells of."""
         fields = set(cls.__dataclass_fields__) - {"folder", "ended", "model", "summary"}
-        values = {name: summary.get(name, 0.0) if name in LATER else summary[name] for name in fields}
+        values: dict[str, Any] = {name: summary.get(name) if name in LATER else summary[name] for name in fields}
         return cls(folder=folder, ended=ended, model=folder / "model", summary=summary, **values)
 
     @classmethod

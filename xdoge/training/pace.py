@@ -52,9 +52,8 @@ class Pace:
         """
         self.flops, self.store, self.proxies, self.from_scratch = flops, store, proxies, from_scratch
         self.on_progress, self.on_note = on_progress, on_note
-        self.started = time.monotonic()
         self.first: int | None = None
-        self.since = self.started
+        self.since = 0.0
         self.told = False
 
     def expect(self, device: torch.device) -> None:
@@ -71,9 +70,7 @@ class Pace:
         if self.first is None:
             self.first, self.since = event.done, now
         steps, seconds = event.done - self.first, now - self.since
-        if steps < STEPS and now - self.started >= PATIENCE:
-            steps, seconds = steps + 1, now - self.started
-        elif steps < STEPS:
+        if steps < 1 or (steps < STEPS and seconds < PATIENCE):
             return
         self._tell(seconds / steps * event.total, "about")
         self.told = True

@@ -138,7 +138,7 @@ class RunFolder:
         started = read_yaml(self.path / "config.yaml")
         before, now = started.pop("versions", {}), versions()
         old, new = decisive(started), decisive(config)
-        known = started.get("settings") or {}
+        known = {*(started.get("settings") or {}), *free}
         if unknown := [key for key, value in config.get("settings", {}).items() if key not in known and value]:
             raise XDogeError(
                 f"{self.path} was begun by an earlier xdoge, without the setting {', '.join(unknown)}; finish the run "
