@@ -263,6 +263,15 @@ def test_a_run_begun_without_a_setting_of_this_version_is_refused_by_its_name(st
         fit(store, out=run, resume=True)
 
 
+def test_a_run_begun_without_a_setting_that_may_change_goes_on(store, recipe, tmp_path):
+    settings = settings_for(store, recipe)
+    fit(store, settings, out=tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    del config["settings"]["keep_checkpoints"]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    assert fit(store, settings, out=tmp_path / "run", resume=True).finished_before
+
+
 def test_another_library_version_is_said_on_resume(store, recipe, tmp_path):
     settings = settings_for(store, recipe)
     fit(store, settings, out=tmp_path / "run")
