@@ -212,7 +212,7 @@ def test_a_link_to_a_file_of_the_right_size_gives_no_text(copied, tmp_path):
 def test_tokens_outside_are_only_ever_numbers_of_a_bin_file(copied):
     raw = {"file": "/etc/passwd", "dtype": "uint16", "size": 10, "sha256": "", "begin": 0, "end": 5}
     for entry, message in [
-        (raw, "/etc/passwd is said to hold tokens, and only a .bin file can"),
+        (raw, "/etc/passwd is said to hold tokens, and only .npy, .ds, .bin files can"),
         (raw | {"file": "/x.bin", "dtype": "object"}, "store.json is damaged"),
         (raw | {"file": "/x.bin", "end": 6}, "store.json is damaged"),
         (raw | {"file": "/x.bin"}, "/x.bin is missing from the store; it lies outside the store"),

@@ -130,10 +130,13 @@ def test_text_files_by_name_column_and_corpus(xdoge, models, tmp_path):
 )
 def test_wrong_use_is_one_line(xdoge, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    texts = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "a.txt")]
+    for text in texts:
+        text.write_text('{"x": "a", "y": "a"}\n')
     status, out, err = xdoge("eval", *arguments)
     assert (status, out) == (1, "")
     assert message in one_line(err)
-    assert list(tmp_path.iterdir()) == []
+    assert sorted(tmp_path.iterdir()) == sorted(texts)
 
 
 def test_results_are_not_written_over(xdoge, store, models, tmp_path):

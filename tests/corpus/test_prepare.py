@@ -197,7 +197,7 @@ def test_many_small_files_are_one_text_and_a_bad_one_is_named(corpus: Path, tmp_
         ('{"text": "a"}\n{"text": 3}\n', "", r"small/070\.jsonl: line 2: 'text' is '3'"),
         ('{"title": "a"}\n', "", r"small/070\.jsonl has no column 'text'; it has title"),
         ('{"text": "a"\n', '}\n{"text": "b"}\n', r"small/070\.jsonl: line 1 is not JSON"),
-        ('{"text": "a"}' + late + '{"text": ["b"]}\n', "", r"small/070\.jsonl: line 151: 'text' is"),
+        ('{"text": "a"}' + late + '{"text": {"b": 1}}\n', "", r"small/070\.jsonl: line 151: 'text' is"),
         (
             '{"text": "a"}' + late + '{"text": "b"',
             '}\n{"text": "b"}\n',

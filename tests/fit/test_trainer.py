@@ -27,7 +27,7 @@ from xdoge.training.checkpoints import seal
 
 def settings_for(store, recipe, **options):
     """Six steps, with a μ that keeps so short a fit from leaping."""
-    defaults = {"proxy": recipe, "steps": 6, "mu": 0.5, "checkpoint_every": 2, "eval_every": 3}
+    defaults = {"proxy": recipe, "steps": 6, "mu": 0.5, "checkpoint_every": 2, "eval_every": 3, "eval_sequences": 16}
     return FitSettings.for_store(store, defaults | options)
 
 
@@ -92,7 +92,7 @@ def test_a_fit_writes_everything_it_promises(store, recipe, finished):
 
 
 def test_a_fit_takes_its_settings_by_name(store, recipe, finished, tmp_path):
-    options = {"proxy": recipe, "steps": 6, "mu": 0.5, "checkpoint_every": 2, "eval_every": 3}
+    options = {"proxy": recipe, "steps": 6, "mu": 0.5, "checkpoint_every": 2, "eval_every": 3, "eval_sequences": 16}
     events = []
     result = fit(store, out=tmp_path / "run", on_progress=events.append, **options)
     same_run(finished, tmp_path / "run")
@@ -279,7 +279,7 @@ def test_another_library_version_is_said_on_resume(store, recipe, tmp_path):
     path.write_text(path.read_text().replace(f"numpy: {np.__version__}", "numpy: 1.0.0"))
     notes = []
     fit(store, settings, out=tmp_path / "run", resume=True, on_note=notes.append)
-    assert f"numpy 1.0.0 → {np.__version__}" in notes[0]
+    assert any(f"numpy 1.0.0 → {np.__version__}" in note for note in notes)
 
 
 def poisoned(model, step):

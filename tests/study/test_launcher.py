@@ -64,7 +64,7 @@ def test_without_the_server_its_commands_end_and_the_next_are_new_interpreters(l
     assert launcher.start(["--version"], tmp_path / "log").wait() == 0
 
 
-CLOCK = re.compile(r'"?(created|seconds|tokens_per_second|sha256)"?: [^,}\n]*|\d{16,}')
+CLOCK = re.compile(r'"?(created|seconds|tokens_per_second|validation_share|sha256)"?: [^,}\n]*|\d{16,}')
 """What differs between two runs of one command: times, and the checksum of a file that has one in it."""
 
 

@@ -101,7 +101,8 @@ def fit(
     if resume:
         changes = processes.on_first(lambda: run.check(config, free=(*ELASTIC, *SAVES_MEMORY)))
         if processes.broadcast(run.weights.exists()):
-            on_note(f"{run.path} is finished already.")
+            for line in (*changes, f"{run.path} is finished already."):
+                on_note(line)
             with processes.closing_group():
                 return FitResult.read(run, store)
     else:
@@ -362,11 +363,12 @@ class Trainer:
             method["mean_targets"] = self.by_language(state.targets.total / settings.steps)
         if self.target_rule.reference is not None:
             method["excess"] = self.by_language(state.targets.excess())
+        assert self.proxy.recipe
         weights = learned_weights(
             state.weights.average,
             store,
             settings,
-            load_recipe(settings.proxy),
+            self.proxy.recipe,
             method=method,
             floor=settings.floor,
             tokens=int(state.read.sum()) * settings.sequence_length,

@@ -15,7 +15,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import runpy
 import select
 import signal
 import subprocess
@@ -187,10 +186,8 @@ def serve() -> None:
     for name in sys.argv[1:]:
         with contextlib.suppress(ImportError, XDogeError):  # the command that needs it says what is missing
             importlib.import_module(name)
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what an import prints is no reply
     gc.freeze()  # a collection in a child would copy all of this memory
-    print(file=replies, flush=True)
+    print(flush=True)
     context = multiprocessing.get_context("fork")
     commands: dict[int | None, ForkProcess] = {}
     for line in sys.stdin:
@@ -202,7 +199,7 @@ def serve() -> None:
             command.start()
             reply = command.pid
             commands[reply] = command
-        print(json.dumps(reply), file=replies, flush=True)
+        print(json.dumps(reply), flush=True)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -220,8 +217,9 @@ def _become(arguments: list[str], log: str, threads: int) -> None:
     torch = sys.modules.get("torch")
     if threads > 1 or (torch and torch.cuda._is_in_bad_fork()):
         os.execv(sys.executable, [sys.executable, "-m", "xdoge", *arguments])
-    sys.argv = ["xdoge", *arguments]
+    module = sys.modules["__main__"] = importlib.import_module("xdoge.__main__")  # by which help names the command
+    sys.argv = [str(module.__file__), *arguments]
     try:
-        runpy.run_module("xdoge", run_name="__main__", alter_sys=True)
+        module.main()
     finally:
         atexit._run_exitfuncs()  # a forked process ends without them

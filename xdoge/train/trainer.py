@@ -27,7 +27,7 @@ from typing import Any, Unpack
 import torch
 from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 from transformers import TrainingArguments
-from transformers.utils.logging import set_verbosity_error
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from xdoge.corpus.store import TokenStore
 from xdoge.distributed import Processes, stop_requests
@@ -114,6 +114,7 @@ def train(
         on_note(line)
     if initial.recipe and Path(initial.name).is_dir():
         on_note(f"note: {initial.name} is taken as the recipe; write ./{initial.name} for the folder of that name")
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]
     model = initial.build(store, sequence_length=settings.sequence_length, seed=settings.seed)
     if settings.documents == "separate":

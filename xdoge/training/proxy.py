@@ -28,6 +28,7 @@ class Proxy:
         self.store, self.settings, self.processes = store, settings, processes
         self.device = pick_device(settings.device if processes.world_size == 1 else processes.device)
         self.autocast = pick_autocast(settings.precision, self.device)
+        self.recipe = start if isinstance(start, Recipe) else start.recipe
         if isinstance(start, Recipe):
             model = start.build(vocab_size=store.vocab_size, seed=settings.seed)
         else:
