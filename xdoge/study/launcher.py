@@ -134,6 +134,9 @@ class _Server:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
+            while not select.select([self.process.stdout], [], [], 0.1)[0]:
+                if self.process.poll() is not None:  # its commands may hold the pipe open
+                    raise ServerLostError
             if reply := self.process.stdout.readline():
                 return json.loads(reply)
         raise ServerLostError
@@ -143,8 +146,10 @@ class _Server:
 
     def close(self) -> None:
         self.process.kill()  # it may still be importing
-        with contextlib.suppress(BrokenPipeError):
-            self.process.communicate()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close() if pipe else None
+        self.process.wait()  # not for the end of its output, which a command may hold open
 
 
 class _Fork(Command):
@@ -198,6 +203,9 @@ def serve() -> None:
             command = context.Process(target=_become, args=(request["start"], request["log"], threading.active_count()))
             command.start()
             reply = command.pid
+            assert reply
+            with contextlib.suppress(OSError):  # the command does it too, and may have ended
+                os.setpgid(reply, reply)
             commands[reply] = command
         print(json.dumps(reply), flush=True)
 
