@@ -1,4 +1,4 @@
-"""`train` and `eval` on several processes, one of which is stopped, or differs from the others."""
+"""`train` and `eval` on several processes, where one is stopped or differs from the others."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_all_formats_hold_the_same_documents_in_place(tmp_path, made):
     sources = write_all(tmp_path)
     for name, source in sources.items():
         store = made({"wiki": source}, refresh=True)
-        expected = TEN[:-1] if name == "h.bin" else TEN  # of which the last has no end
+        expected = TEN[:-1] if name == "h.bin" else TEN  # its last document has no end
         assert documents_of(store) == expected, name
         assert ("3 tokens after the last end" in " ".join(store.warnings)) == (name == "h.bin")
         texts = store.tokenizer().decode([document[:-1] for document in expected])

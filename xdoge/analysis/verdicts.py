@@ -225,7 +225,7 @@ def more_fits(group: Group) -> int | None:
 
 
 def moves(group: Group) -> dict[str, float]:
-    """Return by what part of its mean weight one more fit is expected to move each language's mean."""
+    """Return how far one more fit is expected to move each language's mean, as a part of that mean."""
     n, sets = len(group.sets), list(group.sets.values())
     out = {}
     for language in sets[0].languages:

@@ -20,7 +20,7 @@ from xdoge.errors import XDogeError
 
 NUMPY = b"\x93NUMPY"
 LLM_C: dict[tuple[int, int], np.dtype[Any]] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
-"""Types of ids by what the header of llm.c begins with: a number of its own and a version."""
+"""Type of ids for each pair of magic number and version with which a header of llm.c begins."""
 LLM_C_HEADER = 256 * 4
 """Bytes. The third number of it says how many ids follow."""
 AT_ONCE = 1 << 23

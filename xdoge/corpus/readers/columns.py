@@ -216,7 +216,7 @@ def check_names(names: Sequence[str], columns: Columns, *, where: str) -> None:
 
 
 def check_rows(rows: Sequence[object], columns: Columns, *, where: str) -> None:
-    """Refuse rows of JSON of which no object has one of the columns.
+    """Refuse rows of JSON if no object has one of the columns.
 
     Raises:
         XDogeError: the line names the columns there are.

@@ -161,7 +161,7 @@ def refuse_empty(inputs: Sequence[Input]) -> None:
     """Refuse files that have no rows all together; an empty one among others is what Spark and filters write.
 
     Raises:
-        XDogeError: there is no row.
+        XDogeError: the inputs have no row.
     """
     if inputs and all(entry.rows == 0 for entry in inputs):
         raise XDogeError(f"{inputs[0].path} is empty: it has no rows{' nor have the others' * (len(inputs) > 1)}.")

@@ -56,7 +56,7 @@ def is_compressed(data: bytes) -> bool:
 
 
 def _compression(head: bytes, ending: str) -> str:
-    """Return how data is compressed by its first bytes, none of which can begin a text in UTF-8, bzip2's apart."""
+    """Return how data is compressed, by its first bytes. Only those of bzip2 may also begin a text in UTF-8."""
     if head.startswith(b"\x1f\x8b"):
         return ".gz"
     if head.startswith(b"\x28\xb5\x2f\xfd") or (ending == ".zst" and head[1:4] == ZSTD_SKIPPABLE):
