@@ -1,7 +1,7 @@
 """Learn how much of each language a multilingual language model should be trained on.
 
-`import xdoge` loads nothing heavy. Each name below is imported when it is first used, and says
-which extra to install if a library is missing.
+`import xdoge` loads nothing heavy. Each name below is imported when it is first used. If that needs a library that is
+not installed, the error names the extra to install.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from importlib import import_module
 
 from xdoge._version import __version__
 
-TYPE_CHECKING = False  # of `typing`, whose import Ctrl-C would interrupt before the command line is ready for it
+TYPE_CHECKING = False  # not from `typing`: Ctrl-C during its import would print a traceback
 if TYPE_CHECKING:
     from typing import Any
 

@@ -1,4 +1,4 @@
-"""The command `xdoge`, also as `python -m xdoge`; without the extra `cli` it says what to install."""
+"""The command `xdoge`, also run as `python -m xdoge`. Without the extra `cli` it says what to install."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # a job in the background ignores it
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is begun while libraries are imported
-    for name in ("stdin", "stdout", "stderr"):  # where one was closed, the next file would take its number
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # a background job ignores SIGINT; leave that
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # during imports no work has begun, so exit at once
+    for name in ("stdin", "stdout", "stderr"):  # if one is closed, the next opened file would get its descriptor
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
     from xdoge.errors import MissingExtraError, require

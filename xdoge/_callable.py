@@ -1,9 +1,9 @@
-"""Packages and modules that are called like the function they are named after.
+"""Make a package or module callable, for example `xdoge.fit`.
 
-`xdoge.fit` is both a function that people call and a package in which `xdoge.fit.trainer` lies. Python sets the
-attribute `xdoge.fit` to the package as soon as anything imports `xdoge.fit.trainer`, whatever it was before. So the
-package itself can be called, and `xdoge.fit` is the same object at all times. `xdoge.corpus.prepare` is a module of the
-same kind.
+`xdoge.fit` is both a function that users call and the package that contains `xdoge.fit.trainer`. When anything imports
+`xdoge.fit.trainer`, Python sets the attribute `xdoge.fit` to the package. A function of that name would be overwritten.
+We therefore make the package itself callable, so that `xdoge.fit` is always the same object. The module
+`xdoge.corpus.prepare` works in the same way.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from xdoge.errors import importing
 
 
 def make_callable(package: str, home: str) -> None:
-    """Let calls of a package or module go to the function of its name.
+    """Make a package or module call the function that has the same name.
 
-    Type checkers see the function itself: `xdoge/__init__.py` imports it for them under the same name.
+    Type checkers see the function itself, because `xdoge/__init__.py` imports it for them under the same name.
 
     Args:
-        package: `__name__` of the package that calls this.
-        home: module that defines the function; it is imported at the first call.
+        package: `__name__` of the package or module that calls this.
+        home: module that defines the function. It is imported at the first call.
     """
 
     class CallablePackage(ModuleType):
         @property
-        def __wrapped__(self) -> Any:  # by which `help` and `inspect.signature` find the arguments
+        def __wrapped__(self) -> Any:  # `help` and `inspect.signature` read the arguments from it
             with importing("proxy"):
                 return getattr(import_module(home), package.rpartition(".")[2])
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return self.__wrapped__(*args, **kwargs)
 
-        def __reduce__(self) -> tuple[Any, ...]:  # so that it goes to another process as a function does
+        def __reduce__(self) -> tuple[Any, ...]:  # pickled by name, as functions are
             return import_module, (package,)
 
     sys.modules[package].__class__ = CallablePackage

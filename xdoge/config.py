@@ -1,4 +1,7 @@
-"""Settings as a user writes them: frozen, typed, misspelt keys refused, errors that name the key."""
+"""Read settings from YAML and validate them.
+
+Settings are frozen and typed. A misspelt key is an error, and every error names the key as the user wrote it.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,12 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def parse_count(value: object) -> int:
-    """Read a whole number such as 500, "6e6", "500M", "1.5B" or "2T" (powers of 1,000).
+    """Return the whole number that 500, "6e6", "500M", "1.5B" or "2T" stands for.
+
+    K, M, B and T are powers of 1,000.
 
     Raises:
-        ValueError: not of that form, or not a whole number.
+        ValueError: the value does not have that form, is not a whole number, or is 2^63 or more.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{shown(value)} is not a count; write a number such as 250000, 6e6, 500M or 2B")
@@ -43,7 +48,10 @@ def parse_count(value: object) -> int:
 
 
 def count_or(default: int, value: object) -> int:
-    """Return the whole number that a value stands for, or `default` where `Config` will refuse the value by name."""
+    """Return `parse_count(value)`, or `default` if the value is no count.
+
+    `Config` reports such a value later, with its name.
+    """
     try:
         return parse_count(value)
     except ValueError:
@@ -51,18 +59,18 @@ def count_or(default: int, value: object) -> int:
 
 
 Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
-"""A seed: one range for all commands."""
+"""A seed from 0 to 2^32 - 1, the range of all commands."""
 
 
 class Config(BaseModel):
-    """Base of everything read from YAML: immutable, unknown keys refused."""
+    """Base class of all settings that are read from YAML: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read a whole number as `parse_count` does, and take no truth value for a number."""
+        """Convert values of int fields with `parse_count`, and reject true and false where a number is expected."""
         kinds = _choices(cls.model_fields[info.field_name or ""].annotation)
         if isinstance(value, bool) and bool not in kinds and not {int, float}.isdisjoint(kinds):
             raise ValueError(f"{str(value).lower()} is not a number")
@@ -70,10 +78,14 @@ class Config(BaseModel):
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], *, where: str) -> Self:
-        """Validate a mapping; errors name `where` and the key as the user wrote it.
+        """Return validated settings from a mapping.
+
+        Args:
+            value: settings by key.
+            where: beginning of error messages, such as the path of the file.
 
         Raises:
-            XDogeError: a key is unknown, missing or has a value that is not allowed.
+            XDogeError: a key is unknown or missing, or its value is not allowed.
         """
         try:
             return cls.model_validate(value)
@@ -82,16 +94,16 @@ class Config(BaseModel):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read a YAML file.
+        """Return the settings in a YAML file.
 
         Raises:
-            XDogeError: the file is missing, not YAML, or does not hold what it should.
+            XDogeError: the file is missing or not YAML, a key is unknown or missing, or a value is not allowed.
         """
         return cls.parse(read_yaml(Path(path)), where=str(path))
 
 
 def settings_help(settings: type[Config]) -> str:
-    """Return every setting with its meaning, its choices and its default, as a Markdown list."""
+    """Return a Markdown list of all settings, each with its meaning, choices and default."""
     lines = []
     for name, info in settings.model_fields.items():
         about = info.description or name.replace("_", " ")
@@ -128,12 +140,13 @@ _WORDS = {
     "string_too_short": "have at least {min_length} characters",
     "string_too_long": "have at most {max_length} characters",
 }
-"""What a value must be, by pydantic's type of the error; the braces are filled from its context."""
+"""What a value must be, by the type of pydantic's error. The placeholders are filled from the context of the error."""
 
 
 def explain(error: ValidationError, config: type[BaseModel], *, where: str) -> str:
-    """Say in one line which key of `config` is wrong, what is allowed, and how many faults follow."""
-    # a misspelt key first, which explains a missing one; then the deepest, which of a union's errors is the one meant
+    """Return one line that names the wrong key of `config`, says what is allowed, and counts the other errors."""
+    # Misspelt keys come first, because they explain missing ones. Then the deepest error: of the errors that a union
+    # gives, it belongs to the alternative that the user meant.
     faults = sorted(
         error.errors(include_url=False), key=lambda fault: (fault["type"] != "extra_forbidden", -len(fault["loc"]))
     )
@@ -155,17 +168,20 @@ def explain(error: ValidationError, config: type[BaseModel], *, where: str) -> s
 
 
 def _plain(context: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of an error as people write them: 1 for 1.0."""
+    """Return the context of an error with floats as text: "1" for 1.0."""
     return {key: f"{value:g}" if isinstance(value, float) else value for key, value in context.items()}
 
 
 def _key(fault: Mapping[str, Any]) -> str:
-    """Return the key of a fault as the user wrote it, without the tags of unions."""
+    """Return the key that an error is about as the user wrote it, such as "tokenizer.train".
+
+    pydantic puts the alternatives of unions into the location too; these are left out.
+    """
     return ".".join(part for part in map(str, fault["loc"]) if re.fullmatch(r"[\w/.-]+", part))
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
-    """Return the types that a value may have, without what is noted about them."""
+    """Return the types that an annotation allows, without None and without the metadata of `Annotated`."""
     if get_origin(annotation) is Annotated:
         return _choices(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -174,22 +190,27 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 
 
 def _keys(annotation: Any, place: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the settings at a place inside settings."""
+    """Return the keys that are known at a location inside nested settings.
+
+    Args:
+        annotation: type of the outermost settings.
+        place: location of the inner settings, as pydantic gives it.
+    """
     if not place:
         kinds = (kind for kind in _choices(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
         return [name for kind in kinds for name in kind.model_fields]
-    found: list[str] = []
+    keys: list[str] = []
     for kind in _choices(annotation):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             field = kind.model_fields.get(str(place[0]))
-            found += _keys(field.annotation, place[1:]) if field else []
+            keys += _keys(field.annotation, place[1:]) if field else []
         elif inner := [part for part in get_args(kind) if part is not Ellipsis]:
-            found += _keys(inner[-1], place[1:])
-    return found
+            keys += _keys(inner[-1], place[1:])
+    return keys
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, a key that YAML turned into something else, and control characters."""
+    """SafeLoader that rejects duplicate keys, keys that are not text, and control characters."""
 
     def construct_scalar(self, node: Any) -> Any:
         line = node.start_mark.line + 1
@@ -218,14 +239,14 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 _PYYAML = (ArithmeticError, LookupError, AttributeError, TypeError)
-"""What PyYAML itself trips with over `!!timestamp x`, `!!int ""` and the like."""
+"""Exceptions that leak from PyYAML when it reads values such as `!!timestamp x` or `!!int ""`."""
 
 
 def parse_yaml(content: bytes | str, *, where: str) -> Any:
-    """Return the value that YAML text stands for, plain data whatever its tags ask for.
+    """Return the value of YAML text as plain data; tags cannot create other objects.
 
     Raises:
-        XDogeError: it is not YAML, or a key stands twice in it; the line begins with `where`.
+        XDogeError: the text is not YAML, or has a duplicate key. The message begins with `where`.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
@@ -240,10 +261,10 @@ def parse_yaml(content: bytes | str, *, where: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
+    """Return the mapping in a YAML file.
 
     Raises:
-        XDogeError: the file is missing, not YAML, not a mapping, or a key stands twice in it.
+        XDogeError: the file is missing, not YAML or not a mapping, or it has a duplicate key.
     """
     value = parse_yaml(read_regular(path, "YAML"), where=str(path))
     if not isinstance(value, dict):

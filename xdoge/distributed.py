@@ -1,4 +1,4 @@
-"""The processes that share one job: how many they are, which of them this is, and how their numbers come together."""
+"""The processes of one distributed job: rank, world size, device, collectives, and signals."""
 
 from __future__ import annotations
 
@@ -29,15 +29,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 10.0
-"""Seconds that a process which was told to stop waits for another that does not answer; torchrun kills after 30."""
+"""Seconds. A process that received a signal waits this long for others that do not answer, then exits.
+
+torchrun kills after 30 seconds.
+"""
 
 ROLL_CALL = 5.0
-"""Seconds that a process which lost another waits for the rest to say that they are there."""
+"""Seconds. After a lost connection, a process waits this long for the others to report that they are alive."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that torchrun or `accelerate launch` started, or the only one, and the device of this one."""
+    """The processes of a job, as one of them sees them.
+
+    torchrun or `accelerate launch` starts several processes. Without them there is one.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world_size: number of processes.
+        device: torch device of this process, such as "cpu" or "cuda:0".
+    """
 
     rank: int
     world_size: int
@@ -45,11 +56,16 @@ class Processes:
 
     @classmethod
     def join(cls, *, cpu: bool, timeout: float | None = None) -> Self:
-        """Return where this process stands among them; accelerate is asked only if there are others.
+        """Join the processes of the job that the environment variables describe.
+
+        accelerate is imported only if there are several processes.
 
         Args:
-            cpu: use the CPU where there is a GPU.
-            timeout: seconds after which a process that does not answer is lost; None leaves it to torch.
+            cpu: use the CPU even if there is a GPU.
+            timeout: seconds after which a process that does not answer counts as lost. None is torch's default.
+
+        Raises:
+            LostProcessError: the processes did not connect.
         """
         with importing("proxy"):
             import torch
@@ -57,7 +73,7 @@ class Processes:
             return cls(0, 1, "cuda" if torch.cuda.is_available() and not cpu else "cpu")
         from accelerate import PartialState  # type: ignore[import-untyped]
 
-        _watch_signals()  # before the processes meet: one of them may never come
+        _watch_signals()  # before connecting, since another process may never connect
         options = {} if timeout is None else {"timeout": datetime.timedelta(seconds=timeout)}
         try:
             state = PartialState(cpu=cpu or not torch.cuda.is_available(), **options)
@@ -68,13 +84,13 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and reports."""
+        """Whether this process, rank 0, is the one that writes files and reports."""
         return self.rank == 0
 
     def end_group_at_exit(self) -> None:
-        """Have the group of processes ended at exit; without that some of them abort there.
+        """Destroy torch's process group when Python exits. Otherwise some processes abort at exit.
 
-        Until then it stays, for the next job of these processes: a group of the same launcher cannot be made twice.
+        The group is kept until then, because a launcher's processes cannot create it a second time for their next job.
         """
         if self.world_size > 1:
             atexit.unregister(_end_group)
@@ -82,7 +98,10 @@ class Processes:
 
     @contextlib.contextmanager
     def closing_group(self) -> Iterator[None]:
-        """Leave at the end, but not after an error: the others may be waiting in the middle of something."""
+        """Destroy the process group at exit if the block succeeds or is interrupted.
+
+        After any other error it is not destroyed, because other processes may be in the middle of a collective.
+        """
         try:
             yield
         except Interrupted:
@@ -91,13 +110,13 @@ class Processes:
         self.end_group_at_exit()
 
     def precision(self) -> str:
-        """Return bfloat16 where the GPU has it."""
+        """Return "bfloat16" if the device is a GPU that supports it, else "float32"."""
         import torch
 
         return "bfloat16" if self.device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
 
     def all_reduce(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the sum over processes, in each of them."""
+        """Return the sum of `values` over all processes, on each process."""
         if self.world_size == 1:
             return values
         import torch
@@ -107,9 +126,13 @@ class Processes:
         return np.asarray(summed.cpu().numpy())
 
     def all_reduce_async(self, tensor: torch.Tensor, *, largest: bool = False) -> Any:
-        """Begin to put the sum over processes (or the largest of theirs) in the tensor's place; see `wait`.
+        """Start to replace `tensor` by its sum over all processes, and return a handle for `wait`.
 
-        Every process begins the same sums in the same order.
+        Every process must start the same reductions in the same order.
+
+        Args:
+            tensor: summed in place.
+            largest: take the maximum instead of the sum.
         """
         import torch
 
@@ -118,30 +141,33 @@ class Processes:
             return torch.distributed.all_reduce(tensor, op=op, async_op=True)
 
     def send_async(self, tensor: torch.Tensor, to: int, number: int) -> Any:
-        """Begin to send a tensor, the `number`-th of this pair of processes; see `wait`."""
+        """Start to send `tensor` to rank `to` with tag `number`, and return a handle for `wait`."""
         import torch
 
         with self._answering():
             return torch.distributed.isend(tensor, to, tag=number)
 
     def receive_async(self, tensor: torch.Tensor, of: int, number: int) -> Any:
-        """Begin to receive what another process sends under that number into the tensor's place; see `wait`."""
+        """Start to receive into `tensor` what rank `of` sends with tag `number`, and return a handle for `wait`."""
         import torch
 
         with self._answering():
             return torch.distributed.irecv(tensor, of, tag=number)
 
     def wait(self, work: Any) -> None:
-        """Wait until what was begun is there.
+        """Wait for an asynchronous operation to finish.
+
+        Args:
+            work: handle that an `_async` method returned.
 
         Raises:
-            LostProcessError: a process died or does not answer in time.
+            LostProcessError: a process died or did not answer in time.
         """
         with self._answering():
             work.wait()
 
     def all_reduce_max(self, value: int) -> int:
-        """Return the largest of the processes' values, in each of them."""
+        """Return the largest `value` of all processes, on each process."""
         if self.world_size == 1:
             return value
         import torch
@@ -151,7 +177,10 @@ class Processes:
         return int(tensor.item())
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the processes' tensors of one shape behind each other, in the order of their ranks."""
+        """Return the tensors of all processes, concatenated along dimension 0 in the order of ranks.
+
+        The tensors must have the same shape.
+        """
         if self.world_size == 1:
             return tensor
         import torch
@@ -162,7 +191,7 @@ class Processes:
         return torch.cat(parts)
 
     def broadcast(self, value: Any) -> Any:
-        """Return the first process's value, in each of them."""
+        """Return the `value` of process 0, on each process."""
         if self.world_size == 1:
             return value
         from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
@@ -171,9 +200,9 @@ class Processes:
             return broadcast_object_list([value])[0]
 
     def on_first(self, action: Callable[[], T]) -> T:
-        """Run an action on the first process; return its result, or raise its error, in each of them.
+        """Run `action` on process 0, and return its result or raise its XDogeError on every process.
 
-        A process that refused alone would leave the others waiting for it.
+        If only one process raised an error, the others would wait for it.
         """
         result, error = None, None
         if self.is_first:
@@ -189,13 +218,13 @@ class Processes:
 
     @contextlib.contextmanager
     def within_on_first(self, context: contextlib.AbstractContextManager[None]) -> Iterator[None]:
-        """Hold a context on the first process; where it cannot be entered, each of them raises its error."""
+        """Hold `context` on process 0. If entering it raises an XDogeError, every process raises that error."""
         with contextlib.ExitStack() as stack:
             self.on_first(lambda: stack.enter_context(context))
             yield
 
     def all_gather_objects(self, value: Any) -> list[Any]:
-        """Return every process's value, in the order of their ranks, in each of them."""
+        """Return the values of all processes in the order of ranks, on each process."""
         if self.world_size == 1:
             return [value]
         import torch
@@ -206,13 +235,13 @@ class Processes:
         return values
 
     def refuse_differences(self, facts: Mapping[str, Any]) -> None:
-        """Refuse to work on other data, settings or versions than the other processes.
+        """Raise an error if the processes have different data, settings or versions of xdoge.
 
         Args:
-            facts: what decides the numbers, each leaf by its own key; every process calls this with its own.
+            facts: everything that the results depend on, as nested mappings. Every process passes its own.
 
         Raises:
-            XDogeError: names the process and what differs; every process raises the same.
+            XDogeError: a process differs from process 0. Every process raises the same message.
         """
         if self.world_size == 1:
             return
@@ -229,12 +258,12 @@ class Processes:
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
-        """Say which process is gone, where torch says that a connection is closed or that time is out."""
+        """Turn torch's errors about closed connections and timeouts into a LostProcessError that names the process."""
         try:
             yield
         except RuntimeError as error:
             lost = self._missing()
-            if not lost:  # all are there, so it is something else
+            if not lost:  # every process is alive, so the error has another cause
                 raise
             named = ", ".join(map(str, lost))
             raise LostProcessError(
@@ -243,7 +272,10 @@ class Processes:
             ) from error
 
     def _missing(self) -> list[int]:
-        """Return who does not say, through the store that all connected to, that it lost somebody as well."""
+        """Return the ranks that are lost.
+
+        Every process that loses a connection reports in torch's shared store. Those that do not report are lost.
+        """
         import torch
 
         try:
@@ -255,18 +287,19 @@ class Processes:
                 missing = [rank for rank in missing if not store.check([f"xdoge/{rank}"])]
                 time.sleep(0.05)
         except RuntimeError:
-            return [0]  # the store lived in the first process, or in the launcher that ended with it
+            return [0]  # process 0 or its launcher hosts the store, and has ended
         return missing
 
 
 ALONE = Processes(rank=0, world_size=1, device="cpu")
-"""A process that works by itself."""
+"""The only process of a job, on the CPU."""
 
 
 def _watch_signals() -> None:
-    """Let SIGTERM end this process although it waits for another, in code of torch that no Python handler interrupts.
+    """Let a signal end this process even while it waits for another process inside torch.
 
-    The operating system's handler also writes the signal's number to a socket, which a thread of our own reads.
+    Python runs its signal handlers only between bytecodes, so not while torch waits. The C-level handler, however, also
+    writes the number of the signal to a socket. A thread of ours reads it there.
     """
     if threading.current_thread() is threading.main_thread() and not _watched:
         reader, writer = socket.socketpair()
@@ -281,7 +314,7 @@ _watched: list[socket.socket] = []
 
 
 def _leave_if_stuck(reader: socket.socket) -> None:
-    """Exit after a signal if this process has neither computed nor written for `PATIENCE` seconds."""
+    """Wait for a signal, then exit once this process has neither computed nor written for `PATIENCE` seconds."""
     while (number := reader.recv(1)[0]) not in (signal.SIGINT, signal.SIGTERM):
         pass
     since, used = time.monotonic(), time.process_time()
@@ -305,9 +338,10 @@ def _end_group() -> None:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """Yield a list that receives SIGINT or SIGTERM, so that the running step can end; a second Ctrl-C ends at once.
+    """Yield a list to which SIGINT and SIGTERM are appended, so that the caller can finish its step.
 
-    A second SIGTERM does nothing: under torchrun the scheduler's comes to every process, and torchrun's after it.
+    A second Ctrl-C interrupts at once. A second SIGTERM is only appended, because under torchrun every process gets one
+    from the scheduler and one from torchrun.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -321,7 +355,7 @@ def stop_requests() -> Iterator[list[int]]:
             signal.signal(number, before[number])
 
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as of a job that a shell put in the background
+        if handler is not signal.SIG_IGN:  # a shell makes background jobs ignore SIGINT; leave that
             signal.signal(number, receive)
     try:
         yield received

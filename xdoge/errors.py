@@ -1,18 +1,18 @@
 """The exceptions that xdoge raises on purpose.
 
-    XDogeException              all of them
-    ├── XDogeError              the user can put it right: the thing, the value, what is allowed, the way out
+    XDogeException              base class
+    ├── XDogeError              the user can fix it; the message names the thing, its value, what is allowed and the fix
     │   ├── MissingExtraError   an optional library is not installed
-    │   ├── FolderInUseError    another process holds the folder
+    │   ├── FolderInUseError    another process holds the lock of the folder
     │   ├── NonFiniteLossError  a training diverged
-    │   ├── TaskError           a benchmark cannot run; the others do (xdoge.eval.lm_eval.catalogue)
-    │   └── RankLocalError      of several processes, perhaps only this one sees it
+    │   ├── TaskError           a benchmark cannot run, while others can (xdoge.eval.lm_eval.catalogue)
+    │   └── RankLocalError      perhaps raised on only one of several processes
     │       ├── LostProcessError    another process of the job died
     │       └── MemoryFullError     a device has too little memory
-    └── Interrupted             SIGINT or SIGTERM came, and what is needed to continue was written
+    └── Interrupted             SIGINT or SIGTERM arrived, and the run can be resumed
 
-`except XDogeError` leaves Interrupted alone, so that no loop over runs, tasks or files goes on after Ctrl-C.
-Bugs of our own stay plain Python exceptions, with their tracebacks.
+`except XDogeError` does not catch Interrupted, so that loops over runs, tasks or files end at Ctrl-C.
+A bug in xdoge raises a plain Python exception with its traceback.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 MOST_NAMES = 5
-"""Named in one message; more would hide what it says."""
+"""A message names at most this many things. More would hide what it says."""
 
 ABANDONED = "xdoge-encode"
-"""A thread whose name begins so writes nothing, and a process that stops does not wait for it."""
+"""Prefix of the names of threads that write nothing. A process that stops does not wait for them."""
 
 _ARGUMENT = re.compile("\ufdd0(\\w+)(?:=([^\ufdd1]*))?\ufdd1")
-"""An argument inside a message: Unicode's noncharacters, which no text holds, stand around it."""
+"""An argument inside a message. It stands between two Unicode noncharacters, which do not occur in text."""
 
 
 def argument(name: str, value: object = None) -> str:
-    """Return how a message names an argument or a setting of the function that the user called.
+    """Return an argument's or setting's name, marked for use in the message of an exception.
 
-    Python shows `resume=True`. The command line shows `--resume`, since it knows which option sets the argument.
-
-    For messages of exceptions only: what `on_note` and `warnings.warn` are given is shown as it is.
+    Python shows such an argument as `resume=True`, and the command line as `--resume`. Use it only in exceptions:
+    `on_note` and `warnings.warn` show their text unchanged.
 
     Args:
-        name: of the argument or setting, as Python spells it.
-        value: what the user should give, None to name the argument alone.
+        name: Python name of the argument or setting.
+        value: value that the user should give. None names only the argument.
     """
     return f"\ufdd0{name}\ufdd1" if value is None else f"\ufdd0{name}={value}\ufdd1"
 
@@ -53,11 +52,11 @@ def _in_python(name: str, value: str | None) -> str:
 
 
 class XDogeException(Exception):
-    """The base of all: an exception with one line of text.
+    """Base class of xdoge's exceptions, whose text is one line.
 
     Attributes:
-        message: the text with its arguments marked (see `argument`). A message that quotes another error quotes this,
-            where `str(error)` would fix the spelling of Python.
+        message: the text with its arguments marked (see `argument`). To quote an error in another error, use this
+            instead of `str(error)`, which has already turned the arguments into Python's spelling.
     """
 
     def __init__(self, message: str) -> None:
@@ -68,48 +67,52 @@ class XDogeException(Exception):
         return _unpickled, (type(self), self.args), self.__dict__
 
     def spelled(self, spell: Callable[[str, str | None], str]) -> str:
-        """Return the text with `spell(name, value)` in the place of each argument; value may be None."""
+        """Return the text, with each marked argument replaced by `spell(name, value)`. `value` may be None."""
         return _ARGUMENT.sub(lambda match: spell(match[1], match[2]), self.message)
 
 
 def _unpickled(kind: type[XDogeException], args: tuple[str, ...]) -> XDogeException:
-    """Return an exception without __init__, which may take other arguments than the text."""
+    """Return an exception without calling `__init__`, whose arguments differ between the classes."""
     return kind.__new__(kind, *args)
 
 
 class XDogeError(XDogeException):
-    """Something the user can put right; the command line prints it as one line and exits with 1."""
+    """An error that the user can fix. The command line prints it as one line and exits with status 1."""
 
 
 class MissingExtraError(XDogeError):
-    """An optional library is missing."""
+    """An optional library is not installed."""
 
     def __init__(self, library: str, extra: str) -> None:
         super().__init__(f"{library} is not installed; this needs pip install 'xdoge[{extra}]'.")
 
 
 class FolderInUseError(XDogeError):
-    """Another process holds the folder."""
+    """Another process holds the lock of the folder."""
 
 
 class NonFiniteLossError(XDogeError):
-    """A loss became NaN or infinite, so nothing that follows could be trusted."""
+    """A loss became NaN or infinite."""
 
 
 class RankLocalError(XDogeError):
-    """Of several processes perhaps only this one sees it, so it speaks for itself."""
+    """An error that perhaps only one of several processes raises, so that each process reports its own."""
 
 
 class LostProcessError(RankLocalError):
-    """Another process of the same job died or no longer answers; every process that is left says so."""
+    """Another process of the same job died or no longer answers. Every remaining process raises this."""
 
 
 class MemoryFullError(RankLocalError):
-    """A device has too little memory; of several processes, perhaps only this one's."""
+    """The device of this process has too little memory."""
 
 
 class Interrupted(XDogeException):
-    """A signal asked to stop, and everything needed to continue was written."""
+    """SIGINT or SIGTERM stopped a run, after everything that is needed to resume it was written.
+
+    Attributes:
+        exit_code: status with which the command line exits, 128 plus the number of the signal.
+    """
 
     def __init__(self, signal: int, message: str) -> None:
         super().__init__(message)
@@ -117,14 +120,14 @@ class Interrupted(XDogeException):
 
 
 def require(extra: str, *libraries: str) -> None:
-    """Refuse at once what would fail after a while without an optional library.
+    """Raise an error now if optional libraries that are needed later are not installed.
 
     Args:
-        extra: of xdoge that brings the libraries, such as "proxy".
-        libraries: names of top-level modules; they are looked up, not imported.
+        extra: extra of xdoge that installs the libraries, such as "proxy".
+        libraries: names of top-level modules. They are looked up, not imported.
 
     Raises:
-        MissingExtraError: one is not installed.
+        MissingExtraError: a library is not installed.
     """
     for library in libraries:
         if importlib.util.find_spec(library) is None:
@@ -133,7 +136,10 @@ def require(extra: str, *libraries: str) -> None:
 
 @contextlib.contextmanager
 def importing(extra: str) -> Iterator[None]:
-    """Turn a missing library, where the block imports it, into the extra of xdoge that brings it.
+    """Turn a failed import inside the block into an error that names the extra to install.
+
+    Args:
+        extra: extra of xdoge that installs the library, such as "proxy".
 
     Raises:
         MissingExtraError: a library is not installed.
@@ -189,11 +195,14 @@ SYNONYMS = {
     "vocab": ("vocab_size",),
     "wd": ("weight_decay",),
 }
-"""What other tools call a setting, with what xdoge calls it."""
+"""Names that other tools give to a setting, each with the names that xdoge gives it."""
 
 
 def likely_name(name: str, known: Iterable[str]) -> str:
-    """Return which of the `known` names was probably meant, or a few of them, as the end of a sentence."""
+    """Return a suggestion for a misspelt name, as the end of a sentence.
+
+    It names the most similar of the `known` names. If none is similar, it lists all of them unless they are many.
+    """
     names, key = list(dict.fromkeys(known)), name.lower().replace("-", "_")
     meant = [other for other in SYNONYMS.get(key, ()) if other in names] or difflib.get_close_matches(key, names, n=1)
     if meant:
@@ -202,9 +211,15 @@ def likely_name(name: str, known: Iterable[str]) -> str:
 
 
 def names_that_differ(here: str, mine: Iterable[str], there: str, theirs: Iterable[str]) -> str:
-    """Return which names only one of two things has, as the end of a sentence; empty if they have the same.
+    """Return which names only one of two collections has, as the end of a sentence. It is empty if they are equal.
 
-    A few of each are named, with what was probably meant where a name is nearly one of the other's.
+    At most `MOST_NAMES` of each side are listed. A similar name of the other side is suggested.
+
+    Args:
+        here: what the message calls the first collection.
+        mine: names of the first collection.
+        there: what the message calls the second collection.
+        theirs: names of the second collection.
     """
     parts = []
     for where, some, others in ((here, set(mine), set(theirs)), (there, set(theirs), set(mine))):

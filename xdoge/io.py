@@ -1,7 +1,7 @@
-"""Files that are never half-written.
+"""Read files strictly, and write files that are never incomplete.
 
-Everything xdoge writes goes to a temporary name in the same folder, is flushed to the disk and renamed, so a
-kill at any moment leaves either the old file or the new one.
+Every file is written under a temporary name in the same folder, flushed to the disk and renamed. A process that is
+killed at any moment leaves either the old file or the new one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNWRITABLE = (
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the user can put right about a disk into one line naming the path."""
+    """Turn OS errors that the user can fix, such as a full disk, into an XDogeError that names `path`."""
     _written.append(path)
     try:
         yield
@@ -52,7 +52,7 @@ _written: list[Path] = []
 
 
 def writing() -> bool:
-    """Whether this process is about to write something, which may take long on a slow disk."""
+    """Whether this process is writing a file at the moment, which can take long on a slow disk."""
     return bool(_written)
 
 
@@ -60,10 +60,14 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def refuse_pointer(path: Path, *, name: str | None = None) -> None:
-    """Refuse a Git LFS pointer, which a clone without LFS has in place of a large file; `name` is what it is called.
+    """Raise an error if the file is a Git LFS pointer, which a clone without LFS has in place of a large file.
+
+    Args:
+        path: file to check.
+        name: what the message calls the file, by default its path.
 
     Raises:
-        XDogeError: it is one.
+        XDogeError: the file is a pointer.
     """
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
@@ -71,19 +75,25 @@ def refuse_pointer(path: Path, *, name: str | None = None) -> None:
 
 
 LONGEST_NUMBER = 40
-"""Digits of a whole number in a file: more than any has, and fewer than Python cannot print or make a float of."""
+"""Most digits of a whole number in a file. No real number needs more, and Python can still print and convert these."""
 
 LOCK = ".lock"
-"""Empty file in a folder that one process at a time may write to. It stays: a lock on a file that others may remove or
-replace is none."""
+"""Name of the lock file in a folder to which only one process at a time may write.
+
+The file is never removed: if another process removed or replaced it, two processes could hold the lock.
+"""
 
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Keep a second process out of `folder`; the lock of a process that died is gone with it.
+    """Hold an exclusive lock on `folder`. The operating system releases it when the process ends.
+
+    Args:
+        folder: folder to lock.
+        wait: wait for another process that holds the lock, instead of raising an error.
 
     Raises:
-        FolderInUseError: another process holds it, and `wait` is off.
+        FolderInUseError: another process holds the lock, and `wait` is false.
     """
     with contextlib.ExitStack() as stack:
         with disk_errors(folder):
@@ -92,12 +102,12 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FolderInUseError(f"{folder} is in use by another process; wait for it or stop it.") from error
-        os.register_at_fork(after_in_child=file.close)  # a loader's worker may outlive this process for a while
+        os.register_at_fork(after_in_child=file.close)  # a forked loader worker can outlive us
         yield
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a process holds the lock of `folder`."""
+    """Whether any process holds the lock of `folder`."""
     if not (folder / LOCK).exists():
         return False
     with (folder / LOCK).open("rb") as file:
@@ -110,7 +120,7 @@ def in_use(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file that takes the place of `path` when the block ends well, and vanishes if not."""
+    """Open a temporary file that replaces `path` if the block succeeds, and is removed if it raises."""
     refuse_device(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -123,13 +133,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.replace(temporary, path)
             sync_folder(path.parent)
     finally:
-        with contextlib.suppress(OSError):  # the error above it says more
+        with contextlib.suppress(OSError):  # do not hide the error from above
             temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to `path`, which must not exist, when the block ends well."""
+    """Yield a temporary folder that is renamed to `path` if the block succeeds. `path` must not exist."""
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -149,7 +159,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Flush `folder` to the disk, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -158,10 +168,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def refuse_device(path: Path) -> None:
-    """Refuse to put a file in the place of a device or a pipe.
+    """Raise an error if `path` is a device or a pipe, since writing would replace it by a file.
 
     Raises:
-        XDogeError: `path` is one.
+        XDogeError: `path` is a device or a pipe.
     """
     with disk_errors(path):
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -169,7 +179,11 @@ def refuse_device(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8. An error or a kill leaves the old file.
+
+    Raises:
+        XDogeError: the file cannot be written, or the text has no UTF-8 encoding.
+    """
     try:
         content = text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -180,7 +194,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a .jsonl file of ours, up to the first line that is none, as a kill may leave one."""
+    """Return the JSON objects in a .jsonl file that xdoge wrote.
+
+    Reading stops at the first line that is not a JSON object, since a killed process can leave an incomplete line.
+    """
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
@@ -194,7 +211,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write indented JSON, whole or not at all; floats keep every digit."""
+    """Write `value` as indented JSON. An error or a kill leaves the old file. Floats keep all their digits."""
     write_text(path, _json_text(value))
 
 
@@ -203,12 +220,12 @@ def _json_text(value: Mapping[str, Any]) -> str:
 
 
 def sha256_json(value: Mapping[str, Any]) -> str:
-    """SHA-256 of the file that `write_json` would write, in hexadecimal."""
+    """Return the SHA-256 of the file that `write_json` would write, in hexadecimal."""
     return hashlib.sha256(_json_text(value).encode("utf-8")).hexdigest()
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield "a.b.c", value for every leaf of nested mappings."""
+    """Yield a pair for every leaf of nested mappings: its path, such as "a.b.c", and its value."""
     if isinstance(value, Mapping) and value:
         for key, child in value.items():
             yield from flatten(child, f"{prefix}.{key}" if prefix else str(key))
@@ -217,10 +234,14 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_regular(path: Path, kind: str) -> bytes:
-    """Return the bytes of a file; `kind` is what the message calls it, such as "JSON".
+    """Return the bytes of a regular file.
+
+    Args:
+        path: file to read.
+        kind: what the error message calls such a file, for example "JSON".
 
     Raises:
-        XDogeError: it is missing, cannot be read, or is a folder, a pipe or a device.
+        XDogeError: the file is missing, cannot be read, or is a folder, a pipe or a device.
     """
     try:
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
@@ -235,11 +256,16 @@ def read_regular(path: Path, kind: str) -> bytes:
 
 
 def read_json(path: Path, *, schema: str | None = None, version: int = 1) -> dict[str, Any]:
-    """Read a JSON object, and check that its "schema" is `schema`/`version` or older.
+    """Return the JSON object in a file, after checking its "schema".
+
+    Args:
+        path: file to read.
+        schema: kind of file that is expected, such as "xdoge.weights". None skips the check.
+        version: newest schema version that this xdoge can read.
 
     Raises:
-        XDogeError: the file is missing, not a JSON object, of another kind, or of a newer schema; or it holds what
-            `write_json` would not write: a key twice in one object, NaN, half a character.
+        XDogeError: the file is missing, is not a JSON object, has another schema, or has a newer one. Duplicate keys,
+            NaN and lone surrogates, which `write_json` never writes, are errors too.
     """
     content = read_regular(path, "JSON")
     try:
@@ -276,7 +302,7 @@ def _constant(name: str) -> None:
 
 
 def check_schema(where: str, value: object, *, schema: str, version: int) -> None:
-    """Refuse another kind of file, and a file written by a newer xdoge."""
+    """Raise XDogeError if a file is of another kind, or was written with a newer schema version."""
     number = re.fullmatch(f"{schema}/([0-9]{{1,9}})", str(value))
     if number is None:
         raise XDogeError(
@@ -290,6 +316,6 @@ def check_schema(where: str, value: object, *, schema: str, version: int) -> Non
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What things may be called, and how a message shows what a file holds instead."""
+"""Rules for names of sources, languages and seeds, and how messages show other values."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numbers import Integral
 from xdoge.errors import XDogeError
 
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Line breaks, what steers a terminal, what reverses the text around it, and halves of characters."""
+"""Control characters: line breaks, terminal controls, characters that reverse text, and lone surrogates."""
 
 SEEDS = 2**32
-"""Seeds are below this, in all commands: NumPy's older generator, which transformers seeds too, takes no others."""
+"""Seeds are below this number in all commands. NumPy's legacy generator, which transformers seeds, has this limit."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
@@ -21,15 +21,19 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def shown(value: object) -> str:
-    """Return a value as Python writes it, on one line and cut to some hundred characters."""
+    """Return `repr(value)` on one line, shortened to about a hundred characters."""
     return _SHORT.repr(value)
 
 
 def check_seed(name: str, value: object) -> int:
-    """Return a seed, one of Python's or NumPy's whole numbers, as Python's.
+    """Return a seed as a Python int.
+
+    Args:
+        name: beginning of the error message.
+        value: Python or NumPy integer.
 
     Raises:
-        XDogeError: it is something else, or not from 0 to 2^32 - 1.
+        XDogeError: `value` is not an integer from 0 to 2^32 - 1.
     """
     if isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) < SEEDS:
         return int(value)
@@ -37,12 +41,12 @@ def check_seed(name: str, value: object) -> int:
 
 
 def language_of(source: str) -> str:
-    """Return the language of a source: "eu" of "eu/wikipedia". A language stays as it is."""
+    """Return the language of a source: "eu" for "eu/wikipedia". The name of a language is returned unchanged."""
     return source.partition("/")[0]
 
 
 def by_language(sources: Iterable[str]) -> dict[str, list[str]]:
-    """Return the sources of each language, both in the order of `sources`."""
+    """Return the sources of each language. Languages and sources keep the order of `sources`."""
     languages: dict[str, list[str]] = {}
     for source in sources:
         languages.setdefault(language_of(source), []).append(source)
@@ -50,21 +54,21 @@ def by_language(sources: Iterable[str]) -> dict[str, list[str]]:
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """Return language and own name of a source: "eu" and "wikipedia" of "eu/wikipedia".
+    """Return the language of a source and its name within the language: "eu" and "wikipedia" for "eu/wikipedia".
 
-    The own name may contain slashes. It is empty if `source` is a language.
+    The second part may contain slashes. It is empty if `source` is a language.
     """
     language, _, name = source.partition("/")
     return language, name
 
 
 def check_source(source: object, *, where: str) -> None:
-    """Refuse what cannot name a source.
+    """Raise an error if `source` is not a valid name, "language/source".
 
-    Names become parts of paths and are compared by eye, so they are ASCII: a Cyrillic а looks like a Latin a.
+    Names are ASCII, since they become parts of paths and people compare them by eye. A Cyrillic а looks like a Latin a.
 
     Raises:
-        XDogeError: the line begins with `where`, such as "weights".
+        XDogeError: the name is not valid. The message begins with `where`, such as "weights".
     """
     parts = source.split("/") if isinstance(source, str) and re.fullmatch("[ -~]+", source) else []
     if len(parts) < 2 or not {"", ".", ".."}.isdisjoint(parts):
@@ -75,10 +79,10 @@ def check_source(source: object, *, where: str) -> None:
 
 
 def check_text(what: str, value: object) -> None:
-    """Refuse a name that is no text, or that would break the line or the table it is printed in.
+    """Raise an error if `value` is not a string, or contains control characters that would break a printed line.
 
     Raises:
-        XDogeError: the line begins with `what`.
+        XDogeError: the value is not allowed. The message begins with `what`.
     """
     if not isinstance(value, str) or CONTROLS.search(value):
         raise XDogeError(f"{what} is {shown(value)}; it must be text on one line, without control characters.")

@@ -1,7 +1,7 @@
-"""Progress of a long function, for whoever wants to show it.
+"""Progress events of functions that take long.
 
-Every long function of the library takes `on_progress`, which it calls with an `Event`, and `on_note`, which it calls
-with a sentence that the user should read.
+Each of these functions takes two callbacks. It calls `on_progress` with an `Event`, and `on_note` with a sentence that
+the user should read.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Event:
-    """How far a function is.
+    """How far a function has got.
 
     Attributes:
-        kind: "scan" counts input files; "tokenizer" is one message; "skip" is a source finished in an earlier run;
-            "source" counts what was read of one source; "step" is a step of a fit or a training; "done" ends it.
-        name: the source, or the run.
-        done: units so far.
-        total: of how many; None when unknown, an estimate for formats of lines.
-        tokens: read so far.
+        kind: "scan" counts input files. "tokenizer" has a message about its training in `name`. "skip" names a source
+            that an earlier run finished. "source" counts what was read of one source. "step" is a step of a fit or a
+            training. "done" is the last event.
+        name: the source or the run; for "tokenizer", a message.
+        done: units that are finished.
+        total: number of units; None if unknown, an estimate for line-based formats.
+        tokens: tokens read so far.
         unit: what `done` and `total` count.
-        row: of a "step", the row that metrics.jsonl got.
+        row: the row written to metrics.jsonl, for "step" only.
     """
 
     kind: Literal["scan", "tokenizer", "skip", "source", "step", "done"]
@@ -40,4 +41,4 @@ OnNote = Callable[[str], None]
 
 
 def silent(event: Event | str) -> None:
-    """Show nothing: the default of `on_progress` and `on_note`."""
+    """Do nothing. This is the default of `on_progress` and `on_note`."""

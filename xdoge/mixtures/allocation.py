@@ -1,8 +1,8 @@
-"""Spread a budget over sources in whole numbers, in proportion to their weights where no cap or floor binds.
+"""Divide a token budget among sources in whole numbers, in proportion to their weights where no cap or floor binds.
 
-This is a weighted UniMax: x_i = min(cap_i, max(floor_i, λ α_i)), where λ is the number that spends the budget. Of all
-allocations within the caps and floors it is the KL-closest to the weights. With equal weights and no floors it is
-UniMax. Everything is computed in integers, since a float is a ratio of integers. So the sum is exact at any size
+This is a weighted UniMax: x_i = min(cap_i, max(floor_i, λ α_i)), where λ is the number that spends the whole budget. Of
+all allocations within the caps and floors, it is the KL-closest to the weights. With equal weights and no floors, it is
+UniMax. All arithmetic is on integers, since every float is a ratio of integers. The sum is therefore exact at any size
 (docs/method.md, "Allocation").
 """
 
@@ -22,11 +22,11 @@ Amount = float | Fraction
 
 @dataclass(frozen=True)
 class Allocation:
-    """What each name gets of a budget.
+    """The division of a budget among names.
 
     Attributes:
-        counts: whole numbers that sum to the budget, in the order of the weights.
-        capped: names that would get more if their cap let them.
+        counts: whole number of tokens per name, in the order of the weights. They sum to the budget.
+        capped: names whose cap binds. They would get more without it.
     """
 
     counts: dict[str, int]
@@ -40,20 +40,24 @@ def allocate(
     caps: Mapping[str, int] | None = None,
     floors: Mapping[str, int] | None = None,
 ) -> Allocation:
-    """Spread a budget in proportion to weights, within a cap and a floor for each name.
+    """Divide a budget in proportion to weights, with a cap and a floor for each name.
 
-    The sum of min(cap_i, max(floor_i, λ α_i)) grows with λ in straight pieces that meet where a name leaves its floor
-    or reaches its cap. Those k to 2 k points are sorted once and passed in order until the budget is spent, O(k log k).
-    What is not whole is rounded by largest remainders, ties to the earlier name, which crosses no cap and no floor.
+    The sum of min(cap_i, max(floor_i, λ α_i)) is piecewise linear in λ. Its slope changes where a name leaves its floor
+    or reaches its cap. The algorithm sorts these at most 2 k points once, and walks through them until the budget is
+    spent: O(k log k). Fractions of tokens are rounded by largest remainder, ties to the earlier name. Rounding crosses
+    no cap and no floor.
 
     Args:
-        weights: α, numbers >= 0 on any scale; a name of weight 0 gets its floor.
-        budget_tokens: what the counts sum to; `MixtureSampler` gives sequences here.
-        caps: most a name may get; names left out have none.
-        floors: least a name may get; names left out may get 0.
+        weights: α, numbers >= 0 on any scale. A name with weight 0 gets its floor.
+        budget_tokens: sum of the counts. `MixtureSampler` passes sequences instead of tokens.
+        caps: most tokens of a name. Names that are left out have no cap.
+        floors: fewest tokens of a name, 0 for names that are left out.
+
+    Returns:
+        Tokens of each name, and the names whose cap binds.
 
     Raises:
-        XDogeError: a floor lies above its cap, the floors exceed the budget, or the caps leave part of it unspent.
+        XDogeError: a floor is above its cap, the floors exceed the budget, or the caps leave part of it unspent.
 
     Source: Chung et al. 2023, UniMax, arXiv:2304.09151, for equal weights; docs/method.md for the rest.
     """
@@ -91,7 +95,7 @@ def allocate(
 
 
 def _multiplier(parts: Sequence[int], low: Sequence[int], high: Sequence[int | None], budget: int) -> tuple[int, int]:
-    """Return λ as a fraction, for weights that are whole numbers."""
+    """Return λ as numerator and denominator, for integer weights `parts`, floors `low` and caps `high`."""
     shift = 2 * max(parts).bit_length()  # two different bound / part differ by at least 2^-shift
     points = []
     for i, (part, least, most) in enumerate(zip(parts, low, high, strict=True)):
@@ -120,10 +124,11 @@ def allocate_by_language(
     caps: Mapping[str, int] | None = None,
     floors: Mapping[str, int] | None = None,
 ) -> Allocation:
-    """Spread a budget over languages, by their summed weights, caps and floors, then over the sources within each.
+    """Divide a budget among languages, then the tokens of each language among its sources.
 
-    What the cap of a source cuts goes to other sources of its language first. Arguments, result and errors are those
-    of `allocate`; names are "language/source".
+    A language has the summed weights, caps and floors of its sources. Tokens that the cap of a source cuts therefore go
+    to other sources of the same language first. Arguments, result and errors are those of `allocate`. Names are
+    "language/source".
     """
     languages = by_language(weights)
     caps, floors = caps or {}, floors or {}
@@ -132,7 +137,7 @@ def allocate_by_language(
         limits = [caps.get(name) if weights[name] else floors.get(name, 0) for name in names]
         if None not in limits:
             most[language] = sum(limit for limit in limits if limit is not None)
-    above = allocate(
+    per_language = allocate(
         {language: sum(Fraction(weights[name]) for name in names) for language, names in languages.items()},
         budget_tokens,
         caps=most,
@@ -140,36 +145,36 @@ def allocate_by_language(
     )
     counts, capped = {}, set[str]()
     for language, names in languages.items():
-        within = allocate(
+        per_source = allocate(
             {name: weights[name] for name in names},
-            above.counts[language],
+            per_language.counts[language],
             caps={name: caps[name] for name in names if name in caps},
             floors={name: floors[name] for name in names if name in floors},
         )
-        counts.update(within.counts)
-        capped |= within.capped if language not in above.capped else {name for name in names if weights[name]}
+        counts.update(per_source.counts)
+        capped |= {name for name in names if weights[name]} if language in per_language.capped else per_source.capped
     return Allocation({name: counts[name] for name in weights}, frozenset(capped))
 
 
 def unimax(token_counts: Mapping[str, int], *, budget_tokens: int, max_epochs: float) -> Allocation:
-    """Spread a token budget over languages as evenly as an epoch cap allows.
+    """Divide a token budget among languages as evenly as an epoch cap allows.
 
-    The smallest corpus is served first: it takes an equal share of what is left, or `max_epochs` passes over itself if
-    that is less, and the rest goes on to the next. The published form spends a budget above `max_epochs` passes over
-    everything all the same, in equal probabilities; here it is refused.
+    Languages are served from the smallest corpus to the largest. Each gets an equal share of the remaining budget, or
+    `max_epochs` passes over its corpus if that is less. If the budget exceeds `max_epochs` passes over all corpora, the
+    published algorithm samples languages uniformly. This function raises an error.
 
     Args:
         token_counts: unique training tokens per language, each > 0.
-        budget_tokens: tokens the run will consume over all languages.
+        budget_tokens: tokens that the run reads, over all languages.
         max_epochs: most passes over any one corpus.
 
     Returns:
-        Tokens per language, in the order given; they sum to `budget_tokens`.
+        Tokens per language, in the order of `token_counts`. They sum to `budget_tokens`.
 
     Raises:
         XDogeError: a count is not positive, or the cap leaves part of the budget unspent.
 
-    Source: Chung et al. 2023, UniMax, algorithm 1, arXiv:2304.09151; tokens here, characters there.
+    Source: Chung et al. 2023, UniMax, algorithm 1, arXiv:2304.09151. The paper counts characters, this function tokens.
     """
     if not token_counts or not 0 < max_epochs < math.inf:
         raise XDogeError(
@@ -190,9 +195,9 @@ def unimax(token_counts: Mapping[str, int], *, budget_tokens: int, max_epochs: f
 
 
 def epoch_cap(available: int, max_epochs: float) -> int:
-    """Return how many tokens (or sequences) at most `max_epochs` passes over `available` are, exactly as written.
+    """Return the number of tokens (or sequences) in `max_epochs` passes over `available` of them, rounded down.
 
-    0.3 is taken for three tenths, not for the float a little below.
+    `max_epochs` counts as the decimal number that is written: 0.3 is three tenths, not the float slightly below.
     """
     if max_epochs == int(max_epochs):
         return available * int(max_epochs)
@@ -206,13 +211,13 @@ def least_max_epochs(
     spent: Mapping[str, int] | None = None,
     fixed: int = 0,
 ) -> float:
-    """Return the least epoch cap, in thousandths, at which `budget_tokens` can be spent.
+    """Return the smallest epoch cap with which `budget_tokens` can be spent, rounded up to a thousandth.
 
     Args:
-        available: unique tokens of the names that the cap is for; not all 0.
+        available: unique tokens of the names to which the cap applies; not all 0.
         budget_tokens: tokens to spend.
-        spent: tokens that earlier phases of training read of them.
-        fixed: tokens that others, with caps of their own, can take.
+        spent: tokens of these names that earlier phases of training read.
+        fixed: tokens that names with caps of their own can take.
     """
     before = spent or {}
 

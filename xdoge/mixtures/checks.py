@@ -13,7 +13,7 @@ from xdoge.mixtures.weights import WeightSet
 from xdoge.names import language_of, shown
 
 TOO_MANY = 1 << 63
-"""Tokens; counts are kept in 64 bits."""
+"""Token counts are below this number, so that they fit into signed 64-bit integers."""
 
 
 def check_names(
@@ -23,7 +23,10 @@ def check_names(
     before: Mapping[str, int],
     level: str,
 ) -> None:
-    """Refuse names that do not fit together."""
+    """Raise XDogeError if weights, token counts, caps and tokens read before name different sources.
+
+    Also check the numbers of tokens and caps, and `level`.
+    """
     if differing := names_that_differ("the weights", weights.sources, "the token counts", available):
         hint = rest_hint(weights.sources, available)
         raise XDogeError(f"weights {weights.name!r} and the token counts name different sources; {differing}.{hint}")
@@ -55,7 +58,7 @@ def check_level(level: object) -> None:
 
 
 def is_count(value: object) -> bool:
-    """Say whether a value can be a number of tokens."""
+    """Whether `value` is an integer from 0 to 2^63 - 1."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < TOO_MANY
 
 
@@ -64,6 +67,7 @@ def _is_number(value: object) -> bool:
 
 
 def check_numbers(budget_tokens: int, max_epochs: float | None, min_share: float, *, sources: int) -> None:
+    """Raise XDogeError if a number is out of range. `sources` is the number of sources with a weight above 0."""
     if not is_count(budget_tokens) or budget_tokens < 1:
         raise XDogeError(
             f"{argument('budget_tokens')} is {shown(budget_tokens)}; it must be a whole number >= 1, and below 2^63."
@@ -88,7 +92,22 @@ def refuse_unspendable(
     caps: Mapping[str, float],
     max_epochs: float | None,
 ) -> None:
-    """Refuse a budget above what the caps leave, with the least `max_epochs` that would spend it."""
+    """Raise an error if the caps leave part of the budget unspent.
+
+    The message gives the smallest `max_epochs` that would spend the budget.
+
+    Args:
+        learned: weight of each source.
+        budget_tokens: tokens that the run trains on.
+        most: most tokens of each source that has a cap.
+        available: unique tokens of each source.
+        before: tokens of each source that earlier phases of training read.
+        caps: epoch caps of single sources and languages, in place of `max_epochs`.
+        max_epochs: epoch cap of all other sources; None without one.
+
+    Raises:
+        XDogeError: the budget cannot be spent.
+    """
     used = [source for source, weight in learned.items() if weight]
     if any(source not in most for source in used) or sum(most[source] for source in used) >= budget_tokens:
         return
@@ -114,10 +133,10 @@ def refuse_unspendable(
 
 
 def whole_sequences(available: Mapping[str, int], sequence_length: int) -> dict[str, int]:
-    """Return the tokens of each source that whole sequences hold.
+    """Return the tokens of each source, rounded down to whole sequences.
 
     Raises:
-        XDogeError: the length is below 1, or a source is shorter than one sequence.
+        XDogeError: `sequence_length` is below 1, or a source has fewer tokens than one sequence.
     """
     if not isinstance(sequence_length, int) or sequence_length < 1:
         raise XDogeError(f"{argument('sequence_length')} is {sequence_length!r}; it must be a whole number >= 1.")

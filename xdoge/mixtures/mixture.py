@@ -1,6 +1,6 @@
-"""A mixture says how many training tokens a run reads from each source, how often that repeats the source, and why.
+"""A mixture states how many training tokens a run reads from each source, and how often the run repeats the source.
 
-`Mixture.plan` turns weights into whole numbers of tokens and caps repetition. mixture.json stores the result.
+`Mixture.plan` turns weights into whole numbers of tokens and limits repetition. mixture.json stores the result.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ DEFAULT_MAX_EPOCHS = 4.0
 """Up to four passes are worth almost as much as new text (Muennighoff et al. 2023, arXiv:2305.16264, section 5)."""
 
 LITTLE_READ = 0.01
-"""A source of which less than this part is read might as well be smaller."""
+"""`Mixture.warnings` reports a source if the run reads less than this fraction of its text."""
 
 LARGE_CUT = 0.25
-"""Caps that take more than this part of a language's learned weight change what was learned."""
+"""`Mixture.warnings` reports a language if caps cut its learned weight by more than this fraction."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,13 @@ class Share:
     """What a run reads of one source, or of all sources of one language.
 
     Attributes:
-        learned_weight: the weight that the plan was made from, or the sum of the sources'.
+        learned_weight: weight before caps and rounding. For a language, the sum over its sources.
         weight: share of the budget, tokens / budget.
-        tokens: to be read in this run.
-        available_tokens: unique training tokens there are.
+        tokens: tokens that this run reads.
+        available_tokens: unique training tokens of the source.
         read_before: tokens that earlier phases of training read.
-        max_epochs: most passes over the source, those of earlier phases included; None without a cap. For a
-            language, None.
-        capped: the cap and not the weight decided; for a language, of any of its sources.
+        max_epochs: most passes over the source, including earlier phases. None without a cap, and for a language.
+        capped: whether the cap limits the tokens. For a language, whether the cap of any source does.
     """
 
     learned_weight: float
@@ -63,41 +62,43 @@ class Share:
 
     @property
     def epochs(self) -> float:
-        """Passes over the text at the end of the run, those of earlier phases included."""
+        """Passes over the text at the end of the run, including those of earlier phases."""
         read = self.read_before + self.tokens
         return read / self.available_tokens if self.available_tokens else (math.inf if read else 0.0)
 
     @property
     def moved(self) -> float:
-        """How far caps and rounding moved the weight: weight - learned_weight."""
+        """Change of the weight by caps and rounding: weight - learned_weight."""
         return self.weight - self.learned_weight
 
     @property
     def unread(self) -> float:
-        """Part of the text that no phase has read at the end of the run."""
+        """Fraction of the text that no phase has read at the end of the run."""
         return max(0.0, 1.0 - self.epochs)
 
 
 @dataclass(frozen=True, repr=False)
 class Mixture:
-    """Tokens that a run reads from each source; they sum to the budget exactly.
+    """Tokens that a run reads from each source. They sum to the budget exactly.
+
+    Make one with `Mixture.plan` or read one with `Mixture.load`.
 
     Args:
-        name: what to call it in tables.
+        name: name of the mixture in tables.
         budget_tokens: training tokens of the run.
         max_epochs: most passes over a source that has no cap of its own; None without one.
-        seed: of the order in which `MixtureSampler` reads, unless that is given another.
+        seed: default seed of `MixtureSampler`, which decides the order of sequences.
         sources: what is read of each "language/source".
-        level: "sources" if sources were capped against each other, "languages" if languages first.
-        weights: name and SHA-256 of the weights that the plan was made from.
-        corpus: name and SHA-256 of the token store that the available tokens were counted in, where there is one.
-        min_share: least share of the budget that a source was to get.
+        level: how tokens that a cap cuts are redistributed; see `plan`.
+        weights: name and SHA-256 of the weights that the mixture was planned from.
+        corpus: name and SHA-256 of the token store whose tokens are available; empty without a store.
+        min_share: smallest share of the budget that was asked for each source.
         sequence_length: T, if only whole sequences of T tokens were counted as available; None otherwise.
-        xdoge_version: the version that made it.
-        created: ISO 8601 time at which it was made, UTC.
+        xdoge_version: version of xdoge that made the mixture.
+        created: time at which the mixture was made, ISO 8601, UTC.
 
     Raises:
-        XDogeError: counts are negative, or do not sum to the budget.
+        XDogeError: a value has the wrong type, is out of range, or the tokens do not sum to the budget.
     """
 
     name: str
@@ -114,7 +115,7 @@ class Mixture:
     created: str = ""
 
     def __post_init__(self) -> None:
-        """Check that the numbers agree with each other, and freeze the mappings."""
+        """Check that the values are valid and consistent, and freeze the mappings."""
         for source, share in self.sources.items():
             check_source(source, where="sources")
             for name in ("tokens", "available_tokens", "read_before"):
@@ -150,12 +151,12 @@ class Mixture:
             check_text(f"{key}.{part}", getattr(self, key).get(part, ""))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy as the plain values that made it."""
+        """Pickle and copy by the constructor's arguments, as plain values."""
         values = (getattr(self, name) for name in self.__dataclass_fields__)
         return type(self), tuple(dict(value) if isinstance(value, Mapping) else value for value in values)
 
     @classmethod
-    def plan(  # one argument for each thing that a plan depends on
+    def plan(  # more than 8 arguments: the result depends on each of these
         cls,
         weights: WeightSet | Mapping[str, float],
         *,
@@ -172,30 +173,30 @@ class Mixture:
         sequence_length: int | None = None,
         rest_zero: bool = False,
     ) -> Self:
-        """Turn weights into tokens: in proportion to the weights where no cap on repetition binds.
+        """Return a mixture whose tokens are in proportion to the weights, except where a cap or a floor binds.
 
         Args:
-            weights: a `WeightSet`; or a mapping of weights that sum to 1, by "language/source", or by language, in
-                which case the sources of a language share by their size.
-            available_tokens: unique training tokens per source, such as `TokenStore.tokens()`.
-            budget_tokens: tokens that the run will train on.
-            max_epochs: most passes over any source; None for no cap.
-            caps: passes for single sources, or for all sources of a language, that take the place of `max_epochs`.
-            read_before: tokens per source that earlier phases of training read; they count towards the caps.
-            min_share: each source of weight above 0 gets at least this share of the budget, or all that its cap
-                allows if that is less.
-            level: "sources" lets sources compete: what a cap cuts goes to all others in proportion. "languages" caps
-                languages by their summed caps first: what the cap of a source cuts goes to others of its language.
-                Left out: "languages" where weights are by language, else "sources".
-            seed: kept for the sampler.
-            name: of the mixture; that of the weights if left out.
+            weights: a `WeightSet`, or a mapping of weights that sum to 1. Its keys are sources ("language/source") or
+                languages. The weight of a language is divided among its sources in proportion to their tokens.
+            available_tokens: unique training tokens per source, for example `TokenStore.tokens()`.
+            budget_tokens: tokens that the run trains on.
+            max_epochs: most passes over any source. None means no cap.
+            caps: passes for single sources, or for every source of a language, in place of `max_epochs`.
+            read_before: tokens per source that earlier phases of training read. They count towards the caps.
+            min_share: smallest share of the budget of each source with a weight above 0. A source whose cap allows
+                less gets what the cap allows.
+            level: "sources" gives tokens that a cap cuts to all other sources in proportion to their weights.
+                "languages" gives them to other sources of the same language first. Default: "languages" if the
+                weights are by language, else "sources".
+            seed: default seed of `MixtureSampler`.
+            name: name of the mixture, by default that of the weights.
             corpus: name and SHA-256 of the store that `available_tokens` comes from.
-            sequence_length: T, to count only whole sequences of T tokens as available, as a loader will.
-            rest_zero: read nothing of the languages or sources that the weights leave out, which are refused otherwise.
+            sequence_length: T, to count only whole sequences of T tokens as available, as a data loader does.
+            rest_zero: give weight 0 to languages or sources that `weights` leaves out. By default they are an error.
 
         Raises:
-            XDogeError: names do not fit together, a number is out of range, or the caps leave part of the budget
-                unspent; then the line says the least `max_epochs` that would do.
+            XDogeError: the names do not match, a number is out of range, or the caps leave part of the budget unspent.
+                In the last case the message gives the smallest `max_epochs` that is enough.
 
         Source: docs/method.md, "Allocation"; for uniform weights, UniMax (Chung et al. 2023, arXiv:2304.09151).
         """
@@ -254,7 +255,7 @@ class Mixture:
 
     @property
     def languages(self) -> dict[str, Share]:
-        """What is read of each language: the sums over its sources."""
+        """What the run reads of each language: sums over its sources."""
         grouped: dict[str, list[Share]] = {}
         for source, share in self.sources.items():
             grouped.setdefault(language_of(source), []).append(share)
@@ -271,7 +272,11 @@ class Mixture:
         }
 
     def warnings(self) -> list[str]:
-        """Return what an expert would worry about, a line for each kind, naming sources or languages with numbers."""
+        """Return one line per kind of problem, with the affected sources or languages and their numbers.
+
+        The kinds are: caps overrule the weights, a cap is below `min_share`, too many passes, text that is hardly read,
+        and weights that round to no token.
+        """
         shares = self.sources
         repeated = {name: share.epochs for name, share in shares.items() if share.epochs > DEFAULT_MAX_EPOCHS}
         hardly = {
@@ -314,11 +319,11 @@ class Mixture:
         ]
 
     def save(self, path: Path | str) -> None:
-        """Write mixture.json, whole or not at all; every number survives the round trip exactly."""
+        """Write mixture.json. `load` returns exactly the same numbers."""
         write_json(Path(path), self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what mixture.json holds."""
+        """Return the content of mixture.json."""
         return {
             "schema": f"{SCHEMA}/1",
             "name": self.name,
@@ -338,10 +343,10 @@ class Mixture:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read mixture.json, or the one in the folder of a training run.
+        """Return the mixture in a file, or in the folder of a training run.
 
         Raises:
-            XDogeError: the file is missing, of another kind or newer, or its numbers contradict each other.
+            XDogeError: the file is missing, of another kind or of a newer schema, or its numbers are inconsistent.
         """
         path = Path(path) / "mixture.json" if Path(path).is_dir() else Path(path)
         value = read_json(path, schema=SCHEMA, version=1)
@@ -373,17 +378,17 @@ class Mixture:
         )
 
     def __repr__(self) -> str:
-        """Name, budget, and the language shares, largest first."""
+        """Return the name, the budget and the share of each language, largest first."""
         shares = sorted(self.languages.items(), key=lambda item: -item[1].tokens)
         text = ", ".join(f"{language} {share.weight:.3f}" for language, share in shares)
         return f"Mixture({self.name!r}, {self.budget_tokens:,} tokens: {text})"
 
 
 PRINTED = ("law", "verdict")
-"""What `xdoge mix --json` prints beside the content of mixture.json."""
+"""Keys that `xdoge mix --json` prints in addition to those of mixture.json."""
 
 _DERIVED = ("epochs", "moved", "unread")
-"""What mixture.json holds of a source beside the fields of `Share`."""
+"""Keys of a source in mixture.json that are computed from the fields of `Share`."""
 
 _KINDS: dict[str, Any] = {
     "learned_weight": float | int,
@@ -391,11 +396,11 @@ _KINDS: dict[str, Any] = {
     "max_epochs": float | int | None,
     "capped": bool,
 }
-"""What each field of a share may be, beside the counts."""
+"""Allowed types of the fields of `Share` that are not counts."""
 
 
 def as_epochs(epochs: float) -> str:
-    """Return a number of epochs as tables show it: two decimals, or two digits if that would be near 0."""
+    """Return a number of epochs for a table: two decimals, or two significant digits below 0.1."""
     return f"{epochs:.2f}" if epochs >= 0.1 else f"{epochs:.2g}"
 
 

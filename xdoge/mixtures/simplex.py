@@ -17,18 +17,18 @@ Floats = NDArray[np.float64]
 def project(masses: ArrayLike, *, floor: ArrayLike = 0.0) -> Floats:
     """Return the point of the floored simplex that is KL-closest to `masses`.
 
-    Solves  argmin_p KL(p ‖ q)  subject to  Σ p = 1, p ≥ γ,  for q proportional to `masses`. The solution is
-    p_i = max(γ_i, c q_i); the sources at their floor are those with the largest γ_i / q_i, so one sort finds c.
+    This solves argmin_p KL(p ‖ q) subject to Σ p = 1, p ≥ γ, for q proportional to `masses`. The solution is
+    p_i = max(γ_i, c q_i). The sources at their floor are those with the largest γ_i / q_i, so one sort determines c.
 
     Args:
-        masses: (k,) finite and >= 0, on any scale; a zero gets exactly its floor.
+        masses: (k,) finite numbers >= 0, on any scale. A mass of 0 gets exactly its floor.
         floor: γ, one number or (k,) numbers >= 0, with a sum below 1.
 
     Returns:
-        (k,) float64 that sums to 1 within rounding, every entry >= its floor.
+        (k,) float64 that sums to 1 within rounding. Every entry is >= its floor.
 
     Raises:
-        XDogeError: the floors leave nothing to share, or there is no mass to share it by.
+        XDogeError: the floors sum to 1 or more, or the masses are all zero, negative or not finite.
 
     Source: docs/method.md, "The floored projection".
     """
@@ -44,13 +44,13 @@ def project(masses: ArrayLike, *, floor: ArrayLike = 0.0) -> Floats:
     q = q / q.max()
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.where(floors > 0, floors / q, np.where(q > 0, 0.0, np.inf))
-    order = np.argsort(-ratio, kind="stable")  # at their floor first
-    spent = np.concatenate([[0.0], np.cumsum(floors[order])[:-1]])  # by the m sources before this one
-    shared = np.cumsum(q[order][::-1])[::-1]  # mass of this one and all after it
+    order = np.argsort(-ratio, kind="stable")  # sources at their floor come first
+    spent = np.concatenate([[0.0], np.cumsum(floors[order])[:-1]])  # floors of all earlier sources
+    shared = np.cumsum(q[order][::-1])[::-1]  # mass of this source and all later ones
     positive = shared > 0
     with np.errstate(over="ignore"):
         c = np.where(positive, (1.0 - spent) / np.where(positive, shared, 1.0), np.inf)
-    first = int(np.argmax(c >= ratio[order]))  # the first m whose c lifts every later source over its floor
+    first = int(np.argmax(c >= ratio[order]))  # here c lifts this and every later source above its floor
     projected: Floats = np.maximum(floors, c[first] * q)
     return projected
 
@@ -58,12 +58,12 @@ def project(masses: ArrayLike, *, floor: ArrayLike = 0.0) -> Floats:
 def largest_remainder(shares: Sequence[float | Fraction] | Floats, total: int) -> list[int]:
     """Return integers in proportion to `shares` that sum to `total` exactly, each within 1 of its quota.
 
-    Quotas are cut to integers and the units left go to the largest remainders, ties to the earlier source. All
-    in integer arithmetic, since a float is a ratio of integers: exact at any size.
+    Quotas are rounded down, and the remaining units go to the largest remainders, ties to the earlier source. The
+    result is exact at any size, because the arithmetic is on integers.
 
     Args:
-        shares: k numbers >= 0, not all zero; only their proportions count.
-        total: what the result sums to, >= 0.
+        shares: k numbers >= 0, not all zero. Only their proportions matter.
+        total: sum of the result, >= 0.
 
     Raises:
         XDogeError: a share is negative or not finite, or all are zero.
@@ -79,7 +79,9 @@ def largest_remainder(shares: Sequence[float | Fraction] | Floats, total: int) -
 
 
 def as_integers(shares: Iterable[float | Fraction]) -> list[int]:
-    """Return integers in exactly the proportions of `shares`, which every float, integer and fraction has.
+    """Return integers in exactly the proportions of `shares`.
+
+    They exist because every float, integer and `Fraction` is a ratio of integers.
 
     Raises:
         XDogeError: a share is negative or not finite, or there is no share.

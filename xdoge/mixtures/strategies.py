@@ -1,4 +1,4 @@
-"""Weights that need no proxy model. Learned weights are compared with them."""
+"""Weights computed from the sizes of sources, without a proxy model. Learned weights are compared with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Strategy = Literal["uniform", "proportional", "temperature", "unimax"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 
 DEFAULT_TEMPERATURE = 10 / 3
-"""p ∝ n^0.3, of XLM-R (Conneau et al. 2020, arXiv:1911.02116) and mT5 (Xue et al. 2021, arXiv:2010.11934)."""
+"""p ∝ n^0.3, as in XLM-R (Conneau et al. 2020, arXiv:1911.02116) and mT5 (Xue et al. 2021, arXiv:2010.11934)."""
 
 
 def strategy_weights(
@@ -25,21 +25,22 @@ def strategy_weights(
     level: Level = "languages",
     temperature: float | None = None,
 ) -> WeightSet:
-    """Return the weights of a strategy that looks at sizes only.
+    """Return the weights of a strategy that uses only the sizes n of languages or sources.
 
-    - "uniform": the same for every language (or source).
-    - "proportional": the size of each.
-    - "temperature": p ∝ n^(1/τ): τ = 1 is proportional, the greater τ the nearer to uniform.
-    - "unimax": uniform; the cap on epochs, which makes it UniMax, is applied when the mixture is planned.
+    - "uniform": equal weights.
+    - "proportional": p ∝ n.
+    - "temperature": p ∝ n^(1/τ). τ = 1 is proportional. A larger τ is closer to uniform.
+    - "unimax": equal weights. `Mixture.plan` applies the epoch cap, which turns them into UniMax.
 
     Args:
         strategy: one of the names above.
         available_tokens: unique training tokens per "language/source".
-        level: what the strategy treats as one; within a language, sources then share by their size.
-        temperature: τ >= 1, for "temperature" only; 10/3 if left out.
+        level: compute weights of languages or of sources. The weight of a language is divided among its sources in
+            proportion to their tokens.
+        temperature: τ >= 1, for "temperature" only. Default: 10/3.
 
     Raises:
-        XDogeError: the strategy is unknown, or the temperature is below 1 or given to another strategy.
+        XDogeError: the strategy is unknown, or the temperature is below 1 or given for another strategy.
     """
     if strategy not in STRATEGIES:
         raise XDogeError(f"strategy {strategy!r} is unknown; the strategies are {', '.join(STRATEGIES)}.")
@@ -67,13 +68,13 @@ def strategy_weights(
 
 
 def spread_by_size(languages: Mapping[str, float], available_tokens: Mapping[str, int]) -> dict[str, float]:
-    """Return weights per source from weights per language: within a language, sources share by their tokens.
+    """Return weights per source: the weight of each language, divided among its sources by their tokens.
 
-    This is the mixture Σ_ℓ ᾱ_ℓ UNIF(S_ℓ) of the XDoGE paper (arXiv:2512.10545): every token of a language has the
-    same chance.
+    This is the mixture Σ_ℓ ᾱ_ℓ UNIF(S_ℓ) of the XDoGE paper (arXiv:2512.10545). All tokens of a language have the same
+    probability.
 
     Raises:
-        XDogeError: the languages are not those of the sources, or one of weight above 0 has no tokens.
+        XDogeError: the languages are not those of the sources, or a language with a weight above 0 has no tokens.
     """
     sizes = _by_language(available_tokens)
     if differing := names_that_differ("the weights", languages, "the token counts", sizes):
@@ -92,7 +93,7 @@ def spread_by_size(languages: Mapping[str, float], available_tokens: Mapping[str
 def with_zeros(
     weights: WeightSet | Mapping[str, float], available_tokens: Mapping[str, int]
 ) -> WeightSet | dict[str, float]:
-    """Return the weights, with 0 for the languages or sources of `available_tokens` that they leave out."""
+    """Return the weights, with weight 0 for languages or sources of `available_tokens` that they do not name."""
     named = weights.sources if isinstance(weights, WeightSet) else weights
     by_source = any("/" in name for name in named)
     filled = {**{name if by_source else language_of(name): 0.0 for name in available_tokens}, **named}
@@ -100,7 +101,10 @@ def with_zeros(
 
 
 def rest_hint(weights: Collection[str], names: Collection[str]) -> str:
-    """Return how to leave out what the weights do not name, if they name nothing else; otherwise nothing."""
+    """Return a hint at `rest_zero` for an error message, or "" if `rest_zero` would not help.
+
+    It helps if the weights name some of `names` and nothing else.
+    """
     return f" {argument('rest_zero', True)} reads nothing of them." * (not set(weights) - set(names))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUM_TOLERANCE = 1e-5
-"""Twenty weights written with six decimals may miss 1 by this much; anything further off is refused."""
+"""Allowed distance of the sum from 1. Twenty weights written with six decimals can have a sum that is off by this."""
 
 Metric = Literal["total_variation", "kl", "jensen_shannon"]
 Level = Literal["languages", "sources"]
@@ -28,21 +28,21 @@ Level = Literal["languages", "sources"]
 
 @dataclass(frozen=True, repr=False)
 class WeightSet:
-    """Shares of training tokens per source, which sum to 1, and how they were found.
+    """Share of the training tokens for each source, with a record of how the shares were computed.
 
-    A source is named "language/source". Everything is read-only; what a set was made from travels with it.
+    A source is named "language/source". All fields are read-only.
 
     Args:
-        name: what to call the set in tables.
-        sources: weight of each source, >= 0, summing to 1 within 1e-5; never rescaled.
-        floor: least weight that a trained source could have in the fit.
-        method: every setting of the fit.
-        proxy: the proxy model the weights were learned with.
+        name: name of the set in tables.
+        sources: weight of each source, >= 0. The weights sum to 1 within 1e-5, and are never rescaled.
+        floor: smallest weight that the fit allowed for a trained source.
+        method: all settings of the fit.
+        proxy: the proxy model with which the weights were learned.
         corpus: name, SHA-256 and tokens of the token store.
-        spread: for an average of several sets: which they were, and the standard deviation, least and greatest of each
-            weight.
-        xdoge_version: the version that made the set.
-        created: ISO 8601 time at which it was made, UTC.
+        spread: for an average of several sets: names of the sets, and standard deviation, minimum and maximum of each
+            weight. Otherwise None.
+        xdoge_version: version of xdoge that made the set.
+        created: time at which the set was made, ISO 8601, UTC.
 
     Raises:
         XDogeError: a name has no language, a weight is negative or not finite, or the sum is not 1.
@@ -94,11 +94,11 @@ class WeightSet:
                 _check_deviation(name, "spread.languages", self.spread["languages"], self.languages)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle and copy as the plain values that made it."""
+        """Pickle and copy by the constructor's arguments, as plain values."""
         return type(self), tuple(_plain(getattr(self, key)) for key in _KINDS)
 
     def __hash__(self) -> int:
-        """Hash by name and weights; equal sets have both in common."""
+        """Hash the name and the weights, which are the same in equal sets."""
         return hash((self.name, tuple(self.sources.items())))
 
     @property
@@ -123,17 +123,17 @@ class WeightSet:
         return weight
 
     def distance(self, other: WeightSet, *, metric: Metric = "total_variation", level: Level = "sources") -> float:
-        """Return how far `other` lies from this set.
+        """Return the distance between this set, p, and another, q.
 
         Args:
-            other: a set over the same sources (or, by language, the same languages), in any order.
-            metric: "total_variation", ½ Σ |p - q|, from 0 to 1: the share of tokens that would have to move;
-                "kl", Σ p ln(p / q) in nats, infinite where q is 0 and p is not; or "jensen_shannon", the mean KL
-                of both to their midpoint in nats, from 0 to ln 2.
-            level: compare weights of sources or of languages.
+            other: a set of the same sources (or the same languages, for level "languages"), in any order.
+            metric: "total_variation" is ½ Σ |p - q|, from 0 to 1: the share of tokens that would have to move. "kl" is
+                Σ p ln(p / q) in nats, infinite if q is 0 where p is not. "jensen_shannon" is the mean KL divergence of
+                both sets from their midpoint in nats, from 0 to ln 2.
+            level: compare the weights of "sources" or of "languages".
 
         Raises:
-            XDogeError: the sets name different sources.
+            XDogeError: the sets name different sources, or the metric is unknown.
         """
         mine, theirs = (self.sources, other.sources) if level == "sources" else (self.languages, other.languages)
         _same_names(self.name, mine, other.name, theirs)
@@ -149,13 +149,13 @@ class WeightSet:
 
     @classmethod
     def average(cls, sets: Sequence[WeightSet], *, name: str = "average") -> Self:
-        """Return the mean of several sets, with how far they lie apart by source and by language as its spread.
+        """Return the mean of several sets. Its `spread` describes how much they differ, by source and by language.
 
-        What the sets agree on (floor, method, proxy, corpus) is kept; of the method and the proxy, settings that
-        differ, such as the seed, are left out.
+        The sets must have the same floor and corpus, which the mean keeps. Settings of method and proxy are kept if all
+        sets have the same value. Others, such as the seed, are left out.
 
         Raises:
-            XDogeError: there is no set, or they name different sources, corpora or floors.
+            XDogeError: `sets` is empty, or the sets differ in sources, corpus or floor.
         """
         if not sets:
             raise XDogeError("there is no weight set to average.")
@@ -184,11 +184,11 @@ class WeightSet:
         )
 
     def save(self, path: Path | str) -> None:
-        """Write weights.json, whole or not at all; every number survives the round trip exactly."""
+        """Write weights.json. `load` returns exactly the same numbers."""
         write_json(Path(path), self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what weights.json holds."""
+        """Return the content of weights.json."""
         return {
             "schema": "xdoge.weights/1",
             "name": self.name,
@@ -199,11 +199,11 @@ class WeightSet:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read weights.json, or the one in the run folder of a fit.
+        """Return the weights in a file, or in the run folder of a fit.
 
         Raises:
-            XDogeError: the file is missing or its fit not finished, it is of another kind or newer, or its numbers
-                contradict each other.
+            XDogeError: the file is missing, the fit is not finished, the file is of another kind or of a newer schema,
+                or its numbers are inconsistent.
         """
         path = Path(path)
         if path.is_dir():
@@ -231,7 +231,10 @@ class WeightSet:
         return weights
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row per source: language, source, weight, language_weight, and spread where there is one."""
+        """Return one row per source, with the columns language, source, weight and language_weight.
+
+        If the set is an average, there is also a column standard_deviation.
+        """
         with importing("analysis"):
             import pandas as pd
         languages = self.languages
@@ -249,13 +252,13 @@ class WeightSet:
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
-        """Name, size, and the language weights, largest first."""
+        """Return the name, the number of sources and the weight of each language, largest first."""
         shares = ", ".join(f"{name} {weight:.3f}" for name, weight in _descending(self.languages))
         count = len(self.sources)
         return f"WeightSet({self.name!r}, {count} source{'s' * (count != 1)}: {shares})"
 
     def _repr_html_(self) -> str:
-        """Draw the table that Jupyter shows: languages, largest first, with their sources."""
+        """Return the HTML table that Jupyter shows: languages, largest first, with their sources."""
         rows = []
         languages = self.languages
         for language, total in _descending(languages):
@@ -278,7 +281,7 @@ _KINDS: dict[str, Any] = {
     "xdoge_version": str,
     "created": str,
 }
-"""What each field of a weight set may be, in the order of its arguments."""
+"""Allowed types of each field of `WeightSet`, in the order of its arguments."""
 
 
 _PARTS: dict[tuple[str, str], Any] = {
@@ -289,7 +292,7 @@ _PARTS: dict[tuple[str, str], Any] = {
     ("corpus", "name"): str,
     ("corpus", "sha256"): str,
 }
-"""What the parts that tables and cards show may be; any may be missing."""
+"""Types of the entries that tables and cards show. Each entry may be missing."""
 
 
 def _frozen(value: Any) -> Any:
@@ -326,7 +329,7 @@ def _common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _check_deviation(name: str, where: str, spread: Any, weights: Mapping[str, float]) -> None:
-    """Refuse a spread whose standard deviation, which tables show beside the weights, does not go with them."""
+    """Raise XDogeError unless the standard deviations, which tables show, are numbers with the names of the weights."""
     deviation = spread.get("standard_deviation", {}) if isinstance(spread, Mapping) else None
     if (
         not isinstance(deviation, Mapping)
@@ -337,7 +340,7 @@ def _check_deviation(name: str, where: str, spread: Any, weights: Mapping[str, f
 
 
 def _spread(tables: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Return how far the weights of several sets lie apart, each by source or language."""
+    """Return standard deviation, minimum and maximum of each name's weight over several sets."""
     values = {name: np.array([table[name] for table in tables]) for name in tables[0]}  # (n,) each
     return {
         "standard_deviation": {name: float(n.std(ddof=1)) if len(n) > 1 else 0.0 for name, n in values.items()},
