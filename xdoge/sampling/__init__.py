@@ -1,6 +1,6 @@
-"""The order in which a mixture's sequences are read, for any loader.
+"""Read the sequences of a mixture in a reproducible order, with any data loader.
 
-Each name is imported when it is first used: `MixtureSampler` needs NumPy only, and `MixtureDataset` needs PyTorch.
+Each name is imported when it is first used. `MixtureSampler` needs only NumPy, and `MixtureDataset` needs PyTorch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A mixture's sequences as a data set that PyTorch's loaders read.
+"""A PyTorch data set of the sequences of a mixture.
 
-Item t is the sequence at the sampler's position t, whatever was read before. The data set has no state. A loader that
-goes through the positions in order reads the mixture, and a loader that starts at position n resumes it there.
+Item t is the sequence at the sampler's position t, regardless of what was read before. The data set has no state. A
+loader that reads the positions in order reads the mixture. A loader that starts at position n resumes it there.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Tensors = dict[str, torch.Tensor]
 Where: TypeAlias = "int | Draw | slice | Sequence[int] | Sequence[Draw] | NDArray[np.integer[Any]]"
 
 NO_LABEL = -100
-"""What `torch.nn.functional.cross_entropy` leaves out, and `transformers` with it."""
+"""Label that `torch.nn.functional.cross_entropy` ignores (`ignore_index`). `transformers` relies on it too."""
 
 
 ROWS_OF_SOURCE = 8
-"""Rows of a source in a batch from which on it is faster to read them together than one by one."""
+"""From this many rows per source in a batch, reading them together is faster than one by one."""
 
 
 class SequenceStore(Protocol):
-    """What the data set reads tokens from; `xdoge.corpus.TokenStore` is one."""
+    """Interface of the store that the data set reads tokens from, for example `xdoge.corpus.TokenStore`."""
 
     @property
     def path(self) -> Path: ...
@@ -43,11 +43,11 @@ class SequenceStore(Protocol):
 
 
 class _Item(dict[str, torch.Tensor]):
-    """The tensors of a sequence; PyTorch's `default_collate` knows this type by name."""
+    """The tensors of a sequence, as a type of its own, so that `default_collate` calls `_collate` for it."""
 
 
 class _Items(Sequence[Tensors]):
-    """The items of a batch, views of its tensors, made when they are asked for."""
+    """The items of a batch. Each is a view of the batch's tensors, created on access."""
 
     def __init__(self, batch: Tensors) -> None:
         self.batch = batch
@@ -60,10 +60,10 @@ class _Items(Sequence[Tensors]):
 
 
 def _collate(items: Sequence[Tensors], *, collate_fn_map: Any = None) -> Tensors:
-    """Return the batch that items make, no two tensors of which share memory; one that is whole already stays so."""
+    """Return a batch of items, as tensors that do not share memory. Items that form a whole batch are not copied."""
     if not isinstance(items, _Items):
         return {name: default_collate([item[name] for item in items]) for name in items[0]}
-    if get_worker_info() is not None:  # put into memory that processes share
+    if get_worker_info() is not None:  # in a worker, `default_collate` puts tensors into shared memory
         return {name: default_collate([rows])[0] for name, rows in items.batch.items()}
     input_ids, labels, *_ = items.batch.values()
     return {**items.batch, "labels": labels.clone() if labels is input_ids else labels}
@@ -73,32 +73,33 @@ default_collate_fn_map[_Item] = _collate
 
 
 class MixtureDataset(Dataset[Tensors]):
-    """The token sequences of a mixture by position: a map-style data set that maps the store into memory.
+    """A map-style data set of the token sequences of a mixture. It reads the store through a memory map.
 
-    `dataset[t]` is the sequence at the sampler's position t and `dataset[draw]` the one that a `Draw` names, so both
-    `DataLoader(dataset)`, in order, and `DataLoader(dataset, sampler=sampler)` read the mixture. A slice, a list or an
-    array gives a batch, read source by source and converted once, which `DataLoader(dataset, batch_size=None,
-    sampler=BatchSampler(...))` passes on without another copy.
+    `dataset[t]` is the sequence at the sampler's position t. `dataset[draw]` is the sequence that a `Draw` names. Both
+    `DataLoader(dataset)`, in order, and `DataLoader(dataset, sampler=sampler)` therefore read the mixture. A slice, a
+    list or an array gives a batch, which is read source by source and converted once. `DataLoader(dataset,
+    batch_size=None, sampler=BatchSampler(...))` passes such a batch on without another copy.
 
-    Each item has `input_ids` (T,) and `labels` (T,), int64, as the causal language models of `transformers` want
-    them: one tensor under two names, since the model shifts the labels itself; copy the labels before changing them.
-    A batch has (B, T).
+    Each item has `input_ids` (T,) and `labels` (T,), int64; in a batch they are (B, T). Causal language models of
+    `transformers` shift the labels themselves. Therefore `labels` is the same tensor as `input_ids`: copy it before you
+    change it.
 
-    With `documents="separate"` an item also has `position_ids` (T,) that begin at 0 with the sequence and again with
-    each document, and no label (-100) where a document begins, since what came before says nothing about it. From such
-    positions `transformers` keeps documents apart by itself under the sdpa, eager and flex attentions, if it gets
-    neither an attention mask nor a cache. `Trainer` sees to that; your own loop sets `model.config.use_cache = False`.
-    Under flash attention it does so only if the batch is one row: flatten each tensor to (1, B * T). Other models take
-    `document_mask`.
+    With `documents="separate"`, an item also has `position_ids` (T,), which start from 0 in each sequence and at each
+    document. The first token of a document has no label (-100), because the text before it belongs to another document.
+
+    From these positions, `transformers` keeps documents apart with sdpa, eager and flex attention, provided that it
+    gets neither an attention mask nor a cache. `Trainer` ensures this. In a loop of your own, set
+    `model.config.use_cache = False`. With flash attention the batch must also be a single row: flatten each tensor to
+    (1, B * T). For other models use `document_mask`.
 
     Args:
-        store: where the tokens are.
-        sampler: which sequence comes at which position; this rank's view of it gives this rank's items.
-        sequence_length: T, the one that the sampler's lengths were counted with.
-        documents: "ignore" lets sequences run across documents; "separate" tells where documents begin.
+        store: token store to read from.
+        sampler: order of the sequences. With the view of one rank (`MixtureSampler.shard`), the items are that rank's.
+        sequence_length: T, the same with which the sampler's `lengths` were counted.
+        documents: "ignore" lets sequences cross document boundaries unmarked. "separate" marks where documents begin.
 
     Raises:
-        XDogeError: the sampler was made for another store or another sequence length.
+        XDogeError: the sampler was made for another store or another sequence length, or `documents` is unknown.
     """
 
     def __init__(
@@ -130,22 +131,22 @@ class MixtureDataset(Dataset[Tensors]):
         self.documents = documents
 
     def __len__(self) -> int:
-        """Return how many items this rank has."""
+        """Return the number of items of this rank."""
         return len(self.sampler)
 
     def __getitem__(self, where: Where) -> Tensors:
-        """Return the sequence at a position or of a `Draw`, or the batch of several.
+        """Return one sequence for a position or a `Draw`, or a batch for several of them.
 
         Raises:
-            IndexError: the plan has no such position.
-            XDogeError: the store has no such sequence.
+            IndexError: the position is beyond the plan.
+            XDogeError: the store does not have the sequence that a `Draw` names.
         """
         if isinstance(where, (int, np.integer, Draw)):
             return {name: rows[0] for name, rows in self._read(self._draws([where])).items()}
         return self._read(self._draws(where))
 
     def __getitems__(self, where: Sequence[int] | Sequence[Draw]) -> Sequence[Tensors]:
-        """Return several items, read together; PyTorch's loaders call this for each batch."""
+        """Return several items, read together. PyTorch's `DataLoader` calls this for each batch."""
         return _Items(self._read(self._draws(where)))
 
     def _draws(self, where: Any) -> Draws:
@@ -185,7 +186,7 @@ class MixtureDataset(Dataset[Tensors]):
         }
 
     def _rows(self, draws: Draws) -> NDArray[Any]:
-        """Return the tokens of draws as the store has them, (n, T)."""
+        """Return the tokens of the draws in the store's integer type, (n, T)."""
         length, size = self.sequence_length, len(draws.index)
         flat = [self.store.flat(source) for source in draws.sources]
         if size < ROWS_OF_SOURCE * len(flat) or not all(isinstance(tokens, np.ndarray) for tokens in flat):
@@ -198,14 +199,14 @@ class MixtureDataset(Dataset[Tensors]):
             begin, end = end, end + count
             if count:
                 whole = tokens[: len(tokens) // length * length].reshape(-1, length)
-                own = draws.index[order[begin:end]]  # within bounds, so that "clip" only spares a copy
+                own = draws.index[order[begin:end]]  # all within bounds: mode="clip" only avoids a copy
                 np.take(whole, own, axis=0, out=sorted_rows[begin:end], mode="clip")
         back = np.empty_like(order)
         back[order] = np.arange(size)
         return np.take(sorted_rows, back, axis=0)
 
     def _document_places(self, draws: Draws) -> NDArray[np.int64]:
-        """Return where documents begin inside the rows of a batch, as places among its B * T tokens."""
+        """Return the offsets in the flattened batch (B * T tokens) at which documents begin inside rows."""
         places = [np.empty(0, dtype=np.int64)]
         for number in np.unique(draws.source).tolist():
             rows = np.flatnonzero(draws.source == number)
@@ -216,13 +217,13 @@ class MixtureDataset(Dataset[Tensors]):
 
 
 def document_mask(position_ids: torch.Tensor) -> torch.Tensor:
-    """Return which earlier tokens each token may attend to, those of its own document: bool, (B, 1, T, T).
+    """Return an attention mask that lets each token attend to earlier tokens of its own document: bool, (B, 1, T, T).
 
-    For `torch.nn.functional.scaled_dot_product_attention` and models built on it. Make it where it is used: as long as
-    the batch, it is T times as large.
+    It is for `torch.nn.functional.scaled_dot_product_attention` and models built on it. The mask has T times as many
+    elements as the batch, so compute it on the device that uses it.
 
     Args:
-        position_ids: (B, T) of a `MixtureDataset` with documents="separate".
+        position_ids: (B, T), from a `MixtureDataset` with documents="separate".
     """
     document = (position_ids == 0).cumsum(-1)
     same = document[:, :, None] == document[:, None, :]  # (B, T, T)
@@ -232,7 +233,13 @@ def document_mask(position_ids: torch.Tensor) -> torch.Tensor:
 def _document_begins(
     bounds: NDArray[np.int64], begin: NDArray[np.int64], length: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return row and column of each document that begins within the sequences [begin, begin + length), not at 0."""
+    """Return the row and column of each document that begins inside a sequence, not at its first token.
+
+    Args:
+        bounds: ascending offsets of documents in the source.
+        begin: (n,) offset of each sequence in the source.
+        length: T, tokens of a sequence.
+    """
     first = np.searchsorted(bounds, begin, side="right")
     counts = np.searchsorted(bounds, begin + length, side="left") - first
     row = np.repeat(np.arange(len(begin)), counts)

@@ -1,9 +1,9 @@
-"""Random permutations of any size that are computed, not stored.
+"""Pseudo-random permutations of any size that are computed on demand instead of stored.
 
-A Feistel network permutes the cells (left, right) of a table with a rows and 2^p columns, just large enough for n
-items. Each round shifts one half by a keyed hash of the other half, which is a bijection whatever the hash. Fewer than
-2^p cells lie beyond n; the network is applied again until it leaves them. So the item at any position of any epoch is
-known at once, and a permutation of 10^12 items costs one key.
+A Feistel network permutes the cells (left, right) of a table with a rows and 2^p columns, which is just large enough
+for n items. Each round shifts one half by a keyed hash of the other half. That is a bijection for any hash function.
+Fewer than 2^p cells are beyond n. If the network sends an item to one of them, it is applied again (cycle walking). The
+item at any position of any epoch therefore takes constant time, and a permutation of 10^12 items needs only a key.
 """
 
 from __future__ import annotations
@@ -27,22 +27,30 @@ MULTIPLIERS = tuple(
         0xC4CEB9FE1A85EC53,
     )
 )
-"""One round each: odd numbers without structure, those of splitmix64 and of known mixers. After four rounds
-neighbouring pairs of a million items are measurably not random, after six they are within the spread of NumPy's."""
+"""Odd constants of splitmix64 and other well-known mixers, one per round.
+
+Measured on a million items: after four rounds neighbouring pairs are distinguishable from random, after six they are
+within the spread of NumPy's permutations.
+"""
 
 LEAST_COLUMN_BITS, LEAST_ROWS = 3, 8
-"""Of the table for 2 items and more: on fewer cells the network makes some orders far more often than others."""
+"""Smallest table for 2 or more items. With fewer cells, some orders are far more frequent than others."""
 
 _HALF = np.uint64(32)
 
 
 def derive_key(*parts: int | str) -> int:
-    """Return a 64-bit key that depends on every part and on their order."""
+    """Return a 64-bit key: a hash of the parts and their order."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little")
 
 
 def mix(keys: Words, numbers: ArrayLike) -> Words:
-    """Return a key for each number, any two of them unrelated (splitmix64: Steele, Lea, Flood 2014), in one shape."""
+    """Return a 64-bit key for each pair of key and number, after broadcasting.
+
+    Keys of different numbers are statistically independent.
+
+    Source: splitmix64, Steele, Lea and Flood 2014.
+    """
     x = keys + np.asarray(numbers).astype(np.uint64) * MULTIPLIERS[0]
     x = (x ^ (x >> np.uint64(30))) * MULTIPLIERS[1]
     x = (x ^ (x >> np.uint64(27))) * MULTIPLIERS[2]
@@ -51,22 +59,22 @@ def mix(keys: Words, numbers: ArrayLike) -> Words:
 
 
 def permute(positions: ArrayLike, n: int, key: int) -> NDArray[np.int64]:
-    """Return where the permutation of range(n) with this key sends each of `positions`.
+    """Return the images of `positions` under the permutation of range(n) with this key, in the same shape.
 
     Args:
         positions: integers in [0, n), any shape.
         n: size of the permutation, from 1 to 2**62.
-        key: 64 bits; another key is another, independent permutation.
+        key: 64-bit key. Each key gives an independent permutation.
     """
     x = np.atleast_1d(np.asarray(positions, dtype=np.uint64))
     return Permutations([n])(x.ravel(), 0, np.full(1, key, dtype=np.uint64)).reshape(np.shape(positions))
 
 
 class Permutations:
-    """Keyed permutations of several sizes, applied to many positions at once.
+    """Keyed permutations of k sizes, applied to many positions at once.
 
     Args:
-        sizes: (k,) each from 1 to 2**62.
+        sizes: (k,) sizes from 1 to 2**62.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -81,13 +89,13 @@ class Permutations:
     def __call__(
         self, x: Words, which: int | NDArray[np.intp], keys: Words, *, inverse: bool = False
     ) -> NDArray[np.int64]:
-        """Return where each x goes, or with `inverse` where it came from: (n,).
+        """Return the image of each x, or its preimage if `inverse` is true: (n,) int64.
 
         Args:
-            x: (n,) positions, each below the size it belongs to.
-            which: (n,) indices of the size of each, or one for all.
+            x: (n,) positions, each below its permutation's size.
+            which: (n,) index of each position's size, or one index for all.
             keys: (n,) or (1,) uint64.
-            inverse: undo the permutation.
+            inverse: apply the inverse permutation.
         """
         sizes, rows, bits, masks = (
             np.atleast_1d(table[which]) for table in (self.sizes, self._rows, self._bits, self._masks)
@@ -102,9 +110,10 @@ class Permutations:
 
 
 def _scramble(x: Words, rows: Words, bits: Words, masks: Words, keys: Words, inverse: bool) -> Words:
-    """Six rounds; the hash is the upper half of the square of (half + key) · multiplier.
+    """Return x after the six rounds of the network, or of its inverse.
 
-    Every line works in place: at this size a temporary array costs more than its arithmetic.
+    The hash of a round is the upper half of the square of (half + key) · multiplier. All operations are in place,
+    because allocating a temporary array costs more than the arithmetic.
     """
     left, right = x >> bits, x & masks
     h, t = np.empty_like(x), np.empty_like(x)
@@ -126,7 +135,7 @@ def _scramble(x: Words, rows: Words, bits: Words, masks: Words, keys: Words, inv
         else:
             left += h
             np.subtract(left, rows, out=t)
-        np.minimum(left, t, out=left)  # the one of both that did not wrap round to a huge number is in [0, a)
+        np.minimum(left, t, out=left)  # in [0, a): the other of the two wrapped round and is huge
     left <<= bits
     left |= right
     return left

@@ -1,10 +1,10 @@
-"""How many of the first t positions belong to each source, in a closed form that is exact in integers.
+"""The number of the first t positions that belong to each source, in closed form and exact in integers.
 
-A binary tree halves the sources by weight. Through a node pass `total` positions, and `left` of them go to its left
-child. Of the first t positions, L(t) = ⌊(t · left + ⌊total / 2⌋) / total⌋ go left. L rises by 0 or 1 with each
-position. So no count is negative, the counts sum to t, and at the end they are the quotas. The error of a child is at
-most ½ plus a part of its parent's error. This part is at most ⅔ unless the child is a leaf, so every error stays below
-2 positions (docs/method.md, "The sampler").
+A binary tree splits the sources into halves of similar weight. A node receives `total` positions, and passes `left` of
+them to its left child. Of its first t positions, L(t) = ⌊(t · left + ⌊total / 2⌋) / total⌋ go left. L rises by 0 or 1
+with each position. So no count is negative, the counts sum to t, and at the end they are the quotas. The error of a
+child is at most ½ plus a fraction of its parent's error. This fraction is at most ⅔ unless the child is a leaf, so
+every error is below 2 positions (docs/method.md, "The sampler").
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ from xdoge.sampling.permutation import Permutations, Words, mix
 Counts = NDArray[np.int64]
 
 CHUNK = 8192
-"""Positions worked on at once: their arrays stay in a core's cache."""
+"""Positions that are computed at once. Arrays of this length fit into the cache of a core."""
 
 MOST = 1 << 56
-"""Positions: up to here the remainder below fits 64 bits after the floating-point guess, which is off by under 32."""
+"""Plans have fewer positions than this.
+
+`Quotas.before` corrects a floating-point estimate. Below this limit the estimate is off by less than 32, so the
+remainder fits into 64 bits.
+"""
 
 
 class _Level(NamedTuple):
-    """The m inner nodes of one depth; their children are numbered from `first`, the left ones before the right."""
+    """The m inner nodes of one depth. Their children are numbered from `first`, all left ones before the right ones."""
 
     nodes: NDArray[np.intp]  # (m,)
     first: int
@@ -40,10 +44,13 @@ class _Level(NamedTuple):
 
 
 class Quotas:
-    """Counts of k sources among the first t positions, for any t.
+    """Counts of k sources in the first t positions, for any t.
 
     Args:
-        counts: (k,) positions of each source among all, >= 0.
+        counts: (k,) total positions of each source, >= 0.
+
+    Raises:
+        ValueError: there are 2^56 positions or more.
     """
 
     def __init__(self, counts: Sequence[int]) -> None:
@@ -79,13 +86,13 @@ class Quotas:
             self._levels.append(_Level(nodes, first, left, total, left / total))
 
     def before(self, positions: Counts) -> Counts:
-        """Return how many of the first t positions are of each source, for each t: (k, n) for (n,) in [0, total]."""
+        """Return each source's count in the first t positions: (k, n) for (n,) values of t in [0, total]."""
         value = np.empty((self._size, positions.size), dtype=np.int64)
         value[0] = positions
         for nodes, first, left, total, ratio in self._levels:
             here = value[nodes]  # (m, n)
-            share = (here * ratio).astype(np.int64)  # a guess
-            # what the guess leaves over; products wrap round 2^64, the difference is right all the same
+            share = (here * ratio).astype(np.int64)  # floating-point estimate
+            # remainder of the estimate: the products wrap round at 2^64, but their difference is right
             rest = here * left + (total >> 1) - share * total
             share += rest // total
             m = len(nodes)
@@ -97,7 +104,7 @@ class Quotas:
 
 
 def _cut(sums: list[int], low: int, high: int) -> int:
-    """Return where to cut [low, high), both sides not empty, so that their sums are as equal as can be."""
+    """Return the index that splits [low, high) into two non-empty parts whose sums are as equal as possible."""
     twice = sums[low] + sums[high]
     cut = bisect.bisect_left(sums, (twice + 1) // 2, low + 1, high - 1)
     if cut > low + 1 and twice - 2 * sums[cut - 1] <= 2 * sums[cut] - twice:
@@ -107,19 +114,19 @@ def _cut(sums: list[int], low: int, high: int) -> int:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of positions that has one set of quotas, cut into blocks.
+    """A range of positions with one set of quotas, divided into blocks.
 
-    Counts are those of the quotas at the ends of blocks; within a block a keyed permutation gives the order, except
-    that a source ends an epoch before it begins the next.
+    At the end of each block, the counts are those of the quotas. Within a block, a keyed permutation gives the order,
+    except that a source finishes an epoch before it starts the next.
 
     Attributes:
-        start: position of the first.
-        stop: position after the last.
-        quotas: of the k sources.
-        carried: (k,) sequences of each source that were read before.
-        sizes: (k,) sequences that each source has.
-        block: positions of a block; the last of the quotas may be shorter.
-        key: (1,) of the order within blocks.
+        start: first position.
+        stop: position after the last one.
+        quotas: quotas of the k sources.
+        carried: (k,) sequences of each source that were read before this stage.
+        sizes: (k,) sequences of each source.
+        block: positions of a block. The last block may be shorter.
+        key: (1,) key of the order within blocks.
     """
 
     start: int
@@ -133,21 +140,21 @@ class Stage:
     _slots: Permutations = field(init=False)
 
     def __post_init__(self) -> None:
-        """Derive the number of the last block and its width."""
+        """Compute the number of the last block, and permutations for full blocks and for the last one."""
         last = (self.quotas.total - 1) // self.block
         widths = self.block, self.quotas.total - last * self.block
         object.__setattr__(self, "_last", last)
         object.__setattr__(self, "_slots", Permutations(widths))
 
     def read_before(self, position: int) -> tuple[Counts, int]:
-        """Return what is read of each source before the block of `position`, (k,), and where that block begins."""
+        """Return the sequences of each source read before the block of `position`, (k,), and the block's start."""
         offset = position - self.start
         within = offset % self.block if offset < self.quotas.total else 0
         read: Counts = self.carried + self.quotas.before(np.array([offset - within]))[:, 0]
         return read, position - within
 
     def locate(self, positions: Counts) -> tuple[Counts, Counts]:
-        """Return the source at each position, and which of its draws that is, from 0: (n,) each."""
+        """Return the source at each position, and how many draws of that source came before it: (n,) each."""
         k = len(self.quotas.counts)
         offset = positions - self.start
         block = offset // self.block
@@ -156,19 +163,19 @@ class Stage:
         before, after = self._edges(blocks)  # (b, k) each
         read, quota = before.ravel(), (after - before).ravel()
         ends = np.cumsum(quota)
-        starts = ends - quota  # where each source of each block begins, block after block
+        starts = ends - quota  # start of each source's slots, block after block
         begins = starts[::k]
         keys = mix(self.key, self.start + blocks * self.block)
         last = (blocks == self._last).astype(np.intp)
         width = last[which] if last.any() else 0
         at = begins[which] + self._slots(slot.view(np.uint64), width, keys[which])
-        if at.size * 16 < self.block * blocks.size:  # few positions of large blocks
+        if at.size * 16 < self.block * blocks.size:  # few positions in large blocks
             group = np.searchsorted(ends, at, side="right")
         else:
             group = np.repeat(np.arange(quota.size), quota)[at]
         nth = at - starts[group]
         sizes = np.tile(self.sizes, blocks.size)
-        ending = quota > sizes - read % sizes  # an epoch ends before the source's last draw in the block
+        ending = quota > sizes - read % sizes  # an epoch of the source ends inside the block
         if ending.any() and (some := np.flatnonzero(ending[group])).size:
             groups, where = np.unique(group[some], return_inverse=True)
             counts = quota[groups]
@@ -176,22 +183,25 @@ class Stage:
             of = np.repeat(np.arange(groups.size), counts)
             places = (starts - np.repeat(begins, k))[groups][of] + np.arange(of.size) - first[of]  # slots in the block
             mine = groups[of] // k
-            came = self._slots(places.view(np.uint64), last[mine], keys[mine], inverse=True)  # the position of each
+            came = self._slots(places.view(np.uint64), last[mine], keys[mine], inverse=True)  # position of each slot
             order = np.empty(of.size, dtype=np.int64)
             order[np.lexsort((came, of))] = np.arange(of.size)
             nth[some] = (order - first[of])[first[where] + nth[some]]
         return group % k, read[group] + nth
 
     def _edges(self, blocks: Counts) -> tuple[Counts, Counts]:
-        """Return what is read of each source, `carried` included, before and after each block: (b, k) each."""
-        followed = blocks.size > 0 and int(blocks[-1] - blocks[0]) < blocks.size  # each begins where another ends
+        """Return the sequences of each source read before and after each block, including `carried`: (b, k) each."""
+        followed = blocks.size > 0 and int(blocks[-1] - blocks[0]) < blocks.size  # consecutive blocks share edges
         edges = np.append(blocks, blocks[-1] + 1) if followed else np.concatenate([blocks, blocks + 1])
         read = self.carried + self.quotas.before(np.minimum(edges * self.block, self.quotas.total)).T
         return read[: blocks.size], read[edges.size - blocks.size :]
 
 
 def _distinct(blocks: Counts) -> tuple[Counts, NDArray[np.intp]]:
-    """Return block numbers in ascending order, no more than there are entries, and where that of each entry stands."""
+    """Return ascending block numbers, (b,), and for each entry the index of its number, (n,). b is at most n.
+
+    If the numbers are dense, this avoids the sort of `np.unique`. The result then includes numbers in between.
+    """
     if blocks.size and int(blocks.max()) - int(blocks.min()) < blocks.size:
         low = int(blocks.min())
         return np.arange(low, int(blocks.max()) + 1), blocks - low

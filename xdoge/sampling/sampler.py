@@ -1,9 +1,9 @@
-"""The sampler computes which sequence of which source stands at any position of a training run.
+"""The sampler computes which sequence of which source comes at any position of a training run.
 
 Position t ↦ (source, epoch, index) is a pure function of the mixture, the sources' lengths, the seed and the block
 size. The counts of all sources at the end of each block have a closed form (`quotas.py`). A keyed permutation gives the
-order inside a block, and another the order of each epoch of a source (`permutation.py`). So a run of 10^13 positions
-resumes anywhere at once, on any number of ranks, from a state of four numbers.
+order inside a block, and another one the order of each epoch of a source (`permutation.py`). A run of 10^13 positions
+can therefore resume anywhere in constant time, on any number of ranks, from a state of four values.
 """
 
 from __future__ import annotations
@@ -34,21 +34,34 @@ from xdoge.sampling.sequences import (
 )
 
 AT_ONCE = 1 << 20
-"""Counts (sources × blocks) held at once, where positions lie far apart."""
+"""Most counts (sources × blocks) that are held in memory at once, if the positions are far apart."""
 
 STATE_VERSION = 1
 
 
 class Draw(NamedTuple):
-    """One sequence: `index` counts the sequences of `source` and `epoch` the passes over it, both from 0."""
+    """One sequence of a source.
+
+    Attributes:
+        source: name, "language/source".
+        epoch: pass over the source, from 0.
+        index: number of the sequence within the source, from 0.
+    """
 
     source: str
     epoch: int
-    index: int  # type: ignore[assignment]  # nobody looks for a value in a draw
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is of no use here
 
 
 class Draws(NamedTuple):
-    """Several draws as arrays, each (n,): `source` holds indices of `sources`."""
+    """Several draws as arrays.
+
+    Attributes:
+        sources: names of all k sources.
+        source: (n,) index into `sources`.
+        epoch: (n,) pass over the source, from 0.
+        index: (n,) number of the sequence within the source, from 0.
+    """
 
     sources: tuple[str, ...]
     source: NDArray[np.int64]
@@ -57,45 +70,46 @@ class Draws(NamedTuple):
 
 
 class MixtureSampler:
-    """The order in which a mixture's sequences are read, for any loader and any number of ranks.
+    """The order in which the sequences of a mixture are read, for any data loader and any number of ranks.
 
-    Each block, which is the global batch, has the mixture's composition to within rounding: the count of a source at
-    the end of any block is within 2 of its target, and exact at the end of the plan. No sequence repeats before all
-    sequences of its source were read. All counts are integers.
+    A block is a global batch. At the end of each block, the count of every source is within 2 of its target. At the end
+    of the plan it is exact. No sequence repeats before all sequences of its source were read. All counts are
+    integers.
 
-    Iterating goes on from `position` and moves it: a budget is read once, so a second `for` does not start again. Where
-    a loader reads ahead of training, set `position` to what training has consumed, or pass that to `state_dict`.
+    Iteration starts at `position` and advances it. A second `for` loop continues instead of starting again, because a
+    budget is read once. If a loader reads ahead of training, set `position` to the sequences that training has
+    consumed, or pass that number to `state_dict`.
 
     Args:
-        mixture: what to read; or stages, (mixture, tokens) pairs that play one after the other in the proportions of
-            each, with what was read carried over. Blocks begin anew with each stage.
-        lengths: sequences of each source, such as `store.sequence_counts(2048)`.
-        batch_size: sequences of the global batch, over all ranks and accumulation steps.
-        seed: of every order; that of the (first) mixture if left out.
-        sequence_length: tokens per sequence; that of the mixture if left out, or found from `lengths` where these are
-            the mixture's available tokens cut into sequences of one length.
-        read_before: sequences of each source that an earlier phase read with the same seed, such as the `quotas` of its
-            sampler; each source goes on after them. Left out: the mixture's own tokens read before, in whole sequences,
-            which may be one sequence off.
-        world_size: number of ranks; rank r has the positions r, r + world_size, ...
-        rank: this one's number, from 0.
+        mixture: mixture to read, or a list of stages. A stage is a pair (mixture, tokens). Stages are read one after
+            the other, and each source continues where the stage before left it. Every stage starts a new block.
+        lengths: sequences of each source, for example `store.sequence_counts(2048)`.
+        batch_size: sequences of a global batch, over all ranks and gradient accumulation steps.
+        seed: seed of all orders, by default that of the (first) mixture.
+        sequence_length: T, tokens per sequence. By default that of the mixture, or the one that follows from `lengths`
+            and the mixture's available tokens.
+        read_before: sequences of each source that an earlier phase read with the same seed, for example the `quotas` of
+            its sampler. Each source continues after them. By default they are computed from the tokens that the mixture
+            has as read before, which can be off by one sequence.
+        world_size: number of ranks. Rank r has the positions r, r + world_size, ...
+        rank: number of this rank, from 0.
 
     Attributes:
         sources: names, in the mixture's order.
         quotas: sequences of each source in the whole plan.
         total: sequences of the whole plan.
-        position: sequences that all ranks together have read; where iteration goes on. May be set.
+        position: sequences that all ranks together have read, where iteration continues. It can be set.
 
     Raises:
-        XDogeError: names or lengths do not fit the mixture, a source is shorter than one sequence, or whole sequences
-            are too few to keep the caps.
+        XDogeError: names or lengths do not match the mixture, or a source that is read has no whole sequence. Or the
+            caps leave part of the budget unspent, counted in whole sequences.
 
     Warns:
-        UserWarning: a language or source is drawn less than once in a block, or never; or the lengths are not the
-            mixture's available tokens cut into sequences of `sequence_length`.
+        UserWarning: a language is drawn less than once in a batch on average, or a source never. Or the lengths are not
+            the mixture's available tokens divided into sequences of `sequence_length`.
     """
 
-    def __init__(  # one argument for each thing that the order depends on
+    def __init__(  # more than 8 arguments: the order depends on each of these
         self,
         mixture: Mixture | Sequence[tuple[Mixture, int]],
         lengths: Mapping[str, int],
@@ -157,7 +171,7 @@ class MixtureSampler:
 
     @property
     def position(self) -> int:
-        """Sequences that all ranks together have read; where iteration goes on."""
+        """Sequences that all ranks together have read, where iteration continues. It can be set."""
         return self._position
 
     @position.setter
@@ -178,8 +192,8 @@ class MixtureSampler:
         """Return the sequences of each source in the global positions [0, position)."""
         self._refuse_beyond(whole_number("position", position, least=0))
         read, begin = self._read_before(position)
-        within = self._at(np.arange(begin, position, dtype=np.int64)).source  # of a block that is begun
-        read = read - self._stages[0].carried + np.bincount(within, minlength=len(self.sources))
+        in_block = self._at(np.arange(begin, position, dtype=np.int64)).source  # positions in an unfinished block
+        read = read - self._stages[0].carried + np.bincount(in_block, minlength=len(self.sources))
         return dict(zip(self.sources, read.tolist(), strict=True))
 
     def _read_before(self, position: int) -> tuple[Counts, int]:
@@ -187,9 +201,9 @@ class MixtureSampler:
         return stage.read_before(position)
 
     def __len__(self) -> int:
-        """Return the positions of this rank within the budget, the same for every rank.
+        """Return the number of positions of this rank, which is the same for all ranks.
 
-        The last total mod world_size sequences of the plan are read by no rank.
+        If `total` is not a multiple of `world_size`, no rank reads the remaining sequences at the end of the plan.
         """
         return self.total // self.world_size
 
@@ -198,10 +212,10 @@ class MixtureSampler:
     @overload
     def __getitem__(self, positions: slice | Sequence[int] | NDArray[np.integer]) -> Draws: ...
     def __getitem__(self, positions: int | slice | ArrayLike) -> Draw | Draws:
-        """Return the draw at one of this rank's positions, or the draws at a slice or an array of them.
+        """Return the draw at one of this rank's positions, or the draws at a slice or an array of positions.
 
         Raises:
-            IndexError: a position lies beyond the budget.
+            IndexError: a position is negative, beyond the plan, or not a whole number.
         """
         if type(positions) is int and positions >= 0:
             self._refuse_beyond(self.rank + self.world_size * positions + 1)
@@ -228,33 +242,41 @@ class MixtureSampler:
         return draws
 
     def draws(self, start: int, stop: int) -> Draws:
-        """Return the draws at this rank's positions [start, stop); errors as for a single position."""
+        """Return the draws at this rank's positions [start, stop).
+
+        Raises:
+            IndexError: a position is beyond the plan.
+            XDogeError: `start` or `stop` is not a whole number, or they are in the wrong order.
+        """
         start = whole_number("start", start, least=0)
         stop = whole_number("stop", stop, least=start)
         self._refuse_beyond(self.rank + self.world_size * (stop - 1) + 1)
         return self._range(start, stop)
 
     def __iter__(self) -> Iterator[Draw]:
-        """Yield this rank's draws from `position` on, which moves by `world_size` with each."""
+        """Yield this rank's draws from `position` on. Each draw advances `position` by `world_size`."""
         world = self.world_size
         while True:
             begin = self.position
             count = min(self._ahead_by, (self.total - begin) // world)
             if count <= 0:
                 return
-            # the positions of this rank in the rounds of `world` positions that begin there
+            # A round is `world` positions, one per rank. These are this rank's positions in the next rounds.
             own = begin + (self.rank - begin) % world + world * np.arange(count)
             _, source, epoch, index = self._at(own)
             stages = self._stages
             columns = zip(source.tolist(), epoch.tolist(), index.tolist(), strict=True)
             for number, (s, e, i) in enumerate(columns, start=1):
-                self.position = expected = begin + number * world  # before the yield: a state asked for after it has it
+                self.position = expected = begin + number * world  # a state taken in the loop body counts it
                 yield Draw(self.sources[s], e, i)
-                if self.position != expected or self._stages is not stages:  # moved from outside
+                if self.position != expected or self._stages is not stages:  # the caller changed it
                     break
 
     def shard(self, *, world_size: int, rank: int) -> Self:
-        """Return a view of every `world_size`-th position of this view, from `rank` on, with a position of its own."""
+        """Return the sampler of one rank: every `world_size`-th position of this one, starting at `rank`.
+
+        It has its own `position`. A rank's sampler can be divided again.
+        """
         world_size = whole_number("world_size", world_size, least=1)
         rank = check_rank(rank, world_size)
         view = copy.copy(self)
@@ -263,20 +285,21 @@ class MixtureSampler:
         return view
 
     def rebase(self, mixture: Mixture, *, at: int | None = None, tokens: int | None = None) -> Self:
-        """Return a sampler that goes on with another mixture, nothing read twice or left out by the change.
+        """Return a sampler that continues with another mixture from position `at`.
 
-        Positions before `at` stay as they are. From there on the sources are drawn in the proportions of `mixture`,
-        each going on in its own order where it stood; caps count all passes, those before `at` included. This sampler
-        itself stays as it is. To resume such a run, make the first sampler, rebase it at the same position, and load
-        the state.
+        Positions before `at` do not change. From there on, sources are drawn in the proportions of `mixture`. Each
+        source continues in its own order, so no sequence is repeated or skipped. Epoch caps count all passes,
+        including those before `at`. This sampler is not modified. To resume such a run, construct the first sampler,
+        rebase it at the same position, and load the state.
 
         Args:
-            mixture: of the same sources.
-            at: where a block ends; `position` if left out.
-            tokens: to read with the new mixture; what is left of the plan if left out.
+            mixture: new mixture of the same sources, or of some of them.
+            at: global position of the change, at the end of a block. Default: `position`.
+            tokens: tokens to read with the new mixture. Default: the rest of the plan.
 
         Raises:
-            XDogeError: `at` lies inside a block or beyond the plan, nothing is left, or the mixture does not fit.
+            XDogeError: `at` is inside a block or beyond the plan, no tokens are left, or the mixture names other
+                sources.
         """
         at = self.position if at is None else whole_number("at", at, least=0)
         if at > self.total:
@@ -299,11 +322,11 @@ class MixtureSampler:
         return other
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
-        """Return what `load_state_dict` needs: plain numbers and a fingerprint of the plan, under 300 bytes as JSON.
+        """Return a state for `load_state_dict`: plain numbers and a fingerprint of the plan, under 300 bytes as JSON.
 
         Args:
-            position: sequences that training has consumed, over all ranks. Left out, what iteration has handed out,
-                which is the same unless a loader reads ahead.
+            position: sequences that training has consumed, over all ranks. By default `self.position`, which is the
+                same number unless a loader reads ahead.
         """
         return {
             "version": STATE_VERSION,
@@ -313,12 +336,14 @@ class MixtureSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken; ranks, workers and the loader's batches may be others, the order stays.
+        """Continue at the position of `state`.
 
-        The blocks stay those of the state as well, whatever `batch_size` this sampler was made with.
+        The order stays the same even if the number of ranks, workers or sequences per loader batch has changed. The
+        state's `batch_size` replaces this sampler's, so that the blocks stay the same too.
 
         Raises:
-            XDogeError: the state is of another plan (mixture, lengths or seed), or no state.
+            XDogeError: `state` is not a sampler's state, or belongs to another plan (mixture, lengths, sequence length,
+                seed or stages).
         """
         try:
             version, position, block, plan = (state[key] for key in ("version", "position", "batch_size", "plan"))
@@ -341,11 +366,11 @@ class MixtureSampler:
         self._stages = tuple(replace(stage, block=block) for stage in self._stages)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is only there for speed."""
+        """Return the attributes to pickle, without the draws that were computed in advance."""
         return self.__dict__ | {"_ahead": self._nothing}
 
     def __repr__(self) -> str:
-        """Return the size of the plan, and who reads which part of it from where."""
+        """Return the size of the plan, the settings, the position and the rank."""
         ranks = f", rank={self.rank} of {self.world_size}" if self.world_size > 1 else ""
         return (
             f"MixtureSampler({len(self.sources)} sources, {self.total:,} sequences of {self.sequence_length:,} tokens, "
@@ -358,21 +383,21 @@ class MixtureSampler:
         return hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:32]
 
     def _refuse_beyond(self, stop: int) -> None:
-        """Raise IndexError if the global positions up to `stop` reach beyond the budget."""
+        """Raise IndexError if the global positions [0, stop) are more than the plan has."""
         if stop > self.total:
             raise IndexError(f"position {stop - 1:,} lies beyond the plan's {self.total:,} sequences")
 
     @property
     def _ahead_by(self) -> int:
-        """Positions of this rank to work out at once: a chunk, or those of as many blocks as cost no more."""
+        """Number of this rank's positions to compute at once: at most a chunk, fewer if blocks are small."""
         per_block = max(1, self.batch_size // self.world_size)
         return min(CHUNK, max(CHUNK // self.world_size, 2 * CHUNK // len(self.sources) * per_block, 1))
 
     def _range(self, start: int, stop: int) -> Draws:
-        """Return the draws at this rank's positions [start, stop), reading ahead where calls follow each other.
+        """Return the draws at this rank's positions [start, stop).
 
-        A call costs some hundred microseconds before its first draw, so small ranges one after the other are cut out of
-        a large one.
+        Every computation has a fixed cost of some hundred microseconds. If calls ask for consecutive ranges, a larger
+        range is computed in advance, and the next calls are served from it.
         """
         first, held = self._ahead
         if not (first <= start and stop <= first + held.source.size):
@@ -385,7 +410,7 @@ class MixtureSampler:
         return Draws(self.sources, *(column[start - first : stop - first].copy() for column in held[1:]))
 
     def _at(self, positions: NDArray[np.int64]) -> Draws:
-        """Return the draws at global positions, in any order, a chunk at a time."""
+        """Return the draws at global positions, which may be in any order. They are computed in chunks."""
         size = min(CHUNK, max(64, AT_ONCE // len(self.sources)))
         if positions.size > size:
             parts = [self._at(positions[i : i + size]) for i in range(0, positions.size, size)]

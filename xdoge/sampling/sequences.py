@@ -1,4 +1,4 @@
-"""The number of whole sequences that a sampler reads from each source, within the mixture's caps."""
+"""Compute how many whole sequences a sampler reads from each source, within the mixture's caps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ from xdoge.sampling.quotas import Counts
 
 
 def whole_number(name: str, value: object, *, least: int | None = None) -> int:
-    """Return `value`, one of Python's or NumPy's whole numbers, as Python's.
+    """Return a Python or NumPy integer as a Python int.
+
+    Args:
+        name: what the error message calls the value.
+        value: the integer.
+        least: smallest allowed value.
 
     Raises:
-        XDogeError: it is something else, or less than `least`.
+        XDogeError: `value` is not an integer, or is less than `least`.
     """
     if isinstance(value, int | np.integer) and not isinstance(value, bool) and (least is None or value >= least):
         return int(value)
@@ -29,7 +34,7 @@ def whole_number(name: str, value: object, *, least: int | None = None) -> int:
 
 
 def check_rank(rank: object, world_size: int) -> int:
-    """Return the number of a rank, one of 0 to world_size - 1."""
+    """Return `rank` as an int. Raise XDogeError if it is not from 0 to world_size - 1."""
     number = whole_number("rank", rank)
     if not 0 <= number < world_size:
         raise XDogeError(f"rank is {number}; with world_size {world_size} it must be 0 to {world_size - 1}.")
@@ -37,6 +42,7 @@ def check_rank(rank: object, world_size: int) -> int:
 
 
 def check_lengths(sources: Sequence[str], lengths: Mapping[str, int]) -> None:
+    """Raise XDogeError if `lengths` has other names than `sources`, or a value that is not a whole number >= 0."""
     if differing := names_that_differ("the mixture", sources, "lengths", lengths):
         raise XDogeError(f"mixture and lengths name different sources; {differing}.")
     for source, length in lengths.items():
@@ -44,9 +50,12 @@ def check_lengths(sources: Sequence[str], lengths: Mapping[str, int]) -> None:
 
 
 def find_sequence_length(parts: Sequence[tuple[Mixture, int]], lengths: Mapping[str, int]) -> int:
-    """Return the number of tokens that cuts the available tokens of every source into its number of sequences.
+    """Return the sequence length T with which every source's available tokens give its number of sequences.
 
-    A mixture that was planned in whole sequences names its own.
+    If a mixture was planned with a sequence length, that one is returned.
+
+    Raises:
+        XDogeError: no length, or more than one, fits; or the stages were planned with different lengths.
     """
     if planned := {mixture.sequence_length for mixture, _ in parts if mixture.sequence_length is not None}:
         if len(planned) > 1:
@@ -74,7 +83,19 @@ def find_sequence_length(parts: Sequence[tuple[Mixture, int]], lengths: Mapping[
 def sequence_quotas(
     mixture: Mixture, lengths: Mapping[str, int], tokens: int, sequence_length: int, carried: Counts
 ) -> list[int]:
-    """Return the sequences of each source that a mixture's proportions make of `tokens`, within its caps."""
+    """Return the number of sequences of each source: `tokens` in the proportions of a mixture, within its caps.
+
+    Args:
+        mixture: proportions and epoch caps.
+        lengths: sequences that each source has.
+        tokens: tokens to read, over all sources.
+        sequence_length: T, tokens per sequence.
+        carried: (k,) sequences of each source that were read before. They count towards the caps.
+
+    Raises:
+        XDogeError: `tokens` is less than one sequence, a source that is read has no whole sequence, or the caps leave
+            part of the budget unspent.
+    """
     count = tokens // sequence_length
     if count < 1:
         raise XDogeError(f"{tokens:,} tokens of {mixture.name!r} are less than one sequence of {sequence_length:,}.")
@@ -104,7 +125,7 @@ def sequence_quotas(
 def warn_of_other_lengths(
     parts: Sequence[tuple[Mixture, int]], lengths: Mapping[str, int], sequence_length: int
 ) -> None:
-    """Warn where lengths differ from what the available tokens hold. Your own packing may do that on purpose."""
+    """Warn if the lengths differ from what the available tokens give. Custom packing can be a good reason for that."""
     for mixture, _ in parts:
         held = {source: share.available_tokens // sequence_length for source, share in mixture.sources.items()}
         other = [source for source, count in held.items() if count != lengths[source]]
@@ -119,6 +140,7 @@ def warn_of_other_lengths(
 
 
 def warn_of_rare(mixture: Mixture, sources: Sequence[str], quotas: Sequence[int], batch_size: int) -> None:
+    """Warn of sources that are never drawn, and of languages that are drawn less than once in a batch on average."""
     total = sum(quotas)
     languages: dict[str, int] = {}
     for source, quota in zip(sources, quotas, strict=True):
