@@ -7,7 +7,7 @@ DEMO_OUT ?= demo
 # Commands and tests start hundreds of interpreters, and each would compile what it imports again: keep the bytecode.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help install demo test test-fast check lint format types pytest notebooks bench-prepare bench-step bench-sampler bench-eval bench-law clean
+.PHONY: help install demo test test-fast check lint format types pytest docs notebooks bench-prepare bench-step bench-sampler bench-eval bench-law clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ pytest: .venv/installed
 	@echo "== pytest, warnings are errors"
 	@$(BIN)/pytest -q -n 2
 
+## docs           build the site into site/, with warnings and broken links as errors
+docs: .venv/installed
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 ## notebooks      run the notebooks of examples/notebooks again and keep what they print
 notebooks: .venv/installed
 	@$(BIN)/jupyter-execute --inplace examples/notebooks/*.ipynb
@@ -83,4 +87,4 @@ bench-law: .venv/installed
 
 ## clean          remove what the demo and the caches wrote
 clean:
-	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

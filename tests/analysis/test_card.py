@@ -73,7 +73,7 @@ def test_weights_of_a_baseline_are_said_to_be_that(planned, store):
         weights, available_tokens=store.tokens(), budget_tokens=8_000, corpus=mixture.corpus, max_epochs=1
     )
     card = mixture_card(mixture, store=store, weights=weights)
-    assert "by the method `doremi`, as docs/method.md of xdoge has it" in card
+    assert "by the method `doremi`, as docs/explanation/method.md of xdoge has it" in card
     assert "lowered the losses of the target sources" not in card
 
 

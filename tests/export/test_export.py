@@ -74,7 +74,7 @@ def test_every_format_tells_its_weights_and_what_happens_at_the_end_of_a_source(
 
 
 def test_the_manual_names_every_format():
-    manual = (Path(__file__).parents[2] / "docs/exports.md").read_text(encoding="utf-8")
+    manual = (Path(__file__).parents[2] / "docs/reference/exports.md").read_text(encoding="utf-8")
     assert all(f"| `{to}` |" in manual for to in FORMATS)
 
 

@@ -1,4 +1,4 @@
-"""The score means what docs/method.md says: on models small enough to know the truth."""
+"""The score means what docs/explanation/method.md says: on models small enough to know the truth."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Every causal architecture of the installed transformers that can be built tiny: exact, or refused in one line.
 
-`python tests/models/test_every_architecture.py` (with tests/ in PYTHONPATH) writes the table of docs/models.md again.
+`python tests/models/test_every_architecture.py` (with tests/ in PYTHONPATH) writes the table of docs/reference/models.md again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xdoge.fit.gradients.engine import GradientEngine
 from xdoge.fit.gradients.products import SourceBatch
 from xdoge.models.probes import refuse_future, refuse_leaks, refuse_other_loss
 
-PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "models.md"
 LENGTH = 24
 YES, NO = "exact", "refused"
 

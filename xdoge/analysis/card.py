@@ -212,7 +212,7 @@ def _learned(mixture: Mixture, weights: WeightSet | None) -> str:
         "is the mean over the steps of the fit"
     )
     if baseline := weights.method.get("baseline"):
-        how = f"by the method {_code(str(baseline))}, as docs/method.md of xdoge has it"
+        how = f"by the method {_code(str(baseline))}, as docs/explanation/method.md of xdoge has it"
     return (
         f"The shares follow the weights {called}{averaged}, which a proxy model learned ({', '.join(proxy)}): "
         f"{how}. Settings: " + ", ".join(f"{key} {_code(str(value))}" for key, value in settings.items()) + "."

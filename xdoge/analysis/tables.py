@@ -293,7 +293,7 @@ def validation_table(rows: Rows, *, baseline: str | None) -> TextTable:
         body.append([language, *shown, *(number((cells[name] or {}).get("change"), "+.1%") for name in compared)])
     return TextTable(
         "Training runs: perplexity per token of validation sequences, less is better (not that of eval, which scores "
-        "documents: docs/method.md)",
+        "documents: docs/explanation/method.md)",
         header,
         body,
     )

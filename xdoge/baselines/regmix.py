@@ -1,6 +1,6 @@
 """RegMix: tiny models on random mixtures, a regression of their loss on the weights, and the best it predicts.
 
-`docs/method.md`, "RegMix", has what was taken where the paper and its code leave a choice.
+`docs/explanation/method.md`, "RegMix", has what was taken where the paper and its code leave a choice.
 
 Source: Liu et al. 2024, arXiv:2407.01492, and github.com/sail-sg/regmix.
 """

@@ -35,7 +35,7 @@ An evaluation `eu` also owns the sources `eu/...`. Name the rest with --own. Nei
 sources without an evaluation are a problem.
 
 **How many runs?** At least as many as sources; three per source are a good start. 48 runs of 17 sources ordered
-256 new mixtures with a rank correlation of 0.98 (docs/law.md).
+256 new mixtures with a rank correlation of 0.98 (docs/explanation/law.md).
 
 **What it prints**: how well each form predicts runs that it was not fitted on, and what a token of each source is worth
 to each evaluation.

@@ -2,7 +2,7 @@
 
 `MixtureSampler` reads exactly what a mixture says. `export` writes what a trainer's own mixer wants, and warns where
 that mixer does something else. The docstring of each function of `FORMATS` is the manual of one format: it says what
-the weights mean and what happens at the end of a source. docs/exports.md compares the formats in one table.
+the weights mean and what happens at the end of a source. docs/reference/exports.md compares the formats in one table.
 """
 
 from xdoge._callable import make_callable

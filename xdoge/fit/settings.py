@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
 
 FEW_SEQUENCES = 20
-"""Below this many sequences, drawing without replacement biases ⟨g^A, g^B⟩ noticeably (docs/method.md)."""
+"""Below this many sequences, drawing without replacement biases ⟨g^A, g^B⟩ noticeably (docs/explanation/method.md)."""
 
 INITIAL: tuple[Level, ...] = get_args(Level)
 """What `initial` may be beside a file: what has equal weights at the start."""

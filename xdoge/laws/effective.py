@@ -4,7 +4,7 @@ For mixture w, evaluation l has D_l = Σ_j τ_lj (U_j / B) s(E_j) of effective d
 
     y_l = F_l + exp(a_l - β_l ln(D_l + d_l) + g_l H_l)
 
-D_l is concave in w and H_l, the harm of many epochs, is convex. Hence y_l is convex in w (docs/law.md). The fit is
+D_l is concave in w and H_l, the harm of many epochs, is convex. Hence y_l is convex in w (docs/explanation/law.md). The fit is
 maximum a posteriori with exact gradients. The priors have means that all evaluations share and that are fitted too.
 """
 
@@ -312,7 +312,7 @@ def fit_effective(
         seed: not used; the fit starts at the prior means.
         start: a law of similar losses to start from instead, which saves the first fit.
 
-    Source: docs/law.md; the form joins arXiv:2305.16264 (repetition) and arXiv:2510.22037 (transfer).
+    Source: docs/explanation/law.md; the form joins arXiv:2305.16264 (repetition) and arXiv:2510.22037 (transfer).
     """
     if start is not None:
         size = start.noise / losses.std(axis=0)

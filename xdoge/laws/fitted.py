@@ -1,7 +1,7 @@
 """A law fitted to runs: cross-validation, prediction with 90 % intervals, and its file.
 
 The form `auto` is a stack of the effective-data law, a Gaussian process and the log-linear law. Cross-validation
-chooses its weights. docs/law.md has the derivation and the measurements.
+chooses its weights. docs/explanation/law.md has the derivation and the measurements.
 """
 
 from __future__ import annotations

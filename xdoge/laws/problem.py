@@ -73,7 +73,7 @@ def base_losses(losses: Floats) -> tuple[Floats, Floats]:
 
     The level lies half a standard deviation below the best loss. Errors of a prediction grow with the distance to it,
     so regressions and intervals work with ln(loss - level). Levels from a quarter to a whole standard deviation gave
-    the same accuracy on RegMix's swarm (docs/law.md).
+    the same accuracy on RegMix's swarm (docs/explanation/law.md).
 
     Args:
         losses: shape (n, L).

@@ -33,7 +33,7 @@ BOOSTING = {
 }
 """Settings for tens to hundreds of runs. RegMix's own (31 leaves of at least 20 runs) need more runs.
 
-Of ten settings tried, the best at 48 runs; sampling rows or columns made it worse (docs/law.md)."""
+Of ten settings tried, the best at 48 runs; sampling rows or columns made it worse (docs/explanation/law.md)."""
 ROUNDS = 400
 
 

@@ -3,7 +3,7 @@
 This is a weighted UniMax: x_i = min(cap_i, max(floor_i, λ α_i)), where λ is the number that spends the whole budget. Of
 all allocations within the caps and floors, it is the KL-closest to the weights. With equal weights and no floors, it is
 UniMax. All arithmetic is on integers, since every float is a ratio of integers. The sum is therefore exact at any size
-(docs/method.md, "Allocation").
+(docs/explanation/method.md, "Allocation").
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def allocate(
     Raises:
         XDogeError: a floor is above its cap, the floors exceed the budget, or the caps leave part of it unspent.
 
-    Source: Chung et al. 2023, UniMax, arXiv:2304.09151, for equal weights; docs/method.md for the rest.
+    Source: Chung et al. 2023, UniMax, arXiv:2304.09151, for equal weights; docs/explanation/method.md for the rest.
     """
     names = list(weights)
     for name in [*(caps or {}), *(floors or {})]:

@@ -30,7 +30,7 @@ def project(masses: ArrayLike, *, floor: ArrayLike = 0.0) -> Floats:
     Raises:
         XDogeError: the floors sum to 1 or more, or the masses are all zero, negative or not finite.
 
-    Source: docs/method.md, "The floored projection".
+    Source: docs/explanation/method.md, "The floored projection".
     """
     q = np.asarray(masses, dtype=np.float64)
     floors = np.broadcast_to(np.asarray(floor, dtype=np.float64), q.shape)

@@ -4,7 +4,7 @@ A binary tree splits the sources into halves of similar weight. A node receives 
 them to its left child. Of its first t positions, L(t) = ⌊(t · left + ⌊total / 2⌋) / total⌋ go left. L rises by 0 or 1
 with each position. So no count is negative, the counts sum to t, and at the end they are the quotas. The error of a
 child is at most ½ plus a fraction of its parent's error. This fraction is at most ⅔ unless the child is a leaf, so
-every error is below 2 positions (docs/method.md, "The sampler").
+every error is below 2 positions (docs/explanation/method.md, "The sampler").
 """
 
 from __future__ import annotations

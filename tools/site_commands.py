@@ -1,0 +1,21 @@
+"""Write the site's page of commands from the command line itself, so that it cannot fall behind (a hook of MkDocs)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from typer import Context
+from typer.cli import get_docs_for_click
+from typer.main import get_command
+
+from xdoge.cli import app
+
+
+def on_files(files: Files, *, config: MkDocsConfig, **_: Any) -> Files:
+    """Add reference/commands.md with the help of every command to the files of the site."""
+    command = get_command(app)
+    text = get_docs_for_click(obj=command, ctx=Context(command, info_name="xdoge"), name="xdoge", title="Command line")
+    files.append(File.generated(config, "reference/commands.md", content=text))
+    return files
