@@ -69,6 +69,17 @@ def test_links_of_a_page_lead_to_files_of_the_repository(page: Path) -> None:
             assert anchor in anchors(linked), f"{page.relative_to(ROOT)} links to {target}"
 
 
+def test_pages_that_the_code_mentions_exist() -> None:
+    mentions = {
+        (path.relative_to(ROOT), page)
+        for folder in ("xdoge", "tests", "benchmarks", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+        for page in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert mentions
+    assert [(str(path), page) for path, page in mentions if not (ROOT / page).exists()] == []
+
+
 def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub and MkDocs make them."""
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)

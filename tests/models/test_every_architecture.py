@@ -1,6 +1,7 @@
 """Every causal architecture of the installed transformers that can be built tiny: exact, or refused in one line.
 
-`python tests/models/test_every_architecture.py` (with tests/ in PYTHONPATH) writes the table of docs/reference/models.md again.
+`python tests/models/test_every_architecture.py` (with tests/ in PYTHONPATH) writes the table of
+docs/reference/models.md again.
 """
 
 from __future__ import annotations

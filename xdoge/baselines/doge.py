@@ -2,7 +2,7 @@
 
 Where `xdoge fit-weights` parts from that code, this follows the code: gradients clipped before the products, scores
 clipped to a range, no floor, batches that do not follow the weights, and in the published configuration one target, a
-mix of all sources. `docs/explanation/method.md`, "DoGE by its authors' code", has it in equations, and what is not as there.
+mix of all sources. `docs/explanation/method.md`, "DoGE by its authors' code", has the equations and the differences.
 
 Source: Fan et al. 2023, arXiv:2310.15393, and github.com/Olivia-fsm/DoGE, `src/trainer.py` at 1fb7f7b with
 `config/doge.json`.

@@ -2,7 +2,7 @@
 
 A reference model is trained on fixed weights. A proxy of the same size then plays against the weights: each source's
 excess loss over the reference, per token and never below 0, pulls its weight up, and the proxy descends on the losses
-so weighted. `docs/explanation/method.md`, "DoReMi", has the equations and what was taken where the paper leaves a choice.
+so weighted. `docs/explanation/method.md`, "DoReMi", has the equations and the choices that the paper leaves open.
 
 Source: Xie et al. 2023, arXiv:2305.10429, algorithm 1.
 """

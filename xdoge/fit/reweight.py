@@ -2,8 +2,8 @@
 
 Each step, every source j is scored by how much a gradient step on it would lower the target losses,
 W_j = ⟨g_j, Σ_i τ_i g_i⟩. Weights move by mirror descent, multiplied by exp(η W_j / μ) and projected back onto the
-simplex with a floor. The step is a pure function from state to state, in NumPy and float64; `docs/explanation/method.md` has
-the derivation, "The outer step" and "Unbiased scores".
+simplex with a floor. The step is a pure function from state to state, in NumPy and float64. The derivation is in
+`docs/explanation/method.md`, "The outer step" and "Unbiased scores".
 
 Source: Fan et al. 2023, DoGE, arXiv:2310.15393; Lacunza et al. 2025, XDoGE, arXiv:2512.10545.
 """

@@ -8,7 +8,9 @@ rate. C_ℓ is the progress that ℓ would make with all the weight. `targets: r
 α moves up by the outer step, with τ_ℓ / C_ℓ as targets; τ moves down by mirror descent. A guard (`no_worse_than`)
 compares P_ℓ(α) with P_ℓ of reference weights. It raises the target of a language whose loss would end too far above
 the loss that the reference would have reached. Neither needs another backward pass: progress is an inner product with a
-sum that the gradient engine forms anyway, or with one more. `docs/explanation/method.md`, "Robust targets" and "No worse than".
+sum that the gradient engine forms anyway, or with one more.
+
+Source: docs/explanation/method.md, "Robust targets" and "No worse than".
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ For mixture w, evaluation l has D_l = Σ_j τ_lj (U_j / B) s(E_j) of effective d
 
     y_l = F_l + exp(a_l - β_l ln(D_l + d_l) + g_l H_l)
 
-D_l is concave in w and H_l, the harm of many epochs, is convex. Hence y_l is convex in w (docs/explanation/law.md). The fit is
-maximum a posteriori with exact gradients. The priors have means that all evaluations share and that are fitted too.
+D_l is concave in w and H_l, the harm of many epochs, is convex. Hence y_l is convex in w. The fit is maximum a
+posteriori with exact gradients. The priors have means that all evaluations share and that are fitted too. The
+derivation is in docs/explanation/law.md.
 """
 
 from __future__ import annotations

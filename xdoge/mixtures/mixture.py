@@ -198,7 +198,7 @@ class Mixture:
             XDogeError: the names do not match, a number is out of range, or the caps leave part of the budget unspent.
                 In the last case the message gives the smallest `max_epochs` that is enough.
 
-        Source: docs/explanation/method.md, "Allocation"; for uniform weights, UniMax (Chung et al. 2023, arXiv:2304.09151).
+        Source: docs/explanation/method.md, "Allocation"; Chung et al. 2023, arXiv:2304.09151, for uniform weights.
         """
         by_language = not isinstance(weights, WeightSet) and not any("/" in name for name in weights)
         if rest_zero:
