@@ -3,99 +3,27 @@
 from __future__ import annotations
 
 import gzip
-import json
-import random
 import socket
-import threading
+import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+from file_servers import MODEL, Handler, Server, corpus, inputs, rows, served, tokens
 
 from xdoge.cli.eval import _texts
-from xdoge.corpus import TokenStore, prepare, remote
+from xdoge.corpus import prepare, remote
 from xdoge.corpus.paths import find
 from xdoge.corpus.remote import RemoteFile, find_remote, local
-from xdoge.corpus.spec import TrainTokenizer
-from xdoge.corpus.tokenizer import train
 from xdoge.errors import XDogeError
-
-WORDS = ["etxea", "mendia", "ura", "kalea", "haizea", "eguzkia", "itsasoa", "basoa", "herria", "zubia"]
-
-
-def rows(seed: int, count: int = 200) -> bytes:
-    draw = random.Random(seed)
-    texts = (" ".join(draw.choices(WORDS, k=9)) + f" {seed} {n}" for n in range(count))
-    return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files`; a test sets how well."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.tags: dict[str, str] = {}
-        self.requests: list[tuple[str, str, str | None]] = []
-        self.ranges = self.tell_version = self.tell_size = True
-        self.cut: dict[str, int] = {}
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        server, path = self.server, self.path.partition("?")[0]
-        server.requests.append((self.command, path, self.headers.get("Range")))
-        if path.endswith("/"):
-            names = "".join(f'<a href="{name}">x</a>' for name in server.files if name.startswith(path))
-            data, status = names.encode(), 200
-        elif path not in server.files:
-            self.send_error(404)
-            return
-        else:
-            data, status = server.files[path], 200
-        size = len(data)
-        asked = self.headers.get("Range") if server.ranges else None
-        if asked:
-            first, last = asked.removeprefix("bytes=").split("-")
-            data, status = data[int(first) : int(last) + 1], 206
-        self.send_response(status)
-        if server.tell_size:
-            self.send_header("Content-Length", str(len(data)))
-        if asked:
-            self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
-        if server.tell_version and path in server.files:
-            self.send_header("ETag", server.tags.get(path, f'"{hash(server.files[path])}"'))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data[: server.cut.get(path, len(data))])
-
-    def log_message(self, *arguments: object) -> None:
-        pass
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(Server(Handler)) as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -122,29 +50,6 @@ def s3() -> Iterator[Any]:
         yield system
         type(system).clear_instance_cache()
     server.stop()
-
-
-MODEL = train([json.loads(line)["text"] for line in rows(0).splitlines()], TrainTokenizer(vocab_size=300), where="here")
-
-
-def corpus(folder: Path, files: Any, *, tokenizer: str = "tokenizer.model", **source: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(MODEL)
-    path = folder / "corpus.yaml"
-    sources = {"web": {"files": files, **source}}
-    path.write_text(
-        json.dumps({"name": "x", "tokenizer": {"sentencepiece": tokenizer}, "languages": {"eu": {"sources": sources}}})
-    )
-    return path
-
-
-def inputs(store: TokenStore) -> list[dict[str, Any]]:
-    manifest = json.loads((store.path / "store.json").read_text())
-    return list(manifest["sources"]["eu/web"]["inputs"])
-
-
-def tokens(store: TokenStore) -> list[list[int]]:
-    return [store.flat("eu/web", split)[:].tolist() for split in ("train", "validation")]
 
 
 def test_a_store_of_remote_files_is_that_of_local_ones(tmp_path: Path, server: Server, cache: Path) -> None:
@@ -243,7 +148,9 @@ def test_a_transfer_that_ends_early_is_refused(server: Server, monkeypatch: pyte
         local(file)
 
 
-def test_what_cannot_be_reached_is_one_line(server: Server) -> None:
+def test_what_cannot_be_reached_is_one_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("gcsfs", "paramiko"):
+        monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
     for url, told in (
         (f"{server.url}/none.jsonl", "404"),
         ("http://127.0.0.1:9/a.jsonl", "Cannot connect"),
@@ -262,11 +169,11 @@ def test_what_cannot_be_reached_is_one_line(server: Server) -> None:
         find([f"{server.url}/none*.jsonl"], Path())
 
 
-@pytest.mark.slow
-def test_s3_is_read_with_patterns_and_credentials_from_the_environment(tmp_path: Path, s3: Any, cache: Path) -> None:
+def check_store(system: Any, protocol: str, tmp_path: Path) -> None:
+    """Check patterns, changes and errors on an object store with a bucket that is called bucket."""
     for number, name in enumerate(("a.jsonl", "b.jsonl", "deep/c.jsonl", "_SUCCESS", ".hidden.jsonl", "README.md")):
-        s3.pipe(f"bucket/data/{name}", rows(number) if name.endswith("l") else b"")
-    root = "s3://bucket/data"
+        system.pipe(f"bucket/data/{name}", rows(number) if name.endswith("l") else b"")
+    root = f"{protocol}://bucket/data"
     for pattern, names in (
         ("*.jsonl", ["a.jsonl", "b.jsonl"]),
         ("**/*.jsonl", ["a.jsonl", "b.jsonl", "deep/c.jsonl"]),
@@ -278,14 +185,38 @@ def test_s3_is_read_with_patterns_and_credentials_from_the_environment(tmp_path:
     assert len(find([root], tmp_path)) == 3
     path = corpus(tmp_path / "c", f"{root}/**/*.jsonl")
     first = tokens(prepare(path, tmp_path / "s", workers=1))
-    s3.pipe("bucket/data/b.jsonl", rows(9))
-    with pytest.raises(XDogeError, match=r"s3://bucket/data/b\.jsonl changed"):
+    system.pipe("bucket/data/b.jsonl", rows(9))
+    with pytest.raises(XDogeError, match=rf"{root}/b\.jsonl changed"):
         prepare(path, tmp_path / "s", workers=1)
     assert tokens(prepare(path, tmp_path / "s", workers=1, refresh=True)) != first
-    with pytest.raises(XDogeError, match=r"s3://bucket/none.jsonl does not exist"):
-        find(["s3://bucket/none.jsonl"], tmp_path)
-    with pytest.raises(XDogeError, match=r"s3://no-such-bucket"):
-        find(["s3://no-such-bucket/*.jsonl"], tmp_path)
+    with pytest.raises(XDogeError, match=rf"{protocol}://bucket/none.jsonl does not exist"):
+        find([f"{protocol}://bucket/none.jsonl"], tmp_path)
+    with pytest.raises(XDogeError, match=rf"{protocol}://no-such-bucket"):
+        find([f"{protocol}://no-such-bucket/*.jsonl"], tmp_path)
+
+
+@pytest.mark.slow
+def test_s3_is_read_with_patterns_and_credentials_from_the_environment(tmp_path: Path, s3: Any, cache: Path) -> None:
+    check_store(s3, "s3", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of Google's libraries
+def test_gs_is_read_with_patterns(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = emulator.create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    try:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        system = fsspec.filesystem("gs")
+        check_store(system, "gs", tmp_path)
+        type(system).clear_instance_cache()
+    finally:
+        server.stop()
 
 
 @pytest.mark.slow
@@ -327,10 +258,11 @@ def test_the_same_remote_file_twice_and_remote_tokens_are_refused(tmp_path: Path
     for files, told in (([f"{url}/a.jsonl", f"{url}/*.jsonl"], "again"), (f"{url}/*.jsonl", "has the bytes of")):
         with pytest.raises(XDogeError, match=told):
             prepare(corpus(tmp_path, files), tmp_path / "s", workers=1)
-    path = corpus(tmp_path, f"{url}/t")
-    path.write_text(path.read_text().replace("files", "megatron"))
-    with pytest.raises(XDogeError, match="copy them to a disk"):
-        prepare(path, tmp_path / "s", workers=1)
+    for kind, files in (("megatron", f"{url}/t"), ("tokens", f"{url}/t.bin")):
+        path = corpus(tmp_path, files)
+        path.write_text(path.read_text().replace("files", kind))
+        with pytest.raises(XDogeError, match=rf"{url}/t.bin.*copy them to a disk"):
+            prepare(path, tmp_path / "s", workers=1)
 
 
 def test_a_damaged_remote_file_is_named_by_its_url(tmp_path: Path, server: Server) -> None:

@@ -113,6 +113,7 @@ def find_remote(pattern: str) -> tuple[str, list[RemoteFile]]:
         )
     with remote_errors(pattern):
         system, path = _system(pattern)
+        system.invalidate_cache()  # a listing that an earlier call in this process keeps may be out of date
         root = path
         found: Mapping[str, Mapping[str, Any]] = {}
         if "*" not in path:

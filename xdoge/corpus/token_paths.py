@@ -36,7 +36,7 @@ def find_tokens(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[P
     """
     files: list[Path] = []
     for named in patterns:
-        expanded = os.path.expanduser(os.path.expandvars(named))
+        expanded = os.path.expanduser(os.path.expandvars(named)).removeprefix("file://")
         if is_remote(expanded):
             raise XDogeError(f"{where}: {named}: tokens are read where they lie; copy them to a disk.")
         for pattern in [expanded] if (folder / expanded).exists() else alternatives(expanded):
