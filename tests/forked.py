@@ -47,6 +47,6 @@ def _command(arguments: list[str], printed: Path, environment: dict[str, str]) -
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.argv = ["xdoge", *arguments]
-    from xdoge.cli import main
+    from xdoge.__main__ import main
 
     main()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line in this process, which ends with it."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # a background job ignores SIGINT; leave that
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # during imports no work has begun, so exit at once
     for name in ("stdin", "stdout", "stderr"):  # if one is closed, the next opened file would get its descriptor
@@ -24,7 +26,22 @@ def main() -> None:
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    run()
+    try:
+        run()
+    except SystemExit as stop:
+        _leave_encoders(stop)
+        raise
+
+
+def _leave_encoders(stop: SystemExit) -> None:
+    """Exit at once if a thread still encodes: it writes nothing, and a long document takes it a minute."""
+    from xdoge.errors import ABANDONED
+
+    if isinstance(stop.code, int) and any(thread.name.startswith(ABANDONED) for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(stop.code)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from command_line import one_line
@@ -243,3 +245,21 @@ def test_the_demo_goes_the_whole_way(xdoge, tmp_path):
     assert "synthetic" in err
     status, _, err = xdoge("demo", "--out", tmp_path / "demo")
     assert (status, "is not empty; remove it, or name another" in one_line(err)) == (1, True)
+
+
+STILL_ENCODING = """
+import sys, threading
+from xdoge import cli
+from xdoge.errors import ABANDONED
+threading.Thread(target=threading.Event().wait, name=ABANDONED, daemon=True).start()
+sys.argv[1:] = ["prepare", "missing.yaml", "--out", "store"]
+try:
+    cli.main()
+except SystemExit as stop:
+    print(stop.code)
+"""
+
+
+def test_the_command_line_called_from_python_never_ends_the_process(tmp_path):
+    done = subprocess.run([sys.executable, "-c", STILL_ENCODING], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.stdout, len(done.stderr.splitlines())) == ("1\n", 1)

@@ -231,14 +231,14 @@ def test_many_sources_need_few_open_files(corpus: Path, tmp_path: Path) -> None:
 
 SLOW = """
 import sys, time
-from xdoge import cli
+from xdoge.__main__ import main
 from xdoge.corpus.tokenizer import Tokenizer
 def encode(self, texts):
     print("encoding", flush=True)
     time.sleep(600)
 Tokenizer.encode = encode
 sys.argv[1:] = ["prepare", *sys.argv[1:]]
-cli.main()
+main()
 """
 
 

@@ -23,6 +23,7 @@ def launcher():
     launcher = Launcher(dict(os.environ), forks=True, modules=("xdoge.cli", "no.such.module"))
     while not launcher.ready():
         time.sleep(0.01)
+    assert launcher._server.process.poll() is None  # without it, a command that waits would make this process wait
     yield launcher
     launcher.close()
 

@@ -11,9 +11,8 @@ import io
 import os
 import signal
 import sys
-import threading
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -39,7 +38,7 @@ from xdoge.cli import (  # noqa: F401  # each registers its command
     train,
 )
 from xdoge.cli.app import app, as_options, refuse_undecoded
-from xdoge.errors import ABANDONED, Interrupted, XDogeError
+from xdoge.errors import Interrupted, XDogeError
 
 ORDER = (
     "demo", "prepare", "fit-weights", "baseline", "merge", "swarm", "fit-law", "predict", "optimize", "mix",
@@ -55,7 +54,7 @@ def main() -> None:
     try:
         _run()
     except KeyboardInterrupt:  # also while an error is put into words
-        _leave(_say("Aborted.", 130))
+        sys.exit(_say("Aborted.", 130))
 
 
 def _run() -> None:
@@ -70,30 +69,21 @@ def _run() -> None:
         finally:
             sys.stdout.flush()
     except XDogeError as error:
-        _leave(_say(f"error: {as_options(error)}", 1))
+        sys.exit(_say(f"error: {as_options(error)}", 1))
     except Interrupted as stop:
-        _leave(_say(as_options(stop), stop.exit_code))
+        sys.exit(_say(as_options(stop), stop.exit_code))
     except MemoryError as error:
-        _leave(_say(f"error: this process has too little memory. {error}".rstrip(), 1))
+        sys.exit(_say(f"error: this process has too little memory. {error}".rstrip(), 1))
     except OSError as error:
         if error.filename is None:  # of a stream, which Python would write to once more at the end
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         what = "the output" if error.filename is None else os.fsdecode(error.filename)
-        _leave(_say(f"error: {what} cannot be read or written: {error.strerror or error}.", 1))
+        sys.exit(_say(f"error: {what} cannot be read or written: {error.strerror or error}.", 1))
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number, "terminated; nothing is half-written, and the same command continues where it can")
-
-
-def _leave(status: int) -> NoReturn:
-    """Exit, without waiting for a thread that encodes: it writes nothing, and its document may take a minute."""
-    if any(thread.name.startswith(ABANDONED) for thread in threading.enumerate()):
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-        os._exit(status)
-    sys.exit(status)
 
 
 def _say(text: str, status: int) -> int:
