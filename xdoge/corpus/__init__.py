@@ -1,8 +1,8 @@
-"""What text there is, and its tokens on disk.
+"""Describe a corpus in corpus.yaml, tokenise it, and read the tokens.
 
-`CorpusSpec` is corpus.yaml as written, and `Corpus` is what it means on this machine. `prepare` turns a corpus into a
-token store, and `TokenStore` opens that. Each name is imported when it is first used. A loader's worker that opens a
-store therefore needs only NumPy and pyarrow.
+`CorpusSpec` is the content of corpus.yaml. `Corpus` adds the files that it names on this machine. `prepare` turns a
+corpus into a token store, and `TokenStore` opens the store. Each name is imported when it is first used. A data
+loader's worker that opens a store therefore imports only NumPy and pyarrow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HOMES = {"Corpus": "spec", "CorpusSpec": "spec", "TokenStore": "store", "Tokeni
 
 def __getattr__(name: str) -> Any:
     if name == "prepare":
-        return import_module(f"{__name__}.prepare")  # which can be called, see xdoge/_callable.py
+        return import_module(f"{__name__}.prepare")  # a callable module, see xdoge/_callable.py
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Encode blocks of text as tokens, the work that `prepare` spreads over threads."""
+"""Encode blocks of text as tokens. `prepare` runs this in several threads."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from xdoge.corpus.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Encoded:
-    """The documents of blocks as tokens; D documents.
+    """D documents of some blocks, encoded as tokens.
 
     Attributes:
-        tokens: (tokens,) one document after the other.
-        lengths: (D,) tokens of each.
-        n_bytes: (D,) UTF-8 bytes of each.
-        hashes: (D,) 64 bits of the hash of each one's text.
-        held_out: (D,) whether it is for validation.
-        rows: rows the blocks had, empty ones too.
+        tokens: (tokens,) all documents, one after the other.
+        lengths: (D,) tokens of each document.
+        n_bytes: (D,) UTF-8 bytes of each document.
+        hashes: (D,) 64-bit hash of each document's text.
+        held_out: (D,) whether each document is for validation.
+        rows: number of rows in the blocks, including empty ones.
     """
 
     tokens: npt.NDArray[Any]
@@ -36,11 +36,11 @@ class Encoded:
     rows: int
 
     def train_tokens(self) -> int:
-        """Return how many of the tokens are for training."""
+        """Return the number of training tokens."""
         return int(self.lengths[~self.held_out].sum())
 
     def until(self, tokens: int) -> Encoded:
-        """Return the documents up to the first at which the training tokens reach `tokens`."""
+        """Return the documents up to the one with which the number of training tokens reaches `tokens`."""
         sums = np.cumsum(np.where(self.held_out, 0, self.lengths))  # (D,)
         count = int(np.searchsorted(sums, tokens)) + 1
         if count >= len(self.lengths):
@@ -52,18 +52,18 @@ class Encoded:
 
 
 def encode(tokenizer: Tokenizer, blocks: Sequence[Block | TokenBlock], columns: Columns, fraction: float) -> Encoded:
-    """Return the documents of blocks as tokens, the share `fraction` of them held out by the hash of their text.
+    """Return the documents of blocks as tokens. Some are held out for validation, selected by the hash of their text.
+
+    Rows that are null, empty or only white space are skipped.
 
     Args:
-        tokenizer: that encodes.
-        blocks: of text, or one of tokens.
-        columns: of the text.
-        fraction: of the documents to hold out.
-
-    Rows that are null, empty or white space are no documents.
+        tokenizer: tokenizer that encodes the text.
+        blocks: blocks of text, or a single block of tokens.
+        columns: columns of the text.
+        fraction: fraction of the documents to hold out.
 
     Raises:
-        XDogeError: a row is damaged or its text is not text.
+        XDogeError: a row is damaged, or its value is not text.
     """
     if isinstance(blocks[0], TokenBlock):
         return _encode_tokens(tokenizer, blocks[0], fraction)
@@ -94,7 +94,7 @@ def _is_document(text: str) -> bool:
 
 
 def hashes_of(block: Block | TokenBlock, columns: Columns) -> npt.NDArray[np.uint64]:
-    """Return 64 bits of the hash of each document, (D,); empty rows are none."""
+    """Return the 64-bit hash of each document, (D,). Empty rows are skipped."""
     if isinstance(block, TokenBlock):
         return _hash(document.astype("<u4").tobytes() for document in block.documents())
     return _hash(text.encode("utf-8") for text in block.texts(columns) if _is_document(text))

@@ -1,4 +1,4 @@
-"""Tokens in files outside the store, which another program wrote. Several files are read as one."""
+"""Read tokens from files outside the store, which another program wrote. Several files appear as one array."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ with importing("cli"):
     import pyarrow as pa
 
 OUTSIDE = "it lies outside the store, so put back what was prepared, or run xdoge prepare again with --refresh"
-"""What to do about a file that is not what store.json says."""
+"""Advice in messages about a file that differs from store.json."""
 Tokens = npt.NDArray[Any]
-"""Of whole numbers: uint16 or uint32, or what files outside the store hold."""
+"""Token ids: uint16 or uint32, or the integer type of a file outside the store."""
 
 
 class Joined:
-    """Tokens of several files, to be sliced as if they lay one after the other; a slice within one file is a view."""
+    """Tokens of several files, which can be sliced like one array. A slice inside a single file is a view."""
 
     def __init__(self, parts: Sequence[Tokens]) -> None:
         self._parts = parts
@@ -34,7 +34,7 @@ class Joined:
         return int(self._bounds[-1])
 
     def __getitem__(self, where: slice) -> Tokens:
-        """Return the tokens of a slice without a step, (T,)."""
+        """Return the tokens of a slice, (T,). The step must be 1."""
         begin, end, step = where.indices(self._bounds[-1])
         if step != 1:
             raise ValueError("tokens of several files can only be sliced one after the other")
@@ -50,7 +50,16 @@ class Joined:
 
 @dataclass(frozen=True)
 class ExternalFile:
-    """Tokens [begin, end) of a file of token ids and nothing else, outside of the store."""
+    """A part of a file of token ids outside the store.
+
+    Attributes:
+        file: path of the file.
+        dtype: type of its ids.
+        sha256: SHA-256 of the file.
+        size: bytes of the file.
+        begin: first token of the part, counted in ids.
+        end: token after the last one.
+    """
 
     file: Path
     dtype: np.dtype[Any]
@@ -60,13 +69,13 @@ class ExternalFile:
     end: int
 
     def map(self) -> Tokens:
-        """Return the tokens, a read-only view of the file on disk.
+        """Return the tokens as a read-only view of the file on disk.
 
         Raises:
-            XDogeError: the file is gone, or was cut.
+            XDogeError: the file was removed or truncated.
         """
         try:
-            with pa.memory_map(str(self.file)) as source:  # which keeps no file open, unlike np.memmap
+            with pa.memory_map(str(self.file)) as source:  # unlike np.memmap, this keeps no file open
                 return np.frombuffer(source.read_buffer(), self.dtype, self.end)[self.begin :]
-        except (OSError, ValueError) as error:  # gone or cut since the store was opened
+        except (OSError, ValueError) as error:  # removed or truncated since the store was opened
             raise XDogeError(f"{self.file} cannot be mapped: {error}; {OUTSIDE}.") from error

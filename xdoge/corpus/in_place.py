@@ -1,4 +1,4 @@
-"""Sources whose tokens stay in the files that another tool wrote. They are checked once and never copied."""
+"""Sources whose tokens stay in the files that another tool wrote. The files are checked once and never copied."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from xdoge.errors import XDogeError
 from xdoge.io import refuse_pointer, replacing, sha256_file
 
 CHUNK = 1 << 24
-"""Bytes of a file in memory at once; whole ids, whatever their type."""
+"""Bytes of a file that are read at once, a multiple of the size of every id type."""
 LEAST_WIDE = 8
-"""Ids that a file must have to tell that every second one is 0 by no accident."""
+"""Minimum number of ids for the check whether every second id is 0. In a shorter file that can be chance."""
 DECODED = 20_000_000
-"""Tokens of a source's training documents that are decoded to know how many bytes of text a token stands for."""
+"""Training tokens per source that are decoded to estimate the bytes of text per token."""
 DECODED_AT_ONCE = 64
-"""Documents; SentencePiece decodes three times as fast as one by one."""
+"""Documents that are decoded at once. SentencePiece is three times as fast as with one at a time."""
 
 
 def scan(file: Path, tokenizer: Tokenizer, *, name: str, dtype: str | None = None) -> Input:
-    """Hash a file of ids or of their bounds, and check in one pass over ids that they fit the tokenizer.
+    """Return the hash and size of a file of ids or bounds, after checking in one pass that the ids fit the tokenizer.
 
     Raises:
-        XDogeError: the file is damaged or does not fit the one beside it, there is no token, an id is outside the
-            vocabulary, a document does not end with the tokenizer's end-of-document token, or the ids are of another
-            type than they are read as.
+        XDogeError: the file is damaged, does not match its index file, or has no tokens. Or an id is outside the
+            vocabulary, a document does not end with the tokenizer's end-of-document token, or the ids seem to have
+            another type.
     """
     with reading(file):
         refuse_pointer(file)
@@ -55,7 +55,7 @@ def _open(file: Path, tokenizer: Tokenizer, dtype: str | None) -> Ids:
 
 
 def _scan(file: Path, tokenizer: Tokenizer, name: str, dtype: str | None) -> Input:
-    stat, digest = file.stat(), hashlib.sha256()  # before the bytes: a later change then shows in the time
+    stat, digest = file.stat(), hashlib.sha256()  # before reading, so that a later change has a later time
     where = _open(file, tokenizer, dtype)
     ends = where.bounds[1:] - 1 if where.bounds is not None else None
     if where.stop == where.begin or (ends is not None and not len(ends)):
@@ -110,12 +110,12 @@ def _index(file: Path, tokenizer: Tokenizer, dtype: str | None) -> Index:
     return find_documents(_open(file, tokenizer, dtype), tokenizer.end_of_document)
 
 
-# --- what a store says of them ---------------------------------------------------------------------------------------
+# --- their entries in store.json -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Documents [first, stop) of one data set."""
+    """Documents [first, stop) of one file of tokens."""
 
     index: Index
     first: int
@@ -130,7 +130,7 @@ class _Piece:
         return int(self.bounds[-1] - self.bounds[0])
 
     def until(self, tokens: int) -> _Piece:
-        """Return the documents up to the one that reaches `tokens`."""
+        """Return the documents up to the one with which the number of tokens reaches `tokens`."""
         ends = self.bounds[1:] - self.bounds[0]
         return _Piece(self.index, self.first, min(self.stop, self.first + int(np.searchsorted(ends, tokens)) + 1))
 
@@ -144,18 +144,21 @@ def refer(
     fraction: float,
     tokenizer: Tokenizer,
 ) -> dict[str, dict[str, Any]]:
-    """Write where the documents of each split end into the store, and return what store.json says of them.
+    """Write the document bounds of each split into the store, and return the splits' entries for store.json.
 
-    Held out are documents at the end of each data set, the share `fraction` of all, as Megatron's own --split does:
-    the tokens of a split then lie together and need no copy.
+    The documents at the end of each file are held out, as Megatron's own --split does. The tokens of a split are then
+    contiguous and need no copy.
 
     Args:
-        source: whose files stay where they are.
+        source: source whose files stay where they are.
         out: folder of the store.
-        inputs: what `scan` said of each file.
-        files: where each split's bounds go, inside the store.
-        fraction: of the documents to hold out; 0 with data sets for validation.
-        tokenizer: the one that made the tokens.
+        inputs: result of `scan` for each file.
+        files: path inside the store for the bounds of each split.
+        fraction: fraction of the documents to hold out. It is 0 if the source has validation files.
+        tokenizer: tokenizer that made the tokens.
+
+    Raises:
+        XDogeError: no training document is left.
     """
     indices, held_out = (
         [_index(local(file), tokenizer, source.spec.dtype) for file in part if not is_side(file.name)]
@@ -198,7 +201,7 @@ def _splits(
     source: Source, indices: Sequence[Index], validation: Sequence[Index], fraction: float
 ) -> tuple[list[_Piece], list[_Piece]]:
     counts = [len(index.bounds) - 1 for index in indices]
-    # rounded over all data sets, so that a share of many small ones is not rounded away in each
+    # Round cumulative counts: with many small files, rounding each file by itself could hold out nothing at all.
     kept = np.diff(np.rint((1 - fraction) * np.cumsum([0, *counts]))).astype(int).tolist()
     train = [_Piece(index, 0, stop) for index, stop in zip(indices, kept, strict=True)]
     held_out = [_Piece(index, stop, count) for index, stop, count in zip(indices, kept, counts, strict=True)]
@@ -223,10 +226,11 @@ def _write_bounds(path: Path, pieces: Sequence[_Piece]) -> dict[str, Any]:
 
 
 def _content(pieces: Sequence[_Piece], tokenizer: Tokenizer, most: int) -> dict[str, Any]:
-    """Return what the decoded text says: about `most` tokens are decoded, of documents evenly apart.
+    """Return statistics of the decoded text for store.json. About `most` tokens of evenly spaced documents are decoded.
 
-    `n_bytes` are those of the text, `decoded` the tokens looked at, `begin` a special token that all documents
-    begin with, `end_twice` whether all end with two end-of-document tokens, `unknown` and `single_bytes` are tokens.
+    `n_bytes` are the bytes of the text, extrapolated to all documents. `decoded` is the number of tokens that were
+    decoded. `unknown` and `single_bytes` are numbers of tokens, extrapolated too. `begin` is a special token with which
+    all documents begin, or None. `end_twice` says whether all documents end with two end-of-document tokens.
     """
     tokens = sum(piece.tokens for piece in pieces)
     step = max(1, -(-tokens // max(1, most)))

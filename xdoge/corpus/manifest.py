@@ -1,8 +1,8 @@
-"""The files that say what is in a store: store.json, and a marker for each finished source.
+"""The files that describe the content of a store: store.json, and a marker for each finished source.
 
-`prepare` writes the marker `sources/<language>/<source>.json` after the tokens of a source. It holds the inputs with
-size, time and SHA-256, the settings and the counts. A later run keeps a source whose marker is still true. store.json
-is written last, from all markers.
+`prepare` writes the tokens of a source first, and then its marker `sources/<language>/<source>.json`. The marker has
+the inputs with size, time and SHA-256, the settings and the counts. A later run keeps a source if its marker is still
+valid. store.json is written last, from all markers.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ UNKNOWN = (
     ("unknown", 0.01, "<unk>, letters or words that the tokenizer does not know"),
     ("single_bytes", 0.1, "single bytes of letters that the tokenizer does not know"),
 )
-"""Counts of a split, the share of tokens from which there is a warning, and what it says."""
+"""Key of a count, share of the tokens from which it causes a warning, and text of the warning."""
 SPOOL = ".spool"
-"""Folder in the store for what is not finished."""
+"""Folder in the store for the tokens of unfinished sources."""
 
 
 def check_folder(out: Path) -> None:
-    """Refuse a folder that holds something else than a store, finished or not.
+    """Raise an error if `out` is a file, or a folder with something else than a finished or unfinished store.
 
     Raises:
-        XDogeError: it does.
+        XDogeError: `out` cannot be used for a store.
     """
     if out.exists() and not out.is_dir():
         raise XDogeError(f"{out} is a file; {argument('out')} names a folder.")
@@ -51,13 +51,13 @@ def check_folder(out: Path) -> None:
 
 @contextlib.contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Mark `out` as a store in the making, and keep a second prepare out of it."""
+    """Mark `out` as an unfinished store, and lock it against a second `prepare`."""
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     path = out / PREPARING
     with locked(out):
         write_json(path, {"schema": "xdoge.preparing/1", "xdoge_version": __version__})
-        for left in [out / SPOOL, *out.rglob(".*.tmp")]:  # by a run that was killed
+        for left in [out / SPOOL, *out.rglob(".*.tmp")]:  # left by a killed run
             if left.is_dir():
                 shutil.rmtree(left)
             else:
@@ -71,7 +71,7 @@ def claimed(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting_unfinished(out: Path) -> Iterator[None]:
-    """Add to an error that a store which was finished before is unfinished now."""
+    """Extend an error message if the store was finished before, and is unfinished now."""
     before = (out / "store.json").is_file()
     try:
         yield
@@ -84,24 +84,27 @@ def reporting_unfinished(out: Path) -> Iterator[None]:
 
 
 def remove_marker(out: Path, source: Source) -> None:
-    """Delete the marker of a source whose token files are about to be replaced, and store.json with it."""
+    """Delete the marker of a source whose token files will be replaced.
+
+    If there are token files already, delete store.json too, because it describes them.
+    """
     if any((out / token_file(source, split)).exists() for split in SPLITS):
         (out / "store.json").unlink(missing_ok=True)
     marker_path(out, source).unlink(missing_ok=True)
 
 
 def marker_path(out: Path, source: Source) -> Path:
-    """Return where a source's marker lies."""
+    """Return the path of a source's marker."""
     return out / "sources" / f"{source.name}.json"
 
 
 def token_file(source: Source, split: str) -> str:
-    """Return a token file's path inside the store."""
+    """Return the path of a token file, relative to the store."""
     return f"tokens/{source.name}.{split}.arrow"
 
 
 def source_settings(source: Source, corpus: Corpus) -> dict[str, Any]:
-    """Return the settings that shape a source's tokens, besides its inputs and the tokenizer."""
+    """Return the settings that a source's tokens depend on, except its inputs and the tokenizer."""
     spec = source.spec
     return {
         "text": spec.text if isinstance(spec.text, str) else list(spec.text),
@@ -122,10 +125,10 @@ def source_settings(source: Source, corpus: Corpus) -> dict[str, Any]:
 def current_marker(
     source: Source, corpus: Corpus, out: Path, tokenizer: Tokenizer | None, refresh: bool
 ) -> dict[str, Any] | None:
-    """Return the marker of a source if it is still true, None if the source must be tokenised.
+    """Return the marker of a source if it is still valid, None if the source must be tokenised.
 
     Raises:
-        XDogeError: it is no longer true and `refresh` is off.
+        XDogeError: an input, a setting or the tokenizer changed, and `refresh` is false.
     """
     path = marker_path(out, source)
     if not path.is_file():
@@ -137,7 +140,7 @@ def current_marker(
             if not file.is_file() or file.stat().st_size != marker[split]["size"]:
                 return None
             if not all((out / raw["file"]).is_file() for raw in marker[split].get("raw", ())):
-                return None  # the store was moved away from what it refers to
+                return None  # the store was moved, but not the files it refers to
         with naming(source.field("train")):
             change = _change(source, corpus, tokenizer, marker)
     except (KeyError, TypeError, AttributeError) as error:
@@ -162,7 +165,7 @@ def _change(source: Source, corpus: Corpus, tokenizer: Tokenizer | None, marker:
     inputs = files if source.dataset is None else local_files(source, corpus.folder)
     for kind, now in (("inputs", inputs), ("validation_inputs", held_out)):
         before = {entry["path"]: entry for entry in marker[kind]}
-        if now is not None:  # what lies on a server is known by its revision
+        if now is not None:  # None for a data set on the Hub, whose revision is checked instead
             there = set(now)
             for path in [*before, *now]:
                 if path not in before or path not in there:
@@ -187,7 +190,7 @@ def _file_changed(entry: Input, file: File) -> bool:
 
 
 def _habits(sources: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield a warning for each source whose documents begin or end in another way than those of another source."""
+    """Yield a warning for each source whose documents begin or end differently from those of other sources."""
     habits = {
         name: (entry["train"].get("begin"), entry["train"].get("end_twice", False)) for name, entry in sources.items()
     }
@@ -200,7 +203,7 @@ def _habits(sources: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def write_manifest(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStore:
-    """Write store.json from the markers of all sources, unless it says the same already."""
+    """Write store.json from the markers of all sources, unless it would not change. Return the opened store."""
     sources, warnings = {}, []
     for source in corpus.sources:
         marker = read_json(marker_path(out, source), schema=MARKER)

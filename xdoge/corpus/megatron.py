@@ -1,14 +1,14 @@
-"""The index of Megatron-LM data sets, which says where the documents of a token file are.
+"""Read the index of Megatron-LM data sets, which gives the documents of a token file.
 
-A data set is two files with one prefix, PREFIX.bin and PREFIX.idx. The .bin is token ids and nothing else; the .idx,
-little-endian throughout, says how to cut them:
+A data set consists of two files with the same prefix, PREFIX.bin and PREFIX.idx. The .bin contains only token ids. The
+.idx, which is little-endian, divides them into sequences and documents:
 
     9 bytes "MMIDIDX", 0, 0    8 bytes version, 1    1 byte type of the ids
-    8 bytes sequences, s       8 bytes d, documents + 1
-    s x int32 tokens of each sequence    s x int64 where it begins in the .bin, in bytes
-    d x int64 number of the sequence that each document begins with, from 0 to s
+    8 bytes number of sequences, s    8 bytes d, number of documents + 1
+    s x int32 tokens of each sequence    s x int64 offset of each sequence in the .bin, in bytes
+    d x int64 first sequence of each document, from 0 to s
 
-Most documents are one sequence; those that were split into sentences are several.
+Most documents are one sequence. Documents that were split into sentences have several.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from xdoge.errors import XDogeError
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-"""Types of ids by the number that stands for them; 6 and 7 are fractions."""
+"""Integer types by their code in the index. The codes 6 and 7 are floating-point types."""
 
 
 def read_index(file: Path) -> Index:
-    """Read the .idx beside a .bin, and check one against the other.
+    """Return the document bounds of a .bin from its .idx, after checking that the two files match.
 
     Raises:
-        XDogeError: the .idx is of another kind or version, cut, contradicts itself, or the .bin is not as long
-            as it says.
+        XDogeError: the .idx is of another kind or version, truncated or inconsistent. Or the .bin has another length
+            than the .idx says.
     """
     idx = file.with_suffix(".idx")
     with idx.open("rb") as stream:

@@ -1,8 +1,9 @@
-"""Rows of token ids in the shards of MosaicML's streaming (MDS), which index.json beside them describes.
+"""Read token ids from shards of MosaicML's streaming (MDS). The file index.json in the same folder describes them.
 
-A shard, little-endian throughout: 4 bytes the number of samples, s; (s + 1) x 4 bytes where samples begin and the last
-one ends; the samples. A sample: 4 bytes of size for each column without a fixed one; the values of all columns. An
-array says its type and shape where its column does not: 1 byte for the type; 1 byte for axes and width of their sizes.
+A shard is little-endian. It begins with 4 bytes for the number of samples s. Then follow (s + 1) x 4 bytes with the
+offsets where samples begin and the last one ends, and then the samples. A sample begins with 4 bytes for the size of
+each column that has no fixed size. Then follow the values of all columns. An array whose column does not state type and
+shape begins with 1 byte for the type, and 1 byte for the number of axes and the width of their sizes.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from xdoge.errors import XDogeError
 from xdoge.io import read_json
 
 TYPES = {8: "u1", 9: "i1", 16: "u2", 17: "i2", 32: "u4", 33: "i4", 64: "u8", 65: "i8"}
-"""Types of whole numbers by the byte that stands for them."""
+"""Integer types by their code in an array."""
 BYTES = np.dtype("<i8")
-"""Type of ids in a column of plain bytes, in which llm-foundry wrote them."""
+"""Type of the ids in a column of plain bytes, as llm-foundry writes them."""
 
 
 def read_shard(file: Path, column: str | None) -> Iterator[npt.NDArray[Any]]:
     """Yield the ids of each sample of a shard.
 
     Args:
-        file: the shard, compressed or not.
-        column: of the ids; None for input_ids if there is one, else tokens.
+        file: the shard, which may be compressed.
+        column: column of the ids. None means input_ids, or tokens if there is no input_ids.
 
     Raises:
-        XDogeError: index.json does not describe the shard, it has no such column of ids, or it is cut.
+        XDogeError: index.json does not describe the shard, or the shard has no such column of ids or is truncated.
     """
     index = read_json(file.with_name("index.json"))
     try:

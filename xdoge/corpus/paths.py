@@ -1,4 +1,4 @@
-"""The files that a path, a folder or a pattern in corpus.yaml names, and what format their names say they have."""
+"""Find the files that a path, folder or pattern in corpus.yaml names, and tell their format from their names."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from xdoge.errors import XDogeError
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 ARCHIVES = (".zip", ".tar")
 COMPRESSED = (".gz", ".zst", ".zstd", ".xz", ".bz2")
-"""Compressions of .tar and of the formats made of text; the others compress inside."""
+"""Compressions of .tar and text formats. The other formats have compression of their own."""
 MARK_FOLDERS = frozenset({"_temporary", "_delta_log", "_spark_metadata", "__MACOSX"})
-"""Folders in which Spark, Delta Lake and macOS keep what is no data."""
+"""Folders in which Spark, Delta Lake and macOS store metadata."""
 
 _SAME = {".ndjson": ".jsonl", ".zstd": ".zst"}
 _SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 _INSIDE = (".parquet", ".arrow", ".zip")
 _NOTE = re.compile(r"(?i)(readme|license|licence)(\.\w+)?|(md5|sha\d+)sums?(\.txt)?|.*\.(md5|sha\d+)")
-"""Files that describe a folder."""
+"""Files that describe the other files of a folder, such as READMEs and checksums."""
 _MOST_ALTERNATIVES = 100_000
 
 
 def text_format(path: Readable | str) -> tuple[str, str]:
-    """Return a file's format and compression by its extensions, such as (".jsonl", ".gz") or (".csv", "").
+    """Return the format and compression that a file name's extensions give, such as (".jsonl", ".gz") or (".csv", "").
 
     Raises:
-        XDogeError: not a format that can be read.
+        XDogeError: the format cannot be read.
     """
     name = (os.path.basename(path) if isinstance(path, str | Path) else path.name).lower()
     short = next((ending for ending in _SHORT if name.endswith(ending)), "")
@@ -47,14 +47,14 @@ def text_format(path: Readable | str) -> tuple[str, str]:
 
 
 def find(patterns: Iterable[str], folder: Path) -> tuple[File, ...]:
-    """Return the files that patterns name, sorted within each pattern.
+    """Return the files that patterns match, sorted within each pattern.
 
     Args:
-        patterns: paths, folders, patterns or URLs. `~`, `$VARIABLE` and `{a,b}` are replaced first.
-        folder: that relative paths start from.
+        patterns: paths, folders, glob patterns or URLs. `~`, `$VARIABLE` and `{a,b}` are expanded first.
+        folder: folder to which relative paths refer.
 
     Raises:
-        XDogeError: one names no file.
+        XDogeError: a pattern matches no file.
     """
     files: list[File] = []
     for named in patterns:
@@ -73,7 +73,7 @@ def find(patterns: Iterable[str], folder: Path) -> tuple[File, ...]:
 
 
 def alternatives(pattern: str) -> list[str]:
-    """Return the patterns that {a,b} and {000..127} in a pattern stand for, as in a shell."""
+    """Return the patterns that result from expanding {a,b} and {000..127} as a shell does."""
     done: list[str] = []
     left = [pattern]
     while left:
@@ -134,10 +134,12 @@ def _remote(pattern: str) -> Sequence[File]:
 
 
 def data_files(names: Sequence[PurePath], *, where: str) -> list[PurePath]:
-    """Return which files of a folder are text, leaving out hidden files, marks and files that describe the folder.
+    """Return the files of a folder that contain text.
+
+    Hidden files, metadata of other tools, and files that describe the folder are left out.
 
     Raises:
-        XDogeError: there is none, one has no format that can be read, or they have two formats.
+        XDogeError: no file is left, a format cannot be read, or the files have different formats.
     """
     data = [name for name in names if is_data(name)]
     first: dict[str, PurePath] = {}
@@ -149,30 +151,33 @@ def data_files(names: Sequence[PurePath], *, where: str) -> list[PurePath]:
 
 
 def is_data(name: PurePath) -> bool:
-    """Say whether a file of a folder or an archive should be text: it is not hidden and describes no other file."""
+    """Whether a file of a folder or an archive should contain text, judged by its name.
+
+    Hidden files, metadata of other tools, and files that describe other files should not.
+    """
     return not (_is_hidden(name) or _is_mark(name, frozenset()) or _NOTE.fullmatch(name.name))
 
 
 def check_format(name: PurePath, first: dict[str, PurePath], *, where: str, advice: str = "") -> None:
-    """Refuse a file of a folder or an archive that has no format of text, or another one than the others.
+    """Raise an error if a file's format cannot be read, or differs from that of the other files.
 
     Args:
-        name: of the file.
-        first: the first file of each format, which is added to.
-        where: the folder or the archive.
-        advice: what to do; "" for a folder.
+        name: name of the file.
+        first: first file of each format so far. This file is added to it.
+        where: folder or archive, for the message.
+        advice: end of the message, by default the advice for a folder.
 
     Raises:
-        XDogeError: it is refused.
+        XDogeError: the format cannot be read, or is not the same as that of the other files.
     """
     if not _has_format(name):
         advice = advice or "name the files, such as *.jsonl"
         raise XDogeError(f"{where} holds {name}, which is not in a format that can be read; {advice}.")
     first.setdefault(text_format(str(name))[0], name)
     if len(first) > 1:
-        one, two, *_ = first.values()
+        a, b, *_ = first.values()
         advice = advice or f"name the files of one, such as *{next(iter(first))}"
-        raise XDogeError(f"{where} holds {one} and {two}, which may be the same text in two formats; {advice}.")
+        raise XDogeError(f"{where} holds {a} and {b}, which may be the same text in two formats; {advice}.")
 
 
 def _is_hidden(name: PurePath) -> bool:
@@ -180,7 +185,10 @@ def _is_hidden(name: PurePath) -> bool:
 
 
 def _is_mark(file: PurePath, named: frozenset[str]) -> bool:
-    """Say whether a file is no data but what writers leave beside it, such as _SUCCESS of Spark; `named` is kept."""
+    """Whether a file is metadata that another tool left, such as _SUCCESS of Spark.
+
+    A folder in `named`, which the user's pattern names, does not count as metadata.
+    """
     if MARK_FOLDERS.intersection(file.parts) - named:
         return True
     return file.name.startswith("_") and not _has_format(file)

@@ -1,8 +1,9 @@
 """Turn a corpus into a token store: read, tokenise, split, count, write.
 
-One thread cuts the inputs into blocks of text, in order. A pool of threads turns blocks into tokens; parsing and
-encoding release Python's lock. The first thread takes the results in order and spools them to disk. When a source
-ends, its spools become one Arrow file per split and a marker is written. A later run resumes after the last marker.
+The main thread divides the inputs into blocks of text, in order. A pool of threads parses and tokenises the blocks, for
+which Python's global lock is released. The main thread takes the results in order and appends them to temporary files.
+At the end of a source, these become one Arrow file per split, and a marker is written. A later run resumes after the
+last marker.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ from xdoge.progress import Event, OnProgress, silent
 make_callable(__name__, __name__)
 
 BLOCKS_PER_WORKER = 4
-"""Blocks in flight: enough that no thread waits while another has a long document, few enough to stay small."""
+"""Blocks in flight per thread. No thread waits while another has a long document, and memory stays small."""
 SAMPLE_READ = 4
-"""A data set on a server is read this many times the sample's size to draw the sample from, not to its end."""
+"""To sample text for a tokenizer from a data set on a server, only this many times the sample's size is read."""
 
 
 def prepare(
@@ -69,30 +70,31 @@ def prepare(
     refresh: bool = False,
     on_progress: OnProgress = silent,
 ) -> TokenStore:
-    """Tokenise a corpus into a store, with all cores and without holding a source in memory.
+    """Tokenise a corpus into a token store, with all cores and little memory.
 
-    All inputs are checked before anything is written. A run that was stopped, killed or met
-    a bad row continues with the source it was in when the same call is made again, and ends with the same bytes.
-    A store that was finished before can be opened as it was until the first of its files is replaced: all the time
-    while sources are added, and with `refresh` until a changed tokenizer is saved or the first changed source has
-    been tokenised. From there to the end it is unfinished, and the error of a run that fails there says so.
+    All inputs are checked before anything is written. If a run is stopped or killed, or fails at a bad row, make the
+    same call again. It continues with the unfinished source, and the final files have the same bytes.
 
-    Memory holds a few blocks per worker, and the longest rows; of a Parquet file a row group.
+    A finished store can still be opened in its old state while a later run adds sources. With `refresh`, it can be
+    opened until a changed tokenizer is saved or the first changed source has been tokenised. From then on, the store is
+    unfinished until the run ends. If the run fails in this time, its error says so.
+
+    Memory use is a few blocks per thread and the longest rows. For Parquet files it includes a row group.
 
     Args:
         corpus: path of corpus.yaml.
-        out: folder of the store; a new one, or one that prepare wrote.
-        workers: threads that encode; all cores this process may use when None.
-        refresh: tokenise sources again whose files or settings changed since they were finished.
+        out: folder of the store, either a new one or one that `prepare` wrote.
+        workers: threads that encode. None means one for each core that this process may use.
+        refresh: tokenise sources again if their files or settings changed since they were finished.
         on_progress: called after every block.
 
     Returns:
-        The finished store; its `warnings` are worth showing.
+        The finished store. Its `warnings` should be shown to the user.
 
     Raises:
-        XDogeError: the corpus, an input file or the tokenizer is not what it should be, a finished source changed
-            and `refresh` is off, `out` belongs to something else, or the disk is full. What is about an input begins
-            with corpus.yaml, language, source and field.
+        XDogeError: the corpus, an input file or the tokenizer is not valid. Or a finished source changed while
+            `refresh` is false, `out` contains something else, or the disk is full. Messages about an input begin with
+            its place in corpus.yaml.
     """
     loaded, out = Corpus.load(corpus), Path(out)
     check_folder(out)
@@ -117,7 +119,7 @@ def prepare(
 
 
 def report_kept(markers: Mapping[Source, dict[str, Any] | None], on_progress: OnProgress) -> None:
-    """Say which sources an earlier run finished."""
+    """Report each source that an earlier run finished as a "skip" event."""
     for source, marker in markers.items():
         if marker is not None:
             on_progress(Event("skip", source.name))
@@ -127,7 +129,7 @@ def report_kept(markers: Mapping[Source, dict[str, Any] | None], on_progress: On
 
 
 def known_tokenizer(corpus: Corpus, out: Path) -> Tokenizer | None:
-    """Return the tokenizer the corpus names, or the one an earlier run trained; None when it is yet to train."""
+    """Return the tokenizer that the corpus names or an earlier run trained. None means that it must be trained."""
     spec = corpus.spec.tokenizer
     if spec.train is None:
         (kind,) = _tokenizer_settings(corpus)
@@ -144,17 +146,17 @@ def _tokenizer_settings(corpus: Corpus) -> dict[str, Any]:
 
 
 def save_tokenizer(tokenizer: Tokenizer, corpus: Corpus, out: Path) -> None:
-    """Write the tokenizer into the store, unless it is there."""
+    """Write the tokenizer into the store, unless the same one is there already."""
     note, settings = saved(out / "tokenizer"), _tokenizer_settings(corpus)
     if note is None or (note["settings"], note["fingerprint"]) != (settings, tokenizer.fingerprint):
-        (out / "store.json").unlink(missing_ok=True)  # it names the tokenizer that goes now
+        (out / "store.json").unlink(missing_ok=True)  # it names the old tokenizer
         tokenizer.save(out / "tokenizer", settings=settings)
 
 
 def train_tokenizer(
     corpus: Corpus, works: Sequence[Work], pool: ThreadPoolExecutor, on_progress: OnProgress
 ) -> Tokenizer:
-    """Return the tokenizer that corpus.yaml asks to train."""
+    """Train the tokenizer that corpus.yaml asks for, and return it."""
     spec = corpus.spec.tokenizer.train
     if spec is None:
         raise ValueError("there is no tokenizer to train")
@@ -185,7 +187,7 @@ def train_tokenizer(
     n_bytes = sum(len(text.encode("utf-8")) for text in texts)
     on_progress(Event("tokenizer", f"training a tokenizer of {spec.vocab_size:,} pieces on {n_bytes:,} bytes of text"))
     began = time.monotonic()
-    model = pool.submit(train, texts, spec, where=where).result()  # in a thread, so that a signal is obeyed at once
+    model = pool.submit(train, texts, spec, where=where).result()  # in a thread, so that signals are handled at once
     on_progress(Event("tokenizer", f"trained the tokenizer in {time.monotonic() - began:,.0f} seconds"))
     return sentencepiece_model(model, where=where)
 
@@ -204,7 +206,7 @@ def _documents(work: Work, characters: int, on_documents: Callable[[int], None])
         on_documents(len(texts))
 
 
-# --- the work ------------------------------------------------------------------------------------------------------
+# --- the sources ---------------------------------------------------------------------------------------------------
 
 
 def tokenise(
@@ -237,7 +239,7 @@ def tokenise(
         future.result()
         on_progress(work.event("done"))
 
-    # a thread of its own assembles finished sources: most of that is waiting for the disk
+    # A separate thread assembles finished sources, because it mostly waits for the disk.
     with (
         disk_errors(out),
         contextlib.ExitStack() as spools,
@@ -305,5 +307,5 @@ def _assemble(work: Work, files: dict[str, str], tokenizer: Tokenizer, out: Path
     }
     if work.row_tokens is not None:
         parts["train"] |= work.row_tokens.habits()
-    shutil.rmtree(out / SPOOL / work.source.name, ignore_errors=True)  # of a part without documents there is none
+    shutil.rmtree(out / SPOOL / work.source.name, ignore_errors=True)  # a shard without documents has no such folder
     return parts

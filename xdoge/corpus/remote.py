@@ -1,8 +1,8 @@
-"""Files on servers, through fsspec: found by a URL or a pattern, and downloaded when they are read.
+"""Find files on servers by URL or pattern with fsspec, and download them when they are read.
 
-fsspec opens s3://, gs://, hf://, https:// and many more, with the library of each protocol and the credentials that the
-library itself finds. A download is kept until the source that it belongs to is finished. One that was interrupted goes
-on where it was, if the server can say that the file is still the same.
+fsspec supports s3://, gs://, hf://, https:// and many other protocols. Each protocol has its own library, which finds
+the credentials by itself. A download is kept until its source is finished. An interrupted download continues where it
+stopped, if the server gives a version that shows that the file has not changed.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from xdoge.errors import Interrupted, MissingExtraError, XDogeError
 from xdoge.io import disk_errors, sync_folder
 
 PIECE = 1 << 23
-"""Bytes that one request asks for."""
+"""Bytes per request."""
 TRIES = 4
-"""Requests for a piece, with pauses of 1, 2 and 4 seconds between them."""
+"""Attempts without progress before the download fails, with pauses of 1, 2 and 4 seconds between them."""
 AT_ONCE = 16
-"""Requests for sizes and versions at one time."""
+"""Concurrent requests for sizes and versions."""
 VERSIONS = ("ETag", "etag", "md5Hash", "blob_id", "sha", "Content-MD5", "Digest", "checksum")
-"""What the file systems of fsspec call the hash of a file."""
+"""Names that the file systems of fsspec give to the hash of a file."""
 TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "updated", "modified", "created")
-"""What they call the time of its last change, which is used where there is no hash."""
+"""Names that they give to the time of the last change. It is used if there is no hash."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _RUN = uuid.uuid4().hex
-"""Stands in for the version of a file whose server tells none, so that another run downloads it again."""
+"""Version of files whose server gives none. It differs between runs, so that every run downloads them again."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class RemoteFile:
     """A file on a server.
 
     Attributes:
-        url: with protocol, such as s3://bucket/data/a.jsonl.
-        n_bytes: its size, None if the server does not tell.
-        version: hash or time that shows whether it changed, None if the server tells neither.
+        url: URL with its protocol, such as s3://bucket/data/a.jsonl.
+        n_bytes: size, None if the server does not give it.
+        version: hash or time of the last change, None if the server gives neither.
     """
 
     url: str
@@ -60,51 +60,55 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """The last part of its path, which says what format it has."""
+        """The last part of the path, whose extensions give the format."""
         path = re.split(r"[?#]", self.url)[0] if self.url.startswith("http") else self.url
         return path.rstrip("/").rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class UnpackedFile:
-    """A file of an archive, unpacked to a temporary file.
+    """A file from an archive, unpacked to a temporary file.
 
     Attributes:
-        path: of the temporary file.
-        shown: what messages call it, such as data.zip/a.jsonl.
+        path: path of the temporary file.
+        shown: name in messages, such as data.zip/a.jsonl.
     """
 
     path: Path
     shown: str
 
     def __str__(self) -> str:
-        """Return the archive and the name in it."""
+        """Return the name of the archive and the name in the archive."""
         return self.shown
 
     @property
     def name(self) -> str:
-        """The last part of its name, which says what format it has."""
+        """The last part of the name, whose extensions give the format."""
         return self.shown.rpartition("/")[2]
 
 
 File = Path | RemoteFile
-"""What corpus.yaml names."""
+"""A file that corpus.yaml names."""
 Readable = File | UnpackedFile
-"""What readers read."""
+"""A file that readers can read."""
 
 
 def is_remote(path: str) -> bool:
-    """Say whether a path in corpus.yaml is a URL."""
+    """Whether a path in corpus.yaml is a URL."""
     return bool(_SCHEME.match(path))
 
 
 def find_remote(pattern: str) -> tuple[str, list[RemoteFile]]:
-    """Return the URL of the folder that a pattern begins with, and the files that it matches, sorted.
+    """Return the files that a URL or pattern names, sorted, and the URL of the folder with which it begins.
 
-    The pattern is the URL of a file or a folder, or has `*`, `**`, `?` or `[...]` in it.
+    Args:
+        pattern: URL of a file or a folder, or a pattern with `*`, `**`, `?` or `[...]`.
+
+    Returns:
+        URL of the folder (or the file), and the files.
 
     Raises:
-        XDogeError: it does not exist, the server refuses it, or the library of its protocol is not installed.
+        XDogeError: it does not exist, the server refuses access, or the library of the protocol is not installed.
     """
     if re.match(r"[^/]+://[^/@]*:[^/@]*@", pattern) or "::" in pattern:
         raise XDogeError(
@@ -115,29 +119,29 @@ def find_remote(pattern: str) -> tuple[str, list[RemoteFile]]:
         system, path = _system(pattern)
         system.invalidate_cache()  # a listing that an earlier call in this process keeps may be out of date
         root = path
-        found: Mapping[str, Mapping[str, Any]] = {}
+        matches: Mapping[str, Mapping[str, Any]] = {}
         if "*" not in path:
             try:
-                found = {path: system.info(path)}
+                matches = {path: system.info(path)}
             except FileNotFoundError:
                 if not re.search(r"[?[]", path):
                     raise
-        if not found:
+        if not matches:
             root = re.split(r"[*?[]", path)[0].rpartition("/")[0]
-            found = system.glob(path, detail=True)
-        elif pattern.endswith("/") or found[path]["type"] == "directory":
-            found = system.find(path, detail=True)
-        files = {name: info for name, info in found.items() if info["type"] == "file" and not name.endswith("/")}
+            matches = system.glob(path, detail=True)
+        elif pattern.endswith("/") or matches[path]["type"] == "directory":
+            matches = system.find(path, detail=True)
+        files = {name: info for name, info in matches.items() if info["type"] == "file" and not name.endswith("/")}
         with ThreadPoolExecutor(AT_ONCE) as pool:
             remote = list(pool.map(lambda name: _remote(system, name, files[name]), sorted(files)))
         return system.unstrip_protocol(root).rstrip("/"), remote
 
 
 def local(file: Readable) -> Path:
-    """Return where a file lies on the local disk, after downloading it there if it lies on a server.
+    """Return the local path of a file. A file on a server is downloaded first.
 
     Raises:
-        XDogeError: the server does not answer, the file changed, or fewer or more bytes came than it has.
+        XDogeError: the server does not answer, or the file changed or has another size than the server stated.
     """
     if isinstance(file, Path):
         return file
@@ -151,7 +155,7 @@ def local(file: Readable) -> Path:
         if path.exists():
             return path
         for old in folder.iterdir():
-            if old.stem != path.name:  # of another version
+            if old.stem != path.name:  # another version
                 old.unlink(missing_ok=True)
     with disk_errors(part), part.open("ab") as out:
         fcntl.flock(out, fcntl.LOCK_EX)  # another thread or process may be downloading it
@@ -165,12 +169,12 @@ def local(file: Readable) -> Path:
 
 
 def size_of(file: File) -> int:
-    """Return the bytes of a file, 0 if its server does not tell."""
+    """Return the size of a file in bytes, 0 if its server does not give it."""
     return file.n_bytes or 0 if isinstance(file, RemoteFile) else local(file).stat().st_size
 
 
 def forget(files: Iterable[File]) -> None:
-    """Delete the downloads of files."""
+    """Delete the downloaded copies of files."""
     for file in files:
         if isinstance(file, RemoteFile):
             shutil.rmtree(_folder(file), ignore_errors=True)
@@ -178,7 +182,7 @@ def forget(files: Iterable[File]) -> None:
 
 @contextlib.contextmanager
 def remote_errors(url: str) -> Iterator[None]:
-    """Turn whatever fsspec and the libraries under it raise into one line that begins with the URL."""
+    """Turn all exceptions of fsspec and its libraries into an XDogeError that begins with the URL."""
     try:
         yield
     except (XDogeError, Interrupted):
@@ -202,7 +206,7 @@ def _folder(file: RemoteFile) -> Path:
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL, and the path in it."""
+    """Return the fsspec file system of a URL, and the path in it."""
     try:
         import fsspec
     except ImportError as error:
@@ -221,7 +225,7 @@ def _system(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _library(protocol: str) -> Iterator[None]:
-    """Turn an unknown protocol, or one whose library is missing, into a line that says what to install."""
+    """Turn an unknown protocol or a missing library into an XDogeError that says what to use or to install."""
     from fsspec.registry import known_implementations
 
     try:
@@ -236,7 +240,7 @@ def _library(protocol: str) -> Iterator[None]:
 
 
 def _remote(system: Any, path: str, info: Mapping[str, Any]) -> RemoteFile:
-    if info.get("size") is None or not any(info.get(key) for key in VERSIONS):  # a listing may tell less
+    if info.get("size") is None or not any(info.get(key) for key in VERSIONS):  # a listing may have fewer fields
         info = system.info(path)
     version = next((str(info[key]) for key in (*VERSIONS, *TIMES) if info.get(key)), None)
     return RemoteFile(system.unstrip_protocol(path), info.get("size"), version)
@@ -260,16 +264,16 @@ def _download(file: RemoteFile, out: IO[bytes]) -> None:
                 problem = EOFError(f"it ended after {out.tell():,} of {file.n_bytes:,} bytes")
             except (XDogeError, Interrupted, PermissionError):
                 raise
-            except FileNotFoundError as error:  # over HTTP also a connection that broke
+            except FileNotFoundError as error:  # with HTTP, also raised for a broken connection
                 if error.__cause__ is None or hasattr(error.__cause__, "status"):
                     raise
                 problem = error
-            except ValueError:  # how fsspec says that a server sends files from the beginning only
+            except ValueError:  # raised by fsspec if the server does not support byte ranges
                 if not ranges:
                     raise
                 ranges = False
                 continue
-            except Exception as error:  # a connection that broke; each library has exceptions of its own
+            except Exception as error:  # a broken connection; every library has its own exceptions
                 problem = error
             tries, most = 1 if out.tell() > most else tries + 1, max(most, out.tell())
             if tries >= TRIES:
@@ -283,7 +287,7 @@ def _download(file: RemoteFile, out: IO[bytes]) -> None:
 
 
 def _pieces(system: Any, path: str, start: int, ranges: bool) -> Iterator[bytes]:
-    """Yield the bytes of a file from `start` on, or all of them where the server knows no ranges."""
+    """Yield the bytes of a file from `start` on. If `ranges` is false, `start` must be 0."""
     with system.open(path, "rb", cache_type="none", block_size=PIECE if ranges else 0) as stream:
         if start:
             stream.seek(start)

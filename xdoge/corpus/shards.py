@@ -1,8 +1,8 @@
-"""A store that several processes or nodes prepare: each takes its share of the files, and one joins what they made.
+"""Prepare a store with several processes or nodes. Each tokenises a share of the files, and one joins the results.
 
-`prepare_shard` writes a small store without a manifest into `shards/K-of-N` of the store's folder, so a shard that was
-killed resumes as `prepare` does. `join_shards` copies the tokens of all shards, in the order of the files. The store
-has the bytes that `prepare` alone would have written.
+`prepare_shard` writes a small store without a manifest into the folder `shards/K-of-N` of the store. A killed shard can
+therefore resume as `prepare` does. `join_shards` copies the tokens of all shards, in the order of the files. The store
+then has the same bytes as one that a single `prepare` wrote.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ from xdoge.progress import Event, OnProgress, silent
 
 @dataclass(frozen=True)
 class Shard:
-    """Shard `number`, from 1, of `count`."""
+    """One of several shards.
+
+    Attributes:
+        number: number of the shard, from 1.
+        count: number of shards.
+
+    Raises:
+        XDogeError: `number` is not from 1 to `count`.
+    """
 
     number: int
     count: int
@@ -42,15 +50,15 @@ class Shard:
             raise XDogeError(f"{argument('shard')} is {self}; K/N has 1 <= K <= N, such as 3/16.")
 
     def __str__(self) -> str:
-        """Return it as it is written, such as 3/16."""
+        """Return the shard as the user writes it, such as 3/16."""
         return f"{self.number}/{self.count}"
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Return what "3/16" says.
+        """Return the shard that a text such as "3/16" names.
 
         Raises:
-            XDogeError: it says something else.
+            XDogeError: the text does not have this form, or the number is out of range.
         """
         if (match := re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)) is None:
             raise XDogeError(f"{argument('shard')} is {text!r}; write K/N, such as 3/16.")
@@ -58,13 +66,13 @@ class Shard:
 
     @property
     def folder(self) -> str:
-        """Where it lies in the store."""
+        """Path of the shard's folder, relative to the store."""
         return f"{SHARDS}/{self.number}-of-{self.count}"
 
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """What a finished shard holds, of both splits."""
+    """Numbers of files, documents and tokens in a finished shard, over both splits."""
 
     files: int
     documents: int
@@ -80,23 +88,25 @@ def prepare_shard(
     refresh: bool = False,
     on_progress: OnProgress = silent,
 ) -> ShardCounts:
-    """Tokenise one shard of a corpus: a contiguous range of its files, which has about 1/N of their bytes.
+    """Tokenise one shard of a corpus: a contiguous range of its files with about 1/N of their bytes.
 
-    Data sets, and sources with max_tokens, are not divided: one shard takes all of each. Tokens made elsewhere are
-    left to `join_shards`, since they need no tokenising. A tokenizer to be trained is trained by the shard that comes
-    first, from the whole corpus, and the others wait for it. A shard that was killed continues with the source that it
-    was in.
+    Hub data sets and sources with max_tokens are not divided. One shard reads all of each. Sources that are tokens
+    already are left to `join_shards`. If a tokenizer must be trained, the shard that starts first trains it on the
+    whole corpus, and the others wait. A killed shard continues with its unfinished source when it runs again.
 
     Args:
         corpus: path of corpus.yaml.
-        out: folder of the store, the same one for all shards, on a file system that they share.
-        shard: which one this is.
-        workers: threads that encode; all cores this process may use when None.
-        refresh: tokenise sources again whose files or settings changed since they were finished.
+        out: folder of the store. It must be the same for all shards, on a shared file system.
+        shard: the shard to tokenise.
+        workers: threads that encode. None means one for each core that this process may use.
+        refresh: tokenise sources again if their files or settings changed since they were finished.
         on_progress: called after every block.
 
+    Returns:
+        Files, documents and tokens of the shard.
+
     Raises:
-        XDogeError: as `prepare`; or `out` holds a finished store, or shards of another count or tokenizer.
+        XDogeError: as for `prepare`. Or `out` has a finished store, or shards of another number or tokenizer.
     """
     loaded, out = Corpus.load(corpus), Path(out)
     workers = worker_count(workers)
@@ -124,16 +134,19 @@ def prepare_shard(
 def join_shards(
     corpus: Path | str, out: Path | str, *, workers: int | None = None, on_progress: OnProgress = silent
 ) -> TokenStore:
-    """Join the shards in `out` to a store, and delete them.
+    """Join all shards in `out` to a store, and delete them.
 
     Args:
-        corpus: path of the corpus.yaml that they were prepared from.
+        corpus: path of the corpus.yaml from which the shards were prepared.
         out: folder of the store.
-        workers: threads that check tokens made elsewhere; all cores this process may use when None.
-        on_progress: called as the documents are copied.
+        workers: threads that check sources of tokens. None means one for each core that this process may use.
+        on_progress: called while documents are copied.
+
+    Returns:
+        The finished store.
 
     Raises:
-        XDogeError: a shard is not finished, or an input, a setting or the tokenizer changed since it was prepared.
+        XDogeError: a shard is missing or not finished. Or an input, a setting or the tokenizer changed since.
     """
     loaded, out = Corpus.load(corpus), Path(out)
     workers = worker_count(workers)
@@ -157,7 +170,10 @@ def join_shards(
 
 
 def _part(corpus: Corpus, shard: Shard) -> Corpus:
-    """Return the corpus with the files of one shard only: those whose middle byte lies in its share of all bytes."""
+    """Return the corpus with only the files of one shard.
+
+    A file belongs to the shard in whose share of all bytes its middle byte lies.
+    """
     items = list(_items(corpus))
     total = sum(size for _, _, size in items)
     before, chosen = 0, dict[str, set[File]]()
@@ -179,7 +195,10 @@ def _part(corpus: Corpus, shard: Shard) -> Corpus:
 
 
 def _items(corpus: Corpus) -> Iterator[tuple[Source, tuple[File, ...], int]]:
-    """Yield what is not divided, in order, with a size > 0."""
+    """Yield the units that are assigned to shards, in order: a source, files of it, and their size in bytes, > 0.
+
+    A unit is a file, or a whole source that is not divided.
+    """
     for source in corpus.sources:
         files = (*source.files, *source.validation)
         if source.spec.has_tokens:
@@ -191,7 +210,11 @@ def _items(corpus: Corpus) -> Iterator[tuple[Source, tuple[File, ...], int]]:
 
 
 def _count(out: Path) -> int | None:
-    """Return of how many shards there are some in `out`, None if there are none."""
+    """Return the number N of the shards K-of-N in `out`, None if there are no shards.
+
+    Raises:
+        XDogeError: there are shards with different N.
+    """
     names = (re.fullmatch(r"[0-9]+-of-([0-9]+)", path.name) for path in out.glob(f"{SHARDS}/*"))
     counts = {int(name[1]) for name in names if name}
     if len(counts) > 1:
@@ -203,7 +226,7 @@ def _count(out: Path) -> int | None:
 def _shared_tokenizer(
     corpus: Corpus, out: Path, shard: Shard, pool: ThreadPoolExecutor, on_progress: OnProgress
 ) -> Tokenizer:
-    """Return the tokenizer of all shards; the first one of them saves it, and trains it where that is asked for."""
+    """Return the tokenizer of all shards. The shard that starts first saves it, and trains it if necessary."""
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     if corpus.spec.tokenizer.train is not None and in_use(out):

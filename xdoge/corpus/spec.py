@@ -1,7 +1,7 @@
-"""corpus.yaml, which says what text there is. It is checked before any text is read.
+"""Read and check corpus.yaml, which describes the text of a corpus. No text is read yet.
 
-`CorpusSpec` is the file as written. `Corpus` is what it means on this machine: paths taken from the folder of
-the YAML file, globs expanded, every file found, nothing used twice.
+`CorpusSpec` is the content of the file. `Corpus` adds the files that exist on this machine: relative paths start from
+the folder of corpus.yaml, patterns are expanded, and no file is used twice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.names import CONTROLS, shown
 
 LONGEST_PART = 255
-"""Bytes of a file's name, more than which Linux refuses."""
+"""Bytes. Linux allows no longer file names."""
 
 
 def _check_name(name: str) -> str:
@@ -56,7 +56,7 @@ Name = Annotated[str, AfterValidator(_check_name)]
 Line = Annotated[str, AfterValidator(_check_line)]
 NamedLine = Annotated[Line, Field(min_length=1)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_check_patterns)]
-"""One path or several; URLs, folders, `*`, `?`, `[...]`, `**` and `{a,b}` allowed."""
+"""One path or several. URLs, folders, `*`, `?`, `[...]`, `**` and `{a,b}` are allowed."""
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -71,28 +71,33 @@ def _check_columns(value: object) -> object:
 
 
 Columns = Annotated[NamedLine | tuple[NamedLine, ...], BeforeValidator(_check_columns)]
-"""The column of the text, or several whose texts are joined by a blank line. A dot leads into a nested object."""
+"""The column of the text, or several whose texts are joined by a blank line. A dot names a field of an object."""
 DocumentOf = Literal["line", "blank-line", "file"]
-"""What a document of a .txt file is: a line, lines up to a blank one, or the whole file."""
+"""Documents of a .txt file are lines, are separated by blank lines, or are whole files."""
 
 
 CHARACTERS_PER_PIECE = 1_000
-"""Characters of each language that a piece is learned from.
+"""Characters of each language on which a tokenizer is trained, for each piece of its vocabulary.
 
-With 1,000 pieces and six languages, bytes per token were 2.2723 at half as many and 2.2733 at these, on text held out.
+Measured with 1,000 pieces and six languages: held-out text has 2.2733 bytes per token, and 2.2723 with half as many
+characters.
 """
 
 MOST_CHARACTERS = 6_000_000
-"""Of a language, for the training of a tokenizer."""
+"""Most characters of a language on which a tokenizer is trained by default."""
 
 
 class TrainTokenizer(Config):
-    """A SentencePiece model to train on the corpus itself, with as many characters from every language.
+    """Settings for a SentencePiece model that is trained on the corpus, with equally many characters of each language.
 
     Attributes:
-        vocab_size: pieces, the 4 special and (with `byte_fallback`) the 256 byte pieces among them.
-        characters_per_language: characters to learn from, spread evenly over a language's sources; by default 1,000 for
-            each piece, and 6 million at most. The sample is the same whatever order the text comes in.
+        vocab_size: number of pieces, including the 4 special pieces and (with `byte_fallback`) the 256 byte pieces.
+        model_type: algorithm of SentencePiece.
+        byte_fallback: encode unknown characters as bytes instead of <unk>.
+        character_coverage: share of the characters of the text that get pieces.
+        characters_per_language: characters for training, spread evenly over the sources of a language. Default: 1,000
+            per piece, at most 6 million. The selection does not depend on the order of the text.
+        seed: seed of the selection of text.
     """
 
     vocab_size: Annotated[int, Field(lt=1 << 31)] = 16_000
@@ -112,7 +117,7 @@ class TrainTokenizer(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        # 4 special pieces, 256 bytes, and some letters; SentencePiece itself says when an alphabet needs more
+        # 4 special pieces, 256 bytes and some letters. SentencePiece reports an error if an alphabet needs more.
         least = 300 if self.byte_fallback else 40
         if self.vocab_size < least:
             raise ValueError(f"vocab_size {self.vocab_size} is too small; it must be at least {least}")
@@ -120,7 +125,13 @@ class TrainTokenizer(Config):
 
 
 class TokenizerSpec(Config):
-    """Where the tokenizer comes from: exactly one of the three."""
+    """Origin of the tokenizer: exactly one of the three must be given.
+
+    Attributes:
+        sentencepiece: path or URL of a SentencePiece model.
+        huggingface: name on the Hugging Face Hub, or a local folder.
+        train: settings to train a new one.
+    """
 
     sentencepiece: Line | None = None
     huggingface: Line | None = None
@@ -137,13 +148,14 @@ class TokenizerSpec(Config):
 
 
 class ValidationSpec(Config):
-    """Documents held out by the hash of their text, the same ones in every run and every source.
+    """Settings of the validation split.
 
-    Of `megatron` sources the last ones of each data set are held out, as Megatron's own --split does.
+    Documents are selected by the hash of their text. The same text is therefore held out in every run and every source.
+    In sources whose tokens are read in place, the last documents of each file are held out, as Megatron's --split does.
 
     Attributes:
-        fraction: of the documents of a source without validation files.
-        overlap: share of the documents of validation files that may be among the training documents of their source.
+        fraction: fraction of the documents to hold out, in sources without validation files.
+        overlap: fraction of the documents in validation files that may also be training documents of the source.
     """
 
     fraction: float = Field(default=0.005, ge=0.0, le=0.5)
@@ -151,12 +163,12 @@ class ValidationSpec(Config):
 
 
 class CsvSpec(Config):
-    """How a CSV file is written where it is not as RFC 4180 says.
+    """Dialect of CSV files that deviate from RFC 4180.
 
     Attributes:
-        delimiter: the character between two values.
-        escape: the character that takes its meaning from the next one, such as the backslash of Spark and MySQL. None:
-            a quote in a quoted value is written twice.
+        delimiter: character between two values.
+        escape: character that removes the special meaning of the next one, such as the backslash in files of Spark and
+            MySQL. None means that a quote inside a quoted value is doubled.
     """
 
     delimiter: str = Field(default=",", min_length=1, max_length=1)
@@ -176,24 +188,31 @@ PLAIN_CSV = CsvSpec()
 
 
 KINDS = ("files", "dataset", "megatron", "tokens")
-"""What the documents of a source can be."""
+"""Keys of a source that name its documents. Each source has exactly one of them."""
 
 
 class SourceSpec(Config):
-    """One data set of one language.
+    """One source of one language.
 
     Attributes:
-        files: paths, folders or patterns, relative to the YAML file, or URLs; extensions say what the files are.
-        dataset: name on the Hugging Face Hub, or a local folder laid out like one.
-        megatron: prefixes of Megatron-LM data sets, PREFIX.bin and PREFIX.idx, tokens of the corpus's tokenizer.
-        tokens: files or folders of token ids that other tools wrote, with the corpus's tokenizer.
-        column: of token ids, beside `tokens`; None: input_ids, or tokens for MosaicML's streaming.
-        dtype: of the ids in files that do not say it; None: the smallest that holds the tokenizer's ids.
-        text: the column that holds the document, or several to be joined; `data.text` is a field of a nested object.
-        document: what a document of a .txt file is.
-        csv: how .csv files are written.
-        max_tokens: training tokens to take; reading stops after the document that reaches it.
-        validation: files held out instead of a fraction of this source; prefixes beside `megatron`.
+        files: paths, folders or patterns, relative to the YAML file, or URLs. Extensions give the format.
+        dataset: name on the Hugging Face Hub, or a local folder with the layout of a data set.
+        megatron: prefixes of Megatron-LM data sets (PREFIX.bin and PREFIX.idx), made with the corpus's tokenizer.
+        tokens: files or folders of token ids that other tools wrote, made with the corpus's tokenizer.
+        column: column of the token ids, for `tokens`. None means input_ids. For MosaicML's streaming, it means tokens
+            if there is no input_ids.
+        dtype: type of the ids, for files of `tokens` that do not state it. None means the smallest type that holds the
+            tokenizer's ids.
+        config: name of the configuration of `dataset`.
+        split: split of `dataset`.
+        revision: revision of `dataset` on the Hub.
+        data_dir: folder inside `dataset`.
+        text: column with the text, or several that are joined. `data.text` is a field of a nested object.
+        document: unit of a .txt file that is a document.
+        csv: dialect of .csv files.
+        max_tokens: training tokens to read. Reading stops after the document with which this number is reached.
+        license: licence of the text, for the data card.
+        validation: files to hold out, instead of a fraction of this source. For `megatron` these are prefixes.
     """
 
     files: Patterns | None = None
@@ -232,24 +251,31 @@ class SourceSpec(Config):
 
     @property
     def kind(self) -> str:
-        """The key that says where the documents come from, one of `KINDS`."""
+        """The key that names the documents, one of `KINDS`."""
         return next(name for name in KINDS if getattr(self, name) is not None)
 
     @property
     def has_tokens(self) -> bool:
-        """Whether it is tokens of the corpus's tokenizer, and not text."""
+        """Whether the source consists of tokens instead of text."""
         return self.kind in ("megatron", "tokens")
 
 
 class LanguageSpec(Config):
-    """The sources of one language, and the family it is compared within."""
+    """The sources of one language, and the name of its language family."""
 
     family: Line | None = None
     sources: dict[Name, SourceSpec] = Field(min_length=1)
 
 
 class CorpusSpec(Config):
-    """corpus.yaml as the user writes it."""
+    """The content of corpus.yaml.
+
+    Attributes:
+        name: name of the corpus.
+        tokenizer: origin of the tokenizer.
+        validation: settings of the validation split.
+        languages: sources by language.
+    """
 
     name: Name
     tokenizer: TokenizerSpec
@@ -270,15 +296,18 @@ class CorpusSpec(Config):
 
 @dataclass(frozen=True)
 class Source:
-    """One source with its files found.
+    """One source with the list of its files.
 
     Attributes:
         name: `language/source`.
-        where: file and key that errors begin with: `corpus.yaml: languages.LANGUAGE.sources.SOURCE`.
-        files: the files to read, sorted within each pattern, each .bin before its .idx; empty for a data set.
-        validation: files held out; empty when the hash decides.
-        dataset: name or, when a folder of that name lies beside the YAML file, its path.
-        whole: the source that this one is a part of.
+        where: file and key with which errors begin: `corpus.yaml: languages.LANGUAGE.sources.SOURCE`.
+        language: name of the language.
+        family: its language family, if any.
+        spec: the source in corpus.yaml.
+        files: files to read, sorted within each pattern, each .bin before its .idx. Empty for a data set.
+        validation: files to hold out. Empty if documents are held out by their hash.
+        dataset: name on the Hub, or the path of a folder with that name next to the YAML file.
+        whole: in a shard, the source of which this is a part.
     """
 
     name: str
@@ -293,17 +322,23 @@ class Source:
 
     @property
     def in_place(self) -> bool:
-        """Whether its tokens stay in the files they are in."""
+        """Whether the tokens are read in place instead of being copied into the store."""
         return self.spec.kind == "megatron" or any(file.name.endswith(FLAT) for file in self.files)
 
     def field(self, split: str) -> str:
-        """Return `where` with the key that a split's text comes from."""
+        """Return `where`, extended by the key that names the text of a split."""
         return f"{self.where}.{'validation' if split == 'validation' else self.spec.kind}"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus.yaml whose files are all there."""
+    """A checked corpus.yaml whose files all exist.
+
+    Attributes:
+        path: path of corpus.yaml.
+        spec: its content.
+        sources: all sources, in its order.
+    """
 
     path: Path
     spec: CorpusSpec
@@ -311,11 +346,11 @@ class Corpus:
 
     @classmethod
     def load(cls, path: Path | str) -> Corpus:
-        """Read and check corpus.yaml without opening any of its text.
+        """Read and check corpus.yaml without opening the files of text.
 
         Raises:
-            XDogeError: a key, a value, a missing file, a pattern that matches nothing, an unknown extension, or
-                text that would be read twice; the line names file, language, source and field.
+            XDogeError: a key or value is not allowed, a file is missing, a pattern matches nothing, an extension is
+                unknown, or text would be read twice. The message names file, language, source and field.
         """
         path = Path(path)
         spec = CorpusSpec.load(path)
@@ -363,17 +398,17 @@ class Corpus:
 
     @property
     def folder(self) -> Path:
-        """The folder that relative paths start from."""
+        """The folder of corpus.yaml, to which relative paths refer."""
         return self.path.parent
 
 
 @contextlib.contextmanager
 def naming(where: str) -> Iterator[None]:
-    """Put the place in corpus.yaml that named a thing in front of an error about it."""
+    """Prefix errors with `where`, the place in corpus.yaml that they are about."""
     try:
         yield
     except MissingExtraError:
-        raise  # it is about the machine
+        raise  # not about corpus.yaml
     except XDogeError as error:
         raise XDogeError(f"{where}: {error.message}") from error
     except (FileNotFoundError, PermissionError) as error:  # an input, since nothing is written here
@@ -393,9 +428,9 @@ def _find_text(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Fi
 def _find_megatron(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
     prefixes = [pattern.removesuffix(".bin").removesuffix(".idx") for pattern in patterns]
     with naming(where):
-        found = find([f"{prefix}.bin" for prefix in prefixes], folder)
+        bins = find([f"{prefix}.bin" for prefix in prefixes], folder)
     files: list[Path] = []
-    for file in found:
+    for file in bins:
         if isinstance(file, RemoteFile):
             raise XDogeError(f"{where}: {file}: tokens are mapped into memory where they lie; copy them to a disk.")
         files += [file, file.with_suffix(".idx")]
@@ -405,7 +440,7 @@ def _find_megatron(patterns: Iterable[str], folder: Path, *, where: str) -> tupl
 
 
 def _resolved(files: Iterable[File]) -> Iterator[tuple[File, File]]:
-    """Yield each file without links, and as it is named; each folder is looked at once."""
+    """Yield each file twice: with symbolic links resolved, and as it is named. Each folder is resolved only once."""
     folders: dict[Path, Path] = {}
     for file in files:
         if isinstance(file, RemoteFile):
@@ -417,7 +452,7 @@ def _resolved(files: Iterable[File]) -> Iterator[tuple[File, File]]:
 
 
 def _refuse_twice(path: Path, sources: Iterable[Source]) -> None:
-    """Refuse text that is named twice: it would get two weights, or validation text would be trained on."""
+    """Raise XDogeError if text is named twice. It would get two weights, or validation text would be trained on."""
     seen: dict[Any, str] = {}
     for source in sources:
         spec = source.spec

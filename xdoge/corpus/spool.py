@@ -1,4 +1,4 @@
-"""Temporary files that collect the tokens of a source, and the Arrow record batch that is written from them."""
+"""Collect the tokens of a source in temporary files, and write them as one Arrow record batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from xdoge.io import replacing
 
 
 class Spool:
-    """The tokens of one source and split on their way to disk."""
+    """Temporary files for the tokens of one source and split.
+
+    Args:
+        folder: folder of the temporary files.
+        split: name of the split.
+        letters: (vocab_size,) `Tokenizer.letters`, to count unknown tokens.
+    """
 
     def __init__(self, folder: Path, split: str, letters: npt.NDArray[np.int8]) -> None:
         self.files = (folder / f"{split}.tokens", folder / f"{split}.bounds")
@@ -26,7 +32,8 @@ class Spool:
         self._kinds = np.zeros(3, dtype=np.int64)
 
     def add(self, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], n_bytes: int) -> None:
-        if not self._open:  # not before: sources that wait for their turn hold no file open
+        """Append documents: all their tokens, the number of tokens of each, and the bytes of their text."""
+        if not self._open:  # opened on first use, so that waiting sources keep no files open
             self.files[0].parent.mkdir(parents=True, exist_ok=True)
             self._open = tuple(file.open("wb") for file in self.files)
             self._open[1].write(np.zeros(1, dtype=np.int64).data)
@@ -38,18 +45,18 @@ class Spool:
         self._kinds += np.bincount(self._letters[tokens], minlength=3)
 
     def close(self) -> None:
-        """Write what is left to the files, and let go of them: nothing more comes."""
+        """Flush and close the files."""
         for file in self._open:
             file.close()
 
     def drop(self) -> None:
-        """Let go of the files; what a full disk did not take is of no use any more."""
+        """Close the files and ignore errors, for example because the disk is full."""
         for file in self._open:
             with contextlib.suppress(OSError):
                 file.close()
 
     def assemble(self, path: Path, dtype: np.dtype[Any]) -> dict[str, Any]:
-        """Write the spooled tokens as one Arrow record batch, from memory maps; return its counts and checksum."""
+        """Write the collected tokens as one Arrow record batch, and return its counts, size and checksum."""
         if self._open:
             self.close()
             flat = _mapped(self.files[0], dtype, self.tokens)
@@ -80,7 +87,7 @@ def _mapped(file: Path, dtype: np.dtype[Any], count: int) -> pa.Array:
 
 
 class _Hashing:
-    """A file to write to that keeps the SHA-256 of what was written."""
+    """A writable file that computes the SHA-256 of the data written to it."""
 
     closed = False
 
@@ -93,4 +100,4 @@ class _Hashing:
         return self._file.write(data)
 
     def flush(self) -> None:
-        """The file is flushed when it is moved into place."""
+        """Do nothing: the file is flushed when it is moved into place."""

@@ -1,11 +1,11 @@
-"""Tokens on disk, as sequences of any length.
+"""Read tokens from disk as sequences of any length.
 
-A store is a folder: `store.json` says what is in it, and `tokens/<language>/<source>.<split>.arrow` holds one row
-of `input_ids` per document, its end-of-document token included. Each file is one Arrow record batch, so all tokens
-of a source lie one after the other on disk; a sequence is a view into them and costs no copy.
+A store is a folder. `store.json` describes its content. `tokens/<language>/<source>.<split>.arrow` has one row of
+`input_ids` per document, including its end-of-document token. Each file is one Arrow record batch, so all tokens of a
+source are contiguous on disk. A sequence is a view of them and needs no copy.
 
-The tokens of a source may also lie outside the store, in files of token ids that Megatron-LM wrote, for example. Then
-the Arrow file holds only `bounds`: where documents begin and the last one ends. store.json names the outside files.
+The tokens of a source can also be outside the store, for example in files that Megatron-LM wrote. The Arrow file then
+contains only `bounds`, the offsets where documents begin and the last one ends. store.json names the files outside.
 """
 
 from __future__ import annotations
@@ -35,20 +35,28 @@ with importing("cli"):
 
 SCHEMA = "xdoge.store"
 PREPARING = "preparing.json"
-"""Lies in a store's folder until the store is finished."""
+"""A store's folder contains this file until the store is finished."""
 SHARDS = "shards"
-"""Folder in a store for the parts that are yet to be joined."""
+"""Folder in a store for shards that have not been joined yet."""
 SPLITS = ("train", "validation")
 Split = Literal["train", "validation"]
 INSIDE = "delete it and run xdoge prepare again"
-"""What to do about a file that is not what store.json says."""
+"""Advice in messages about a file that differs from store.json."""
 _TOKENS = pa.large_list(pa.uint16()), pa.large_list(pa.uint32())
 
 
 class StoreRow(NamedTuple):
-    """One line of `TokenStore.table`: of the training split, but for `validation_tokens`.
+    """One row of `TokenStore.table`. All numbers except `validation_tokens` are about the training split.
 
-    `unknown_share` is the share of <unk>; None in stores of earlier versions.
+    Attributes:
+        source: name, "language/source".
+        documents: number of documents.
+        tokens: number of tokens.
+        n_bytes: UTF-8 bytes of text.
+        bytes_per_token: n_bytes / tokens.
+        share: share of the store's training tokens.
+        validation_tokens: tokens of the validation split.
+        unknown_share: share of the tokens that are <unk>, None in stores of earlier versions.
     """
 
     source: str
@@ -63,7 +71,7 @@ class StoreRow(NamedTuple):
 
 @dataclass(frozen=True)
 class _Part:
-    """One file of the store: a source in one split."""
+    """One split of one source, as store.json describes it."""
 
     file: Path
     sha256: str
@@ -76,19 +84,21 @@ class _Part:
 
 
 class TokenStore:
-    """The tokens of every source, memory-mapped when first asked for.
+    """The tokens of all sources. A source is memory-mapped when it is first accessed.
+
+    Use `TokenStore.open` to open a store.
 
     Attributes:
-        path: the folder.
-        name: of the corpus.
-        vocab_size: ids are below it.
-        end_of_document: the id that ends every document.
+        path: folder of the store.
+        name: name of the corpus.
+        vocab_size: size of the vocabulary. All ids are smaller.
+        end_of_document: id that ends every document.
         tokenizer_fingerprint: SHA-256 of the tokenizer's file.
-        sha256: of store.json, which names every other file by its own.
-        sources: `language/source`, in the order of corpus.yaml.
-        languages: each language with its sources.
-        families: each language with its family, None where corpus.yaml names none.
-        warnings: what prepare found worth saying, one line each.
+        sha256: SHA-256 of store.json, which has the SHA-256 of every other file.
+        sources: names, `language/source`, in the order of corpus.yaml.
+        languages: sources of each language.
+        families: language family of each language, None if corpus.yaml does not give it.
+        warnings: warnings of `prepare`, one line each.
     """
 
     path: Path
@@ -150,11 +160,11 @@ class TokenStore:
 
     @classmethod
     def open(cls, path: Path | str) -> TokenStore:
-        """Open a finished store; nothing but store.json is read until tokens are asked for.
+        """Open a finished store. Only store.json is read at this time.
 
         Raises:
-            XDogeError: there is no finished store, it was written by a newer xdoge, or a file is missing or of
-                another size than store.json says.
+            XDogeError: there is no finished store, or it has a newer schema. Or a file is missing, or its size differs
+                from store.json.
         """
         path = Path(path)
         manifest = path / "store.json"
@@ -176,7 +186,7 @@ class TokenStore:
                 status = file.stat()
             except OSError as error:
                 raise XDogeError(f"{file} is missing from the store; {remedy}.") from error
-            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, and a device have no end
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe would block, a device has no end
                 raise XDogeError(f"{file} is no file, nor a link to one; {remedy}.")
             if status.st_size != size:
                 raise XDogeError(
@@ -186,11 +196,11 @@ class TokenStore:
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # a loader's worker maps the files anew: the views themselves would travel as copies
+        # A data loader's worker opens the store again. Pickling the memory maps would copy all tokens.
         return TokenStore.open, (self.path,)
 
     def __repr__(self) -> str:
-        """Return name, folder and size on one line."""
+        """Return the name, the folder and the numbers of languages, sources and tokens."""
         return (
             f"TokenStore({str(self.path)!r}, name={self.name!r}, languages={len(self.languages)}, "
             f"sources={len(self.sources)}, tokens={sum(self.tokens().values()):,}, "
@@ -198,7 +208,7 @@ class TokenStore:
         )
 
     def tokens(self, split: Split = "train") -> dict[str, int]:
-        """Return the number of tokens per source, end-of-document tokens included."""
+        """Return the number of tokens per source, including end-of-document tokens."""
         return {source: self._part(source, split).tokens for source in self.sources}
 
     def documents(self, split: Split = "train") -> dict[str, int]:
@@ -210,23 +220,23 @@ class TokenStore:
         return {source: self._part(source, split).n_bytes for source in self.sources}
 
     def sequence_counts(self, length: int, split: Split = "train") -> dict[str, int]:
-        """Return how many whole sequences of `length` tokens each source has."""
+        """Return the number of whole sequences of `length` tokens per source."""
         if length < 1:
             raise XDogeError(f"length is {length}; a sequence has at least 1 token.")
         return {source: tokens // length for source, tokens in self.tokens(split).items()}
 
     def flat(self, source: str, split: Split = "train") -> Tokens | Joined:
-        """Return all tokens of a source, a read-only view of what is on disk; `Joined` if that is several files."""
+        """Return all tokens of a source, (tokens,), as a read-only view of the file. For several files, `Joined`."""
         return self._map(source, split)[0]
 
     def document_bounds(self, source: str, split: Split = "train") -> npt.NDArray[np.int64]:
-        """Return where documents begin in `flat` and where the last one ends, (documents + 1,)."""
+        """Return the offsets in `flat` where documents begin and the last one ends, (documents + 1,)."""
         return self._map(source, split)[1]
 
     def sequence(self, source: str, index: int, length: int, split: Split = "train") -> Tokens:
-        """Return tokens [index * length, (index + 1) * length) of a source as a view, (length,).
+        """Return tokens [index * length, (index + 1) * length) of a source, (length,).
 
-        Of a source of several files, a sequence that ends in another than it begins in is a copy.
+        The result is a view, or a copy if the sequence crosses the boundary of two files.
 
         Raises:
             XDogeError: the source has no such sequence.
@@ -242,10 +252,10 @@ class TokenStore:
     def sequences(
         self, source: str, indices: Sequence[int] | npt.NDArray[np.integer], length: int, split: Split = "train"
     ) -> Tokens:
-        """Return several sequences of one source, a copy, (n, length).
+        """Return several sequences of one source as a copy, (n, length).
 
         Raises:
-            XDogeError: the source lacks one of them.
+            XDogeError: the source does not have all of them.
         """
         flat = self.flat(source, split)
         count = len(flat) // length
@@ -261,10 +271,10 @@ class TokenStore:
         return flat[: count * length].reshape(count, length)[chosen]  # (n, T)
 
     def check_ids(self, source: str, ids: Tokens, split: Split = "train") -> None:
-        """Refuse ids that the tokenizer does not have, which a model would trip over.
+        """Raise an error if ids are outside the vocabulary, on which a model would fail.
 
         Raises:
-            XDogeError: there is one, so the file was damaged after it was written.
+            XDogeError: an id is outside the vocabulary, so the file was damaged after it was written.
         """
         if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
@@ -276,16 +286,16 @@ class TokenStore:
             )
 
     def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer the store was made with."""
+        """Return the tokenizer with which the store was made."""
         from xdoge.corpus.tokenizer import Tokenizer
 
         return Tokenizer.load(self.path / "tokenizer")
 
     def verify(self) -> None:
-        """Hash every file again.
+        """Compare the SHA-256 of every file with store.json.
 
         Raises:
-            XDogeError: a file is not the one that prepare wrote; the line names it.
+            XDogeError: a file differs from the one that `prepare` wrote. The message names it.
         """
         for file, _, sha256, remedy in self._files():
             if sha256_file(file) != sha256:
@@ -297,7 +307,7 @@ class TokenStore:
             )
 
     def table(self) -> list[StoreRow]:
-        """Return one row per source: its training documents, tokens and bytes, and its share of training tokens."""
+        """Return one row per source, with numbers of documents, tokens and bytes."""
         total = sum(self.tokens().values())
         rows = []
         for source in self.sources:
@@ -317,7 +327,7 @@ class TokenStore:
         return rows
 
     def _files(self) -> list[tuple[Path, int, str, str]]:
-        """Return each file once, with its size, its SHA-256 and what to do when it is no longer the same."""
+        """Return each file once, with its size, its SHA-256 and the advice for a message if it differs."""
         files = {}
         for part in self._parts.values():
             files[part.file] = (part.file, part.size, part.sha256, INSIDE)
@@ -344,10 +354,10 @@ class TokenStore:
 
 
 def map_tokens(file: Path) -> tuple[Tokens, npt.NDArray[np.int64]]:
-    """Return a token file's tokens and document bounds as views of the file.
+    """Return the tokens, (tokens,), and the document bounds, (documents + 1,), of a token file as views of the file.
 
     Raises:
-        XDogeError: not a token file.
+        XDogeError: the file is not a token file.
     """
     column = _column(file, "input_ids", _TOKENS)
     return column.values.to_numpy(zero_copy_only=True), column.offsets.to_numpy(zero_copy_only=True)
@@ -363,7 +373,7 @@ def _column(file: Path, name: str, types: Sequence[pa.DataType]) -> Any:
     try:
         with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as reader:
             column = reader.read_next_batch().column(name)
-        column.validate(full=True)  # lengths and offsets, which are what a damaged file leads astray with
+        column.validate(full=True)  # checks lengths and offsets, which can be wrong in a damaged file
     except (pa.ArrowException, OSError, KeyError, StopIteration) as error:
         message = textwrap.shorten(str(error), 200, placeholder=" ...")
         raise XDogeError(f"{file} is not a token file: {message}") from error

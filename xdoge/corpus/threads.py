@@ -1,7 +1,7 @@
-"""Threads that encode, which a process that stops does not wait for.
+"""Threads that encode text. A process that stops does not wait for them.
 
-The libraries of tokenizers run code in C++ that heeds no signal, for a minute where a document is long. The main thread
-therefore waits for another one, and leaves it behind when a signal comes.
+Tokenizer libraries run C++ or Rust code that does not react to signals, for up to a minute if a document is long.
+Therefore this code runs in other threads, and the main thread can stop at a signal without waiting for them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from xdoge.errors import ABANDONED, XDogeError, argument
 
 
 def worker_count(workers: int | None) -> int:
-    """Return how many threads to start: one per core that this process may use when None.
+    """Return the number of threads to start. None means one for each core that this process may use.
 
     Raises:
         XDogeError: `workers` is below 1.
@@ -28,7 +28,7 @@ def worker_count(workers: int | None) -> int:
 
 @contextlib.contextmanager
 def encoders(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield threads that encode. Nobody waits for them after an error or a signal: a document may be very long."""
+    """Yield a pool of threads that encode. After an error or a signal, their work is not awaited."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix=ABANDONED)
     try:
         yield pool
@@ -40,7 +40,7 @@ def encoders(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Keep `tokenizers` from starting threads of its own inside each of ours; it reads this variable at every call."""
+    """Keep `tokenizers` from starting more threads inside each of ours. It reads the variable at every call."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

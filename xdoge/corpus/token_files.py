@@ -1,10 +1,10 @@
-"""Files of token ids that lie one after the other, as OLMo, datatrove and nanoGPT write them.
+"""Read files of consecutive token ids, as OLMo, datatrove and nanoGPT write them.
 
-    .npy    OLMo-core, dolma: ids and nothing else, although files of NumPy have a header; one is read if it is there
-    .ds     datatrove: ids; the .ds.index beside it holds where each document ends, in tokens, as 8-byte numbers
-    .bin    nanoGPT: ids and nothing else; llm.c and modded-nanogpt: 256 numbers of 4 bytes before them
+    .npy    OLMo-core, dolma: only ids. A header of NumPy is allowed too
+    .ds     datatrove: ids. The .ds.index of the same name has the end of each document, in tokens, 8 bytes each
+    .bin    nanoGPT: only ids. llm.c and modded-nanogpt: a header of 256 integers of 4 bytes, then ids
 
-All are little-endian. Where no file says it, the end-of-document token says where documents end.
+All are little-endian. If no index gives the ends of documents, they are found by the end-of-document token.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from xdoge.errors import XDogeError
 
 NUMPY = b"\x93NUMPY"
 LLM_C: dict[tuple[int, int], np.dtype[Any]] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
-"""Type of ids for each pair of magic number and version with which a header of llm.c begins."""
+"""Type of the ids for each pair of magic number and version at the start of an llm.c header."""
 LLM_C_HEADER = 256 * 4
-"""Bytes. The third number of it says how many ids follow."""
+"""Bytes of the header. Its third integer is the number of ids."""
 AT_ONCE = 1 << 23
-"""Ids that are searched for the end-of-document token at once; an even number."""
+"""Ids that are searched for the end-of-document token at once."""
 
 
 @dataclass(frozen=True)
 class Index:
-    """Where the documents of a file are.
+    """The documents of a file of ids.
 
     Attributes:
-        file: of the ids.
-        dtype: of the ids.
-        bounds: (documents + 1,) where documents begin and the last one ends, counted in ids from the beginning of the
-            file; empty ones are left out.
-        left_out: ids after the last document.
+        file: path of the file.
+        dtype: type of the ids.
+        bounds: (documents + 1,) offsets where documents begin and the last one ends, in ids from the start of the file.
+            Empty documents are left out.
+        left_out: number of ids after the last document.
     """
 
     file: Path
@@ -47,15 +47,15 @@ class Index:
 
 @dataclass(frozen=True)
 class Ids:
-    """The ids of a file, none of which has been read.
+    """The location of the ids in a file. The ids themselves have not been read.
 
     Attributes:
-        file: of the ids.
-        dtype: of the ids.
-        begin: where they begin, counted in ids, after a header.
-        stop: where they end.
-        bounds: as in `Index`; None if the ids themselves say it.
-        guessed: whether nothing said what type they have.
+        file: path of the file.
+        dtype: type of the ids.
+        begin: offset of the first id after a header, in ids.
+        stop: offset after the last id.
+        bounds: as in `Index`, None if documents are found by the end-of-document token.
+        guessed: whether `dtype` is a guess, because nothing states it.
     """
 
     file: Path
@@ -67,20 +67,21 @@ class Ids:
 
 
 def bounds_of(ends: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return sorted bounds without those of empty documents."""
+    """Return the sorted bounds `ends` without those of empty documents."""
     return np.concatenate([ends[:1], ends[1:][ends[1:] > ends[:-1]]])
 
 
 def open_ids(file: Path, vocab_size: int, dtype: str | None) -> Ids:
-    """Say of what type the ids of a file are and where they lie.
+    """Return the type and the location of the ids in a file.
 
     Args:
-        file: .npy, .ds or .bin.
-        vocab_size: of the tokenizer; the smallest type that holds its ids is taken where nothing says another one.
-        dtype: that corpus.yaml names.
+        file: path of a .npy, .ds or .bin.
+        vocab_size: size of the tokenizer's vocabulary. If nothing states the type, it is the smallest one for these
+            ids.
+        dtype: type that corpus.yaml states, if any.
 
     Raises:
-        XDogeError: the file is no whole number of ids, has a damaged header or index, or holds no ids.
+        XDogeError: the file does not contain ids, is not a whole number of them, or has a damaged header or index.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -146,9 +147,9 @@ def _datatrove(file: Path, size: int) -> Ids:
 
 
 def find_documents(ids: Ids, end: int) -> Index:
-    """Return where documents are, after a search for the ends of documents if no file says it.
+    """Return the documents of a file. If it has no index, search for the end-of-document token `end`.
 
-    Several ends that follow each other end one document, and a document of ends alone is left out at the beginning.
+    Several consecutive end-of-document tokens end one document. If the file begins with such tokens, they are left out.
     """
     if ids.bounds is not None:
         return Index(ids.file, ids.dtype, ids.bounds, ids.stop - int(ids.bounds[-1]))

@@ -1,4 +1,4 @@
-"""Which files of tokens that were made elsewhere a path or pattern of corpus.yaml names."""
+"""Find the files of token ids that a path or pattern in corpus.yaml names."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from xdoge.errors import XDogeError
 from xdoge.io import read_json
 
 ROWS = (".arrow", ".parquet")
-"""Formats of rows, which are copied."""
+"""Formats with rows of ids, which are copied into the store."""
 FLAT = (".npy", ".ds", ".bin")
-"""Formats of ids one after the other, which are read in place."""
+"""Formats with consecutive ids, which are read in place."""
 SIDES = (".idx", ".index")
-"""Endings of files that say where documents end in the file beside them."""
+"""Extensions of index files, which give the documents of another file."""
 
 
 def is_side(file: Path | str) -> bool:
-    """Say whether a file only tells how to read another one."""
+    """Whether a file is an index of other files."""
     return str(file).endswith((*SIDES, "/index.json")) or file == "index.json"
 
 
 def find_tokens(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[Path, ...]:
-    """Return the files of tokens, each followed by the one that says where its documents end.
+    """Return the files of tokens that patterns name, each followed by its index file if it has one.
 
-    Folders are those of `datasets` (save_to_disk) and of MosaicML's streaming.
+    Folders can be those that `datasets` (save_to_disk) or MosaicML's streaming wrote.
 
     Raises:
-        XDogeError: nothing is there, or something that holds no tokens.
+        XDogeError: a pattern matches nothing, or a file or folder is of another kind.
     """
     files: list[Path] = []
     for named in patterns:
@@ -71,7 +71,7 @@ def _of_file(file: Path, *, where: str) -> Iterator[Path]:
 
 
 def shard_names(shard: dict[str, Any]) -> list[str]:
-    """Return the names of the files that a shard of MosaicML's streaming can be in, the plain one first."""
+    """Return the possible file names of a shard of MosaicML's streaming, the uncompressed one first."""
     return [shard[key]["basename"] for key in ("raw_data", "zip_data") if shard.get(key)]
 
 

@@ -1,8 +1,8 @@
-"""Rows of token ids that `datasets` or MosaicML's streaming wrote, as documents of a source.
+"""Read rows of token ids that `datasets` or MosaicML's streaming wrote, as documents of a source.
 
-The end-of-document token ends a document wherever it stands. A row can be a document or several, or a piece of a
-packed stream, if all rows have one length. If no row has the token, each row is a document and gets the token. Rows
-are copied into the store, since documents do not lie one after the other in such files.
+The end-of-document token ends a document anywhere in a row. A row can be one document or several. If all rows have the
+same length, they can also be pieces of a packed stream. If no row has the token, each row is a document, and the token
+is appended. Rows are copied into the store, because documents are not contiguous in such files.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ COLUMN = "input_ids"
 MASK = "attention_mask"
 
 Kind = Literal["ended", "open", "packed"]
-"""Rows end with the end-of-document token, none has it, or they are pieces of a stream."""
+"""All rows end with the end-of-document token, no row has it, or rows are pieces of a packed stream."""
 Rows = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]
-"""Ids of some rows one after the other, (tokens,), and the length of each, (rows,)."""
+"""Concatenated ids of some rows, (tokens,), and the length of each row, (rows,)."""
 
 
 @dataclass
 class Tally:
-    """What the rows of one file have in common.
+    """Statistics of the rows of one file, from which their kind is told.
 
     Attributes:
-        rows: how many, those without a token left out.
-        ended: rows whose last token ends a document.
-        inside: tokens that end a document within a row.
-        lengths: of all rows but the last.
+        rows: number of rows, not counting empty ones.
+        ended: rows whose last token is the end-of-document token.
+        inside: end-of-document tokens at other positions of a row.
+        lengths: different lengths of all rows except the last one. A few are enough, so not all are kept.
         last: length of the last row.
-        unended: number of the first row that does not end a document, from 1.
+        unended: number of the first row that does not end with the end-of-document token, from 1. 0 if there is none.
     """
 
     rows: int = 0
@@ -58,7 +58,7 @@ class Tally:
     unended: int = 0
 
     def add(self, rows: Rows, end: int) -> None:
-        """Count some rows more."""
+        """Add the statistics of more rows. `end` is the end-of-document token."""
         ids, lengths = rows[0], rows[1][rows[1] > 0]
         if not len(lengths):
             return
@@ -74,10 +74,10 @@ class Tally:
 
 
 def scan_rows(file: Path, tokenizer: Tokenizer, *, column: str | None, name: str) -> tuple[Input, Tally]:
-    """Hash a file, check that its ids fit the tokenizer, and count how its rows end.
+    """Return the hash of a file and statistics of its rows, after checking that the ids fit the tokenizer.
 
     Raises:
-        XDogeError: the file is damaged, has no such column of ids, pads its rows, or an id is outside the vocabulary.
+        XDogeError: the file is damaged, has no such column of ids, has padded rows, or an id is outside the vocabulary.
     """
     with reading(file):
         entry, tally = hashed(file, name=name), Tally()
@@ -91,10 +91,10 @@ def scan_rows(file: Path, tokenizer: Tokenizer, *, column: str | None, name: str
 
 
 def refuse_foreign(ids: npt.NDArray[Any], tokenizer: Tokenizer, *, where: str) -> None:
-    """Refuse ids that the tokenizer does not have.
+    """Raise an error if ids are outside the tokenizer's vocabulary.
 
     Raises:
-        XDogeError: there is one.
+        XDogeError: an id is outside the vocabulary.
     """
     for token in (int(ids.min()), int(ids.max())):
         if not 0 <= token < tokenizer.vocab_size:
@@ -105,10 +105,15 @@ def refuse_foreign(ids: npt.NDArray[Any], tokenizer: Tokenizer, *, where: str) -
 
 
 class RowTokens:
-    """What the rows of one source are, and its documents.
+    """The rows of one source, and the documents in them.
+
+    Args:
+        tallies: statistics of each file.
+        tokenizer: tokenizer that made the ids.
+        column: column of the ids.
 
     Attributes:
-        kind: what all rows are.
+        kind: kind of all rows of the source.
 
     Raises:
         XDogeError: some documents end with the end-of-document token and others do not.
@@ -122,7 +127,10 @@ class RowTokens:
         self._end_twice = True
 
     def blocks(self, files: Sequence[Path]) -> Iterator[TokenBlock]:
-        """Yield the documents of files in order, each with its end; what is packed is cut at the ends."""
+        """Yield the documents of files in order, each with its end-of-document token.
+
+        A packed stream is divided after each end-of-document token.
+        """
         end, rest = self._tokenizer.end_of_document, np.empty(0, np.int64)
         for file in (file for file in files if not is_side(file)):
             with reading(file):
@@ -139,7 +147,7 @@ class RowTokens:
         self._left_out[tuple(files)] = len(rest)
 
     def look_at(self, encoded: Encoded) -> None:
-        """Note with what tokens the documents begin and end."""
+        """Record the tokens with which documents begin and end, for `habits`."""
         if not len(encoded.lengths):
             return
         ends = np.cumsum(encoded.lengths)
@@ -148,14 +156,14 @@ class RowTokens:
         self._end_twice &= bool((encoded.tokens[ends - 2] == self._tokenizer.end_of_document).all())
 
     def habits(self) -> dict[str, Any]:
-        """Return what store.json says of the beginnings and ends of documents."""
+        """Return what store.json records about the first and last tokens of documents."""
         first = self._firsts.pop() if len(self._firsts) == 1 else None
         special = first is not None and self._tokenizer.decode([[first]]) == [""]
         left_out = sum(self._left_out.values())
         return {"begin": first if special else None, "end_twice": self._end_twice, "left_out": left_out}
 
     def notes(self) -> list[str]:
-        """Return what a user should know about the rows."""
+        """Return notes about the rows for the user."""
         notes = []
         if self.kind == "open":
             notes.append("no row ends with the end-of-document token; prepare added it to each of them.")
@@ -181,7 +189,10 @@ def _kind_of(tallies: Sequence[Tally], end: int) -> Kind:
 
 
 def ends_of(ids: npt.NDArray[Any], end: int, known: npt.ArrayLike = ()) -> npt.NDArray[np.int64]:
-    """Return where documents end: after the last of several end-of-document tokens, and where it is known."""
+    """Return the offsets where documents end, sorted.
+
+    These are the `known` ones, and those after the last of several consecutive end-of-document tokens.
+    """
     after = np.flatnonzero(ids == end) + 1
     last = np.diff(after, append=len(ids) + 2) != 1
     return np.union1d(after[last], np.asarray(known, np.int64))
@@ -191,10 +202,10 @@ def ends_of(ids: npt.NDArray[Any], end: int, known: npt.ArrayLike = ()) -> npt.N
 
 
 def read_rows(file: Path, column: str | None) -> Iterator[Rows]:
-    """Yield some rows of a file at a time.
+    """Yield the rows of a file in groups.
 
     Raises:
-        XDogeError: the file has no such column of ids, or pads its rows.
+        XDogeError: the file has no such column of ids, or its rows are padded.
     """
     if ".mds" in file.suffixes:
         samples = read_shard(file, column)

@@ -1,7 +1,7 @@
-"""Texts to tokens: a SentencePiece model, any Hugging Face tokenizer, or a SentencePiece model trained here.
+"""Tokenizers: a SentencePiece model, a Hugging Face tokenizer, or a SentencePiece model trained on the corpus.
 
-The end-of-document token is added by xdoge after every document; no other special token is. Encoding releases
-Python's lock, so threads share one tokenizer and use all cores.
+xdoge adds the end-of-document token after every document, and no other special token. Encoding releases Python's global
+lock, so threads can share one tokenizer and use all cores.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from xdoge.io import read_json, refuse_pointer, replacing_folder, write_json
 
 SCHEMA = "xdoge.tokenizer"
 UNKNOWN, BEGIN, END, PAD = 0, 1, 2, 3
-"""Ids in the models trained here, those of the Llama family."""
+"""Ids of the special tokens in models that xdoge trains, as in the Llama family."""
 TRAINING_THREADS = 4
-"""Fixed, because sums in another order would train another model."""
+"""Fixed, because another number of threads adds numbers in another order and gives another model."""
 LONGEST_LINE = 1 << 16
-"""Bytes; SentencePiece leaves longer lines out, so they are cut. At its default of 4,192 long paragraphs are lost."""
+"""Bytes. SentencePiece skips longer lines, so they are divided. Its default of 4,192 would lose long paragraphs."""
 
 PIECE = 5_000
-"""Characters of a piece of a longer line."""
+"""Characters of the pieces into which a longer line is divided."""
 
 UNKNOWN_LETTER, PART_OF_LETTER = 1, 2
 BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(0x80, 0x100)}
-"""Pieces that stand for a byte of a character without a piece of its own."""
+"""SentencePiece's pieces for single bytes of characters that have no piece of their own."""
 BYTE_LEVEL = {chr(code) for code in (*range(0xA1, 0xAD), *range(0xAE, 0x100), *range(290, 324))}
 """The same bytes in the alphabet of byte-level BPE."""
 
@@ -49,15 +49,15 @@ _Decoder = Callable[[Sequence[list[int]]], list[str]]
 
 
 class Tokenizer:
-    """Encodes documents, each followed by the end-of-document id, and decodes them.
+    """Encodes and decodes documents. Each encoded document ends with the end-of-document id.
 
     Attributes:
-        kind: which library encodes.
-        vocab_size: every id is below it.
+        kind: library of the tokenizer.
+        vocab_size: size of the vocabulary. All ids are smaller.
         end_of_document: the end-of-sentence id of the model.
         fingerprint: SHA-256 of the SentencePiece model or of tokenizer.json.
-        dtype: uint16 when every id fits, else uint32.
-        letters: (vocab_size,) UNKNOWN_LETTER for <unk>, PART_OF_LETTER for a byte of a character, else 0.
+        dtype: type of the ids: uint16 if all fit, else uint32.
+        letters: (vocab_size,) UNKNOWN_LETTER for <unk>, PART_OF_LETTER for a single byte of a character, else 0.
     """
 
     def __init__(
@@ -84,13 +84,16 @@ class Tokenizer:
         self._write = write
 
     def __repr__(self) -> str:
-        """Return kind, size and the beginning of the fingerprint."""
+        """Return the kind, the size of the vocabulary and the beginning of the fingerprint."""
         return f"Tokenizer({self.kind}, vocab_size={self.vocab_size:,}, fingerprint={self.fingerprint[:12]})"
 
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[Any], Lengths]:
-        """Return all tokens one after the other, and the number of tokens of each text, its end included.
+        """Return the tokens of all texts, and the number of tokens of each text.
 
-        Shapes: (tokens,) of `dtype`, and (texts,).
+        Each text ends with the end-of-document id, which is counted.
+
+        Returns:
+            (tokens,) concatenated tokens of type `dtype`, and (texts,) lengths.
         """
         encoded = self._encoder(texts)
         lengths = np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)) + 1  # (texts,)
@@ -106,19 +109,19 @@ class Tokenizer:
         return flat, lengths
 
     def decode(self, documents: Sequence[list[int]]) -> list[str]:
-        """Return the text of the tokens of each document, in which special tokens leave no trace."""
+        """Return the text of each document. Special tokens are skipped."""
         return self._decoder(documents)
 
     def export(self, folder: Path) -> None:
-        """Write the tokenizer's own files into a folder that exists, such as a model's."""
+        """Write the files of the tokenizer's library into an existing folder, for example that of a model."""
         self._write(folder)
 
     def save(self, folder: Path, *, settings: dict[str, Any] | None = None) -> None:
-        """Write the tokenizer in its library's own files, and xdoge.json with what `load` needs beside them.
+        """Write the files of the tokenizer's library, and xdoge.json for `load`.
 
         Args:
-            folder: replaced when it exists.
-            settings: where the tokenizer came from; `saved` gives them back.
+            folder: folder to write. It is replaced if it exists.
+            settings: origin of the tokenizer. `saved` returns it.
         """
         shutil.rmtree(folder, ignore_errors=True)
         with replacing_folder(folder) as temporary:
@@ -135,7 +138,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """Read what `save` wrote; a fast Hugging Face tokenizer needs no `transformers` for it.
+        """Return the tokenizer that `save` wrote. A fast Hugging Face tokenizer is loaded without `transformers`.
 
         Raises:
             XDogeError: there is no tokenizer, or it is damaged.
@@ -154,7 +157,7 @@ class Tokenizer:
             backend = Backend.from_buffer(content)
         config = read_json(folder / "tokenizer_config.json")
         if getattr(backend.model, "dropout", None):
-            backend.model.dropout = None  # in a store of an earlier version
+            backend.model.dropout = None  # stores of earlier versions kept it
         backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
         return cls(
             "huggingface",
@@ -183,12 +186,12 @@ def _letters(vocabulary: Mapping[str, int], unknown: int | None, vocab_size: int
 
 
 def saved(folder: Path) -> dict[str, Any] | None:
-    """Return what `save` noted about the tokenizer in `folder`, None without a tokenizer."""
+    """Return the content of the xdoge.json that `save` wrote into `folder`, None if there is no tokenizer."""
     return read_json(folder / "xdoge.json", schema=SCHEMA) if (folder / "xdoge.json").is_file() else None
 
 
 def load_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
-    """Return the tokenizer a corpus names, its path taken from `folder`.
+    """Return the tokenizer that a corpus names. Relative paths refer to `folder`.
 
     Raises:
         XDogeError: it does not exist, is not a tokenizer, or has no end-of-sentence token.
@@ -202,7 +205,7 @@ def load_tokenizer(spec: TokenizerSpec, folder: Path) -> Tokenizer:
 
 
 def _model_file(name: str, folder: Path) -> tuple[Path, str]:
-    """Return where a model lies, and what messages call it."""
+    """Return the local path of a SentencePiece model, and its name for messages."""
     if not is_remote(name):
         return folder / name, str(folder / name)
     _, files = find_remote(name)
@@ -220,10 +223,10 @@ def _of_model_file(path: Path, name: str) -> Tokenizer:
 
 
 def sentencepiece_model(model: bytes, *, where: str) -> Tokenizer:
-    """Return a tokenizer made of the bytes of a SentencePiece model.
+    """Return a tokenizer from the bytes of a SentencePiece model.
 
     Raises:
-        XDogeError: they are no such model, or it has no end-of-sentence piece.
+        XDogeError: the bytes are not a SentencePiece model, or the model has no end-of-sentence piece.
     """
     try:
         import sentencepiece
@@ -250,13 +253,15 @@ def sentencepiece_model(model: bytes, *, where: str) -> Tokenizer:
         end_of_document=processor.eos_id(),
         fingerprint=hashlib.sha256(model).hexdigest(),
         unknown=processor.unk_id(),
-        vocabulary={piece: processor.piece_to_id(piece) for piece in BYTE_PIECES},  # of <unk> where there is none
+        vocabulary={piece: processor.piece_to_id(piece) for piece in BYTE_PIECES},  # the id of <unk> if there is none
         write=lambda folder: (folder / "tokenizer.model").write_bytes(model),
     )
 
 
 def huggingface(name: str) -> Tokenizer:
-    """Return the tokenizer `AutoTokenizer` gives for a name on the Hub or a local folder, special tokens left out.
+    """Return the tokenizer that `AutoTokenizer` loads for a name on the Hub or a local folder.
+
+    It adds no special tokens.
 
     Raises:
         XDogeError: it cannot be loaded, or has no end-of-sentence token.
@@ -282,7 +287,7 @@ def huggingface(name: str) -> Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         if getattr(backend.model, "dropout", None):
-            backend.model.dropout = None  # an augmentation for training, which would make every store another one
+            backend.model.dropout = None  # random encodings for training, with which every store would differ
         backend.encode_special_tokens = tokenizer.split_special_tokens
         content = backend.to_str(pretty=True).encode("utf-8")
         encoder, decoder = _encoder_of(backend), backend.decode_batch
@@ -302,13 +307,13 @@ def huggingface(name: str) -> Tokenizer:
     def write(folder: Path) -> None:
         tokenizer.save_pretrained(folder)
         if tokenizer.is_fast:
-            (folder / "tokenizer.json").write_bytes(content)  # the bytes of the fingerprint
+            (folder / "tokenizer.json").write_bytes(content)  # exactly the bytes that were hashed
 
     return Tokenizer(
         "huggingface",
         encoder=encoder,
         decoder=decoder,
-        vocab_size=max(len(tokenizer), max(vocabulary.values()) + 1),  # ids may have holes
+        vocab_size=max(len(tokenizer), max(vocabulary.values()) + 1),  # ids may have gaps
         end_of_document=tokenizer.eos_token_id,
         fingerprint=hashlib.sha256(content).hexdigest(),
         unknown=tokenizer.unk_token_id,
@@ -336,10 +341,10 @@ def _huggingface_errors(where: str) -> Iterator[None]:
 
 
 def sample(documents: Iterable[str], *, characters: int, seed: int) -> list[str]:
-    """Return documents of about `characters` in all, the same whatever order they come in.
+    """Return a random sample of documents with about `characters` in total. It does not depend on their order.
 
-    Those whose keyed hash is smallest are kept, so every document has the same chance, one pass is enough and
-    only the sample is in memory.
+    The documents with the smallest keyed hashes are kept. Every document thus has the same probability, one pass is
+    enough, and only the sample is in memory.
     """
     key = seed.to_bytes(8, "little")
     heap: list[tuple[int, str]] = []  # the largest hash on top
@@ -356,7 +361,7 @@ def sample(documents: Iterable[str], *, characters: int, seed: int) -> list[str]
 
 
 def level(samples: Sequence[list[str]], *, characters: int) -> list[list[str]]:
-    """Cut the samples of a language's sources down to `characters` together, as evenly as the small ones allow."""
+    """Reduce the samples of a language's sources to `characters` in total, as evenly as small samples allow."""
     chosen: list[list[str]] = [[] for _ in samples]
     sizes = [sum(map(len, texts)) for texts in samples]
     left = characters
@@ -373,17 +378,17 @@ def level(samples: Sequence[list[str]], *, characters: int) -> list[list[str]]:
 
 
 def _cut(line: str) -> list[str]:
-    """Return a line in pieces that SentencePiece takes; a word in 5,000 characters is cut in two."""
+    """Return a line in pieces that are short enough for SentencePiece. This splits at most one word per piece."""
     if len(line.encode("utf-8")) <= LONGEST_LINE:
         return [line]
     return [line[start : start + PIECE] for start in range(0, len(line), PIECE)]
 
 
 def train(texts: Iterable[str], spec: TrainTokenizer, *, where: str) -> bytes:
-    """Return a SentencePiece model of `texts`, the same bytes for the same texts and settings.
+    """Return a SentencePiece model trained on `texts`. The same texts and settings give the same bytes.
 
     Raises:
-        XDogeError: the texts cannot fill the vocabulary, or need a larger one for their letters alone.
+        XDogeError: there is too little text for the vocabulary, or the vocabulary is too small for the alphabet.
     """
     try:
         import sentencepiece
@@ -396,7 +401,7 @@ def train(texts: Iterable[str], spec: TrainTokenizer, *, where: str) -> bytes:
         nonlocal stop
         try:
             yield from (piece for text in texts for line in text.split("\n") if line.strip() for piece in _cut(line))
-        except BaseException as error:  # SentencePiece makes a RuntimeError of any, an interrupt too
+        except BaseException as error:  # SentencePiece turns any exception into a RuntimeError
             stop = error
             raise
 

@@ -1,4 +1,4 @@
-"""The sources that `prepare` is to tokenise: their inputs, checked before the work, and what became of them so far."""
+"""The sources that `prepare` must tokenise: checks of their inputs, and the state of the work."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ from xdoge.errors import XDogeError
 from xdoge.progress import Event, OnProgress
 
 GROUP_BYTES = 1 << 18
-"""Bytes of small files that a thread checks, or encodes, in one go; to hand them over one by one costs 0.1 ms each."""
+"""Bytes of small files that form one task of a thread. With a task per file, each file would cost 0.1 ms more."""
 GROUP_FILES = 256
+"""Most files of such a task."""
 JOINED_AT_ONCE = 1 << 12
-"""Documents of a part that are copied at once."""
+"""Documents of a shard that are copied at once."""
 
 
 class Work:
-    """One source that is to be tokenised."""
+    """One source that must be tokenised, with its inputs, its temporary files and its counts."""
 
     def __init__(self, source: Source, corpus: Corpus) -> None:
         with naming(source.field("train")):
@@ -60,7 +61,7 @@ class Work:
         self.row_tokens: RowTokens | None = None
 
     def blocks(self) -> Iterator[tuple[str, Block | TokenBlock]]:
-        """Yield (split, block) in the order of the files; stops early once `full`. Of pieces nothing is read."""
+        """Yield (split, block) in the order of the files, until `full` is set. If there are pieces, yield nothing."""
         if self.pieces:
             return
         with naming(self.source.field("train")):
@@ -73,7 +74,7 @@ class Work:
                 yield "validation", block
 
     def groups(self) -> Iterator[tuple[str, list[Block | TokenBlock]]]:
-        """Yield the blocks as `blocks` does, small ones of text together."""
+        """Yield the blocks of `blocks`, with small blocks of text grouped."""
         group: list[Block | TokenBlock] = []
         split, size = "", 0
         for here, block in self.blocks():
@@ -87,13 +88,14 @@ class Work:
             yield split, group
 
     def file_blocks(self, files: Sequence[File]) -> Iterator[Block | TokenBlock]:
+        """Return an iterator over the blocks of files, which contain text or tokens."""
         if self.row_tokens is not None:
             return self.row_tokens.blocks([local(file) for file in files])
         spec = self.source.spec
         return itertools.chain.from_iterable(file_blocks(file, spec.text, spec.csv, spec.document) for file in files)
 
     def hold_out(self) -> None:
-        """Remember the documents of the validation files, to find them among those of training."""
+        """Store the hashes of the validation files' documents, to recognise them among training documents."""
         files = (self.source.whole or self.source).validation
         hashes = (hashes_of(block, self.source.spec.text) for block in self.file_blocks(files))
         self.held_out = np.unique(np.concatenate([self.held_out, *hashes]))
@@ -114,7 +116,12 @@ class Work:
             )
 
     def add_piece(self, home: Path, marker: dict[str, Any]) -> None:
-        """Add a part of this source, the next one in the order of the files, whose tokens lie in the folder `home`."""
+        """Add the part of this source that a shard prepared. Parts are added in the order of the files.
+
+        Args:
+            home: folder of the shard, which has the tokens.
+            marker: marker of the source in the shard.
+        """
         self.pieces.append((home, marker))
         self.inputs += tuple(Input(**entry) for entry in marker["inputs"])
         self.validation_inputs += tuple(Input(**entry) for entry in marker["validation_inputs"])
@@ -126,7 +133,7 @@ class Work:
                 self._check_overlap(held_out)
 
     def joined(self) -> Iterator[None]:
-        """Copy the tokens of all pieces, a few at once."""
+        """Copy the tokens of all pieces. Yield after each group of documents."""
         for home, marker in self.pieces:
             for split, spool in self.spools.items():
                 tokens, bounds = map_tokens(home / marker[split]["file"])
@@ -138,16 +145,16 @@ class Work:
                 spool.n_bytes += marker[split]["n_bytes"]
 
     def event(self, kind: Literal["source", "done"]) -> Event:
-        """Return how far it is: documents of both splits, and their tokens; at the end those that were kept."""
+        """Return a progress event with the documents and tokens so far. For "done", only kept documents count."""
         spools = self.spools.values()
         tokens = sum(spool.tokens for spool in spools) if self.spools else self.tokens
         done = sum(spool.documents for spool in spools) if self.spools and kind == "done" else self.seen
         return Event(kind, self.source.name, done, self.rows, tokens)
 
     def take(self, split: str, encoded: Encoded) -> None:
-        """Add the documents of one block, up to max_tokens."""
+        """Append encoded documents to the temporary files of their splits, until max_tokens is reached."""
         if split == "train" and self.full:
-            return  # read ahead, further than another number of threads would have
+            return  # was read ahead; how far depends on the number of threads, and must not matter
         self.seen += encoded.rows
         self.skipped += encoded.rows - len(encoded.lengths)
         if split == "train":
@@ -169,7 +176,7 @@ class Work:
 def scan_all(
     works: Sequence[Work], tokenizer: Tokenizer | None, pool: ThreadPoolExecutor, on_progress: OnProgress
 ) -> None:
-    """Look at every input once, in parallel, before anything is written."""
+    """Check every input once, in parallel, before anything is written. The results are stored in `works`."""
 
     def submit(files: Sequence[File], work: Work) -> Iterator[Future[list[tuple[Input, Tally | None]]]]:
         spec, names = work.source.spec, relatives(files, work.folder)
@@ -228,7 +235,7 @@ def _scan_text(files: Sequence[File], source: Source, names: Sequence[str]) -> l
 
 
 def _groups(files: Sequence[File]) -> Iterator[list[File]]:
-    """Yield the files in order, small ones together."""
+    """Yield the files in order, with small files grouped."""
     group: list[File] = []
     size = 0
     for file in files:
@@ -236,13 +243,13 @@ def _groups(files: Sequence[File]) -> Iterator[list[File]]:
             yield group
             group, size = [], 0
         group.append(file)
-        size += file.stat().st_size if isinstance(file, Path) else GROUP_BYTES  # so that many are downloaded at once
+        size += file.stat().st_size if isinstance(file, Path) else GROUP_BYTES  # one download per task
     if group:
         yield group
 
 
 def refuse_same_bytes(corpus: Corpus, markers: Mapping[Source, dict[str, Any] | None], works: Sequence[Work]) -> None:
-    """Refuse text that is there twice under two names; the check of corpus.yaml knows names only."""
+    """Raise XDogeError if two files have the same content. The check of corpus.yaml compares only names."""
     inputs = {work.source.name: [work.inputs, work.validation_inputs] for work in works}
     for source, marker in markers.items():
         if marker is not None:
@@ -262,7 +269,7 @@ def refuse_same_bytes(corpus: Corpus, markers: Mapping[Source, dict[str, Any] | 
 
 
 def refuse_moving(work: Work) -> None:
-    """Raise XDogeError if an input changed since its checksum was taken."""
+    """Raise XDogeError if an input changed since its checksum was computed."""
     for split, entries in zip(SPLITS, (work.inputs, work.validation_inputs), strict=True):
         for entry in entries:
             with naming(work.source.field(split)):

@@ -1,8 +1,9 @@
-"""A mixture as the mixers of other trainers read it.
+"""Export a mixture for other trainers.
 
-`MixtureSampler` reads exactly what a mixture says. `export` writes what a trainer's own mixer wants, and warns where
-that mixer does something else. The docstring of each function of `FORMATS` is the manual of one format: it says what
-the weights mean and what happens at the end of a source. docs/reference/exports.md compares the formats in one table.
+`MixtureSampler` reads exactly what a mixture states. `export` writes the configuration of another trainer's own mixer,
+and warns if that mixer deviates from the mixture. The docstring of each function in `FORMATS` is the manual of that
+format. It explains what the weights mean and what happens at the end of a source. docs/reference/exports.md compares
+the formats in one table.
 """
 
 from xdoge._callable import make_callable

@@ -10,13 +10,14 @@ from xdoge.names import language_of
 
 
 def csv(request: Request) -> Export:
-    """A table, for trainers that are not listed: CSV, a row per source, those not read included.
+    """CSV table for trainers that are not listed here, with one row per source, including sources that are not read.
 
-    Columns: source, language, path, weight (share of the run's tokens), tokens (of this run), available_tokens,
-    read_before (tokens), epochs (at the end, earlier phases included), max_epochs, capped; with a sequence length
-    sequences, with documents document_weight, the share of draws where documents are drawn.
+    Columns: source, language, path, weight (share of the run's tokens), tokens (read in this run), available_tokens,
+    read_before (tokens), epochs (at the end of the run, including earlier phases), max_epochs, capped. If the sequence
+    length is given, there is a column sequences. If documents are given, there is a column document_weight: the share
+    of draws, for a trainer that draws documents.
 
-    Weights: of tokens. The end of a source is for the reader of the table to decide.
+    Weights: shares of tokens. What happens at the end of a source depends on the program that reads the table.
 
     Paths: "data/{language}/{source}".
     """

@@ -31,7 +31,7 @@ FORMATS: Mapping[str, Callable[[Request], Export]] = MappingProxyType(
         "csv": csv,
     }
 )
-"""What `export` can write; the docstring of each function is its manual."""
+"""Formats that `export` can write, by name. The docstring of each function is the manual of its format."""
 
 
 def export(
@@ -42,20 +42,25 @@ def export(
     documents: Mapping[str, int] | None = None,
     sequence_length: int | None = None,
 ) -> Export:
-    """Return the mixture as another trainer reads it, with warnings where that trainer does something else.
+    """Return a mixture in the format of another trainer, with warnings about differences in that trainer's behaviour.
 
     Args:
-        mixture: the plan; sources of which it reads nothing are left out.
-        to: one of `FORMATS`.
-        paths: where the trainer finds each source: a template such as "data/{language}/{source}", in which {name} is
-            the whole "language/source", or a mapping from source to path. Left out: the default of the format.
-        documents: training documents per source, such as `TokenStore.documents()`. A trainer that draws documents
+        mixture: the mixture. Sources from which it reads no tokens are left out.
+        to: name of the format, one of `FORMATS`.
+        paths: location of each source for the trainer. This is a template such as "data/{language}/{source}", or a
+            mapping from source to path. In a template, {name} stands for "language/source". The default depends on the
+            format.
+        documents: training documents per source, for example `TokenStore.documents()`. A trainer that draws documents
             needs weights in proportion to token share / mean document length.
-        sequence_length: tokens of a sequence, where the trainer's rows are sequences; goes before `documents`.
+        sequence_length: T, tokens per sequence, if the trainer's rows are sequences. It takes precedence over
+            `documents`.
+
+    Returns:
+        Content of the file, its suffix, and the warnings.
 
     Raises:
-        XDogeError: the format is unknown, paths or documents do not cover the sources, or the format cannot say what
-            the mixture means.
+        XDogeError: the format is unknown, paths or documents do not cover all sources, or the format cannot express
+            the mixture.
     """
     if to not in FORMATS:
         raise XDogeError(f"format {to!r} is unknown; known: {', '.join(FORMATS)}.")
@@ -67,7 +72,7 @@ def export(
 
 
 def _general_warnings(request: Request) -> list[str]:
-    """Return what no other trainer can keep."""
+    """Return the warnings that apply to every other trainer."""
     lines = []
     if unread := [source for source in request.mixture.sources if source not in request.shares]:
         lines.append(f"left out, since the plan reads 0 tokens of them: {', '.join(unread)}.")

@@ -1,4 +1,4 @@
-"""Grain: weights for its mix of data sets."""
+"""Export for Grain: weights of `MapDataset.mix`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from xdoge.export.request import FOLDER, Export, Request, to_json
 def grain(request: Request) -> Export:
     """Weights for Grain's `MapDataset.mix`: JSON.
 
-    Use: `grain.MapDataset.mix(data_sets, plan["weights"])[: plan["rows"]]`, each data set with `.seed(s).shuffle()
-    .repeat()` before. Mix first and slice for the ranks after: sliced before, all ranks draw the same source in the
-    same step.
+    Use: `grain.MapDataset.mix(data_sets, plan["weights"])[: plan["rows"]]`. Apply `.seed(s).shuffle().repeat()` to each
+    data set first. Mix before you slice for the ranks. Otherwise all ranks draw the same source in the same step.
 
-    Weights: shares of rows. If rows are sequences (give the sequence length) they are shares of tokens; if rows are
-    documents (give the documents per source), of token share / mean document length. Grain scales them so that the
-    least is 100 and cuts all to integers, which changes them by up to 1 %; none may be 0.
+    Weights: shares of rows. If rows are sequences (give the sequence length), they are shares of tokens. If rows are
+    documents (give the documents per source), they are proportional to token share / mean document length. Grain scales
+    the weights so that the smallest is 100, and rounds all down to integers, which changes them by up to 1 %. No weight
+    may be 0.
 
-    At the end of a source: without `.repeat()` the mix is only as long as the first source to end allows, without a
-    word. With it, a source starts again without limit, in a new order each time.
+    At the end of a source: without `.repeat()`, the mix ends silently with the first source that ends. With it, a
+    source starts again without limit, each time in a new order.
 
     Paths: "data/{language}/{source}".
 
@@ -35,7 +35,7 @@ def grain(request: Request) -> Export:
 
 
 def _cut_to_integers(request: Request) -> list[str]:
-    """Say what Grain makes of the weights, if that is more than 0.1 % off or passes a cap."""
+    """Return warnings if Grain's rounding changes a weight by more than 0.1 %, or exceeds an epoch cap."""
     wanted = request.row_weights
     scale = 100 / min(wanted.values())
     whole = {source: int(weight * scale) for source, weight in wanted.items()}  # as Grain computes it

@@ -1,4 +1,4 @@
-"""Hugging Face datasets, and the trainers that mix with it: LLaMA-Factory and axolotl."""
+"""Exports for Hugging Face datasets, LLaMA-Factory and axolotl."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ def datasets(request: Request) -> Export:
     """Probabilities for `datasets.interleave_datasets`: JSON.
 
     Use: `interleave_datasets(data_sets, **plan["interleave"]).take(plan["rows"])`, with the data sets in the order of
-    `sources`. Do take that many rows.
+    `sources`. The call of `take` is needed: it ends the run at the budget.
 
-    Weights: chances of rows, which must sum to 1. If rows are sequences (give the sequence length) they are shares of
-    tokens; if rows are documents (give the documents per source), of token share / mean document length. Each row is
-    drawn at random: after N rows a source of chance p is about √(N p (1 - p)) off, and one planned at its cap passes
-    it half the time.
+    Weights: probabilities of rows, which must sum to 1. If rows are sequences (give the sequence length), they are
+    shares of tokens. If rows are documents (give the documents per source), they are proportional to token share / mean
+    document length. Each row is drawn at random. After N rows, a source with probability p is off by about
+    √(N p (1 - p)) rows. A source that is planned at its cap exceeds it with probability one half.
 
-    At the end of a source, "all_exhausted" starts it again, in the same order, and stops when the last source was read
-    once: the others have been read many times by then. "first_exhausted" stops at the first end instead, and
-    "all_exhausted_without_replacement" goes on with the others in other proportions.
+    At the end of a source, "all_exhausted" starts it again in the same order. It stops when every source was read at
+    least once; by then other sources have been read many times. "first_exhausted" stops when the first source ends.
+    "all_exhausted_without_replacement" continues with the other sources in changed proportions.
 
     Paths: "data/{language}/{source}".
 
@@ -45,16 +45,17 @@ def datasets(request: Request) -> Export:
 def llamafactory(request: Request) -> Export:
     """Probabilities for LLaMA-Factory: `dataset`, `mix_strategy` and `interleave_probs` as YAML.
 
-    Use: merge into the training file, and set `max_steps`. Needs the documents per source.
+    Use: merge the file into the training configuration, and set `max_steps`. The documents per source must be given.
 
-    Weights: chances of documents, since LLaMA-Factory mixes with `datasets.interleave_datasets` before it tokenises:
-    token share / mean document length, summing to 1. Documents cut at `cutoff_len` in supervised fine-tuning shift
-    the shares of tokens; pre-training packs them and does not.
+    Weights: probabilities of documents, because LLaMA-Factory calls `datasets.interleave_datasets` before it tokenises.
+    They are proportional to token share / mean document length and sum to 1. Supervised fine-tuning truncates documents
+    at `cutoff_len`, which changes the shares of tokens. Pre-training packs documents, which does not.
 
-    At the end of a source, "interleave_over" starts it again until the last source was read once; one epoch is that
-    long. "interleave_under" stops at the first end, "interleave_once" goes on with the rest in other proportions.
+    At the end of a source, "interleave_over" starts it again, until every source was read at least once. That is the
+    length of an epoch. "interleave_under" stops when the first source ends. "interleave_once" continues with the other
+    sources in changed proportions.
 
-    Paths: "{language}_{source}", the names in dataset_info.json, without commas.
+    Paths: "{language}_{source}", the names in dataset_info.json. They must not contain commas.
 
     Source: llamafactory/data/data_utils.py, `merge_dataset`; hparams/data_args.py (0.9.5).
     """
@@ -63,7 +64,7 @@ def llamafactory(request: Request) -> Export:
             "llamafactory draws documents, and shares of tokens are not shares of documents. Give "
             f"{argument('documents')}, which says how many documents each source has."
         )
-    documents = Request(request.mixture, request.paths, request.documents)  # whatever the length of a sequence
+    documents = Request(request.mixture, request.paths, request.documents)  # rows are documents in any case
     places = documents.places("{language}_{source}")
     for source, name in places.items():
         if "," in name or name != name.strip():
@@ -78,19 +79,19 @@ def llamafactory(request: Request) -> Export:
 
 
 def axolotl(request: Request) -> Export:
-    """Data sets for axolotl, repeated as often as the mixture reads them: YAML.
+    """Data sets for axolotl, each repeated as often as the mixture reads it: YAML.
 
-    Use: merge into the config. Axolotl has no probabilities; its `weight` (0.20 and newer, not when streaming) keeps
-    that part of a data set, at most all of it. So a source of 2.5 passes is listed three times, the third time with
-    weight 0.5, and one epoch is the mixture's budget.
+    Use: merge the file into the configuration. Axolotl has no probabilities. Its `weight` (0.20 and newer, not when
+    streaming) keeps a fraction of a data set, at most 1. A source with 2.5 passes is therefore listed three times, the
+    third time with weight 0.5. One epoch is the mixture's budget.
 
-    Weights: parts of the rows of a source, drawn at random. They hold for tokens as well, so no count of documents is
-    needed.
+    Weights: fractions of the rows of a source. The rows are drawn at random, so the fractions are right for tokens too,
+    and no number of documents is needed.
 
-    At the end of a source nothing happens: all rows are laid out and shuffled together before training, so one may
-    come twice before another came once. More than one epoch reads the same parts again.
+    At the end of a source nothing happens, because all rows are shuffled together before training. A row can therefore
+    be read twice before another is read once. A second epoch reads the same fractions again.
 
-    Paths: "data/{language}/{source}", a data set of `type: completion` with its text in `text`.
+    Paths: "data/{language}/{source}", a data set of `type: completion` with the text in the column `text`.
 
     Source: axolotl/utils/data/sft.py, utils/data/shared.py, utils/schemas/datasets.py (0.21).
     """
@@ -110,7 +111,7 @@ def axolotl(request: Request) -> Export:
 
 
 def _runs_away(request: Request) -> list[str]:
-    """Say what "all_exhausted" reads beyond the budget if it is not stopped there."""
+    """Return a warning if "all_exhausted" would read more than the budget unless it is stopped there."""
     passes = request.passes
     least, most = (choose(passes, key=lambda source: passes[source]) for choose in (min, max))
     if 1 / passes[least] < 1.01:
@@ -122,7 +123,7 @@ def _runs_away(request: Request) -> list[str]:
 
 
 def _ends_early(request: Request) -> list[str]:
-    """Say that "all_exhausted" does not reach the budget, if all sources are read more than once."""
+    """Return a warning if all sources are read more than once, since "all_exhausted" then ends before the budget."""
     passes = request.passes
     least = min(passes, key=lambda source: passes[source])
     if 1 / passes[least] > 0.99:

@@ -1,4 +1,4 @@
-"""Megatron-LM, NeMo and Megatron-Bridge: blends of tokenised files."""
+"""Exports for Megatron-LM, NeMo and Megatron-Bridge: blends of tokenised files."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ SURPLUS = 1.005
 """Megatron builds 0.5 % more of each source than it draws (`mid_level_dataset_surplus`)."""
 
 SEPARATE_BELOW = 0.8
-"""Megatron keeps a last pass apart if less than this part of it is used (`GPTDataset`)."""
+"""Megatron shuffles a last pass separately if it uses less than this fraction of it (`GPTDataset`)."""
 
 
 def megatron(request: Request) -> Export:
-    """Blend for Megatron-LM and NeMo: a line "weight path" per source.
+    """Blend for Megatron-LM and NeMo, with one line "weight path" per source.
 
     Use: `--data-args-path FILE`, or `--data-path $(cat FILE)`. NeMo's `PreTrainingDataModule(paths=...)`, `data_prefix`
     of NeMo 1 and `GPTDatasetConfig(data_path=...)` of Megatron-Bridge take the same list of weights and paths. Train
     for budget / sequence length samples.
 
-    Weights: shares of sequences, all equally long, and so of tokens; Megatron divides them by their sum, and none may
-    be 0. Position by position it draws the source that is furthest behind: after any number of sequences each source
-    is within 2 of its share (1.45 at most, measured with 3 to 1,000 sources).
+    Weights: shares of sequences. All sequences have the same length, so they are shares of tokens too. Megatron divides
+    the weights by their sum, and none may be 0. At each position it draws the source that is furthest behind its share.
+    After any number of sequences, each source is within 2 of its share (at most 1.45, measured with 3 to 1,000
+    sources).
 
-    At the end of a source it starts again, without limit or word. The documents of all passes are shuffled together,
-    apart from a last pass of which less than 80 % is needed: one may come twice before another came once.
+    At the end of a source, Megatron starts it again silently and without limit. It shuffles the documents of all passes
+    together, except for a last pass of which less than 80 % is needed. A document can therefore be read twice before
+    another is read once.
 
-    Paths: "data/{language}/{source}_text_document", the prefix of a .bin and an .idx file, without white space.
+    Paths: "data/{language}/{source}_text_document", the common prefix of a .bin and an .idx file. White space is not
+    allowed.
 
     Source: megatron/core/datasets: blended_dataset.py, helpers.cpp, gpt_dataset.py, utils.py (0.16 to 0.19).
     """
@@ -37,12 +40,12 @@ def megatron(request: Request) -> Export:
 
 
 def megatron_json(request: Request) -> Export:
-    """Blend for Megatron-LM with data of its own for each split: a JSON file.
+    """Blend for Megatron-LM with separate data for each split: a JSON file.
 
-    Use: `--per-split-data-args-path FILE`. "train" holds weights and paths in turn; "valid" and "test", which Megatron
-    asks for, are null: put lists of paths there to evaluate. All else is as in megatron.
+    Use: `--per-split-data-args-path FILE`. "train" lists a weight and a path in turn. Megatron requires "valid" and
+    "test" too. They are null here. To evaluate, replace them by lists of paths.
 
-    Weights, the end of a source, paths: as in megatron.
+    Weights, the end of a source, paths: as in the format megatron.
 
     Source: megatron/training/utils/common_utils.py, `get_blend_and_blend_per_split` (0.19).
     """
@@ -51,7 +54,7 @@ def megatron_json(request: Request) -> Export:
 
 
 def _pairs(request: Request) -> list[tuple[str, str]]:
-    """Return weight and path of each source as text."""
+    """Return the weight and the path of each source as text."""
     places = request.places(BLEND_PATH)
     for source, path in places.items():
         if not path or len(path.split()) != 1:
@@ -60,7 +63,7 @@ def _pairs(request: Request) -> list[tuple[str, str]]:
 
 
 def _shuffled_together(request: Request) -> tuple[str, ...]:
-    """Say which sources Megatron does not read pass by pass."""
+    """Return a warning if Megatron shuffles several passes over a source together."""
     mixed = {}
     for source, passes in request.passes.items():
         built = passes * SURPLUS

@@ -1,4 +1,4 @@
-"""MosaicML streaming: streams of an epoch."""
+"""Exports for MosaicML streaming: the streams of an epoch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ def mosaicml(request: Request) -> Export:
 
     Use: as the `streams` of an LLM Foundry data set, or `Stream(**fields)` for each. One epoch is the mixture's budget.
 
-    Weights: with a sequence length, `choose`: how many sequences to take of each source, exact to the last. Without,
-    `repeat`: passes over the samples of a source, right for sequences and documents alike, cut to whole samples.
+    Weights: with a sequence length, `choose` is the exact number of sequences to take from each source. Without it,
+    `repeat` is the number of passes over the samples of a source, rounded down to whole samples. It is right for both
+    sequences and documents.
 
-    At the end of a source nothing happens: the epoch is laid out beforehand, whole passes and a random part for the
-    rest, never a sample twice within a pass; passes are shuffled together. The next epoch does the same again.
+    At the end of a source nothing happens, because the epoch is laid out in advance. It has whole passes and, for the
+    rest, a random part without repetition. All passes are shuffled together. The next epoch does the same again.
 
-    Paths: "data/{language}/{source}", the `local` folder of MDS shards; set `remote` yourself.
+    Paths: "data/{language}/{source}", the `local` folder of the MDS shards. Set `remote` yourself.
 
     Source: streaming/base: stream.py, sampling.py, dataset.py (0.13).
     """
@@ -37,17 +38,18 @@ def mosaicml(request: Request) -> Export:
 def mosaicml_proportion(request: Request) -> Export:
     """Streams for MosaicML streaming with `proportion`, for runs whose length is set elsewhere: YAML.
 
-    Use: as mosaicml; `epoch_size` is there if the rows of the budget are known. Prefer mosaicml, which is exact.
+    Use: as in the format mosaicml, which is exact and usually the better choice. The file has `epoch_size` if the
+    number of rows in the budget is known.
 
     Weights: shares of samples, which streaming divides by their sum. If samples are sequences (give the sequence
-    length) they are shares of tokens; if documents (give the documents per source), of token share / mean document
-    length.
+    length), they are shares of tokens. If samples are documents (give the documents per source), they are proportional
+    to token share / mean document length.
 
-    At the end of a source nothing happens: each epoch takes whole passes and a random part for the rest. Without
-    `epoch_size` an epoch is as long as all data, and the random part is drawn anew in each: over several epochs some
-    samples come again before others came once.
+    At the end of a source nothing happens: each epoch takes whole passes and, for the rest, a random part. Without
+    `epoch_size`, an epoch has as many samples as all data together, and each epoch draws a new random part. Over
+    several epochs, some samples are therefore read again before others are read once.
 
-    Paths: "data/{language}/{source}", the `local` folder of MDS shards; set `remote` yourself.
+    Paths: "data/{language}/{source}", the `local` folder of the MDS shards. Set `remote` yourself.
 
     Source: streaming/base/stream.py, `Stream.apply_weights` (0.13).
     """

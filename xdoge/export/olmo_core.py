@@ -1,4 +1,4 @@
-"""OLMo-core: a source mixture."""
+"""Export for OLMo-core: a source mixture."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from xdoge.export.request import Export, Request, to_yaml
 def olmo_core(request: Request) -> Export:
     """Source mixture of OLMo-core, a `SourceMixtureList`: YAML.
 
-    Use: `SourceMixtureDatasetConfig(source_list=SourceMixtureList.from_yaml(FILE), requested_tokens=BUDGET, ...)`; the
-    budget is the first line of the file.
+    Use: `SourceMixtureDatasetConfig(source_list=SourceMixtureList.from_yaml(FILE), requested_tokens=BUDGET, ...)`. The
+    budget is in the first line of the file.
 
-    Weights: shares of tokens, in sequences, which must sum to 1 within 1e-5. `max_repetition_ratio` is the cap of the
-    source, at least 1: OLMo-core refuses to start if the files hold too little for that many passes.
+    Weights: shares of tokens, in whole sequences, which must sum to 1 within 1e-5. `max_repetition_ratio` is the epoch
+    cap of the source, at least 1. OLMo-core does not start if the source's share needs more passes than that.
 
-    At the end of a source nothing happens: whole passes and the rest are laid out beforehand. The rest is the first
-    part of each file, not a random one: text that comes late in a file of an under-read source is never read, so
-    shuffle the files. The loader shuffles all passes together.
+    At the end of a source nothing happens, because whole passes and the rest are laid out in advance. The rest is the
+    first part of each file, not a random part. If a source is read less than once, text at the end of its files is
+    never read, so shuffle the files. The loader shuffles all passes together.
 
-    Paths: "data/{language}/{source}/*.npy", a file or a pattern of files of token numbers.
+    Paths: "data/{language}/{source}/*.npy", a file of token ids or a pattern for several.
 
     Source: olmo_core/data: source_mixture.py, numpy_dataset.py, `NumpyFSLDatasetMixture` (3.0.0).
     """

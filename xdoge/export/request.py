@@ -1,4 +1,4 @@
-"""What an exported mixture is made from, and what comes out."""
+"""The input and the output of every export format."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from xdoge.names import split_source
 Paths = str | Mapping[str, str]
 
 FOLDER = "data/{language}/{source}"
-"""Where most formats look for a source if no paths are given."""
+"""Default template of paths, for most formats."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """A mixture in the form that another trainer reads.
+    """A mixture in the format of another trainer.
 
     Attributes:
         text: content of the file.
-        suffix: of the file's name, such as ".yaml".
-        warnings: where that trainer cannot keep what the mixture promises, one line each, with numbers.
+        suffix: suffix of the file's name, such as ".yaml".
+        warnings: one line, with numbers, for each way in which that trainer deviates from the mixture.
     """
 
     text: str
@@ -35,13 +35,16 @@ class Export:
 
 @dataclass(frozen=True)
 class Request:
-    """A mixture, and what is known of the data as the trainer will find it.
+    """A mixture to export, with what is known about the trainer's data.
 
     Attributes:
-        mixture: the plan.
-        paths: a template with {language}, {source} and {name}, or path by source; None for the format's default.
+        mixture: the mixture.
+        paths: template with {language}, {source} and {name}, or path by source. None is the format's default.
         documents: training documents per source, if known.
-        sequence_length: tokens of a sequence, if the data's rows are sequences.
+        sequence_length: T, tokens per sequence, if the trainer's rows are sequences.
+
+    Raises:
+        XDogeError: the sequence length or a number of documents is not possible.
     """
 
     mixture: Mixture
@@ -50,7 +53,7 @@ class Request:
     sequence_length: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse counts that cannot be."""
+        """Raise XDogeError if the sequence length or a number of documents is not possible."""
         length, budget = self.sequence_length, self.mixture.budget_tokens
         if length is not None and not (isinstance(length, int) and 1 <= length <= budget):
             raise XDogeError(
@@ -70,22 +73,22 @@ class Request:
 
     @property
     def shares(self) -> dict[str, Share]:
-        """The sources that the plan reads, in its order."""
+        """The sources that the mixture reads, in its order."""
         return {source: share for source, share in self.mixture.sources.items() if share.tokens}
 
     @property
     def weights(self) -> dict[str, float]:
-        """Share of the run's tokens by source."""
+        """Share of the run's tokens, by source."""
         return {source: share.weight for source, share in self.shares.items()}
 
     @property
     def passes(self) -> dict[str, float]:
-        """How often this run reads each source; the same for tokens, sequences and documents."""
+        """Passes of this run over each source. They are the same for tokens, sequences and documents."""
         return {source: share.tokens / share.available_tokens for source, share in self.shares.items()}
 
     @property
     def rows(self) -> dict[str, float] | None:
-        """Rows to draw of each source: sequences if their length is known, else documents; None if neither is."""
+        """Rows to draw from each source: sequences if their length is known, else documents, else None."""
         if self.sequence_length is not None:
             return {source: share.tokens / self.sequence_length for source, share in self.shares.items()}
         if self.documents is not None:
@@ -94,21 +97,25 @@ class Request:
 
     @property
     def n_rows(self) -> int | None:
-        """Rows that the budget holds."""
+        """Number of rows in the budget; None if it is unknown whether rows are sequences or documents."""
         return None if self.rows is None else max(1, int(math.fsum(self.rows.values())))
 
     @property
     def row_weights(self) -> dict[str, float]:
-        """Share of the draws by source, where a draw is of a row; they sum to 1."""
+        """Share of the rows, by source. They sum to 1. If nothing is known about rows, these are shares of tokens."""
         rows = self.rows or self.weights
         total = math.fsum(rows.values())
         return {source: count / total for source, count in rows.items()}
 
     def places(self, default: str, *, every: bool = False) -> dict[str, str]:
-        """Return the path of each source that is read, or of every source.
+        """Return the path of each source.
+
+        Args:
+            default: template to use if the user gave no paths.
+            every: include sources that the mixture does not read.
 
         Raises:
-            XDogeError: the template has an unknown field, a source has no path, or two have the same.
+            XDogeError: the template has an unknown field, a source has no path, or two sources have the same.
         """
         paths = default if self.paths is None else self.paths
         places: dict[str, str] = {}
@@ -132,7 +139,7 @@ class Request:
         return places
 
     def unit_warnings(self) -> list[str]:
-        """Say that weights of tokens were written where rows are drawn, if nothing is known of the rows."""
+        """Return a warning if the weights are shares of tokens because nothing is known about the trainer's rows."""
         if self.rows is not None:
             return []
         return [
@@ -141,7 +148,7 @@ class Request:
         ]
 
     def chance_warnings(self) -> list[str]:
-        """Say how far a random draw misses the plan, if that is more than 1 % for some source."""
+        """Return a warning if random draws are expected to miss the rows of a source by more than 1 %."""
         if self.rows is None or self.n_rows is None:
             return []
         chances = self.row_weights
@@ -157,7 +164,7 @@ class Request:
 
 
 def to_yaml(value: Any, *comments: str) -> str:
-    """Return YAML that keeps every digit, below comment lines."""
+    """Return YAML with all digits of floats, after comment lines."""
     with importing("cli"):
         import yaml
 
@@ -166,5 +173,5 @@ def to_yaml(value: Any, *comments: str) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Return indented JSON that keeps every digit."""
+    """Return indented JSON with all digits of floats."""
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

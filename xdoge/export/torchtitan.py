@@ -1,4 +1,4 @@
-"""torchtitan: sources of its interleaved text loader."""
+"""Export for torchtitan: sources of its interleaved text loader."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from xdoge.export.request import FOLDER, Export, Request
 def torchtitan(request: Request) -> Export:
     """Weighted sources for torchtitan's interleaved text loader: a piece of Python for a config function.
 
-    Use: as the `dataloader` of a config, torchtitan 0.3 and newer, with each data set registered in `DATASETS` under
-    its name in lower case.
+    Use: as the `dataloader` of a config, with torchtitan 0.3 or newer. Register each data set in `DATASETS` under its
+    name in lower case.
 
-    Weights: chances of sequences, since each source is packed into sequences before they are mixed, and so shares of
-    tokens; torchtitan divides them by their sum. Sources are drawn at random with the same generator on all ranks: in
-    each step all ranks read the same sources, and a batch is far from the mixture.
+    Weights: probabilities of sequences. Each source is packed into sequences before mixing, so they are shares of
+    tokens too. torchtitan divides them by their sum. It draws sources at random, with the same generator on all ranks.
+    In each step all ranks therefore read the same sources, and a batch can be far from the mixture.
 
-    At the end of a source it starts again, without limit, in a new order (the first pass is in the order of the file):
-    training stops at its steps. With `infinite=False` it would stop when the first source ends.
+    At the end of a source, torchtitan starts it again in a new order, without limit. The first pass is in the order of
+    the file. Training ends after its number of steps. With `infinite=False` it would end with the first source.
 
     Paths: "data/{language}/{source}", the `dataset_path`.
 

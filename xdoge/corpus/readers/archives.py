@@ -1,7 +1,7 @@
-"""The files in .zip and .tar archives, through Python's zipfile and tarfile, and the samples of WebDataset.
+"""Read files in .zip and .tar archives with Python's zipfile and tarfile, and samples of WebDataset.
 
-A .zip has a checksum for each file, and zipfile compares it at the file's end. A .tar has checksums for names and sizes
-only, and tarfile takes a damaged one for the end of the archive. So the end of a .tar must be zeros to the last byte.
+A .zip has a checksum for each file, and zipfile compares it at the end of the file. A .tar has checksums only for
+headers, and tarfile takes a damaged header for the end of the archive. Therefore the rest of a .tar must be zeros.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from xdoge.corpus.remote import Readable, UnpackedFile, local
 from xdoge.errors import XDogeError
 
 BLOCK = 512
-"""Bytes of a header, and what data is filled up to."""
+"""Bytes of a header of a .tar. Data is padded to a multiple of this."""
 
 
 END = 22
-"""Bytes of what ends a .zip, before its comment."""
+"""Bytes of the end record of a .zip, without its comment."""
 MANY = 0xFFFF
-"""Stands for a number of files that needs more than two bytes."""
+"""Number of files in the end record if the true number needs more than two bytes."""
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError)
-"""What the libraries raise, besides OSError, EOFError and zlib.error."""
+"""Exceptions of the libraries for damaged archives, in addition to OSError, EOFError and zlib.error."""
 
 SAMPLES = "pack the text alone; for samples of WebDataset, set text: txt, or a field such as text: json.text"
 
 
 def has_samples(columns: Columns) -> bool:
-    """Say whether columns are those of WebDataset: `txt`, or a field of `json`, such as json.text."""
+    """Whether columns are those of WebDataset: `txt`, `json`, or a field such as json.text."""
     return all(name.partition(".")[0] in ("txt", "json") for name in names_of(columns))
 
 
 def unpacked(path: Readable, kind: str, compression: str) -> Iterator[UnpackedFile]:
-    """Yield the files of text in an archive, each of them unpacked until the next one is asked for.
+    """Yield the text files of an archive. Each unpacked file exists until the next one is requested.
 
     Raises:
-        XDogeError: one has no format that can be read, or they have two formats.
+        XDogeError: the format of a file cannot be read, or files have different formats.
         OSError, EOFError, zipfile.BadZipFile, tarfile.TarError: the archive is damaged.
     """
     first: dict[str, Any] = {}
@@ -63,9 +63,9 @@ def unpacked(path: Readable, kind: str, compression: str) -> Iterator[UnpackedFi
 
 
 def samples(path: Readable, kind: str, compression: str) -> Iterator[Pairs]:
-    """Yield the samples of WebDataset as rows with the keys `txt` and `json`; other files are passed over.
+    """Yield the samples of WebDataset as rows with the keys `txt` and `json`. Other files are skipped.
 
-    The files of a sample follow each other, and their names are the same up to the first dot of the last part.
+    The files of a sample are consecutive. Their paths are the same up to the first dot of the file name.
 
     Raises:
         XDogeError: a file is not UTF-8 or not JSON.
@@ -100,11 +100,13 @@ def _content(data: bytes, ending: str, *, where: str) -> Any:
 
 
 def archived(path: Readable, kind: str, compression: str) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield name and data of each file in an archive in its order; the data is read before the next one is asked for.
+    """Yield the name and the data of each file in an archive, in its order.
+
+    The data of a file must be read before the next one is requested.
 
     Raises:
-        OSError, EOFError, zipfile.BadZipFile, tarfile.TarError: the archive is damaged, encrypted, has a name twice, or
-            holds links or devices.
+        OSError, EOFError, zipfile.BadZipFile, tarfile.TarError: the archive is damaged or encrypted, or contains a name
+            twice, links or devices.
     """
     names = set()
     for name, data in (_zipped if kind == ".zip" else _in_tar)(path, compression):
@@ -122,14 +124,14 @@ def _zipped(path: Readable, compression: str) -> Iterator[tuple[str, IO[bytes]]]
                 continue
             try:
                 data = archive.open(info)
-            except (RuntimeError, NotImplementedError) as error:  # encrypted, or compressed in another way
+            except (RuntimeError, NotImplementedError) as error:  # encrypted, or an unknown compression
                 raise OSError(str(error)) from error
             with data:
                 yield info.filename, data
 
 
 def _check_count(archive: zipfile.ZipFile, path: Path) -> None:
-    """Compare the number of files with the one at the archive's end, which zipfile does not."""
+    """Raise BadZipFile if the number of files differs from the end record, which zipfile does not check."""
     with path.open("rb") as file:
         file.seek(-len(archive.comment) - END, io.SEEK_END)
         count = int.from_bytes(file.read(END)[10:12], "little")
@@ -142,7 +144,7 @@ def _in_tar(path: Readable, compression: str) -> Iterator[tuple[str, IO[bytes]]]
         recent = _Recent(stream)
         with tarfile.open(fileobj=recent, mode="r|", bufsize=BLOCK * 20) as archive:  # type: ignore[call-overload]
             while (info := archive.next()) is not None:
-                archive.members.clear()  # which it would keep for all files
+                archive.members.clear()  # otherwise it keeps all members in memory
                 if info.isreg() and not info.issparse():
                     with archive.extractfile(info) as data:
                         yield info.name, data
@@ -155,7 +157,7 @@ def _in_tar(path: Readable, compression: str) -> Iterator[tuple[str, IO[bytes]]]
 
 
 class _Recent:
-    """A stream that remembers the last bytes that were read."""
+    """A stream that keeps the last bytes that were read from it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._recent, self._position = stream, b"", 0
@@ -167,7 +169,10 @@ class _Recent:
         return data
 
     def since(self, offset: int) -> bytes:
-        """Return what follows an offset that was passed a moment ago: what is not zero of it, or the zeros' start."""
+        """Return the bytes after an offset that was read recently, up to the end of the stream.
+
+        Long runs of zeros are shortened, so that memory stays small.
+        """
         rest = self._recent[len(self._recent) - (self._position - offset) :]
         while piece := self.read(io.DEFAULT_BUFFER_SIZE):
             rest = rest.rstrip(b"\0")[:BLOCK] + piece

@@ -1,7 +1,7 @@
-"""Some rows of a file, and the documents in them.
+"""Blocks: groups of rows of a file, and the documents in them.
 
-Cutting a file into blocks is cheap and happens in order. Turning a block into texts is the work, and may happen in
-any thread.
+Dividing a file into blocks is cheap and happens in order. Most of the time goes into parsing the text of a block, which
+can run in any thread.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ BLANK_LINES = re.compile(r"(?m)^(?:[ \t\r]*\n)+")
 
 
 def unmarked(data: bytes) -> bytes:
-    """Return lines without byte order marks, which stand where files were joined to one."""
+    """Return lines without byte order marks. Marks inside a file remain where several files were concatenated."""
     return _MARKS.sub(b"", data) if codecs.BOM_UTF8 in data else data
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of one file or data set, not yet turned into texts.
+    """Some rows of one file or data set, not parsed yet.
 
     Attributes:
-        where: the file or data set, for messages.
-        first: number of the first row (of the first line, in formats of lines), from 1.
-        kind: format of `data`: ".jsonl", what a document of a .txt file is, or "" for an Arrow array of what
-            `columns.select` returns.
+        where: file or data set, for messages.
+        first: number of the first row (in line-based formats, of the first line), from 1.
+        kind: format of `data`. It is ".jsonl", a `DocumentOf` for .txt files, or "" for an Arrow array that
+            `columns.select` returned.
+        data: bytes of the rows, or an Arrow array.
     """
 
     where: str
@@ -48,14 +49,14 @@ class Block:
     data: bytes | pa.Array
 
     def n_bytes(self) -> int:
-        """Return how much there is of it."""
+        """Return the size of the data in bytes."""
         return len(self.data) if isinstance(self.data, bytes) else int(self.data.nbytes)
 
     def texts(self, columns: Columns) -> list[str]:
-        """Return the documents in order, "" for each that is empty or null.
+        """Return the documents in order, "" for empty rows and null.
 
         Raises:
-            XDogeError: a row is damaged or its text is not text; the line names the row.
+            XDogeError: a row is damaged, or its value is not text. The message names the row.
         """
         if self.kind in ("line", "blank-line", "file"):
             text = unmarked(self.data).decode("utf-8").replace("\r\n", "\n")
@@ -90,13 +91,13 @@ class Block:
 
 @dataclass(frozen=True)
 class TokenBlock:
-    """Some documents that are tokens already; D documents.
+    """D documents that are tokens already.
 
     Attributes:
-        where: the file, for messages.
-        tokens: (tokens,) one document after the other, each with its end-of-document token.
-        lengths: (D,) tokens of each.
-        rows: rows they were, empty ones too.
+        where: file, for messages.
+        tokens: (tokens,) concatenated documents, each with its end-of-document token.
+        lengths: (D,) tokens of each document.
+        rows: number of rows, including empty ones.
     """
 
     where: str
@@ -105,31 +106,33 @@ class TokenBlock:
     rows: int
 
     def documents(self) -> list[npt.NDArray[Any]]:
-        """Return the documents in order, without those that hold nothing but their end."""
+        """Return the documents in order. Those with only an end-of-document token are left out."""
         documents = np.split(self.tokens, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
         return [document for document in documents if len(document) > 1]
 
 
 def document_texts(blocks: Sequence[Block], columns: Columns) -> list[str]:
-    """Return the documents of several blocks in order; lines of JSON are parsed together, since a call costs 0.1 ms.
+    """Return the documents of several blocks in order.
+
+    JSON lines of all blocks are parsed together, since a call of the parser costs 0.1 ms.
 
     Raises:
-        XDogeError: as `Block.texts`.
+        XDogeError: as for `Block.texts`.
     """
     if len(blocks) > 1 and all(block.kind == ".jsonl" for block in blocks):
         data = unmarked(b"\n".join(block.data for block in blocks))
         array = _parsed(data, columns)
         if array is not None and len(array) == sum(1 for line in data.split(b"\n") if line.strip()):
             return list(texts_of(array))
-        # else each by itself: a row is bad, and which one is to be said, or begins in one file and ends in another
+        # Otherwise parse each block by itself: a row is bad, and the message must name it, or spans two files.
     return [text for block in blocks for text in block.texts(columns)]
 
 
 def _parsed(data: bytes, columns: Columns) -> pa.Array | None:
-    """Return the columns of JSON lines, None for those that Python's parser must read.
+    """Return the columns of JSON lines, or None if Python's parser must read them.
 
-    That is rare: pyarrow refuses what Python takes, a name can be read in two ways, or a row is bad and Python says
-    which.
+    This is rare. Either pyarrow rejects what Python accepts, or a name is ambiguous, or a row is bad and Python's
+    parser will tell which one.
     """
     lists: Collection[str] = ()
     for _ in range(2):
@@ -150,7 +153,7 @@ def _parsed(data: bytes, columns: Columns) -> pa.Array | None:
 
 
 def _lists(data: bytes, columns: Columns) -> list[str]:
-    """Return the columns that are lists in the first row."""
+    """Return the columns whose values are lists in the first row."""
     try:
         row = json.loads(data.lstrip().split(b"\n", 1)[0])
     except (ValueError, RecursionError):
@@ -165,7 +168,7 @@ def _lists(data: bytes, columns: Columns) -> list[str]:
 
 
 def _schema(data: bytes, columns: Columns, lists: Collection[str]) -> pa.Schema | None:
-    """Return the part of rows that holds the columns, None if a name can be read in two ways."""
+    """Return the schema of the parts of a row that have the columns, None if a name is ambiguous."""
     tree: dict[str, Any] = {}
     for name in names_of(columns):
         path = _path(data, name)
@@ -185,7 +188,7 @@ def _fields(tree: dict[str, Any]) -> list[pa.Field]:
 
 
 def _path(data: bytes, name: str) -> tuple[str, ...]:
-    """Return the keys that lead to a column in JSON lines, () if they may not be the same in every row."""
+    """Return the path of keys to a column in JSON lines, () if it may differ between rows."""
     parts = name.split(".")
     dotted = [".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 2, len(parts) + 1)]
     if not any(_has_key(data, key) for key in dotted):

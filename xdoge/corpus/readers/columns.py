@@ -1,8 +1,8 @@
-"""The text of a document out of its row, which may be one column or several, nested, or a list of paragraphs.
+"""Get the text of a document from its row. It can be one column or several, nested, or a list of paragraphs.
 
-`data.text` is the field `text` of the object in `data`, unless a key has that whole name. A field of a list of objects
-is a list. The parts of lists and of several columns are joined by a blank line; parts that are null, empty or white
-space are left out.
+`data.text` is the field `text` of the object in `data`, unless there is a key with that whole name. A field of a list
+of objects is a list. The parts of lists and of several columns are joined with a blank line between them. Parts that
+are null, empty or only white space are left out.
 """
 
 from __future__ import annotations
@@ -17,19 +17,23 @@ import pyarrow.compute as pc
 from xdoge.errors import XDogeError
 
 Columns = str | tuple[str, ...]
-"""The column of the text, or those whose texts are joined."""
+"""The column of the text, or several columns whose texts are joined."""
 JOIN = "\n\n"
 NAMES_SHOWN = 300
-"""Characters of column names in a message: a CSV file without a header has a document for names."""
+"""Most characters of column names in a message. In a CSV file without a header, a document stands in their place."""
 TEXT_TYPES = (
     *(pa.string(), pa.large_string(), pa.string_view()),
     *(pa.binary(), pa.large_binary(), pa.binary_view()),
 )
-"""Types of a column of text. Impala and old versions of Spark write UTF-8 as binary."""
+"""Arrow types that a column of text can have. Impala and old versions of Spark write UTF-8 as binary."""
 
 
 class Pairs(dict[str, Any]):
-    """A JSON object, and the keys that it has more than once."""
+    """A JSON object.
+
+    Attributes:
+        repeated: keys that occur more than once in the object.
+    """
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
@@ -38,12 +42,12 @@ class Pairs(dict[str, Any]):
 
 
 def names_of(columns: Columns) -> tuple[str, ...]:
-    """Return the names of the columns, one or several."""
+    """Return the names of the columns as a tuple."""
     return (columns,) if isinstance(columns, str) else columns
 
 
 def split_name(names: Collection[str], name: str) -> tuple[str, str]:
-    """Return the key of `names` that a dotted name begins with, the longest one, and what follows; "" without one."""
+    """Return the longest of `names` with which a dotted name begins, and the rest. The first is "" if none fits."""
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
         key = ".".join(parts[:count])
@@ -53,20 +57,20 @@ def split_name(names: Collection[str], name: str) -> tuple[str, str]:
 
 
 def join_parts(parts: Iterable[str | None]) -> str:
-    """Return the parts with a blank line between them, without those that are null, empty or white space."""
+    """Return the parts joined with blank lines. Parts that are null, empty or only white space are left out."""
     return JOIN.join(part for part in parts if part and not part.isspace())
 
 
 def text_of(row: object, columns: Columns, *, where: str) -> str:
-    """Return the document of a row, "" if it is empty or null.
+    """Return the document in a row, "" if it is empty or null.
 
     Args:
-        row: what JSON or Arrow gave for it.
-        columns: the columns of its text.
+        row: parsed row.
+        columns: columns of the text.
         where: file and row, for messages.
 
     Raises:
-        XDogeError: the row is no object, a column is not text, or a key is there twice.
+        XDogeError: the row is not an object, a column is not text, or the column's key occurs twice.
     """
     if not isinstance(row, Mapping):
         raise XDogeError(f"{where} is a JSON {type(row).__name__}, not an object with a {names_of(columns)[0]!r}.")
@@ -108,7 +112,7 @@ def _text(value: object, *, where: str) -> str:
 
 
 def select(table: pa.RecordBatch | pa.Table, columns: Columns) -> pa.Array:
-    """Return what the documents of a table are made of: an array for one column, a struct array for several."""
+    """Return the columns of a table as an array, or as a struct array if there are several."""
     arrays = [_array(table, name) for name in names_of(columns)]
     if len(arrays) == 1:
         return arrays[0]
@@ -129,7 +133,7 @@ def _array(table: pa.RecordBatch | pa.Table, name: str) -> pa.Array:
 
 
 def texts_of(array: pa.Array) -> Iterator[str]:
-    """Yield the documents of what `select` returned, "" for each that is empty or null.
+    """Yield the documents in an array that `select` returned, "" for empty rows and null.
 
     Raises:
         UnicodeDecodeError: binary text is not UTF-8.
@@ -142,10 +146,10 @@ def texts_of(array: pa.Array) -> Iterator[str]:
 
 
 def check_column(schema: pa.Schema, columns: Columns, *, where: str) -> None:
-    """Refuse a table without one of the columns, or one that is not text.
+    """Raise an error if a table lacks a column, or the column is not text.
 
     Raises:
-        XDogeError: the line names the columns there are.
+        XDogeError: a column is missing or not text. The message lists the columns of the table.
     """
     for name in names_of(columns):
         kind = _type(schema, name, where=where)
@@ -157,12 +161,12 @@ def check_column(schema: pa.Schema, columns: Columns, *, where: str) -> None:
 
 
 def paths_of(schema: pa.Schema, columns: Columns) -> list[str]:
-    """Return what to read of a Parquet file: each column, or the field of it, up to the first list."""
+    """Return the columns, or fields of columns, to read from a Parquet file. A path ends at the first list."""
     return [_path(schema, name) for name in names_of(columns)]
 
 
 def keys_of(schema: pa.Schema, columns: Columns) -> list[str]:
-    """Return the columns of the table that `columns` are, or lie in."""
+    """Return the top-level columns of a table that contain `columns`."""
     return list(dict.fromkeys(split_name(schema.names, name)[0] for name in names_of(columns)))
 
 
@@ -173,7 +177,10 @@ def _path(fields: pa.Schema | pa.DataType, name: str) -> str:
 
 
 def _type(fields: pa.Schema | pa.DataType, name: str, *, where: str) -> pa.DataType | None:
-    """Return the type that a dotted name leads to, that of their items for lists; None where it leads nowhere."""
+    """Return the type of the field that a dotted name leads to, None if there is no such field.
+
+    For lists it is the type of their items.
+    """
     fields = _items(fields) if isinstance(fields, pa.DataType) else fields
     if not name:
         return fields
@@ -204,10 +211,10 @@ def _leaves(fields: pa.Schema | pa.DataType, before: str = "") -> list[str]:
 
 
 def check_names(names: Sequence[str], columns: Columns, *, where: str) -> None:
-    """Refuse a header without one of the columns.
+    """Raise an error if a header lacks a column or has it twice.
 
     Raises:
-        XDogeError: the line names the columns there are.
+        XDogeError: a column is missing or repeated. The message lists the columns of the header.
     """
     for name in names_of(columns):
         _refuse_repeated(names, name, where=where)
@@ -216,10 +223,10 @@ def check_names(names: Sequence[str], columns: Columns, *, where: str) -> None:
 
 
 def check_rows(rows: Sequence[object], columns: Columns, *, where: str) -> None:
-    """Refuse rows of JSON if no object has one of the columns.
+    """Raise an error if none of some JSON rows has a column.
 
     Raises:
-        XDogeError: the line names the columns there are.
+        XDogeError: a column is missing from all rows. The message lists the fields of the rows.
     """
     objects = [row for row in rows if isinstance(row, dict) and row]
     for name in names_of(columns):
@@ -228,7 +235,7 @@ def check_rows(rows: Sequence[object], columns: Columns, *, where: str) -> None:
 
 
 def _has(row: Any, name: str) -> bool:
-    """Say whether a name leads to something; to null it may."""
+    """Whether a dotted name exists in a row. Its value may be null."""
     if isinstance(row, list):
         return not row or any(_has(item, name) for item in row)
     if row is None or not name:

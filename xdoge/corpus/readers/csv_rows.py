@@ -1,7 +1,7 @@
-"""The rows of a CSV file, through Python's csv module in strict mode.
+"""Read the rows of a CSV file with Python's csv module in strict mode.
 
-Every value stays the text that it is. A quote that stands where none may, a row of another length than the header and
-a file that ends within quotes are errors, since each of them moves text from one document to another.
+Values are not converted. These are errors, since each of them can move text from one document to another: a misplaced
+quote, a row whose length differs from the header, and a file that ends inside quotes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from xdoge.corpus.spec import CsvSpec
 from xdoge.errors import XDogeError
 
 LONGEST_VALUE = (1 << 31) - 1
-"""Characters of one value."""
+"""Most characters of one value."""
 
 
 def csv_rows(path: Readable, stream: IO[bytes], spec: CsvSpec) -> Iterator[list[str]]:
-    """Yield the header, then each row that is not an empty line.
+    """Yield the header, then the rows. Empty lines are skipped.
 
     Raises:
-        XDogeError: a row is broken; the message names its last line.
+        XDogeError: a row is not valid. The message names its last line.
     """
     csv.field_size_limit(LONGEST_VALUE)
     header: list[str] = []
     with io.TextIOWrapper(stream, encoding="utf-8", newline="") as text:
         tabs = text_format(path)[0] == ".tsv" and spec.delimiter == ","
         delimiter = "\t" if tabs else spec.delimiter
-        lines = (line.lstrip("\ufeff") for line in text)  # marks stand where files were joined to one
+        lines = (line.lstrip("\ufeff") for line in text)  # byte order marks of concatenated files
         rows = csv.reader(lines, delimiter=delimiter, escapechar=spec.escape, strict=True)
         try:
             for row in rows:

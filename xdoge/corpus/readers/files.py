@@ -1,8 +1,7 @@
-"""Documents out of files, a block at a time.
+"""Read documents from files, one block at a time.
 
-Files are read with pyarrow, which is also what `datasets` reads them with; only the text column is parsed, so a
-field that appears late or changes its type elsewhere in a row does no harm. Cutting a file into blocks is cheap and
-happens in order; turning a block into texts is the work, and may happen in any thread.
+Files are read with pyarrow, which `datasets` uses too. Only the text column is parsed, so other fields may appear late
+or change their type. Dividing a file into blocks is cheap and happens in order. Blocks are parsed in other threads.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ from xdoge.corpus.spec import PLAIN_CSV, CsvSpec, DocumentOf
 from xdoge.errors import XDogeError
 
 BLOCK_BYTES = 1 << 19
-"""Text handed on at once: 0.04 s of a SentencePiece model, so 60 blocks in flight are 30 MB."""
+"""Bytes of text per block. SentencePiece encodes this in 0.04 s, and 60 blocks in flight need 30 MB."""
 BLOCK_ROWS = 256
-"""The same for formats that count in rows; web documents have about 3 kB."""
+"""Rows per block, for formats without lines. A web document has about 3 kB."""
 IPC_END = b"\xff\xff\xff\xff\0\0\0\0"
-"""The last bytes of an Arrow IPC stream that was written to its end."""
+"""The last bytes of a complete Arrow IPC stream."""
 
 _BLANK_LINE = re.compile(rb"(?m)^[ \t\r]*\n")
 
 
 @contextlib.contextmanager
 def reading(path: Readable) -> Iterator[None]:
-    """Turn the errors of a damaged file into one line naming it."""
+    """Turn exceptions about a damaged file into an XDogeError that names it."""
     try:
         yield
     except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError, zlib.error, *DAMAGE) as error:
@@ -58,9 +57,15 @@ def reading(path: Readable) -> Iterator[None]:
 def file_blocks(
     path: Readable, columns: Columns, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line"
 ) -> Iterator[Block]:
-    """Yield the rows of a file in order, holding one block of it and at most one row that is longer than that.
+    """Yield the rows of a file in order, as blocks.
 
-    Of a Parquet file its reader holds a row group.
+    Memory holds one block, and longer rows if there are any. For a Parquet file it holds a row group.
+
+    Args:
+        path: file to read.
+        columns: columns of the text.
+        csv: dialect of CSV files.
+        document: unit of a .txt file that is a document.
 
     Raises:
         XDogeError: the file is damaged.
@@ -83,7 +88,7 @@ def file_blocks(
         elif kind in (".csv", ".tsv"):
             with open_bytes(path, compression) as stream:
                 lines = csv_rows(path, stream, csv)
-                if names := next(lines, None):  # of an empty file none
+                if names := next(lines, None):  # None for an empty file
                     yield from _text_blocks(path, _cells(lines, names, columns))
         else:
             with open_bytes(path, compression) as stream:
@@ -151,7 +156,7 @@ def arrow_batches(file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
     try:
         reader = pa.ipc.open_stream(file)
     except pa.ArrowInvalid:
-        reader = pa.ipc.open_file(file)  # the other of the two IPC formats
+        reader = pa.ipc.open_file(file)  # IPC has a stream format and a file format
         for index in range(reader.num_record_batches):
             yield reader.get_batch(index)
         return
@@ -164,7 +169,7 @@ def arrow_batches(file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
 
 
 def _value_blocks(path: Readable, chunks: Iterator[bytes], columns: Columns) -> Iterator[Block]:
-    """Yield the objects of a JSON array, or of objects one after the other."""
+    """Yield blocks of the objects in a JSON array, or of consecutive objects."""
     values = enumerate(json_values(path, chunks), start=1)
     yield from _text_blocks(path, (text_of(value, columns, where=f"{path}: row {row}") for row, value in values))
 

@@ -1,6 +1,6 @@
-"""Data sets of the Hugging Face Hub, and local folders laid out like one. `datasets` says which files they have.
+"""Read data sets of the Hugging Face Hub, and local folders with the same layout. `datasets` lists their files.
 
-Local files in a format of `readers.files` are read there, which parses nothing but the text; others are streamed.
+Local files in a format that `readers.files` knows are read there, which parses only the text. Others are streamed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,22 @@ _PLAIN = {
     "Text": {".txt"},
     "Arrow": {".arrow"},
 }
-"""Builders of `datasets` whose files are read by `readers.files` when they are at their defaults."""
+"""Builders of `datasets` with the extensions that `readers.files` reads instead, if their settings are the defaults."""
 _OWN_KEYS = {"name", "version", "data_dir", "data_files", "description"}
-"""Settings of a builder that do not say how a file is read."""
+"""Settings of a builder that do not affect how a file is parsed."""
 
 
 @dataclass(frozen=True)
 class HubData:
-    """A data set opened for streaming: nothing of it has been read but its metadata."""
+    """A data set opened for streaming. Only its metadata has been read.
+
+    Attributes:
+        where: name of the data set, for messages.
+        inputs: its files.
+        rows: number of rows, None if unknown.
+        stream: iterable data set of `datasets`.
+        columns: columns of the text.
+    """
 
     where: str
     inputs: tuple[Input, ...]
@@ -44,10 +52,10 @@ class HubData:
     columns: Columns
 
     def blocks(self) -> Iterator[Block]:
-        """Yield its rows in order.
+        """Yield the rows in order, as blocks.
 
         Raises:
-            XDogeError: it cannot be read.
+            XDogeError: the data set cannot be read.
         """
         with _hub_errors(self.where):
             batches = self.stream.iter(batch_size=BLOCK_ROWS)
@@ -55,10 +63,10 @@ class HubData:
 
 
 def dataset_files(source: Source) -> tuple[Path, ...]:
-    """Return the files of a local data set if `readers.files` reads them as `datasets` would; else none.
+    """Return the files of a local data set if `readers.files` reads them exactly as `datasets` does, else ().
 
     Raises:
-        XDogeError: it is no data set, or lacks the config or the split.
+        XDogeError: the folder is not a data set, or does not have the config or the split.
     """
     if source.dataset is None or not Path(source.dataset).is_dir():
         return ()
@@ -67,7 +75,7 @@ def dataset_files(source: Source) -> tuple[Path, ...]:
         files = tuple(Path(file) for file in _data_files(builder, source))
         settings, plain = vars(builder.config), vars(type(builder.config)())
         declared = any(settings[key] != plain[key] for key in plain.keys() - _OWN_KEYS)
-    # of a folder's own subclass of a builder the name is another
+    # `datasets` may use a subclass of the builder with another name.
     readable = next((_PLAIN[kind.__name__] for kind in type(builder).__mro__ if kind.__name__ in _PLAIN), set())
     try:
         plain_files = all(file.is_file() and text_format(file)[0] in readable for file in files)
@@ -79,12 +87,12 @@ def dataset_files(source: Source) -> tuple[Path, ...]:
 
 
 def open_dataset(source: Source, folder: Path) -> HubData:
-    """Open a data set of the Hugging Face Hub, or a local folder laid out like one.
+    """Open a data set of the Hugging Face Hub, or a local folder with the same layout.
 
-    The data files it resolves to name the revision on the Hub; files of a local folder are hashed like any other.
+    The URLs of files on the Hub include the revision. Files of a local folder are hashed.
 
     Raises:
-        XDogeError: no such data set, config or split, no network, or no such column of text.
+        XDogeError: the data set, config, split or column does not exist, or there is no network.
     """
     spec = source.spec
     where = _where(source)
@@ -96,7 +104,7 @@ def open_dataset(source: Source, folder: Path) -> HubData:
         schema = stream.features.arrow_schema if stream.features is not None else _first_schema(stream)
         check_column(schema, spec.text, where=where)
         keys = keys_of(schema, spec.text)
-        if hasattr(builder.config, "columns"):  # Parquet: fetch no column but the text, and take files without rows
+        if hasattr(builder.config, "columns"):  # Parquet: fetch only the text, and allow files without rows
             builder = _builder(source, columns=keys, batch_size=BLOCK_ROWS)
             stream = builder.as_streaming_dataset(split=spec.split)
         inputs = tuple(_dataset_input(file, folder) for file in _data_files(builder, source))
@@ -113,10 +121,10 @@ def open_dataset(source: Source, folder: Path) -> HubData:
 
 
 def local_files(source: Source, folder: Path) -> list[str] | None:
-    """Return the files a local data set consists of now, relative to `folder`; None for one on the Hub.
+    """Return the current files of a local data set, relative to `folder`. None for a data set on the Hub.
 
     Raises:
-        XDogeError: it is no longer a data set, or lacks the config or the split.
+        XDogeError: the folder is no longer a data set, or does not have the config or the split.
     """
     if source.dataset is None or not Path(source.dataset).is_dir():
         return None
@@ -139,7 +147,7 @@ def _builder(source: Source, **options: Any) -> Any:
 
 
 def _splits(builder: Any, source: Source) -> list[str]:
-    """Return the splits that `split` names: one, several with + between them, or `all`."""
+    """Return the splits that the setting `split` names: one, several joined by +, or `all`."""
     there, split = [str(name) for name in builder.config.data_files], source.spec.split
     splits = [split] if split in there else there if split == "all" else [part.strip() for part in split.split("+")]
     if missing := [part for part in splits if part not in there]:
@@ -162,7 +170,7 @@ def _first_schema(stream: Any) -> pa.Schema:
 
 
 def _dataset_name(file: str, folder: Path) -> str:
-    return relative(Path(file), folder) if Path(file).is_file() else file  # else a URL with the revision in it
+    return relative(Path(file), folder) if Path(file).is_file() else file  # or a URL that includes the revision
 
 
 def _dataset_input(file: str, folder: Path) -> Input:
@@ -181,6 +189,6 @@ def _hub_errors(where: str) -> Iterator[None]:
         yield
     except (XDogeError, Interrupted):
         raise
-    except Exception as error:  # whatever `datasets` and the readers under it raise
+    except Exception as error:  # `datasets` and its readers raise many kinds
         message = " ".join(str(error).split()) or type(error).__name__
         raise XDogeError(f"{where} cannot be read: {message[:300]}") from error

@@ -1,4 +1,4 @@
-"""The inputs of a corpus: what shows that one changed, and the check of each before the long work."""
+"""Check the input files of a corpus before the long work, and record what shows later whether they changed."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ from xdoge.errors import XDogeError
 from xdoge.io import LFS_POINTER, refuse_pointer, sha256_file
 
 SCAN_BYTES = 1 << 14
-"""Text that is checked at once. With blocks as above the heap grows with the file, by 155 MB over one of 830 MB."""
+"""Bytes of text that are checked at once. With `BLOCK_BYTES`, memory grew by 155 MB over a file of 830 MB."""
 SMALL_FILE = 1 << 17
-"""Bytes of a file that is read once for all checks."""
+"""Files up to this many bytes are read only once for all checks."""
 HEAD_LINES = 100
-"""Lines of a JSON file that are parsed before the work."""
+"""Rows that are parsed in the check of a file."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """A file or a part of a data set, and what shows that it changed.
+    """An input file, with the properties that show whether it changed.
 
     Attributes:
-        path: as messages and the store name it: relative to corpus.yaml, or a URL that names a revision.
-        rows: documents in it, None when unknown; an estimate where empty or quoted lines count.
-        n_bytes, sha256: None for a part of a data set on the Hub.
-        mtime_ns: None for what lies on a server.
-        version: of a file on a server, its ETag or time; None if the server tells neither.
+        path: path relative to corpus.yaml, or URL. Messages and the store use this name.
+        rows: number of rows, None if unknown. An estimate for files with empty or quoted lines.
+        n_bytes: size in bytes, None for a file of a data set on the Hub.
+        mtime_ns: time of the last change, None for files on servers.
+        sha256: SHA-256 of the content, None for a file of a data set on the Hub.
+        version: ETag or time of the last change on a server, None if the server gives neither.
     """
 
     path: str
@@ -55,12 +56,16 @@ class Input:
     version: str | None = None
 
     def same_time(self, folder: Path) -> bool:
-        """Say whether the file still has its size and time; then it is taken for unchanged."""
+        """Whether the file still has the same size and time, so that it counts as unchanged."""
         stat = os.stat(os.path.join(folder, self.path))
         return (stat.st_size, stat.st_mtime_ns) == (self.n_bytes, self.mtime_ns)
 
     def changed(self, file: File) -> bool:
-        """Say whether a file is not what it was; one of another time is read, and one of another version downloaded."""
+        """Whether the content of a file changed.
+
+        A local file with another size or time is hashed. A file on a server with another version is downloaded and
+        hashed.
+        """
         if isinstance(file, RemoteFile):
             same = self.version is not None and (file.version, file.n_bytes) == (self.version, self.n_bytes)
         else:
@@ -72,7 +77,7 @@ class Input:
 def scan(
     path: Readable, columns: Columns, *, name: str, csv: CsvSpec = PLAIN_CSV, document: DocumentOf = "line"
 ) -> Input:
-    """Return what `scan_files` says of one file."""
+    """Check one file as `scan_files` does."""
     return scan_files([path], columns, names=[name], csv=csv, document=document)[0]
 
 
@@ -84,13 +89,20 @@ def scan_files(
     csv: CsvSpec = PLAIN_CSV,
     document: DocumentOf = "line",
 ) -> list[Input]:
-    """Hash and count files, and find what can be found wrong with them before the long work.
+    """Return hash, size and number of rows of files, after checking them as far as possible in a short time.
 
-    Every byte of a format of lines is checked to be UTF-8; rows are parsed at the start only. Of several small files
-    the starts are parsed together.
+    In line-based formats, all bytes are checked to be UTF-8, and the first rows are parsed. The first rows of several
+    small files are parsed together.
+
+    Args:
+        paths: files to check.
+        columns: columns of the text.
+        names: names of the files for the store, relative to corpus.yaml.
+        csv: dialect of CSV files.
+        document: unit of a .txt file that is a document.
 
     Raises:
-        XDogeError: a file is damaged, not UTF-8 (with the line) or lacks the text column.
+        XDogeError: a file is damaged, is not UTF-8 (the message names the line), or lacks a text column.
     """
     inputs, starts = [], []
     for path, name in zip(paths, names, strict=True):
@@ -105,7 +117,7 @@ def scan_files(
         if start is not None:
             starts.append(_start_of(start))
     if not isinstance(columns, str) or not all(document_texts(starts, columns)):
-        for start in starts:  # one may lack a column
+        for start in starts:  # perhaps a file lacks a column
             _check_keys(start, columns)
             start.texts(columns)
     return inputs
@@ -136,9 +148,9 @@ def _scan_archive(path: Readable, columns: Columns, name: str, csv: CsvSpec, doc
 
 
 def _scan(path: Readable, columns: Columns, name: str, csv: CsvSpec) -> tuple[Input, Block | None]:
-    """Return an input, and of a file of JSON lines the start, which is yet to be checked."""
+    """Return an input, and for JSON lines also the first block, which has not been parsed yet."""
     kind, compression = text_format(path)
-    stat = local(path).stat()  # before the bytes: a later change then shows in the time
+    stat = local(path).stat()  # before reading, so that a later change has a later time
     small = kind in (".jsonl", ".txt") and not compression and stat.st_size <= SMALL_FILE
     if small and isinstance(path, Path):
         data = path.read_bytes()
@@ -158,19 +170,19 @@ def _scan(path: Readable, columns: Columns, name: str, csv: CsvSpec) -> tuple[In
 
 
 def refuse_empty(inputs: Sequence[Input]) -> None:
-    """Refuse files that have no rows all together; an empty one among others is what Spark and filters write.
+    """Raise an error if all files are empty. Single empty files are allowed, since Spark and filters write them.
 
     Raises:
-        XDogeError: the inputs have no row.
+        XDogeError: no file has a row.
     """
     if inputs and all(entry.rows == 0 for entry in inputs):
         raise XDogeError(f"{inputs[0].path} is empty: it has no rows{' nor have the others' * (len(inputs) > 1)}.")
 
 
 def hashed(path: Readable, *, name: str) -> Input:
-    """Return a file's size, time and SHA-256 without looking at what is in it."""
+    """Return the size, time and SHA-256 of a file, without checking its content."""
     refuse_pointer(local(path), name=str(path))
-    stat = local(path).stat()  # before the bytes: a later change then shows in the time
+    stat = local(path).stat()  # before reading, so that a later change has a later time
     sha256 = sha256_file(local(path))
     if isinstance(path, RemoteFile):
         return Input(name, None, path.n_bytes, None, sha256, path.version)
@@ -209,7 +221,7 @@ def _check_text(
     first = next(file_blocks(path, columns), None)
     if first is None:
         return 0, None
-    if first.kind == "":  # a .json file of values, which are counted when they are read
+    if first.kind == "":  # a .json file that is not one object a line; its rows are not counted
         with open_bytes(path, compression) as stream:
             values = itertools.islice(json_values(path, chunks_of(stream, BLOCK_BYTES)), HEAD_LINES)
             check_rows(list(values), columns, where=str(path))
@@ -218,17 +230,17 @@ def _check_text(
 
 
 def _count_lines(path: Readable, chunks: Iterator[bytes]) -> int:
-    """Return the lines of a text, 0 when it is all white space.
+    """Return the number of lines of a text, 0 if it is only white space.
 
     Raises:
-        XDogeError: it is not UTF-8.
+        XDogeError: the text is not UTF-8, or contains a zero byte.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     lines, last, blank = 0, b"", True
     for chunk in itertools.chain(chunks, [b""]):
         try:
             decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:  # of the chunk and the few bytes kept from the one before
+        except UnicodeDecodeError as error:  # error.object is the chunk, preceded by an incomplete character
             line = lines + error.object[: error.start].count(b"\n") + 1
             raise XDogeError(
                 f"{path}: line {line} is not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}). "
@@ -244,18 +256,18 @@ def _count_lines(path: Readable, chunks: Iterator[bytes]) -> int:
 def _check_keys(block: Block, columns: Columns) -> None:
     rows = []
     for line in unmarked(block.data).split(b"\n"):
-        with contextlib.suppress(ValueError, RecursionError):  # bad rows are told apart where the block is parsed
+        with contextlib.suppress(ValueError, RecursionError):  # `Block.texts` reports bad rows
             rows.append(json.loads(line))
     check_rows(rows, columns, where=block.where)
 
 
 def relative(path: File, folder: Path) -> str:
-    """Return `path` as seen from `folder`, so that both can move together; of what lies on a server the URL."""
+    """Return `path` relative to `folder`, so that both can be moved together, or the URL of a file on a server."""
     return relatives([path], folder)[0]
 
 
 def relatives(paths: Iterable[File], folder: Path) -> list[str]:
-    """Return each path as seen from `folder`; each of their folders is looked at once."""
+    """Return each path relative to `folder`, as `relative` does. Each parent folder is resolved only once."""
     start, ways, names = folder.resolve(), dict[Path, str](), []
     for path in paths:
         if isinstance(path, RemoteFile):
@@ -263,5 +275,5 @@ def relatives(paths: Iterable[File], folder: Path) -> list[str]:
             continue
         if (way := ways.get(path.parent)) is None:
             way = ways[path.parent] = os.path.relpath(path.parent.resolve(), start)
-        names.append((Path(way) / path.name).as_posix())  # a file that is a link keeps its name
+        names.append((Path(way) / path.name).as_posix())  # links to files are not resolved
     return names

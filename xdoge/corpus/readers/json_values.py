@@ -1,4 +1,4 @@
-"""The values of a .json file one by one, from chunks of bytes that may be cut anywhere."""
+"""Read the values of a .json file one at a time, from chunks of bytes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from xdoge.errors import XDogeError
 
 _GAP = re.compile(r"[\s,\ufeff]*")
 _LONGEST_WORD = 16
-"""Characters: more than `-Infinity` or an escape such as `\\u00e9` has, so a cut one begins this near to the end."""
+"""Characters. `-Infinity` and escapes such as `\\u00e9` are shorter. So if the end of a chunk cuts one of them, the
+parser fails within this distance of the end."""
 
 
 def one_object_a_line(head: bytes) -> bool:
-    """Say whether a .json file has one object a line by its first chunk; else it is an array, or objects as they come.
+    """Whether a .json file has one object per line, judged by its first chunk.
 
-    What has one a line can be parsed by many threads; both ways give the same documents.
+    Otherwise it is an array or consecutive objects. A file with one object per line can be parsed by several threads.
+    Both ways give the same documents.
     """
     first = head.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)[0]
     try:
@@ -31,21 +33,19 @@ def one_object_a_line(head: bytes) -> bool:
 
 
 def json_values(path: Readable, chunks: Iterator[bytes]) -> Iterator[Any]:
-    """Yield JSON values as they come, holding a chunk of the file, or one value when that is longer.
-
-    They stand in one array, or one after the other.
+    """Yield the JSON values in an array, or consecutive values. Memory holds one chunk, or one value if it is longer.
 
     Raises:
-        XDogeError: a value is broken; nothing is read on to find that out.
+        XDogeError: a value is not valid. The error comes at once, without reading the rest of the file.
     """
     parse, decoder = json.JSONDecoder(object_pairs_hook=Pairs).raw_decode, codecs.getincrementaldecoder("utf-8-sig")()
     row, parts, wanted, in_array = 1, [""], 0, None
-    for chunk in itertools.chain(chunks, [b""]):  # the empty one: nothing comes after
+    for chunk in itertools.chain(chunks, [b""]):  # the empty chunk marks the end
         parts.append(decoder.decode(chunk, final=not chunk))
         if chunk and sum(map(len, parts)) < wanted:
             continue
         rest, at, wanted = "".join(parts), 0, 0
-        while (at := _GAP.match(rest, at).end()) < len(rest):  # type: ignore[union-attr]  # it matches anything
+        while (at := _GAP.match(rest, at).end()) < len(rest):  # type: ignore[union-attr]  # always matches
             if in_array is None:
                 in_array = rest[at] == "["
                 at += in_array
@@ -58,7 +58,7 @@ def json_values(path: Readable, chunks: Iterator[bytes]) -> Iterator[Any]:
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(rest) - _LONGEST_WORD
                 if chunk and cut:
-                    wanted = 2 * (len(rest) - at)  # so that a long value is not parsed once for every chunk of it
+                    wanted = 2 * (len(rest) - at)  # avoids parsing a long value again for each chunk
                     break
                 raise XDogeError(f"{path}: row {row} is not JSON ({error.msg}).") from error
             at = end

@@ -1,7 +1,7 @@
-"""The bytes of a file as they were before compression. What they are is told by their first bytes, not by a name.
+"""Read files and decompress them. The compression is recognised by the first bytes, not by the file name.
 
-Python's own readers of gzip, bzip2 and xz files pass over some damage after the first stream. Here each stream must end
-with its marker and its checksums, and be followed by another stream, by zeros or by nothing.
+Python's own readers of gzip, bzip2 and xz ignore some damage after the first stream. Here each stream must end with its
+marker and checksums. After it may come another stream, zeros, or the end of the file.
 """
 
 from __future__ import annotations
@@ -17,30 +17,39 @@ from xdoge.corpus.remote import Readable, local
 from xdoge.errors import MissingExtraError, XDogeError
 
 ZSTD_SKIPPABLE = b"\x2a\x4d\x18"
-"""From the second byte on. A frame of notes may stand before the data, as pzstd writes it."""
+"""Bytes 2 to 4 of a skippable frame. pzstd writes such a frame, which has metadata, before the data."""
 BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")
-"""From the fifth byte on: a first block, or the end of empty data."""
+"""Bytes 5 to 10: the start of a first block, or the end of empty data."""
 PIECE = 1 << 10
-"""Compressed bytes that are decompressed at once. They can become 32 MB at most, with `MOST` for bzip2 and xz."""
+"""Compressed bytes that are decompressed at once. The result is at most 32 MB; `MOST` limits it for bzip2 and xz."""
 MOST = 1 << 20
-"""Bytes that bzip2 and xz return at once."""
+"""Most bytes that bzip2 and xz return at once."""
 
 
 def open_bytes(path: Readable, compression: str) -> IO[bytes]:
-    """Open a file of text, decompressed.
+    """Open a file for reading and decompress it if necessary.
 
     Args:
-        path: the file.
-        compression: the ending that its name has, such as ".gz", or "".
+        path: file to open.
+        compression: extension of the file name for the compression, such as ".gz", or "".
 
     Raises:
-        XDogeError: the name says that it is compressed, and it is not.
+        XDogeError: the file is not compressed, although it has such an extension.
     """
     return decompressed(local(path).open("rb"), compression, where=str(path))
 
 
 def decompressed(stream: io.BufferedReader, compression: str, *, where: str) -> IO[bytes]:
-    """Return a stream with what a stream is before compression; closing it closes both."""
+    """Return the decompressed data of a stream, as a stream. Closing it closes both.
+
+    Args:
+        stream: stream to decompress.
+        compression: as for `open_bytes`.
+        where: name of the file, for messages.
+
+    Raises:
+        XDogeError: the data is not compressed, although `compression` is given.
+    """
     kind = _compression(stream.peek(10)[:10], compression)
     if kind:
         return io.BufferedReader(_Decompressed(stream, kind))
@@ -51,12 +60,15 @@ def decompressed(stream: io.BufferedReader, compression: str, *, where: str) -> 
 
 
 def is_compressed(data: bytes) -> bool:
-    """Say whether data is compressed, by its first bytes."""
+    """Whether data is compressed, judged by its first bytes."""
     return bool(_compression(data[:10], ""))
 
 
 def _compression(head: bytes, ending: str) -> str:
-    """Return how data is compressed, by its first bytes. Only those of bzip2 may also begin a text in UTF-8."""
+    """Return the compression of data as an extension, judged by its first bytes.
+
+    Valid UTF-8 text can begin like bzip2 data, but not like the others. Therefore more bytes are compared for bzip2.
+    """
     if head.startswith(b"\x1f\x8b"):
         return ".gz"
     if head.startswith(b"\x28\xb5\x2f\xfd") or (ending == ".zst" and head[1:4] == ZSTD_SKIPPABLE):
@@ -67,7 +79,7 @@ def _compression(head: bytes, ending: str) -> str:
 
 
 class _Decompressed(io.RawIOBase):
-    """The data of compressed streams one after the other."""
+    """A readable stream with the decompressed data of consecutive compressed streams."""
 
     def __init__(self, stream: IO[bytes], compression: str) -> None:
         self._stream = stream
@@ -94,13 +106,13 @@ class _Decompressed(io.RawIOBase):
 def _pieces(stream: IO[bytes], compression: str) -> Iterator[bytes]:
     decoder, limit = None, (MOST,) if compression in (".bz2", ".xz") else ()
     while piece := stream.read(PIECE):
-        while piece and (decoder or piece.strip(b"\0")):  # zeros may fill the last block
+        while piece and (decoder or piece.strip(b"\0")):  # the last block may be padded with zeros
             decoder = decoder or _DECODERS[compression]()
             try:
                 yield decoder.decompress(piece, *limit)
                 while limit and not decoder.eof and not decoder.needs_input:
                     yield decoder.decompress(b"", *limit)
-            except Exception as error:  # each library has a class of its own
+            except Exception as error:  # every library has its own exceptions
                 raise OSError(str(error)) from error
             piece, decoder = (decoder.unused_data, None) if decoder.eof else (b"", decoder)
     if decoder is not None:
