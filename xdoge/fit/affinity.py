@@ -1,7 +1,8 @@
-"""Gradient affinity: which sources help which, as inner products and cosines of their gradients over the fit.
+"""Gradient affinity: inner products and cosines of the sources' gradients, which show which source helps which.
 
 ⟨g_i, g_j⟩ > 0 means that a small step on source j lowers the loss on source i. The products are averaged over steps.
-Divided by the lengths of both gradients they are cosines between sources, and summed over sources, between languages.
+A product divided by the lengths of both gradients is the cosine between two sources. The gradient of a language is the
+mean of the gradients of its sources, which gives cosines between languages.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from xdoge.fit.gradients.products import SourceProducts
 
 WINDOWS = 10
-"""The fit is cut into this many equal windows, to show how affinity changes while the proxy learns."""
+"""Number of equal windows that the fit is cut into. They show how affinity changes while the proxy learns."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class GradientAffinity:
     """Sums of Gram matrices over the windows of a fit.
 
     Args:
-        products: (WINDOWS, k, k) sums of ⟨g_i, g_j⟩; on the diagonal of ⟨g_i^A, g_i^B⟩ between independent halves
-            of the batch, which holds no gradient noise, wherever a source had two sequences.
+        products: (WINDOWS, k, k) sums of ⟨g_i, g_j⟩. The diagonal has ⟨g_i^A, g_i^B⟩ between independent halves of the
+            batch, which is free of gradient noise, or |g_i|² if the source had a single sequence.
         counts: (WINDOWS, k, k) number of steps in each sum.
     """
 
@@ -40,11 +41,11 @@ class GradientAffinity:
 
     @classmethod
     def empty(cls, k: int) -> GradientAffinity:
-        """No step seen yet."""
+        """Return the sums before the first step."""
         return cls(np.zeros((WINDOWS, k, k)), np.zeros((WINDOWS, k, k)))
 
     def add(self, products: SourceProducts, *, step: int, steps: int) -> GradientAffinity:
-        """Return the sums with the Gram matrix of one step, numbered from 1, added to its window."""
+        """Return the sums after `step`, which counts from 1. Its Gram matrix is added to its window."""
         if products.gram is None:
             return self
         gram = products.gram.copy()
@@ -58,9 +59,10 @@ class GradientAffinity:
         return GradientAffinity(sums, counts)
 
     def to_table(self, sources: Sequence[str], *, steps: int) -> pa.Table:
-        """Return one row per window and pair: first_step, last_step, source, other, product (nats²), cosine.
+        """Return one row per window and pair of sources.
 
-        `steps` is the number of steps in which the pair was measured.
+        The columns are first_step, last_step, source, other, product (nats²), steps and cosine. The column `steps` is
+        the number of steps in which the pair was measured; the argument `steps` is the number of steps of the fit.
         """
         import pyarrow as pa
 
@@ -88,13 +90,13 @@ class GradientAffinity:
 
 
 def read_products(path: Path, sources: Sequence[str]) -> Floats:
-    """Return the (k, k) mean products over the whole fit from its gram.parquet, NaN where never measured."""
+    """Return the mean products over the whole fit, (k, k), from its gram.parquet; NaN for a pair never measured."""
     sums, steps = _read_windows(path, len(sources))
     return _ratio(sums.sum(axis=0), steps.sum(axis=0))
 
 
 def _read_windows(path: Path, k: int) -> tuple[Floats, Floats]:
-    """Return the sums of products in each window and the number of steps in them, both (windows, k, k)."""
+    """Return the sums of products in each window, and the number of steps in each sum: both (windows, k, k)."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
@@ -104,13 +106,13 @@ def _read_windows(path: Path, k: int) -> tuple[Floats, Floats]:
 
 @dataclass(frozen=True)
 class LanguageCosines:
-    """Cosines between the gradients of languages, and how sure they are.
+    """Cosines between the gradients of languages, with their standard errors.
 
     Args:
         languages: L names.
-        cosines: (L, L), NaN where noise leaves a length unknown.
+        cosines: (L, L), NaN where noise hides the length of a gradient.
         errors: (L, L) standard errors, NaN with fewer than three windows.
-        noise: (L, L) bool: no cosine, or one that is not told apart from 0 at 95 %.
+        noise: (L, L) bool, True where the cosine is NaN or does not differ from 0 at the 95 % level.
     """
 
     languages: tuple[str, ...]
@@ -120,29 +122,30 @@ class LanguageCosines:
 
     @classmethod
     def read(cls, path: Path, languages: Mapping[str, Sequence[str]], sources: Sequence[str]) -> LanguageCosines:
-        """Read them from the gram.parquet of a fit.
+        """Return the cosines that a fit's gram.parquet gives.
 
-        The standard errors are those of the jackknife: the cosines are computed anew without each window of the fit.
-        What changes while the proxy learns counts as error, too.
+        The standard errors are jackknife estimates: the cosines are computed again without each window of the fit. They
+        include changes of the cosines while the proxy learns.
         """
         from scipy.stats import t
 
         sums, steps = _read_windows(path, len(sources))
         n = len(sums)
 
-        def of(totals: Floats, counts: Floats) -> Floats:
+        def cosines_of(totals: Floats, counts: Floats) -> Floats:
             return language_cosines(_ratio(totals, counts), languages, sources)
 
-        mean, errors = of(sums.sum(axis=0), steps.sum(axis=0)), np.full((len(languages),) * 2, np.nan)
+        total, total_steps = sums.sum(axis=0), steps.sum(axis=0)
+        mean, errors = cosines_of(total, total_steps), np.full((len(languages),) * 2, np.nan)
         if n > 2:
-            without = np.array([of(sums.sum(axis=0) - sums[w], steps.sum(axis=0) - steps[w]) for w in range(n)])
-            errors = np.sqrt((n - 1) * without.var(axis=0))
+            left_out = np.array([cosines_of(total - sums[w], total_steps - steps[w]) for w in range(n)])
+            errors = np.sqrt((n - 1) * left_out.var(axis=0))
         with np.errstate(invalid="ignore"):
-            told_apart = np.abs(mean) > t.ppf(0.975, max(1, n - 1)) * errors
-        return cls(tuple(languages), mean, errors, ~told_apart)
+            significant = np.abs(mean) > t.ppf(0.975, max(1, n - 1)) * errors
+        return cls(tuple(languages), mean, errors, ~significant)
 
     def to_dict(self) -> dict[str, dict[str, dict[str, float | bool | None]]]:
-        """Return cosine, standard_error and noise of each pair, by the names of both languages; None for NaN."""
+        """Return {language: {other: {cosine, standard_error, noise}}}, with None for NaN."""
 
         def number(value: float) -> float | None:
             return None if np.isnan(value) else float(value)
@@ -163,8 +166,8 @@ class LanguageCosines:
 def cosines(products: Floats) -> Floats:
     """Return products divided by the lengths of both gradients: (k, k).
 
-    The lengths are estimates without the gradients' noise, and can come out far too small or even negative. The entry
-    is NaN where a length is not above 0 or the ratio is not between -1 and 1: so few steps do not tell.
+    The squared lengths are estimates from which noise is removed. With few steps they can be far too small or even
+    negative. An entry is NaN if a squared length is not above 0, or if the ratio is outside [-1, 1].
     """
     own = np.diagonal(products)
     with np.errstate(invalid="ignore"):
@@ -174,7 +177,7 @@ def cosines(products: Floats) -> Floats:
 
 
 def language_cosines(products: Floats, languages: Mapping[str, Sequence[str]], sources: Sequence[str]) -> Floats:
-    """Return cosines between languages, (L, L): each language's gradient is the mean over its sources."""
+    """Return cosines between languages, (L, L). A language's gradient is the mean over its sources."""
     member = np.array([[source in set(members) for source in sources] for members in languages.values()])
     share = member / member.sum(axis=1, keepdims=True)  # (L, k)
     return cosines(share @ products @ share.T)

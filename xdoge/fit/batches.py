@@ -1,4 +1,4 @@
-"""Which sequences a step trains on: a pure function of the settings, the weights and what was read before."""
+"""Which sequences a step trains on: a pure function of the settings, the weights and the counts read before."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ Mask = NDArray[np.bool_]
 def sequence_counts(weights: Floats, *, trained: Mask, settings: FitSettings, step: int) -> Counts:
     """Return how many sequences of each source the batch of a step holds.
 
-    "stratified" rounds each source's share of the batch and never goes under 1 (2 for the unbiased score). "sampled"
-    draws them from the weights. Held-out targets always get the least.
+    With `batch: stratified`, each source gets its share of the batch, rounded, but at least 1 sequence (2 for the
+    unbiased score). With `batch: sampled`, the counts are drawn from the weights. A held-out target has no weight and
+    always gets the minimum.
 
     Args:
         weights: (k,) α_t.
         trained: (k,) False for held-out targets.
         settings: of the fit.
-        step: number of the step, which decides the draw.
+        step: number of the step, which seeds the draw.
     """
     least, k, size = settings.least_sequences, weights.size, settings.batch_size
     if settings.batch == "stratified":
@@ -39,9 +40,10 @@ def sequence_counts(weights: Floats, *, trained: Mask, settings: FitSettings, st
 
 
 def gradient_weights(weights: Floats, counts: Counts, *, settings: FitSettings) -> Floats:
-    """Return the weight of each source's mean gradient in the proxy's step, so that its expectation is Σ α_i g_i.
+    """Return the weight of each source's mean gradient in the proxy's step, (k,), so that its expectation is Σ α_i g_i.
 
-    In a stratified batch that is α itself; in a sampled one the draw has applied α, so it is each source's part.
+    In a stratified batch the weights are α. In a sampled batch the draw has applied α already, so the weights are the
+    sources' shares of the batch.
     """
     if settings.batch == "stratified":
         return weights
@@ -53,8 +55,8 @@ def gradient_weights(weights: Floats, counts: Counts, *, settings: FitSettings) 
 def draw(store: TokenStore, read: Counts, counts: Counts, *, settings: ProxySettings) -> NDArray[np.int64]:
     """Return the batch's token ids, rows sorted by source: (B, T).
 
-    Every epoch of a source is a fresh permutation of the sequences that the proxy sees of it, so none comes twice
-    before all have come.
+    Each epoch of a source reads its sequences in a new random order, and no sequence comes twice in an epoch. With
+    `target_budget` the proxy sees only a part of a source's sequences, and this part stays the same over all epochs.
 
     Args:
         store: the tokens.

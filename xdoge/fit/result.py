@@ -1,4 +1,4 @@
-"""What a fit or a baseline returns, and the set of weights that it writes."""
+"""The result of a fit or a baseline, and the weight set that it writes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class FitResult:
     Attributes:
         weights: one weight per source, as `path`/weights.json holds them.
         path: the run folder.
-        steps: rows of metrics.jsonl: steps of the proxy, and for RegMix the models trained.
-        seconds: of all calls that the run took.
+        steps: steps that the proxy took; for RegMix, the number of models trained.
+        seconds: run time, summed over the first call and those that resumed it.
         resumed: whether this call continued an earlier one.
-        finished_before: whether the run had ended already, so that this call only read the weights.
-        verdict: what the weights are worth and what to do next, a sentence each; empty in all processes but the first.
+        finished_before: whether the run was finished already, so that this call only read the weights.
+        verdict: what the weights are worth and what to do next, a sentence each. Only the first process has it.
     """
 
     weights: WeightSet
@@ -44,7 +44,7 @@ class FitResult:
 
     @classmethod
     def read(cls, run: RunFolder, store: TokenStore) -> FitResult:
-        """Return the result of a run that ended before."""
+        """Return the result of a run that is finished."""
         last = (read_rows(run.metrics) or [{}])[-1]
         weights = WeightSet.load(run.weights)
         return cls(
@@ -59,7 +59,7 @@ class FitResult:
 
 
 def resolved_config(store: TokenStore, settings: ProxySettings, recipe: Recipe) -> dict[str, Any]:
-    """Return what config.yaml holds: the store, every setting and the recipe in full."""
+    """Return the content of config.yaml: the store, every setting and the full recipe."""
     return {
         "store": {"path": str(store.path), "name": store.name, "sha256": store.sha256},
         "settings": settings.model_dump(mode="json"),
@@ -78,17 +78,17 @@ def learned_weights(
     tokens: int,
     proxy: Mapping[str, Any] | None = None,
 ) -> WeightSet:
-    """Return the set of weights that weights.json holds, with how it was learned and at what cost.
+    """Return the weight set that weights.json holds, with the method that learned it and its cost.
 
     Args:
-        weights: (k,) the answer.
-        store: what it was learned on.
-        settings: of the fit or the baseline.
-        recipe: of the proxy.
-        method: every setting; `baseline` names the method where it is not XDoGE.
+        weights: (k,) the learned weights.
+        store: the token store that they were learned on.
+        settings: settings of the fit or the baseline.
+        recipe: recipe of the proxy.
+        method: every setting. For a baseline, `baseline` is its name.
         floor: least weight that a source could have.
-        tokens: all that the proxies were trained on.
-        proxy: what else to keep beside the recipe.
+        tokens: tokens that all proxies were trained on.
+        proxy: further entries for `proxy` in weights.json.
     """
     name = [store.name, *([method["baseline"]] if "baseline" in method else []), recipe.name, f"seed{settings.seed}"]
     return WeightSet(
@@ -111,7 +111,7 @@ def learned_weights(
 
 
 def language_weights(store: TokenStore, weights: Floats) -> dict[str, float]:
-    """Return the sum of the weights (k,) of each language's sources."""
+    """Return the weight of each language: the sum over its sources of `weights`, (k,)."""
     return {
         language: math.fsum(float(weights[store.sources.index(source)]) for source in sources)
         for language, sources in store.languages.items()

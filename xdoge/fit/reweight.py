@@ -1,7 +1,7 @@
 """One step of the outer problem: from gradient products to new source weights.
 
-Each step, every source j is scored by how much a gradient step on it would lower the target losses,
-W_j = ⟨g_j, Σ_i τ_i g_i⟩. Weights move by mirror descent, multiplied by exp(η W_j / μ) and projected back onto the
+The score of a source j says how much a gradient step on it would lower the target losses: W_j = ⟨g_j, Σ_i τ_i g_i⟩.
+The weights move by mirror descent. Each weight is multiplied by exp(η W_j / μ), and the result is projected onto the
 simplex with a floor. The step is a pure function from state to state, in NumPy and float64. The derivation is in
 `docs/explanation/method.md`, "The outer step" and "Unbiased scores".
 
@@ -24,26 +24,27 @@ Score = Literal["unbiased", "paper"]
 Normalisation = Literal["mean_square", "none"]
 
 DECAY = 0.95
-"""Decay of the running means of |g|²: they remember about 20 steps, while gradient norms change over hundreds."""
+"""Decay of the running means of |g|². They average over about 20 steps; gradient norms change over hundreds."""
 
 LEAST_SIGNAL = 0.02
-"""Least share of |g|² that is taken for signal. Measured shares are 0.15 to 0.5 (docs/experiments.md); the bound keeps
-a mean of products that noise made tiny or negative from blowing up the scores."""
+"""Least share of |g|² that counts as signal. Measured shares are 0.15 to 0.5 (docs/experiments.md). Noise can make the
+mean of the products tiny or negative. Without this bound, the scores would then become huge."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What decides a step and stays the same over the fit.
+    """The settings of the outer step, which stay the same over the fit.
 
     Args:
         targets: (k,) τ, >= 0: how much the loss of each source counts.
-        trained: (k,) bool: False for a held-out target, which steers and is never trained on (α = 0).
+        trained: (k,) bool: False for a held-out target. It steers the weights, but the proxy never trains on it
+            (α = 0).
         floor: γ, least weight of a trained source.
-        mu: μ > 0, the score by which a source must exceed another over the whole fit to gain a factor e on it.
-        score: "unbiased" takes ⟨g_j, g_j⟩ between independent halves of the batch; "paper" from one batch.
-        normalise: what a score is divided by; see `normalised`.
-        masses: (k,) what the targets count for in that, where it is not the targets themselves.
-        shares: (k,) what each source counts for in the mean length of gradients; all alike if left out.
+        mu: μ > 0. A source whose score exceeds another's by μ over the whole fit gains a factor e on it.
+        score: "unbiased" computes ⟨g_j, g_j⟩ between independent halves of the batch, "paper" within the whole batch.
+        normalise: what the scores are divided by; see `normalised`.
+        masses: (k,) weights of the targets in this normalisation; by default `targets`.
+        shares: (k,) weights of the sources in the mean of |g|²; by default all equal.
     """
 
     targets: Floats
@@ -63,10 +64,10 @@ class Weights:
     Args:
         now: (k,) α_t, 0 where not trained.
         total: (k,) sum of α_t over the steps that count towards the average.
-        steps: number of those steps.
-        signal: exponentially weighted sum of the mean squared gradient, without noise where the score is.
-        square_norm: the same of |g_i|², noise included.
-        mass: the sum of the weights of both, for the bias of the first steps.
+        steps: number of these steps.
+        signal: exponentially weighted sum of the mean of |∇l_i|², as the score estimates it.
+        square_norm: exponentially weighted sum of the mean of |g_i|², gradient noise included.
+        mass: sum of the exponential weights. Dividing by it removes the bias of the first steps.
     """
 
     now: Floats
@@ -78,25 +79,25 @@ class Weights:
 
     @classmethod
     def start(cls, initial: Floats) -> Weights:
-        """Start at these weights, (k,), 0 for sources that are not trained on."""
+        """Return the state before the first step. `initial` is (k,), with 0 for sources that are not trained on."""
         return cls(now=initial, total=np.zeros(initial.size))
 
     @property
     def average(self) -> Floats:
-        """The mean of α_t over the steps that count: the answer of the fit."""
+        """The mean of α_t over the steps that count, (k,): the result of the fit."""
         return self.total / self.steps if self.steps else self.now
 
 
 def step(
     weights: Weights, products: SourceProducts, *, rule: Rule, eta: float, counts: bool = True
 ) -> tuple[Weights, Floats]:
-    """Return the weights after one step, and the score of each source that moved them.
+    """Return the weights after one step, and the scores that moved them.
 
     Args:
-        weights: the state before.
+        weights: the state before the step.
         products: losses and gradient products of the step's batch.
-        rule: what stays the same over the fit.
-        eta: η_t, the step's part of the whole fit: proportional to the proxy's learning rate, summing to 1.
+        rule: settings of the outer step.
+        eta: η_t, the step's part of the whole fit. It is proportional to the proxy's learning rate and sums to 1.
         counts: whether the new weights count towards the average (False during burn-in).
 
     Returns:
@@ -110,7 +111,7 @@ def step(
         mass=DECAY * weights.mass + (1 - DECAY),
     )
     usual = max(weights.signal, LEAST_SIGNAL * weights.square_norm) / weights.mass
-    # how far this step's gradients leap above the usual: without it, one sequence of one step decided a whole fit
+    # Damp a step whose gradients are far above the running mean: one sequence of one step once decided a whole fit.
     leap = max(1.0, square_norm * weights.mass / weights.square_norm) if weights.square_norm else 1.0
     mean_square = usual * leap
     scores = normalised(raw_scores(products, rule), products, rule=rule, mean_square=mean_square)
@@ -128,11 +129,10 @@ def step(
 
 
 def raw_scores(products: SourceProducts, rule: Rule) -> Floats:
-    """Return W_j per source in nats², NaN where the batch cannot tell.
+    """Return W_j per source in nats², (k,), NaN where the batch does not determine it.
 
-    Between two sources the batch's draws are independent, so ⟨g_j, g_i⟩ is unbiased as it is; only ⟨g_j, g_j⟩ holds
-    the gradient noise, E|g_j|² = |∇l_j|² + tr Var g_j. The unbiased score puts the product of two independent halves
-    in its place.
+    The batch draws two sources independently, so ⟨g_j, g_i⟩ is unbiased. Only ⟨g_j, g_j⟩ contains gradient noise:
+    E|g_j|² = |∇l_j|² + tr Var g_j. The unbiased score replaces it by the product of two independent halves.
     """
     own = own_products(products, rule)
     correction = np.where(rule.targets > 0, rule.targets * (own - products.square_norms), 0.0)
@@ -141,28 +141,34 @@ def raw_scores(products: SourceProducts, rule: Rule) -> Floats:
 
 
 def own_products(products: SourceProducts, rule: Rule) -> Floats:
-    """Return |∇l_j|² as the score sees it: ⟨g_j^A, g_j^B⟩ between halves, or the paper's |g_j|²."""
+    """Return the score's estimate of |∇l_j|², (k,): ⟨g_j^A, g_j^B⟩ between halves, or |g_j|² as in the paper."""
     return products.square_norms if rule.score == "paper" else products.half_products
 
 
 def noise_share(products: SourceProducts, rule: Rule) -> float | None:
-    """Return what part of the paper's scores, summed over sources, is gradient noise; None if no source has two rows.
+    """Return the share of gradient noise in the paper's scores, or None if no source has two sequences.
 
-    It is Σ_j τ_j (|g_j|² - ⟨g_j^A, g_j^B⟩) over Σ_j W_j, for the sources with two sequences or more.
+    It is Σ_j τ_j (|g_j|² - ⟨g_j^A, g_j^B⟩) / Σ_j W_j over the sources with at least two sequences.
     """
-    told = ~np.isnan(products.half_products)
+    known = ~np.isnan(products.half_products)
     noise = rule.targets * (products.square_norms - products.half_products)
-    total = products.scores[told].sum()
-    return float(noise[told].sum() / total) if total else None
+    total = products.scores[known].sum()
+    return float(noise[known].sum() / total) if total else None
 
 
 def normalised(scores: Floats, products: SourceProducts, *, rule: Rule, mean_square: float) -> Floats:
-    """Return scores without the scale of the gradients, so that one μ serves proxies of all sizes.
+    """Return scores without the scale of the gradients, (k,), so that one μ serves proxies of all sizes.
 
-    "mean_square" divides by Στ (or the sum of `masses`) over the sources present and by the running mean of |∇l_i|² as
-    the score estimates it, times the leap of this step's |g|² above its running mean: the mean alignment of a source
-    with the targets, 1 if all gradients are equal. "none" leaves nats² per unit step. In these means every language
-    counts alike (`shares`), so that cutting a source in two changes no score.
+    With `normalise` "mean_square", the scores are divided by `mean_square` and by the sum of τ (or of `masses`) over
+    the sources present. The result is the mean alignment of a source with the targets: 1 if all gradients are equal.
+    With "none", the scores stay in nats².
+
+    Args:
+        scores: (k,) from `raw_scores`.
+        products: of the step's batch; a source without a loss is absent.
+        rule: settings of the outer step.
+        mean_square: running mean of |∇l_i|², raised in a step whose |g|² is above its own running mean. All languages
+            count equally in it (`Rule.shares`), so splitting a source in two changes no score.
     """
     if rule.normalise == "none":
         return scores
@@ -172,15 +178,15 @@ def normalised(scores: Floats, products: SourceProducts, *, rule: Rule, mean_squ
 
 
 def mirror_step(weights: Floats, exponents: Floats, *, floor: float) -> Floats:
-    """Return argmax_α ⟨α, x⟩ - KL(α ‖ α_t) over the floored simplex, α_t ⊙ exp(x) projected exactly.
+    """Return argmax_α ⟨α, x⟩ - KL(α ‖ α_t) over the simplex with a floor: α_t ⊙ exp(x), projected exactly.
 
-    A source that could not be scored (NaN) neither gains nor loses against the others: it takes the exponent at which
-    their share, all together, stays what it was.
+    Sources that could not be scored (NaN) neither gain nor lose: before the projection, their total share stays the
+    same.
 
     Args:
         weights: (k,) α_t.
         exponents: (k,) x = η W / μ; NaN where unknown.
-        floor: γ, one number below 1 / k.
+        floor: γ, below 1 / k.
     """
     known = ~np.isnan(exponents) & (weights > 0)
     if not known.any():
@@ -193,6 +199,6 @@ def mirror_step(weights: Floats, exponents: Floats, *, floor: float) -> Floats:
 
 
 def _mean(values: Floats, rule: Rule) -> float:
-    """Mean over the sources whose value is known, 0 if none of them counts."""
+    """Return the mean over the sources whose value is known, weighted by `rule.shares`; 0 if these have no share."""
     shares = np.where(np.isnan(values), 0.0, 1.0 if rule.shares is None else rule.shares)
     return float(np.average(np.nan_to_num(values), weights=shares)) if shares.any() else 0.0

@@ -1,4 +1,4 @@
-"""Settings of a fit: their meaning, the defaults from the recipe and the corpus, and the checks on them."""
+"""Settings of a fit: their meaning, their defaults for a recipe and a corpus, and their checks."""
 
 from __future__ import annotations
 
@@ -28,18 +28,17 @@ FEW_SEQUENCES = 20
 """Below this many sequences, drawing without replacement biases ⟨g^A, g^B⟩ noticeably (docs/explanation/method.md)."""
 
 INITIAL: tuple[Level, ...] = get_args(Level)
-"""What `initial` may be beside a file: what has equal weights at the start."""
+"""Values of `initial` other than a file: what gets equal weights at the start."""
 
 FLOOR_SHARE = 1 / 20
-"""Default floor as a part of the equal share 1 / k: γ ≪ 1 / k, and no source is ever out of reach."""
-
+"""Default floor as a part of the equal share 1 / k. It is far below 1 / k, and a source at the floor can still grow."""
 
 SAVES_MEMORY = ("microbatches", "activation_checkpointing")
-"""Settings that may differ when a run is resumed: they change how much memory a step takes, and rounding."""
+"""Settings that may differ when a run is resumed. They only change the memory that a step takes, and rounding."""
 
 
 class FitOptions(TypedDict, total=False):
-    """The settings by name, as `fit` takes them; `FitSettings` says what each means and checks it."""
+    """The settings that `fit` takes by name. `FitSettings` describes and checks each."""
 
     proxy: str
     seed: int
@@ -75,7 +74,7 @@ class FitOptions(TypedDict, total=False):
 
 
 class FitSettings(ProxySettings):
-    """Every setting of `xdoge fit-weights`, all of them resolved; `for_store` fills in what the user left out."""
+    """Every setting of `xdoge fit-weights`, with its final value. `for_store` fills in what the user left out."""
 
     initial: str = Field(
         "languages",
@@ -128,7 +127,7 @@ class FitSettings(ProxySettings):
 
     @classmethod
     def defaults(cls, options: Mapping[str, Any], steps: int, k: int) -> dict[str, Any]:
-        """Return the floor for k sources, and how often to evaluate, to save and to measure Gram matrices."""
+        """Return the defaults that depend on the number of steps and of sources: floor, eval_every and so on."""
         held_out = options.get("held_out")
         return {
             "floor": FLOOR_SHARE / max(1, k - len(held_out if isinstance(held_out, list | tuple) else ())),
@@ -138,10 +137,10 @@ class FitSettings(ProxySettings):
         }
 
     def target_rule(self, store: TokenStore) -> TargetRule:
-        """Return how the targets move, by language.
+        """Return the rule by which the targets of the languages move.
 
         Raises:
-            XDogeError: no_worse_than names no reference for these sources.
+            XDogeError: the reference of `no_worse_than` has other sources than the store.
         """
         rule = self.rule(store.languages)
         reference, allowance = None, TargetRule.allowance
@@ -166,7 +165,8 @@ class FitSettings(ProxySettings):
         """Return the weights that the fit starts at, (k,): 0 for held-out sources, at least the floor for the others.
 
         Raises:
-            XDogeError: the file that `initial` names has weights of other sources.
+            XDogeError: the file that `initial` names has other sources, or gives a source no weight while there is no
+                floor.
         """
         trained = self._trained_tokens(store)
         if self.initial in INITIAL:
@@ -190,9 +190,10 @@ class FitSettings(ProxySettings):
         return {source: n for source, n in store.tokens().items() if source not in self.held_out}
 
     def sequences_seen(self, store: TokenStore) -> dict[str, int]:
-        """Return how many sequences of each source the proxy sees: all, or what `target_budget` leaves.
+        """Return how many sequences of each source the proxy sees: all, or fewer with `target_budget`.
 
-        Held-out targets stay whole: the target run does not train on them, so it repeats nothing of them.
+        With `target_budget`, the proxy repeats each source as often as the target run will. Held-out targets are not
+        reduced, since the target run never reads them.
         """
         counts = store.sequence_counts(self.sequence_length)
         if self.target_budget is None:
@@ -205,7 +206,7 @@ class FitSettings(ProxySettings):
 
     @property
     def least_sequences(self) -> int:
-        """Sequences that each source has in a stratified batch at the least: the unbiased score needs two halves."""
+        """Least number of sequences of each source in a stratified batch. The unbiased score needs two halves."""
         return 2 if self.score == "unbiased" else 1
 
     def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
@@ -221,7 +222,7 @@ class FitSettings(ProxySettings):
 
     @property
     def memory_advice(self) -> str:
-        """What to say when a step needs more memory than the device has."""
+        """The end of the error message for a step that needs more memory than the device has."""
         rows = -(-self.batch_size // self.microbatches)
         return (
             f"with {rows} sequences of {self.sequence_length} tokens at once; add "
@@ -230,7 +231,7 @@ class FitSettings(ProxySettings):
         )
 
     def rule(self, languages: Languages) -> Rule:
-        """Return what decides the outer steps, with τ and the trained sources in the order of the languages."""
+        """Return the settings of the outer steps. Their arrays have the sources in the order of `languages`."""
         sources = [source for members in languages.values() for source in members]
         by_source = targets_by_source(self.targets, languages)
         targets = np.array([by_source.get(source, 0.0) for source in sources])
@@ -245,7 +246,7 @@ class FitSettings(ProxySettings):
         )
 
     def notes(self, store: TokenStore) -> list[str]:
-        """Return what a careful user would want to know about these settings on this store, a line each."""
+        """Return notes on these settings for this store, a line each, such as sources with few sequences."""
         lines = []
         silent = [s for s, n in store.sequence_counts(self.sequence_length, split="validation").items() if n == 0]
         if silent:
@@ -262,7 +263,7 @@ class FitSettings(ProxySettings):
         return lines
 
     def warnings(self, weights: WeightSet, rule: TargetRule) -> list[str]:
-        """Return a line for each language whose loss is not estimated to end as `no_worse_than` asked."""
+        """Return a line for each language whose estimated loss ends above the limit of `no_worse_than`."""
         lines = []
         for language, excess in weights.method.get("excess", {}).items():
             if excess is None or excess > rule.allowance:
@@ -275,7 +276,7 @@ class FitSettings(ProxySettings):
         return lines
 
     def check_sources(self, languages: Languages) -> None:
-        """Refuse what these sources cannot serve."""
+        """Raise XDogeError if the settings do not fit these sources, or contradict each other."""
         sources = [source for members in languages.values() for source in members]
         refuse_unknown("held_out", self.held_out, sources)
         refuse_unknown("targets", self.targets if isinstance(self.targets, dict) else (), [*languages, *sources])

@@ -1,4 +1,4 @@
-"""The state of a fit between two steps, and how a checkpoint holds it: as numbers and arrays by name."""
+"""The state of a fit between two steps. A checkpoint holds it as numbers and arrays by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from xdoge.fit.targets import TargetState
 from xdoge.training.run_folder import Arrays
 
 PARTS = {"weights": ("weights", Weights), "aims": ("targets", TargetState), "transfer": ("affinity", GradientAffinity)}
-"""Each part's name in checkpoints, which stays as it is, with its field of `State` and its class."""
+"""Each part of the state: its name in checkpoints, its field of `State` and its class. Older checkpoints use the same
+names, so they do not change."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class State:
     affinity: GradientAffinity
 
     def to_dict(self) -> tuple[dict[str, Any], Arrays]:
-        """Return the numbers and the arrays, each under the name of its part and field."""
+        """Return the numbers and the arrays of all parts, under names such as "weights.now"."""
         values = {
             f"{key}.{field.name}": getattr(getattr(self, part), field.name)
             for key, (part, kind) in PARTS.items()
@@ -40,7 +41,7 @@ class State:
 
     @classmethod
     def from_dict(cls, numbers: Mapping[str, Any], arrays: Arrays) -> Self:
-        """Return the state that `to_dict` took apart."""
+        """Return the state whose `to_dict` gave these numbers and arrays."""
         values = {**numbers, **arrays}
         parts: dict[str, Any] = {
             part: kind(**{field.name: values[f"{key}.{field.name}"] for field in fields(kind)})

@@ -1,14 +1,17 @@
 """Targets τ: how much the loss of each source counts, fixed or moving towards the languages that progress least.
 
-In each step a language ℓ makes a progress of P_ℓ(α) = ⟨∇l_ℓ, Σ_j α_j g_j⟩, to first order and per unit of the learning
-rate. C_ℓ is the progress that ℓ would make with all the weight. `targets: robust` plays a game over their ratio:
+The *progress* of a language ℓ is the fall of its loss in one step, to first order and per unit of the learning rate:
+P_ℓ(α) = ⟨∇l_ℓ, Σ_j α_j g_j⟩. C_ℓ is the progress that ℓ would make if it had all the weight. `targets: robust` solves
 
     max over α, min over τ   Σ_ℓ τ_ℓ P_ℓ(α) / C_ℓ
 
-α moves up by the outer step, with τ_ℓ / C_ℓ as targets; τ moves down by mirror descent. A guard (`no_worse_than`)
-compares P_ℓ(α) with P_ℓ of reference weights. It raises the target of a language whose loss would end too far above
-the loss that the reference would have reached. Neither needs another backward pass: progress is an inner product with a
-sum that the gradient engine forms anyway, or with one more.
+The outer step maximises over α, with τ_ℓ / C_ℓ as targets. Mirror descent minimises over τ.
+
+The *guard* (`no_worse_than`) compares P_ℓ(α) with P_ℓ of reference weights. It raises the target of a language whose
+loss would end too far above the loss that the reference would have reached.
+
+Neither needs another backward pass. Progress is an inner product with Σ_j α_j g_j, which the gradient engine forms
+anyway. The guard adds one such sum.
 
 Source: docs/explanation/method.md, "Robust targets" and "No worse than".
 """
@@ -29,28 +32,29 @@ if TYPE_CHECKING:
     from xdoge.fit.gradients.products import SourceProducts
 
 GAIN = 10.0
-"""Target that a language gains when it is foreseen to miss half its allowance by as much again: at its limit."""
+"""Target that the guard adds for a language whose forecast excess equals its full allowance."""
+
 AHEAD = 0.2
-"""Part of the fit that the guard looks ahead: weights move over such times, and would swing if it waited."""
+"""Part of the fit that the guard forecasts. Weights take about so long to move; without a forecast they oscillate."""
 
 NUMBERS = ("mass", "elapsed")
 """The fields of `TargetState` that hold one number for the whole fit."""
 
 FLOOR_SHARE = 1 / 20
-"""Least τ of a language as a part of the equal share: none is ever out of sight."""
+"""Least τ of a language, as a part of the equal share 1 / L."""
 
 
 @dataclass(frozen=True)
 class TargetRule:
-    """How the targets move: what stays the same over the fit.
+    """The settings of the targets, which stay the same over the fit.
 
     Args:
-        shares: (L, k) what each source counts for in its language's loss; rows sum to 1.
-        base: (k,) targets where they do not move.
+        shares: (L, k) weight of each source in its language's loss; rows sum to 1.
+        base: (k,) fixed targets, used if `robust` is False.
         robust: whether τ moves.
-        mu: the lead in relative progress over the whole fit that costs a language a factor e of τ.
-        reference: (k,) weights of the guard, None for no guard.
-        allowance: by what part a language's loss may end above the reference's.
+        mu: a language whose relative progress over the whole fit is ahead by `mu` loses a factor e of τ.
+        reference: (k,) reference weights of the guard; None for no guard.
+        allowance: how far a language's loss may end above the reference's, as a fraction of it.
     """
 
     shares: Floats
@@ -62,28 +66,28 @@ class TargetRule:
 
     @property
     def moves(self) -> bool:
-        """Whether languages have to be followed at all."""
+        """Whether the targets move at all."""
         return self.robust or self.reference is not None
 
 
 @dataclass(frozen=True)
 class TargetState:
-    """What a step moves. All fields are (L,), by language, except `mass` and `elapsed`.
+    """The state of the targets. All fields are (L,), by language, except `mass` and `elapsed`.
 
     Args:
-        tau: τ, on the floored simplex.
+        tau: τ, on the simplex with a floor.
         total: sum of τ over the steps so far.
-        signal: exponentially weighted sum of C_ℓ = Σ_i ω_i |∇l_i|², without noise where the score is.
-        square_norm: the same of Σ_i ω_i |g_i|², noise included.
-        loss: the same of the loss.
-        mass: the sum of the weights of the five.
-        elapsed: Σ_t η_t, the part of the fit that is done.
+        signal: exponentially weighted sum of C_ℓ = Σ_i ω_i |∇l_i|², as the score estimates it.
+        square_norm: exponentially weighted sum of Σ_i ω_i |g_i|², gradient noise included.
+        loss: exponentially weighted sum of the loss.
         pace: exponentially weighted sum of P_ℓ(α_t).
-        reference_pace: the same of the reference's.
+        reference_pace: exponentially weighted sum of P_ℓ of the reference weights.
+        mass: sum of the exponential weights. Dividing the five sums by it gives means.
         multiplier: λ ≥ 0 of the guard.
-        first_loss: in the first step.
+        first_loss: loss in the first step that showed the language, NaN before.
         made: Σ_t η_t P_ℓ(α_t).
         reference_made: Σ_t η_t P_ℓ of the reference weights.
+        elapsed: Σ_t η_t, the part of the fit that is done.
     """
 
     tau: Floats
@@ -102,14 +106,14 @@ class TargetState:
 
     @classmethod
     def start(cls, languages: int) -> Self:
-        """Begin with equal targets and nothing seen."""
+        """Return the state before the first step: equal targets, and all sums 0."""
         names = [field.name for field in fields(cls) if field.name not in NUMBERS]
         empty: dict[str, Any] = {name: np.zeros(languages) for name in names}
         return cls(**empty | {"tau": np.full(languages, 1 / languages), "first_loss": np.full(languages, np.nan)})
 
     @property
     def potential(self) -> Floats:
-        """C_ℓ, bounded from below as the scores' scale is; 1 before the first step."""
+        """C_ℓ, (L,), with the same lower bound as the scale of the scores; 1 before the first step."""
         if not self.mass:
             return np.ones_like(self.tau)
         bounded: Floats = np.maximum(self.signal, LEAST_SIGNAL * self.square_norm) / self.mass
@@ -123,14 +127,14 @@ class TargetState:
         return self._of_sources(rule, usual / potential)
 
     def masses(self, rule: TargetRule) -> Floats:
-        """Return what each source's target counts for in the scale of the scores, (k,).
+        """Return the weight of each source's target in the scale of the scores, (k,).
 
-        A target in units of a language's own progress says how much it is asked for, not how long gradients are.
+        These are the targets without the factor 1 / C_ℓ, which depends on the lengths of the gradients.
         """
         return self._of_sources(rule, np.ones_like(self.tau))
 
     def _of_sources(self, rule: TargetRule, scale: Floats) -> Floats:
-        """Return (k,) what τ and the multipliers, times (L,) a scale, and fixed targets make of each source."""
+        """Return the targets of the sources, (k,): τ and the multipliers, times `scale` (L,), plus fixed targets."""
         if not rule.moves:
             return rule.base
         count = len(self.tau)
@@ -138,15 +142,15 @@ class TargetState:
         return moving if rule.robust else moving + rule.base * count / rule.base.sum()
 
     def excess(self) -> Floats:
-        """Return by what part the loss of each language is above what the reference would have reached by now, (L,).
+        """Return the relative excess of each language's loss over what the reference would have reached by now, (L,).
 
-        The fall of the loss so far, times the reference's progress over the progress made, is taken for the
-        reference's fall; NaN before anything can be said, and while the loss is above what it was at first.
+        The loss of the reference is estimated. Its fall is taken as the fall of the loss so far, times the reference's
+        progress over the progress made. The excess is NaN if there is no progress yet, or if the loss has risen.
         """
         return self._forecast(0.0)
 
     def _forecast(self, ahead: float) -> Floats:
-        """Return the same after a further part of the fit at the present pace of both."""
+        """Return `excess` after a further part `ahead` of the fit, if both go on at their present pace."""
         with np.errstate(divide="ignore", invalid="ignore"):
             fallen = self.first_loss - self.loss / self.mass
             made = self.made + ahead * self.pace / self.mass
@@ -161,14 +165,14 @@ class TargetState:
 def advance(
     state: TargetState, products: SourceProducts, weights: Floats, *, target_rule: TargetRule, rule: Rule, eta: float
 ) -> tuple[TargetState, Floats]:
-    """Return the state after one step, and the relative progress P_ℓ / C_ℓ that each language made in it, (L,).
+    """Return the state after one step, and the relative progress P_ℓ / C_ℓ of each language in it, (L,).
 
     Args:
-        state: before the step.
-        products: of the step's batch.
-        weights: (k,) what each source's gradient counted for in the training gradient.
-        target_rule: what stays the same.
-        rule: of the outer step; whether own products hold noise.
+        state: the state before the step.
+        products: losses and gradient products of the step's batch.
+        weights: (k,) weight of each source's mean gradient in the training gradient.
+        target_rule: settings of the targets.
+        rule: settings of the outer step. Its `score` decides how |∇l_j|² is estimated.
         eta: the step's part of the whole fit.
     """
     own = own_products(products, rule)
@@ -180,8 +184,8 @@ def advance(
     def by_language(values: Floats) -> Floats:
         return np.where(seen, shares @ np.where(np.isnan(own), 0.0, values), np.nan)
 
-    def kept(before: Floats, values: Floats) -> Floats:
-        # a language that the batch does not show keeps its mean
+    def decayed(before: Floats, values: Floats) -> Floats:
+        # a language without a sequence in the batch keeps its mean
         usual = before / state.mass if state.mass else np.zeros_like(before)
         return DECAY * before + (1 - DECAY) * np.where(np.isnan(values), usual, values)
 
@@ -190,12 +194,12 @@ def advance(
     made = by_language(products.progress + weights * noise)
     after = replace(
         state,
-        signal=kept(state.signal, by_language(own)),
-        square_norm=kept(state.square_norm, by_language(products.square_norms)),
-        loss=kept(state.loss, losses),
+        signal=decayed(state.signal, by_language(own)),
+        square_norm=decayed(state.square_norm, by_language(products.square_norms)),
+        loss=decayed(state.loss, losses),
         mass=DECAY * state.mass + (1 - DECAY),
         elapsed=state.elapsed + eta,
-        pace=kept(state.pace, made),
+        pace=decayed(state.pace, made),
         first_loss=np.where(np.isnan(state.first_loss), losses, state.first_loss),
         made=state.made + eta * np.nan_to_num(made),
     )
@@ -206,14 +210,18 @@ def advance(
         after = replace(after, tau=tau, total=state.total + tau)
     if target_rule.reference is not None:
         assert products.reference is not None
-        would = by_language(products.reference + target_rule.reference * noise)
-        pace, sums = kept(state.reference_pace, would), state.reference_made + eta * np.nan_to_num(would)
-        after = replace(after, reference_pace=pace, reference_made=sums)
+        reference_made = by_language(products.reference + target_rule.reference * noise)
+        after = replace(
+            after,
+            reference_pace=decayed(state.reference_pace, reference_made),
+            reference_made=state.reference_made + eta * np.nan_to_num(reference_made),
+        )
         ahead = min(AHEAD, 1 - after.elapsed)
-        # an allowance that grows with the fit lasts to its end
+        # the allowance grows in proportion to the part of the fit that is done
         half = target_rule.allowance / 2 * (after.elapsed + ahead)
         forecast = after._forecast(ahead)
-        # no progress at all is no estimate, and the worst there is; a few steps of noise are neither
+        # Without any progress there is no forecast, although this is the worst case. The bound on the mass waits until
+        # it cannot be the noise of the first steps.
         stuck = np.isnan(forecast) & ~(after.made > 0) & (after.reference_made > 0) & (after.mass > 0.5)
         miss = np.where(stuck, GAIN, forecast / half - 1)
         multiplier = np.where(np.isnan(miss), state.multiplier, GAIN * np.clip(miss, 0.0, GAIN))
@@ -222,7 +230,10 @@ def advance(
 
 
 def targets_by_source(targets: str | Mapping[str, float], languages: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Return τ of each source: 1 for "sources", its own in a mapping, else an equal part of its language's, which is 1.
+    """Return τ of each source.
+
+    With "sources" every source has 1. With "languages" and "robust" every language has 1, which its sources share
+    equally. In a mapping, the value of a language is shared equally by its sources.
 
     Raises:
         XDogeError: a mapping names a language and one of its sources.
@@ -240,7 +251,12 @@ def targets_by_source(targets: str | Mapping[str, float], languages: Mapping[str
 
 
 def language_shares(languages: Sequence[Sequence[int]], targets: Floats) -> Floats:
-    """Return (L, k): what each source counts for in its language's loss, by its target; all alike without any."""
+    """Return the weight of each source in its language's loss, (L, k), in proportion to the targets.
+
+    Args:
+        languages: for each language, the positions of its sources.
+        targets: (k,) τ. If all sources of a language have 0, they count equally.
+    """
     shares = np.zeros((len(languages), len(targets)))
     for row, members in enumerate(languages):
         own = targets[list(members)]

@@ -1,7 +1,7 @@
-"""The fit: a proxy trains on all sources while one weight per source moves towards what lowers the target losses.
+"""The fit: it trains a proxy on all sources and learns one weight per source, so that the target losses fall fastest.
 
-Each step draws a batch from every source, forms the gradient products in the proxy's own backward pass, trains the
-proxy along Σ α_i g_i and moves α. `Trainer.train` is the loop. `fit` is the public function around it.
+Each step draws a batch with all sources, forms the gradient products in the proxy's backward pass, trains the proxy
+along Σ α_i g_i and moves α. `Trainer.train` is the loop. `fit` is the public function around it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from xdoge.training.proxy_settings import ELASTIC
 from xdoge.training.run_folder import MetricsRow, RunFolder, decisive
 
 COLUMNS = ("weight", "score", "loss", "grad_norm")
-"""Columns of the trajectory, one (steps, k) array each."""
+"""Columns of the trajectory. Each is an array (steps, k)."""
 
 
 def fit(
@@ -60,25 +60,39 @@ def fit(
 ) -> FitResult:
     """Learn one weight per source of `store`, and write the weights to `out`/weights.json.
 
-    A run that is killed at any moment and resumed ends with the same numbers: to the bit on one CPU with the same
-    versions. Under torchrun or `accelerate launch` every process calls this function and returns the same weights. Each
-    runs its part of every batch; the first one writes and reports. The number of processes changes rounding only.
+    A run may be killed at any moment and resumed. It then gives the same numbers as an uninterrupted run, bit for bit
+    on one CPU with the same versions.
+
+    Under torchrun or `accelerate launch`, every process calls this function and returns the same weights. Each process
+    runs its part of every batch. The first process writes the files and reports. The number of processes changes the
+    results by rounding only.
 
     Args:
-        store: the tokens.
-        settings: complete settings, from `FitSettings.for_store`; or give `options` instead.
-        out: the run folder, empty or new.
-        resume: continue the run in `out`. Its settings hold where `options` does not name them.
-        on_progress: called after each step, with its row of metrics.jsonl.
+        store: the token store.
+        settings: complete settings from `FitSettings.for_store`. Give either these or `options`.
+        out: the run folder, new or empty.
+        resume: whether to continue the run in `out`. It keeps its settings, except those that `options` names.
+        on_progress: called after each step with its row of metrics.jsonl.
         on_note: called with each sentence that the user should read.
-        **options: settings by name, such as `proxy="1m", steps=300`; the rest is filled in.
+        **options: settings by name, such as `proxy="1m", steps=300`. All others get their defaults.
+
+    Returns:
+        The weights, the run folder, the steps and seconds that the run took, and a verdict in words.
 
     Raises:
-        XDogeError: a setting is unknown or not allowed, the folder is taken, or a setting differs from those of the
-            run that is resumed.
-        NonFiniteLossError: training diverged.
+        XDogeError: a setting is unknown or not allowed, the folder is not empty, or a setting differs from the run that
+            is resumed.
+        NonFiniteLossError: a loss or a gradient is NaN or infinite.
         LostProcessError: another process died.
-        Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
+        Interrupted: SIGINT or SIGTERM stopped the run. Every finished step is in a checkpoint.
+
+    Example:
+        ```python
+        from xdoge import TokenStore, fit
+
+        result = fit(TokenStore.open("store"), proxy="1m", steps=300, out="runs/1m")
+        result.weights.languages
+        ```
     """
     run = RunFolder(Path(out))
     if settings is None:
@@ -135,7 +149,7 @@ def fit(
 
 @contextlib.contextmanager
 def rank_local_errors() -> Iterator[None]:
-    """Mark an error in this process's part of the text, which the other processes may not see."""
+    """Turn an XDogeError into a RankLocalError: other processes read other text and may not meet this error."""
     try:
         yield
     except XDogeError as error:
@@ -144,17 +158,17 @@ def rank_local_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step trains on, and what each source counts for in it."""
+    """The batch of a step, with the weights and targets of its sources."""
 
-    counts: Counts  # (k,) sequences of each source, on all processes
+    counts: Counts  # (k,) sequences of each source, over all processes
     placement: Placement
-    rows: SourceBatch  # of this process
-    weights: Floats  # (k,) of the sources' mean gradients in the training gradient
+    rows: SourceBatch  # rows of this process
+    weights: Floats  # (k,) weights of the sources' mean gradients in the training gradient
     targets: Floats  # (k,) τ of the step
 
 
 class Trainer:
-    """The proxy and the state of one fit, and what a step does to them; each of several processes has the same."""
+    """The proxy and the state of one fit, and its loop. All processes hold the same proxy and state."""
 
     def __init__(
         self, proxy: Proxy, settings: FitSettings, target_rule: TargetRule, run: RunFolder, initial: Floats
@@ -178,16 +192,16 @@ class Trainer:
         self.saved = 0
 
     def train(self, stop: list[int], on_progress: OnProgress) -> None:
-        """Run the steps that are left: draw, gradients, save, stop?, update, reweight, evaluate, log.
+        """Run the remaining steps: draw, gradients, save, stop?, update, reweight, evaluate, log.
 
-        A step's parameters are saved when the next batch has shown that they still give finite losses and gradients.
+        The parameters of a step are saved in the next step, after its batch has given finite losses and gradients.
         """
         settings, started = self.settings, time.perf_counter() - self.seconds
         engine = GradientEngine(self.proxy.model, len(self.store.sources), processes=self.processes)
         for step in range(self.state.step + 1, settings.steps + 1):
             batch = self.draw(step)
             products = self.gradients(engine, step, batch)
-            signal = self.processes.all_reduce_max(stop[0] if stop else 0)  # it may have come to some of them only
+            signal = self.processes.all_reduce_max(stop[0] if stop else 0)  # a signal may reach only some processes
             if (step - 1) % settings.checkpoint_every == 0 or signal:
                 self.save()
             if signal:
@@ -207,7 +221,7 @@ class Trainer:
         self.save()
 
     def draw(self, step: int) -> Batch:
-        """Return the step's batch: its size by source from α_t, and the rows that this process runs."""
+        """Return the step's batch: sequences per source according to α_t, and the rows that this process runs."""
         settings, state, rank = self.settings, self.state, self.processes.rank
         counts = sequence_counts(state.weights.now, trained=self.rule.trained, settings=settings, step=step)
         placement = place(counts, self.processes.world_size)
@@ -223,7 +237,11 @@ class Trainer:
         )
 
     def gradients(self, engine: GradientEngine, step: int, batch: Batch) -> SourceProducts:
-        """Leave the training gradient in the parameters, and return losses and products that are all finite."""
+        """Set the parameters' training gradient, and return the losses and gradient products, all finite.
+
+        Raises:
+            NonFiniteLossError: a loss or a gradient norm is NaN or infinite.
+        """
         settings = self.settings
         products = engine.backward(
             batch.rows,
@@ -241,7 +259,7 @@ class Trainer:
         return products
 
     def reweight(self, step: int, products: SourceProducts, batch: Batch) -> tuple[Floats, Floats]:
-        """Move the weights, the targets and the affinity; return the scores (k,) and the languages' progress (L,)."""
+        """Update the weights, the targets and the affinity; return scores (k,) and relative progress (L,)."""
         state = self.state
         rule = replace(self.rule, targets=batch.targets, masses=state.targets.masses(self.target_rule))
         eta = learning_rate_ratio(step, self.settings) / self.rate_total
@@ -263,7 +281,7 @@ class Trainer:
         progress: Floats,
         **optimiser: float,
     ) -> MetricsRow:
-        """Add the step to the trajectory, and return its row of metrics.jsonl; `before` is α_t."""
+        """Add the step to the trajectory, and return its row of metrics.jsonl. `before` is α_t, (k,)."""
         now, targets = self.state.weights.now, self.rule.targets
         columns = (now, scores, products.losses, np.sqrt(products.square_norms))
         for name, values in zip(COLUMNS, columns, strict=True):
@@ -288,12 +306,12 @@ class Trainer:
         return row
 
     def by_language(self, values: Floats) -> dict[str, float | None]:
-        """Return a number of each language by its name, None for NaN."""
+        """Return values (L,) by the names of the languages, with None for NaN."""
         numbers = (None if math.isnan(value) else value for value in values.tolist())
         return dict(zip(self.store.languages, numbers, strict=True))
 
     def evaluate(self) -> MetricsRow:
-        """Return the validation loss, nats per token, of each source that has validation sequences, and its seconds."""
+        """Return the validation loss of each source that has validation sequences, nats per token, and the seconds."""
         began = time.perf_counter()
         with rank_local_errors():
             losses = self.proxy.validation_losses()
@@ -301,7 +319,7 @@ class Trainer:
         return {"validation": losses, "validation_seconds": round(time.perf_counter() - began, 3)}
 
     def refuse_non_finite(self, step: int, what: str, values: Iterable[tuple[str, float]]) -> None:
-        """Stop at the first source whose value is NaN or infinite, before it moves anything."""
+        """Raise NonFiniteLossError for the first source whose value is NaN or infinite."""
         for source, value in values:
             if not math.isfinite(value):
                 good = self.run.latest_checkpoint()
@@ -311,7 +329,7 @@ class Trainer:
                 )
 
     def save(self) -> None:
-        """Write the trajectory, then a checkpoint, each whole, unless this step was saved already."""
+        """Write the trajectory and then a checkpoint, unless this step is saved already. Both are written whole."""
         if self.state.step == self.saved:
             return
         self.saved = self.state.step
@@ -330,7 +348,7 @@ class Trainer:
         )
 
     def refuse_drift(self) -> None:
-        """Stop if the processes' proxies are no longer the same."""
+        """Raise XDogeError if the proxies of the processes differ."""
         with torch.no_grad():
             total = math.fsum(float(parameter.double().sum()) for parameter in self.proxy.model.parameters())
         bits = int(np.float64(total).view(np.int64))
@@ -341,7 +359,7 @@ class Trainer:
             )
 
     def rewind(self, on_note: OnNote) -> int:
-        """Go back to the newest undamaged checkpoint, or to the start without one; return its step."""
+        """Load the newest undamaged checkpoint and return its step; without any, start from step 0."""
         first = self.processes.is_first
         folder = self.processes.on_first(lambda: self.run.good_checkpoint(on_note))
         if folder is not None:
@@ -356,7 +374,7 @@ class Trainer:
         return self.state.step
 
     def finish(self) -> WeightSet:
-        """Write the proxy, the averaged Gram matrix and, last, the weights."""
+        """Write the averaged Gram matrix, the proxy and, last, the weights; return the weights."""
         store, settings, run, state = self.store, self.settings, self.run, self.state
         method: dict[str, Any] = settings.model_dump(mode="json")
         if self.target_rule.robust:

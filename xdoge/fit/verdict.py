@@ -16,23 +16,25 @@ if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
 
 MOVING = 0.05
-"""Part of the tokens by which the last tenth of the steps may differ from the mean over all. Fits of 400 steps that had
-settled differed by 0.02 to 0.04, and fits that were still leaving their start by 0.09 to 0.10 (docs/experiments.md)."""
+"""Most total variation between the weights of the last tenth of the steps and the mean over all steps, for weights that
+count as settled. Fits of 400 steps that had settled differed by 0.02 to 0.04. Fits that were still moving away from
+their start differed by 0.09 to 0.10 (docs/experiments.md)."""
 
 SHORT = 0.25
-"""Part of its recipe's tokens that a proxy should have trained on; a choice of ours."""
+"""Least part of its recipe's tokens that a proxy should have trained on. We chose this value without a measurement."""
 
 REPEATED = 50
-"""A weight at so many times a source's share of the corpus is repeated by any run that reads the corpus once."""
+"""Ratio of a source's weight to its share of the corpus from which on the verdict warns of repetition. A run of as many
+tokens as the corpus has repeats such a source about 50 times."""
 
 
 def fit_verdict(weights: WeightSet, run: RunFolder, store: TokenStore) -> list[str]:
-    """Return what the weights of one fit are worth and what to do next, a sentence each.
+    """Return two sentences: what the weights of one fit are worth, and what to do next.
 
     Args:
-        weights: the answer of the fit.
-        run: its folder, with the trajectory.
-        store: what it was learned on.
+        weights: the weights that the fit learned.
+        run: the run folder, with the trajectory.
+        store: the token store that they were learned on.
     """
     faults: dict[str, str] = {}  # what is wrong: what helps
     praise = "have no fault that shows here"
@@ -73,9 +75,10 @@ def _few(names: list[str]) -> str:
 
 
 def _moved(weights: WeightSet, run: RunFolder) -> tuple[float, str, float]:
-    """Return how far the last tenth of the steps is from the answer, the language that differs most, and its weight.
+    """Return how far the last tenth of the steps is from the learned weights, and the language that differs most.
 
-    The distance is a total variation between languages, a part of the tokens.
+    Returns:
+        The total variation over languages; the language that differs most; its weight over the last tenth.
     """
     import pyarrow.parquet as pq
 
@@ -91,7 +94,7 @@ def _moved(weights: WeightSet, run: RunFolder) -> tuple[float, str, float]:
 
 
 def _part_of_recipe(weights: WeightSet) -> float:
-    """Return the tokens that one proxy trained on, as a part of those of its recipe."""
+    """Return the tokens that one proxy trained on, divided by the tokens of its recipe."""
 
     def tokens(settings: Mapping[str, int]) -> int:
         return settings["steps"] * settings["batch_size"] * settings["sequence_length"]
@@ -100,7 +103,7 @@ def _part_of_recipe(weights: WeightSet) -> float:
 
 
 def _repeated(weights: WeightSet) -> dict[str, float]:
-    """Return the sources whose weight is `REPEATED` times their share of the corpus or more, and the ratio."""
+    """Return the ratio of weight to share of the corpus, for each source where it is `REPEATED` or more."""
     tokens = weights.corpus["tokens"]
     total = sum(tokens.values())
     ratios = {source: weight * total / tokens[source] for source, weight in weights.sources.items() if tokens[source]}

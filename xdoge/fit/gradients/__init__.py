@@ -1,1 +1,1 @@
-"""The gradient engine: inner products of the sources' gradients from the backward pass that trains the proxy."""
+"""The gradient engine. It forms inner products of the sources' gradients in the backward pass that trains the proxy."""

@@ -1,9 +1,10 @@
-"""What one call of `GradientEngine.backward` gathers: per-source gradients, formed, reduced and summed over processes.
+"""Per-source gradients of one call of `GradientEngine.backward`: formed, reduced and summed over processes.
 
 Every process forms the gradients of its own rows only, one slice of a parameter at a time. For each slice the processes
 all-reduce Σ τ_i g_i and Σ α_i g_i, and for a Gram matrix the gradients of all sources. `pipelined_reduce.py` sums the
-gradients of sources that lie on several processes. Each process then reduces its own sources to numbers, and at the end
-the numbers are summed. An all-reduce runs while the next slices, and the layers below, are computed.
+gradients of sources that are on several processes. Each process then reduces the gradients of its own sources to
+products. At the end, the products are summed over processes. An all-reduce runs while the next slices and layers are
+computed.
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ from xdoge.fit.gradients.placement import Placement
 from xdoge.fit.gradients.products import SourceBatch, SourceProducts
 from xdoge.fit.gradients.segments import Lookup, Piece, RowLayout, Segments, working_dtype
 
-# Shape of the slices, measured on the shapes of small proxies: narrower slices slow the matrix products down, larger
-# ones fall out of the cache.
+# Shape of the slices, measured with the matrices of small proxies. Narrower slices slow the matrix products down.
+# Larger ones do not fit in the cache.
 MIN_ROWS = 32
 MAX_COLUMNS = 256
 
 IN_FLIGHT = 4
-"""All-reduces under way at once, each with the buffer of its slice."""
+"""Number of all-reduces in flight at once. Each holds the buffer of its slice."""
 
 
 @dataclass(frozen=True)
 class _PendingSlice:
-    """A slice whose sums over processes are under way."""
+    """A slice whose sums over processes are in flight."""
 
     work: Any
-    sums: torch.Tensor  # (m, n) Σ τ_i g_i, Σ α_i g_i and so on; for a Gram matrix then the gradients of all slots
-    grads: torch.Tensor  # (s, n) of this process's segments
-    shared: SliceMessages | None  # of sources that lie on several processes
-    write: Callable[[torch.Tensor], None]  # takes the slice of Σ α_i g_i
+    sums: torch.Tensor  # (m, n) Σ τ_i g_i, Σ α_i g_i and so on; for a Gram matrix also the gradients of all slots
+    grads: torch.Tensor  # (s, n) gradients of this process's segments
+    shared: SliceMessages | None  # messages for sources that are on several processes
+    write: Callable[[torch.Tensor], None]  # writes the slice of Σ α_i g_i to the parameter's gradient
 
 
 class GradientAccumulator:
-    """The state of one call of `GradientEngine.backward`; the stand-ins of `hooks.py` see it as a `GradientSink`.
+    """The state of one call of `GradientEngine.backward`. The stand-ins of `hooks.py` see it as a `GradientSink`.
 
-    The loss that is propagated back is the plain sum over tokens. The factor 1/(n_j (T-1)) that makes it a mean is part
-    of the weights and targets.
+    The backward pass starts from the sum of the losses over tokens. The factor 1 / (n_j (T-1)), which turns this sum
+    into the mean over source j, is part of the weights and targets.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class GradientAccumulator:
             before=placement.before(processes.rank).tolist(),
             shared=shared.tolist(),
         )
-        # all processes cut parameters into the same slices, for the one that has most segments
+        # All processes cut parameters into the same slices. The process with most segments decides their size.
         self.width = len(self.segments.slots) if alone else int((placement.rows > 0).sum(1).max()) * (1 + halves)
         self.pipeline = (
             None
@@ -86,7 +87,7 @@ class GradientAccumulator:
             else PipelinedReduce(placement, self.segments, processes, halves=halves, device=device)
         )
         self.gram_slots = self.segments.slots if gram else self.segments.slots[:0]
-        if gram and not alone:  # all send the same rows
+        if gram and not alone:  # all processes send the same rows
             cut = (self.counts > 1) & halves
             self.gram_slots = np.flatnonzero(np.concatenate([self.counts > 0, cut]))
             self.gram_rows = torch.from_numpy(np.searchsorted(self.gram_slots, self.segments.slots)).to(device)
@@ -101,7 +102,7 @@ class GradientAccumulator:
         self.dots = new(s, len(directions))
         self.matrix = new(len(self.gram_slots), len(self.gram_slots))
         self.gram = gram
-        self.noted: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+        self.slice_products: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
         self.pending: deque[_PendingSlice] = deque()
         self.turn = self.received = self.message_bytes = 0
         self.uses: Counter[nn.Parameter] = Counter()
@@ -111,15 +112,15 @@ class GradientAccumulator:
         self.in_backward = False
 
     def begin(self, layout: RowLayout, *, is_last: bool) -> None:
-        """Turn to the next microbatch."""
+        """Begin the next microbatch."""
         self.layout, self.is_last, self.in_backward = layout, is_last, False
 
     def add_losses(self, losses: torch.Tensor) -> None:
-        """Take the loss of every token, (N,)."""
+        """Add the losses of all predicted tokens of the microbatch, (N,)."""
         self.losses += self.layout.sum(losses[:, None].double()).squeeze(1)
 
     def expect(self, parameter: nn.Parameter) -> None:
-        if not self.in_backward:  # what a checkpoint runs again in backward is no new use
+        if not self.in_backward:  # activation checkpointing calls this again in backward
             self.uses[parameter] += 1
 
     def arrive(self, parameter: nn.Parameter, piece: Piece) -> None:
@@ -134,16 +135,16 @@ class GradientAccumulator:
             self.settle(parameter, self.waiting.pop(parameter))
 
     def finish(self) -> None:
-        """Settle the parameters that have a use that did not reach the loss, and wait for what is under way."""
+        """Settle the parameters with a use that did not affect the loss, and wait for the sums that are in flight."""
         while self.waiting:
             self.settle(*self.waiting.popitem())
         while self.pending:
             self.receive()
-        self.fold()
+        self.add_up()
 
     @torch.no_grad()
     def settle(self, parameter: nn.Parameter, pieces: list[Piece]) -> None:
-        """Form a parameter's gradient per segment from all its uses, slice by slice, and reduce each slice."""
+        """Form a parameter's gradients per segment from all its uses, slice by slice, and reduce each slice."""
         n, d = matrix_shape(parameter)
         looked_up = None
         if all(isinstance(piece, Lookup) for piece in pieces):  # only rows that were looked up have a gradient
@@ -177,10 +178,10 @@ class GradientAccumulator:
                     overwrite = False
                 place = looked_up[rows] if looked_up is not None else rows
                 self.reduce(grads.view(s, -1), mix, partial(_write_gradient, total, place, columns, is_new))
-        self.fold()
+        self.add_up()
 
     def all_looked_up(self, tokens: torch.Tensor, n: int) -> torch.Tensor:
-        """Return which of the n rows of a table any process looked up, ascending."""
+        """Return the rows that any process looked up in a table of n rows, in ascending order."""
         if self.processes.world_size == 1:
             return tokens.unique()  # type: ignore[no-untyped-call,no-any-return]
         used = torch.zeros(n, dtype=torch.uint8, device=tokens.device)
@@ -189,11 +190,11 @@ class GradientAccumulator:
         return used.nonzero().squeeze(1)
 
     def reduce(self, grads: torch.Tensor, mix: torch.Tensor, write: Callable[[torch.Tensor], None]) -> None:
-        """Note a slice's products and write its training gradient, at once or when the processes have summed it."""
+        """Take a slice's products and write its training gradient: now, or when its sums have arrived."""
         self.turn += 1
         if self.processes.world_size == 1:
             mixed = mix @ grads  # (m, n) the slices of Σ τ_i g_i, Σ α_i g_i and so on
-            self.note(grads, mixed, grads if self.gram else grads[:0])
+            self.take_products(grads, mixed, grads if self.gram else grads[:0])
             write(mixed[1])
             return
         sums = grads.new_zeros(len(mix) + len(self.gram_slots), grads.shape[1])
@@ -208,7 +209,7 @@ class GradientAccumulator:
             self.receive()
 
     def receive(self) -> None:
-        """Wait for the oldest slice that is under way and note its products."""
+        """Wait for the sums of the oldest slice in flight, take its products and write its training gradient."""
         pending = self.pending.popleft()
         self.processes.wait(pending.work)
         self.received += 1
@@ -216,33 +217,39 @@ class GradientAccumulator:
         if self.pipeline and pending.shared:
             self.pipeline.end(pending.shared, pending.grads)
         m = len(self.mix)
-        self.note(pending.grads, pending.sums[:m], pending.sums[m:] if mine else pending.sums[:0])
+        self.take_products(pending.grads, pending.sums[:m], pending.sums[m:] if mine else pending.sums[:0])
         pending.write(pending.sums[1])
 
-    def note(self, grads: torch.Tensor, directions: torch.Tensor, every: torch.Tensor) -> None:
-        """Note the products of own segments with the directions, and the Gram matrix of `every`, if not empty."""
-        self.noted["dots"].append(grads @ directions.T)
-        self.noted["norms"].append(torch.linalg.vector_norm(grads, dim=1))
-        if n_pairs := self.segments.n_pairs:
-            self.noted["pairs"].append((grads[:n_pairs] * grads[-n_pairs:]).sum(1))
-        if len(every):
-            self.matrix += every @ every.T
+    def take_products(self, grads: torch.Tensor, directions: torch.Tensor, gram_grads: torch.Tensor) -> None:
+        """Take the products of one slice.
 
-    def fold(self) -> None:
-        """Add what was noted of some slices to the totals, in float64."""
-        noted = {key: torch.stack(values).double() for key, values in self.noted.items()}
-        self.noted.clear()
-        if noted:
-            self.dots += noted["dots"].sum(0)
-            self.squares += noted["norms"].square().sum(0)
+        Args:
+            grads: (s, n) gradients of this process's segments.
+            directions: (m, n) sums over sources, with which the products are taken.
+            gram_grads: gradients of all slots for the Gram matrix, or no rows.
+        """
+        self.slice_products["dots"].append(grads @ directions.T)
+        self.slice_products["norms"].append(torch.linalg.vector_norm(grads, dim=1))
+        if n_pairs := self.segments.n_pairs:
+            self.slice_products["pairs"].append((grads[:n_pairs] * grads[-n_pairs:]).sum(1))
+        if len(gram_grads):
+            self.matrix += gram_grads @ gram_grads.T
+
+    def add_up(self) -> None:
+        """Add the products of the slices so far to the totals, in float64."""
+        stacked = {key: torch.stack(values).double() for key, values in self.slice_products.items()}
+        self.slice_products.clear()
+        if stacked:
+            self.dots += stacked["dots"].sum(0)
+            self.squares += stacked["norms"].square().sum(0)
             if self.segments.n_pairs:
-                self.pairs += noted["pairs"].sum(0)
+                self.pairs += stacked["pairs"].sum(0)
 
     def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the sums over all processes: losses (2k,), products with directions (2k, m), products (2k, 2k).
 
-        Without a Gram matrix the products between slots are those of a slot with itself and of the two halves of a
-        source; the rest is 0.
+        Without a Gram matrix, the last array has only the products of a slot with itself and of the two halves of a
+        source. All other entries are 0.
         """
         k, slots, shared = len(self.counts), self.segments.slots, self.segments.shared
         m = len(self.mix)
@@ -261,7 +268,7 @@ class GradientAccumulator:
         return losses, dots.reshape(2 * k, m), own.reshape(2 * k, 2 * k)
 
     def products(self) -> SourceProducts:
-        """Bring the segments' sums together into those of the sources."""
+        """Return losses and products per source, from the totals per segment."""
         losses, dots, own = self.totals()
         k, present = len(self.counts), self.counts > 0
         absent = np.where(present, 0.0, np.nan)
@@ -286,7 +293,10 @@ class GradientAccumulator:
 def _write_gradient(
     total: torch.Tensor, place: slice | torch.Tensor, columns: slice, is_new: bool, trained: torch.Tensor
 ) -> None:
-    """Write a slice of Σ α_i g_i to the parameter's gradient, or add it; `place` is rows, or the rows looked up."""
+    """Write a slice of Σ α_i g_i to the parameter's gradient, or add it if the gradient is not new.
+
+    `place` is a range of rows, or the numbers of the rows that were looked up in an embedding.
+    """
     trained = trained.view(-1, columns.stop - columns.start)
     if isinstance(place, torch.Tensor):
         total[:, columns].index_add_(0, place, trained.to(total.dtype))

@@ -1,24 +1,24 @@
 """The gradient engine: inner products of the sources' gradients from the backward pass that trains the model.
 
-Let g_i be the gradient of the mean loss of source i, of k. Reweighting needs the products ⟨g_j, Σ_i τ_i g_i⟩, and
-training needs Σ_i α_i g_i. The plain way takes k backward passes and a k × P matrix. But one backward pass over a batch
-with rows of all sources has everything already. The gradient of a linear map's weight is a sum over rows:
+Let g_i be the gradient of the mean loss of source i, for k sources. Reweighting needs the products ⟨g_j, Σ_i τ_i g_i⟩,
+and training needs Σ_i α_i g_i. The direct way takes k backward passes and a k × P matrix. One backward pass over a
+batch with rows of all sources is enough, because the gradient of a linear map's weight is a sum over rows:
 
     g = Σ_rows (output gradient)ᵀ (input)
 
-Stopping that sum at the borders between sources gives each source's own gradient, for the same arithmetic. So wherever
-backward would form a parameter's gradient, the engine forms it per source, one slice of the parameter at a time, in a
-buffer of a few megabytes. It reduces each slice at once to
+If this sum stops at the borders between sources, it gives the gradient of each source, with the same arithmetic. So
+wherever the backward pass would form a parameter's gradient, the engine forms it per source. It takes one slice of the
+parameter at a time, in a buffer of a few megabytes. It reduces each slice at once to
 
-    its share of the products                added up in float64, a few numbers per source, and
+    its part of the products                 added up in float64, a few numbers per source, and
     its slice of Σ_i α_i g_i                 added to `param.grad`.
 
-Beyond what training holds, that buffer is all the memory it needs. A parameter that is used several times (a head tied
-to the embedding, a module called twice, microbatches) waits for its last use, since the uses must be summed before
-products are taken. The only condition is that no operation mixes rows.
+Apart from this buffer, the engine needs no more memory than training. A parameter may be used several times: by a head
+tied to the embedding, a module called twice, or microbatches. The engine then waits for the last use, since the uses
+must be summed before products are taken. The only condition is that no operation mixes rows.
 
-`hooks.py` replaces the modules' forward, `segments.py` has the forms in which gradients arrive, `accumulator.py` forms
-and reduces them, and `pipelined_reduce.py` sums the gradients of sources that lie on several processes.
+`hooks.py` replaces the modules' forward. `segments.py` has the forms in which gradients arrive. `accumulator.py` forms
+and reduces them. `pipelined_reduce.py` sums the gradients of sources that are on several processes.
 """
 
 from __future__ import annotations
@@ -48,24 +48,24 @@ from xdoge.models.probes import refuse_future
 from xdoge.training.optim import autocasting
 
 CHUNK_BYTES = {"cpu": 3 * 2**20, "cuda": 64 * 2**20}
-"""Size of the per-source gradients formed at once, by kind of device. On a CPU it was measured: larger ones fall out of
-the cache. On a GPU it was not: it wants fewer and larger products, and messages of some megabytes."""
+"""Size of the per-source gradients formed at once, by type of device. The value for a CPU was measured: larger buffers
+do not fit in the cache. The value for a GPU was not measured. GPUs favour few and large products and messages."""
 
 
 class GradientEngine:
-    """One forward and one backward pass that give both the training gradient and the sources' products.
+    """Computes the training gradient and the sources' gradient products in one forward and one backward pass.
 
-    The model is touched only while `backward` runs.
+    The model's forward methods are replaced only while `backward` runs.
 
     Args:
         model: a causal language model of transformers, or any module that maps (B, T) token ids to logits.
-        n_sources: k.
-        processes: those that share each batch; the model is the same on all of them.
-        chunk_bytes: size of the buffer in which per-source gradients are formed and reduced; by default as suits the
+        n_sources: k, the number of sources.
+        processes: the processes that share each batch. All of them hold the same model.
+        chunk_bytes: size of the buffer in which per-source gradients are formed and reduced. The default depends on the
             model's device.
 
     Raises:
-        XDogeError: a module mixes rows, by name, the model is compiled, or it sees later tokens.
+        XDogeError: a module mixes rows, the model is compiled, or its predictions depend on later tokens.
     """
 
     def __init__(
@@ -105,25 +105,29 @@ class GradientEngine:
         autocast: torch.dtype | None = None,
         placement: Placement | None = None,
     ) -> SourceProducts:
-        """Add Σ_j weights_j g_j to the parameters' gradients and return the sources' products.
+        """Return the sources' losses and gradient products, and add Σ_j weights_j g_j to the parameters' gradients.
 
-        With several microbatches the result is that of one: each linear map's inputs and output gradients wait for the
-        last microbatch, so their memory is that of the whole batch; that of attention, norms, activation functions and
-        logits is one microbatch's.
+        The number of microbatches does not change the result. The inputs and output gradients of linear maps are kept
+        until the last microbatch, so they take memory for the whole batch. Attention, norms, activation functions and
+        logits take memory for one microbatch only.
 
         Args:
-            batch: the rows of all sources; of several processes, each gives its own.
-            weights: (k,) α, what each source's gradient counts for in training.
-            targets: (k,) τ, what each source counts for in the direction that scores are taken along.
-            reference: (k,) other weights to take the sources' progress under, None for none.
-            gram: also return all products between sources; costs k per parameter in place of 1.
-            halves: also return the products between the two halves of each source's rows.
-            microbatches: number of parts that the batch is run in, one after the other.
-            autocast: the lower precision of matrix products, such as torch.bfloat16.
-            placement: which rows each of several processes has; the same on all of them.
+            batch: the rows of all sources, sorted by source. With several processes, each gives its own rows.
+            weights: (k,) α, the weight of each source's gradient in training.
+            targets: (k,) τ, the weight of each source's gradient in the scores.
+            reference: (k,) weights of the guard. If given, the progress under these weights is returned too.
+            gram: whether to return the products between all sources. Products then take k times the arithmetic.
+            halves: whether to return the products between the two halves of each source's rows.
+            microbatches: number of parts in which the batch is run, one after the other.
+            autocast: the lower precision of matrix products, such as torch.bfloat16; None for none.
+            placement: which rows each process has. It is the same on all processes.
+
+        Returns:
+            Losses, gradient norms and products, each (k,), summed over all processes.
 
         Raises:
-            XDogeError: the batch does not fit, a parameter is used where its gradient cannot be told apart by source.
+            XDogeError: the batch does not match the arguments, or the gradient of a parameter cannot be separated by
+                source because the model uses the parameter outside its module.
         """
         placement = placement or Placement(np.array([batch.counts]))
         _check(batch, weights, targets, self.n_sources, microbatches, placement.rows[self.processes.rank])

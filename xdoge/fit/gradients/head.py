@@ -1,4 +1,4 @@
-"""The output head with its cross-entropy as one operation, which need not keep the logits."""
+"""The output head and its cross-entropy as one operation, which does not have to keep the logits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from xdoge.fit.gradients.segments import LogitProduct, Piece, Product, working_d
 def head_loss(
     hidden: torch.Tensor, targets: torch.Tensor, head: nn.Linear, sink: GradientSink, *, keep: bool
 ) -> torch.Tensor:
-    """Return the summed cross-entropy of the tokens `targets` (N,) under `head`'s logits of `hidden` (N, d)."""
+    """Return the cross-entropy of `targets` (N,) under the logits of `head` for `hidden` (N, d), summed, in nats.
+
+    If `keep` is True, the gradient of the logits (N, V) is kept for the backward pass instead of being recomputed.
+    """
     expect_gradients(sink, head)
     loss: torch.Tensor = HeadLoss.apply(hidden, sink.anchor, targets, head, sink, keep)  # type: ignore[no-untyped-call]
     return loss
 
 
 class HeadLoss(torch.autograd.Function):
-    """The summed next-token loss of a head without bias, with the logits made a few tokens at a time.
+    """The summed next-token loss of a head without bias. The logits are computed for a few tokens at a time.
 
     Each slice of logits is turned at once into its loss, its gradient (softmax minus one-hot) and the hidden states'
-    gradient. An ordinary cross-entropy makes three copies of (N, V); this keeps at most one. If `keep` is false it
-    keeps none: the slice that the weight's gradient needs is computed again when it is needed.
+    gradient. An ordinary cross-entropy makes three copies of (N, V). This function keeps one if `keep` is true, and
+    otherwise none: the backward pass then recomputes the slices that the weight's gradient needs.
     """
 
     SLICE_BYTES = 32 * 2**20

@@ -1,9 +1,9 @@
-"""Replacements of the modules' forward, so that gradients arrive per segment in one backward pass.
+"""Stand-ins: replacements of the modules' forward, which give gradients per segment in one backward pass.
 
-Each stand-in computes what the module computes. Its backward does not form the weight's gradient; it hands the pieces
-of that gradient to a `GradientSink`. Linear maps and embeddings hand over the two factors of it, which they have
-anyway. Norms use one copy of their gain per row. Any other module that owns parameters runs once per segment, with a
-copy of its parameters for each: exact, but slow.
+Each stand-in has the same output as the module. Its backward does not form the weight's gradient. It hands the pieces
+of this gradient to a `GradientSink`. Linear maps and embeddings hand over the two factors of the gradient, which they
+have anyway. Norms use one copy of their gain per row. Any other module that owns parameters runs once per segment, with
+a copy of its parameters for each segment. That is exact, but slow.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from xdoge.fit.gradients.segments import Dense, Lookup, Piece, Product, RowLayou
 
 
 class GradientSink(Protocol):
-    """Where the stand-ins send the pieces of gradients: the side of a `GradientAccumulator` that they see."""
+    """Receives pieces of gradients from the stand-ins. `GradientAccumulator` implements it."""
 
-    layout: RowLayout  # of the microbatch under way
-    anchor: torch.Tensor  # a leaf that makes outputs need a gradient though no parameter is among the inputs
-    checked: set[str]  # modules seen to give the same output through their stand-in as by themselves
+    layout: RowLayout  # of the current microbatch
+    anchor: torch.Tensor  # a leaf that makes outputs require a gradient, since no parameter is among the inputs
+    checked: set[str]  # modules whose stand-in was compared with the module and gave the same output
 
     def expect(self, parameter: nn.Parameter) -> None:
-        """Count a use of the parameter, in forward."""
+        """Count a use of the parameter. Stand-ins call this in forward."""
 
     def arrive(self, parameter: nn.Parameter, piece: Piece) -> None:
-        """Take the gradient of one use of the parameter, in backward."""
+        """Take the gradient of one use of the parameter. Stand-ins call this in backward."""
 
     def add_losses(self, losses: torch.Tensor) -> None:
-        """Take the losses of all predicted tokens of the microbatch, (N,)."""
+        """Add the losses of all predicted tokens of the microbatch, (N,)."""
 
 
 Forward = Callable[..., Any]
@@ -43,7 +43,7 @@ Forward = Callable[..., Any]
 
 @dataclass(frozen=True)
 class HookedModule:
-    """A module, and the function that replaces its forward."""
+    """A module and the function that replaces its forward; `is_fallback` marks the slow one for unknown modules."""
 
     name: str
     module: nn.Module
@@ -69,7 +69,7 @@ def hooked_modules(model: nn.Module) -> list[HookedModule]:
 
 
 def refuse_compiled(model: nn.Module) -> None:
-    """Raise XDogeError if a part of the model is compiled: then no stand-in would be called."""
+    """Raise XDogeError if a part of the model is compiled, since a compiled module does not call its stand-in."""
     for name, module in model.named_modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise XDogeError(
@@ -115,7 +115,7 @@ def _walk(module: nn.Module, name: str, seen: set[nn.Module]) -> Iterator[Hooked
 
 
 def _is_conv1d(kind: type) -> bool:
-    """Whether this is transformers' linear map with a transposed weight (GPT-2), without importing transformers."""
+    """Whether this is GPT-2's linear map with a transposed weight. Does not import transformers."""
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
@@ -138,7 +138,7 @@ def _embedding(sink: GradientSink, hooked: HookedModule, forward: Forward, input
     if input.dim() == 1 and len(input) == n_tokens != n_rows:
         input = input[None]
     if input.dim() > 1 and input.shape[0] == 1 < n_rows:
-        input = input.expand(n_rows, *input.shape[1:])  # position ids are given once for all rows
+        input = input.expand(n_rows, *input.shape[1:])  # the same position ids for all rows
     _check_rows(sink, hooked, input)
     expect_gradients(sink, hooked.module)
     output: torch.Tensor = _Embedding.apply(input, sink.anchor, hooked.module, sink)  # type: ignore[no-untyped-call]
@@ -169,7 +169,7 @@ def _gain(sink: GradientSink, hooked: HookedModule, forward: Forward, *args: Any
 
 
 def _by_segment(sink: GradientSink, hooked: HookedModule, forward: Forward, *args: Any, **kwargs: Any) -> Any:
-    """Run the module once for each segment, on that segment's rows, with parameters of the segment's own."""
+    """Run the module once per segment, on the segment's rows and with the segment's own copy of the parameters."""
     slots = _slots(hooked.module)
     parameters = list({id(p): p for _, _, p in slots}.values())  # a parameter tied inside the module counts once
     copies = {id(p): _per_segment(sink, p) for p in parameters}
@@ -178,15 +178,15 @@ def _by_segment(sink: GradientSink, hooked: HookedModule, forward: Forward, *arg
     def run(separate: bool) -> Any:
         outputs = []
         for i, (_, start, stop) in enumerate(layout.blocks()):
-            own = [copies[id(p)][i] if separate else p for _, _, p in slots]
+            values = [copies[id(p)][i] if separate else p for _, _, p in slots]
             cut_args, cut_kwargs = _cut(args, layout, start, stop), _cut(kwargs, layout, start, stop)
-            outputs.append(_with_parameters(slots, own, forward, cut_args, cut_kwargs))
+            outputs.append(_with_parameters(slots, values, forward, cut_args, cut_kwargs))
         return _join(outputs)
 
     if hooked.name not in sink.checked:
         modes = [(module, module.training) for module in hooked.module.modules()]
         hooked.module.eval()
-        try:  # without dropout, which would draw other numbers for the two
+        try:  # without dropout, whose random numbers would differ between the two runs
             with torch.no_grad():
                 _check_same(sink, hooked, _run_apart(hooked, run), lambda: forward(*args, **kwargs))
         finally:
@@ -224,7 +224,7 @@ def _check_rows(sink: GradientSink, hooked: HookedModule, input: torch.Tensor) -
 
 
 def _check_same(sink: GradientSink, hooked: HookedModule, output: Any, expected: Callable[[], Any]) -> None:
-    """Refuse a module whose output changes when its rows are run apart or its gains are given per row."""
+    """Raise XDogeError if the module's output changes when segments run separately, or with one gain per row."""
     with torch.no_grad():
         pairs = list(zip(_tensors(output), _tensors(expected()), strict=True))
     for ours, theirs in pairs:
@@ -256,7 +256,7 @@ def _slots(module: nn.Module) -> Slots:
 def _with_parameters(
     slots: Slots, values: Sequence[torch.Tensor], forward: Callable[..., Any], args: Any, kwargs: Any
 ) -> Any:
-    """Call `forward` while other tensors stand in the parameters' places."""
+    """Return the output of `forward`, with `values` in place of the parameters."""
     for (owner, key, _), value in zip(slots, values, strict=True):
         owner._parameters[key] = value  # type: ignore[assignment]
     try:
@@ -304,7 +304,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def lowered(tensor: torch.Tensor) -> torch.Tensor:
-    """Cast as autocast casts the operands of a matrix product, where it is on."""
+    """Return the tensor in the precision that autocast gives to the operands of a matrix product, if it is on."""
     device = tensor.device.type
     if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return tensor
@@ -312,7 +312,7 @@ def lowered(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear map; in backward the factors of its weight's gradient go to the sink."""
+    """A linear map. Its backward hands the two factors of the weight's gradient to the sink."""
 
     @staticmethod
     def forward(ctx: Any, input: torch.Tensor, anchor: torch.Tensor, module: Any, sink: GradientSink) -> torch.Tensor:
@@ -339,7 +339,7 @@ class _Linear(torch.autograd.Function):
 
 
 class _Embedding(torch.autograd.Function):
-    """A look-up; in backward the tokens and their gradients go to the sink."""
+    """An embedding. Its backward hands the tokens and their output gradients to the sink."""
 
     @staticmethod
     def forward(ctx: Any, tokens: torch.Tensor, anchor: torch.Tensor, module: Any, sink: GradientSink) -> torch.Tensor:
@@ -360,7 +360,7 @@ class _Embedding(torch.autograd.Function):
 
 
 def _per_row(sink: GradientSink, parameter: nn.Parameter, input: torch.Tensor) -> torch.Tensor:
-    """Return one copy of a vector per row of `input`, (B, 1, …, d): its gradient then arrives per row."""
+    """Return one copy of a parameter vector per row of `input`, (B, 1, …, d), so that gradients arrive per row."""
     if not parameter.requires_grad:
         return parameter
     sink.expect(parameter)
@@ -387,7 +387,8 @@ def _per_segment(sink: GradientSink, parameter: nn.Parameter) -> Sequence[torch.
     if not parameter.requires_grad:
         return [parameter] * len(sink.layout.blocks())
     sink.expect(parameter)
-    aliases: Sequence[torch.Tensor] = _PerSegment.apply(sink.anchor, (parameter,), sink)  # type: ignore[no-untyped-call]
+    aliases: Sequence[torch.Tensor]
+    aliases = _PerSegment.apply(sink.anchor, (parameter,), sink)  # type: ignore[no-untyped-call]
     return aliases
 
 
@@ -411,5 +412,5 @@ class _PerSegment(torch.autograd.Function):
 
 
 def matrix_shape(parameter: torch.Tensor) -> tuple[int, int]:
-    """Return the shape (n, d) that pieces see a parameter in: a vector is a column."""
+    """Return the shape (n, d) of a parameter viewed as a matrix. A vector becomes a column."""
     return (parameter.shape[0], parameter[0].numel()) if parameter.dim() > 1 else (parameter.numel(), 1)

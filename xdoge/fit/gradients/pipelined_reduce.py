@@ -1,10 +1,12 @@
-"""A pipelined reduction: gradients of sources that lie on several processes are summed from each process to the next.
+"""A pipelined reduction: each process adds its gradient of a split source and passes the sum on to the next process.
 
-A source that is too large for one process continues in the next one, and so on. So a process shares at most two
-sources: its *head*, which continues from the process before, and its *tail*, which continues in the process after.
-They may be the same source. For each slice of a parameter a process receives the partial sum of its head and adds its
-own gradient. If the source ends here, the process takes the products of the sum; otherwise it sends the sum on. So a
-process sends the slices of one source at most, the rows of its two halves, however many processes there are.
+A source that is too large for one process continues on the next one. So a process shares at most two sources: its
+*head*, which continues from the process before, and its *tail*, which continues on the process after. They may be the
+same source.
+
+For each slice of a parameter, a process receives the partial sum of its head and adds its own gradient. If the source
+ends here, the process computes the products of the sum. Otherwise it sends the sum on. So a process sends the slices of
+at most one source (two rows, if the source has halves), whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -22,13 +24,13 @@ from xdoge.fit.gradients.segments import Segments
 
 @dataclass(frozen=True)
 class SharedSource:
-    """One source that a process shares with a neighbour.
+    """A source that a process shares with a neighbour.
 
     Args:
-        source: its number.
-        n_rows: 2 where it is cut into halves, else 1.
-        segments: this process's segments of it.
-        halves: which half each of them is, 0 or 1.
+        source: its number, from 0 to k - 1.
+        n_rows: 2 if the source is cut into halves, else 1.
+        segments: the numbers of this process's segments of the source.
+        halves: for each of these segments the half that it belongs to, 0 or 1.
     """
 
     source: int
@@ -43,17 +45,17 @@ class SharedSource:
 
 @dataclass
 class SliceMessages:
-    """The messages about one slice of a parameter that are under way."""
+    """In-flight messages for one slice of a parameter."""
 
     number: int
-    received: torch.Tensor | None = None  # where the head's partial sum arrives
+    received: torch.Tensor | None = None  # buffer for the head's partial sum
     receiving: Any = None
-    sent: torch.Tensor | None = None  # kept alive until it has been sent
+    sent: torch.Tensor | None = None  # referenced here until it has been sent
     sending: Any = None
 
 
 class PipelinedReduce:
-    """The head and the tail of one process, and the products of a head that ends on it."""
+    """The head and the tail of one process, with the products of a head that ends on this process."""
 
     def __init__(
         self, placement: Placement, segments: Segments, processes: Processes, *, halves: bool, device: torch.device
@@ -78,7 +80,7 @@ class PipelinedReduce:
         self.products = torch.zeros(3, dtype=torch.float64, device=device)
 
     def begin(self, grads: torch.Tensor, number: int) -> SliceMessages:
-        """Ask for the slice of the head, and send that of a tail that begins here."""
+        """Start to receive the slice of the head, and to send the slice of a tail that begins here."""
         messages, rank = SliceMessages(number), self.processes.rank
         if self.head is not None:
             messages.received = grads.new_empty(self.head.n_rows, grads.shape[1])
@@ -89,7 +91,7 @@ class PipelinedReduce:
         return messages
 
     def end(self, messages: SliceMessages, grads: torch.Tensor) -> None:
-        """Add this process's gradient to the head's partial sum; send the sum on, or take its products."""
+        """Add this process's gradient to the head's partial sum. Send the sum on, or compute its products."""
         if self.head is not None:
             assert messages.received is not None
             self.processes.wait(messages.receiving)
@@ -105,7 +107,7 @@ class PipelinedReduce:
             self.processes.wait(messages.sending)
 
     def add_to(self, own: np.ndarray) -> None:
-        """Put the products of a head that ends here into those of all slots, (2k, 2k)."""
+        """Write the products of a head that ends here into `own`, the products of all slots, (2k, 2k)."""
         if self.head is None or self.continues:
             return
         j, k = self.head.source, len(own) // 2

@@ -1,8 +1,8 @@
 """Which rows of a step's batch each process runs.
 
-A source whose rows all lie on one process needs no communication: that process forms its gradient alone and knows
+A source whose rows are all on one process needs no communication. That process forms the source's gradient alone, with
 |g_j|² and the product of its halves. The gradient of a source that is split must be summed over processes, slice by
-slice. So sources stay whole while the processes have about equally much to do; a source that is too large is split.
+slice. So sources stay whole as long as the processes have about equal work. A source that is too large is split.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 Counts = NDArray[np.int64]
 
 SLACK = 1.1
-"""How much more than the mean the busiest process may have to do before sources are split."""
+"""Most rows of the busiest process, as a multiple of the mean, before sources are split."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How many rows of each source each process runs. The rows of a source are in the order of the processes."""
+    """How many rows of each source each process runs. The first process has the first rows of a source, and so on."""
 
-    rows: NDArray[np.int64]  # (R, k)
+    rows: NDArray[np.int64]  # (R, k) for R processes
 
     @property
     def counts(self) -> Counts:
@@ -33,25 +33,26 @@ class Placement:
 
     @property
     def split(self) -> NDArray[np.bool_]:
-        """Which sources lie on more than one process, (k,)."""
+        """Which sources are on more than one process, (k,)."""
         split: NDArray[np.bool_] = (self.rows > 0).sum(0) > 1
         return split
 
     def before(self, rank: int) -> Counts:
-        """Return how many rows of each source lie on the processes before this one, (k,)."""
+        """Return how many rows of each source are on the processes before `rank`, (k,)."""
         counts: Counts = self.rows[:rank].sum(0)
         return counts
 
 
 def place(counts: Counts, processes: int) -> Placement:
-    """Spread a batch over processes: whole sources, the largest first, each to the process with the fewest rows so far.
+    """Return which rows of a batch each process runs.
 
-    If a process then has more than `SLACK` times the mean, or no rows, all processes get equally many rows instead,
-    give or take one. A source that does not fit continues in the next process.
+    Sources stay whole. The largest comes first, and each goes to the process with the fewest rows so far. If a process
+    then has no rows, or more than `SLACK` times the mean, the rows are split evenly instead, to within one row. A
+    source that does not fit on a process then continues on the next.
 
     Args:
         counts: (k,) rows of each source; their sum is at least the number of processes.
-        processes: R.
+        processes: R, the number of processes.
     """
     rows = np.zeros((processes, len(counts)), dtype=np.int64)
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda j: -counts[j])

@@ -1,11 +1,12 @@
 """Segments of a batch, and the pieces from which a parameter's gradient is formed for each segment.
 
 A *segment* is a set of neighbouring rows (sequences) that needs a summed gradient of its own: all rows of a source, or
-one half of them. In backward a module leaves a *piece* behind: the two factors of its gradient, not the gradient. For
-a linear map these are the inputs and the output gradients; for an embedding, the tokens and the output gradients. Any
-slice of the per-segment gradients is formed from the pieces when it is needed, and dropped afterwards.
+one half of them. In the backward pass a module hands over a *piece*: the two factors of its gradient instead of the
+gradient. For a linear map these are the inputs and the output gradients. For an embedding they are the tokens and the
+output gradients. A slice of the per-segment gradients is formed from the pieces when it is needed, and then dropped.
 
-Shapes: s segments, B rows in a microbatch, T tokens in a row; a factor has N = B·L rows, L of them per sequence.
+Shapes: s segments, B rows in a microbatch, T tokens in a row. A factor has N rows, equally many for each sequence;
+usually N = B·T.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from torch.nn import functional
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the precision gradients are formed and reduced in: at least float32."""
+    """Return the precision in which gradients of this dtype are formed and reduced: at least float32."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 @dataclass(frozen=True)
 class EqualSegments:
-    """Neighbouring segments with equally many rows: their gradients are one batched matrix product."""
+    """Neighbouring segments with equally many rows. One batched matrix product forms their gradients."""
 
     first_row: int
     first_segment: int
@@ -40,17 +41,17 @@ class RowLayout:
     """Which segment each row of a microbatch belongs to."""
 
     groups: tuple[EqualSegments, ...]
-    n_segments: int  # of the whole batch, those without a row here included
+    n_segments: int  # of the whole batch, including segments without a row in this microbatch
     n_tokens: int  # T
 
     @cached_property
     def n_rows(self) -> int:
-        """B, the rows of this microbatch."""
+        """B, the number of rows of this microbatch."""
         return sum(group.n_segments * group.rows_each for group in self.groups)
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether every segment has a row here, so that a product may overwrite instead of add."""
+        """Whether every segment has a row here, so that a product may overwrite the buffer instead of adding to it."""
         return sum(group.n_segments for group in self.groups) == self.n_segments
 
     def blocks(self) -> list[tuple[int, int, int]]:
@@ -68,13 +69,13 @@ class RowLayout:
         return torch.tensor(segments, device=device)
 
     def split(self, rows: torch.Tensor, group: EqualSegments) -> torch.Tensor:
-        """View the part of `rows` (N, d) that belongs to a group as (segments, rows each, d)."""
+        """Return a view of the group's part of `rows`, (N, d), as (segments, rows per segment, d)."""
         per_row = rows.shape[0] // self.n_rows
         part = rows.narrow(0, group.first_row * per_row, group.n_segments * group.rows_each * per_row)
         return part.view(group.n_segments, group.rows_each * per_row, rows.shape[1])
 
     def sum(self, rows: torch.Tensor) -> torch.Tensor:
-        """Sum `rows` (N, d) over each segment, (s, d), in the working precision."""
+        """Return the sum of `rows`, (N, d), over each segment, (s, d), in the working precision."""
         out = rows.new_zeros(self.n_segments, rows.shape[1], dtype=working_dtype(rows.dtype))
         for group in self.groups:
             target = out.narrow(0, group.first_segment, group.n_segments)
@@ -84,7 +85,7 @@ class RowLayout:
     def outer(
         self, left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, columns: slice, *, overwrite: bool
     ) -> None:
-        """Add leftᵀ right[:, columns] over each segment's rows to `out`: (N, c), (N, d) → (s, c, columns)."""
+        """Add leftᵀ right[:, columns], summed over each segment's rows, to `out`: (N, c), (N, d) → (s, c, columns)."""
         right = right[:, columns]
         for group in self.groups:
             target = out.narrow(0, group.first_segment, group.n_segments)
@@ -100,20 +101,21 @@ class RowLayout:
 
 @dataclass(frozen=True)
 class Segments:
-    """The segments of a process's rows and the order in which the rows are run.
+    """The segments of a process's rows, and the order in which the rows are run.
 
-    First come the first halves of the sources that lie here whole, then the segments of those that other processes
-    have rows of too, then the second halves of the whole ones that have two rows. Segment i of the first halves and
-    segment i of the second are the same source's. Within each, segments of equal length are neighbours.
+    A source is *whole* if no other process has rows of it. The segments come in three parts. First are the first halves
+    of the whole sources, then the segments of all other sources, then the second halves of the whole sources with at
+    least two rows. Segment i of the first part and segment i of the last belong to the same source. Within each part,
+    segments of equal length are neighbours.
 
-    A segment's *slot* is the number of its source, plus k for a second half: the same on all processes.
+    A segment's *slot* is the number of its source, plus k for a second half. It is the same on all processes.
     """
 
     slots: np.ndarray  # (s,) below 2k
     n_rows: np.ndarray  # (s,) rows of each segment
     order: np.ndarray  # (B,) this process's rows in the order of the segments
-    n_pairs: int  # whole sources cut in two halves
-    shared: slice  # the segments of sources that lie on several processes
+    n_pairs: int  # number of whole sources that are cut into halves
+    shared: slice  # the segments of sources that are on several processes
 
     @classmethod
     def of(
@@ -125,14 +127,14 @@ class Segments:
         before: Sequence[int] | None = None,
         shared: Sequence[bool] | None = None,
     ) -> Segments:
-        """Cut sources into halves, or leave them whole.
+        """Return the segments of this process's rows.
 
         Args:
-            counts: (k,) rows of each source on all processes.
-            halves: whether to cut those with two rows or more.
-            own: (k,) those of this process; all of them where it is alone.
-            before: (k,) those of the processes before this one.
-            shared: (k,) whose segments stand in the middle.
+            counts: (k,) rows of each source over all processes.
+            halves: whether to cut sources with at least two rows into halves.
+            own: (k,) rows on this process; by default all.
+            before: (k,) rows on the processes before this one; by default none.
+            shared: (k,) sources whose segments go into the middle part; by default none.
         """
         k = len(counts)
         own, before, shared = own or counts, before or [0] * k, shared or [False] * k
@@ -159,9 +161,9 @@ class Segments:
         )
 
     def layout(self, first_row: int, end_row: int, n_tokens: int) -> RowLayout:
-        """Describe the rows [first_row, end_row) of the ordered batch as a microbatch of its own."""
+        """Return the layout of a microbatch: the rows [first_row, end_row) of the ordered batch."""
         ends = np.cumsum(self.n_rows)
-        inside = np.minimum(ends, end_row) - np.maximum(ends - self.n_rows, first_row)  # (s,) ≤ 0: none
+        inside = np.minimum(ends, end_row) - np.maximum(ends - self.n_rows, first_row)  # (s,) ≤ 0 if no row is inside
         groups: list[EqualSegments] = []
         row = 0
         for segment, rows in enumerate(inside.tolist()):
@@ -180,19 +182,19 @@ Slab = Callable[..., None]
 
 
 class Piece(Protocol):
-    """One use of a parameter in one microbatch; the parameter is seen as a matrix (n, d)."""
+    """The gradient of one use of a parameter in one microbatch. The parameter is viewed as a matrix (n, d)."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether the piece gives every entry of every segment's gradient, so that it may overwrite."""
+        """Whether the piece covers every entry of every segment's gradient, so that it may overwrite the buffer."""
 
     def slab(self, rows: slice) -> Slab:
-        """Prepare some of the n rows of the gradient; what comes out forms them, a few columns at a time."""
+        """Prepare some of the n rows of the gradient. The function returned forms them, a few columns at a time."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """A linear map's gradient, leftᵀ right: output gradients (N, n) and inputs (N, d)."""
+    """The gradient of a linear map, leftᵀ right, with output gradients (N, n) on the left and inputs (N, d)."""
 
     left: torch.Tensor
     right: torch.Tensor
@@ -208,9 +210,9 @@ class Product:
 
 @dataclass(frozen=True)
 class LogitProduct:
-    """The head's gradient with its left factor, softmax minus one-hot, made anew for each slice of the vocabulary.
+    """The gradient of the output head. Its left factor, softmax minus one-hot, is recomputed for each vocabulary slice.
 
-    It holds N·d numbers in place of N·V, for one more product with the head's weight.
+    It holds N·d numbers instead of N·V, and costs one more product with the head's weight.
     """
 
     hidden: torch.Tensor  # (N, d)
@@ -233,7 +235,7 @@ class LogitProduct:
 
 @dataclass(frozen=True)
 class Lookup:
-    """An embedding's gradient: output gradients that belong to rows of the table, sorted by row."""
+    """The gradient of an embedding: output gradients, sorted by the row of the table that they belong to."""
 
     tokens: torch.Tensor  # (N,) ascending
     segments: torch.Tensor  # (N,)
@@ -242,7 +244,7 @@ class Lookup:
 
     @classmethod
     def of(cls, tokens: torch.Tensor, grads: torch.Tensor, layout: RowLayout) -> Lookup:
-        """Sort what arrived row by row of the batch."""
+        """Return the piece for tokens (N,) and output gradients (N, d) in the order of the batch."""
         segments = layout.per_row(tokens.device).repeat_interleave(len(tokens) // layout.n_rows)
         tokens, order = torch.sort(tokens, stable=True)
         return cls(tokens, segments[order], grads[order])
@@ -261,7 +263,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Dense:
-    """Per-segment gradients that are there already, (s, n, d): biases, norm gains, the exact slower path."""
+    """Per-segment gradients that are formed already, (s, n, d): of biases, norm gains and the slower fallback."""
 
     grads: torch.Tensor
     is_whole = False
