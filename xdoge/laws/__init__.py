@@ -1,4 +1,4 @@
-"""Mixture laws: predict the loss of a mixture before anyone trains on it.
+"""Mixture laws, which predict the loss of a mixture before anyone trains on it.
 
 Each name is imported when it is first used. `MixtureLaw` needs NumPy and SciPy; `run_swarm` trains, and needs PyTorch.
 """

@@ -1,8 +1,10 @@
-"""How far the differences between mixtures that a law predicts may be wrong: simulated runs, refitted.
+"""Errors of predicted differences between mixtures, from a parametric bootstrap.
 
-Each simulated swarm takes the law's losses at the runs plus noise of the size that the fit found, with the correlation
-between evaluations that the runs' residuals have. A law that is fitted to it differs from the law it came from as that
-one may differ from the truth. What noise does not explain of the errors of cross-validation, the misfit, comes on top.
+A simulated swarm has the runs of the law. Its losses are the law's predictions plus noise. The noise has the size that
+the fit estimated, and the correlation between evaluations that the residuals of the runs have. A law is fitted to each
+simulated swarm. Such laws differ from the original law about as much as the original law differs from the truth.
+
+Noise does not explain all errors of cross-validation. The rest, the *misfit*, is added.
 """
 
 from __future__ import annotations
@@ -22,16 +24,17 @@ if TYPE_CHECKING:
     from xdoge.laws.fitted import FittedLaw
 
 SIMULATIONS = 20
-"""Simulated swarms behind an interval, where nobody asks for another number."""
+"""Default number of simulated swarms for an interval."""
 QUANTILE = 1.645
 """Half of a 90 % interval in standard deviations of a normal distribution."""
 
 SAME = 1e-4
-"""Shares nearer than this are of one mixture but for rounding to whole tokens, so its difference to itself is 0."""
+"""Two mixtures whose shares differ by less than this are the same, up to rounding to whole tokens. Their difference in
+loss is 0."""
 
 
 def simulated(law: FittedLaw, count: int, seed: int) -> Iterator[FittedLaw]:
-    """Yield laws that are fitted to simulated losses of the same runs."""
+    """Yield `count` laws, each fitted to simulated losses of the same runs."""
     generator = np.random.default_rng([seed, 2])
     sizes, rows = noise(law)
     truth = replace(law, adapted=None).losses_at(law.shares)
@@ -41,19 +44,21 @@ def simulated(law: FittedLaw, count: int, seed: int) -> Iterator[FittedLaw]:
 
 
 def difference_halves(law: FittedLaw, shares: Floats, others: Floats, *, seed: int = 0) -> Floats:
-    """Return half of the 90 % interval of the predicted difference between each mixture and another one.
+    """Return half the width of the 90 % interval of the predicted difference between each mixture and another one.
 
-    Both mixtures are predicted by the same refitted laws, so that errors which they share cancel. Trees would take
-    minutes to refit: with LightGBM the squares of both mixtures' own half widths add up, which is wider.
+    The same refitted laws predict both mixtures, so errors that they share cancel. With LightGBM this is not done,
+    because refitting trees would take minutes. Instead, the squares of both mixtures' own half widths are added, which
+    gives wider intervals.
 
     Args:
         law: the law.
-        shares: of the mixtures, shape (m, k).
+        shares: shares of the mixtures, shape (m, k).
         others: shares of the mixtures that they are compared with, shape (m, k).
-        seed: of the simulated swarms.
+        seed: seed of the simulated swarms.
 
     Returns:
-        Half widths for each evaluation, their mean and the worst one, shape (m, L + 2); 0 for the same mixture.
+        Half widths for each evaluation, then for their mean and for the worst one, shape (m, L + 2). They are 0 if both
+            mixtures are the same.
     """
     same = np.abs(shares - others).max(axis=1, keepdims=True) < SAME
     if "lightgbm" in law.weights:
@@ -75,7 +80,7 @@ def difference_halves(law: FittedLaw, shares: Floats, others: Floats, *, seed: i
 
 
 def _own_halves(law: FittedLaw, shares: Floats) -> Floats:
-    """Return half of the 90 % interval of each loss, of their mean and of the largest, shape (m, L + 2)."""
+    """Return half the width of the 90 % interval of each loss, their mean and the largest, shape (m, L + 2)."""
     prediction = law.predict(shares)
     halves = prediction.high - prediction.predicted
     of_largest = np.take_along_axis(halves, prediction.predicted.argmax(axis=1)[:, None], axis=1)
@@ -83,28 +88,37 @@ def _own_halves(law: FittedLaw, shares: Floats) -> Floats:
 
 
 def _measures(losses: Floats) -> Floats:
-    """Return the losses of mixtures, then their mean and the largest, (m, L) to (m, L + 2)."""
+    """Return the losses of mixtures, (m, L), with two more columns for their mean and the largest, (m, L + 2)."""
     return np.column_stack([losses, losses.mean(axis=1), losses.max(axis=1)])
 
 
 def misfit(law: FittedLaw) -> tuple[Floats, float]:
-    """Return the deviation of prediction errors that noise does not explain: of each evaluation, and of their mean."""
+    """Return the standard deviation of prediction errors that noise does not explain.
+
+    Returns:
+        That of each evaluation, shape (L,), and that of their mean.
+    """
     sizes, rows = noise(law)
-    both = [_robust(np.column_stack([errors, errors.mean(axis=1)])) for errors in (law.residuals, sizes * rows)]
-    unexplained = np.sqrt(np.maximum(both[0] ** 2 - both[1] ** 2, 0.0))
+    deviations = [_robust(np.column_stack([errors, errors.mean(axis=1)])) for errors in (law.residuals, sizes * rows)]
+    unexplained = np.sqrt(np.maximum(deviations[0] ** 2 - deviations[1] ** 2, 0.0))
     return unexplained[:-1], float(unexplained[-1])
 
 
 def misfit_of_worst(single: Floats, here: int, there: int) -> float:
-    """Return the misfit of the difference between the losses of the worst evaluations of two mixtures.
+    """Return the misfit of the difference between the worst losses of two mixtures.
 
-    If one evaluation is the worst of both, it is that evaluation's own.
+    If the same evaluation is the worst in both mixtures, this is the misfit of that evaluation.
+
+    Args:
+        single: misfit of each evaluation, shape (L,).
+        here: index of the worst evaluation in one mixture.
+        there: index of the worst evaluation in the other.
     """
     return float(np.sqrt((single[here] ** 2 + single[there] ** 2) / 2))
 
 
 def noise(law: FittedLaw) -> tuple[Floats, Floats]:
-    """Return the noise deviation of each loss, shape (n, L), and rows of unit noise to draw from, shape (n, L)."""
+    """Return the standard deviation of the noise of each loss, (n, L), and rows of unit noise to draw from, (n, L)."""
     sizes = np.zeros_like(law.losses)
     for name, weight in law.weights.items():
         part = law.parts[name]
@@ -120,7 +134,7 @@ def noise(law: FittedLaw) -> tuple[Floats, Floats]:
 
 
 def _robust(values: Floats) -> Floats:
-    """Return the standard deviation of each column as its median absolute value has it."""
+    """Return a robust standard deviation of each column, from its median absolute value."""
     return np.asarray(np.maximum(1.4826 * np.median(np.abs(values), axis=0), 1e-12))
 
 

@@ -1,4 +1,4 @@
-"""Mixtures and weight sets as a law sees them: their shares, their predicted losses, and why some have none."""
+"""Predictions of a law for mixtures, weight sets and files."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
     from xdoge.laws.fitted import FittedLaw, Prediction
 
 Candidate = Mixture | WeightSet | Mapping[str, float] | Path | str
-"""What a law can predict; a string is uniform, proportional, unimax, or the path of a file or run folder. A file may be
-a CSV file with the shares of one mixture."""
+"""What a law can predict. A string is "uniform", "proportional", "unimax", or the path of a file or a run folder. A CSV
+file holds the shares of one mixture."""
 
 
 def shares_of(law: FittedLaw, candidate: Candidate, *, name: str = "the mixture") -> Floats:
     """Return the shares of a mixture in the order of the law's sources, shape (k,).
 
-    A law over languages takes a language's share as the sum over its sources.
+    If the shares of the law are those of languages, the shares of a language's sources are summed.
 
     Args:
         law: the law.
         candidate: the mixture.
-        name: what a message calls it; a string or path calls itself.
+        name: name of the mixture in error messages. A string or path is its own name.
 
     Raises:
-        XDogeError: the mixture is over other sources than the law; or the word is unknown or needs token counts.
+        XDogeError: the mixture has other sources than the law, or the string names no mixture, or the law lacks the
+            token counts that the mixture needs.
     """
     if isinstance(candidate, str):
         references = reference_mixtures(law)
@@ -73,12 +74,12 @@ def _read(path: Path) -> Mixture | WeightSet | dict[str, float]:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a law predicts of several mixtures.
+    """Predictions of a law for several mixtures.
 
     Attributes:
-        rows: for each mixture a row per evaluation, then one of the "mean" and one of the "worst" evaluation; "largest"
-            is the worst one's name.
-        notes: why other mixtures have no prediction, and what limits those that have one; a line each.
+        rows: for each mixture a row per evaluation, then a row "mean" and a row "worst". In the row "worst", "largest"
+            is the name of the evaluation with the largest loss.
+        notes: lines that name mixtures without a prediction, and limits of the predictions.
     """
 
     rows: list[dict[str, Any]]
@@ -90,11 +91,17 @@ class Outlook:
 
 
 def outlook(law: FittedLaw, candidates: Mapping[str, Candidate]) -> Outlook:
-    """Predict named mixtures, and their differences to equal shares with 90 % intervals, which pair both mixtures.
+    """Return predicted losses of named mixtures, and their differences to equal shares, with 90 % intervals.
 
-    The interval of the worst evaluation reaches from the largest of the lower ends to the largest of the upper ends. A
-    mixture over other sources than the law's gets no prediction, and a note says why. Notes also name mixtures that lie
-    far from all runs, and mixtures that were planned for another budget than the law's.
+    The intervals of the differences are paired: errors that both mixtures share cancel. The interval of the worst
+    evaluation reaches from the largest of the lower ends to the largest of the upper ends.
+
+    A mixture with other sources than the law's gets no prediction, and a note says why. Notes also name mixtures that
+    are far from all runs, and mixtures that were planned for another budget than the law's.
+
+    Args:
+        law: the law.
+        candidates: the mixtures by name.
     """
     shares, notes = dict[str, Floats](), list[str]()
     for name, candidate in candidates.items():
@@ -115,7 +122,14 @@ def outlook(law: FittedLaw, candidates: Mapping[str, Candidate]) -> Outlook:
 
 
 def _rows(name: str, prediction: Prediction, place: int, halves: Floats) -> list[dict[str, Any]]:
-    """Return the rows of the mixture at a place; equal shares are at place 0, and `halves` are of the differences."""
+    """Return the rows of one mixture.
+
+    Args:
+        name: name of the mixture.
+        prediction: predictions of equal shares, at index 0, and of all mixtures.
+        place: index of the mixture in `prediction`.
+        halves: half widths of the intervals of its differences, shape (L + 2,).
+    """
     columns = (prediction.predicted, prediction.low, prediction.high)
     largest = prediction.evaluations[int(prediction.predicted[place].argmax())]
     both = prediction.mean - prediction.mean_half, prediction.mean + prediction.mean_half
@@ -139,7 +153,7 @@ def _rows(name: str, prediction: Prediction, place: int, halves: Floats) -> list
 
 
 def _other_budgets(law: FittedLaw, candidates: Mapping[str, Candidate]) -> list[str]:
-    """Say which mixtures were planned for another budget than the law's."""
+    """Return a note that names the mixtures planned for another budget than the law's, if any."""
     if law.budget_tokens is None:
         return []
     planned = {name: value.budget_tokens for name, value in candidates.items() if isinstance(value, Mixture)}

@@ -1,7 +1,7 @@
-"""Mixtures and losses in CSV files: read, matched by run, and refused by row where they cannot be used.
+"""Mixtures and losses in CSV files: reading, checking, and matching by run.
 
-A file has a run's id in its first column and numbers in the others. Published files are rounded, so shares may miss a
-sum of 1 by 0.02; they are then divided by their sum.
+The first column of a file has the ids of the runs, and the other columns have numbers. Shares in published files are
+rounded. So their sum may differ from 1 by up to 0.02; they are then divided by their sum.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Table:
     """Numbers by run and name.
 
     Attributes:
-        runs: ids, in the order of the file.
-        names: of the columns.
+        runs: ids of the runs, in the order of the file.
+        names: names of the columns.
         values: shape (runs, names).
-        notes: what the user should know, such as that shares were divided by their sum.
+        notes: notes for the user, such as that shares were divided by their sum.
     """
 
     runs: tuple[str, ...]
@@ -40,11 +40,11 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a CSV file of numbers with run ids in the first column.
+    """Return the numbers of a CSV file that has run ids in its first column.
 
     Raises:
-        XDogeError: the file is missing, has no columns or rows, an id or a column twice, or a cell that is no number;
-            the message names the file and the row.
+        XDogeError: the file is missing, has no columns or rows, repeats an id or a column, or has a cell that is not a
+            number. The message names the file and the row.
     """
     lines = _rows(path)
     if len(lines) < 2 or len(lines[0][1]) < 2:
@@ -64,20 +64,20 @@ def read_table(path: Path) -> Table:
 
 
 def read_mixtures(path: Path) -> Table:
-    """Read shares, and divide each row by its sum where that is within 0.02 of 1.
+    """Return the shares of a CSV file. A row whose sum differs from 1 by up to 0.02 is divided by its sum.
 
     Raises:
-        XDogeError: as `read_table`, or a share is negative, or a row's sum is further from 1; the message names the
-            file, the row and the sum.
+        XDogeError: the file is not as `read_table` requires, a share is negative, or a row's sum is further from 1. The
+            message names the file, the row and the sum.
     """
     return as_mixtures(read_table(path), str(path))
 
 
 def read_mixture(path: Path) -> dict[str, float]:
-    """Read a file with the shares of a single mixture, such as `xdoge optimize --out FILE.csv` writes.
+    """Return the shares of the only mixture in a CSV file, such as `xdoge optimize --out FILE.csv` writes.
 
     Raises:
-        XDogeError: as `read_mixtures`, or there are several rows.
+        XDogeError: the file is not as `read_mixtures` requires, or it has several rows.
     """
     table = read_mixtures(path)
     if len(table.runs) > 1:
@@ -88,7 +88,7 @@ def read_mixture(path: Path) -> dict[str, float]:
 
 
 def as_mixtures(table: Table, where: str) -> Table:
-    """Check that a table holds shares, and divide each row by its sum."""
+    """Return a table of shares with each row divided by its sum. Raise XDogeError if a row does not hold shares."""
     sums = table.values.sum(axis=1)
     for run, row, total in zip(table.runs, table.values, sums, strict=True):
         if not np.isfinite(row).all() or (row < 0).any():
@@ -127,15 +127,15 @@ def align(mixtures: Table, losses: Table, where: tuple[str, str]) -> tuple[Float
 def match_own(
     sources: Sequence[str], evaluations: Sequence[str], assigned: Iterable[tuple[str, str]] = ()
 ) -> tuple[tuple[int, ...], ...]:
-    """Return for each evaluation the indices of its own sources; empty where none matches.
+    """Return the indices of each evaluation's own sources, or an empty tuple if no name matches.
 
-    Names match once what all names of a file begin or end with is removed. An evaluation named like a language also
-    owns that language's sources, `eu` those named `eu/...`.
+    Prefixes and suffixes that all names of a file share are removed before names are compared. An evaluation that is
+    named like a language also owns the sources of that language: `eu` owns `eu/...`.
 
     Args:
         sources: k names.
         evaluations: L names.
-        assigned: pairs (evaluation, source) that the user gave; they replace what names say.
+        assigned: pairs (evaluation, source) from the user. They replace the matches by name.
 
     Raises:
         XDogeError: a pair names an evaluation or a source that does not exist.
@@ -157,11 +157,11 @@ def match_own(
 
 
 def read_counts(path: Path, sources: Sequence[str]) -> dict[str, int]:
-    """Read unique tokens per source from a CSV file of source and count.
+    """Return the number of unique tokens of each source, from a CSV file with the columns source and count.
 
     Raises:
-        XDogeError: the file cannot be read, lacks a source, names another or one twice, or has a count that is not a
-            whole number above 0.
+        XDogeError: the file cannot be read, lacks a source, has an unknown or a repeated source, or has a count that is
+            not a whole number above 0.
     """
     counts: dict[str, int] = {}
     for number, row in _rows(path):
@@ -186,7 +186,7 @@ def read_counts(path: Path, sources: Sequence[str]) -> dict[str, int]:
 
 
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Return the rows of a CSV file that are not empty, with their numbers."""
+    """Return the rows of a CSV file that are not empty, each with its row number."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return [(number, row) for number, row in enumerate(csv.reader(file), 1) if row]
@@ -213,7 +213,7 @@ def _number(cell: str, path: Path, number: int, name: str) -> float:
 
 
 def plain_names(names: Sequence[str]) -> list[str]:
-    """Return names without what all of them begin and end with, up to a separator."""
+    """Return names without the prefix and the suffix that all of them share, up to a separator."""
     if len(names) < 2:
         return list(names)
     head = _common(names)
@@ -222,7 +222,7 @@ def plain_names(names: Sequence[str]) -> list[str]:
 
 
 def _common(names: Sequence[str]) -> int:
-    """Return the length of what all names begin with, up to and including its last separator."""
+    """Return the length of the names' common prefix, up to and including its last separator."""
     first, last = min(names), max(names)
     length = 0
     while length < min(len(first), len(last)) and first[length] == last[length]:

@@ -1,9 +1,9 @@
-"""Which mixtures a swarm trains on: anchors, contrasts, and the points that tell the most about the law.
+"""The mixtures that a swarm trains on: anchors, contrasts, and the points of a D-optimal design.
 
-Anchors are the mixtures that people use anyway: equal shares, proportional shares and a temperature between them. Two
-of them are trained with several seeds, which measures the repeat noise. Contrasts make each language rich once and
-poor once. All other points are chosen one by one among random candidates. Each is the candidate that raises the
-determinant of the information matrix most, given all that were chosen before (D-optimal design).
+*Anchors* are common mixtures: equal shares, proportional shares and a temperature between them. Two of them are trained
+with several seeds, which measures the repeat noise. *Contrasts* give each language a large share once and a small share
+once. All other points are chosen one by one from random candidates. Each is the candidate that raises the determinant
+of the information matrix most, given all points chosen before (D-optimal design).
 """
 
 from __future__ import annotations
@@ -16,37 +16,38 @@ from xdoge.laws.effective import NOISE, PRIOR_DEVIATIONS, PRIOR_MEANS, SLOPE_MEA
 from xdoge.laws.problem import Floats, Problem
 
 CANDIDATES = 10_000
-"""Random mixtures that the points are chosen from."""
+"""Number of random mixtures from which the points are chosen."""
 STRENGTHS = (1.0, 8.0)
-"""Least and greatest total of the Dirichlet's parameters per share: from near the corners to near equal shares."""
+"""Range of the Dirichlet parameter of each share. Small values give mixtures near the corners of the simplex, and large
+values give mixtures near equal shares."""
 RICH, POOR = 4.0, 0.1
-"""A rich share is four equal shares and a poor one a tenth of one, so that each law sees the ends of its range."""
+"""Large and small share of a contrast, as multiples of the equal share 1 / k."""
 RICHEST = 0.7
-"""Largest share of a contrast: the other languages are still trained."""
+"""Upper bound on the large share of a contrast, so that the other languages are still trained."""
 NEAR = 60.0
-"""Total of the Dirichlet's parameters near an optimum: shares there deviate by about a fifth."""
+"""Sum of the Dirichlet parameters for candidates near an optimum. Their shares deviate from it by about a fifth."""
 
 
 def within(shares: Floats, most: Floats) -> Floats:
-    """Return shares cut to `most`, with what is cut spread over the others in proportion to them.
+    """Return shares cut to `most`. What is cut goes to the other shares, in proportion to them.
 
     Args:
         shares: shape (..., k), rows sum to 1.
         most: shape (k,), largest share of each; its sum is at least 1.
     """
-    kept = np.minimum(shares, most)
+    bounded = np.minimum(shares, most)
     for _ in range(shares.shape[-1]):
-        left = 1.0 - kept.sum(axis=-1, keepdims=True)
+        left = 1.0 - bounded.sum(axis=-1, keepdims=True)
         if (left < 1e-12).all():
             break
-        room = np.where(kept < most, np.maximum(kept, 1e-9), 0.0)
+        room = np.where(bounded < most, np.maximum(bounded, 1e-9), 0.0)
         total = room.sum(axis=-1, keepdims=True)
-        kept = np.minimum(kept + np.divide(room * left, total, out=np.zeros_like(room), where=total > 0), most)
-    return np.asarray(kept / kept.sum(axis=-1, keepdims=True))
+        bounded = np.minimum(bounded + np.divide(room * left, total, out=np.zeros_like(room), where=total > 0), most)
+    return np.asarray(bounded / bounded.sum(axis=-1, keepdims=True))
 
 
 def contrasts(k: int, most: Floats) -> Floats:
-    """Return 2 k mixtures, shape (2 k, k): each share rich once, then each poor once, the others equal."""
+    """Return 2 k mixtures, shape (2 k, k): first each share large once, then each small once. The others are equal."""
     rows = []
     for share in (min(RICHEST, RICH / k), POOR / k):
         for j in range(k):
@@ -76,7 +77,7 @@ def prior_law(problem: Problem, affinity: Floats | None = None) -> Effective:
 
     Args:
         problem: names, own sources and passes.
-        affinity: shape (L, k), as `xdoge.laws.transfer.read_affinity` returns it, which moves the transfer; or None.
+        affinity: from `xdoge.laws.transfer.read_affinity`, shape (L, k). It changes the transfer. None for none.
     """
     rows, k = len(problem.evaluations), len(problem.sources)
     moved = np.zeros((rows, k)) if affinity is None else SLOPE_MEAN * affinity
@@ -94,12 +95,13 @@ def prior_law(problem: Problem, affinity: Floats | None = None) -> Effective:
 
 
 def most_informative(law: Effective, chosen: Floats, pool: Floats, count: int) -> Floats:
-    """Return the `count` mixtures of a pool that tell the most about the law beyond those that are chosen.
+    """Return the `count` mixtures of a pool that add most information about the law, shape (count, k).
 
-    Greedy D-optimal design: each pick maximises Σ_l ln det(J_l'J_l / σ² + prior), over all picks so far.
+    Greedy D-optimal design: each pick maximises Σ_l ln det(J_l'J_l / σ² + prior), where J_l has a row for each mixture
+    in `chosen` and for each pick so far.
 
     Args:
-        law: at whose parameters the information is counted.
+        law: the law at whose parameters the information is computed.
         chosen: shape (n, k), mixtures that are trained anyway.
         pool: shape (m, k), candidates.
         count: how many to pick.
@@ -117,9 +119,9 @@ def most_informative(law: Effective, chosen: Floats, pool: Floats, count: int) -
     for _ in range(count):
         moved = np.einsum("lpq,mlq->mlp", covariance, unknown)
         gain = np.einsum("mlp,mlp->ml", unknown, moved)
-        told = np.log1p(gain).sum(axis=1)
-        told[picks] = -np.inf  # a mixture that is trained twice could be held out from itself
-        pick = int(told.argmax())
+        information_gain = np.log1p(gain).sum(axis=1)
+        information_gain[picks] = -np.inf  # each mixture once: its two runs could be in different folds
+        pick = int(information_gain.argmax())
         picks.append(pick)
         column = moved[pick]  # (L, p)
         covariance -= np.einsum("lp,lq->lpq", column, column) / (1 + gain[pick])[:, None, None]

@@ -1,12 +1,11 @@
-"""The effective-data law: the loss on a language falls with the text it has, its own and that of its relatives.
+"""The effective-data law: the loss on a language falls with its own text and with the text of related languages.
 
-For mixture w, evaluation l has D_l = Σ_j τ_lj (U_j / B) s(E_j) of effective data, and its loss is
+With mixture w, the effective data of evaluation l is D_l = Σ_j τ_lj (U_j / B) s(E_j), and its loss is
 
     y_l = F_l + exp(a_l - β_l ln(D_l + d_l) + g_l H_l)
 
-D_l is concave in w and H_l, the harm of many epochs, is convex. Hence y_l is convex in w. The fit is maximum a
-posteriori with exact gradients. The priors have means that all evaluations share and that are fitted too. The
-derivation is in docs/explanation/law.md.
+D_l is concave in w. H_l, the harm of many epochs, is convex in w. Hence y_l is convex in w (docs/explanation/law.md). The fit is
+maximum a posteriori with exact gradients. All evaluations share the means of the priors, which are fitted too.
 """
 
 from __future__ import annotations
@@ -21,31 +20,35 @@ from scipy.optimize import minimize
 from xdoge.laws.problem import Floats, Problem
 
 HARM_EPOCHS = 16.0
-"""Epochs e0 at which harm sets in. A repeated token is worth little after 16 epochs (arXiv:2305.16264, section 5)."""
+"""Number of epochs e0 from which on repetition harms. After 16 epochs, a repeated token is worth little
+(arXiv:2305.16264, section 5)."""
 
 DECAY = 1 / 15
-"""Prior mean of λ, at which four epochs are worth 3.7 (Muennighoff et al. 2023, arXiv:2305.16264)."""
+"""Prior mean of λ. With this value, four epochs are worth 3.7 epochs of new text (Muennighoff et al. 2023,
+arXiv:2305.16264)."""
 
 PRIOR_MEANS = np.array([-3.0, np.log(0.4), np.log(0.03), -0.5])
-"""Of ln τ, ln β, ln d and ln((best loss - F) / standard deviation), over evaluations (prototype in LAW.md)."""
+"""Prior means, over evaluations, of ln τ, ln β, ln d and ln((best loss - F) / standard deviation)."""
 PRIOR_MEAN_DEVIATIONS = np.array([0.7, 0.4, 0.7, 0.5])
-"""How far the fitted means may move from `PRIOR_MEANS`."""
+"""Standard deviations of the fitted means around `PRIOR_MEANS`."""
 PRIOR_DEVIATIONS = np.array([1.5, 0.5, 1.0, 0.7])
-"""Spread of the same four parameters round their means."""
+"""Standard deviations of the same four parameters, over evaluations, around the fitted means."""
 HARM_MEAN, HARM_DEVIATION = np.log(0.05), 1.0
 SLOPE_MEAN, SLOPE_DEVIATION = 0.5, 0.25
-"""Of c1, the slope of the prior mean of ln τ on the logarithm of gradient affinity; 1 if gradients told all."""
+"""Prior of c1, the slope of the prior mean of ln τ on the logarithm of the gradient affinity. A slope of 1 would mean
+that gradients determine the transfer."""
 LOG_DECAY = float(np.log(DECAY))
 DECAY_DEVIATION = 0.5
 NOISE = 0.1
-"""First guess of the residuals, in standard deviations of the losses; 0.1 and 0.15 gave equal accuracy on RegMix."""
+"""Initial standard deviation of the residuals, in standard deviations of the losses. Values of 0.1 and 0.15 gave equal
+accuracy on RegMix."""
 HUBER = 3.0
-"""Residuals beyond 3 noise deviations count linearly."""
+"""Residuals beyond this many standard deviations of the noise count linearly (Huber's loss)."""
 ITERATIONS = 3000
 
 
 def epoch_value(epochs: Floats, decay: float) -> tuple[Floats, Floats]:
-    """Return s(E), what E epochs are worth in epochs of new text, and its derivative by ln λ.
+    """Return s(E), the value of E epochs in epochs of new text, and its derivative with respect to ln λ.
 
     s(E) = E up to one epoch, and 1 + (1 - exp(-λ (E - 1))) / λ beyond.
     """
@@ -72,7 +75,7 @@ class Effective:
         offset: d > 0, shape (L,), in shares.
         harm: g >= 0, shape (L,); 0 if token counts are unknown.
         transfer: τ, shape (L, k); 1 for the evaluation's own sources.
-        decay: λ, shared.
+        decay: λ, which all evaluations share.
         noise: residual standard deviation of the fit, in the unit of the losses, shape (L,).
     """
 
@@ -129,7 +132,7 @@ class Effective:
 
 
 def harm_weights(problem: Problem) -> Floats:
-    """Return v, shape (L, k): the part of an evaluation's own unique text that lies in each source."""
+    """Return v, shape (L, k): the share of each source in an evaluation's own unique text."""
     weights = np.where(problem.is_own, 1.0, 0.0)
     if problem.passes is not None:
         weights = weights / np.array(problem.passes)  # in proportion to U_j
@@ -138,10 +141,10 @@ def harm_weights(problem: Problem) -> Floats:
 
 
 def regressors(problem: Problem, shares: Floats, decay: float) -> tuple[Floats, Floats, Floats]:
-    """Return what a mixture is worth.
+    """Return the effective data and the harm of mixtures, before transfer.
 
     Returns:
-        (U_j / B) s(E_j), shape (m, k); its derivative by ln λ, the same shape; and H_l, shape (m, L).
+        (U_j / B) s(E_j), shape (m, k); its derivative with respect to ln λ, shape (m, k); and H_l, shape (m, L).
     """
     if problem.passes is None:
         zeros = np.zeros((len(shares), len(problem.evaluations)))
@@ -154,9 +157,9 @@ def regressors(problem: Problem, shares: Floats, decay: float) -> tuple[Floats, 
 
 
 def jacobian(law: Effective, shares: Floats) -> Floats:
-    """Return how the predicted losses move with the law's parameters: shape (m, L, k + 5).
+    """Return the derivatives of the predicted losses with respect to the law's parameters, shape (m, L, k + 5).
 
-    The parameters of an evaluation are ln τ (k), ln β, ln d, the floor, a and ln g.
+    The parameters of an evaluation are ln τ (k of them), ln β, ln d, the floor, a and ln g.
     """
     values, _, harms = regressors(law.problem, shares, law.decay)
     effective = values @ law.transfer.T + law.offset  # (m, L)
@@ -177,8 +180,9 @@ def jacobian(law: Effective, shares: Floats) -> Floats:
 class _Posterior:
     """The negative log posterior of the law's parameters and its gradient.
 
-    A row of parameters per evaluation: ln τ (k), ln β, ln d, ln((best - F) / sd), a, ln g. After the rows: the four
-    prior means, c1, and ln λ. Losses are divided by their standard deviation.
+    The parameters are one vector. It begins with a row per evaluation: ln τ (k of them), ln β, ln d,
+    ln((best - F) / sd), a and ln g. Then come the four prior means, c1 and ln λ. Losses are divided by their standard
+    deviation.
     """
 
     def __init__(self, problem: Problem, shares: Floats, losses: Floats, noise: float | Floats) -> None:
@@ -244,7 +248,7 @@ class _Posterior:
         clipped = np.minimum(np.maximum(residuals, -HUBER), HUBER)
         value = float((clipped * (residuals - clipped / 2)).sum())  # Huber's loss
         by_loss = clipped / self.noise
-        by_exponent = by_loss * excess  # derivative by what stands in exp()
+        by_exponent = by_loss * excess  # derivative with respect to the argument of exp()
         by_log = by_exponent * exponent
         by_effective = -by_log / effective
         gradient = np.empty_like(rows)
@@ -303,15 +307,15 @@ def fit_effective(
 ) -> Effective:
     """Return the maximum a posteriori law.
 
-    The first fit takes the noise as `NOISE` standard deviations. If the residuals say that the runs are quieter, a
-    second fit uses what they say.
+    The first fit assumes a noise of `NOISE` standard deviations of the losses. If the residuals are smaller, a second
+    fit uses their size as the noise.
 
     Args:
         problem: names, own sources and passes.
         shares: shape (n, k), rows sum to 1.
         losses: shape (n, L).
         seed: not used; the fit starts at the prior means.
-        start: a law of similar losses to start from instead, which saves the first fit.
+        start: a law fitted to similar losses. If given, the fit starts there and the first fit is left out.
 
     Source: docs/explanation/law.md; the form joins arXiv:2305.16264 (repetition) and arXiv:2510.22037 (transfer).
     """
@@ -343,7 +347,8 @@ def _descend(posterior: _Posterior, theta: Floats) -> Floats:
 def _noise(posterior: _Posterior, theta: Floats) -> Floats:
     """Return the residual standard deviation of each evaluation, in standard deviations of its losses.
 
-    Each evaluation has k + 4 parameters of its own, which the priors hold back: they count half.
+    Each evaluation has k + 4 parameters of its own. The priors restrict them, so each counts as half a degree of
+    freedom.
     """
     law = posterior.law(theta, np.ones(len(posterior.deviation)))
     residuals = (law.predict(posterior.shares) - posterior.losses) / posterior.deviation

@@ -1,4 +1,4 @@
-"""A law fitted to runs: cross-validation, prediction with 90 % intervals, and its file.
+"""A law fitted to runs: cross-validation, predictions with 90 % intervals, and law.json.
 
 The form `auto` is a stack of the effective-data law, a Gaussian process and the log-linear law. Cross-validation
 chooses its weights. docs/explanation/law.md has the derivation and the measurements.
@@ -33,16 +33,17 @@ FEWEST_RUNS = 8
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted losses of some mixtures.
+    """Predicted losses of m mixtures.
 
     Attributes:
         evaluations: names of the L columns.
         predicted: shape (m, L), in the unit of the losses that the law was fitted on.
-        low: lower ends of the 90 % intervals, same shape.
-        high: upper ends.
+        low: lower ends of the 90 % intervals, shape (m, L).
+        high: upper ends of the 90 % intervals, shape (m, L).
         mean_half: half the width of the 90 % interval of the mean over evaluations, shape (m,).
         novelty: distance of each mixture to the nearest run, shape (m,); 0 for a run itself.
-        extrapolated: mixtures farther from all runs than 99 % of the runs were from each other, shape (m,).
+        extrapolated: True for a mixture that is farther from the nearest run than 99 % of the runs are from theirs,
+            shape (m,).
     """
 
     evaluations: tuple[str, ...]
@@ -67,18 +68,19 @@ class FittedLaw:
         problem: sources, evaluations, own sources, passes.
         form: "auto" or the name of one form.
         parts: fitted forms by name.
-        weights: of the parts in the prediction; they sum to 1.
+        weights: weights of the parts in the prediction; they sum to 1.
         shares: mixtures of the runs, shape (n, k).
-        losses: of the runs, shape (n, L).
-        residuals: cross-validated, predicted - measured, shape (n, L).
-        intervals: calibrated widths.
+        losses: losses of the runs, shape (n, L).
+        residuals: cross-validated residuals, predicted - measured, shape (n, L).
+        intervals: calibrated widths of the prediction intervals.
         validation: cross-validated scores of this form and of its rivals.
-        tokens: unique tokens per source, if known.
-        budget_tokens: training tokens of a run, if known.
-        members: the sources of each share with their parts of it, where shares are of languages; None if shares are of
-            sources.
-        adapted: offset and factor per evaluation for another size of model, shape (2, L); None for none.
-        run_passes: passes over each source that a share of 1 meant in the runs, if they are not those of `problem`.
+        tokens: unique tokens per source; None if unknown.
+        budget_tokens: training tokens of a run; None if unknown.
+        adapted: offset and factor per evaluation, shape (2, L), for another model size; None for the size of the runs.
+        members: for a law over languages, the sources of each language with their parts of its share; None for a law
+            over sources.
+        notes: what the user should know about the fit.
+        run_passes: passes over each source at a share of 1 in the runs; None if they are those of `problem`.
     """
 
     problem: Problem
@@ -110,25 +112,25 @@ class FittedLaw:
         settings: FitSettings | None = None,
         on_progress: OnProgress = silent,
     ) -> Self:
-        """Fit a law to runs.
+        """Return the law that is fitted to n runs.
 
         Args:
-            mixtures: shares, shape (n, k); rows that miss a sum of 1 by up to 0.02 are divided by their sum.
+            mixtures: shares, shape (n, k). A row whose sum differs from 1 by up to 0.02 is divided by its sum.
             losses: shape (n, L), in any unit.
             sources: k names.
-            evaluations: L names, which match sources as `match_own` says.
-            own: pairs (evaluation, source) where names do not match.
+            evaluations: L names. `match_own` matches them with sources by name.
+            own: pairs (evaluation, source) for names that do not match.
             form: one of `FORMS`.
-            settings: token counts, budget, seed, and which rivals to validate.
+            settings: token counts, budget, seed, and whether to validate rivals.
             on_progress: called after each fit of a form.
 
         Raises:
-            XDogeError: the form is unknown; there are too few runs; a loss is not finite or constant; or a source never
-                varies.
+            XDogeError: the form is unknown, there are too few runs, a loss is not finite, an evaluation has the same
+                loss in all runs, or a source has the same share in all runs.
         """
         from threadpoolctl import threadpool_limits
 
-        # the matrices are small: two threads of linear algebra took 85 s on RegMix's 512 runs, one takes 24 s
+        # The matrices are small. On RegMix's 512 runs, linear algebra with two threads took 85 s and with one 24 s.
         with threadpool_limits(1, user_api="blas"):
             return cls._fit(mixtures, losses, sources, evaluations, own, form, settings or FitSettings(), on_progress)
 
@@ -188,7 +190,7 @@ class FittedLaw:
         return law.with_passes(passes)
 
     def with_passes(self, passes: tuple[float, ...] | None) -> Self:
-        """Return the same law where a share of 1 means other passes over each source."""
+        """Return the same law with other `passes`: passes over each source at a share of 1."""
         problem = replace(self.problem, passes=passes)
         parts = {
             name: replace(part, problem=problem) if isinstance(part, Effective) else part
@@ -198,7 +200,7 @@ class FittedLaw:
 
     @property
     def of_runs(self) -> Self:
-        """The same law with the passes that the runs made."""
+        """The same law with the passes of the runs."""
         return self if self.run_passes is None else self.with_passes(self.run_passes)
 
     def losses_at(self, shares: Floats) -> Floats:
@@ -207,10 +209,10 @@ class FittedLaw:
         return self._adapt(np.asarray(total, dtype=np.float64))
 
     def slopes(self, share: Floats) -> tuple[Floats, Floats]:
-        """Return losses, shape (L,), and their derivatives by the shares, shape (L, k), at one mixture.
+        """Return losses, shape (L,), and their derivatives with respect to the shares, shape (L, k), at one mixture.
 
         Raises:
-            XDogeError: the form is LightGBM's, which has steps and no slopes.
+            XDogeError: the form is "lightgbm", a step function without derivatives.
         """
         if not self.smooth:
             raise XDogeError(f"the form {self.form} has no derivatives; fit the law with {argument('form', 'auto')}.")
@@ -234,7 +236,7 @@ class FittedLaw:
         return losses if self.adapted is None else self.adapted[0] + self.adapted[1] * losses
 
     def predict(self, mixtures: Floats | Sequence[Mapping[str, float]]) -> Prediction:
-        """Predict the losses of mixtures, with 90 % intervals.
+        """Return the predicted losses of m mixtures, with 90 % intervals.
 
         Args:
             mixtures: shares in the order of the law's sources, shape (m, k), or one mapping of shares per mixture.
@@ -260,9 +262,9 @@ class FittedLaw:
         )
 
     def held_out(self) -> Prediction:
-        """Return the cross-validated predictions of the runs, with their intervals, at the size of the runs.
+        """Return cross-validated predictions of the runs, with 90 % intervals, at the model size of the runs.
 
-        A run's novelty is its distance to the nearest run of another mixture.
+        The novelty of a run is its distance to the nearest run of another mixture.
         """
         predicted = self.losses + self.residuals
         distance = novelty_among(self.shares)
@@ -278,7 +280,11 @@ class FittedLaw:
         )
 
     def as_shares(self, mixtures: Floats | Mapping[str, float] | Sequence[Mapping[str, float]]) -> Floats:
-        """Return shares in the order of the law's sources, shape (m, k), having checked them."""
+        """Return shares in the order of the law's sources, shape (m, k).
+
+        Raises:
+            XDogeError: a mixture names other sources, or its shares do not sum to 1 within 0.02.
+        """
         if isinstance(mixtures, Mapping):
             mixtures = [mixtures]
         if isinstance(mixtures, str) or (len(mixtures) and isinstance(mixtures[0], str)):
@@ -301,7 +307,7 @@ class FittedLaw:
 
     @property
     def transfer(self) -> dict[str, dict[str, float]]:
-        """What a token of each source is worth to each evaluation, in tokens of its own: τ by evaluation and source."""
+        """τ by evaluation and source: the value of a token of the source, in tokens of the evaluation's own sources."""
         return {
             evaluation: dict(zip(self.problem.sources, row, strict=True))
             for evaluation, row in zip(self.problem.evaluations, self.effective.transfer.tolist(), strict=True)
@@ -309,32 +315,32 @@ class FittedLaw:
 
     @property
     def transfer_intervals(self) -> TransferIntervals:
-        """90 % intervals of `transfer` and of what four epochs are worth."""
+        """90 % intervals of `transfer` and of the value of four epochs."""
         return transfer_intervals(self.of_runs.effective, self.shares, self.losses)
 
     @property
     def effective(self) -> Effective:
-        """The effective-data law of the same runs."""
+        """The effective-data law of the same runs. It is fitted first if the law is of another form."""
         law = self.parts.get("effective")
         if isinstance(law, Effective):
             return law
         return replace(fit_effective(self.of_runs.problem, self.shares, self.losses), problem=self.problem)
 
     def adapt(self, mixtures: Floats, losses: Floats) -> tuple[Self, float]:
-        """Fit an offset and a factor per evaluation to runs of another size.
+        """Return the law for another model size, adapted with a few runs of that size.
 
-        Factors are drawn towards the common one by as much as few runs deserve. The intervals are scaled with them, and
-        widened to the error at these runs, each left out in turn.
+        Each evaluation gets an offset and a factor. With few runs, the factors are shrunk towards their common value.
+        The intervals are scaled by the factors. They are widened if the leave-one-out error at these runs is larger.
 
         Args:
-            mixtures: shares, shape (m, k); about 8 runs.
+            mixtures: shares of the runs, shape (m, k). About 8 runs are enough.
             losses: shape (m, L).
 
         Returns:
-            The law at the other size, and its root mean squared error in leave-one-out.
+            The law at the other size, and its root mean squared leave-one-out error at these runs.
 
         Raises:
-            XDogeError: fewer than 3 runs, or a loss that is not finite.
+            XDogeError: there are fewer than 3 runs, or a loss is not finite.
         """
         x, y = self.as_shares(mixtures), np.asarray(losses, dtype=np.float64)
         if len(x) < 3 or not np.isfinite(y).all():
@@ -354,17 +360,17 @@ class FittedLaw:
         return replace(self, adapted=np.stack(pair), intervals=intervals), float(np.sqrt((errors**2).mean()))
 
     def source_weights(self, shares: Mapping[str, float]) -> dict[str, float]:
-        """Return the weight of every source under some shares: a language's share is dealt to its sources."""
+        """Return the weight of every source. The share of a language is divided among its sources."""
         if self.members is None:
             return dict(shares)
         return {source: share * part for unit, share in shares.items() for source, part in self.members[unit].items()}
 
     def save(self, path: str | Path) -> None:
-        """Write law.json, whole or not at all; numbers survive exactly."""
+        """Write law.json. The file is never half-written, and `load` reads exactly the same numbers."""
         write_json(Path(path), self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what law.json holds."""
+        """Return the content of law.json."""
         return {
             "schema": f"{SCHEMA}/1",
             "form": self.form,
@@ -388,10 +394,10 @@ class FittedLaw:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read law.json.
+        """Return the law of a law.json.
 
         Raises:
-            XDogeError: the file is missing, not a law, of a newer schema, or damaged.
+            XDogeError: the file is missing or damaged, is not a law, or has a newer schema.
         """
         value = read_json(Path(path), schema=SCHEMA)
         try:
@@ -418,16 +424,16 @@ class FittedLaw:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Settings of a fit that data alone does not decide.
+    """Settings of the fit of a law.
 
     Attributes:
-        tokens: unique tokens per source; with `budget_tokens` they bring repetition in.
+        tokens: unique tokens per source. With these and `budget_tokens`, the law models repetition.
         budget_tokens: training tokens of a run.
-        members: where a share is that of a language, its sources with their parts of it.
-        affinity: gradient affinities, shape (L, k), as `xdoge.laws.transfer.read_affinity` returns them; None for none.
-        seed: deals runs into folds.
-        validate_rivals: also cross-validate the forms that are not fitted, to show them side by side.
-        run_passes: passes over each source that a share of 1 meant in the runs, where it is not budget / tokens.
+        seed: seed of the assignment of runs to folds.
+        validate_rivals: whether to cross-validate the other forms too, for comparison.
+        members: for a law over languages, the sources of each language with their parts of its share.
+        affinity: gradient affinities from `xdoge.laws.transfer.read_affinity`, shape (L, k); None for none.
+        run_passes: passes over each source at a share of 1 in the runs; by default budget / tokens.
     """
 
     tokens: Mapping[str, int] | None = None
@@ -439,7 +445,7 @@ class FitSettings:
     run_passes: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse one of tokens and budget_tokens without the other, and numbers that are out of range."""
+        """Raise XDogeError if only one of tokens and budget_tokens is set, or a number is out of range."""
         check_seed(argument("seed"), self.seed)
         if (self.tokens is None) != (self.budget_tokens is None):
             raise XDogeError(f"repetition needs both {argument('tokens')} and {argument('budget_tokens')}, or neither.")
@@ -447,7 +453,7 @@ class FitSettings:
             raise XDogeError(f"{argument('budget_tokens')} is {self.budget_tokens}; it must be at least 1 token.")
 
     def passes(self, sources: Sequence[str]) -> tuple[float, ...] | None:
-        """Return B / U_j, or None."""
+        """Return B / U_j of each source, or None if token counts are unknown."""
         if self.tokens is None or self.budget_tokens is None:
             return None
         if differing := names_that_differ("the token counts", self.tokens, "the mixtures", sources):
@@ -460,7 +466,7 @@ class FitSettings:
         return [name for name in names if name != "lightgbm" or has_lightgbm()]
 
     def notes(self, form: str) -> tuple[str, ...]:
-        """Return what the user should know of how the law was fitted."""
+        """Return notes for the user on how the law was fitted."""
         missing = self.validate_rivals and form != "lightgbm" and not has_lightgbm()
         return ("LightGBM is not installed, so it is not among the rivals.",) if missing else ()
 
@@ -499,7 +505,7 @@ def _cross_validate(
     on_progress: OnProgress,
     total: int,
 ) -> tuple[dict[str, Floats], Floats]:
-    """Return held-out predictions of each form, shape (n, L), and each run's novelty to the runs of its fit."""
+    """Return held-out predictions of each form, (n, L), and the novelty of each run to the other folds, (n,)."""
     held_out = {name: np.empty_like(y) for name in names}
     distance = np.empty(len(x))
     count = int(assigned.max()) + 1
@@ -515,7 +521,7 @@ def _cross_validate(
 
 
 def _stacked_without_fold(held_out: Mapping[str, Floats], y: Floats, assigned: Any) -> Floats:
-    """Return held-out predictions of the stack, shape (n, L), whose weights come from the runs of the other folds."""
+    """Return held-out predictions of the stack, (n, L). The weights for a fold come from the runs of other folds."""
     out = np.empty_like(y)
     for fold in range(int(assigned.max()) + 1):
         test = assigned == fold
@@ -527,7 +533,7 @@ def _stacked_without_fold(held_out: Mapping[str, Floats], y: Floats, assigned: A
 def _with_affinity(
     problem: Problem, x: Floats, y: Floats, assigned: Any, settings: FitSettings
 ) -> tuple[Problem, tuple[str, ...]]:
-    """Return the problem with the transfer prior if it lowers the cross-validated error, and say whether it does."""
+    """Return the problem and notes. It has the transfer prior if that lowers the cross-validated error."""
     if settings.affinity is None:
         return problem, ()
     errors = {}
@@ -547,7 +553,7 @@ def _with_affinity(
 
 
 def _held_out_widths(predicted: Floats, y: Floats, distance: Floats, assigned: Any) -> Floats:
-    """Return half widths of intervals that were calibrated without the run's own fold, shape (n, L)."""
+    """Return half widths of the intervals of the runs, (n, L). Each is calibrated without the run's own fold."""
     out = np.empty_like(y)
     for fold in range(int(assigned.max()) + 1):
         test = assigned == fold
@@ -556,7 +562,10 @@ def _held_out_widths(predicted: Floats, y: Floats, distance: Floats, assigned: A
 
 
 def _offset_and_factor(raw: Floats, y: Floats) -> tuple[Floats, Floats]:
-    """Return offset and factor per evaluation, shape (L,), of y = offset + factor * raw, factors drawn together."""
+    """Return offset and factor per evaluation, both (L,), of y = offset + factor * raw.
+
+    Factors are shrunk towards their common value.
+    """
     x, t = raw - raw.mean(axis=0), y - y.mean(axis=0)
     common = float((x * t).sum() / max((x**2).sum(), 1e-12))
     pull = float((x**2).sum(axis=0).mean()) / math.sqrt(len(raw))

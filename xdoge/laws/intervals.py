@@ -1,8 +1,9 @@
-"""Prediction intervals from cross-validated residuals (conformal), wider far from the runs.
+"""Conformal prediction intervals from cross-validated residuals. They are wider far from the runs.
 
-A residual is measured in units of a scale that says how large errors are at a mixture: the distance of the predicted
-loss from the level below all losses, times 1 + slope * novelty. The novelty of a mixture is its distance to the
-nearest run. The interval takes the residuals' own quantile, so that it needs no law of errors.
+Residuals are divided by a scale, the size of errors that is expected at a mixture. The scale is the distance of the
+predicted loss from a level below all losses, times 1 + slope * novelty. The novelty of a mixture is its distance to the
+nearest run. The half width of an interval is a quantile of the scaled residuals, so no distribution of errors is
+assumed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from xdoge.laws.problem import Floats, base_losses
 
 LEVEL = 0.9
 LEAST_SCALE = 0.25
-"""Standard deviations of the losses: errors stop shrinking there, though the loss may come near the level."""
+"""Lower bound on the distance to the level in the scale, in standard deviations of the losses."""
 SLOPES = (0.0, 1.0, 2.0, 4.0, 8.0)
-"""Tried for how fast errors grow with novelty."""
+"""Values tried for `slope`, the growth of errors with novelty."""
 
 
 def novelty(shares: Floats, runs: Floats) -> Floats:
@@ -34,20 +35,20 @@ def novelty(shares: Floats, runs: Floats) -> Floats:
 def novelty_among(runs: Floats) -> Floats:
     """Return each run's Hellinger distance to the nearest run of another mixture, shape (n,)."""
     near = np.sqrt(runs) @ np.sqrt(runs).T
-    near[near > 1 - 1e-9] = 0.0  # other seeds of the same mixture
+    near[near > 1 - 1e-9] = 0.0  # the same mixture with another seed
     return np.asarray(np.sqrt(np.maximum(1.0 - near.max(axis=1), 0.0)))
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Calibrated widths.
+    """Calibrated prediction intervals.
 
     Attributes:
         base: level below all losses, shape (L,).
-        least: least scale of an error, shape (L,).
+        least: lower bound on the distance to the level, shape (L,).
         slope: growth of errors with novelty.
-        radius: half the width of the interval in units of the scale, shape (L,).
-        mean_radius: the same for the mean over evaluations, in units of the mean scale.
+        radius: half the width of the intervals in units of the scale, shape (L,).
+        mean_radius: half the width of the interval of the mean over evaluations, in units of the mean scale.
         far: novelty beyond which a mixture is an extrapolation.
     """
 
@@ -67,7 +68,10 @@ class Intervals:
         return np.asarray(self.scale(predicted, distance) * self.radius)
 
     def mean_half_widths(self, predicted: Floats, distance: Floats, factor: Floats | float = 1.0) -> Floats:
-        """Return half the width of the 90 % interval of the mean over evaluations, each times a factor, shape (m,)."""
+        """Return half the width of the 90 % interval of the mean over evaluations, shape (m,).
+
+        `factor` multiplies the errors: one number, or one per evaluation, shape (L,).
+        """
         return np.asarray((self.scale(predicted, distance) * factor).mean(axis=1) * self.mean_radius)
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +87,7 @@ class Intervals:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Intervals:
-        """Read what `to_dict` wrote."""
+        """Return the intervals that `to_dict` gave."""
         arrays = {name: np.array(value[name], dtype=np.float64) for name in ("base", "least", "radius")}
         return cls(
             **arrays, slope=float(value["slope"]), mean_radius=float(value["mean_radius"]), far=float(value["far"])
@@ -91,10 +95,10 @@ class Intervals:
 
 
 def calibrate(predicted: Floats, losses: Floats, distance: Floats) -> Intervals:
-    """Return the intervals that hold 90 % of cross-validated losses.
+    """Return the intervals that contain 90 % of cross-validated losses.
 
-    The slope is the one under which scaled residuals have the least spread in likelihood (Laplace). Each evaluation's
-    radius is its own quantile, drawn towards the common one by as much as few runs deserve.
+    The slope maximises a Laplace likelihood of the residuals. Each evaluation's radius comes from its own residuals.
+    With few runs, it is shrunk towards the radius of all evaluations.
 
     Args:
         predicted: cross-validated losses, shape (n, L).
@@ -116,7 +120,8 @@ def calibrate(predicted: Floats, losses: Floats, distance: Floats) -> Intervals:
     scaled = np.abs(predicted - losses) / scale
     n = len(scaled)
     level = min(1.0, LEVEL * (n + 1) / n)
-    # Evaluations differ in size of error, and n runs settle a 90 % quantile poorly: take the shape from all of them.
+    # Evaluations differ in the size of their errors, and n runs determine a 90 % quantile poorly. So all evaluations
+    # together give the ratio of the quantile to the mean error.
     size = np.maximum(scaled.mean(axis=0), 1e-12)
     common = float(np.quantile(scaled / size, level)) * size
     radius = (n * np.quantile(scaled, level, axis=0) + 100 * common) / (n + 100)

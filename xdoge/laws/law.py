@@ -1,4 +1,4 @@
-"""Mixture laws: fit one to the runs of a swarm, predict other mixtures, and find the best one.
+"""`MixtureLaw`: it is fitted to the runs of a swarm, predicts other mixtures, and finds the best one.
 
 law = MixtureLaw.fit(mixtures, losses, sources=names, evaluations=columns)
 prediction = law.predict(other_mixtures)
@@ -21,21 +21,21 @@ __all__ = ["FitSettings", "Gain", "MixtureLaw", "OptimizeSettings", "Optimum", "
 
 @dataclass(frozen=True, repr=False)
 class MixtureLaw(FittedLaw):
-    """A function from the shares of a mixture to the loss on each evaluation, with intervals."""
+    """A function from the shares of a mixture to the loss on each evaluation, with 90 % intervals."""
 
     def __repr__(self) -> str:
-        """Return one line."""
+        """Return the form and the numbers of sources, evaluations and runs, in one line."""
         runs, sources, evaluations = len(self.shares), len(self.problem.sources), len(self.problem.evaluations)
         return f"MixtureLaw({self.form!r}, {runs} runs, {sources} sources, {evaluations} evaluations)"
 
     def optimize(self, objective: str = "mean", **settings: Any) -> Optimum:
-        """Find the best mixture; `settings` and the result are those of `xdoge.laws.optimize.optimize`."""
+        """Return the best mixture. `settings` are the fields of `OptimizeSettings`; see `xdoge.laws.optimize`."""
         return optimize(self, OptimizeSettings(objective=objective, **settings))
 
     def shares_of(self, candidate: Candidate, *, name: str = "the mixture") -> Floats:
-        """Return the shares of a mixture, weight set, file or word, as `xdoge.laws.candidates.shares_of` says."""
+        """Return the shares of a candidate, shape (k,); see `xdoge.laws.candidates.shares_of`."""
         return shares_of(self, candidate, name=name)
 
     def outlook(self, candidates: Mapping[str, Candidate]) -> Outlook:
-        """Predict named mixtures and weight sets, as `xdoge.laws.candidates.outlook` says."""
+        """Return predictions for named mixtures and weight sets; see `xdoge.laws.candidates.outlook`."""
         return outlook(self, candidates)

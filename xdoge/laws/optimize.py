@@ -1,10 +1,12 @@
-"""The best mixture under a law, what it gains over simple ones, and how far to believe that.
+"""The best mixture under a law, and its gain over simple mixtures, corrected for optimism.
 
-The programme minimises the mean or the largest predicted loss over mixtures within bounds. With a convex form it has
-one solution; with a stack, the search starts at several mixtures and keeps the best. A fitted law is wrong in places,
-and an optimum seeks out the places where it errs in its favour. So the gain is charged with the optimism that a
-parametric bootstrap measures: simulate the runs from the law, fit, optimise, and compare what that fit promises
-with what the law it came from would give.
+The optimum minimises the mean or the largest predicted loss over mixtures within bounds. With a convex form, there is
+one solution. With a stack, the search starts at several mixtures and keeps the best.
+
+A fitted law has errors, and the optimum tends to be where the law predicts too low a loss. So its predicted gain is too
+high on average. A parametric bootstrap measures this *optimism*. It simulates the runs from the law, fits a law to them
+and optimises. It then compares the gain that this fit predicts with the gain under the original law. The optimism is
+subtracted from the gain.
 """
 
 from __future__ import annotations
@@ -33,27 +35,27 @@ if TYPE_CHECKING:
 Law = TypeVar("Law", bound="FittedLaw")
 
 FLOOR = 1e-4
-"""Least share in the search with a stack, whose slopes are infinite at a share of 0."""
+"""Least share in the search with a stack, whose derivatives are infinite at a share of 0."""
 LEVEL = 0.9
 KNOWS = "fit it on a swarm, or with token counts and a budget"
 SAMPLES = 4000
-"""Mixtures that are tried where a form has no slopes."""
+"""Number of random mixtures that are tried for a form without derivatives."""
 
 
 @dataclass(frozen=True)
 class OptimizeSettings:
-    """What to optimise, and within what.
+    """The objective, the limits and the bootstrap of an optimisation.
 
     Attributes:
         objective: "mean" or "worst" predicted loss over the evaluations.
-        no_worse_than: (mixture, tolerance): no evaluation's loss may exceed its loss at that mixture by more than this
-            part, such as ("uniform", 0.01).
-        mean_no_worse_than: the same for the mean loss over the evaluations alone.
+        no_worse_than: limit on every evaluation's loss, as (mixture, tolerance). With ("uniform", 0.01), no loss may be
+            more than 1 % above its value at equal shares.
+        mean_no_worse_than: limit on the mean loss over the evaluations, as (mixture, tolerance).
         max_epochs: most passes over a source; needs token counts and a budget.
-        budget_tokens: training tokens, if not those of the runs.
-        anywhere: allow shares outside the range that the runs covered.
-        bootstrap: simulated swarms that measure the optimism, at least 2.
-        seed: of the bootstrap.
+        budget_tokens: training tokens; by default those of the runs.
+        anywhere: whether shares may be outside the range that the runs covered.
+        bootstrap: number of simulated swarms that measure the optimism, at least 2.
+        seed: seed of the bootstrap.
     """
 
     objective: str = "mean"
@@ -66,7 +68,7 @@ class OptimizeSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse numbers that are out of range."""
+        """Raise XDogeError if a number is out of range."""
         check_seed(argument("seed"), self.seed)
         if self.max_epochs is not None:
             check_epochs(self.max_epochs)
@@ -77,7 +79,7 @@ class OptimizeSettings:
 
 
 def check_epochs(max_epochs: float) -> None:
-    """Refuse a cap on epochs that is not a finite number above 0."""
+    """Raise XDogeError if a cap on epochs is not a finite number above 0."""
     if not (math.isfinite(max_epochs) and max_epochs > 0):
         raise XDogeError(f"{argument('max_epochs')} is {max_epochs:g}; it must be a finite number above 0.")
 
@@ -88,11 +90,11 @@ class Gain:
 
     Attributes:
         over: name of the other mixture.
-        predicted: gain in the objective as the law has it, before the charge.
-        charged: the same less the optimism.
-        low: lower end of the 90 % interval of the charged gain.
-        high: upper end.
-        evaluations: name -> (gain, low, high) for each evaluation, charged with its own optimism.
+        predicted: predicted gain in the objective, before the correction.
+        charged: predicted gain minus the optimism.
+        low: lower end of the 90 % interval of `charged`.
+        high: upper end of the 90 % interval of `charged`.
+        evaluations: (gain, low, high) by evaluation. The optimism of each evaluation's own gain is subtracted.
     """
 
     over: str
@@ -105,20 +107,21 @@ class Gain:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best mixture that was found.
+    """The best mixture under a law.
 
     Attributes:
-        shares: by source.
+        shares: shares of the best mixture by source.
         objective: "mean" or "worst".
-        predicted: loss by evaluation at these shares.
-        value: the objective at these shares.
-        gains: over uniform, and over proportional and UniMax where token counts are known.
-        caps: each source that `max_epochs` holds back -> objective gained per 0.01 of share that its cap is raised.
-        recommended: the shares to use: these, or equal ones where the gain over them may be nothing. Where equal shares
-            would break the epoch caps, those of UniMax take their place. Shares that break a limit are not recommended.
-        keeps_uniform: whether `recommended` are equal shares, or those of UniMax.
+        predicted: predicted loss by evaluation at `shares`.
+        value: the objective at `shares`.
+        gains: gains over uniform shares and, if token counts are known, over proportional and UniMax shares.
+        caps: for each source that `max_epochs` limits, the objective gained per 0.01 of share that its cap is raised.
+        recommended: the shares to use. They are `shares`, or equal shares if the gain over these may be nothing. If
+            equal shares break the epoch caps, UniMax shares are used instead. Shares that break a limit are never
+            recommended.
+        keeps_uniform: whether `recommended` are equal or UniMax shares.
         extrapolated: whether the mixture is farther from the runs than they are from each other.
-        verdict: the same in words.
+        verdict: the recommendation in words.
     """
 
     shares: Mapping[str, float]
@@ -158,19 +161,19 @@ class Optimum:
 
 
 Slopes = Callable[[Floats], tuple[Floats, Floats]]
-"""Losses, shape (L,), and their derivatives by the shares, shape (L, k), at a mixture."""
+"""Returns losses, shape (L,), and their derivatives with respect to the shares, shape (L, k), at a mixture."""
 
 
 @dataclass(frozen=True)
 class Programme:
-    """Minimise (1 - worst) mean + worst largest of L losses over the simplex within bounds.
+    """A minimisation of (1 - worst) * mean loss + worst * largest loss over mixtures within bounds.
 
     Attributes:
-        worst: weight of the largest loss in the objective, from 0 for the mean alone to 1 for the largest alone.
-        low: least shares, shape (k,).
-        high: greatest shares, shape (k,).
-        limits: most loss of each evaluation, shape (L,); None for no limits.
-        mean_limit: most mean loss; None for no limit.
+        worst: weight of the largest loss in the objective. 0 is the mean alone and 1 the largest loss alone.
+        low: least share of each source, shape (k,).
+        high: largest share of each source, shape (k,).
+        limits: largest loss allowed for each evaluation, shape (L,); None for no limits.
+        mean_limit: largest mean loss allowed; None for no limit.
     """
 
     worst: float
@@ -180,7 +183,10 @@ class Programme:
     mean_limit: float | None = None
 
     def limited(self, losses: Floats, slopes: Floats) -> tuple[Floats, Floats]:
-        """Return what is left below each limit, shape (m,), and its slopes, shape (m, k), of L losses and slopes."""
+        """Return the margin below each of the m limits, (m,), and its derivatives, (m, k).
+
+        `losses` is (L,) and `slopes` is (L, k).
+        """
         left, by_share = [np.zeros(0)], [np.zeros((0, slopes.shape[1]))]
         if self.limits is not None:
             left.append(self.limits - losses)
@@ -191,7 +197,7 @@ class Programme:
         return np.concatenate(left), np.vstack(by_share)
 
     def meets_limits(self, losses: Floats, tolerance: float = 0.0) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Say of losses, shape (m, L), which mixtures keep every limit, to a relative tolerance."""
+        """Return which mixtures meet every limit within a relative tolerance, (m,), from their losses, (m, L)."""
         good = np.ones(len(losses), dtype=bool)
         if self.limits is not None:
             good &= (losses <= self.limits + tolerance * np.abs(self.limits)).all(axis=1)
@@ -208,10 +214,10 @@ class Programme:
         return np.asarray((1 - self.worst) * losses.mean(axis=1) + self.worst * losses.max(axis=1))
 
     def solve(self, slopes: Slopes, starts: Sequence[Floats]) -> Floats:
-        """Return the best mixture of local searches from several starts.
+        """Return the best mixture of local searches from several starts, shape (k,).
 
-        A worst loss is minimised through a bound t >= every loss, which keeps the programme smooth. The starts are
-        candidates too, since a search may end at a mixture that breaks a limit.
+        The largest loss is minimised as a variable t >= every loss, which keeps the problem smooth. The starts
+        themselves are candidates too, since a search may end at a mixture that breaks a limit.
 
         Raises:
             XDogeError: no mixture within the bounds meets the limits.
@@ -230,7 +236,7 @@ class Programme:
 
     @property
     def limits_in_words(self) -> str:
-        """What a message says of the limits."""
+        """The limits in words, for error messages."""
         every = f"every evaluation within {argument('no_worse_than')}"
         mean = f"the mean within {argument('mean_no_worse_than')}"
         return " and ".join([every] * (self.limits is not None) + [mean] * (self.mean_limit is not None))
@@ -290,10 +296,10 @@ class Programme:
         return project(result.x[:k], self.low, self.high)
 
     def prices(self, slopes: Slopes, share: Floats) -> Floats:
-        """Return the shadow price of each upper bound: objective gained per unit of share that it is raised by.
+        """Return the shadow price of each upper bound, (k,): the gain in the objective per unit of share.
 
-        At the optimum the gradient of the active losses is balanced by multipliers of the bounds that hold. They solve
-        a least-squares problem with signs.
+        At the optimum, the multipliers of the active bounds balance the gradient of the active losses. They are the
+        solution of a least-squares problem with signs.
         """
         losses, gradient = slopes(share)
         k = len(share)
@@ -320,7 +326,7 @@ class Programme:
 
 
 def project(share: Floats, low: Floats, high: Floats) -> Floats:
-    """Return the nearest mixture within bounds: clip(share + t) with the t at which the sum is 1."""
+    """Return the nearest mixture within bounds: clip(share + t), with t such that the sum is 1."""
     below, above = -2.0 - share.max(), 2.0 - share.min()
     for _ in range(100):
         t = (below + above) / 2
@@ -333,19 +339,19 @@ def project(share: Floats, low: Floats, high: Floats) -> Floats:
 
 
 def best_shares(law: FittedLaw, objective: str) -> Floats:
-    """Return the best mixture where the law was measured, shape (k,), without saying what it gains."""
+    """Return the best mixture within the range of the runs, shape (k,). Its gain is not computed."""
     return _best(law, OptimizeSettings(objective=objective))[3]
 
 
 def trade_off(law: FittedLaw, points: int = 13) -> Floats:
-    """Return mixtures from the best mean to the best worst evaluation, shape (p, k), where the law was measured.
+    """Return mixtures from the best mean loss to the best worst loss, shape (p, k), within the range of the runs.
 
-    They minimise (1 - a) mean + a worst for `points` values of a between 0 and 1; a mixture that another one beats in
-    both, which a form that is not convex can give, is left out.
+    They minimise (1 - a) * mean + a * worst for `points` values of a from 0 to 1. A form that is not convex can give a
+    mixture that another one beats in both losses. Such mixtures are left out.
     """
     low, high = _bounds(law, OptimizeSettings())
     uniform, chosen = reference_mixtures(law)["uniform"], list[Floats]()
-    for weight in np.linspace(0, 1, points) ** 2:  # the mean gives way where the weight is small
+    for weight in np.linspace(0, 1, points) ** 2:  # squared, since the mean changes most at small weights
         programme = Programme(float(weight), low, high)
         chosen.append(_solve(programme, law, [*_starts(law, programme, uniform), *chosen[-1:]]))
     losses = law.losses_at(np.array(chosen))
@@ -356,7 +362,7 @@ def trade_off(law: FittedLaw, points: int = 13) -> Floats:
 
 
 def _best(law: FittedLaw, settings: OptimizeSettings) -> tuple[FittedLaw, Programme, dict[str, Floats], Floats]:
-    """Return the law at the budget, the programme, the mixtures to compare with, and the solution."""
+    """Return the law at the budget, the programme, the mixtures to compare with, and the best mixture."""
     if settings.objective not in ("mean", "worst"):
         raise XDogeError(f"objective {settings.objective!r} is unknown; it is mean or worst.")
     law = at_budget(law, settings.budget_tokens)
@@ -382,11 +388,11 @@ def _best(law: FittedLaw, settings: OptimizeSettings) -> tuple[FittedLaw, Progra
 
 
 def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
-    """Find the best mixture under a law.
+    """Return the best mixture under a law, with its gains and a verdict.
 
     Raises:
-        XDogeError: the objective is unknown; epochs are capped but token counts are not known; the caps leave part of
-            the budget unspent; or no mixture meets the limits.
+        XDogeError: the objective is unknown, epochs are capped but token counts are unknown, the caps leave part of the
+            budget unspent, or no mixture meets the limits.
     """
     law, programme, references, share = _best(law, settings)
     names = law.problem.sources
@@ -423,10 +429,11 @@ def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
 
 
 def reference_mixtures(law: FittedLaw, max_epochs: float | None = None) -> dict[str, Floats]:
-    """Return the mixtures that an optimum is compared with: uniform, and by size where token counts are known.
+    """Return the mixtures that an optimum is compared with, by name, as `xdoge mix` plans them.
 
-    They are those of `xdoge mix`. If sources are named language/source, equal shares are those of languages. Within a
-    language sources then go by size, or equally where token counts are unknown.
+    They are "uniform" and, if token counts are known, "proportional" and "unimax". If sources are named
+    language/source, languages have equal shares in "uniform". A language is divided among its sources by their sizes,
+    or equally if token counts are unknown.
     """
     names, budget, cap = law.problem.sources, law.budget_tokens, max_epochs or 4.0
     by_language = _by_language(names)
@@ -449,7 +456,7 @@ def reference_mixtures(law: FittedLaw, max_epochs: float | None = None) -> dict[
 
 
 def _by_language(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the sources of each language, empty if the names are not all language/source."""
+    """Return the sources of each language; empty unless all names are language/source."""
     out: dict[str, list[str]] = {}
     for name in names:
         out.setdefault(language_of(name), []).append(name)
@@ -457,12 +464,13 @@ def _by_language(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def at_budget(law: Law, budget_tokens: int | None) -> Law:
-    """Return the law for another budget: the effective-data law alone, since only it knows what epochs do.
+    """Return the law for another budget. It is the effective-data law alone, since no other form models epochs.
 
-    Its intervals hold what that law erred at the budget of the runs. No run measured what another budget adds.
+    Its intervals come from the errors of this form at the budget of the runs. They do not contain the additional error
+    at another budget, which no run measured.
 
     Raises:
-        XDogeError: the law does not know token counts, or the budget is below 1 token.
+        XDogeError: the law has no token counts, or the budget is below 1 token.
     """
     if budget_tokens is None or budget_tokens == law.budget_tokens:
         return law
@@ -473,7 +481,7 @@ def at_budget(law: Law, budget_tokens: int | None) -> Law:
     passes = tuple(budget_tokens / law.tokens[name] for name in law.problem.sources)
     problem = replace(law.problem, passes=passes)
     part = replace(law.effective, problem=problem)
-    # D_l is in shares of the fitted budget: (U_j / B) s(E_j) scales with B_new / B_old.
+    # D_l is measured in shares of the fitted budget. So (U_j / B) s(E_j) scales with B_new / B_old.
     ratio = budget_tokens / law.budget_tokens
     part = replace(part, level=part.level - part.exponent * math.log(ratio), offset=part.offset / ratio)
     residuals = law.residuals if set(law.weights) == {"effective"} else _residuals_of_effective(law)
@@ -528,10 +536,10 @@ def _bounds(law: FittedLaw, settings: OptimizeSettings) -> tuple[Floats, Floats]
 
 
 def parse_limit(key: str, text: str | None) -> tuple[str, float] | None:
-    """Read a limit such as "uniform:1%" as a mixture and a part; None stays None.
+    """Return the mixture and the tolerance of a limit: ("uniform", 0.01) for "uniform:1%". None gives None.
 
     Raises:
-        XDogeError: it is something else; the message names `key`.
+        XDogeError: the text has another form. The message names `key`.
     """
     if text is None:
         return None
@@ -548,7 +556,7 @@ def parse_limit(key: str, text: str | None) -> tuple[str, float] | None:
 def _limits(
     law: FittedLaw, key: str, limit: tuple[str, float] | None, references: Mapping[str, Floats]
 ) -> Floats | None:
-    """Return the losses at a reference, raised by the tolerance, shape (L,); None without a limit."""
+    """Return the losses at the mixture of a limit, raised by its tolerance, shape (L,); None without a limit."""
     if limit is None:
         return None
     name, tolerance = limit
@@ -559,7 +567,10 @@ def _limits(
 
 
 def _starts(law: FittedLaw, programme: Programme, uniform: Floats) -> list[Floats]:
-    """Return where searches begin: one mixture if the law is convex; else also the law's optimum and the best runs."""
+    """Return the mixtures at which searches start.
+
+    A convex law needs only one. Otherwise the optimum of the effective-data law and the best runs are added.
+    """
     if law.convex:
         return [uniform]
     starts = [uniform]
@@ -594,7 +605,17 @@ def _gain(
     optimism: Floats,
     errors: Floats,
 ) -> Gain:
-    """Return the gain over another mixture, charged with its optimism; `_bootstrap` returns that and the errors."""
+    """Return the gain over another mixture, with the optimism subtracted.
+
+    Args:
+        law: the law.
+        programme: the optimisation.
+        name: name of the other mixture.
+        share: the best mixture, shape (k,).
+        other: the other mixture, shape (k,).
+        optimism: from `_bootstrap`, shape (L + 1,).
+        errors: from `_bootstrap`, shape (bootstrap, L + 1).
+    """
     here, there = law.losses_at(np.stack([share, other]))
     single, of_mean = misfit(law)
     of_worst = misfit_of_worst(single, int(here.argmax()), int(there.argmax()))
@@ -618,11 +639,11 @@ def _bootstrap(
     references: Mapping[str, Floats],
     settings: OptimizeSettings,
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Return the optimism of gains over each reference, and how far simulated swarms move the gains at `share`.
+    """Return the optimism of the gains over each reference, and the errors of the gains at `share`.
 
     Returns:
-        Optimism per reference, shape (L + 1,), and deviations of the gain at `share`, shape (bootstrap, L + 1). The
-        last column of each array is the objective.
+        Optimism per reference, shape (L + 1,), and deviations of the gain at `share` in simulated swarms, shape
+            (bootstrap, L + 1). The last column of each array is the objective.
     """
     errors: dict[str, list[Floats]] = {name: [] for name in references}
     fixed: dict[str, list[Floats]] = {name: [] for name in references}

@@ -1,4 +1,4 @@
-"""What a mixture law is about: the sources, the evaluations, and which source belongs to which evaluation."""
+"""The problem of a mixture law: its sources, its evaluations, and which source belongs to which evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 FORMS = ("auto", "effective", "process", "log-linear", "lightgbm", "linear")
-"""Names of the functions that can be fitted; `auto` combines the smooth ones by cross-validation."""
+"""Forms of a law: names of the functions that can be fitted. `auto` combines the smooth ones by cross-validation."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Problem:
         sources: names of the k sources, in the order of the share columns.
         evaluations: names of the L evaluations, in the order of the loss columns.
         own: for each evaluation, the indices of its own sources; empty if there are none.
-        passes: passes over each source that a share of 1 means, B / U_j, shape (k,); None if token counts are unknown.
-        affinity: ln t of each evaluation and source less their mean, shape (L, k), which moves the prior of the
-            transfer (see `xdoge.laws.transfer`); None for one prior for all.
-        transfer_deviation: standard deviation of that prior; None for the usual one.
+        passes: passes over each source at a share of 1, B / U_j, shape (k,); None if token counts are unknown.
+        affinity: ln t of each evaluation and source, minus the mean, shape (L, k). It moves the prior mean of the
+            transfer (see `xdoge.laws.transfer`). None for the same prior mean everywhere.
+        transfer_deviation: standard deviation of the prior of the transfer; None for the default.
     """
 
     sources: tuple[str, ...]
@@ -69,11 +69,11 @@ class Problem:
 
 
 def base_losses(losses: Floats) -> tuple[Floats, Floats]:
-    """Return a level below all losses, and the standard deviation, of each evaluation.
+    """Return a level below all losses of each evaluation, and the standard deviation of the losses.
 
-    The level lies half a standard deviation below the best loss. Errors of a prediction grow with the distance to it,
-    so regressions and intervals work with ln(loss - level). Levels from a quarter to a whole standard deviation gave
-    the same accuracy on RegMix's swarm (docs/explanation/law.md).
+    The level is half a standard deviation below the best loss. Errors of a prediction grow with the distance to it, so
+    regressions and intervals work with ln(loss - level). Levels from a quarter to a whole standard deviation below the
+    best loss gave the same accuracy on RegMix's swarm (docs/explanation/law.md).
 
     Args:
         losses: shape (n, L).

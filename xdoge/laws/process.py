@@ -1,8 +1,9 @@
-"""A Gaussian process on the logarithm of the loss above a level: the flexible partner of the effective-data law.
+"""A Gaussian process on the logarithm of the loss above a level. It is more flexible than the effective-data law.
 
-With z = 2 √w the covariance of two mixtures is a Matérn 5/2 kernel with a length scale per source, plus a linear
-kernel, plus a constant. Losses enter as ln(y - level), which makes errors equal in size over the whole range. Length
-scales of all evaluations share prior means, by source and for an evaluation's own sources, so that 32 runs suffice.
+With z = 2 √w, the covariance of two mixtures is a Matérn 5/2 kernel with a length scale per source, plus a linear
+kernel, plus a constant. Losses enter as ln(y - level), so that errors have the same size over the whole range. The
+length scales of all evaluations share prior means: one per source, and one for an evaluation's own sources. With them,
+32 runs are enough for a fit.
 """
 
 from __future__ import annotations
@@ -18,28 +19,30 @@ from scipy.optimize import minimize
 from xdoge.laws.problem import Floats, Problem, base_losses
 
 CONSTANT = 4.0
-"""Variance of the constant: the mean of an evaluation is as good as unknown, in standardised units."""
+"""Variance of the constant, in standardised units. It is so large that the mean of an evaluation is left open."""
 JITTER = 1e-5
 ITERATIONS = 60
 MOST_RUNS = 200
-"""Runs that hyperparameters are fitted on. More change the accuracy little and cost time with their cube."""
+"""Most runs that hyperparameters are fitted on. More runs change the accuracy little, and the time grows with their
+cube."""
 CHUNK_CELLS = 1 << 18
-"""Kernel cells computed at once: 2 MB, which a core's cache holds."""
+"""Number of kernel entries computed at once: 2 MB, which fits in a core's cache."""
 
 START = {"scale": -1.5, "own_scale": 0.8, "slope": -2.2, "own_slope": 2.3, "amplitude": 0.0, "noise": np.log(0.1)}
-"""Prior means: logarithms of the inverse length scale and of the linear weight, and what own sources add to them."""
+"""Prior means of logarithms: of the inverse length scale, of the linear weight, of the factors by which own sources
+change both, of the amplitude and of the noise."""
 SPREAD = 0.5
-"""Of one evaluation's length scale of one source round the shared mean; also of a source's round all sources'."""
+"""Standard deviation of a length scale around its source's mean, and of a source's mean around the mean of all."""
 NOISE_SPREAD, SHARED_NOISE_SPREAD = 0.5, 0.7
 
 
 def features(shares: Floats) -> Floats:
-    """Return 2 √w: near 0 a share's growth teaches most. Powers of 0.35 to 0.5 did equally well on RegMix."""
+    """Return 2 √w, in which changes of a small share count most. Powers of 0.35 to 0.5 were equally good on RegMix."""
     return np.asarray(2.0 * np.sqrt(shares), dtype=np.float64)
 
 
 def matern(squared: Floats) -> tuple[Floats, Floats]:
-    """Return the Matérn 5/2 correlation of squared distances, and its derivative by them."""
+    """Return the Matérn 5/2 correlation of squared distances, and its derivative with respect to them."""
     r = np.sqrt(5.0 * squared)
     decay = np.exp(-r)
     return (1.0 + r + 5.0 / 3.0 * squared) * decay, -5.0 / 6.0 * (1.0 + r) * decay
@@ -57,10 +60,10 @@ class Process:
 
     Attributes:
         problem: names and own sources.
-        shares: mixtures it was fitted on, shape (n, k).
+        shares: mixtures that it was fitted on, shape (n, k).
         base: level below all losses, shape (L,).
         centre: mean of ln(loss - base), shape (L,).
-        deviation: standard deviation of the same, shape (L,).
+        deviation: standard deviation of ln(loss - base), shape (L,).
         scales: inverse length scales, shape (L, k).
         linear: weights of the linear kernel, shape (L, k).
         amplitude: standard deviation of the Matérn part, shape (L,), in standardised units.
@@ -84,7 +87,7 @@ class Process:
     convex = False
 
     def __post_init__(self) -> None:
-        """Keep the features of the runs."""
+        """Compute the features of the runs once."""
         object.__setattr__(self, "_roots", features(self.shares))
 
     def predict(self, shares: Floats) -> Floats:
@@ -104,11 +107,11 @@ class Process:
         return np.asarray(self.base + np.exp(out * self.deviation + self.centre))
 
     def _linear(self, row: int) -> Floats:
-        """Return the coefficients, shape (k,), that the linear kernel amounts to."""
+        """Return the coefficients of the linear kernel's part of the prediction for one evaluation, shape (k,)."""
         return np.asarray(self.linear[row] ** 2 * (self.dual[row] @ self._roots))
 
     def slopes(self, share: Floats) -> tuple[Floats, Floats]:
-        """Return losses, shape (L,), and their derivatives by the shares, shape (L, k), at one mixture > 0."""
+        """Return losses, (L,), and their derivatives with respect to the shares, (L, k), at one mixture > 0."""
         z = features(share[None])[0]
         losses = self.predict(share[None])[0]
         by_root = np.empty_like(self.scales)
@@ -143,7 +146,7 @@ _ARRAYS = ("shares", "base", "centre", "deviation", "scales", "linear", "amplitu
 
 
 def _correlation(squared: Floats) -> Floats:
-    """Return the Matérn 5/2 correlation, computed in place: prediction spends its time here."""
+    """Return the Matérn 5/2 correlation, computed in place. Prediction spends most of its time here."""
     squared *= 5.0
     r = np.sqrt(squared)
     squared *= 1.0 / 3.0
@@ -158,9 +161,10 @@ def _correlation(squared: Floats) -> Floats:
 class _Posterior:
     """The negative log posterior of the hyperparameters of all evaluations, and its gradient.
 
-    A row per evaluation: ln scales (k), ln linear weights (k), ln amplitude, ln noise. After the rows come shared
-    shifts: of scales by source (k), of linear weights by source (k), then of scales, of own scales, of linear weights,
-    of own linear weights, and of noise.
+    The parameters are one vector. It begins with a row per evaluation: ln scales (k), ln linear weights (k), ln
+    amplitude and ln noise. Then come shifts of the prior means that all evaluations share: of scales by source (k), of
+    linear weights by source (k), of all scales, of own scales, of all linear weights, of own linear weights, and of
+    noise.
     """
 
     def __init__(self, problem: Problem, z: Floats, targets: Floats) -> None:
@@ -205,7 +209,7 @@ class _Posterior:
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         dual = inverse @ target
         value = 0.5 * float(target @ dual) + float(np.log(np.diag(factor)).sum())
-        half = 0.5 * (inverse - np.outer(dual, dual))  # derivative of the value by the covariance
+        half = 0.5 * (inverse - np.outer(dual, dual))  # derivative of the value with respect to the covariance
         gradient = np.empty_like(row)
         inner = half * slope * amplitude
         gradient[:k] = 4.0 * scales**2 * (inner.sum(axis=1) @ z**2 - ((inner @ z) * z).sum(axis=0))
@@ -246,7 +250,7 @@ def fit_process(problem: Problem, shares: Floats, losses: Floats, seed: int = 0)
         problem: names and own sources.
         shares: shape (n, k), rows sum to 1.
         losses: shape (n, L).
-        seed: draws the `MOST_RUNS` runs that hyperparameters are fitted on if there are more.
+        seed: if there are more than `MOST_RUNS` runs, draws those that hyperparameters are fitted on.
 
     Source: Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, equation 5.9 and section 4.2.
     """
@@ -268,7 +272,7 @@ def fit_process(problem: Problem, shares: Floats, losses: Floats, seed: int = 0)
 
 
 def _conditioned(process: Process, targets: Floats) -> Process:
-    """Return the process given standardised targets, shape (n, L)."""
+    """Return the process conditioned on standardised targets, shape (n, L)."""
     z = features(process.shares)
     dual = np.empty_like(process.dual)
     for row in range(len(dual)):

@@ -1,7 +1,7 @@
-"""The regressions that others use for mixtures: linear, log-linear (Olmix) and LightGBM (RegMix).
+"""Regressions that other methods use for mixtures: linear, log-linear (Olmix) and LightGBM (RegMix).
 
-They are fitted on the same runs as the law and shown beside it. LightGBM is needed for its fit only: the trees are
-kept as arrays, and NumPy evaluates them.
+They are fitted to the same runs as the law and compared with it. Only the fit needs LightGBM: the trees are kept as
+arrays, and NumPy evaluates them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from xdoge.errors import importing
 from xdoge.laws.problem import Floats, Problem
 
 RIDGE = 1e-3
-"""Penalty on the squared coefficients of standardised losses; it only settles what the runs leave open."""
+"""Penalty on the squared coefficients of standardised losses. It matters only for coefficients that the runs leave
+open."""
 
 BOOSTING = {
     "objective": "regression",
@@ -31,9 +32,9 @@ BOOSTING = {
     "num_threads": 1,
     "deterministic": True,
 }
-"""Settings for tens to hundreds of runs. RegMix's own (31 leaves of at least 20 runs) need more runs.
+"""Settings for tens to hundreds of runs. RegMix's own settings (31 leaves of at least 20 runs) need more runs.
 
-Of ten settings tried, the best at 48 runs; sampling rows or columns made it worse (docs/explanation/law.md)."""
+These were the best of ten settings at 48 runs. Sampling of rows or columns was worse (docs/explanation/law.md)."""
 ROUNDS = 400
 
 
@@ -88,7 +89,7 @@ class LogLinear:
     Attributes:
         problem: names.
         floor: c, shape (L,).
-        coefficients: A, shape (L, k); the shares sum to 1, so that A has the constant in it.
+        coefficients: A, shape (L, k). The shares sum to 1, so A includes a constant.
 
     Source: Olmix, arXiv:2602.12237: c + exp(A w).
     """
@@ -153,9 +154,9 @@ class Trees:
 
     Attributes:
         problem: names.
-        forests: per evaluation, the trees as LightGBM dumps them, reduced to (feature, threshold, left, right, value)
-            columns: node i sends a mixture left if its share is at most the threshold; children >= 0 are nodes, and
-            ~child is a leaf.
+        forests: per evaluation, LightGBM's trees as columns feature, threshold, left, right and value. Node i sends a
+            mixture to the left if the share of its feature is at most the threshold. A child >= 0 is a node, and ~child
+            is a leaf.
     """
 
     problem: Problem
@@ -167,7 +168,7 @@ class Trees:
     def predict(self, shares: Floats) -> Floats:
         """Return losses, shape (m, L), for shares of shape (m, k).
 
-        Every tree is a step function of few shares: each node is tested for all mixtures at once.
+        Each node is tested for all mixtures at once.
         """
         out = np.zeros((len(shares), len(self.forests)))
         columns = np.ascontiguousarray(shares.T)
@@ -187,14 +188,14 @@ class Trees:
 
 
 _FIRST = np.array([(code & -code).bit_length() - 1 if code else 0 for code in range(256)])
-"""Place of the lowest bit of each byte."""
+"""Position of the lowest set bit of each byte."""
 
 
 def _tree(tree: Mapping[str, list[Any]], columns: Floats) -> Floats:
-    """Return what one tree gives for all mixtures; `columns` has shape (k, m).
+    """Return the values of one tree for all mixtures, shape (m,); `columns` has shape (k, m).
 
-    Leaves are numbered from left to right. A test that fails rules out the leaves on its left, so the leaf reached is
-    the first that no failed test rules out (QuickScorer, Lucchese et al. 2015).
+    Leaves are numbered from left to right. A test that fails excludes the leaves on its left. So a mixture reaches the
+    first leaf that no failed test excludes (QuickScorer, Lucchese et al. 2015).
     """
     leaves = np.array(tree["value"])
     if not tree["feature"]:
@@ -207,7 +208,7 @@ def _tree(tree: Mapping[str, list[Any]], columns: Floats) -> Floats:
 
 
 def _kept_leaves(tree: Mapping[str, list[Any]]) -> list[int]:
-    """Return for each node the leaves that remain if its test fails, as bits."""
+    """Return for each node the leaves that remain if its test fails, as a bit mask."""
     kept = [0] * len(tree["feature"])
 
     def under(child: int) -> int:
@@ -244,14 +245,14 @@ def boost(
     *,
     held_out: tuple[Floats, Floats] | None = None,
 ) -> Any:
-    """Return LightGBM's model of one loss, shape (n,), which RegMix's baseline fits too.
+    """Return LightGBM's model of one loss. The RegMix baseline uses it too.
 
     Args:
         shares: shape (n, k).
         losses: shape (n,).
-        options: of LightGBM.
-        rounds: trees, at most.
-        held_out: shares and losses of other runs; boosting ends after 3 trees that help them no more.
+        options: parameters of LightGBM.
+        rounds: largest number of trees.
+        held_out: shares and losses of other runs. Boosting ends after 3 trees that do not improve on them.
 
     Raises:
         MissingExtraError: LightGBM is not installed.
@@ -267,7 +268,7 @@ def boost(
 
 
 def _flat(root: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return one tree of LightGBM's dump as columns."""
+    """Return one tree of LightGBM's dump as columns; see `Trees.forests`."""
     tree: dict[str, list[Any]] = {"feature": [], "threshold": [], "left": [], "right": [], "value": []}
 
     def place(node: Mapping[str, Any]) -> int:
@@ -289,7 +290,7 @@ def _flat(root: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 @functools.cache
 def has_lightgbm() -> bool:
-    """Say whether LightGBM can be imported."""
+    """Return whether LightGBM can be imported."""
     import importlib.util
 
     return importlib.util.find_spec("lightgbm") is not None

@@ -1,4 +1,4 @@
-"""How good predictions are: rank correlations, error, coverage, and the regret of the best predicted mixture."""
+"""Scores of predictions: rank correlations, errors, coverage, and the regret of the best predicted mixture."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from xdoge.laws.problem import Floats
 
 @dataclass(frozen=True)
 class Scores:
-    """Predictions against measured losses.
+    """Comparison of predicted with measured losses.
 
     Attributes:
-        rank_evaluations: Spearman correlation, mean over the evaluations.
+        rank_evaluations: Spearman correlation, averaged over the evaluations.
         rank_mean: Spearman correlation of the mean loss.
         rmse: root mean squared error over all evaluations, in the unit of the losses.
-        rmse_mean: the same of the mean loss.
-        regret: mean loss of the mixture predicted best, minus the least mean loss.
-        coverage: part of the losses inside their 90 % interval; None without intervals.
-        relative: rmse of each evaluation over the standard deviation of its losses, mean over evaluations.
+        rmse_mean: root mean squared error of the mean loss.
+        regret: measured mean loss of the mixture with the best prediction, minus the least measured mean loss.
+        relative: rmse of each evaluation divided by the standard deviation of its losses, averaged over evaluations.
+        coverage: share of the losses inside their 90 % intervals; None without intervals.
     """
 
     rank_evaluations: float
@@ -52,7 +52,7 @@ def spearman(a: Floats, b: Floats) -> float:
 
 
 def score(predicted: Floats, losses: Floats, half_widths: Floats | None = None) -> Scores:
-    """Compare predicted and measured losses, both of shape (m, L)."""
+    """Return the scores of predicted losses against measured ones, both of shape (m, L)."""
     means, measured = predicted.mean(axis=1), losses.mean(axis=1)
     errors = predicted - losses
     deviation = np.maximum(losses.std(axis=0), 1e-12)

@@ -1,7 +1,7 @@
-"""Cross-validation of the forms, and the stack of the smooth ones that `auto` is.
+"""Cross-validation of the forms, and the weights of the stack `auto`.
 
-Runs are dealt into folds. Each form is fitted on all folds but one and predicts that one. The stack weighs the forms
-so that their weighted predictions are nearest to the losses; weights are >= 0 and sum to 1.
+Runs are divided into folds. Each form is fitted to all folds but one and predicts the one left out. The stack is a
+weighted mean of the smooth forms. Its weights are >= 0, sum to 1, and minimise the squared error of these predictions.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from xdoge.laws.process import Process, fit_process
 from xdoge.laws.rivals import Linear, LogLinear, Trees, fit_linear, fit_log_linear, fit_trees
 
 STACKED = ("effective", "process", "log-linear")
-"""Forms that `auto` combines: smooth ones, so that the optimum can be found by gradients."""
+"""Forms that `auto` combines. They are smooth, so gradients can find the optimum."""
 
 FEW = 150
-"""Runs up to which ten folds are used; five beyond, where a fit loses little by a fifth less."""
+"""Most runs for which ten folds are used. Five are enough for more runs, since a fit can then do without a fifth."""
 
 
 class Form(Protocol):
-    """What every fitted form can do."""
+    """The methods of every fitted form."""
 
     smooth: bool
     convex: bool
@@ -60,11 +60,11 @@ READERS: Mapping[str, Callable[[Mapping[str, Any], Problem], Any]] = {
 def folds(shares: Floats, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the fold of each run, shape (n,): ten folds, or five for more than `FEW` runs.
 
-    Runs of one mixture with different seeds share a fold, so that no run is predicted from its own repeats.
+    Runs of one mixture with different seeds are in the same fold, so that no run is predicted from its own repeats.
 
     Args:
         shares: shape (n, k).
-        seed: of the deal.
+        seed: seed of the random assignment.
     """
     mixtures, which = np.unique(shares.round(9), axis=0, return_inverse=True)
     count = min(len(mixtures), 10 if len(shares) <= FEW else 5)
@@ -73,10 +73,10 @@ def folds(shares: Floats, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def stack_weights(predictions: Mapping[str, Floats], losses: Floats) -> dict[str, float]:
-    """Return the weights, >= 0 with sum 1, whose stack is nearest to the losses.
+    """Return weights >= 0 with sum 1 for which the weighted predictions have the least squared error.
 
-    Residuals count in standard deviations of the evaluation. One weight per form serves all evaluations: a weight per
-    evaluation would follow the noise of few runs.
+    Residuals are measured in standard deviations of the evaluation's losses. All evaluations share one weight per form,
+    since a weight per evaluation would fit the noise of few runs.
 
     Args:
         predictions: cross-validated losses of each form, shape (n, L).
@@ -87,7 +87,7 @@ def stack_weights(predictions: Mapping[str, Floats], losses: Floats) -> dict[str
     deviation = losses.std(axis=0)
     deviation[deviation == 0] = 1.0  # constant outside one fold
     columns = np.stack([((p - losses) / deviation).ravel() for p in predictions.values()], axis=1)
-    # For weights with sum 1, Σ c_f (p_f - y) is the residual. A heavy row holds the sum.
+    # For weights with sum 1, Σ c_f (p_f - y) is the residual. A row with a large weight enforces the sum.
     heavy = 1e3 * np.sqrt((columns**2).sum(axis=0).max() + 1e-12)
     matrix = np.vstack([columns, np.full(columns.shape[1], heavy)])
     target = np.zeros(len(matrix))

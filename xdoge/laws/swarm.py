@@ -1,4 +1,4 @@
-"""Train a swarm: every planned run once, by as many processes as share its folder."""
+"""Trains a swarm. Any number of processes may share its folder; each planned run is trained once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from xdoge.laws.swarm_settings import SwarmSettings
 SCHEMA = "xdoge.swarm-results"
 
 WAIT = 1.0
-"""Seconds between looks at runs that other processes hold."""
+"""Seconds between checks of the runs that other processes train."""
 
 
 def run_swarm(
@@ -40,26 +40,26 @@ def run_swarm(
     on_progress: OnProgress = silent,
     on_note: OnNote = silent,
 ) -> Swarm:
-    """Plan a swarm, train it, and return it; `out` then holds what `MixtureLaw.fit` reads.
+    """Plan a swarm, train all its runs, and return it. `Swarm.fit` then fits a law to the runs.
 
-    The last file that it writes is summary.json, with the losses of every run.
+    The last file written is summary.json, with the losses of every run.
 
-    Killed at any moment and resumed, it trains what is missing and ends with the same losses. Several calls, also on
-    several machines with one file system, may share a folder with `resume`.
+    A swarm may be killed at any moment and resumed. It then trains the missing runs and ends with the same losses. With
+    `resume`, several calls may share a folder, also on several machines with a common file system.
 
     Args:
-        store: the tokens.
-        settings: from `SwarmSettings.for_store`.
-        out: the swarm's folder, empty or new.
-        resume: continue the swarm that lies in `out`.
-        jobs: trainings at once, each in a process of its own with its part of the cores.
-        on_progress: called with every step, counted over all runs.
-        on_note: called with what the user should know.
+        store: the token store.
+        settings: settings from `SwarmSettings.for_store`.
+        out: folder of the swarm, new or empty.
+        resume: whether to continue the swarm in `out`.
+        jobs: number of trainings at once. Each runs in its own process, with an equal part of the cores.
+        on_progress: called after every step, counted over all runs.
+        on_note: called with each sentence that the user should read.
 
     Raises:
-        XDogeError: the folder is taken, settings or store differ from those of the swarm that is resumed, the anchors
-            diverged, or the noise is too large.
-        Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
+        XDogeError: the folder is not empty, settings or store differ from those of the swarm that is resumed, the
+            anchors diverged, or seeds differ more than mixtures.
+        Interrupted: SIGINT or SIGTERM stopped the swarm. Every finished step is in a checkpoint.
     """
     from xdoge.models.initial_model import InitialModel
     from xdoge.models.memory import memory_errors
@@ -92,10 +92,10 @@ def run_swarm(
 
 @contextlib.contextmanager
 def _claimed(out: Path, stop: list[int]) -> Iterator[None]:
-    """Wait for the folder, keep other processes out of it, and clear away what a killed one had half written.
+    """Wait for the lock of the folder, hold it, and delete half-written files of a killed process.
 
     Raises:
-        Interrupted: a signal came while another process held it.
+        Interrupted: a signal came while another process held the lock.
     """
     with contextlib.ExitStack() as stack:
         while True:
@@ -110,10 +110,10 @@ def _claimed(out: Path, stop: list[int]) -> Iterator[None]:
 
 
 def begin(store: TokenStore, settings: SwarmSettings, out: Path, *, resume: bool, on_note: OnNote = silent) -> Swarm:
-    """Write the plan of a new swarm, or check that the swarm in a folder is the one that is asked for.
+    """Write the plan of a new swarm, or check that the swarm in a folder has these settings; return the swarm.
 
     Raises:
-        XDogeError: as `run_swarm` says.
+        XDogeError: the folder is not empty, or the settings or the store differ from those of the swarm in it.
     """
     if not resume:
         run = RunFolder(out)
@@ -125,7 +125,7 @@ def begin(store: TokenStore, settings: SwarmSettings, out: Path, *, resume: bool
         swarm = Swarm.plan(store, settings, out)
         swarm.versions = versions()
         with run.claimed():
-            run.refuse_taken()  # another process may have begun one since
+            run.refuse_taken()  # another process may have started one meanwhile
             swarm.save()
         return swarm
     swarm = Swarm.load(out)
@@ -143,7 +143,7 @@ def begin(store: TokenStore, settings: SwarmSettings, out: Path, *, resume: bool
 
 
 def work(store: TokenStore, out: Path, *, stop: list[int], on_progress: OnProgress, on_note: OnNote) -> None:
-    """Train runs of a swarm until all have ended; other processes may do the same at the same time."""
+    """Train runs of a swarm until all have ended. Other processes may do the same at the same time."""
     from xdoge.laws.swarm_run import train_run
 
     saved: set[str] | None = None
@@ -191,7 +191,7 @@ def _of_diverged(name: str, why: str) -> str:
 def _work_in_processes(
     store: TokenStore, out: Path, jobs: int, stop: list[int], on_progress: OnProgress, on_note: OnNote
 ) -> None:
-    """Train with several processes until each has nothing left to do, and tell them to stop if we are told."""
+    """Train with several processes until all runs have ended. A signal to this process is passed on to them."""
     context = multiprocessing.get_context("spawn")
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     workers = [context.Process(target=_worker, args=(store.path, out, threads), daemon=True) for _ in range(jobs)]
@@ -217,11 +217,11 @@ def _work_in_processes(
 
 
 def _worker(store_path: Path, out: Path, threads: int) -> None:
-    """Train runs in a process of its own; messages go to stderr."""
+    """Train runs in a child process. Messages go to stderr."""
     import torch
 
     from xdoge.corpus.store import TokenStore
 
     torch.set_num_threads(threads)
-    with stop_requests() as stop, contextlib.suppress(Interrupted, XDogeError):  # the parent says what is wrong
+    with stop_requests() as stop, contextlib.suppress(Interrupted, XDogeError):  # the parent reports these
         work(TokenStore.open(store_path), out, stop=stop, on_progress=silent, on_note=silent)

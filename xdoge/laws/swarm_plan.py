@@ -1,15 +1,16 @@
 """The plan of a swarm: small trainings on designed mixtures, from which a mixture law is fitted.
 
-The folder of a swarm holds `swarm.json` (the plan: settings, mixtures and what is known of the noise), a run folder
-for each training under `runs/`, and `mixtures.csv` and `losses.csv` with the runs that ended well. Those that no law is
-fitted to stand in `held_out_mixtures.csv` and `held_out_losses.csv`. Any number of processes may work on one folder.
-Each takes the next run that nobody holds, and the plan grows as runs end:
+The folder of a swarm holds `swarm.json`, which is the plan: settings, mixtures and the measured noise. It has a run
+folder for each training under `runs/`, and `mixtures.csv` and `losses.csv` with the runs that did not diverge. The
+held-out runs, which no law is fitted to, are in `held_out_mixtures.csv` and `held_out_losses.csv`.
 
-1. *anchors*: equal, proportional and temperature shares; the first two with several seeds, for the repeat noise;
-2. *design*: each language rich once and poor once, then the points that tell the most about the law;
-3. *optimum*: points near the mixture that a law of all earlier runs takes for the best.
+Any number of processes may work on one folder. Each takes the next free run. Runs are planned in three stages:
 
-Every run sees the same part of each source, so small that a share means as many epochs as in the target run.
+1. *anchors*: equal, proportional and temperature shares. The first two have several seeds, for the repeat noise.
+2. *design*: each language with a large share once and a small share once, then points of a D-optimal design.
+3. *optimum*: points near the optimum of a law that is fitted to all earlier runs.
+
+Every run sees the same part of each source. It is so small that a share means as many epochs as in the target run.
 """
 
 from __future__ import annotations
@@ -47,11 +48,12 @@ SCHEMA = "xdoge.swarm"
 Stage = Literal["anchors", "design", "optimum"]
 
 BEYOND_CAP = 2.0
-"""Mixtures may repeat a source this many times as often as the cap allows, so that the optimum lies inside."""
+"""Mixtures of the design may repeat a source this many times as often as the cap allows, so that an optimum at the cap
+is inside the range of the runs."""
 ALIKE = 0.15
-"""Total variation below which proportional shares are too near to equal ones to be an anchor beside them."""
+"""Total variation below which proportional shares are too near to equal shares to be an anchor too."""
 TEMPERATURE = 3.33
-"""Of the third anchor."""
+"""Temperature of the third anchor."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,11 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Noise:
-    """What the anchors say: standard deviations of the mean loss over languages, in bits per byte.
+    """Noise measured on the anchors: standard deviations of the mean loss over languages, in bits per byte.
 
     Attributes:
-        repeats: over seeds of one mixture.
-        mixtures: over mixtures, of their means over seeds, without what the seeds add to it.
+        repeats: standard deviation over seeds of one mixture.
+        mixtures: standard deviation over mixtures, with the part due to seeds removed.
     """
 
     repeats: float
@@ -85,12 +87,12 @@ class Noise:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How a law predicts the runs that no law was fitted to.
+    """Scores of a law on the held-out runs.
 
     Attributes:
-        runs: how many there are.
-        scores: of the predictions, in bits per byte.
-        noise: standard deviation of the mean loss over seeds, None if unknown.
+        runs: number of held-out runs.
+        scores: scores of the predictions, in bits per byte.
+        noise: standard deviation of the mean loss over seeds; None if unknown.
     """
 
     runs: int
@@ -104,20 +106,20 @@ class Swarm:
 
     Attributes:
         path: the folder.
-        settings: resolved.
-        store_name, store_sha256: of the token store.
+        settings: the settings, with their final values.
+        store_name: name of the token store.
+        store_sha256: SHA-256 of the token store.
         units: names of the shares: languages or sources.
-        members: the sources of each unit, with their parts of it.
+        members: the sources of each unit, with their parts of its share.
         languages: names of the evaluations.
-        unit_languages: the language of each unit.
         tokens: unique training tokens of each unit.
-        runs: planned so far.
-        noise: None before the anchors are trained.
-        vocab_size: of the store's tokenizer.
-        affinity: what the gradients of a fit say of the transfer, shape (L, k); None without such a fit.
-        seen_tokens: of each unit that the proxies see; empty in a swarm of an earlier xdoge.
-        proxy: what identifies the files of a trained model that every run continues from; empty for a recipe.
-        versions: of Python and the libraries, where the swarm was begun.
+        runs: the runs planned so far.
+        noise: noise of the anchors; None before they are trained.
+        vocab_size: vocabulary size of the store's tokenizer.
+        affinity: gradient affinity of a fit, shape (L, k); None without such a fit.
+        seen_tokens: unique tokens of each unit that the proxies see; empty in a swarm of an earlier xdoge.
+        proxy: identity of the model files that every run continues from; empty for a recipe.
+        versions: versions of Python and the libraries when the swarm was started.
     """
 
     path: Path
@@ -138,7 +140,7 @@ class Swarm:
 
     @classmethod
     def plan(cls, store: TokenStore, settings: SwarmSettings, path: Path) -> Self:
-        """Return a swarm with its anchors planned; nothing is written."""
+        """Return a swarm with its anchors planned. It writes nothing."""
         counts = store.tokens()
         if settings.level == "languages":
             groups = {language: tuple(sources) for language, sources in store.languages.items()}
@@ -175,7 +177,10 @@ class Swarm:
         return read_affinity(run, self.units, self.languages, self.members)
 
     def _anchors(self) -> list[PlannedRun]:
-        """Return the anchors; where sizes hardly differ, the smallest share rich takes the place of proportional."""
+        """Return the anchors.
+
+        If the sizes hardly differ, a mixture with a large share of the smallest unit replaces proportional shares.
+        """
         sizes = {source: self.tokens[unit] * part for unit in self.units for source, part in self.members[unit].items()}
         whole = {source: round(size) for source, size in sizes.items()}
         shares: dict[str, Floats] = {}
@@ -195,7 +200,7 @@ class Swarm:
         ]
 
     def _design(self) -> list[PlannedRun]:
-        """Return contrasts and the designed points, which need no results."""
+        """Return the contrasts and the points of the design. They need no results of earlier runs."""
         settings, most, k = self.settings, self.most, len(self.units)
         contrast = contrasts(k, most)
         names = [f"{unit.replace('/', '.')}-{what}" for what in ("rich", "poor") for unit in self.units]
@@ -213,7 +218,7 @@ class Swarm:
     def plan_optimum(self, on_note: OnNote = silent) -> None:
         """Plan the runs near the optimum of a law that is fitted to all earlier runs.
 
-        If too many diverged for a law, plan points of the design instead, and hold none of them out.
+        If too many runs diverged to fit a law, points of the design are planned instead, and none is held out.
         """
         settings, most = self.settings, self.most
         count = settings.runs - len(self.runs)
@@ -245,19 +250,19 @@ class Swarm:
         self.runs += self._hold_out(runs, key=4) if stage == "optimum" else runs
 
     def _hold_out(self, runs: list[PlannedRun], *, key: int) -> list[PlannedRun]:
-        """Mark a random part of some runs: their losses are only used to report errors."""
+        """Return the runs with a random part marked as held out. Their losses are only used to report errors."""
         generator = np.random.Generator(np.random.Philox(key=[self.settings.seed, key]))
         chosen = set(generator.permutation(len(runs))[: self.settings.held_out_of(len(runs))].tolist())
         return [replace(run, held_out=number in chosen) for number, run in enumerate(runs)]
 
     @property
     def passes(self) -> dict[str, float]:
-        """Passes over each unit that a share of 1 means in the target run."""
+        """Passes over each unit in the target run at a share of 1."""
         return {unit: self.settings.budget_tokens / tokens for unit, tokens in self.tokens.items()}
 
     @property
     def passes_of_proxies(self) -> dict[str, float]:
-        """Passes over each unit that a share of 1 means in the proxies, which read whole sequences."""
+        """Passes over each unit in the proxies at a share of 1. Proxies read whole sequences."""
         if not self.seen_tokens:
             return self.passes
         return {unit: self.settings.proxy_tokens / tokens for unit, tokens in self.seen_tokens.items()}
@@ -279,7 +284,7 @@ class Swarm:
 
     @property
     def problem(self) -> Problem:
-        """Names and sizes as the law sees them."""
+        """The problem of the law: shares, evaluations, own sources and passes."""
         languages = [language_of(unit) for unit in self.units]
         own = tuple(
             tuple(number for number, language in enumerate(languages) if language == evaluation)
@@ -295,17 +300,17 @@ class Swarm:
         affinity: Path | str | None = None,
         on_progress: OnProgress = silent,
     ) -> MixtureLaw:
-        """Fit a law to the runs that ended well and are not held out.
+        """Return the law that is fitted to the runs that did not diverge and are not held out.
 
         Args:
             form: one of `xdoge.laws.problem.FORMS`.
-            validate_rivals: also cross-validate the other forms.
-            affinity: folder of a fit, whose gradients move the prior of the transfer if that helps; None for the one
-                that the swarm was planned with, if any.
+            validate_rivals: whether to cross-validate the other forms too.
+            affinity: folder of a fit. Its gradient affinity moves the prior of the transfer if that lowers the
+                cross-validated error. The default is the fit that the swarm was planned with, if any.
             on_progress: called after each fit of a form.
 
         Raises:
-            XDogeError: too few runs ended well, or as `MixtureLaw.fit` says.
+            XDogeError: too few runs ended without diverging, or `MixtureLaw.fit` refuses them.
         """
         from xdoge.laws.law import FitSettings, MixtureLaw
 
@@ -331,7 +336,7 @@ class Swarm:
         )
 
     def validate(self, law: MixtureLaw) -> HeldOut | None:
-        """Return how a law predicts the runs that are held out, None if none of them ended well."""
+        """Return the scores of a law on the held-out runs; None if none of them has losses."""
         mixtures, losses = self.table(held_out=True)
         if not mixtures:
             return None
@@ -342,7 +347,7 @@ class Swarm:
         return HeldOut(len(mixtures), score(prediction.predicted, measured, half), noise)
 
     def notes(self) -> list[str]:
-        """Return what the user should know of the runs: those that diverged and those that are missing."""
+        """Return notes on the runs that diverged and the runs that are missing."""
         results = self.results()
         lines = [
             f"{name} diverged ({result.diverged}) and is left out"
@@ -368,14 +373,14 @@ class Swarm:
         return self.path / "runs" / run.name
 
     def results(self) -> dict[str, RunResult]:
-        """Return the result of each run that has ended, diverged ones too."""
+        """Return the results of the runs that have ended, including diverged runs, by name."""
         from xdoge.laws.swarm_run import RunResult
 
         results = {run.name: RunResult.load(self.folder(run)) for run in self.runs}
         return {name: result for name, result in results.items() if result}
 
     def table(self, *, held_out: bool = False) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-        """Return mixtures and losses by run, of the runs that ended well and are (or are not) held out."""
+        """Return mixtures and losses, by run, of the runs that did not diverge and are (or are not) held out."""
         results = self.results()
         runs = [run for run in self.runs if run.held_out == held_out and run.name in results]
         runs = [run for run in runs if results[run.name].diverged is None]
@@ -389,10 +394,10 @@ class Swarm:
         return mixtures, {run.name: dict(results[run.name].losses) for run in runs}
 
     def measure_noise(self) -> Noise | None:
-        """Return what the anchors say, None before they are trained.
+        """Return the noise of the anchors; None before they are trained.
 
         Raises:
-            XDogeError: too many of them diverged.
+            XDogeError: too many anchors diverged.
         """
         results = self.results()
         anchors = [run for run in self.runs if run.stage == "anchors"]
@@ -416,11 +421,11 @@ class Swarm:
         return Noise(math.sqrt(squares / degrees), math.sqrt(max(0.0, of_means - of_seeds)))
 
     def flops(self) -> int:
-        """Return the exact FLOPs of all trainings; validation is left out."""
+        """Return the exact FLOPs of all trainings, without validation."""
         return self.settings.flops(self.vocab_size)
 
     def save(self) -> None:
-        """Write swarm.json, and the CSV files with the runs that ended well."""
+        """Write swarm.json, and the CSV files with the runs that did not diverge."""
         value = {
             "schema": f"{SCHEMA}/1",
             "settings": self.settings.model_dump(mode="json"),
@@ -444,10 +449,10 @@ class Swarm:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read the plan of a swarm's folder.
+        """Return the swarm of a folder.
 
         Raises:
-            XDogeError: it is no swarm's folder, or of a newer schema.
+            XDogeError: the folder does not hold a swarm, or the swarm has a newer schema.
         """
         path = Path(path)
         value = read_json(path / "swarm.json", schema=SCHEMA)
@@ -471,10 +476,10 @@ class Swarm:
         )
 
     def advance(self, on_note: OnNote = silent) -> list[PlannedRun]:
-        """Return the runs that may be trained now; plan more once the earlier ones have ended.
+        """Return the runs that may be trained now. Plan the next stage if all runs so far have ended.
 
         Raises:
-            XDogeError: the anchors diverged, or say that seeds differ more than mixtures, so nothing could be learned.
+            XDogeError: the anchors diverged, or they differ more between seeds than between mixtures.
         """
         results = self.results()
         if self.noise is None and (noise := self.measure_noise()):
@@ -496,7 +501,7 @@ class Swarm:
         return waiting
 
     def describe_noise(self) -> str:
-        """Return what the anchors say in words."""
+        """Return the noise of the anchors in words."""
         assert self.noise
         return (
             f"the mean loss of one mixture varies by {self.noise.repeats:.4f} bits per byte over seeds (standard "

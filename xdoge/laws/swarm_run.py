@@ -34,13 +34,13 @@ SCHEMA = "xdoge.swarm-run"
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of one run.
+    """The result of one run.
 
     Attributes:
-        shares: of the tokens of each source, in the whole sequences that were trained on.
+        shares: share of each source in the tokens that were trained on, in whole sequences.
         losses: bits per byte of each language; empty if the run diverged.
-        diverged: why the run has no losses, None if it has.
-        seconds: of training and validation.
+        diverged: why the run has no losses; None if it has losses.
+        seconds: duration of training and validation.
     """
 
     shares: Mapping[str, float]
@@ -50,7 +50,7 @@ class RunResult:
 
     @classmethod
     def load(cls, folder: Path) -> RunResult | None:
-        """Read the result of a run's folder, None if the run has not ended."""
+        """Return the result in a run's folder; None if the run has not ended."""
         if not (folder / "result.json").exists():
             return None
         value = read_json(folder / "result.json", schema=SCHEMA)
@@ -73,27 +73,27 @@ def train_run(
     on_progress: OnProgress,
     on_note: OnNote,
 ) -> RunResult:
-    """Train a proxy on a mixture, measure it, and write the run's result.json.
+    """Train a proxy on a mixture, measure its losses, and write the run's result.json.
 
-    A run that was stopped goes on from its last checkpoint and ends with the same losses.
+    A run that was stopped continues from its last checkpoint and ends with the same losses.
 
     Args:
-        store: the tokens.
-        settings: of the swarm.
-        weights: share of the tokens of each source.
-        folder: of this run.
-        seed: of the initial proxy and the order of the text.
-        stop: gets the number of a signal that asks to stop.
-        on_progress: called with each step.
-        on_note: called if a damaged checkpoint is left out.
+        store: the token store.
+        settings: settings of the swarm.
+        weights: share of each source in the tokens.
+        folder: folder of this run.
+        seed: seed of the initial proxy and of the order of the text.
+        stop: a list that receives the number of a signal that asks to stop.
+        on_progress: called after each step.
+        on_note: called with a sentence if a damaged checkpoint is skipped.
 
     Raises:
-        Interrupted: a signal came; every finished step is in a checkpoint.
+        Interrupted: a signal stopped the run. Every finished step is in a checkpoint.
     """
     run = RunFolder(folder)
     with run.claimed():
         if result := RunResult.load(folder):
-            run.forget_checkpoints()  # a process may have been killed before it did
+            run.forget_checkpoints()  # a process may have been killed before it did this
             return result
         began = time.perf_counter()
         try:
@@ -136,14 +136,14 @@ class Training(Proxy):
             name="run",
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # poor shares are drawn less than once in a batch
+            warnings.simplefilter("ignore", UserWarning)  # a source may be drawn less than once in a batch
             self.sampler = MixtureSampler(mixture, lengths, batch_size=settings.batch_size, seed=seed)
         self.step, self.averaged = 0, 0
         self.mean: dict[str, torch.Tensor] = {}
 
     @property
     def shares(self) -> dict[str, float]:
-        """Share of each source in the whole sequences of the training."""
+        """Share of each source in the tokens of the training, in whole sequences."""
         return {source: count / self.sampler.total for source, count in self.sampler.quotas.items()}
 
     def batch(self) -> torch.Tensor:
@@ -162,7 +162,7 @@ class Training(Proxy):
         return torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(self.device)
 
     def steps(self) -> Iterator[MetricsRow]:
-        """Train to the end; each step yields its row of metrics.jsonl.
+        """Train to the end, and yield the row of metrics.jsonl of each step.
 
         Raises:
             NonFiniteLossError: the loss or the gradient is not finite.
@@ -188,7 +188,7 @@ class Training(Proxy):
 
     @torch.no_grad()
     def _average(self) -> None:
-        """Take the parameters into their running mean."""
+        """Update the running mean of the parameters."""
         self.averaged += 1
         for name, value in self.model.named_parameters():
             if self.averaged == 1:
@@ -198,9 +198,9 @@ class Training(Proxy):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return bits per byte of each language's validation text, of the mean of the last weights.
+        """Return bits per byte of each language's validation text, for the mean of the last parameters.
 
-        The proxy has this mean for its weights afterwards.
+        Afterwards, the proxy has this mean as its parameters.
 
         Raises:
             NonFiniteLossError: a loss is not finite.
@@ -219,7 +219,7 @@ class Training(Proxy):
         run.save_checkpoint(self.step, numbers={"averaged": self.averaged}, arrays={}, tensors=tensors, keep=1)
 
     def resume(self, run: RunFolder, on_note: OnNote) -> None:
-        """Go on from the newest checkpoint, if there is one."""
+        """Load the newest checkpoint, if there is one."""
         if checkpoint := run.good_checkpoint(on_note):
             numbers, _, tensors = run.load_checkpoint(checkpoint)
             self.step, self.averaged = numbers["step"], numbers["averaged"]
@@ -231,7 +231,8 @@ class Training(Proxy):
 def bits_per_byte(losses: Mapping[str, float], store: TokenStore) -> dict[str, float]:
     """Return bits per byte of each language from nats per token of its sources' validation text.
 
-    A language's number is its bits over its bytes: sources count by the length of their validation text.
+    A language's value is the total of its bits divided by the total of its bytes. So sources count in proportion to the
+    length of their validation text.
     """
     tokens, n_bytes = store.tokens("validation"), store.n_bytes("validation")
     result = {}

@@ -1,4 +1,4 @@
-"""Settings of a swarm: what the user may choose, what the recipe fills in, what is refused."""
+"""Settings of a swarm: their meaning, their defaults for a recipe and a corpus, and their checks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 AROUND_OPTIMUM = 0.25
-"""Share of the runs after anchors and contrasts that are planned near the optimum."""
+"""Share of the runs near the optimum among all runs that are neither anchors nor contrasts."""
 
 
 class SwarmSettings(ProxySettings):
-    """Every setting of `xdoge swarm`, all of them resolved; `for_store` fills in what the user left out."""
+    """Every setting of `xdoge swarm`, with its final value. `for_store` fills in what the user left out."""
 
     proxy: str = Field(
         "125m", description="recipe of the proxy, a YAML file of one, or a trained model that every run continues from"
@@ -53,10 +53,10 @@ class SwarmSettings(ProxySettings):
 
     @classmethod
     def for_store(cls, store: TokenStore, values: Mapping[str, Any], *, where: str = "settings") -> Self:
-        """Return what the user gave, completed by the proxy's defaults, checked against the store.
+        """Return settings for a store: the user's values, and the proxy's defaults for all others.
 
         Raises:
-            XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
+            XDogeError: a setting is unknown or not allowed, or the store has too little text for it.
         """
         proxy = InitialModel.find(str(values.get("proxy", cls.model_fields["proxy"].default)))
         units = store.languages if values.get("level", "languages") == "languages" else store.sources
@@ -101,7 +101,7 @@ class SwarmSettings(ProxySettings):
                 )
 
     def flops(self, vocab_size: int) -> int:
-        """Return the FLOPs of all trainings; validation is left out."""
+        """Return the FLOPs of all trainings, without validation."""
         tokens, length = self.runs * self.proxy_tokens, self.sequence_length
         return InitialModel.find(self.proxy).training_flops(tokens, sequence_length=length, vocab_size=vocab_size)
 
@@ -111,12 +111,12 @@ class SwarmSettings(ProxySettings):
         return 2 * len(self.seeds) + 1
 
     def stages(self, units: int) -> tuple[int, int]:
-        """Return how many trainings are of the design, contrasts too, and how many near the optimum."""
+        """Return the number of trainings in the design, with contrasts, and the number near the optimum."""
         near = round(AROUND_OPTIMUM * (self.runs - self.anchors - 2 * units))
         return self.runs - self.anchors - near, near
 
     def held_out_of(self, count: int) -> int:
-        """Return how many of some trainings are held out; anchors never are, so the others give a little more."""
+        """Return how many of `count` trainings are held out. Anchors never are, so the share of others is higher."""
         return min(count, round(count * self.held_out * self.runs / (self.runs - self.anchors)))
 
     @property
@@ -125,13 +125,13 @@ class SwarmSettings(ProxySettings):
         return self.steps * self.batch_size * self.sequence_length
 
     def sequences_seen(self, store: TokenStore) -> dict[str, int]:
-        """Return how many sequences of each source the proxies see, so that epochs are those of the target run."""
+        """Return how many sequences of each source the proxies see. With these they repeat text like the target run."""
         share = min(1.0, self.proxy_tokens / self.budget_tokens)
         counts = store.sequence_counts(self.sequence_length)
         return {source: min(count, max(1, round(count * share))) for source, count in counts.items()}
 
     def notes(self, store: TokenStore) -> list[str]:
-        """Return what the user should know before the swarm starts."""
+        """Return notes for the user on these settings, before the swarm starts."""
         lines = []
         if self.proxy_tokens > self.budget_tokens:
             lines.append(
@@ -148,7 +148,7 @@ class SwarmSettings(ProxySettings):
 
 
 def fewest_runs(units: int) -> int:
-    """Return how many trainings a law of so many shares needs."""
+    """Return the least number of trainings for a law over `units` shares."""
     from xdoge.laws.fitted import FEWEST_RUNS
 
     return max(FEWEST_RUNS, units)

@@ -1,8 +1,9 @@
-"""Transfer between sources: how far the runs settle it, and what the gradients of a fit say before any run.
+"""Transfer between sources: its intervals, and a prior for it from the gradients of a fit.
 
-The Gram matrix of a fit says how a small step on source j changes the loss of evaluation l, against a step on l's own
-text: t_lj = <g_j, grad l_l> / |grad l_l|². Gradients are symmetric and one step long, and transfer is neither. So ln t
-only moves the prior mean of ln τ, to c0 + c1 ln t, with c0 and c1 fitted.
+The Gram matrix of a fit says how a small step on source j changes the loss of evaluation l, relative to a step on l's
+own text: t_lj = <g_j, grad l_l> / |grad l_l|². Inner products of gradients are symmetric and describe a single step.
+Transfer is not symmetric, and it acts over a whole run. So t only moves the prior mean of ln τ, to c0 + c1 ln t, where
+c0 and c1 are fitted.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from xdoge.laws.problem import Floats, Problem
 from xdoge.names import language_of
 
 LEAST_AFFINITY = 0.01
-"""Smallest t: gradients that oppose each other say no more than that there is no transfer."""
+"""Lower bound on t. Gradients that oppose each other count as no transfer."""
 DEVIATIONS = (0.5, 1.0, 1.5)
-"""Tried for σ of the prior; the last is that of the prior without gradients."""
+"""Values tried for σ of the prior. The last is σ of the prior without gradients."""
 WORTH_IT = 0.99
-"""The prior is used if it brings the cross-validated error to this part of what it is without, or below."""
+"""The prior is used if it lowers the cross-validated error to this part of the error without it."""
 Z = 1.645
 
 
 @dataclass(frozen=True)
 class TransferIntervals:
-    """90 % intervals of the transfer and of what repetition is worth.
+    """90 % intervals of the transfer and of the value of repetition.
 
     Attributes:
-        low: shape (L, k); 1 for an evaluation's own sources.
-        high: shape (L, k).
-        is_noise: cells that may as well be 0, shape (L, k): the interval reaches it, or would if it were symmetric.
-        four_epochs: low and high end of what four epochs are worth, in epochs of new text; None if token counts are
+        low: lower ends, shape (L, k); 1 for an evaluation's own sources.
+        high: upper ends, shape (L, k); 1 for an evaluation's own sources.
+        is_noise: True where the transfer may be 0, shape (L, k).
+        four_epochs: lower and upper end of the value of four epochs, in epochs of new text; None if token counts are
             unknown.
     """
 
@@ -48,12 +49,13 @@ class TransferIntervals:
 
 
 def transfer_intervals(law: Effective, shares: Floats, losses: Floats) -> TransferIntervals:
-    """Return how far the runs settle the transfer and the value of repetition.
+    """Return 90 % intervals of the transfer and of the value of repetition.
 
-    Laplace's approximation at the fitted law: the Gauss-Newton curvature of the posterior. Evaluations share λ only.
+    They come from Laplace's approximation at the fitted law, with the Gauss-Newton curvature of the posterior. The
+    evaluations share only the parameter λ.
 
     Args:
-        law: fitted to these runs.
+        law: the law that is fitted to these runs.
         shares: shape (n, k).
         losses: shape (n, L).
     """
@@ -78,7 +80,7 @@ def transfer_intervals(law: Effective, shares: Floats, losses: Floats) -> Transf
     if law.problem.passes is not None:
         ends = law.decay * np.exp(np.array([Z, -Z]) / np.sqrt(information))
         four = (float(epoch_value(np.array([4.0]), ends[0])[0][0]), float(epoch_value(np.array([4.0]), ends[1])[0][0]))
-    # Shares sum to 1, so a little more transfer from every source is the same as a larger offset d.
+    # Shares sum to 1, so a little more transfer from every source has the same effect as a larger offset d.
     width = np.where(law.problem.is_own, 0.0, law.offset[:, None])
     low = np.maximum(law.transfer * np.exp(-Z * error) - width, 0.0)
     high = law.transfer * np.exp(Z * error) + width
@@ -91,13 +93,13 @@ def read_affinity(
     evaluations: Sequence[str],
     members: Mapping[str, Mapping[str, float]] | None,
 ) -> Floats:
-    """Return ln t of each evaluation and source less the mean of all, shape (L, k); 0 where a fit does not tell.
+    """Return ln t of each evaluation and source, minus the mean of all, shape (L, k); 0 where it is unknown.
 
     Args:
         run: folder of a fit, with gram.parquet.
-        sources: names of the shares: those of the fit's sources, or of its languages.
-        evaluations: L names; those that name no language of the fit have no gradient.
-        members: the sources of each share with their parts, if shares are of languages.
+        sources: names of the shares: the sources of the fit, or its languages.
+        evaluations: L names. An evaluation that is not named like a language of the fit has no gradient.
+        members: for shares of languages, the sources of each share with their parts of it.
 
     Raises:
         XDogeError: the folder has no gram.parquet, or the fit had other sources.
@@ -134,9 +136,9 @@ def read_affinity(
 
 
 def candidates_of_prior(problem: Problem, affinity: Floats) -> list[Problem]:
-    """Return the problem with each σ that is tried, without and with what gradients say.
+    """Return the problem with each σ that is tried, both without and with the affinity.
 
-    A narrower prior alone may help, and gradients are not to be credited with that.
+    A narrower prior alone may lower the error, and this should not count in favour of the gradients.
     """
     rows: Any = tuple(tuple(row) for row in affinity.tolist())
     narrower = [replace(problem, transfer_deviation=deviation) for deviation in DEVIATIONS]
