@@ -1,4 +1,4 @@
-"""Baselines that learn weights by other methods, on the same store, proxies and training as `xdoge fit-weights`."""
+"""Baselines: other methods that learn weights, with the same store, proxies and training as `xdoge fit-weights`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["METHODS", "BaselineSettings", "learn"]
 METHODS: Mapping[str, type[BaselineSettings]] = {
     settings.method: settings for settings in (DoremiSettings, RegmixSettings, DogeSettings)
 }
-"""Each method with the class of its settings."""
+"""The class of the settings of each method."""
 
 
 def learn(
@@ -36,23 +36,24 @@ def learn(
 ) -> FitResult:
     """Learn one weight per source of `store` by a baseline, and write the weights to `out`/weights.json.
 
-    Its `proxy["flops"]` is the cost: the exact FLOPs of every model that was run to learn the weights. A run that is
-    killed at any moment and resumed ends with the same numbers: to the bit on one CPU with the same versions.
+    `weights.proxy["flops"]` is the cost: the exact FLOPs of every model that was run to learn the weights. A run may be
+    killed at any moment and resumed. It then gives the same numbers as an uninterrupted run, bit for bit on one CPU
+    with the same versions.
 
     Args:
         method: one of `METHODS`.
-        store: the tokens.
-        settings: from `METHODS[method].for_store`.
-        out: the run folder, empty or new.
-        resume: continue the run in `out`.
-        on_progress: called after each step, or for RegMix after each model, with its row of metrics.jsonl.
+        store: the token store.
+        settings: settings from `METHODS[method].for_store`.
+        out: the run folder, new or empty.
+        resume: whether to continue the run in `out`.
+        on_progress: called with a row of metrics.jsonl after each step, or with RegMix after each model.
         on_note: called with each sentence that the user should read.
 
     Raises:
-        XDogeError: the method is unknown, the folder is taken, a setting differs from the run's that is resumed, or a
+        XDogeError: the method is unknown, the folder is not empty, a setting differs from the run that is resumed, or a
             launcher started several processes.
-        NonFiniteLossError: training diverged.
-        Interrupted: SIGINT or SIGTERM came; the same call with `resume` continues.
+        NonFiniteLossError: a loss or a gradient is NaN or infinite.
+        Interrupted: SIGINT or SIGTERM stopped the run. The same call with `resume` continues it.
     """
     check_method(method)
     if os.environ.get("WORLD_SIZE", "1") != "1":

@@ -1,8 +1,9 @@
-"""DoGE as its authors' code has it, step for step, on this library's gradients and training.
+"""DoGE as in its authors' code, step for step, with this library's gradients and training.
 
-Where `xdoge fit-weights` parts from that code, this follows the code: gradients clipped before the products, scores
-clipped to a range, no floor, batches that do not follow the weights, and in the published configuration one target, a
-mix of all sources. `docs/explanation/method.md`, "DoGE by its authors' code", has the equations and the differences.
+Where `xdoge fit-weights` differs from that code, this baseline follows the code. It clips gradients before the
+products, and scores to a range. It has no floor, and its batches do not follow the weights. In the published
+configuration, it has one target, a mix of all sources. `docs/explanation/method.md`, "DoGE by its authors' code", has the equations
+and the remaining differences.
 
 Source: Fan et al. 2023, arXiv:2310.15393, and github.com/Olivia-fsm/DoGE, `src/trainer.py` at 1fb7f7b with
 `config/doge.json`.
@@ -26,10 +27,10 @@ from xdoge.mixtures.weights import WeightSet
 from xdoge.training.run_folder import MetricsRow
 
 LARGEST_NORM = 5.0
-"""To which the gradient of every source is clipped before the products: `max_grad_norm`."""
+"""Norm to which the gradient of every source is clipped before the products; `max_grad_norm` in the authors' code."""
 
 SCORES = 0.0, 5.0
-"""Range that scores are clipped to: `dw_min`, `dw_max`."""
+"""Range to which scores are clipped; `dw_min` and `dw_max` in the authors' code."""
 
 
 def update(
@@ -39,8 +40,8 @@ def update(
 
     Args:
         weights: (k,) α.
-        products: (k,) of each source's clipped gradient with the target's.
-        norms: (k,) of the clipped gradients.
+        products: (k,) inner products of each source's clipped gradient with the target's.
+        norms: (k,) norms of the clipped gradients.
         rate: learning rate of the step.
         mu: μ.
         smoothing: share of uniform weights that is mixed in.
@@ -53,10 +54,11 @@ def update(
 
 
 def clipped(products: SourceProducts, k: int) -> tuple[Floats, Floats]:
-    """Return the products of each source's gradient with the target's, and the sources' norms, all gradients clipped.
+    """Return the products of clipped gradients with the target's, (k,), and the norms of the clipped gradients, (k,).
 
     Args:
-        products: of k sources and the mix, or of k sources and with their Gram matrix, where these are the target.
+        products: products of k sources and the mix. If the target is the sources, products of k sources with their Gram
+            matrix.
         k: number of sources.
     """
     norms = np.sqrt(products.square_norms)
@@ -67,7 +69,7 @@ def clipped(products: SourceProducts, k: int) -> tuple[Floats, Floats]:
 
 
 def doge(job: Job[DogeSettings]) -> WeightSet:
-    """Train the proxy, from the newest checkpoint on, and return the mean of the weights."""
+    """Train the proxy from the newest checkpoint, and return the mean of the weights over the steps."""
     store, settings, run = job.store, job.settings, job.run
     proxy = BaselineProxy(store, settings, job.recipe)
     trajectory = Trajectory(len(store.sources), ("score", "loss", "grad_norm"))
@@ -92,7 +94,7 @@ def doge(job: Job[DogeSettings]) -> WeightSet:
 
 
 def _steps(job: Job[DogeSettings], proxy: BaselineProxy, trajectory: Trajectory) -> Iterator[MetricsRow]:
-    """Take the steps that are left, and yield each one's row of metrics."""
+    """Take the remaining steps, and yield the row of metrics of each."""
     settings, k = job.settings, len(job.store.sources)
     parts = settings.parts(k)
     engine = GradientEngine(proxy.model, parts)
@@ -106,7 +108,7 @@ def _steps(job: Job[DogeSettings], proxy: BaselineProxy, trajectory: Trajectory)
             rows = torch.cat([rows, proxy.draw(generator.multinomial(sizes[k], np.full(k, 1 / k)))])
         products = engine.backward(
             SourceBatch(input_ids=rows, counts=tuple(sizes.tolist())),
-            weights=np.append(trajectory.now, [0.0] * mixed),  # the code has the next ones, not known here yet
+            weights=np.append(trajectory.now, [0.0] * mixed),  # the authors' code has the next weights here
             targets=targets,
             gram=not mixed,
             halves=False,

@@ -1,8 +1,9 @@
-"""DoReMi: the weights at which a proxy falls short of a reference model the most, averaged over its training.
+"""DoReMi: weights rise for sources on which a proxy is worse than a reference model.
 
-A reference model is trained on fixed weights. A proxy of the same size then plays against the weights: each source's
-excess loss over the reference, per token and never below 0, pulls its weight up, and the proxy descends on the losses
-so weighted. `docs/explanation/method.md`, "DoReMi", has the equations and the choices that the paper leaves open.
+First, a reference model is trained on fixed weights. Then a proxy of the same size is trained together with the
+weights. The excess loss of a source over the reference, per token and never below 0, raises the weight of the source.
+The proxy minimises the weighted losses. The result is the mean of the weights over the steps. `docs/explanation/method.md`,
+"DoReMi", has the equations and our choices where the paper leaves them open.
 
 Source: Xie et al. 2023, arXiv:2305.10429, algorithm 1.
 """
@@ -40,7 +41,7 @@ def update(weights: Floats, excess: Floats, *, eta: float, smoothing: float) -> 
 
 
 def doremi(job: Job[DoremiSettings]) -> WeightSet:
-    """Train the reference and then the proxy, from the newest checkpoint on, and return the mean of the weights."""
+    """Train the reference and the proxy from the newest checkpoint, and return the mean of the weights."""
     store, settings, run = job.store, job.settings, job.run
     k = len(store.sources)
     reference, proxy = (BaselineProxy(store, settings, job.recipe) for _ in range(2))
@@ -75,7 +76,7 @@ def doremi(job: Job[DoremiSettings]) -> WeightSet:
 def _play(
     job: Job[DoremiSettings], proxy: BaselineProxy, reference: BaselineProxy, trajectory: Trajectory
 ) -> Iterator[MetricsRow]:
-    """Take the steps that are left of the proxy and the weights, and yield each one's row of metrics."""
+    """Take the remaining steps of the proxy and the weights, and yield the row of metrics of each."""
     settings = job.settings
     counts = equal_parts(settings, len(job.store.sources))
     while proxy.step < settings.steps:

@@ -1,4 +1,4 @@
-"""One run of a baseline: its folder and callbacks, how it is logged, stopped and finished, and its trajectory."""
+"""One run of a baseline: its logging, its checkpoints, its end, and the trajectory of the weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Settings = TypeVar("Settings", bound=BaselineSettings)
 
 @dataclass
 class Job(Generic[Settings]):
-    """One run of a baseline."""
+    """One run of a baseline, with its folder and its callbacks."""
 
     store: TokenStore
     settings: Settings
@@ -46,7 +46,7 @@ class Job(Generic[Settings]):
         return self.seconds + time.perf_counter() - self.began
 
     def rewind(self, step: int) -> list[MetricsRow]:
-        """Drop the rows of metrics.jsonl after `step` and return those that stay; the clock goes on from the last."""
+        """Delete the rows of metrics.jsonl after `step`, return the others, and set the clock to the last of them."""
         self.run.rewind_metrics(step)
         rows = read_rows(self.run.metrics)
         self.seconds = rows[-1]["seconds"] if rows else 0.0
@@ -54,14 +54,14 @@ class Job(Generic[Settings]):
         return rows
 
     def log(self, row: MetricsRow) -> None:
-        """Write a row of metrics.jsonl, with the seconds since the run began, and show it."""
+        """Write a row of metrics.jsonl, with the seconds since the run began, and report it as progress."""
         row["seconds"] = round(self.elapsed, 3)
         self.run.log(row)
         event = Event("step", self.settings.method, done=row["step"], total=self.settings.n_rows, unit="steps", row=row)
         self.on_progress(event)
 
     def stop_if_asked(self, done: int, what: str) -> None:
-        """End here if a signal asked for it."""
+        """Raise Interrupted if a signal asked to stop."""
         if self.stop:
             total = self.settings.n_rows
             raise Interrupted(
@@ -71,7 +71,7 @@ class Job(Generic[Settings]):
     def finish(
         self, weights: Floats, *, tokens: int, floor: float = 0.0, about: Mapping[str, Any] | None = None
     ) -> WeightSet:
-        """Write weights.json, the last file of a run, and return what it holds; see `learned_weights`."""
+        """Write weights.json, the last file of a run, and return its weight set; see `learned_weights`."""
         settings = self.settings
         method = {"baseline": settings.method, **settings.model_dump(mode="json")}
         answer = learned_weights(
@@ -82,7 +82,7 @@ class Job(Generic[Settings]):
 
 
 class Trajectory:
-    """The weights along the steps of one proxy: those now, their mean, and the record of how they moved."""
+    """The weights over the steps of one proxy: their present values, their mean and their history."""
 
     def __init__(self, k: int, columns: tuple[str, ...]) -> None:
         self.now: Floats = np.full(k, 1 / k)
@@ -91,23 +91,23 @@ class Trajectory:
 
     @property
     def mean(self) -> Floats:
-        """The mean of the weights after each step: the answer."""
+        """The mean of the weights over the steps, (k,): the result of the baseline."""
         return self.total / len(self.history["weight"])
 
     def move(self, weights: Floats, **columns: Floats) -> None:
-        """Go on to the weights after a step, with what else the trajectory shows of it."""
+        """Add the weights after a step, with the values for the other columns of the trajectory."""
         self.now, self.total = weights, self.total + weights
         for name, values in {"weight": weights, **columns}.items():
             self.history[name].append(values)
 
     def write(self, run: RunFolder, sources: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-        """Write trajectory.parquet, and return the arrays that a checkpoint keeps."""
+        """Write trajectory.parquet, and return the arrays for a checkpoint."""
         if len(self.history["weight"]):
             run.write_trajectory({name: np.array(values) for name, values in self.history.items()}, sources)
         return {"weights_now": self.now, "weights_total": self.total}
 
     def load(self, run: RunFolder, step: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Put everything back as it was after `step` steps."""
+        """Restore the state after `step` steps."""
         self.now, self.total = arrays["weights_now"], arrays["weights_total"]
         self.history = run.read_trajectory(step, tuple(self.history), len(self.now))
 
@@ -115,14 +115,14 @@ class Trajectory:
 def follow(
     job: Job[Any], rows: Iterable[MetricsRow], proxy: BaselineProxy, state: Callable[[], ProxyState], *, before: int = 0
 ) -> None:
-    """Run the steps of one proxy: each is evaluated and logged, and now and then everything is saved.
+    """Run the steps of one proxy: log each, and evaluate and save at the intervals of the settings.
 
     Args:
-        job: whose settings say how often.
+        job: the run.
         rows: yields a row of metrics after each step of the proxy.
-        proxy: that the steps train.
-        state: returns what a checkpoint holds.
-        before: rows of metrics.jsonl that belong to models before this one.
+        proxy: the proxy that the steps train.
+        state: returns the content of a checkpoint.
+        before: number of rows of metrics.jsonl that belong to earlier models.
     """
     settings = job.settings
     for row in rows:
@@ -140,10 +140,10 @@ def follow(
 
 
 def equal_parts(settings: BaselineSettings, parts: int) -> NDArray[np.int64]:
-    """Return the sequences in each of some equal parts of a batch, one more or less."""
+    """Return the sequences in each of `parts` parts of a batch, equal to within one."""
     return np.array(largest_remainder([1.0] * parts, settings.batch_size))
 
 
 def means(losses: torch.Tensor, counts: NDArray[np.int64]) -> torch.Tensor:
-    """Return the mean loss of each source from (B, T - 1) losses sorted by source: (k,)."""
+    """Return the mean loss of each source, (k,), from losses sorted by source, (B, T - 1)."""
     return torch.stack([part.mean() for part in torch.split(losses, counts.tolist())])

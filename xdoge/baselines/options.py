@@ -1,4 +1,4 @@
-"""Settings of the baselines: how their proxies are trained, which all share, and what each method adds."""
+"""Settings of the baselines: the training of the proxies, which all share, and the settings of each method."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 
 class BaselineSettings(ProxySettings):
-    """What all baselines have in common: the proxy and its training, by default exactly as in `xdoge fit-weights`."""
+    """The settings of all baselines: the proxy and its training, with the same defaults as `xdoge fit-weights`."""
 
     method: ClassVar[str]
-    """What `learn` calls it."""
+    """Name of the method, as `learn` takes it."""
 
     @property
     def n_rows(self) -> int:
-        """Rows of metrics.jsonl when the method has ended."""
+        """Number of rows of metrics.jsonl at the end."""
         return self.steps
 
     def notes(self, store: TokenStore) -> list[str]:
-        """Return what a careful user would want to know about these settings on this store, a line each."""
+        """Return notes on these settings for this store, a line each."""
         return []
 
 
 class SteppedSettings(BaselineSettings):
-    """A method that moves its weights at every step of one proxy."""
+    """Settings of a method that moves its weights at every step of one proxy."""
 
     eval_every: int = Field(
         gt=0, description="steps between validation losses [a tenth of the steps, or more: at most 10 % of the time]"
@@ -44,11 +44,11 @@ class SteppedSettings(BaselineSettings):
 
     @classmethod
     def defaults(cls, options: Mapping[str, Any], steps: int, k: int) -> dict[str, Any]:
-        """Return how often to evaluate and to save."""
+        """Return the defaults of eval_every and checkpoint_every."""
         return {"eval_every": -(-steps // 10), "checkpoint_every": max(1, steps // 20)}
 
     def parts(self, k: int) -> int:
-        """Return into how many equal parts a batch is cut for k sources."""
+        """Return the number of equal parts of a batch for k sources."""
         return k
 
     def check_store(self, store: TokenStore) -> None:
@@ -74,7 +74,7 @@ class DoremiSettings(SteppedSettings):
 
     @property
     def n_rows(self) -> int:
-        """A row for each step of the reference model, then one for each of the proxy."""
+        """Number of rows: one for each step of the reference model and of the proxy."""
         return 2 * self.steps
 
     def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
@@ -84,7 +84,7 @@ class DoremiSettings(SteppedSettings):
 
 
 class DogeSettings(SteppedSettings):
-    """Settings of DoGE (arXiv:2310.15393) as its authors' code has it."""
+    """Settings of DoGE (arXiv:2310.15393) as in its authors' code."""
 
     method = "doge"
 
@@ -95,7 +95,7 @@ class DogeSettings(SteppedSettings):
     smoothing: float = Field(0.0, ge=0, lt=1, description="share of uniform weights mixed in at every step")
 
     def parts(self, k: int) -> int:
-        """One part for each source, and one for the mix where that is the target."""
+        """Return the number of parts: one for each source, and one for the mix if it is the target."""
         return k + (self.target == "mix")
 
     def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
@@ -131,11 +131,11 @@ class RegmixSettings(BaselineSettings):
 
     @property
     def n_rows(self) -> int:
-        """A row for each tiny model."""
+        """Number of rows: one for each tiny model."""
         return self.runs
 
     def require_libraries(self) -> None:
-        """Raise MissingExtraError if a library is missing that is needed when all models are trained."""
+        """Raise MissingExtraError if a library is missing that the regression needs after all trainings."""
         if self.regressor == "lightgbm":
             require("baselines", "lightgbm")
 
@@ -147,7 +147,7 @@ class RegmixSettings(BaselineSettings):
         return trained + self.training_flops(recipe, store, self.runs * scored) // 3
 
     def target_weights(self, store: TokenStore) -> dict[str, float]:
-        """Return τ of each source that counts and has validation text, summing to 1."""
+        """Return τ of each source with a target above 0 and validation text. They sum to 1."""
         targets = targets_by_source(self.targets, store.languages)
         available = store.sequence_counts(self.sequence_length, split="validation")
         measured = {source: weight for source, weight in targets.items() if weight and available.get(source)}
@@ -155,7 +155,7 @@ class RegmixSettings(BaselineSettings):
         return {source: weight / total for source, weight in measured.items()}
 
     def notes(self, store: TokenStore) -> list[str]:
-        """Say what is left out of the target, and when there are few runs."""
+        """Return notes on sources that are missing in the target, and on too few runs."""
         lines = []
         silent = [s for s, n in store.sequence_counts(self.sequence_length, split="validation").items() if n == 0]
         if silent:

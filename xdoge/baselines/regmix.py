@@ -1,6 +1,7 @@
-"""RegMix: tiny models on random mixtures, a regression of their loss on the weights, and the best it predicts.
+"""RegMix: it trains tiny models on random mixtures and fits a regression of their loss on the weights.
 
-`docs/explanation/method.md`, "RegMix", has what was taken where the paper and its code leave a choice.
+The result is the mean of the mixtures with the lowest predicted loss. `docs/explanation/method.md`, "RegMix", has our choices where
+the paper and its code leave them open.
 
 Source: Liu et al. 2024, arXiv:2407.01492, and github.com/sail-sg/regmix.
 """
@@ -20,20 +21,22 @@ from xdoge.mixtures.weights import WeightSet
 from xdoge.training.run_folder import MetricsRow
 
 STRENGTHS = 15
-"""Number of concentrations that mixtures draw from: spaced evenly in their logarithm, least to greatest."""
+"""Number of concentrations for random mixtures. Their logarithms are evenly spaced from the least to the greatest."""
 
 HELD_OUT = 0.2
-"""Share of the tiny models, the last ones, that the regressor is not fitted on: they end the boosting and check it."""
+"""Share of the tiny models that the regressor is not fitted to. They are the last ones. They decide when boosting ends,
+and they check the predictions."""
 
 FAIR = 0.5
-"""Rank correlation below which the user is told; a choice of ours. The authors report 0.9 and more."""
+"""Rank correlation below which the user is warned. We chose this value; the authors report 0.9 and more."""
 
 BOOSTING = {"objective": "regression", "metric": "l2", "learning_rate": 0.01, "verbosity": -1}
-"""Of LightGBM, with at most 1,000 trees and an end after 3 that help the held-out models no more, as the authors'."""
+"""The authors' settings of LightGBM. They also fit at most 1,000 trees, and end after 3 trees that do not lower the
+loss on the held-out models."""
 
 
 def regmix(job: Job[RegmixSettings]) -> WeightSet:
-    """Train the tiny models that are left, regress, simulate, and return the mean of the best mixtures."""
+    """Train the remaining tiny models, fit the regression, and return the mean of the best mixtures."""
     store, settings = job.store, job.settings
     settings.require_libraries()
     tokens = np.array([store.tokens()[source] for source in store.sources], dtype=np.float64)
@@ -44,7 +47,7 @@ def regmix(job: Job[RegmixSettings]) -> WeightSet:
     done = job.rewind(settings.runs)
     targets = settings.target_weights(store)
     for index in range(len(done), settings.runs):
-        # all from the same parameters, and with the same order of text
+        # all models start from the same parameters and read the text in the same order
         proxy = BaselineProxy(store, settings, job.recipe)
         row: MetricsRow = {}
         for last in train_on(planned[index], proxy):
@@ -73,8 +76,8 @@ def regmix(job: Job[RegmixSettings]) -> WeightSet:
 def mixtures(shares: Floats, count: int, generator: np.random.Generator, settings: RegmixSettings) -> Floats:
     """Return random weights around the shares of the corpus: (count, k).
 
-    Each is of a Dirichlet distribution whose mean is the shares to a power below 1, normalised, and whose concentration
-    is drawn anew: small ones give mixtures of few sources, large ones of all.
+    Each row is drawn from a Dirichlet distribution. Its mean is the shares to the power `temperature`, normalised. Its
+    concentration is random. Small concentrations give mixtures of few sources, and large ones mixtures of all sources.
     """
     centre = shares**settings.temperature / (shares**settings.temperature).sum()
     strengths = np.geomspace(settings.least_strength, settings.greatest_strength, STRENGTHS)
@@ -87,16 +90,16 @@ def mixtures(shares: Floats, count: int, generator: np.random.Generator, setting
 
 
 def best_mixture(tried: Floats, losses: Floats, simulated: Floats, settings: RegmixSettings) -> tuple[Floats, float]:
-    """Return the mean of the simulated mixtures that are predicted best, and how well predictions rank held-out runs.
+    """Return the mean of the simulated mixtures with the best predictions, and the rank correlation of predictions.
 
     Args:
         tried: (n, k) weights of the runs.
-        losses: (n,) what they led to.
+        losses: (n,) losses of the runs.
         simulated: (m, k) weights to choose from.
-        settings: which regressor, and how many of the best are averaged.
+        settings: the regressor, and how many of the best mixtures are averaged.
 
     Returns:
-        (k,) weights, and Spearman's rank correlation over the held-out runs, NaN where a regressor predicts one number.
+        Weights, (k,), and Spearman's rank correlation over the held-out runs; NaN if all predictions are equal.
     """
     cut = len(losses) - max(2, round(HELD_OUT * len(losses)))
     fit = _linear if settings.regressor == "linear" else _lightgbm
@@ -107,7 +110,7 @@ def best_mixture(tried: Floats, losses: Floats, simulated: Floats, settings: Reg
 
 
 def _linear(x: Floats, y: Floats, x_held: Floats, y_held: Floats, seed: int) -> Callable[[Floats], Floats]:
-    """Least squares without an intercept, which weights that sum to 1 have already."""
+    """Return a least-squares fit. It has no intercept, since weights that sum to 1 include one."""
     coefficients = np.linalg.lstsq(x, y, rcond=None)[0]
     return lambda weights: weights @ coefficients
 
@@ -118,7 +121,7 @@ def _lightgbm(x: Floats, y: Floats, x_held: Floats, y_held: Floats, seed: int) -
     options = {
         **BOOSTING,
         "seed": seed,
-        "min_data_in_leaf": max(1, min(20, len(y) // 10)),  # the default, 20, leaves nothing to split with few runs
+        "min_data_in_leaf": max(1, min(20, len(y) // 10)),  # with few runs, the default of 20 allows no split
         "deterministic": True,
         "force_row_wise": True,
         "num_threads": 1,
@@ -132,7 +135,7 @@ def _lightgbm(x: Floats, y: Floats, x_held: Floats, y_held: Floats, seed: int) -
 
 
 def rank_correlation(predicted: Floats, true: Floats) -> float:
-    """Return Spearman's rank correlation, NaN where either is all alike."""
+    """Return Spearman's rank correlation; NaN if either series is constant."""
     from scipy.stats import spearmanr
 
     return float("nan") if np.ptp(predicted) == 0 or np.ptp(true) == 0 else float(spearmanr(predicted, true).statistic)

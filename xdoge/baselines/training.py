@@ -1,4 +1,4 @@
-"""The proxy of a baseline, trained exactly as a fit trains its own, and plain training on fixed weights."""
+"""The proxy of a baseline, which is trained exactly like the proxy of a fit, and training on fixed weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ProxyState = tuple[dict[str, NDArray[Any]], dict[str, torch.Tensor]]
 
 
 class BaselineProxy(Proxy):
-    """A proxy that keeps count of its steps and of the sequences that it has read."""
+    """A proxy that counts its steps and the sequences that it has read."""
 
     def __init__(self, store: TokenStore, settings: BaselineSettings, recipe: Recipe) -> None:
         super().__init__(store, settings, recipe)
@@ -40,17 +40,17 @@ class BaselineProxy(Proxy):
         return torch.from_numpy(rows).to(self.device)
 
     def losses(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the next-token cross-entropy of (B, T) token ids, nats: (B, T - 1)."""
+        """Return the next-token cross-entropy of token ids (B, T), in nats: (B, T - 1)."""
         with autocasting(self.device, self.autocast):
             logits = self.model(input_ids=rows[:, :-1], use_cache=False).logits  # (B, T - 1, V)
         targets = rows[:, 1:]
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
 
     def train_step(self, loss: float) -> MetricsRow:
-        """Take a step along the gradients in the parameters, clipped, and return its row of metrics.jsonl.
+        """Clip the parameters' gradients, take a step, and return its row of metrics.jsonl.
 
         Raises:
-            NonFiniteLossError: the loss or a gradient is not finite; the parameters are as they were.
+            NonFiniteLossError: the loss or a gradient is not finite. The parameters are then unchanged.
         """
         step, norm = self.step + 1, self.clip_gradients()
         for what, value in (("loss", loss), ("gradient norm", norm)):
@@ -77,7 +77,7 @@ class BaselineProxy(Proxy):
         """Return the validation loss, nats per token, of each source that has validation sequences.
 
         Raises:
-            NonFiniteLossError: one is not finite.
+            NonFiniteLossError: a loss is not finite.
         """
         losses = self.validation_losses()
         for source, loss in losses.items():
@@ -88,19 +88,19 @@ class BaselineProxy(Proxy):
         return losses
 
     def state(self) -> ProxyState:
-        """Return everything that the next step depends on except the step's number: arrays and tensors by name."""
+        """Return everything that the next step depends on, except its number: arrays and tensors by name."""
         return {"read": self.read}, self.tensors()
 
     def load(self, step: int, arrays: Mapping[str, NDArray[Any]], tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `state` returned after `step` steps."""
+        """Restore what `state` returned after `step` steps."""
         self.step, self.read = step, arrays["read"]
         self.load_tensors(tensors)
 
 
 def train_on(weights: Floats, proxy: BaselineProxy) -> Iterator[MetricsRow]:
-    """Train a proxy on fixed weights of the sources to the end of its steps; each step yields its row of metrics.
+    """Train a proxy on fixed weights of the sources, and yield the row of metrics of each step.
 
-    Every sequence of a batch is of a source drawn from the weights, and the loss is the mean over the batch.
+    The source of every sequence in a batch is drawn from the weights. The loss is the mean over the batch.
     """
     settings = proxy.settings
     while proxy.step < settings.steps:

@@ -1,1 +1,1 @@
-"""How good a model is in each language: perplexity and benchmarks, in one table."""
+"""Evaluation of models in each language: perplexity and benchmarks, in one table."""

@@ -1,8 +1,8 @@
-"""What each document costs a model, and the Parquet file beside results.json that keeps it.
+"""The negative log-likelihood of each document under a model, and the Parquet file that stores it.
 
-With it, models that were measured on the same documents are compared document by document. The file is
-results.documents.parquet for results.json. It has a row per model, source and document: its id (null where it has
-none), nats, tokens, words and n_bytes.
+With these scores, models that were measured on the same documents are compared document by document. For results.json,
+the file is results.documents.parquet. It has a row per model, source and document, with the document's id (null without
+one), nats, tokens, words and n_bytes.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ _KEYS = ("model", "source", "id")
 
 @dataclass(frozen=True)
 class SourceScores:
-    """What D documents of a source cost.
+    """Scores of D documents of a source.
 
     Attributes:
         totals: nats, tokens, words and UTF-8 bytes of each document, (D, 4).
-        ids: of each document, the same for its translations; None where it has none.
+        ids: id of each document; None without one. Translations of a document have the same id.
     """
 
     totals: NDArray[np.float64]
     ids: tuple[str | None, ...]
 
     def nats_by_id(self) -> dict[str, float]:
-        """Return the nats of each document whose id no other has."""
+        """Return the nats of each document with a unique id, by id."""
         counts = Counter(self.ids)
         pairs = zip(self.ids, self.totals[:, 0].tolist(), strict=True)
         return {name: nats for name, nats in pairs if name is not None and counts[name] == 1}
 
 
 DocumentScores = Mapping[str, Mapping[str, SourceScores]]
-"""By model and source."""
+"""Scores by model and source."""
 
 
 def documents_file(results: Path) -> Path:
-    """Return where the documents of a results.json are kept."""
+    """Return the path of the file with the documents of a results.json."""
     return results.with_name(f"{results.name.removesuffix('.json')}.documents.parquet")
 
 
 def save_documents(path: Path, documents: DocumentScores) -> None:
-    """Write the documents, whole or not at all; without any, remove the file that earlier results left."""
+    """Write the file of the documents. It is never half-written. Without documents, remove an earlier file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -70,10 +70,10 @@ def save_documents(path: Path, documents: DocumentScores) -> None:
 
 
 def load_documents(path: Path) -> DocumentScores:
-    """Read the documents of a results.json; empty if there is no file.
+    """Return the documents of a results.json; empty if it has no such file.
 
     Raises:
-        XDogeError: the file is damaged or holds something else.
+        XDogeError: the file is damaged or has other content.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,8 +1,8 @@
-"""What a model is asked to predict: documents as its own tokens, with the words and bytes they stand for.
+"""The documents that a model predicts: their tokens in the model's own tokenizer, and their words and bytes.
 
-A token store is read as it is if the model was trained on that tokenizer's tokens; any other model reads the text
-itself, from files. Either way a document is the tokens of its text and no other: the end-of-document token of a store
-is left out, since it stands for no byte and the text of other models has none.
+A model reads a token store directly if it was trained with the tokenizer of the store. Any other model reads the text
+itself, from files. In both cases, a document has the tokens of its text only. The end-of-document token of a store is
+left out, since it stands for no byte, and the text that other models read does not contain it.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from xdoge.sampling.permutation import derive_key
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text of one source.
+    """The text files of one source.
 
     Attributes:
-        files: JSONL, JSON, CSV, Parquet, Arrow or text, the first and the last two compressed or not; one document a
-            row.
-        column: that holds the document, or columns whose texts are joined, as `text` in corpus.yaml.
-        csv: how CSV files are written.
+        files: JSONL, JSON, CSV, Parquet, Arrow or text files. JSONL, Arrow and text files may be compressed. A row is a
+            document.
+        column: the column with the documents, or several columns whose texts are joined, as `text` in corpus.yaml.
+        id: column of JSONL and Parquet files with an id of the document. Translations of a document have the same id.
+            None for text without translations. A file may lack the column.
+        csv: format of CSV files.
         document: what a document of a .txt file is.
-        id: column of JSONL and Parquet that names the document, the same in every language; None to take it for text
-            without translations. A file without the column has none either.
     """
 
     files: tuple[File, ...]
@@ -53,7 +53,7 @@ class Text:
     document: DocumentOf = "line"
 
     def scan(self, file: File) -> Input:
-        """Hash and check one of the files."""
+        """Return one of the files with its hash, after a check of its format."""
         return scan(file, self.column, name=str(file), csv=self.csv, document=self.document)
 
     def rows(self, file: File) -> list[str]:
@@ -67,10 +67,10 @@ class Documents:
     """D documents of one source.
 
     Attributes:
-        tokens: of each document, (T,) with a T of its own.
-        words: (D,) separated by white space.
-        n_bytes: (D,) of UTF-8.
-        ids: of each document, the same for its translations; None where it has none.
+        tokens: token ids of each document, (T,) with a different T for each.
+        words: (D,) number of words, separated by white space.
+        n_bytes: (D,) number of UTF-8 bytes.
+        ids: id of each document; None without one. Translations of a document have the same id.
     """
 
     tokens: Sequence[NDArray[Any]]
@@ -79,7 +79,7 @@ class Documents:
     ids: Sequence[str | None]
 
     def some(self, most: int | None) -> Documents:
-        """Return at most so many of them, those whose ids (without ids: numbers) have the smallest hashes."""
+        """Return at most `most` documents: those whose ids, or numbers without ids, have the smallest hashes."""
         if most is None or len(self.tokens) <= most:
             return self
         hashes = [derive_key("documents", str(n if name is None else name)) for n, name in enumerate(self.ids)]
@@ -93,7 +93,7 @@ class StoreText:
     """The validation split of a token store.
 
     Raises:
-        XDogeError: the tokens are of another tokenizer than the model's.
+        XDogeError: the tokenizer of the store is not that of the model.
     """
 
     def __init__(self, store: TokenStore, model: str) -> None:
@@ -107,14 +107,14 @@ class StoreText:
         self._decode = store.tokenizer().decode
 
     def identity(self, source: str) -> dict[str, Any]:
-        """Return what shows that the text changed."""
+        """Return values that change whenever the text changes."""
         return {"store": self.store.sha256, "source": source}
 
     def read(self, source: str) -> Documents:
         """Return the documents of a source.
 
-        Words and bytes are those of the decoded tokens, which can differ from the text where the tokenizer normalises
-        it; the bytes are scaled to the sum that the store counted.
+        Words and bytes are counted in the decoded tokens. These can differ from the text if the tokenizer normalises
+        it. So the bytes are scaled to the sum that the store has counted.
         """
         flat = self.store.flat(source, "validation")
         self.store.check_ids(source, flat[:], "validation")
@@ -131,7 +131,7 @@ class FileText:
     """Text files, read with the model's own tokenizer.
 
     Raises:
-        XDogeError: a source's name cannot be one, a file cannot be read, or the model has no tokenizer.
+        XDogeError: a name is not allowed for a source, a file cannot be read, or the model has no tokenizer.
     """
 
     empty: Sequence[str] = ()
@@ -149,7 +149,7 @@ class FileText:
             refuse_empty(inputs)
 
     def identity(self, source: str) -> dict[str, Any]:
-        """Return what shows that the text, or the way it is read, changed."""
+        """Return values that change whenever the text, or the way it is read, changes."""
         text = self._texts[source]
         return {
             "files": [asdict(file)["sha256"] for file in self._inputs[source]],
@@ -161,7 +161,7 @@ class FileText:
         }
 
     def read(self, source: str) -> Documents:
-        """Return the documents of a source; rows that are null, empty or white space are none.
+        """Return the documents of a source. Rows that are null, empty or white space are skipped.
 
         Raises:
             XDogeError: a row is damaged.
@@ -173,7 +173,7 @@ class FileText:
             names = _ids(file, text.id) if text.id else None
             pairs += [pair for pair in zip(rows, names or [None] * len(rows), strict=True) if pair[0].strip()]
         texts = [row for row, _ in pairs]
-        with encoders(1) as pool:  # so that a signal is obeyed at once
+        with encoders(1) as pool:  # so that a signal stops it at once
             flat, lengths = pool.submit(self.tokenizer.encode, texts).result()
         ends = np.cumsum(lengths).tolist()
         return Documents(
@@ -185,11 +185,11 @@ class FileText:
 
 
 def validation_texts(corpus: Corpus) -> dict[str, Text]:
-    """Return the validation files that corpus.yaml names, for a model with another tokenizer than its store's.
+    """Return the validation files of a corpus.yaml, for a model with another tokenizer than the store's.
 
     Raises:
-        XDogeError: a source names none, so that its validation documents are chosen by hash and only in the store, or
-            is not text.
+        XDogeError: a source is not text, or it has no validation files. Its validation documents are then chosen by
+            hash, and only the store holds them.
     """
     for source in corpus.sources:
         if source.spec.has_tokens:
@@ -203,7 +203,7 @@ def validation_texts(corpus: Corpus) -> dict[str, Text]:
 
 
 def _ids(path: File, column: str) -> list[str | None] | None:
-    """Return the id of every row; None where the format or the file has none."""
+    """Return the id of every row; None if the format or the file has no ids."""
     kind, _ = text_format(path)
     if kind == ".parquet":
         with reading(path), pa.parquet.ParquetFile(local(path)) as parquet:

@@ -1,4 +1,4 @@
-"""`evaluate`: perplexity and benchmarks of one model or several, in one table that is never half-written."""
+"""`evaluate`: perplexity and benchmarks of one or several models, in one table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from xdoge.progress import OnNote, OnProgress, silent
 
 
 class EvalValues(TypedDict, total=False):
-    """Any settings of `PerplexitySettings` and `HarnessSettings`, which say what they mean."""
+    """The settings that `evaluate` takes by name. `PerplexitySettings` and `HarnessSettings` describe them."""
 
     window: int | None
     stride: int | None
@@ -57,27 +57,31 @@ def evaluate(
 ) -> Results:
     """Return the perplexity and the benchmark scores of models, as one table.
 
-    Under torchrun or `accelerate launch` every process calls it and returns the same; the first one writes and reports.
-    With `out`, each source and task is kept in OUT.partial as soon as it is finished. The same call, made again after a
-    kill, goes on from there.
+    Under torchrun or `accelerate launch`, every process calls this function and returns the same table. The first
+    process writes the files and reports. With `out`, each source and task is stored in OUT.partial as soon as it is
+    finished. If the process is killed, the same call continues from there.
 
     Args:
-        models: run folders, folders of causal language models, or names on the Hub; a mapping also says what to call
-            each in tables.
-        store: token store whose validation split is read, for models that were trained on its tokens.
-        text: text files by "language/source" or language, which each model reads with its own tokenizer.
-        suites: benchmarks to run: names of suites that ship, YAML files, or suites.
-        local_data: folder with the benchmarks' questions, TASK/SPLIT.jsonl.
-        out: results.json to write, replaced if it exists, with a Parquet file of the documents beside it; None to
-            write nothing.
+        models: run folders, folders of causal language models, or names on the Hub. The keys of a mapping are the names
+            of the models in tables.
+        store: token store whose validation split is read, for models that were trained with its tokenizer.
+        text: text files by "language/source" or language. Each model reads them with its own tokenizer.
+        suites: benchmarks to run: names of suites that xdoge includes, YAML files, or `Suite` objects.
+        local_data: folder with the questions of the benchmarks, as TASK/SPLIT.jsonl; by default they come from the Hub.
+        out: results.json to write. It is replaced if it exists. A Parquet file with the documents is written beside it.
+            None to write nothing.
         on_progress: called after every batch, source and task.
-        on_note: called with what the user should know.
-        values: settings such as max_documents=100 and limit=200; one that both kinds have goes to both.
+        on_note: called with each sentence that the user should read.
+        **values: settings such as `max_documents=100` and `limit=200`. A setting that both perplexity and benchmarks
+            have, such as `device`, applies to both.
+
+    Returns:
+        A row for each model, language, task and metric. Benchmark scores are raw and normalised.
 
     Raises:
         XDogeError: a setting is wrong, a model or a text cannot be read, or no task ran.
-        NonFiniteLossError: a model predicts nan.
-        MemoryFullError: a device of this process has too little memory.
+        NonFiniteLossError: a model predicts NaN.
+        MemoryFullError: a device has too little memory.
     """
     from huggingface_hub.utils import logging as hub
     from transformers.utils.logging import disable_progress_bar
@@ -90,14 +94,14 @@ def evaluate(
         raise XDogeError(f"{argument('local_data')} {folder} is not a folder.")
     named = {name: CausalModel.find(str(model)).name for name, model in named_models(models).items()}
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    hub.set_verbosity_error()  # type: ignore[no-untyped-call]  # a task without data says so in its outcome
-    if read:  # what can be refused is refused before the first model is measured
+    hub.set_verbosity_error()  # type: ignore[no-untyped-call]  # a task without data has an outcome that says so
+    if read:  # find all errors that can be found before the first model is measured
         from xdoge.eval.lm_eval import benchmarks
 
         benchmarks.check(read, harness)
-    for model in named.values() if content is not None else ():
+    for model in named.values() if content is not None else ():  # both raise if the model cannot read the text
         StoreText(content, model) if isinstance(content, TokenStore) else FileText(content or {}, model)
-    rows: dict[Row, None] = {}  # two suites that share a task give the same rows
+    rows: dict[Row, None] = {}  # a dict, since two suites that share a task give the same rows
     settings: dict[str, Any] = {}
     documents: dict[str, Mapping[str, SourceScores]] = {}
     first, partial = os.environ.get("RANK", "0") == "0", partial_folder(target) if target else None
@@ -128,10 +132,10 @@ def evaluate(
 
 
 def named_models(models: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, str | Path]:
-    """Return the models by what to call them in tables: their own names, unless the user gave others.
+    """Return the models by their names in tables, from the user or from their paths.
 
     Raises:
-        XDogeError: there is none, or two have one name.
+        XDogeError: there is no model, or two models have the same name.
     """
     if isinstance(models, Mapping):
         named = dict(models)
@@ -147,14 +151,14 @@ def named_models(models: str | Path | Sequence[str | Path] | Mapping[str, str | 
 
 
 def partial_folder(out: Path) -> Path:
-    """Return where finished sources and tasks are kept until `out` is written."""
+    """Return the folder in which finished sources and tasks are stored until `out` is written."""
     return out.with_name(out.name + ".partial")
 
 
 def _content(
     store: TokenStore | None, text: Mapping[str, Text] | None, suites: Sequence[Suite], *, reference: str | None
 ) -> TokenStore | Mapping[str, Text] | None:
-    """Return what perplexity is measured on; `reference` is a language that the user named."""
+    """Return the text that perplexity is measured on. `reference` is a language that the user named, or None."""
     if store is not None and text:
         raise XDogeError(f"{argument('store')} and {argument('text')} are two ways to name the text; give one.")
     content = store or text or None
@@ -175,10 +179,10 @@ _Settings = TypeVar("_Settings", bound=Config)
 
 
 def split_settings(values: Mapping[str, Any], *, where: str = "settings") -> tuple[PerplexitySettings, HarnessSettings]:
-    """Return the settings of both kinds; one that both know, such as device, goes to both.
+    """Return the settings of perplexity and of benchmarks. A setting that both have, such as device, goes to both.
 
     Raises:
-        XDogeError: a setting is unknown or not allowed; `where` is what the message calls the settings.
+        XDogeError: a setting is unknown or not allowed. `where` is the name of the settings in the message.
     """
 
     def of(kind: type[_Settings], other: type[Config]) -> _Settings:
@@ -189,20 +193,20 @@ def split_settings(values: Mapping[str, Any], *, where: str = "settings") -> tup
 
 
 def _labelled(on_progress: OnProgress, model: str) -> OnProgress:
-    """Return what passes events on, with the model's name before theirs."""
+    """Return a function that passes events on, with the model's name before their own names."""
     return lambda event: on_progress(replace(event, name=f"{model}: {event.name}"))
 
 
 @contextlib.contextmanager
 def _kept(partial: Path, out: Path, on_note: OnNote) -> Iterator[None]:
-    """Keep what is finished, and other processes out; say what was there before."""
+    """Store finished parts in `partial` and lock it against other processes. Note earlier parts."""
     before = partial.is_dir()
     with disk_errors(partial):
         partial.mkdir(parents=True, exist_ok=True)
     with locked(partial):
         for name in (out.name, documents_file(out).name):
-            for left in out.parent.glob(f".{glob.escape(name)}.*.tmp"):  # of a process that was killed in that moment
-                left.unlink()
+            for unfinished in out.parent.glob(f".{glob.escape(name)}.*.tmp"):  # of a process killed while writing
+                unfinished.unlink()
         if before:
             on_note(f"going on with what {partial} holds")
         yield

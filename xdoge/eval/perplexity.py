@@ -1,11 +1,12 @@
-"""How well a causal language model predicts text: perplexity per token and word, and bits per byte.
+"""Perplexity per token and word, and bits per byte, of a causal language model.
 
-Before a document stands one token that is given and not scored: the model's beginning-of-text token, or the
-end-of-document token, which comes before every document in training, where the model has none. Every token of the
-text is scored, so models of any tokenizer are charged for the same bytes, and bits per byte compares them. A document
-longer than the window is read in windows that each score the next `stride` tokens, with at least window - stride
-tokens before each. That is lm-eval's rolling log-likelihood where the stride is the window, and the text tokenised
-without special tokens.
+Each document has one token before it that is not scored. It is the model's beginning-of-text token. A model without one
+gets the end-of-document token, which comes before every document in training. Every token of the text is scored. So
+models with any tokenizer predict the same bytes, and bits per byte compares them.
+
+A document longer than the window is read in several windows. Each scores the next `stride` tokens, with at least
+window - stride tokens before each of them. If the stride equals the window and the text is tokenised without special
+tokens, this is lm-eval's rolling log-likelihood.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from xdoge.sampling.permutation import derive_key
 SCHEMA = "xdoge.perplexity"
 TASK = "perplexity"
 RELATIVE = "bits_relative_to_"
-"""Begins the name of the metric of parallel text; the reference language ends it."""
+"""Prefix of the name of the metric for parallel text; the code of the reference language follows."""
 
 Floats = NDArray[np.float64]
 
 
 class PerplexitySettings(Config):
-    """Every setting of a measurement; what is None is filled in from the model and the machine."""
+    """Every setting of a measurement. The model and the machine decide the values that are None."""
 
     window: int | None = Field(None, ge=2, description="tokens the model sees at once [its context, at most 2048]")
     stride: int | None = Field(None, ge=1, description="tokens that a window of a long document scores [half of it]")
@@ -66,12 +67,13 @@ class PerplexitySettings(Config):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, and what it is on documents drawn with replacement.
+    """A metric, with its values on resampled documents.
 
     Attributes:
-        n: documents behind it.
-        value: the number.
-        spread: (resamples,) of it; two models of the same documents have drawn the same ones.
+        n: number of documents.
+        value: the metric over all documents.
+        spread: (resamples,) the metric over documents drawn with replacement. Two models with the same documents have
+            the same draws.
     """
 
     n: int
@@ -80,24 +82,24 @@ class Estimate:
 
     @property
     def stderr(self) -> float | None:
-        """Standard error of the number; None for a single document, or if all documents agree."""
+        """Standard error of the metric; None for a single document, or if all resamples are equal."""
         return _stderr(self.spread)
 
     def stderr_of_difference(self, other: Estimate) -> float | None:
-        """Standard error of the difference to another model on the same documents; 0 if there is no difference."""
+        """Return the standard error of the difference to another model on the same documents; 0 if both are equal."""
         same = np.array_equal(self.spread, other.spread) and np.ptp(self.spread) > 0
         return 0.0 if same else _stderr(self.spread - other.spread)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one model.
+    """The scores of one model on the documents of all sources.
 
     Attributes:
-        model: what to call it in tables.
-        sources: by "language/source".
-        settings: all of them resolved.
-        about: what the numbers depend on beside the settings: the model, its tokenizer, the text.
+        model: name of the model in tables.
+        sources: scores by "language/source".
+        settings: the settings, with their final values.
+        about: everything else that the scores depend on: the model, its tokenizer, the text.
         not_measured: sources without a document.
     """
 
@@ -108,7 +110,7 @@ class Measured:
     not_measured: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what results.json says about the measurement."""
+        """Return the entry of the measurement in results.json."""
         return {
             "settings": self.settings.model_dump(mode="json"),
             **self.about,
@@ -123,14 +125,16 @@ class Measured:
         }
 
     def rows(self) -> list[Row]:
-        """Return the numbers as rows of results.json.
+        """Return the metrics as rows of results.json.
 
-        Of each language (task "perplexity"), of each of its sources (task "perplexity/SOURCE"), and of the average
-        over languages (language `ALL`), all of equal weight whatever their text. Perplexities have no average, since
-        that can rise where the mean of bits per byte falls. A language's number is that of all
-        its sources' text together. `n` counts documents. The standard error is that of a bootstrap over documents,
-        drawn within each source, translations together; None for a single document. A perplexity too large for a
-        float, as of words in a language that does not separate them, has no row.
+        There are rows for each language (task "perplexity"), for each of its sources (task "perplexity/SOURCE"), and
+        for the average over languages (language `ALL`). A language's value is that of the text of all its sources
+        together. In the average, all languages have equal weight. Perplexities have no average, since it can rise while
+        the mean of bits per byte falls.
+
+        `n` is the number of documents. The standard error comes from a bootstrap over documents. It draws within each
+        source, and draws translations together. It is None for a single document. A perplexity too large for a float
+        has no row. This happens with words in a language that does not separate them.
         """
         return [
             Row(self.model, *key, estimate.value, estimate.stderr, estimate.n, False)
@@ -139,11 +143,11 @@ class Measured:
 
     @functools.cached_property
     def estimates(self) -> dict[tuple[str, str, str], Estimate]:
-        """Each number by language, task and metric."""
+        """Each metric by language, task and name."""
         totals = {source: scores.totals for source, scores in self.sources.items()}
         ids = {source: scores.ids for source, scores in self.sources.items()}
         reference, metric = self.settings.reference, RELATIVE + self.settings.reference
-        # of parallel text: nats of the documents that the reference language has too, over its nats for them
+        # parallel text: nats of the documents that the reference language has too, divided by its nats for them
         pairs = {s: self._pairs(s, reference + s[len(language_of(s)) :]) for s in totals if language_of(s) != reference}
         common = {source: names for source, (names, _) in pairs.items() if names}
         nats = {source: pairs[source][1] for source in common}
@@ -159,9 +163,13 @@ class Measured:
         totals: Mapping[str, Floats],
         ids: Mapping[str, Sequence[str | None]],
     ) -> Iterator[tuple[tuple[str, str, str], Estimate]]:
-        """Yield the numbers of languages, sources and average.
+        """Yield the metrics of languages, sources and their average, by language, task and name.
 
-        `compute` takes sums, (..., m) to (..., metrics). `totals` are those of each document by source, (D, m).
+        Args:
+            metrics: names of the metrics.
+            compute: returns metrics, (..., metrics), from sums over documents, (..., m).
+            totals: the sums of each document by source, (D, m).
+            ids: ids of the documents by source.
         """
         resampled = {source: self._resample(source, totals[source], ids[source]) for source in totals}
         averages: list[tuple[int, Floats, Floats]] = []
@@ -182,9 +190,9 @@ class Measured:
             yield from _named(ALL, TASK, sum(counts), [metrics[n] for n in kept], average, spread)
 
     def _pairs(self, source: str, other: str) -> tuple[list[str], Floats]:
-        """Ids of the documents that both sources have, and the nats of each, (pairs, 2).
+        """Return the ids of the documents that both sources have, and their nats in both, (pairs, 2).
 
-        Ids that name several documents name none.
+        An id that several documents of a source share is left out.
         """
         if other not in self.sources:
             return [], np.empty((0, 2))
@@ -193,10 +201,10 @@ class Measured:
         return common, np.array([[nats[0][name], nats[1][name]] for name in common]).reshape(-1, 2)
 
     def _resample(self, source: str, totals: Floats, ids: Sequence[str | None]) -> Floats:
-        """Sums over as many documents drawn with replacement: (D, m) to (resamples, m).
+        """Return sums over D documents drawn with replacement, (resamples, m), from the documents' own, (D, m).
 
-        Sources of the same ids draw the same ones each time: what is hard to say in one language is hard in others, so
-        that an average over translations is less sure than one over as many texts.
+        Sources with the same ids draw the same documents. A text that is hard to predict in one language is hard in
+        others. So an average over translations has a larger error than one over as many independent texts.
         """
         drawn_by, named = source, [name for name in ids if name is not None]
         if len(named) == len(ids):
@@ -214,14 +222,14 @@ METRICS = (*PERPLEXITIES, "bits_per_byte")
 
 
 def _metrics(totals: Floats) -> Floats:
-    """Return the three metrics of sums of nats, tokens, words and bytes: (..., 4) to (..., 3)."""
+    """Return the three metrics, (..., 3), from sums of nats, tokens, words and bytes, (..., 4)."""
     nats, tokens, words, n_bytes = np.moveaxis(totals, -1, 0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         return np.stack([np.exp(nats / tokens), np.exp(nats / words), nats / n_bytes / math.log(2)], axis=-1)
 
 
 def _ratio(totals: Floats) -> Floats:
-    """Return the first of two sums over the second: (..., 2) to (..., 1)."""
+    """Return the first of two sums divided by the second, (..., 1), from (..., 2)."""
     return totals[..., :1] / totals[..., 1:]
 
 
@@ -247,23 +255,25 @@ def measure(
     partial: Path | None = None,
     on_progress: OnProgress = silent,
 ) -> Measured:
-    """Return what every document costs a model.
+    """Return the negative log-likelihood of every document under a model.
 
-    Under torchrun or `accelerate launch` every process calls it, scores its part of each source, and returns the same.
+    Under torchrun or `accelerate launch`, every process calls this function, scores its part of each source, and
+    returns the same result.
 
     Args:
         model: folder, run folder or name on the Hub of a causal language model.
-        text: a token store, whose validation split is read, if the model's tokenizer made it; or text files by
+        text: a token store whose validation split is read, if it has the tokenizer of the model; or text files by
             "language/source" or language.
-        settings: all defaults if left out.
-        name: what to call the model in tables; `model` if left out.
-        partial: folder that keeps each source as it is finished. What lies there of the same model, text and settings
-            is not measured again.
+        settings: by default all defaults.
+        name: name of the model in tables; by default `model`.
+        partial: folder that stores each source as soon as it is finished. Sources that it has for the same model, text
+            and settings are not measured again.
         on_progress: called after every batch and source, in the first process.
 
     Raises:
-        XDogeError: the model or the text cannot be read, the store is of another tokenizer, or a setting does not fit.
-        NonFiniteLossError: the model predicts nan.
+        XDogeError: the model or the text cannot be read, the store has another tokenizer, or a setting does not fit the
+            model.
+        NonFiniteLossError: the model predicts NaN.
     """
     causal = CausalModel.find(model)
     feed = StoreText(text, causal.name) if isinstance(text, TokenStore) else FileText(text, causal.name)
@@ -275,7 +285,7 @@ def measure(
     about = {"model": causal.identity(), "tokenizer": feed.fingerprint, "before_document": begin}
     loaded: LoadedModel | None = None
     texts, sources = {source: feed.identity(source) for source in feed.sources}, {}
-    if processes.world_size > 1:  # the hash of a model is not free
+    if processes.world_size > 1:  # hashing a model takes time
         own = {"text": texts, "settings": settings.model_dump(mode="json")}
         processes.refuse_differences({**about, "model": causal.pin(), **own})
     for source in feed.sources:
@@ -304,7 +314,7 @@ def measure(
 
 
 def resolved(settings: PerplexitySettings, causal: CausalModel, processes: Processes) -> PerplexitySettings:
-    """Return the settings with nothing left open.
+    """Return the settings with all defaults filled in.
 
     Raises:
         XDogeError: the window is longer than the model's context, or shorter than the stride.
@@ -334,11 +344,11 @@ def _nats(
     source: str,
     report: OnProgress,
 ) -> Floats:
-    """Return what each document costs, (D,), the same in every process."""
+    """Return the nats of each document, (D,), the same in every process."""
     total, count = sum(map(len, documents)), len(documents)
 
     def on_batch(tokens: int) -> None:
-        done = count * tokens // max(1, total)  # the longest come first; by tokens it foretells the time
+        done = count * tokens // max(1, total)  # the longest come first, so count tokens
         report(Event("source", source, done=done, total=count, tokens=tokens))
 
     nats = model.nats(
@@ -359,7 +369,7 @@ def _nats(
 
 
 def _load(file: Path | None) -> SourceScores | None:
-    """Read what an earlier run finished; the name of the file says that it is of the same model, text and settings."""
+    """Return what an earlier run stored. The name of the file identifies the model, the text and the settings."""
     if file is None or not file.is_file():
         return None
     value = read_json(file, schema=SCHEMA, version=1)

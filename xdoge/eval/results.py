@@ -1,4 +1,4 @@
-"""results.json: one tidy table for perplexity and benchmarks alike, a row per model, language, task and metric."""
+"""results.json: one tidy table for perplexity and benchmarks, with a row per model, language, task and metric."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 SCHEMA = "xdoge.results"
 
 ALL = "*"
-"""Stands for the language in rows that average over languages; no language can be called so."""
+"""Language of rows that average over languages. No language can have this name."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number.
+    """One value of a metric.
 
     Attributes:
-        model: what to call the model in tables.
+        model: name of the model in tables.
         language: ISO code, or `ALL`.
-        task: what was measured on, such as "perplexity", "perplexity/wikipedia" or "xnli_eu".
-        metric: what was measured, such as "bits_per_byte" or "acc"; its unit is in the name where it has one.
-        value: the number, finite.
-        stderr: its standard error; None where there is none, as for a single document.
-        n: documents or questions behind it.
-        higher_is_better: which way is better.
+        task: such as "perplexity", "perplexity/wikipedia" or "xnli_eu".
+        metric: such as "bits_per_byte" or "acc"; the name includes the unit, if any.
+        value: the value, finite.
+        stderr: standard error of the value; None if it cannot be estimated, as for a single document.
+        n: number of documents or questions.
+        higher_is_better: whether a higher value is better.
 
     Raises:
-        XDogeError: a field is not what it should be; the line names the row and the field.
+        XDogeError: a field has a wrong type or value. The message names the row and the field.
     """
 
     model: str
@@ -56,7 +56,7 @@ class Row:
     higher_is_better: bool
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Raise XDogeError if a field has a wrong type or value."""
         for name in ("model", "language", "task", "metric"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
@@ -74,23 +74,23 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What no two rows of a table share: model, language, task, metric."""
+        """Model, language, task and metric, which together are unique in a table."""
         return self.model, self.language, self.task, self.metric
 
 
 @dataclass(frozen=True)
 class Results:
-    """The table, and how it came about.
+    """The table of an evaluation, with everything that its values depend on.
 
     Args:
-        rows: in the order they are shown.
-        settings: what the numbers depend on, by task or kind of task.
-        xdoge_version: the version that made it.
-        created: ISO 8601 time at which it was made, UTC.
-        documents: what each document cost each model, which its own file beside results.json keeps.
+        rows: the rows, in the order in which they are shown.
+        settings: settings of perplexity and of benchmarks, by model.
+        xdoge_version: version of xdoge that made the table.
+        created: time at which it was made, ISO 8601 in UTC.
+        documents: scores of each document by model and source. They are stored in a file beside results.json.
 
     Raises:
-        XDogeError: two rows are of the same model, language, task and metric.
+        XDogeError: two rows have the same model, language, task and metric.
     """
 
     rows: tuple[Row, ...]
@@ -100,7 +100,7 @@ class Results:
     documents: DocumentScores = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Check that every number is there once."""
+        """Raise XDogeError if two rows have the same key."""
         object.__setattr__(self, "rows", tuple(self.rows))
         for name in ("xdoge_version", "created"):
             check_text(name, getattr(self, name))
@@ -112,14 +112,14 @@ class Results:
 
     @classmethod
     def of(cls, rows: Iterable[Row], *, settings: Mapping[str, Any], documents: DocumentScores | None = None) -> Self:
-        """Return a table of now, made by this xdoge."""
+        """Return a table with the present time and the version of this xdoge."""
         from xdoge._version import __version__
 
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         return cls(tuple(rows), settings, __version__, now, documents or {})
 
     def task_outcomes(self) -> list[dict[str, Any]]:
-        """Return the outcome of every task of every suite and model, with the name of the model."""
+        """Return the outcome of every task in every suite for every model, with the name of the model."""
         return [
             {"model": model, **outcome}
             for suites in self.settings.get("benchmarks", {}).values()
@@ -128,12 +128,12 @@ class Results:
         ]
 
     def save(self, path: Path | str) -> None:
-        """Write results.json and the documents; each whole or not at all, and every number exactly."""
+        """Write results.json and the file of the documents. Neither is ever half-written, and values stay exact."""
         save_documents(documents_file(Path(path)), self.documents)
         write_json(Path(path), self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what results.json holds."""
+        """Return the content of results.json."""
         return {
             "schema": f"{SCHEMA}/1",
             "rows": [asdict(row) for row in self.rows],
@@ -144,10 +144,11 @@ class Results:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read results.json.
+        """Return the table of a results.json.
 
         Raises:
-            XDogeError: the file is missing, of another kind or newer, or a row is not one; the line names it.
+            XDogeError: the file is missing, is not a results.json, has a newer schema, or has a wrong row. The message
+                names the row.
         """
         value = read_json(Path(path), schema=SCHEMA, version=1)
         rows = value.get("rows")
@@ -166,14 +167,19 @@ class Results:
             raise XDogeError(f"{path}: {error.message}") from error
 
     def to_frame(self) -> pd.DataFrame:
-        """Return the rows as a data frame, a column for each field."""
+        """Return the rows as a data frame, with a column for each field."""
         with importing("analysis"):
             import pandas as pd
         return pd.DataFrame([asdict(row) for row in self.rows], columns=list(_FIELDS))
 
 
 def by_reason(missed: Iterable[tuple[str, str, str]], *, most: int = 8) -> list[str]:
-    """Return a line for each outcome and reason of (outcome, reason, task), with `most` of the tasks."""
+    """Return a line for each outcome and reason, with at most `most` of its tasks.
+
+    Args:
+        missed: (outcome, reason, task) of each task.
+        most: how many tasks a line names.
+    """
     reasons: dict[tuple[str, str], dict[str, None]] = {}
     for outcome, reason, task in missed:
         reasons.setdefault((outcome, reason), {})[task] = None
@@ -185,7 +191,7 @@ def by_reason(missed: Iterable[tuple[str, str, str]], *, most: int = 8) -> list[
 
 
 def _those_of(settings: Mapping[str, Any], documents: DocumentScores) -> DocumentScores:
-    """Return the documents whose sums are those of the settings; others are of an earlier or later measurement."""
+    """Return the documents whose sums equal those in the settings. All others belong to another measurement."""
     measured = settings.get("perplexity", {})
     return {
         model: by_source
@@ -221,7 +227,7 @@ class _Benchmarked(Config, extra="ignore"):
 
 
 class _Settings(Config, extra="ignore"):
-    """What comparisons look up in the settings; the rest is free."""
+    """The part of the settings that comparisons read. All other entries are free."""
 
     perplexity: dict[str, _Perplexity] = Field(default_factory=dict)
     benchmarks: dict[str, dict[str, _Benchmarked]] = Field(default_factory=dict)

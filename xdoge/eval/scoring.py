@@ -1,4 +1,4 @@
-"""What each document costs a causal language model: windows, batches of like length, and the sums of all processes."""
+"""Negative log-likelihoods of documents under a causal language model: windows, batches and sums over processes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 PADDING = 32
-"""Padding of a batch is at most one part in this many of the tokens that a batch may have."""
+"""The padding of a batch is at most `batch_tokens` / PADDING tokens."""
 
 
 class Window(NamedTuple):
-    """Inputs [start, end) of a document that its begin token stands before; the last `scored` of them predict."""
+    """The inputs [start, end) of a document with its begin token in front. The last `scored` predictions count."""
 
     document: int
     start: int
@@ -31,15 +31,15 @@ class Window(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Number of inputs."""
+        """The number of inputs."""
         return self.end - self.start
 
 
 def windows(document: int, tokens: int, *, window: int, stride: int) -> Iterator[Window]:
-    """Yield the windows that score each of a document's tokens once, in order.
+    """Yield the windows that score each token of a document once, in order.
 
-    The first scores as many as fit, each further one the next `stride`, or what is left; all but the first are
-    `window` long.
+    The first window scores as many tokens as fit. Each further window has `window` inputs and scores the next `stride`
+    tokens, or those that are left.
     """
     done, end = 0, min(window, tokens)
     while done < tokens:
@@ -48,10 +48,10 @@ def windows(document: int, tokens: int, *, window: int, stride: int) -> Iterator
 
 
 def batches(parts: Sequence[Window], *, batch_tokens: int) -> Iterator[list[Window]]:
-    """Yield windows in groups of like length, longest first, each of at most `batch_tokens` with its padding.
+    """Yield batches of windows of similar length, the longest first, each of at most `batch_tokens` with its padding.
 
-    A group ends where its padding would exceed a part of `batch_tokens`: padding costs as much as tokens, and a further
-    batch little. A window longer than `batch_tokens` is a batch of its own.
+    A batch ends when its padding would exceed a part of `batch_tokens`, since padding takes as much time as tokens and
+    a further batch takes little. A window longer than `batch_tokens` is a batch of its own.
     """
     group: list[Window] = []
     tokens = 0
@@ -68,13 +68,13 @@ def batches(parts: Sequence[Window], *, batch_tokens: int) -> Iterator[list[Wind
 
 
 def load_on(processes: Processes, model: CausalModel, precision: str, device: str, length: int | None = None) -> Any:
-    """Return the model of transformers on this process's device or, if `device` is "split", over all GPUs.
+    """Return the transformers model on this process's device or, if `device` is "split", over all GPUs.
 
-    It will see `length` tokens at once, as many as its context if left out.
+    `length` is the number of tokens that the model will see at once; by default its context.
 
     Raises:
         XDogeError: the weights cannot be loaded, or are not those of a causal language model.
-        MemoryFullError: the device has no room for them.
+        MemoryFullError: the device has too little memory for the weights.
     """
     advice = f"{argument('device', 'split')} spreads it over the GPUs of one process, and bfloat16 halves it"
     return model.load(
@@ -83,7 +83,7 @@ def load_on(processes: Processes, model: CausalModel, precision: str, device: st
 
 
 class LoadedModel:
-    """A causal language model with its weights, ready to score."""
+    """A causal language model with loaded weights."""
 
     def __init__(self, name: str, model: Any) -> None:
         self.name, self.model = name, model
@@ -104,16 +104,16 @@ class LoadedModel:
         """Return the nats of each document, summed over its tokens, (D,).
 
         Args:
-            documents: tokens of each.
-            begin: token that stands before each document.
-            window: tokens the model sees at once.
-            stride: tokens scored by each window of a document but its first.
-            batch_tokens: tokens in a batch, at most.
-            share: rank and count: only every count-th batch is scored, the others add 0.
-            on_batch: called with the tokens scored so far, by all processes if they go at the same pace.
+            documents: token ids of each document.
+            begin: token before each document.
+            window: number of tokens that the model sees at once.
+            stride: number of tokens that each window of a document scores, except the first.
+            batch_tokens: most tokens in a batch.
+            share: (rank, count); only every count-th batch is scored, and the others add 0.
+            on_batch: called with an estimate of the tokens that all processes have scored so far.
 
         Raises:
-            XDogeError: a token is not in the model's vocabulary.
+            XDogeError: a token id is not in the model's vocabulary.
             MemoryFullError: a batch is too large for the device.
         """
         import torch
@@ -145,16 +145,19 @@ class LoadedModel:
         return nats
 
     def _losses(self, ids: torch.Tensor, targets: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return row and cross-entropy of every target that is not -1, from (B, T) inputs and targets: (n,), (n,)."""
+        """Return the row and the cross-entropy, both (n,), of the n targets that are not -1.
+
+        `ids` and `targets` are (B, T).
+        """
         from xdoge.models.loss import plain_head, token_nats
 
         device = self.model.device
-        # right of a row's inputs is padding; a mask costs time, and few batches of like length need one
+        # Padding is to the right of the inputs. A mask takes time, and few batches of similar length need one.
         padded = bool((ids == -1).any())
         options = {"attention_mask": (ids != -1).long().to(device)} if padded else {}
         keep = targets != -1  # (B, T)
         ids = ids.clamp(min=0).to(device)
-        if not self._tried:  # once: then the head is applied to the scored positions alone
+        if not self._tried:  # the first time; afterwards the head runs on the scored positions only
             self._tried, self._head = True, plain_head(self.model)
         if self._head is None:
             outputs = self.model(input_ids=ids, use_cache=False, **options).logits  # (B, T, V)
@@ -168,7 +171,7 @@ class LoadedModel:
 def _tensors(
     documents: Sequence[NDArray[Any]], batch: Sequence[Window], begin: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs and targets of a batch, (B, T) each; -1 where there is none."""
+    """Return inputs and targets of a batch, (B, T) each. The target is -1 where nothing is scored."""
     import torch
 
     ids = np.full((len(batch), max(part.length for part in batch)), -1)

@@ -1,8 +1,8 @@
-"""Which benchmarks to run, how, and what their scores mean: the suites that ship, and the YAML files of users.
+"""Suites of benchmarks: those that xdoge includes, and the YAML files of users.
 
-A suite lists tasks of the evaluation harness, each with its language, its metric, what chance scores and what the best
-possible answer scores. A suite may instead extend another and keep only some of its tasks, so that the numbers stand
-in one place.
+A suite lists tasks of the evaluation harness. Each has a language, a metric, the score of guessing and the best
+possible score. A suite may also extend another suite and keep some of its tasks, so that these values are written only
+once.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from xdoge.config import Config, Seed, read_yaml
 from xdoge.errors import XDogeError
 
 NORMALISED = "normalised"
-"""Metric of scores of which 0 is what chance gives and 100 the best there is."""
+"""Metric of normalised scores: 0 for guessing, 100 for the best possible score."""
 
 LEAST_COVERAGE = 0.5
-"""Share of the tasks of a language, or of a suite, that must have run for an average over them."""
+"""Least share of the tasks of a language, or of a suite, that must have run for an average over them."""
 
 _FOLDER = Path(__file__).with_name("suites")
 
 _APART = "run them one at a time, into tables of their own."
 
 FEWSHOT_SEED = 1234
-"""That of lm-eval, so that the examples in the prompt are those of other people's runs."""
+"""The default seed of lm-eval, so that prompts have the same examples as other people's runs."""
 
 
 def _name(value: str) -> str:
-    """Refuse what could not be told from a path, an average or a perplexity."""
+    """Return the name. Raise ValueError if it looks like a path, an average or a perplexity."""
     if not value.strip() or "/" in value or value.startswith(".") or value in ("*", "perplexity"):
         raise ValueError(f"{value!r} cannot be a name")
     return value
@@ -44,7 +44,7 @@ Name = Annotated[str, AfterValidator(_name)]
 
 
 class HarnessSettings(Config):
-    """Every setting of a run; what is None is filled in from the suite, the model and the machine."""
+    """Every setting of a run. The suite, the model and the machine decide the values that are None."""
 
     num_fewshot: int | None = Field(
         None, ge=0, description="examples in every prompt, except of tasks defined without any [the suite's]"
@@ -61,7 +61,7 @@ class HarnessSettings(Config):
 class SuiteTask(Config):
     """One benchmark.
 
-    The normalised score is (score - chance) / (max - chance) × 100: 0 for guessing, 100 for the best there is.
+    The normalised score is (score - chance) / (max - chance) × 100: 0 for guessing, 100 for the best possible score.
     """
 
     task: Name = Field(min_length=1, description="name in lm-eval of a task, group or tag, or of a task of xdoge's own")
@@ -93,23 +93,23 @@ class SuiteTask(Config):
 
     @property
     def guessing(self) -> float:
-        """Score of guessing."""
+        """The score of guessing, in the metric's unit."""
         if self.choices is not None:
             return self.max / self.choices
         return self.chance or 0.0
 
     @property
     def folder(self) -> str:
-        """Name of the folder with its questions, among the local data."""
+        """Name of the folder with its questions in the local data."""
         return self.data or self.task
 
     def normalised(self, score: float) -> float:
-        """Return the score on the scale on which guessing is 0 and the best is 100; worse than guessing is negative."""
+        """Return the normalised score: 0 for guessing, 100 for the best, negative if worse than guessing."""
         return (score - self.guessing) * self.per_unit
 
     @property
     def per_unit(self) -> float:
-        """Points of the normalised score in one unit of the raw one."""
+        """Points of the normalised score per unit of the raw score."""
         return 100.0 / (self.max - self.guessing)
 
 
@@ -140,10 +140,10 @@ class Suite(Config):
 
     @classmethod
     def find(cls, name: str) -> Self:
-        """Return the suite of a name that ships with xdoge, or of a YAML file.
+        """Return a suite that xdoge includes, by its name, or the suite of a YAML file.
 
         Raises:
-            XDogeError: there is no such suite or file, or it does not hold what it should.
+            XDogeError: there is no such suite or file, or it is not a valid suite.
         """
         return cls._read(name, ())
 
@@ -156,14 +156,14 @@ class Suite(Config):
         if isinstance(value.get("tasks"), list):
             value["tasks"] = [_filled(entry, f"{path}: tasks.{n}") for n, entry in enumerate(value["tasks"])]
         if "extends" in value:
-            if value.get("tasks"):  # alone first, so that an error counts the tasks as the file does
+            if value.get("tasks"):  # checked alone first, so that an error numbers the tasks as the file does
                 cls.parse({key: item for key, item in value.items() if key not in ("extends", "only")}, where=str(path))
             value = cls._extended(dict(value), path, (*below, str(path)))
         return cls.parse(value, where=str(path))
 
     @classmethod
     def _extended(cls, value: dict[str, Any], path: Path, below: tuple[str, ...]) -> dict[str, Any]:
-        """Return what a suite that extends another stands for: those of its tasks that fit `only`, and its own."""
+        """Return a suite that extends another: the tasks of the other that match `only`, then its own tasks."""
         other, only = value.pop("extends"), value.pop("only", {})
         base = cls._read(str(path.parent / other) if str(other).endswith((".yaml", ".yml")) else str(other), below)
         if not isinstance(only, Mapping) or (unknown := only.keys() - SuiteTask.model_fields.keys()):
@@ -180,13 +180,13 @@ class Suite(Config):
 
 
 def check_together(suites: Mapping[str, Sequence[SuiteTask]]) -> None:
-    """Refuse suites that would give two numbers for one row of a table.
+    """Check that suites do not give two values for one row of a table.
 
     Args:
-        suites: tasks by the suite's name, groups of the harness expanded, examples in the prompt filled in.
+        suites: tasks by the name of the suite, with groups of the harness expanded and `num_fewshot` filled in.
 
     Raises:
-        XDogeError: one is called as a task of another, or two ask a task in different ways.
+        XDogeError: a suite has the name of a task of another, or two suites run the same task in different ways.
     """
     seen: dict[str, tuple[str, dict[str, Any]]] = {}
     for suite, tasks in suites.items():
@@ -202,29 +202,29 @@ def check_together(suites: Mapping[str, Sequence[SuiteTask]]) -> None:
 
 
 def covered(outcomes: Iterable[str]) -> bool:
-    """Whether enough tasks ran to average over them; `outcomes` are those of all."""
+    """Return whether enough tasks ran for an average over them. `outcomes` are the outcomes of all tasks."""
     ran = [outcome == "ran" for outcome in outcomes]
     return sum(ran) >= LEAST_COVERAGE * len(ran)
 
 
 def is_published(task: str) -> bool:
-    """Whether a task is one of the published tables, by its name in the harness."""
+    """Return whether the published tables have a task, by its name in the harness."""
     return task in _published()
 
 
 def suite_names() -> list[str]:
-    """Return the names of the suites that ship with xdoge."""
+    """Return the names of the suites that xdoge includes."""
     return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 @functools.cache
 def _published() -> dict[str, dict[str, Any]]:
-    """Return the tasks of the published tables by name, as iberobench.yaml writes them."""
+    """Return the tasks of the published tables by name, as in iberobench.yaml."""
     return {entry["task"]: entry for entry in read_yaml(_FOLDER / "iberobench.yaml")["tasks"]}
 
 
 def _filled(entry: object, where: str) -> dict[str, Any]:
-    """Return a task of a suite, with what it leaves out taken from the published one of that name."""
+    """Return a task of a suite. Fields that it leaves out come from the published task of the same name."""
     if not isinstance(entry, Mapping):
         raise XDogeError(f"{where} is {entry!r}; write it as {{task: NAME, language: gl, choices: 4}}.")
     published = dict(_published().get(str(entry.get("task")), {}))
@@ -246,6 +246,6 @@ def _path(name: str) -> Path:
 
 
 def _fits(value: object, wanted: object) -> bool:
-    """Whether a field has one of the wanted values, or fits one of the wanted patterns such as belebele_*."""
+    """Return whether a field has one of the wanted values, or matches a wanted pattern such as belebele_*."""
     alternatives = wanted if isinstance(wanted, list) else [wanted]
     return any(value == match or (value is not None and fnmatchcase(str(value), str(match))) for match in alternatives)

@@ -1,8 +1,8 @@
-"""IberoBench and other suites of benchmarks: lm-eval runs the tasks, a suite says which, how and what scores mean.
+"""IberoBench and other suites of benchmarks. lm-eval runs the tasks that a suite lists.
 
-Every task of a suite has an outcome: it ran, there was no data, it is broken upstream, the suite has it wrong, or it
-failed; none stops the others. A language's average is over the normalised scores of its tasks that ran, those of a
-group averaged first.
+Every task of a suite has an outcome: it ran, there was no data, it is broken upstream, the suite describes it wrongly,
+or it failed. No outcome stops the other tasks. The average of a language is the mean of the normalised scores of its
+tasks that ran. The tasks of a group are averaged first.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ SCHEMA = "xdoge.benchmark"
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What became of one task.
+    """The outcome of one task.
 
     Attributes:
         spec: the task.
-        outcome: "wrong suite" is a task that the suite describes as it is not; "failed" an error while the model was
-            asked.
-        reason: why it did not run, in one line.
-        seconds: it took.
-        num_fewshot: examples in the prompt.
-        examples: split of the data that they came from; None where there are none.
-        version: of the task's definition.
+        outcome: "ran", "no data" or "broken upstream"; "wrong suite" if the suite describes the task wrongly; "failed"
+            if an error occurred while the model answered.
+        reason: why the task did not run, in one line.
+        seconds: duration.
+        num_fewshot: number of examples in the prompt.
+        examples: split of the data that the examples came from; None without examples.
+        version: version of the task's definition.
         data: SHA-256 of the files with the questions, or the data set on the Hub.
-        score: if it ran.
+        score: the score if the task ran, else None.
     """
 
     spec: SuiteTask
@@ -57,7 +57,7 @@ class TaskOutcome:
     score: Score | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what results.json says about the task."""
+        """Return the entry of the task in results.json."""
         spec = self.spec
         about = {key: value for key, value in asdict(self).items() if key not in ("spec", "score")}
         names = {key: getattr(spec, key) for key in ("task", "language", "name", "metric", "group")}
@@ -70,14 +70,14 @@ class TaskOutcome:
 
 @dataclass(frozen=True)
 class Benchmarked:
-    """What a model got in a suite.
+    """The results of a model in a suite.
 
     Attributes:
-        model: what to call it in tables.
+        model: name of the model in tables.
         suite: name of the suite.
-        outcomes: of every task, in the suite's order.
-        settings: all of them resolved.
-        about: what the numbers depend on beside the settings.
+        outcomes: outcome of every task, in the order of the suite.
+        settings: the settings, with their final values.
+        about: everything else that the scores depend on.
     """
 
     model: str
@@ -87,7 +87,7 @@ class Benchmarked:
     about: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what results.json says about the run."""
+        """Return the entry of the run in results.json."""
         return {
             "settings": self.settings.model_dump(mode="json"),
             **self.about,
@@ -95,12 +95,12 @@ class Benchmarked:
         }
 
     def rows(self) -> list[Row]:
-        """Return the numbers as rows of results.json.
+        """Return the scores as rows of results.json.
 
-        Of each task that ran, and of each group, the score in the metric's own unit and the normalised one; of each
-        language (task: the suite's name) and of the average over languages (language `ALL`) the normalised one. `n`
-        counts questions, and in averages what is averaged. There is no average where less than
-        `LEAST_COVERAGE` of the tasks ran.
+        Each task that ran, and each group, has its score in the metric's own unit and its normalised score. Each
+        language has its normalised average, with the suite's name as the task. The average over languages has the
+        language `ALL`. `n` is the number of questions; in an average it is the number of scores averaged. There is no
+        average if less than `LEAST_COVERAGE` of the tasks ran.
         """
         return [*self._task_rows(), *self._average_rows()]
 
@@ -145,13 +145,13 @@ _Number = tuple[float, float | None]
 
 
 def _numbers(spec: SuiteTask, score: Score) -> tuple[_Number, _Number]:
-    """Return the score in the metric's own unit, and normalised."""
+    """Return the score in the metric's own unit and the normalised score, each with its standard error."""
     stderr = None if score.stderr is None else score.stderr * spec.per_unit
     return (score.value, score.stderr), (spec.normalised(score.value), stderr)
 
 
 def _average(numbers: Sequence[_Number]) -> _Number:
-    """Return the mean of independent numbers, and its standard error if all have one."""
+    """Return the mean of independent scores, and its standard error if all of them have one."""
     errors = [stderr for _, stderr in numbers if stderr is not None]
     spread = math.hypot(*errors) / len(numbers) if len(errors) == len(numbers) else None
     return sum(value for value, _ in numbers) / len(numbers), spread
@@ -167,18 +167,20 @@ def run_suite(
     partial: Path | None = None,
     on_progress: OnProgress = silent,
 ) -> Benchmarked:
-    """Return what a model gets in every task of a suite.
+    """Return the outcome of every task of a suite for a model.
 
-    Under torchrun or `accelerate launch` every process calls it, answers its part of each task, and returns the same.
+    Under torchrun or `accelerate launch`, every process calls this function, answers its part of each task, and returns
+    the same outcomes.
 
     Args:
         model: folder, run folder or name on the Hub of a causal language model.
         suite: the tasks.
-        settings: all defaults if left out.
-        local_data: folder with the questions, TASK/SPLIT.jsonl; what it lacks comes from the Hub or its cache.
-        name: what to call the model in tables; `model` if left out.
-        partial: folder that keeps each task as it is finished. What lies there of the same model, task, settings and
-            questions is not run again.
+        settings: by default all defaults.
+        local_data: folder with the questions, as TASK/SPLIT.jsonl. Questions that it lacks come from the Hub or its
+            cache.
+        name: name of the model in tables; by default `model`.
+        partial: folder that stores each task as soon as it is finished. Tasks that it has for the same model, settings
+            and questions are not run again.
         on_progress: called after every task, in the first process.
 
     Raises:
@@ -196,7 +198,7 @@ def run_suite(
         "lm_eval": version("lm_eval"),
     }
     tasks, catalogue = expanded(suite)
-    if processes.world_size > 1:  # the hash of a model is not free
+    if processes.world_size > 1:  # hashing a model takes time
         own = {"settings": settings.model_dump(mode="json"), "tasks": [spec.task for spec in tasks]}
         processes.refuse_differences({**about, "model": causal.pin(), **own})
     report = on_progress if processes.is_first else silent
@@ -215,7 +217,7 @@ def run_suite(
 
 @dataclass(frozen=True)
 class _SuiteRun:
-    """What the tasks of a suite have in common."""
+    """The model, the settings and the data that the tasks of a suite share."""
 
     num_fewshot: int
     catalogue: Catalogue
@@ -227,7 +229,7 @@ class _SuiteRun:
     partial: Path | None
 
     def outcome(self, spec: SuiteTask, without_network: contextlib.ExitStack) -> tuple[TaskOutcome, bool]:
-        """Return what becomes of a task, and whether that was known from an earlier run."""
+        """Return the outcome of a task, and whether an earlier run had stored it."""
         began, outcome = time.monotonic(), TaskOutcome(spec, "ran")
         try:
             with self._agreed():
@@ -259,7 +261,7 @@ class _SuiteRun:
 
     @contextlib.contextmanager
     def _agreed(self) -> Iterator[None]:
-        """Fail in every process where the block failed in one; the others would wait for its answers."""
+        """Raise in every process if the block failed in one of them. The others would wait for its answers."""
         fault: TaskError | None = None
         try:
             yield
@@ -276,14 +278,14 @@ class _SuiteRun:
             score = self.asked.score(task, spec.metric, spec.filter)
         except (Interrupted, XDogeError):
             raise
-        except Exception as error:  # one task that fails must not stop a night's run
+        except Exception as error:  # a task that fails must not stop the other tasks
             raise TaskError("failed", one_line(error)) from error
         if score is None or not math.isfinite(score.value):
             raise TaskError("failed", f"{spec.metric} is {'missing' if score is None else score.value}")
         return score
 
     def _file(self, outcome: TaskOutcome) -> tuple[Path | None, dict[str, Any]]:
-        """Return where a finished task is kept, and what its number depends on."""
+        """Return the file that stores a finished task, and everything that its score depends on."""
         spec, settings = outcome.spec, self.settings
         key = {
             **self.about,
@@ -297,7 +299,7 @@ class _SuiteRun:
 
 
 def resolved(settings: HarnessSettings, processes: Processes) -> HarnessSettings:
-    """Return the settings with nothing left open but what the suite says."""
+    """Return the settings with all defaults filled in, except those that the suite decides."""
     update = {
         "batch_size": settings.batch_size or (4 if processes.device == "cpu" else 16),
         "precision": settings.precision if settings.precision != "auto" else processes.precision(),
@@ -306,11 +308,11 @@ def resolved(settings: HarnessSettings, processes: Processes) -> HarnessSettings
 
 
 def expanded(suite: Suite) -> tuple[list[SuiteTask], Catalogue]:
-    """Return the tasks of a suite, members in the place of the harness's groups and tags, and what is known of them.
+    """Return the tasks of a suite, with groups and tags of the harness replaced by their members, and their catalogue.
 
     Raises:
-        XDogeError: the harness has no task of a name, unless it is one of the published tables; or a task stands in the
-            suite by its own name and by that of a group.
+        XDogeError: the harness has no task of a name, and the name is not in the published tables; or the suite lists a
+            task both by its own name and by that of a group.
     """
     catalogue = Catalogue([task.task for task in suite.tasks])
     tasks: list[SuiteTask] = []
@@ -331,10 +333,10 @@ def expanded(suite: Suite) -> tuple[list[SuiteTask], Catalogue]:
 
 
 def check(suites: Sequence[Suite], settings: HarnessSettings) -> None:
-    """Refuse, before anything is measured, suites that cannot be run or whose numbers could not stand in one table.
+    """Check suites before anything is measured.
 
     Raises:
-        XDogeError: a name is wrong, or two suites ask a task in different ways.
+        XDogeError: a name is wrong, or two suites run the same task in different ways.
     """
     asked: dict[str, list[SuiteTask]] = {}
     for suite in suites:
@@ -350,7 +352,7 @@ def check(suites: Sequence[Suite], settings: HarnessSettings) -> None:
 
 
 def _load(file: Path | None) -> tuple[Score, float] | None:
-    """Read what an earlier run finished; the name of the file says that it is of the same model, task and data."""
+    """Return what an earlier run stored. The name of the file identifies the model, the task and the data."""
     if file is None or not file.is_file():
         return None
     value = read_json(file, schema=SCHEMA, version=1)

@@ -1,14 +1,14 @@
-"""Stand-ins for what the helpers of some harness tasks import and current libraries no longer have.
+"""Stand-ins for modules and functions that some tasks of the harness import but current libraries no longer have.
 
-lm-eval 0.4.13 builds its tasks by running the Python files beside their YAML. Three imports of those files stop whole
+lm-eval 0.4.13 builds a task by running the Python files beside its YAML file. Three imports in these files break whole
 families of tasks, whatever the data:
 
     transformers.data.metrics.squad_metrics   gone in transformers 5; the helpers of xquad_*, Spanish, Catalan, Galician
     datasets.load_metric                      gone in datasets 3; the helper of BasqueGLUE
     evaluate.load("rouge")                    downloads code from the Hub and runs it; XLSum, cocoteros, caBREU
 
-`bridged` puts stand-ins in their place while tasks are built, the first two only where the real ones are missing, and
-takes them away again. The helpers keep the functions they imported.
+`bridged` installs stand-ins while tasks are built, and removes them afterwards. The first two are installed only if the
+real ones are missing. The files of the tasks keep the functions that they imported.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Return an answer without case, ASCII punctuation, English articles and surplus spaces, as SQuAD compares it."""
+    """Return an answer in lower case, without ASCII punctuation, English articles and extra spaces, as in SQuAD."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def compute_exact(gold: str, predicted: str) -> int:
-    """Return 1 for the same answer, else 0."""
+    """Return 1 if both answers are the same after normalisation, else 0."""
     return int(normalize_answer(gold) == normalize_answer(predicted))
 
 
 def compute_f1(gold: str, predicted: str) -> float:
-    """Return the harmonic mean of precision and recall over words; an empty answer equals only another one.
+    """Return the harmonic mean of precision and recall over words. An empty answer matches only another empty answer.
 
     Source: Rajpurkar et al. 2016, SQuAD, arXiv:1606.05250, section 6.1; 2018, arXiv:1806.03822, for empty answers.
     """
@@ -53,7 +53,7 @@ def compute_f1(gold: str, predicted: str) -> float:
 
 
 class _F1:
-    """What BasqueGLUE asks of `load_metric("f1")`."""
+    """The part of `load_metric("f1")` that BasqueGLUE uses."""
 
     def compute(self, *, references: Sequence[Any], predictions: Sequence[Any], **options: Any) -> dict[str, Any]:
         from sklearn.metrics import f1_score  # type: ignore[import-untyped]
@@ -62,9 +62,9 @@ class _F1:
 
 
 class _Rouge:
-    """What the summaries ask of `evaluate.load("rouge")`: mean F of shared words, 0 to 1.
+    """The part of `evaluate.load("rouge")` that tasks with summaries use: the mean F of shared words, from 0 to 1.
 
-    `evaluate` gives the median of the means of a thousand resamples instead, which wavers around this number.
+    `evaluate` returns the median of the means of a thousand resamples instead, which varies around this value.
     """
 
     def compute(self, *, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -80,7 +80,7 @@ def load_metric(name: str) -> Any:
     """Return a metric by name.
 
     Raises:
-        XDogeError: it is another than those that the harness's helpers ask for.
+        XDogeError: no task of the harness uses a metric of this name.
     """
     if name not in ("f1", "rouge"):
         raise XDogeError(f"a task asks `evaluate` for the metric {name!r}, whose code would come from the Hub.")
@@ -89,7 +89,7 @@ def load_metric(name: str) -> Any:
 
 @contextlib.contextmanager
 def bridged() -> Iterator[None]:
-    """Offer the stand-ins to whatever is imported inside the block."""
+    """Install the stand-ins for imports inside the block."""
     import datasets
     import transformers.data  # the parent of the module that may be missing  # noqa: F401
 

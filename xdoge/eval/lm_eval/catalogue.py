@@ -1,7 +1,7 @@
 """The tasks of lm-eval by name, built with questions from files or the Hub.
 
-Tasks are those of lm-eval and those beside this file in `tasks`. lm-eval's index of all tasks takes half a minute to
-build, so only the folders whose YAML files define a wanted name are indexed.
+The tasks are those of lm-eval and those in the folder `tasks` beside this file. An index of all tasks of lm-eval takes
+half a minute to build. So only the folders whose YAML files define one of the names are indexed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Fault = Literal["no data", "broken upstream", "wrong suite", "failed"]
 
 
 class TaskError(XDogeError):
-    """Why a task cannot be built, in one line; `outcome` says whose fault it is."""
+    """A task cannot be built. The message is one line, and `outcome` says whose fault it is."""
 
     def __init__(self, outcome: Fault, reason: str) -> None:
         super().__init__(reason)
@@ -42,15 +42,15 @@ class TaskError(XDogeError):
 
 @dataclass(frozen=True)
 class TaskData:
-    """Where a task's questions come from.
+    """The source of a task's questions.
 
     Attributes:
-        dataset: name on the Hub, of the harness's own configuration.
-        config: of the data set; None for its default.
-        options: of the data set, beside its name.
-        splits: the task reads, the one with the questions first.
-        files: by split, if they are local.
-        examples: split that the examples in the prompt are from, "fixed" where the task holds them.
+        dataset: name of the data set on the Hub, from the configuration of the harness.
+        config: configuration of the data set; None for its default.
+        options: further options of the data set.
+        splits: splits that the task reads; the one with the questions is first.
+        files: local files by split; empty if the questions come from the Hub.
+        examples: split of the examples in the prompt; "fixed" if the task itself contains them.
     """
 
     dataset: str
@@ -61,16 +61,16 @@ class TaskData:
     examples: str
 
     def identity(self) -> dict[str, Any]:
-        """Return what shows that the questions changed."""
+        """Return values that change whenever the questions change."""
         if self.files:
             return {"files": {split: _sha256(path, path.stat().st_mtime_ns) for split, path in self.files.items()}}
         return {"dataset": self.dataset, "config": self.config, "options": str(dict(self.options))}
 
     def load(self) -> None:
-        """Load the data set from the Hub or its cache; code that comes with a data set is never run.
+        """Load the data set from the Hub or its cache. Code that comes with a data set is never run.
 
         Raises:
-            TaskError: it cannot be loaded.
+            TaskError: the data set cannot be loaded.
         """
         import datasets
 
@@ -84,10 +84,10 @@ class TaskData:
 
 
 class Catalogue:
-    """The tasks of these names, and what their files say of them.
+    """The tasks with given names, and their configurations.
 
     Args:
-        names: of tasks, groups or tags.
+        names: names of tasks, groups or tags.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -97,10 +97,10 @@ class Catalogue:
         with quiet():
             self._manager = TaskManager(include_defaults=False, include_path=list(map(str, _folders(self._names))))
             if any(name not in self._manager.task_index and _is_tag(name) for name in self._names):
-                self._manager = TaskManager(include_path=str(OWN_TASKS))  # tags are known to the whole index alone
+                self._manager = TaskManager(include_path=str(OWN_TASKS))  # only the whole index has tags
 
     def members(self, name: str) -> list[str]:
-        """Return the tasks of a group or tag, itself for a task, nothing for a name that is unknown."""
+        """Return the tasks of a group or tag; the name itself for a task; an empty list for an unknown name."""
         entry = self._manager.task_index.get(name)
         if entry is None:
             return []
@@ -114,12 +114,12 @@ class Catalogue:
         return [member for child in children for member in Catalogue([child]).members(child)]
 
     def unknown(self, name: str) -> str:
-        """Return that there is no task of a name, and what was probably meant."""
+        """Return a message that there is no task of this name, with the names of similar tasks."""
         near = difflib.get_close_matches(name, sorted(set().union(*_definitions().values())), n=1)
         return f"lm-eval {version('lm_eval')} has no task {name}" + (f"; did you mean {near[0]}?" if near else ".")
 
     def data(self, task: SuiteTask, local_data: Path | None) -> TaskData:
-        """Return where the questions of a task come from: its folder if there is one, else the Hub.
+        """Return the source of a task's questions: its folder in the local data if there is one, else the Hub.
 
         Raises:
             TaskError: the task is unknown, or the folder lacks the split with the questions.
@@ -147,7 +147,7 @@ class Catalogue:
         )
 
     def num_fewshot(self, task: SuiteTask, default: int, settings: HarnessSettings) -> int:
-        """Return how many examples stand in the prompt; none where the task is defined without any."""
+        """Return the number of examples in the prompt; 0 if the task is defined without examples."""
         if self._config(task.task).get("num_fewshot") == 0:
             return 0
         chosen = settings.num_fewshot if settings.num_fewshot is not None else task.num_fewshot
@@ -158,10 +158,10 @@ class Catalogue:
         return str((self._config(task.task).get("metadata") or {}).get("version", ""))
 
     def build(self, task: SuiteTask, data: TaskData, *, num_fewshot: int, seed: int) -> Any:
-        """Return a task of the harness with its questions loaded and its first prompt made.
+        """Return a task of the harness, with its questions loaded and its first prompt built.
 
         Raises:
-            TaskError: it cannot be built.
+            TaskError: the task cannot be built.
         """
         spec = {"group": "xdoge", "task": [{"task": task.task, **self._overrides(task, data)}]}
         try:
@@ -169,7 +169,7 @@ class Catalogue:
                 built = self._manager.load(spec)["tasks"][task.task]
         except Interrupted:
             raise
-        except Exception as error:  # whatever the Python files of a task raise
+        except Exception as error:  # the Python files of a task can raise anything
             raise TaskError(*_blame(error, data)) from error
         if task.output_type != built.OUTPUT_TYPE:
             raise TaskError("wrong suite", f"{task.task} is {built.OUTPUT_TYPE}, not {task.output_type}")
@@ -206,7 +206,7 @@ class Catalogue:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the harness's logging, warnings, bars and prints off the terminal."""
+    """Suppress the harness's logs, warnings, progress bars and prints."""
     import datasets
     from tqdm import std  # type: ignore[import-untyped]
 
@@ -237,7 +237,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Let the libraries read the cache of the Hub and nothing else; each request would wait for half a minute."""
+    """Let the libraries read only the cache of the Hub. Without a network, each request would take half a minute."""
     import datasets
     import huggingface_hub
 
@@ -249,7 +249,7 @@ def offline() -> Iterator[None]:
 
 
 def is_unreachable(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that there is no network."""
+    """Return whether an error, or one of its causes, says that there is no network."""
     while error is not None:
         if isinstance(error, ConnectionError) or "Connect" in type(error).__name__:
             return True
@@ -258,13 +258,13 @@ def is_unreachable(error: BaseException | None) -> bool:
 
 
 def _folders(names: Iterable[str]) -> list[Path]:
-    """Return the folders with YAML files that define one of the names; of two, lm-eval prefers the later."""
+    """Return the folders with YAML files that define one of the names. If two define a name, lm-eval takes the last."""
     wanted = set(names)
     return sorted({path.parent for path, defined in _definitions().items() if wanted & defined}, reverse=True)
 
 
 def _is_tag(name: str) -> bool:
-    """Whether some file of lm-eval gives tasks this tag."""
+    """Return whether a file of lm-eval has this tag."""
     tag = re.compile(rf"^(?:tag:|\s*-)[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*$", flags=re.MULTILINE)
     files = (path for root in _roots() for path in root.rglob("*") if path.suffix in ("", ".yaml") and path.is_file())
     return any(tag.search(path.read_text(encoding="utf-8", errors="replace")) for path in files)
@@ -272,7 +272,7 @@ def _is_tag(name: str) -> bool:
 
 @cache
 def _definitions() -> dict[Path, frozenset[str]]:
-    """Return the tasks and groups that each YAML file defines, found without reading it as YAML."""
+    """Return the tasks and groups that each YAML file defines. The files are searched as text, not parsed."""
     defined = re.compile(r"^(?:task|group):[ \t]*[\"']?([\w.-]+)", flags=re.MULTILINE)
     return {
         path: frozenset(defined.findall(path.read_text(encoding="utf-8", errors="replace")))
@@ -289,7 +289,7 @@ def _roots() -> tuple[Path, ...]:
 
 
 def _read(files: Mapping[str, Path], **_: Any) -> dict[str, Any]:
-    """Return the rows of JSONL files by split, each split with the column types of its own."""
+    """Return the rows of JSONL files by split. Each split has its own column types."""
     import datasets
 
     return {split: datasets.Dataset.from_dict(_columns(path)) for split, path in files.items()}
@@ -333,7 +333,7 @@ def _blame(error: Exception, data: TaskData) -> tuple[Fault, str]:
 
 
 def one_line(error: Exception) -> str:
-    """Return kind and message of an error, on one line and cut to 200 characters."""
+    """Return the type and the message of an error, in one line of at most 200 characters."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 

@@ -1,4 +1,4 @@
-"""A language model that lm-eval asks: loaded once for all tasks, with its own tokens."""
+"""A language model behind lm-eval's interface. It is loaded once for all tasks and keeps its own tokenizer."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ from xdoge.models.tokenizers import model_file, model_tokenizer
 from xdoge.sampling.permutation import derive_key
 
 RESAMPLES = 100
-"""Of the questions, for the standard error of a score that is not a mean: as many as lm-eval takes for BLEU."""
+"""Number of resamples of the questions, for the standard error of a score that is not a mean. lm-eval uses as many for
+BLEU."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a model got in a task.
+    """The score of a model in a task.
 
     Attributes:
-        value: in the metric's own unit.
-        stderr: its standard error; None where there is none, as for a single question.
-        n: questions.
-        higher_is_better: as the harness says.
-        filter: of the harness, that the answers went through.
-        truncated: questions of which the model's context left out the beginning, examples most likely.
-        prompts: SHA-256 of all prompts, which tells whether two models were asked the same.
+        value: score in the metric's own unit.
+        stderr: standard error of the score; None if it cannot be estimated, as for a single question.
+        n: number of questions.
+        higher_is_better: whether a higher score is better, according to the harness.
+        filter: filter of the harness that the answers went through.
+        truncated: number of questions whose prompt was longer than the model's context. Its beginning, usually
+            examples, was cut off.
+        prompts: SHA-256 of all prompts. Two models were asked the same questions if it is equal.
     """
 
     value: float
@@ -45,12 +47,12 @@ class Score:
 
 
 class HarnessModel:
-    """A causal language model that lm-eval asks, by its folder or name on the Hub.
+    """A causal language model that answers the questions of lm-eval.
 
     Attributes:
-        tokenizer: its fingerprint.
-        begin: token that is put before every prompt; None where the model's own tokenizer decides.
-        context: tokens that it sees at once; 0 before the first task.
+        tokenizer: fingerprint of the tokenizer.
+        begin: token before every prompt; None if the model's own tokenizer decides.
+        context: number of tokens that the model sees at once; 0 before the first task.
     """
 
     def __init__(self, causal: CausalModel, processes: Processes, settings: HarnessSettings) -> None:
@@ -61,10 +63,10 @@ class HarnessModel:
         self.context = 0
 
     def score(self, task: Any, metric: str, wanted_filter: str | None) -> Score | None:
-        """Return the score in a built task, in every process; None if the harness gave no such number.
+        """Return the score in a task, in every process; None if the harness did not compute this metric.
 
         Raises:
-            TaskError: the model could not answer, in one of the processes at least.
+            TaskError: the model could not answer in one of the processes.
         """
         self._lm = self._lm or self._load()
         with quiet():
@@ -74,7 +76,7 @@ class HarnessModel:
                 lm=self._lm,
                 task_dict={"tasks": {task.task_name: task}},
                 limit=self._settings.limit,
-                bootstrap_iters=0,  # lm-eval would do it for every metric, also those not asked for
+                bootstrap_iters=0,  # lm-eval would resample every metric, also unused ones
                 log_samples=True,
             )
             return self._score(task, metric, wanted_filter, results)
@@ -99,20 +101,21 @@ class HarnessModel:
         )
 
     def _truncates(self, context: str, answer: str | Mapping[str, Any]) -> bool:
-        """Whether a prompt and its answer are longer than the model's context."""
+        """Return whether a prompt and its answer are longer than the model's context."""
         if isinstance(answer, str):
             return len(self._lm.tok_encode(context + answer)) - 1 > self.context  # the last token predicts nothing
         room = int(answer.get("max_gen_toks", self._lm.max_gen_toks))
         return len(self._lm.tok_encode(context)) + room > self.context
 
     def _divided(self, ask: Callable[[list[Any]], list[Any]], requests: list[Any]) -> list[Any]:
-        """Return the answers to all requests, in every process; each asks for those of its part of the questions.
+        """Return the answers to all requests, in every process. Each process runs the model on a part of the requests.
 
-        The harness would divide earlier and put together later: a process that fails in between leaves the others
-        waiting, and the prompts depend on the number of processes. Here nothing but the model's work is divided.
+        The harness itself divides the questions earlier and gathers the answers later. A process that fails in between
+        would leave the others waiting, and the prompts would depend on the number of processes. Here, only the work of
+        the model is divided.
 
         Raises:
-            TaskError: in all processes, with the reason of the first that could not.
+            TaskError: a process could not answer. All processes raise it, with the reason of the first.
         """
         rank, count = self._processes.rank, self._processes.world_size
         own, answers, failure = [request for request in requests if request.doc_id % count == rank], list[Any](), None
@@ -120,7 +123,7 @@ class HarnessModel:
             answers = ask(own) if own else answers
         except (Interrupted, XDogeError):
             raise
-        except Exception as error:  # one task that fails must not stop a night's run
+        except Exception as error:  # a task that fails must not stop the other tasks
             failure = error
         parts = self._processes.all_gather_objects((failure and self._reason(failure), answers))
         if reasons := [reason for reason, _ in parts if reason]:
@@ -129,8 +132,8 @@ class HarnessModel:
         return [next(answered[request.doc_id % count]) for request in requests]
 
     def _reason(self, error: Exception) -> str:
-        """Return in a line why the model could not answer."""
-        if isinstance(error, AssertionError):  # lm-eval's own, without a word
+        """Return in one line why the model could not answer."""
+        if isinstance(error, AssertionError):  # lm-eval raises these without a message
             return str(error) or f"an answer is empty, or longer than the context of the model, {self.context} tokens"
         return one_line(error)
 
@@ -141,7 +144,7 @@ class HarnessModel:
         settings, divided = self._settings, self._divided
 
         class Divided(HFLM):  # type: ignore[misc, no-any-unimported, unused-ignore]
-            """Leaves all but the answers to every process, which the harness takes for the only one."""
+            """Divides only the answers over processes. The harness sees each process as the only one."""
 
             def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
                 return divided(super().loglikelihood, requests)
@@ -154,7 +157,7 @@ class HarnessModel:
         else:
             tokenizer = sentencepiece_tokenizer(str(model_file(self._causal.name, "tokenizer.model")), begin=self.begin)
         with quiet():
-            # the softmax of bfloat16 would leave many answers equally likely
+            # in bfloat16, the softmax would give many answers the same probability
             lm = Divided(
                 pretrained=load_on(self._processes, self._causal, settings.precision, settings.device),
                 tokenizer=tokenizer,
@@ -167,15 +170,15 @@ class HarnessModel:
 
 
 def sentencepiece_tokenizer(path: str, *, begin: int) -> Any:
-    """Return a transformers tokenizer whose tokens are SentencePiece's own, with `begin` before every text.
+    """Return a transformers tokenizer with exactly the tokens of a SentencePiece model, and `begin` before every text.
 
-    What transformers converts such a file to gives other tokens.
+    The tokenizer that transformers converts such a model to gives other tokens.
     """
     import sentencepiece
     from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
     class Faithful(SentencePieceBackend):  # type: ignore[misc, no-any-unimported, unused-ignore]
-        """Leaves the text to SentencePiece, which knows no special tokens in it, and puts bytes together again."""
+        """Passes the text to SentencePiece without splitting off special tokens, and joins byte tokens again."""
 
         def convert_tokens_to_string(self, tokens: list[str]) -> str:
             texts, special = [""], set(self.all_special_tokens)
@@ -206,7 +209,7 @@ def _begin(causal: CausalModel, tokenizer: Tokenizer) -> int | None:
 
 
 def _stderr(aggregate: Callable[[list[Any]], float], values: list[Any], seed: int) -> float | None:
-    """Return the standard error of a mean, or that of a bootstrap over questions for any other score."""
+    """Return the standard error of a score: exact for a mean, from a bootstrap over questions for any other."""
     import numpy as np
     from lm_eval.api.metrics import mean
 

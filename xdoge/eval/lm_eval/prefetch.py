@@ -1,4 +1,4 @@
-"""The questions of a suite: which there are on this machine, and fetching the others."""
+"""The questions of a suite: which ones this machine has, and the download of the others."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class DataNeed:
     """The data set of one task.
 
     Attributes:
-        task: of the suite.
-        language: whose average it enters.
-        dataset: its name on the Hub, and its configuration.
-        splits: the task reads.
-        where: it is: among the local data, in the cache of the Hub, or neither.
-        note: why it is missing, if that is known.
+        task: name of the task.
+        language: language of the task.
+        dataset: name of the data set on the Hub, and its configuration.
+        splits: splits that the task reads.
+        where: "local" if it is in the local data, "cache" if it is in the cache of the Hub, else "missing".
+        note: why it is missing, if known.
     """
 
     task: str
@@ -37,7 +37,10 @@ class DataNeed:
 
 
 def prefetch(suite: Suite, local_data: Path | None = None, *, on_progress: OnProgress = silent) -> list[DataNeed]:
-    """Fetch what a suite needs into the cache of the Hub, if there is a network, and return what is there then."""
+    """Download the data sets of a suite into the cache of the Hub, and return where the data set of each task is.
+
+    Without a network, nothing is downloaded.
+    """
     tasks, catalogue = expanded(suite)
     needs: list[DataNeed] = []
     reasons: dict[str, str] = {}
