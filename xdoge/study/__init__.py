@@ -1,7 +1,7 @@
-"""Strategies × seeds: learns weights, plans mixtures, trains and measures a model for each, and tabulates the results.
+"""Studies: learn weights and train and measure a model for each strategy and seed, and compare the results.
 
 study.py       the public `Study`: loads a study.yaml, runs it, reads its findings
-spec.py        what a study.yaml says, and what its strategies are and cost
+spec.py        the settings of a study.yaml, and its strategies with their costs
 plan.py        the commands of a study, and which runs each of them needs
 runner.py      runs the commands, several at once
 findings.py    the results: `Findings`
