@@ -2,8 +2,8 @@
 
 Where `xdoge fit-weights` differs from that code, this baseline follows the code. It clips gradients before the
 products, and scores to a range. It has no floor, and its batches do not follow the weights. In the published
-configuration, it has one target, a mix of all sources. `docs/explanation/method.md`, "DoGE by its authors' code", has the equations
-and the remaining differences.
+configuration, it has one target, a mix of all sources. `docs/explanation/method.md`, "DoGE by its authors' code", has
+the equations and the remaining differences.
 
 Source: Fan et al. 2023, arXiv:2310.15393, and github.com/Olivia-fsm/DoGE, `src/trainer.py` at 1fb7f7b with
 `config/doge.json`.

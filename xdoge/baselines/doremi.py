@@ -2,8 +2,8 @@
 
 First, a reference model is trained on fixed weights. Then a proxy of the same size is trained together with the
 weights. The excess loss of a source over the reference, per token and never below 0, raises the weight of the source.
-The proxy minimises the weighted losses. The result is the mean of the weights over the steps. `docs/explanation/method.md`,
-"DoReMi", has the equations and our choices where the paper leaves them open.
+The proxy minimises the weighted losses. The result is the mean of the weights over the steps.
+`docs/explanation/method.md`, "DoReMi", has the equations and our choices where the paper leaves them open.
 
 Source: Xie et al. 2023, arXiv:2305.10429, algorithm 1.
 """

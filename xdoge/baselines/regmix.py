@@ -1,7 +1,7 @@
 """RegMix: it trains tiny models on random mixtures and fits a regression of their loss on the weights.
 
-The result is the mean of the mixtures with the lowest predicted loss. `docs/explanation/method.md`, "RegMix", has our choices where
-the paper and its code leave them open.
+The result is the mean of the mixtures with the lowest predicted loss. `docs/explanation/method.md`, "RegMix", has our
+choices where the paper and its code leave them open.
 
 Source: Liu et al. 2024, arXiv:2407.01492, and github.com/sail-sg/regmix.
 """

@@ -4,8 +4,9 @@ With mixture w, the effective data of evaluation l is D_l = Σ_j τ_lj (U_j / B)
 
     y_l = F_l + exp(a_l - β_l ln(D_l + d_l) + g_l H_l)
 
-D_l is concave in w. H_l, the harm of many epochs, is convex in w. Hence y_l is convex in w (docs/explanation/law.md). The fit is
-maximum a posteriori with exact gradients. All evaluations share the means of the priors, which are fitted too.
+D_l is concave in w. H_l, the harm of many epochs, is convex in w. Hence y_l is convex in w. The fit is maximum a
+posteriori with exact gradients. All evaluations share the means of the priors, which are fitted too. The derivation is
+in docs/explanation/law.md.
 """
 
 from __future__ import annotations

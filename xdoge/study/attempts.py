@@ -1,4 +1,4 @@
-"""runs.jsonl: how every attempt at a run of a study ended, and which runs may be planned anew."""
+"""runs.jsonl: how every attempt at a run of a study ended, and which runs may be planned again with other settings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ LEARNS_FROM = {
     "reference": "other reference weights",
     "initial": "other initial weights",
 }
-"""What a strategy's weights are learned from, by its key in plan.json, as a message calls it when it changed."""
+"""Inputs of the learning of weights: their keys in plan.json, and the words of the message for a changed input."""
 
 
 def note_attempt(out: Path, name: str, *, status: int | None, seconds: float, last_line: str) -> None:
-    """Append how an attempt at a run ended; with status None, that a run which failed was started again."""
+    """Append how an attempt at a run ended. A status of None means that a failed run was started again."""
     row = {"run": name, "status": status, "seconds": seconds, "last_line": last_line}
     with disk_errors(out), (out / "runs.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -50,20 +50,21 @@ def refuse_changes(
     open_runs: set[str],
     idle_runs: set[str],
 ) -> list[str]:
-    """Refuse to drop or change a run that was planned, and return the names of those that may be planned anew.
+    """Return the names of the runs that may be planned again, and raise if any other run was dropped or changed.
 
     Every run that was started stays in the table. A run that failed and has no result may get other settings.
 
     Args:
         out: the study's folder.
-        study: its YAML file.
-        before: the plan that the folder holds.
-        now: the plan that the file stands for.
+        study: the study.yaml.
+        before: the plan in the folder.
+        now: the plan of the study.yaml.
         open_runs: names of the runs that failed and have no result.
         idle_runs: names of the runs that were planned and never attempted.
 
     Raises:
-        XDogeError: another run was dropped or changed, or the store, the model or a file that weights are learned from.
+        XDogeError: another run was dropped or changed; or the store, the model, or a file that weights are learned from
+            has changed.
     """
     for key in ("store", "model"):
         if before[key] != now[key]:
@@ -74,7 +75,7 @@ def refuse_changes(
         if not other:
             continue
         learning = {run for run in before["runs"] if f"{run}/".startswith(f"weights/{name}/")}
-        if f"weights/{name}" in learning:  # a law, which is learned from the swarm
+        if f"weights/{name}" in learning:  # the weights of a law, which come from the swarm
             learning.add("swarm")
         if learning & open_runs and learning <= open_runs | idle_runs:
             changed |= learning & open_runs
@@ -85,7 +86,7 @@ def refuse_changes(
         )
     anew = [name for name in before["runs"] if name in changed]
     for name, command in before["runs"].items():
-        if name in anew or (anew and name in idle_runs):  # equal FLOPs plan other steps where learning costs otherwise
+        if name in anew or (anew and name in idle_runs):  # at equal FLOPs, another cost of learning changes the steps
             continue
         if name not in now["runs"]:
             raise XDogeError(

@@ -53,11 +53,11 @@ class TrialResult:
 
     Attributes:
         trial: the model.
-        state: "finished", "failed", "begun" or "waiting"; the last two occur until the study has ended.
-        why: name of the run that failed, and the last line of its log; empty unless failed.
-        languages: bits per byte of each language, over all its text; empty unless finished.
+        state: "finished", "failed", "begun" or "waiting". The last two occur only before the study has ended.
+        why: name of the run that failed, and the last line of its log; empty for any other state.
+        languages: bits per byte of each language, over all its text; empty unless the trial is finished.
         sources: bits per byte of each source.
-        resampled: the same numbers on resampled documents; None where no file keeps what each document cost.
+        resampled: bits per byte on resampled documents; None if no file has the scores of each document.
     """
 
     trial: Trial
@@ -79,10 +79,10 @@ class Findings:
     """The results that a study's folder holds.
 
     Attributes:
-        study: its plan.
-        out: its folder.
-        results: of every trial.
-        weights: weight sets so far, by strategy and seed; a strategy that learns nothing has the same for all seeds.
+        study: the plan of the study.
+        out: the folder of the study.
+        results: the result of every trial.
+        weights: weight sets so far, by strategy and seed. A strategy that learns nothing has the same for all seeds.
         notes: sentences that a reader should know before trusting the numbers.
     """
 
@@ -94,7 +94,7 @@ class Findings:
 
     @classmethod
     def read(cls, study: StudyPlan, out: Path) -> Self:
-        """Read what is finished in the folder of a study."""
+        """Return the findings so far, from the folder of a study."""
         runs, ended = study.runs(out), attempts(out)
         results = {trial: _result(study, runs, ended, trial) for trial in study.trials()}
         weights: dict[str, dict[int, WeightSet]] = {name: {} for name in study.strategies}
@@ -116,7 +116,7 @@ class Findings:
     def difference(self, comparison: BudgetKind, strategy: str, measure: str) -> Interval | None:
         """Return the difference of a measure to that of `relative_to` over their common seeds; None without any.
 
-        The models of a seed are paired by document where files of all of them keep what each document cost.
+        The models of a seed are paired by document if all of them have a file with the scores of each document.
         """
         if strategy == (reference := self.study.spec.relative_to):
             return None
@@ -131,7 +131,7 @@ class Findings:
         """Return the table of a comparison: a row for each strategy, the best first, then those without any result.
 
         Rows are ordered by the paired difference of the macro mean, since means over different seeds do not compare.
-        "regret" is how far a strategy's paired difference lies above the lowest one, of the mean and of the worst
+        "regret" is a strategy's paired difference minus the lowest one. It is given for the mean and for the worst
         language, in bits per byte.
         """
         study = self.study
@@ -177,14 +177,14 @@ class Findings:
         return sorted(rows, key=self._rank)
 
     def _above_reference(self, row: Mapping[str, Any], measure: str) -> float | None:
-        """Return the mean paired difference of a row to `relative_to`: 0 for that itself, None without results."""
+        """Return the mean paired difference of a row to `relative_to`: 0 for itself, None without results."""
         if row["strategy"] == self.study.spec.relative_to:
             return None if row[measure] is None else 0.0
         difference = row["differences"].get(measure)
         return difference["mean"] if difference else None
 
     def verdict(self, comparison: BudgetKind) -> list[str]:
-        """Return in sentences which differences of a comparison are real, and what to do next."""
+        """Return sentences: which differences of a comparison are real, and what to do next."""
         means = {name: self.difference(comparison, name, MACRO) for name in self.study.strategies}
         reference, languages = self.study.spec.relative_to, len(self.study.languages)
         return verdict(self.rows(comparison), means, reference=reference, languages=languages)
@@ -198,7 +198,7 @@ class Findings:
         return (2, 0.0) if row[MACRO] is None else (1, row[MACRO])
 
     def _differing(self, comparison: BudgetKind, strategy: str, sign: int) -> list[str]:
-        """Return the languages whose whole interval lies on one side of `relative_to`."""
+        """Return the languages whose whole interval is above 0 (`sign` 1) or below 0 (`sign` -1)."""
         intervals = {language: self.difference(comparison, strategy, language) for language in self.study.languages}
         return [language for language, interval in intervals.items() if interval and interval.sign == sign]
 
@@ -240,7 +240,7 @@ class Findings:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of study.json: every model and weight, and the tables computed from them."""
+        """Return the content of study.json: every model and weight, and the tables that are computed from them."""
         study = self.study
         return {
             "schema": f"{SCHEMA}/1",
@@ -301,7 +301,10 @@ def _result(study: StudyPlan, runs: Mapping[str, Run], ended: Mapping[str, Any],
 
 
 def _paired(models: Sequence[tuple[TrialResult, TrialResult]], measure: str) -> Interval:
-    """Return the mean difference of pairs of models, paired by document too if all were measured on the same ones."""
+    """Return the mean difference of pairs of models.
+
+    Models are also paired by document if all were measured on the same documents.
+    """
     differences = [mine.measures[measure] - theirs.measures[measure] for mine, theirs in models]
     pairs = [(a, b) for mine, theirs in models if (a := mine.resampled) and (b := theirs.resampled)]
     texts = [resampled.text for pair in pairs for resampled in pair]
@@ -312,7 +315,7 @@ def _paired(models: Sequence[tuple[TrialResult, TrialResult]], measure: str) -> 
 
 
 def _resampled(results: Results, languages: Sequence[str]) -> Resampled | None:
-    """Return the bits per byte of the model in a table on documents that a bootstrap draws."""
+    """Return bits per byte on resampled documents, for the only model in a results.json."""
     if not results.documents:
         return None
     (model, documents), *_ = results.documents.items()

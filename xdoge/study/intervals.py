@@ -1,13 +1,13 @@
 """The mean of paired differences over seeds, and its interval over seeds and documents.
 
 All models of a study are measured on the same documents. So a difference has two independent causes of error: the
-seeds that were trained, and the documents that were measured. With n seeds and D documents the variance of the mean is
+choice of seeds and the choice of documents. With n seeds and D documents, the variance of the mean is
 
     V = seed² / n + document² / D + interaction² / (n D).
 
-The variance of the n differences, over n, estimates the first and the last term. The bootstrap over documents of the
-mean difference estimates the last two. The interaction stands in both, and the bootstraps of the single seeds show how
-large it is, so that it is counted once. The degrees of freedom are Satterthwaite's.
+The variance of the n differences, divided by n, estimates the sum of the first and the last term. The bootstrap of the
+mean difference over documents estimates the sum of the last two. Both contain the interaction. The bootstraps of the
+single seeds show how large it is, so that it is counted only once. The degrees of freedom are Satterthwaite's.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 POWER = 0.8
-"""Chance that the seeds which `Interval.more_seeds` names decide, if the difference is as large as it looks."""
+"""Probability that the seeds of `Interval.more_seeds` are enough, if the true difference is the measured one."""
 MOST_SEEDS = 100
-"""Beyond this many, more seeds are no advice."""
+"""Largest number of further seeds that is advised."""
 
 Floats = NDArray[np.float64]
 
@@ -35,13 +35,13 @@ class Interval:
     """The mean of n paired differences with its confidence interval.
 
     Attributes:
-        mean: of the differences.
+        mean: mean of the differences.
         low: lower end; None if n is 1.
         high: upper end; None if n is 1.
-        n: seeds.
+        n: number of seeds.
         seed_stderr: standard error of the mean over seeds; None if n is 1.
-        document_stderr: standard error from the choice of documents; None where it is not known.
-        documents: behind it.
+        document_stderr: standard error from the choice of documents; None if unknown.
+        documents: number of documents.
     """
 
     mean: float
@@ -54,16 +54,16 @@ class Interval:
 
     @property
     def sign(self) -> int:
-        """-1 or 1 if the whole interval is below or above 0; 0 if it contains 0 or is not known."""
+        """-1 if the whole interval is below 0, 1 if it is above 0; 0 if it contains 0 or is unknown."""
         if self.low is None or self.high is None:
             return 0
         return (self.low > 0) - (self.high < 0)
 
     @property
     def more_seeds(self) -> int | None:
-        """How many more seeds would show a difference of this size to be real, with a chance of 80 %.
+        """Number of further seeds after which a difference of this size is real with a probability of 80 %.
 
-        None where the interval does not contain 0, where n is 1, and where even `MOST_SEEDS` more would not do.
+        None if the interval does not contain 0, if n is 1, or if even `MOST_SEEDS` more are not enough.
         """
         if self.seed_stderr is None or self.sign:
             return None
@@ -88,14 +88,14 @@ def paired(
 ) -> Interval:
     """Return the mean of n >= 1 paired differences with its interval.
 
-    Without `resampled` it is Student's interval over seeds, n - 1 degrees of freedom. It assumes independent and normal
-    differences, which a few seeds can neither confirm nor refute.
+    Without `resampled`, it is Student's interval over seeds with n - 1 degrees of freedom. This interval assumes
+    independent and normal differences. A few seeds can neither confirm nor refute this assumption.
 
     Args:
-        differences: one for each seed, (n,).
-        resampled: each of them on R drawings of the same documents with replacement, (n, R).
-        documents: behind the differences, D; needed with `resampled`.
-        confidence: of the interval.
+        differences: a difference for each seed, (n,).
+        resampled: the differences on R resamples of the documents, (n, R). All seeds have the same resamples.
+        documents: number of documents, D; needed with `resampled`.
+        confidence: probability that the interval contains the true difference.
 
     Source: Student 1908, The probable error of a mean; Satterthwaite 1946, An approximate distribution of estimates of
     variance components; for seeds crossed with documents, Owen 2007, The pigeonhole bootstrap, arXiv:0712.1111.
@@ -124,7 +124,7 @@ def _document_variance(resampled: Floats) -> float:
 def _combined(
     of_seeds: float, n: int, document_stderr: float | None, documents: int, confidence: float
 ) -> tuple[float, float]:
-    """Return the standard error of both causes, and the quantile that half of the interval is in units of it."""
+    """Return the standard error from both causes, and the quantile: half the interval divided by the standard error."""
     from scipy.stats import t
 
     of_documents = 0.0 if document_stderr is None else document_stderr**2

@@ -1,9 +1,9 @@
 """Start commands of xdoge as children of a process that has imported what they need.
 
-Importing torch and transformers takes seconds, a fork takes milliseconds. The server imports and forks, and does
-nothing else. It starts no threads of Python and touches no GPU, so that a child may do what a new interpreter may. If
-an import has touched CUDA, which no fork survives, the child replaces itself by a new interpreter. Requests and replies
-are lines of JSON over two pipes.
+Importing torch and transformers takes seconds, and a fork takes milliseconds. The server only imports and forks. It
+starts no Python threads and uses no GPU, so that a child can do everything that a new interpreter can do. CUDA does not
+work after a fork. So if an import has initialised CUDA, the child replaces itself by a new interpreter. Requests and
+replies are lines of JSON over two pipes.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ MODULES = (
     "xdoge.fit.trainer",
     "xdoge.train.trainer",
 )
-"""What the commands of a study import, and what takes long."""
+"""Modules that the commands of a study import and that take long to import."""
 
 
 class Command(Protocol):
-    """A command that was started, with the methods of `subprocess.Popen`."""
+    """A running command, with the methods of `subprocess.Popen`."""
 
     def poll(self) -> int | None:
         """Return the exit status, negative for the number of a signal; None while the command runs."""
@@ -58,10 +58,10 @@ class Launcher:
     """Starts commands, each in a process group of its own.
 
     Args:
-        environment: of all commands.
-        forks: fork them from a server, which starts with the first command; otherwise, and where there is no server,
-            each is a new interpreter.
-        modules: that the server imports.
+        environment: environment variables of all commands.
+        forks: whether to fork commands from a server, which starts with the first command. Otherwise, and if the server
+            has ended, each command is a new interpreter.
+        modules: modules that the server imports.
     """
 
     def __init__(self, environment: Mapping[str, str], *, forks: bool, modules: Sequence[str] = MODULES) -> None:
@@ -70,7 +70,7 @@ class Launcher:
         self._server: _Server | None = None
 
     def ready(self) -> bool:
-        """Whether `start` starts a command at once; the first call starts the server."""
+        """Return whether `start` would start a command at once. The first call starts the server."""
         if self._forks:
             self._server = self._server or _Server(self._environment, self._modules)
         return self._server is None or self._server.ready()
@@ -93,7 +93,7 @@ class Launcher:
             )
 
     def close(self) -> None:
-        """End the server; commands that run go on."""
+        """End the server. Running commands continue."""
         if self._server is not None:
             self._server.close()
 
@@ -103,7 +103,7 @@ class ServerLostError(Exception):
 
 
 class _Server:
-    """The server, as the process that started it sees it."""
+    """The parent's connection to the server."""
 
     def __init__(self, environment: Mapping[str, str], modules: Sequence[str]) -> None:
         self.process = subprocess.Popen(
@@ -116,7 +116,7 @@ class _Server:
         self._is_ready = False
 
     def ready(self) -> bool:
-        """Whether it answers at once: it has imported everything, or has ended."""
+        """Return whether the server answers at once: it has imported everything, or it has ended."""
         assert self.process.stdout
         if not self._is_ready and select.select([self.process.stdout], [], [], 0)[0]:
             self.process.stdout.readline()
@@ -127,7 +127,7 @@ class _Server:
         """Send a request and return the reply.
 
         Raises:
-            ServerLostError: there is none.
+            ServerLostError: the server has ended.
         """
         assert self.process.stdin
         assert self.process.stdout
@@ -135,7 +135,7 @@ class _Server:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
             while not select.select([self.process.stdout], [], [], 0.1)[0]:
-                if self.process.poll() is not None:  # its commands may hold the pipe open
+                if self.process.poll() is not None:  # its commands may keep the pipe open
                     raise ServerLostError
             if reply := self.process.stdout.readline():
                 return json.loads(reply)
@@ -149,7 +149,7 @@ class _Server:
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close() if pipe else None
-        self.process.wait()  # not for the end of its output, which a command may hold open
+        self.process.wait()  # not for the end of its output, since a command may keep that open
 
 
 class _Fork(Command):
@@ -163,7 +163,7 @@ class _Fork(Command):
         if self._status is None:
             try:
                 self._status = self._server.ask(poll=self.pid)
-            except ServerLostError:  # nobody can learn the status any more
+            except ServerLostError:  # the status is lost
                 self.kill()
                 self._status = -signal.SIGKILL
         return self._status
@@ -186,12 +186,12 @@ class _Fork(Command):
 
 
 def serve() -> None:
-    """Import the modules that the arguments name, print an empty line, and do what stdin asks until it is closed."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a command unblocks them, so none gets lost before
+    """Import the modules named in the arguments, print an empty line, and serve requests until stdin is closed."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a command unblocks them later, so that none is lost before
     for name in sys.argv[1:]:
-        with contextlib.suppress(ImportError, XDogeError):  # the command that needs it says what is missing
+        with contextlib.suppress(ImportError, XDogeError):  # the command that needs it reports the error
             importlib.import_module(name)
-    gc.freeze()  # a collection in a child would copy all of this memory
+    gc.freeze()  # or a garbage collection in a child would copy all of this memory
     print(flush=True)
     context = multiprocessing.get_context("fork")
     commands: dict[int | None, ForkProcess] = {}
@@ -204,7 +204,7 @@ def serve() -> None:
             command.start()
             reply = command.pid
             assert reply
-            with contextlib.suppress(OSError):  # the command does it too, and may have ended
+            with contextlib.suppress(OSError):  # the command does this too, and it may have ended
                 os.setpgid(reply, reply)
             commands[reply] = command
         print(json.dumps(reply), flush=True)
@@ -214,7 +214,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _become(arguments: list[str], log: str, threads: int) -> None:
-    """Run a command in this process, which a server of so many threads forked."""
+    """Run a command in this process, which a server forked; `threads` is the number of threads of the server."""
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     for name, flags, numbers in ((os.devnull, os.O_RDONLY, [0]), (log, os.O_WRONLY | os.O_APPEND, [1, 2])):
@@ -225,9 +225,9 @@ def _become(arguments: list[str], log: str, threads: int) -> None:
     torch = sys.modules.get("torch")
     if threads > 1 or (torch and torch.cuda._is_in_bad_fork()):
         os.execv(sys.executable, [sys.executable, "-m", "xdoge", *arguments])
-    module = sys.modules["__main__"] = importlib.import_module("xdoge.__main__")  # by which help names the command
+    module = sys.modules["__main__"] = importlib.import_module("xdoge.__main__")  # its name is shown in help texts
     sys.argv = [str(module.__file__), *arguments]
     try:
         module.main()
     finally:
-        atexit._run_exitfuncs()  # a forked process ends without them
+        atexit._run_exitfuncs()  # a forked process does not run these by itself

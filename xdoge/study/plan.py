@@ -1,4 +1,4 @@
-"""The plan of a study: its commands, what each of them needs, and for how many steps each model trains."""
+"""The plan of a study: its commands, the runs that each of them needs, and the steps that each model trains for."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from xdoge.train.settings import TrainSettings
 SCHEMA = "xdoge.study-plan"
 
 OWN = ("model", "seed", "steps", "batch_size", "sequence_length")
-"""Settings of training that are keys of the study itself."""
+"""Settings of training that are top-level keys of study.yaml."""
 SHOWN_OF_SWARM = ("proxy", "budget_tokens", "max_epochs")
-"""Settings of a swarm that its command has as options of their own."""
+"""Settings of a swarm that have their own options in `xdoge swarm`."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Run:
 
     Attributes:
         name: its path in the study's folder, such as "train/uniform/400-steps/seed-0".
-        arguments: of `xdoge`.
-        file: the command writes it last, so it exists once the run is finished.
-        folder: run folder that `xdoge ... --resume` continues; None for commands that start anew.
+        arguments: command-line arguments of `xdoge`.
+        file: the last file that the command writes. It exists if and only if the run is finished.
+        folder: run folder that `xdoge ... --resume` continues; None for a command that cannot be resumed.
         needs: names of the runs whose files it reads.
-        flops: estimate of its floating-point operations.
-        parallel: whether the command takes --jobs; it then has all of the study's jobs to itself.
+        flops: estimate of its FLOPs.
+        parallel: whether the command takes --jobs. It then uses all jobs of the study.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the run is finished."""
         return self.file.exists()
 
     @property
     def command(self) -> str:
-        """The line to type in a shell."""
+        """The command as a line for a shell."""
         return shlex.join(["xdoge", *self.arguments])
 
 
@@ -74,7 +74,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Path of its files below the folder of each kind of run."""
+        """Path of its files in the folders weights, mixtures, train and so on."""
         return f"{self.strategy}/{self.steps}-steps/seed-{self.seed}"
 
 
@@ -92,7 +92,7 @@ class StudyPlan:
 
     @classmethod
     def load(cls, path: Path | str, *, store: Path | str | None = None) -> Self:
-        """Read a study.yaml, and check everything that can be checked before the first run.
+        """Return the plan of a study.yaml, after all checks that are possible before the first run.
 
         Args:
             path: of the study.yaml.
@@ -124,7 +124,7 @@ class StudyPlan:
         return plan
 
     def _check(self) -> None:
-        """Refuse what `xdoge train` and `xdoge eval` would refuse."""
+        """Raise XDogeError for settings that `xdoge train` or `xdoge eval` would refuse."""
         if taken := [key for key in OWN if key in self.spec.training]:
             raise XDogeError(f"{self.path}: training names {taken[0]}, which is a key of the study itself.")
         if not self.languages:
@@ -182,12 +182,12 @@ class StudyPlan:
 
     @property
     def learning_flops(self) -> int:
-        """FLOPs of the strategy whose weights cost the most to learn."""
+        """FLOPs of learning weights, for the strategy that needs most."""
         return max(strategy.flops for strategy in self.strategies.values())
 
     @property
     def total_flops(self) -> int:
-        """FLOPs of each strategy at equal FLOPs: the training at equal tokens plus the most costly learning."""
+        """FLOPs of each strategy at equal FLOPs: the training at equal tokens plus `learning_flops`."""
         return self.learning_flops + self.training_flops(self.own_steps * self.tokens_per_step)
 
     @property
@@ -204,8 +204,8 @@ class StudyPlan:
     def steps(self, comparison: BudgetKind, strategy: str) -> int:
         """Return the number of steps that a strategy's models train for.
 
-        At equal tokens all models train for the same steps. At equal FLOPs every strategy has `total_flops`. What it
-        does not spend on learning its weights it spends on training, in whole steps.
+        At equal tokens, all models train for the same number of steps. At equal FLOPs, every strategy has
+        `total_flops`. It spends some of them on learning its weights, and the rest on training, in whole steps.
         """
         steps = self.own_steps
         if comparison == "flops":
@@ -214,7 +214,10 @@ class StudyPlan:
         return steps
 
     def trials(self) -> dict[Trial, None]:
-        """Return every model once, seed by seed, so that the models finished before a stop can be compared."""
+        """Return every model once, as the keys of a dict.
+
+        They are in the order of the seeds, so that after a stop the finished models can be compared.
+        """
         return dict.fromkeys(
             Trial(name, self.steps(comparison, name), seed)
             for seed in self.spec.seeds
@@ -229,7 +232,7 @@ class StudyPlan:
         return f"weights/{strategy}/seed-{seed}" if self.strategies[strategy].seeded else None
 
     def weights_file(self, out: Path, strategy: str, seed: int) -> Path:
-        """Return the path of a strategy's weights."""
+        """Return the path of the weights.json of a strategy and seed."""
         return out / (self.weights_run(strategy, seed) or f"weights/{strategy}") / "weights.json"
 
     def runs(self, out: Path | str) -> dict[str, Run]:
@@ -243,7 +246,7 @@ class StudyPlan:
         return {run.name: run for run in runs}
 
     def commands(self, out: Path | str) -> list[str]:
-        """Return the commands in order, as one would type them."""
+        """Return the commands in order, as lines for a shell."""
         return [run.command for run in self.runs(out).values()]
 
     def _learning(self, out: Path, name: str, seed: int) -> Run:
@@ -255,11 +258,11 @@ class StudyPlan:
         return Run(run, arguments, out / run / "weights.json", out / run, (), strategy.flops)
 
     def law_file(self, out: Path, form: str) -> Path:
-        """Return the path of the law of a form."""
+        """Return the path of the law.json for a form."""
         return out / "laws" / f"{form}.json"
 
     def law_runs(self, out: Path) -> list[Run]:
-        """Return the swarm, the law of each form that a strategy asks for, and the optimum of each strategy."""
+        """Return the runs of the swarm, of each form of law that a strategy uses, and of each strategy's optimum."""
         if self.swarm is None:
             return []
         folder, optima = out / "swarm", {name: strategy.law for name, strategy in self.strategies.items()}
@@ -308,7 +311,7 @@ class StudyPlan:
 
     @property
     def _evaluation_tokens(self) -> int:
-        """Estimate of the tokens that the model reads in an evaluation, in windows that overlap."""
+        """Return an estimate of the tokens that the model reads in an evaluation, in overlapping windows."""
         settings = PerplexitySettings.parse(self.spec.evaluation, where="evaluation")
         window = settings.window or self.sequence_length
         documents, tokens = self.store.documents("validation"), self.store.tokens("validation")
@@ -317,23 +320,23 @@ class StudyPlan:
         return round(measured * window / (settings.stride or window // 2))
 
     def _training(self, steps: int) -> dict[str, Any]:
-        """Return the other settings of a training, which validates at its end only: the study measures every model."""
+        """Return the other settings of a training. It validates only at its end; the study measures each model."""
         return {"sequence_length": self.sequence_length, "eval_every": steps, **self.spec.training}
 
     def begin(self, out: Path | str) -> dict[str, Run]:
-        """Make the study's folder, or check that the folder is this study's; return the runs.
+        """Create the study's folder, or check that it belongs to this study; return the runs.
 
-        What a run that failed has left is removed where its settings changed.
+        If the settings of a failed run have changed, its folder is deleted.
 
         Raises:
-            XDogeError: the folder holds something else, or a run that the study no longer plans.
+            XDogeError: the folder has other content, or it has a run that the study no longer plans.
         """
         out, before, planned = Path(out), *self._plans(Path(out))
         runs = self.runs(out)
         for name in self.check(out):
             if folder := runs[name].folder:
                 shutil.rmtree(folder, ignore_errors=True)
-        if before != planned:  # tasks of one array leave it alone
+        if before != planned:  # tasks of one array do not write it again
             write_json(out / "plan.json", planned)
         for name, strategy in self.strategies.items():
             if strategy.weights and not (free := self.weights_file(out, name, 0)).exists():
@@ -341,10 +344,10 @@ class StudyPlan:
         return runs
 
     def check(self, out: Path | str) -> list[str]:
-        """Check that a folder is free or this study's, and return the failed runs whose settings changed.
+        """Check that a folder is empty or belongs to this study; return the failed runs whose settings changed.
 
         Raises:
-            XDogeError: as `begin` does.
+            XDogeError: the folder has other content, or it has a run that the study no longer plans.
         """
         out, before, planned = Path(out), *self._plans(Path(out))
         if before is None:
@@ -357,7 +360,7 @@ class StudyPlan:
         return refuse_changes(out, self.path, before, planned, open_runs=failed, idle_runs=idle)
 
     def _plans(self, out: Path) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Return the plan that the folder holds, if any, and the one that it should hold."""
+        """Return the plan in the folder, if any, and the plan of this study."""
         file = out / "plan.json"
         planned = {
             "schema": f"{SCHEMA}/1",
@@ -377,7 +380,7 @@ class StudyPlan:
 
 
 def _passes(max_epochs: float | None) -> str:
-    """Return what follows --max-epochs."""
+    """Return the value of the option --max-epochs."""
     return "none" if max_epochs is None else f"{max_epochs:g}"
 
 

@@ -1,6 +1,6 @@
-"""What the laws of a study predict for its own models, beside what was measured once they were trained.
+"""Predictions of the laws of a study for its own models, compared with measurements on the trained models.
 
-The law comes from small proxies and the models are larger, so only differences to `relative_to` can be compared.
+A law is fitted to small proxies, and the models are larger. So only differences to `relative_to` can be compared.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Loss of one model and half the width of its 90 % interval, by language, in the mean (macro) and at worst."""
+    """Predicted losses of one model, with half the widths of their 90 % intervals.
+
+    The keys are the languages, "macro" for their mean and "worst" for the largest loss.
+    """
 
     shares: tuple[float, ...]
     losses: dict[str, float]
@@ -33,15 +36,17 @@ class Predicted:
 
 
 Halves = dict[tuple[tuple[float, ...], tuple[float, ...]], dict[str, float]]
-"""Half of the 90 % interval of a predicted difference, by the shares of both mixtures and by measure."""
+"""Half the width of the 90 % interval of a predicted difference, by the shares of both mixtures and by measure."""
 
 
 def predictions(findings: Findings) -> list[dict[str, Any]]:
-    """Return a row for each law, comparison and strategy with a finished model; none before a law is fitted.
+    """Return a row for each law, comparison and strategy with a finished model; no rows before a law is fitted.
 
-    A row has the means over the finished seeds: under "predicted" and "half" the loss by language, its mean ("macro")
-    and the greatest ("worst"), in bits per byte of the proxies; under "measured" those of the models; under
-    "predicted_difference", "difference_half" and "measured_difference" the same against `relative_to`.
+    All values are means over the finished seeds, in bits per byte, by language and for "macro" and "worst":
+
+    - "predicted" and "half" are the predicted losses of the proxies and half the widths of their intervals.
+    - "measured" are the losses of the models.
+    - "predicted_difference", "difference_half" and "measured_difference" are the differences to `relative_to`.
     """
     study, rows = findings.study, []
     for form in FORMS:
@@ -59,7 +64,7 @@ def predictions(findings: Findings) -> list[dict[str, Any]]:
 
 
 def _predict(findings: Findings, file: Path) -> tuple[dict[Trial, Predicted], Halves]:
-    """Return what the law in a file predicts for every finished model, and how sure differences are."""
+    """Return the predictions of a law.json for every finished model, and the intervals of their differences."""
     from xdoge.laws.law import MixtureLaw
 
     law, known = MixtureLaw.load(file), {}
@@ -71,7 +76,7 @@ def _predict(findings: Findings, file: Path) -> tuple[dict[Trial, Predicted], Ha
 
 
 def _difference_halves(findings: Findings, law: MixtureLaw, known: dict[Trial, Predicted]) -> Halves:
-    """Return half of the 90 % interval of the predicted difference of every model to that of `relative_to`."""
+    """Return half the widths of the 90 % intervals of the predicted differences to `relative_to`."""
     import numpy as np
 
     from xdoge.laws.bootstrap import difference_halves
@@ -111,7 +116,7 @@ def _predicted(law: MixtureLaw, weights: dict[str, float]) -> Predicted:
 def _row(
     findings: Findings, known: dict[Trial, Predicted], halves: Halves, comparison: BudgetKind, strategy: str
 ) -> dict[str, Any] | None:
-    """Return the numbers of a strategy, None if none of its models is finished."""
+    """Return the row of a strategy; None if none of its models is finished."""
     study, reference = findings.study, findings.study.spec.relative_to
     measured = findings.measures(comparison, strategy)
     mine, theirs = (
@@ -144,7 +149,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def prediction_tables(findings: Findings, comparison: BudgetKind, *, languages: bool = False) -> list[TextTable]:
-    """Return a table for each law: predicted and measured differences of the mean and the worst, or by language."""
+    """Return a table for each law, with predicted and measured differences.
+
+    They are those of the mean and the worst language, or with `languages` those of each language.
+    """
     measures = findings.study.languages if languages else (MACRO, WORST)
     rows = [row for row in predictions(findings) if row["comparison"] == comparison and "predicted_difference" in row]
     against = f"to {findings.study.spec.relative_to} in bits per byte"

@@ -123,11 +123,11 @@ def missing_table(findings: Findings) -> TextTable:
 
 
 def page(findings: Findings, command: str = "") -> str:
-    """Return a self-contained HTML page: conclusion, tables, a chart a comparison, what failed, and the commands.
+    """Return a self-contained HTML page with the conclusion, charts, tables, failed runs and the commands.
 
     Args:
-        findings: what to show.
-        command: the command that made the page; empty if there is none to show.
+        findings: the findings to show.
+        command: the command that made the page; empty to show none.
     """
     study = findings.study
     seeds = f"{len(study.spec.seeds)} seed{'s' * (len(study.spec.seeds) != 1)}"

@@ -1,7 +1,7 @@
-"""Run the commands of a study, several at once, each in its own process, so that a failed one stops no other.
+"""Runs the commands of a study, several at once. Each has its own process, so a failed command stops no other.
 
-Each command appends its output to logs/NAME.log in the study's folder. When a command ends, runs.jsonl gets a line;
-several processes, such as the tasks of a Slurm array, may append to it.
+Each command appends its output to logs/NAME.log in the study's folder. When a command ends, a line is added to
+runs.jsonl. Several processes, such as the tasks of a Slurm array, may do this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xdoge.study.launcher import Command, Launcher
 from xdoge.study.plan import Run
 
 POLL = 0.05
-"""Seconds between looks at the running commands."""
+"""Seconds between checks of the running commands."""
 
 
 def run_all(
@@ -40,15 +40,16 @@ def run_all(
     A run that was begun continues. A run that needs a failed one is not started and counts as failed.
 
     Args:
-        runs: each after the runs that it needs.
+        runs: the runs, each after the runs that it needs.
         out: the study's folder.
-        jobs: commands at once; each gets 1/jobs of the cores as threads, unless OMP_NUM_THREADS is set.
-        only: says by name which runs to start, for several calls that share the folder; None starts all, and locks it.
+        jobs: number of commands at once. Each gets 1/jobs of the cores as threads, unless OMP_NUM_THREADS is set.
+        only: returns whether to start a run, from its name, for several calls that share the folder. None starts all
+            runs, and locks the folder.
         on_note: called with a line for each run that ends.
 
     Raises:
         XDogeError: another process runs this study.
-        Interrupted: SIGINT or SIGTERM came. It was passed on to the running commands, which have ended.
+        Interrupted: SIGINT or SIGTERM came. It was passed on to the running commands, and they have ended.
     """
     session = _Session({run.name: run for run in runs}, out, jobs, only or (lambda name: True), on_note)
     lock = locked(out) if only is None else contextlib.nullcontext()
@@ -66,7 +67,7 @@ def run_all(
 
 
 class _Session:
-    """State of one call of `run_all`: the runs that wait, run and failed, and the time they took."""
+    """State of one call of `run_all`: the waiting, running and failed runs, and their durations."""
 
     def __init__(
         self, runs: Mapping[str, Run], out: Path, jobs: int, only: Callable[[str], bool], on_note: OnNote
@@ -74,7 +75,7 @@ class _Session:
         self.runs, self.out, self.jobs, self.on_note = runs, out, jobs, on_note
         self.waiting = [run for run in runs.values() if only(run.name) and not run.finished]
         for run in runs.values():
-            if run.finished and run.folder:  # perhaps by a command that outlived a killed study
+            if run.finished and run.folder:  # perhaps by a command of an earlier, killed call
                 shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         self.asked = {run.name for run in self.waiting}
         self.running: dict[str, tuple[Run, Command, float]] = {}
@@ -85,7 +86,7 @@ class _Session:
         self.done, self.left = 0, sum(run.flops for run in self.waiting)
 
     def close(self) -> None:
-        """Leave no process behind, whatever happened."""
+        """Kill all commands that still run, and end the launcher."""
         for _, process, _ in self.running.values():
             process.kill()
             process.wait()
@@ -93,12 +94,12 @@ class _Session:
 
     @property
     def finished(self) -> str:
-        """How many of all runs are finished; one whose command is still to be collected is not."""
+        """How many of all runs are finished, as text. A run counts only after `collect`."""
         finished = sum(run.finished and name not in self.running for name, run in self.runs.items())
         return f"{finished} of {len(self.runs)}"
 
     def collect(self, *, stopping: bool) -> None:
-        """Write down the commands that ended, except those that were told to stop."""
+        """Record the commands that ended, except those that were told to stop."""
         for run, process, began in [*self.running.values()]:
             status = process.poll()
             if status is None:
@@ -119,16 +120,16 @@ class _Session:
         self.on_note(f"{run.name} {how}; {self.finished}{self._time_left()}")
 
     def _time_left(self) -> str:
-        """Return how long the rest takes at the same speed."""
+        """Return an estimate of the time for the remaining runs, as text."""
         if not self.done or not (self.waiting or self.running):
             return ""
         return f", about {clock((time.monotonic() - self.began) * (self.left - self.done) / self.done)} left"
 
     def start_what_can(self) -> None:
-        """Start runs whose needs are finished, `jobs` at once at most; give up those whose needs failed."""
+        """Start runs whose needs are finished, at most `jobs` at once. Runs whose needs failed count as failed."""
         for run in [*self.waiting]:
             if run.folder and in_use(run.folder):
-                continue  # a command that outlived a killed study is at it
+                continue  # a command of an earlier, killed call still runs
             if run.finished:
                 self.waiting.remove(run)
                 self.left -= run.flops
@@ -144,21 +145,21 @@ class _Session:
                 asked = replace(run, arguments=(*run.arguments, "--jobs", str(self.jobs))) if run.parallel else run
                 if (command := start(asked, log_of(self.out, run.name), self.launcher)) is None:
                     return
-                if run.name in failed_runs(self.out):  # no longer, while it runs again
+                if run.name in failed_runs(self.out):  # an entry with no status: it runs again
                     note_attempt(self.out, run.name, status=None, seconds=0.0, last_line="running again")
                 self.waiting.remove(run)
                 self.running[run.name] = asked, command, time.monotonic()
 
     @property
     def _busy(self) -> int:
-        """How many jobs the running commands have."""
+        """Return the number of jobs of the running commands."""
         return sum(self._jobs_of(run) for run, _, _ in self.running.values())
 
     def _jobs_of(self, run: Run) -> int:
         return self.jobs if run.parallel else 1
 
     def tell_to_stop(self) -> None:
-        """Pass the signal on, once."""
+        """Pass the signal on to the running commands, once."""
         if not self.told:
             self.told = True
             self.on_note(
@@ -172,7 +173,7 @@ _STOPPED = (128 + signal.SIGTERM, -signal.SIGTERM)
 
 
 def start(run: Run, log: Path, launcher: Launcher) -> Command | None:
-    """Start or continue a command; None while the launcher is not ready."""
+    """Start or continue a command, and return it; None if the launcher is not ready yet."""
     if not launcher.ready():
         return None
     with disk_errors(log):
@@ -183,7 +184,7 @@ def start(run: Run, log: Path, launcher: Launcher) -> Command | None:
 
 
 def arguments_now(run: Run) -> Sequence[str]:
-    """Return the arguments of a run, with --resume if it was begun."""
+    """Return the arguments of a run, with --resume if it was started before."""
     begun = run.folder is not None and any((run.folder / name).exists() for name in ("config.yaml", "swarm.json"))
     return [*run.arguments, "--resume"] if begun else run.arguments
 
@@ -201,6 +202,6 @@ def last_line(log: Path) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Write seconds as 1:02:03."""
+    """Return seconds in the form 1:02:03."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

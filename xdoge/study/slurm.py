@@ -69,8 +69,9 @@ exit "$status"
 def script(study: StudyPlan, out: Path, command: Sequence[str], *, name: str) -> str:
     """Return the script that submits a study.
 
-    A task runs `xdoge study --only`, which continues what was begun, so that tasks may be stopped and requeued. Models
-    wait for the weights of all strategies. If some weights failed, only the models that need them fail.
+    A task runs `xdoge study --only`, which continues a run that was started before. So tasks may be stopped and
+    requeued. Models wait for the weights of all strategies. If some weights failed, only the models that need them
+    fail.
 
     Args:
         study: the plan to run.

@@ -1,4 +1,4 @@
-"""What a study.yaml says, and what each of its strategies is and costs, checked against the store."""
+"""The settings of a study.yaml, and its strategies with their costs, checked against the store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LAW = "law"
 KINDS = (*STRATEGIES, FIT, LAW, *METHODS)
 
 BudgetKind = Literal["tokens", "flops"]
-"""What the models of a comparison have equally much of."""
+"""What the models of a comparison have the same number of."""
 
 Passes = Annotated[
     Annotated[float, Field(gt=0)] | None, BeforeValidator(lambda value: None if value == "none" else value)
@@ -39,7 +39,7 @@ Passes = Annotated[
 
 
 class StudySpec(Config):
-    """What study.yaml holds; a recipe's own numbers stand in for what is left out of the training."""
+    """The content of study.yaml. The recipe of the model decides settings of the training that are left out."""
 
     store: Path = Field(description="token store; relative paths lead from the folder of the study.yaml")
     proxy: str = Field(description="recipe of the proxies, for strategies that learn: a name, or a YAML file")
@@ -98,7 +98,7 @@ class _BySize(Config):
 
 
 class LawSettings(Config):
-    """Settings of a strategy that takes the best mixture under a mixture law; options of `xdoge optimize`."""
+    """Settings of a strategy that uses the best mixture under a mixture law. They are options of `xdoge optimize`."""
 
     form: Literal[FORMS] = "auto"  # type: ignore[valid-type]
     objective: Literal["mean", "worst"] = "mean"
@@ -108,13 +108,13 @@ class LawSettings(Config):
 
     @property
     def options(self) -> list[str]:
-        """What to type after `xdoge optimize LAW`."""
+        """Return the options that follow `xdoge optimize LAW`."""
         limits = {"--no-worse-than": self.no_worse_than, "--mean-no-worse-than": self.mean_no_worse_than}
         words = [word for option, limit in limits.items() if limit is not None for word in (option, limit)]
         return ["--objective", self.objective, *words, *(["--force-optimum"] if self.force_optimum else [])]
 
     def check(self) -> None:
-        """Refuse a limit that cannot be read, and a form whose library is missing."""
+        """Raise XDogeError if a limit cannot be read, or if the library of the form is missing."""
         from xdoge.laws.optimize import parse_limit
 
         for key in ("no_worse_than", "mean_no_worse_than"):
@@ -132,15 +132,16 @@ class Strategy:
     """A way to choose weights.
 
     Attributes:
-        name: as the study calls it.
+        name: name in the study.
         kind: one of `KINDS`.
-        flops: cost of learning the weights with one seed; 0 if nothing is learned. For a law, that of the whole swarm.
+        flops: FLOPs of learning the weights with one seed, or for a law of the whole swarm; 0 if nothing is learned.
         max_epochs: most passes over a source in its mixtures.
-        level: what shares the budget under that cap, for strategies that look at sizes and for laws.
-        weights: of a strategy that looks at sizes, the same for every seed; None if it learns.
-        settings: of a strategy that learns, as study.yaml has them.
-        learns_from: contents of files that the settings name: the proxy's recipe and the reference's weights.
-        law: of a strategy of that kind; its weights are the same for every seed.
+        level: whether languages or sources share the budget under that cap. Only strategies that compute weights from
+            sizes, and laws, have a level.
+        weights: weights computed from sizes, the same for every seed; None if the strategy learns.
+        settings: settings of a strategy that learns, as in study.yaml.
+        learns_from: contents of the files that the settings name: the proxy's recipe and the reference's weights.
+        law: settings of a strategy with a law, whose weights are the same for every seed; None for any other.
     """
 
     name: str
@@ -166,13 +167,13 @@ def read_swarm(
 
     Args:
         spec: the study.
-        store: its tokens.
-        folder: where paths of recipes lead from.
-        budget_tokens: that the law is for, unless the study says otherwise.
-        where: what errors call the study.
+        store: the token store.
+        folder: folder to which paths of recipes are relative.
+        budget_tokens: default of the budget that the law is for.
+        where: name of the study in error messages.
 
     Raises:
-        XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
+        XDogeError: a setting is unknown or not allowed, or the store has too little text for it.
     """
     if not any(entry.get("kind") == LAW for entry in spec.strategies.values()):
         return None
@@ -187,12 +188,12 @@ def read_swarm(
 def read_strategies(
     spec: StudySpec, store: TokenStore, folder: Path, *, swarm: SwarmSettings | None, where: str
 ) -> dict[str, Strategy]:
-    """Return every strategy by name, in the order of the study; paths of recipes lead from `folder`.
+    """Return every strategy by name, in the order of the study. Paths of recipes are relative to `folder`.
 
-    Every law is charged the whole `swarm`, since one law alone would have needed it.
+    Every law has the cost of the whole `swarm`, since a single law would need it too.
 
     Raises:
-        XDogeError: a kind or setting is unknown, or does not fit the store; the line names the strategy.
+        XDogeError: a kind or setting is unknown, or does not fit the store. The message names the strategy.
     """
     strategies = {}
     for name, entry in spec.strategies.items():

@@ -14,15 +14,20 @@ class Study(StudyPlan):
     """Strategies × seeds: `Study.load("study.yaml").run("studies/first").to_frame()`."""
 
     def run(self, out: Path | str, *, jobs: int = 1, on_note: OnNote = silent) -> Findings:
-        """Run what is left, `jobs` commands at once, and return the findings, failed runs included.
+        """Run the unfinished commands, `jobs` at once, and return the findings. Failed runs do not stop the others.
+
+        Args:
+            out: the study's folder, new or of this study.
+            jobs: number of commands at once.
+            on_note: called with a line for each command that ends.
 
         Raises:
             XDogeError: the folder belongs to another study, or another process runs this one.
-            Interrupted: SIGINT or SIGTERM came. Every command that ran wrote what it needs to continue.
+            Interrupted: SIGINT or SIGTERM stopped the study. The same call continues it.
         """
         run_all(self.begin(out).values(), Path(out), jobs=jobs, on_note=on_note)
         return self.findings(out)
 
     def findings(self, out: Path | str) -> Findings:
-        """Return what was found so far, without running anything."""
+        """Return the findings so far. It runs nothing."""
         return Findings.read(self, Path(out))

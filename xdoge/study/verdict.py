@@ -1,4 +1,4 @@
-"""What a study's numbers are worth: which differences are real, what would decide the others, and what to do next."""
+"""The verdict on a study: which differences are real, what would decide the others, and what to do next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xdoge.analysis.verdicts import few
 from xdoge.study.intervals import CONFIDENCE, MOST_SEEDS, Interval
 
 MANY = 20
-"""From this many differences on, the verdict says how many would look real by chance."""
+"""With at least this many differences, the verdict says how many would look real by chance."""
 
 
 def verdict(
@@ -19,10 +19,10 @@ def verdict(
     """Return sentences: the differences in the mean, those by language, and what to do next.
 
     Args:
-        rows: of `Findings.rows`, the best first.
-        means: difference of the mean over languages to `reference`, by strategy; None where nothing compares.
-        reference: strategy that differences are to.
-        languages: their number.
+        rows: rows of `Findings.rows`, the best first.
+        means: difference of the mean over languages to `reference`, by strategy; None without common seeds.
+        reference: strategy with which all others are compared.
+        languages: number of languages.
     """
     intervals = {row["strategy"]: interval for row in rows if (interval := means[row["strategy"]]) is not None}
     rows = [row for row in rows if row["strategy"] in intervals]
@@ -42,7 +42,7 @@ def verdict(
 
 
 def _means(intervals: Mapping[str, Interval]) -> list[str]:
-    """Return which strategies are better, undecided and worse in the mean."""
+    """Return sentences that say which strategies are better, undecided and worse in the mean."""
     by_sign = {
         sign: [name for name, interval in intervals.items() if interval.sign == sign and interval.n > 1]
         for sign in (-1, 0, 1)
@@ -50,8 +50,8 @@ def _means(intervals: Mapping[str, Interval]) -> list[str]:
     parts = []
     for sign, word in ((-1, "better"), (0, "undecided"), (1, "worse")):
         if names := by_sign[sign]:
-            told = few([f"{name} ({_difference(intervals[name], reason=not sign)})" for name in names])
-            parts.append(f"{'really ' * bool(sign)}{word}: {told}")
+            listed = few([f"{name} ({_difference(intervals[name], reason=not sign)})" for name in names])
+            parts.append(f"{'really ' * bool(sign)}{word}: {listed}")
     if single := [name for name, interval in intervals.items() if interval.n == 1]:
         parts.append(f"not judged, with one seed: {few(single)}")
     return parts
@@ -73,7 +73,7 @@ def _what_decides(interval: Interval) -> str:
 
 
 def _languages(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return which strategies really change which languages."""
+    """Return sentences that say which strategies change which languages, beyond noise."""
     parts = []
     for row in rows:
         changed = [f"{word} in {few(row[word])}" for word in ("better", "worse") if row[word]]
