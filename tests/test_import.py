@@ -58,7 +58,7 @@ def test_the_list_of_public_names_is_sorted_and_each_is_there():
 
 
 def test_type_checkers_see_the_names_that_python_has():
-    """What `if TYPE_CHECKING` imports is what `__getattr__` returns, and README shows each name."""
+    """What `if TYPE_CHECKING` imports is what `__getattr__` returns, and the site shows each name."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     typed = {alias.name: node.module for node in block.body for alias in node.names if node.module != "typing"}
@@ -66,8 +66,8 @@ def test_type_checkers_see_the_names_that_python_has():
     for name, home in typed.items():
         function = getattr(import_module(home), name)
         assert inspect.unwrap(getattr(xdoge, name)) is function
-    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
-    assert [name for name in typed if f"`{name}`" not in readme] == []
+    page = (PACKAGE.parent / "docs/reference/api/index.md").read_text(encoding="utf-8")
+    assert [name for name in typed if f"`{name}`" not in page] == []
 
 
 def test_the_names_of_sampling_and_corpus_are_imported_when_they_are_used():

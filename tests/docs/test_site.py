@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,18 @@ def anchors(page: Path) -> set[str]:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_chart_of_the_readme_shows_the_numbers_of_the_experiments() -> None:
+    gains_chart = runpy.run_path(str(ROOT / "tools/gains_chart.py"))
+    rows = gains_chart["measured"]((ROOT / "docs/experiments.md").read_text(encoding="utf-8"))
+    svg = gains_chart["CHART"].read_text(encoding="utf-8")
+    drawn = set(re.findall(r'aria-label="[^":]*: ([\d.]+); language: ([^;"]+); mixture: ([^"]+)"', svg))
+    assert drawn == {(f"{row['bits']:g}", row["language"], row["mixture"]) for row in rows}
+
+
+def test_the_readme_fits_on_two_screens() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) < 1_000
+    prose = [line for line in text.splitlines() if not line.startswith(("|", "<!--")) and "](" not in line]
+    assert max(map(len, prose)) <= 100

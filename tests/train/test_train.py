@@ -372,7 +372,16 @@ def test_two_processes_go_on_where_one_stopped_and_one_where_two_did(
     )
     (tmp_path / "seen").mkdir()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    argv = ["train", "mixture.json", "--store", store.path, "--out", run, "--resume", "--json"]  # as in README.md
+    argv = [
+        "train",
+        "mixture.json",
+        "--store",
+        store.path,
+        "--out",
+        run,
+        "--resume",
+        "--json",
+    ]
     done = subprocess.run(
         [*torchrun, script, tmp_path / "seen", *map(str, argv)],
         capture_output=True,
