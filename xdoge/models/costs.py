@@ -1,15 +1,16 @@
-"""What training costs before anyone books a cluster: FLOPs, hours and node-hours of the runs in a plan.yaml.
+"""Estimate the cost of training in advance: FLOPs, hours and node-hours of the runs in a plan.yaml.
 
-Training on D tokens, forward and backward, is counted in two ways. A multiplication and an addition are two FLOPs.
+The FLOPs of training on D tokens, forward and backward, are counted in two ways. A multiplication and an addition are
+two FLOPs.
 
-- **6 N D** is the field's rule. For a recipe, N leaves out the embedding and the head, as in Kaplan et al. 2020
-  (arXiv:2001.08361, section 2.1) and in the recipes' names. For a bare count such as "7B", N is that count, which by
-  custom means all parameters (Hoffmann et al. 2022, arXiv:2203.15556).
-- **exact** counts every matrix product of a Llama (`training_flops`), so attention and the head as well. With a large
+- **6 N D** is the usual approximation. For a recipe, N leaves out the embedding and the head, as in Kaplan et al. 2020
+  (arXiv:2001.08361, section 2.1) and in the recipes' names. For a bare count such as "7B", N is that count. By custom
+  it means all parameters (Hoffmann et al. 2022, arXiv:2203.15556).
+- **exact** counts every matrix product of a Llama (`training_flops`), including attention and the head. With a large
   vocabulary, the head of a small proxy costs more than its layers.
 
-Hours come from the exact count if a recipe gives the shape, else from 6 N D. If your achieved FLOP/s was measured as
-tokens/s × 6 N, give `parameters` and not `model`, since the exact count is larger.
+Hours are computed from the exact count if a recipe gives the shape, else from 6 N D. If your achieved FLOP/s was
+measured as tokens/s × 6 N, give `parameters` instead of `model`, because the exact count is larger.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ Speed = Annotated[int, AfterValidator(_at_least_a_gigaflop)]
 
 
 class Hardware(Config):
-    """What the runs have: FLOP/s of one GPU, achieved or as peak × utilisation, and GPUs in a node."""
+    """Hardware of the runs: GPUs per node, and FLOP/s of one GPU, either achieved or as peak × utilisation."""
 
     achieved: Speed | None = None
     peak: Speed | None = None
@@ -57,12 +58,12 @@ class Hardware(Config):
 
     @property
     def flops_per_gpu(self) -> float:
-        """FLOP/s that one GPU sustains."""
+        """FLOP/s that one GPU achieves."""
         return float(self.achieved or (self.peak or 0) * (self.utilisation or 0))
 
 
 class RunSpec(Config):
-    """One row as the user wrote it: a recipe, a parameter count, or hours that are known already."""
+    """One entry of `runs` in plan.yaml. It gives a recipe, a parameter count, or the hours of a run."""
 
     model: str | None = None
     parameters: Positive | None = None
@@ -89,7 +90,7 @@ class RunSpec(Config):
 
 
 class PlanSpec(Config):
-    """What plan.yaml holds."""
+    """The content of plan.yaml."""
 
     hardware: Hardware | None = None
     vocab_size: Positive | None = None
@@ -106,7 +107,7 @@ class PlanSpec(Config):
 
 @dataclass(frozen=True)
 class Cost:
-    """A row of the plan; FLOPs, tokens and hours are those of one run, and exact."""
+    """A row of the plan. FLOPs, tokens and hours are those of a single run, and are not rounded."""
 
     name: str
     model: str | None  # recipe, as written
@@ -121,10 +122,10 @@ class Cost:
     node_hours: float  # hours × nodes × runs
 
     def rounded(self) -> Cost:
-        """Return the row as tables show it: hours that one can book, and node-hours of those, so that it adds up.
+        """Return the row as tables show it. Node-hours are computed from the rounded hours, so that the table adds up.
 
-        Hours that were computed are whole from ten on, and hundredths below, 0.01 at least. Hours that the user gave,
-        and node-hours, are rounded to hundredths.
+        Computed hours are rounded to integers from ten on, and below ten to hundredths, but at least to 0.01. Hours
+        that the user gave and node-hours are rounded to hundredths.
         """
         whole = self.flops_per_gpu is not None and self.hours >= 10
         hours = float(round(self.hours)) if whole else max(round(self.hours, 2), 0.01)
@@ -132,7 +133,7 @@ class Cost:
 
 
 def read_costs(path: Path | str) -> list[Cost]:
-    """Return a row for each run of a plan.yaml, in its order.
+    """Return a row for each run in a plan.yaml, in its order.
 
     ```yaml
     hardware: {achieved: 365T, gpus_per_node: 4}   # or {peak: 989T, utilisation: 0.4, ...}: FLOP/s of one GPU
@@ -143,10 +144,10 @@ def read_costs(path: Path | str) -> list[Cost]:
       evaluations: {hours: 8, runs: 32}
     ```
 
-    `achieved` in a row replaces the hardware's FLOP/s, for small models that sustain less.
+    `achieved` in a run replaces the hardware's FLOP/s, for small models that achieve less.
 
     Raises:
-        XDogeError: the file does not hold a plan, a row wants what is not given, or there is no such recipe.
+        XDogeError: the file is not a plan, a run needs a value that is missing, or a recipe does not exist.
     """
     spec = PlanSpec.load(path)
     return [_cost(name, run, spec, where=f"{path}: runs.{name}") for name, run in spec.runs.items()]
@@ -181,7 +182,7 @@ def _cost(name: str, run: RunSpec, spec: PlanSpec, *, where: str) -> Cost:
 
 
 def _gpus(run: RunSpec, hardware: Hardware, *, where: str) -> int:
-    """Return on how many GPUs one run is: a part of a node may be asked for, a part of a GPU may not."""
+    """Return the number of GPUs of a run. A run can use a part of a node, but not a part of a GPU."""
     exact = run.nodes * hardware.gpus_per_node
     if round(exact) < 1 or abs(exact - round(exact)) > 0.01:
         raise XDogeError(
@@ -192,7 +193,7 @@ def _gpus(run: RunSpec, hardware: Hardware, *, where: str) -> int:
 
 
 def _work(run: RunSpec, spec: PlanSpec, *, where: str) -> tuple[int, int, int | None]:
-    """Return N, D and the exact FLOPs, None without a shape, of one run that is not given in hours."""
+    """Return N, D and the exact FLOPs of a run that is not given in hours. The FLOPs are None without a recipe."""
     if run.model is None:
         return run.parameters or 0, run.tokens or 0, None
     try:
@@ -208,10 +209,10 @@ def _work(run: RunSpec, spec: PlanSpec, *, where: str) -> tuple[int, int, int | 
 
 
 def totals(costs: Sequence[Cost]) -> dict[str, float]:
-    """Return runs and node_hours of all rows together."""
+    """Return the sums of runs and node_hours over all rows."""
     return {"runs": sum(cost.runs for cost in costs), "node_hours": math.fsum(cost.node_hours for cost in costs)}
 
 
 def costs_to_dict(costs: Sequence[Cost]) -> dict[str, Any]:
-    """Return rows and totals as they go into JSON: nothing is rounded."""
+    """Return rows and totals for JSON, without rounding."""
     return {"rows": [asdict(cost) for cost in costs], "totals": totals(costs)}

@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 def training_flops(model: Recipe | LlamaConfig, tokens: int, *, sequence_length: int, vocab_size: int) -> int:
     """Return the FLOPs of training on `tokens` tokens, forward and backward, counted exactly.
 
-    Each weight of a matrix costs a token 6 FLOPs: 2 in the forward pass, and 2 each for the gradients of the input and
-    of the weight. The two products of attention, QKᵀ and scores × V, cost 6 T each per channel of all heads. With L
+    Each weight of a matrix costs 6 FLOPs per token: 2 in the forward pass, and 2 each for the gradients of the input
+    and of the weight. The two products of attention, QKᵀ and scores × V, cost 6 T each per channel of all heads. With L
     layers of width d, MLP width f, H heads and K key/value heads of size h, and a vocabulary of V:
 
         per token   6 (L (2 d h (H + K) + 3 d f) + V d) + 12 L H h T
 
-    The head costs V d whether tied or not, and looking up a token costs nothing. Attention is counted over all T
-    tokens, although some kernels skip the masked half. Norms, activations, rotary positions, softmax, the loss, the
-    optimiser and anything recomputed are left out. `torch.utils.flop_counter.FlopCounterMode` counts the same on eager
-    attention. Hoffmann et al. 2022 (appendix F) add the embedding look-up as a product, and softmax. Kaplan et al. 2020
-    (eq. 2.2) count half of the attention.
+    The head costs V d whether it is tied or not, and the embedding look-up costs nothing. Attention is counted over all
+    T tokens, although some kernels skip the masked half. Norms, activations, rotary positions, softmax, the loss, the
+    optimiser and recomputation are left out. `torch.utils.flop_counter.FlopCounterMode` gives the same count with eager
+    attention. Hoffmann et al. 2022 (appendix F) also count softmax, and the embedding look-up as a product. Kaplan et
+    al. 2020 (eq. 2.2) count half of the attention.
 
-    A step of `fit-weights` costs as much as this. `product_flops` counts what its inner products add.
+    A step of `fit-weights` costs this too. `product_flops` counts the additional FLOPs of its inner products.
 
     Args:
-        model: a recipe, or the configuration of a Llama of transformers.
-        tokens: all tokens of all sequences, D.
-        sequence_length: T.
+        model: a recipe, or the configuration of a Llama in transformers.
+        tokens: D, all tokens of all sequences.
+        sequence_length: T, tokens per sequence.
         vocab_size: V.
 
     Raises:
@@ -53,18 +53,20 @@ def training_flops(model: Recipe | LlamaConfig, tokens: int, *, sequence_length:
 def product_flops(
     parameters: int, *, sources: int, steps: int, halves: bool = True, directions: int = 2, maps: int = 0
 ) -> int:
-    """Return the FLOPs of the inner products between the sources' gradients, which do not depend on the batch.
+    """Return the FLOPs of the inner products between the sources' gradients. They do not depend on the batch size.
 
-    Multiplying a gradient of P parameters with a direction and adding it to that costs 4 P. Where the map between
-    sources is measured, each product of two gradients costs 2 P. `FlopCounterMode` agrees within 20 % on `1m`.
+    For each gradient of P parameters and each direction, the product of the two and adding the gradient to the
+    direction cost 4 P. In steps that measure all inner products between sources, each costs 2 P. `FlopCounterMode`
+    agrees within 20 % for the recipe `1m`.
 
     Args:
-        parameters: P, all of the proxy's.
-        sources: k.
-        steps: of the fit.
-        halves: whether each source has two gradients, of two halves of its sequences.
-        directions: sums of gradients that products are taken with: training gradient, targets, reference weights.
-        maps: steps that measure the map (`gram_every`).
+        parameters: P, all parameters of the proxy.
+        sources: k, number of sources.
+        steps: steps of the fit.
+        halves: whether each source has two gradients, one for each half of its sequences.
+        directions: number of weighted sums of gradients with which products are computed. These can be the training
+            gradient, the targets and reference weights.
+        maps: number of steps that measure all inner products between sources (`gram_every`).
     """
     gradients = sources * (1 + halves)
     return parameters * (4 * gradients * directions * steps + 2 * gradients**2 * maps)

@@ -1,4 +1,4 @@
-"""Where training starts: a recipe's fresh weights, or a causal language model that was trained before."""
+"""The model that training starts from: a recipe with random weights, or a pre-trained causal language model."""
 
 from __future__ import annotations
 
@@ -31,20 +31,25 @@ PEAKS = {
     13e9: 1.0e-4,
     175e9: 0.6e-4,
 }
-"""Peak learning rate by parameters, as GPT-3 was trained (Brown et al. 2020, arXiv:2005.14165, table 2.1)."""
+"""Peak learning rate by number of parameters, as for GPT-3 (Brown et al. 2020, arXiv:2005.14165, table 2.1)."""
 
 REWARM = 0.5
-"""Share of the peak that continual pre-training re-warms to.
+"""Peak learning rate of continual pre-training, as a share of the peak in pre-training.
 
-Warm-up and cosine decay anew are those of Ibrahim et al. 2024 (arXiv:2403.08763), who find that a higher peak adapts
-more and forgets more, as Gupta et al. 2023 (arXiv:2308.04014) did before. Half is a choice of ours, on the side of
-forgetting less.
+A new warm-up and cosine decay follow Ibrahim et al. 2024 (arXiv:2403.08763). They and Gupta et al. 2023
+(arXiv:2308.04014) find that a higher peak adapts more and forgets more. One half is our choice, to forget less.
 """
 
 
 @dataclass(frozen=True)
 class InitialModel:
-    """What training starts from: a recipe, or a causal language model that was trained before."""
+    """The model that training starts from. Either `recipe` or `model` is set.
+
+    Attributes:
+        name: name that the user gave.
+        recipe: recipe of a new model.
+        model: pre-trained causal language model.
+    """
 
     name: str
     recipe: Recipe | None = None
@@ -52,10 +57,10 @@ class InitialModel:
 
     @classmethod
     def find(cls, name: str) -> InitialModel:
-        """Return the recipe or the model of that name; no weights are loaded yet.
+        """Return the recipe or the model of a name. No weights are loaded yet.
 
         Raises:
-            XDogeError: it is no recipe, and no causal language model that can be trained.
+            XDogeError: the name is neither a recipe nor a causal language model that can be trained.
         """
         if name in recipe_names() or Path(name).suffix in (".yaml", ".yml"):
             return cls(name, recipe=load_recipe(name))
@@ -68,7 +73,7 @@ class InitialModel:
         return cls(name, model=model)
 
     def defaults(self) -> dict[str, Any]:
-        """Return the settings that suit this model."""
+        """Return default settings for training this model."""
         if self.model is None:
             return {key: getattr(self.recipe, key) for key in ("sequence_length", "batch_size", "learning_rate")}
         return {
@@ -79,12 +84,12 @@ class InitialModel:
         }
 
     def training_flops(self, tokens: int, *, sequence_length: int, vocab_size: int) -> int:
-        """Return the FLOPs of training on `tokens` tokens: exact for a Llama, 6 N a token for other models.
+        """Return the FLOPs of training on `tokens` tokens: exact for a Llama, 6 N per token for other models.
 
         Args:
             tokens: all tokens of all sequences.
-            sequence_length: tokens per sequence.
-            vocab_size: of the store's tokenizer. A trained model has its own.
+            sequence_length: T, tokens per sequence.
+            vocab_size: vocabulary of the store's tokenizer, for a recipe. A pre-trained model has its own.
         """
         if self.model is None:
             assert self.recipe is not None
@@ -100,10 +105,10 @@ class InitialModel:
             return parameter_count(self.model.config)
 
     def check(self, store: TokenStore, sequence_length: int) -> None:
-        """Refuse a store that a trained model cannot go on with.
+        """Raise an error if a pre-trained model cannot be trained on a store.
 
         Raises:
-            XDogeError: its tokens are another tokenizer's, do not fit the vocabulary, or sequences are too long.
+            XDogeError: the store has another tokenizer or a larger vocabulary, or `sequence_length` is too long.
         """
         if self.model is None:
             return
@@ -121,8 +126,13 @@ class InitialModel:
     def build(self, store: TokenStore, *, sequence_length: int, seed: int) -> Any:
         """Return the model to train, on the CPU in float32.
 
+        Args:
+            store: store to train on, whose vocabulary a new model gets.
+            sequence_length: T, tokens per sequence.
+            seed: seed of a new model's random weights.
+
         Raises:
-            XDogeError: its weights cannot be loaded, or are not those of a causal language model.
+            XDogeError: the weights cannot be loaded, or are not those of a causal language model.
         """
         if self.model:
             return self.model.load(length=sequence_length)
@@ -133,29 +143,33 @@ class InitialModel:
         return model
 
     def to_config(self) -> dict[str, Any]:
-        """Return what config.yaml keeps of it."""
+        """Return the entry for config.yaml."""
         if self.recipe:
             return self.recipe.model_dump(mode="json")
         return {"architecture": self.model.config.model_type} if self.model else {}
 
     def pin(self) -> dict[str, Any]:
-        """Return what identifies the weights of a trained model: SHA-256 of its files, or the commit on the Hub."""
+        """Return what identifies a pre-trained model's weights: SHA-256 of its files, or its commit on the Hub."""
         return self.model.pin() if self.model else {}
 
 
 def peak_learning_rate(parameters: int) -> float:
-    """Return the peak of pre-training at the nearest size of `PEAKS`."""
+    """Return the peak learning rate of the nearest size in `PEAKS`."""
     return PEAKS[min(PEAKS, key=lambda size: abs(math.log(parameters / size)))]
 
 
 def freeze(model: torch.nn.Module, train_only: str | None) -> tuple[int, int]:
-    """Freeze the parameters whose names the pattern is not found in; return how many are trained and frozen.
+    """Freeze all parameters whose names do not match a pattern. Return the numbers of trained and frozen parameters.
+
+    Args:
+        model: model to change.
+        train_only: regular expression that is searched in the names. None trains all parameters.
 
     Raises:
-        XDogeError: the pattern is no regular expression, or is found in no name.
+        XDogeError: the pattern is not a regular expression, or matches no name.
     """
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):  # tied ones have two
+    for name, parameter in model.named_parameters(remove_duplicate=False):  # tied parameters have two names
         names.setdefault(id(parameter), []).append(name)
     if train_only is not None:
         try:
@@ -174,7 +188,7 @@ def freeze(model: torch.nn.Module, train_only: str | None) -> tuple[int, int]:
 
 
 def layers_trained(model: torch.nn.Module) -> tuple[int, int]:
-    """Return in how many layers a parameter is trained, and how many there are."""
+    """Return the number of layers with a trained parameter, and the number of all layers."""
     layers: dict[str, bool] = {}
     for name, parameter in model.named_parameters():
         if layer := re.match(r".*?\.\d+\.", name):

@@ -1,4 +1,4 @@
-"""Errors of a device that has too little memory, in one line with the way out."""
+"""Report in one line that a device has too little memory, with advice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xdoge.errors import MemoryFullError
 
 @contextlib.contextmanager
 def memory_errors(advice: str) -> Iterator[None]:
-    """Say in one line that memory is full: "out of memory", then `advice`.
+    """Turn torch's out-of-memory errors into a MemoryFullError with the text "out of memory" and `advice`.
 
     Raises:
         MemoryFullError: the block ran out of memory.

@@ -1,7 +1,7 @@
-"""What a model does, tried on a few tokens before it is trained or measured.
+"""Test a model on a few tokens before it is trained or evaluated.
 
-Configurations do not say whether a model sees the future, or keeps documents apart. A forward pass over a dozen tokens
-does.
+The configuration of a model does not say whether its predictions depend on later tokens, or whether it keeps documents
+apart. A forward pass over a dozen tokens shows both.
 """
 
 from __future__ import annotations
@@ -19,36 +19,37 @@ from xdoge.models.loss import evaluating, sequence_nats
 from xdoge.models.weight_files import foreign_errors
 
 TOKENS = 12
-"""Of a probe: enough for two documents, and cheap for the largest model."""
+"""Tokens of a test: enough for two documents, and cheap even for a large model."""
 
 TOLERANCE = 1e-4
-"""Of logits that must not move, in standard deviations of all logits, in float32.
+"""Allowed change of logits that should not change, in standard deviations of all logits, for float32.
 
-Causal models of random weights moved by 7e-7 at most. Those that see the future moved by 5e-3 at least.
+Measured with random weights: the logits of causal models changed by at most 7e-7, those of other models by at least
+5e-3.
 """
 
 _NAMES_TOKEN = re.compile(r"_token_(id|index)$")
 
 
 def refuse_future(model: Any, name: str, *, length: int = TOKENS) -> None:
-    """Refuse a model whose logits move with later tokens, or that cannot number `length` positions.
+    """Raise an error if a model's logits depend on later tokens, or it has fewer than `length` positions.
 
     Args:
-        model: of transformers, or any module that maps (B, T) token ids to logits.
-        name: what the message calls the model.
-        length: tokens of the longest sequence that it will see.
+        model: model of transformers, or any module that maps (B, T) token ids to logits.
+        name: name of the model in messages.
+        length: tokens of the longest sequence that it will read.
 
     Raises:
-        XDogeError: the logits move, the positions end before, or the model fails on a few tokens.
+        XDogeError: the logits depend on later tokens, the model has too few positions, or it fails on a few tokens.
     """
     ids, others = _tokens(model, min(length, TOKENS))
-    cuts = range(1, len(ids), 2)  # odd, so that a model that sees to the end of its block is caught
+    cuts = range(1, len(ids), 2)  # odd, to detect attention within blocks of even size
     rows = torch.stack([ids, *(torch.cat([ids[:cut], others[cut:]]) for cut in cuts)])
     positions = _PositionTables(len(ids))
     with foreign_errors(f"{name} fails on {len(ids)} tokens"), evaluating(model), positions:
         logits = _logits(model, rows)
     moves = [_distance(logits[row, :cut], logits[0, :cut], logits) for row, cut in enumerate(cuts, start=1)]
-    if sorted(moves)[len(moves) // 2] > _tolerance(logits):  # the median: rounding may move one token to another expert
+    if sorted(moves)[len(moves) // 2] > _tolerance(logits):  # median: rounding may route a token to another expert
         config = getattr(model, "config", None)
         hint = " Set is_decoder to true in its config.json." if getattr(config, "is_decoder", True) is False else ""
         raise XDogeError(
@@ -63,14 +64,14 @@ def refuse_future(model: Any, name: str, *, length: int = TOKENS) -> None:
 
 
 def refuse_leaks(model: Any, *, length: int = TOKENS) -> None:
-    """Refuse a model that, told where documents begin, does not read each as if it stood alone.
+    """Raise an error if a model does not keep documents apart when it gets their position_ids.
 
     Args:
-        model: of transformers.
-        length: tokens of the sequences that it will see.
+        model: model of transformers.
+        length: tokens of the sequences that it will read.
 
     Raises:
-        XDogeError: the model takes no position_ids, or earlier documents change what it predicts.
+        XDogeError: the model takes no position_ids, or its predictions depend on earlier documents.
     """
     advice = f"{argument('documents', 'separate')} needs a model that keeps documents apart, and {type(model).__name__}"
     if "position_ids" not in inspect.signature(model.forward).parameters:
@@ -88,18 +89,19 @@ def refuse_leaks(model: Any, *, length: int = TOKENS) -> None:
 
 
 def refuse_other_loss(model: Any, name: str, *, parts: int, length: int = TOKENS) -> None:
-    """Refuse a model whose own loss, which transformers' Trainer minimises, is not the mean next-token cross-entropy.
+    """Raise an error if a model's own loss is not the mean next-token cross-entropy.
 
-    Trainer adds the losses of the parts of a step. Each must be its share of the mean over the whole step.
+    transformers' Trainer minimises the model's own loss, and adds the losses of all parts of a step. Each must be its
+    share of the mean over the whole step.
 
     Args:
-        model: of transformers.
-        name: what the message calls the model.
-        parts: processes × backward passes that share a step.
-        length: tokens of the sequences that it will see.
+        model: model of transformers.
+        name: name of the model in messages.
+        parts: parts of a step: processes × backward passes.
+        length: tokens of the sequences that it will read.
 
     Raises:
-        XDogeError: it is another, or an auxiliary loss of routers would be added for each part.
+        XDogeError: the loss is another one, or an auxiliary loss of routers would be added once for each part.
     """
     ids = _tokens(model, min(length, TOKENS))[0][None]
     scored = ids.shape[1] - 1
@@ -123,13 +125,13 @@ def refuse_other_loss(model: Any, name: str, *, parts: int, length: int = TOKENS
 
 
 def takes_number_of_items(model: Any) -> bool:
-    """Whether transformers' Trainer lets the model divide its loss by the tokens of all parts of a step."""
+    """Whether transformers' Trainer passes the number of tokens of a step, by which the model divides its loss."""
     parameters = inspect.signature(model.forward).parameters.values()
     return bool(getattr(model, "accepts_loss_kwargs", any(each.kind is each.VAR_KEYWORD for each in parameters)))
 
 
 def _tokens(model: Any, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two rows of tokens that differ everywhere, (T,) each, none with a meaning of its own to the model."""
+    """Return two rows of tokens, (T,) each, that differ at every position and contain no special tokens."""
     table = _table(model)
     config = getattr(model, "config", None)
     parts = () if config is None else (config, config.get_text_config())
@@ -165,10 +167,10 @@ def _tolerance(logits: torch.Tensor) -> float:
 
 
 class _PositionTables(TorchFunctionMode):
-    """Watches look-ups of positions 0, 1, 2, ... in tables, to tell how many positions the smallest table has.
+    """Observes look-ups of consecutive positions in embedding tables, to find the size of the smallest table.
 
     Attributes:
-        most: positions; None if no table was seen.
+        most: number of positions in the smallest table, None if there was no such look-up.
     """
 
     def __init__(self, length: int) -> None:

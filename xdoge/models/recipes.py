@@ -1,8 +1,8 @@
-"""Proxy models by name: small Llamas whose gradients decide the weights.
+"""Recipes of proxy models: small Llamas whose gradients determine the weights.
 
-A recipe is a YAML file: the shape of a Llama and the training settings that suit its size. Those that ship lie in
-`recipes/`; any other file of the same form works too. Intermediate sizes are 8/3 of the width rounded up to a
-multiple of 16, 32 or 64, as SwiGLU at equal parameters asks (Shazeer 2020, arXiv:2002.05202).
+A recipe is a YAML file with the shape of a Llama, and training settings for its size. xdoge has its own recipes in
+`recipes/`, and users can write more. Intermediate sizes are 8/3 of the width, rounded up to a multiple of 16, 32 or 64.
+With SwiGLU this gives as many parameters as an MLP of four times the width (Shazeer 2020, arXiv:2002.05202).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FOLDER = Path(__file__).with_name("recipes")
 
 
 class Recipe(Config):
-    """The shape of a proxy model and the training settings that suit it."""
+    """The shape of a proxy model, and training settings for its size."""
 
     name: str
     about: str = ""
@@ -50,19 +50,19 @@ class Recipe(Config):
 
     @property
     def non_embedding_parameters(self) -> int:
-        """Parameters of all layers and norms, without the embedding and the head."""
+        """Number of parameters in all layers and norms, without the embedding and the head."""
         head_size = self.hidden_size // self.heads
         attention = 2 * self.hidden_size * head_size * (self.heads + (self.kv_heads or self.heads))
         mlp = 3 * self.hidden_size * self.intermediate_size
         return self.layers * (attention + mlp + 2 * self.hidden_size) + self.hidden_size
 
     def parameters(self, vocab_size: int) -> int:
-        """Return all parameters of the model: an embedding tied to the head counts once."""
+        """Return the number of all parameters. An embedding that is tied to the head counts once."""
         embedding = vocab_size * self.hidden_size
         return self.non_embedding_parameters + embedding * (1 if self.tie_embeddings else 2)
 
     def build(self, *, vocab_size: int, seed: int) -> LlamaForCausalLM:
-        """Return a freshly initialised model, on the CPU in float32; the global generator is left as it was."""
+        """Return a new model with random weights, on the CPU in float32. torch's global generator is not changed."""
         with importing("proxy"):
             import torch
             from transformers import LlamaConfig, LlamaForCausalLM
@@ -86,15 +86,15 @@ class Recipe(Config):
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that ship, smallest first."""
+    """Return the names of xdoge's recipes, smallest first."""
     return sorted((path.stem for path in _FOLDER.glob("*.yaml")), key=lambda name: int(name.removesuffix("m")))
 
 
 def load_recipe(name: str) -> Recipe:
-    """Return a shipped recipe by its name, or read one from a YAML file.
+    """Return one of xdoge's recipes by its name, or the recipe in a YAML file.
 
     Raises:
-        XDogeError: there is no such recipe or file, or the file does not hold one.
+        XDogeError: there is no such recipe or file, or the file is not a recipe.
     """
     if name in recipe_names():
         return Recipe.load(_FOLDER / f"{name}.yaml")

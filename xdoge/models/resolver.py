@@ -1,7 +1,6 @@
-"""A causal language model by its name: a local folder, a run folder, or a name on the Hub.
+"""Find, check, identify and load a causal language model by its name: a local folder, a run folder, or a Hub name.
 
-Training and evaluation find, check, identify and load models here, so that a model that suits one suits the other.
-Code that comes with a model is never run.
+Training and evaluation both use this module, so they accept the same models. Code that comes with a model is never run.
 """
 
 from __future__ import annotations
@@ -19,25 +18,28 @@ from xdoge.models.weight_files import check_files, check_size, foreign_errors, r
 from xdoge.names import shown
 
 LONGEST = 2048
-"""Tokens of a sequence or window by default, where the model's context is not shorter."""
+"""Default number of tokens of a sequence or window, unless the model's context is shorter."""
 
 CONTEXT_KEYS = ("max_position_embeddings", "max_seq_len", "max_target_positions", "max_sequence_length")
-"""Keys of a configuration that give the context, in this order: MPT and DBRX have the second, Whisper the third."""
+"""Keys of a configuration that can give the context. The first one present counts.
+
+MPT and DBRX have the second, Whisper the third.
+"""
 
 FROM_PADDING = frozenset(
     {"camembert", "data2vec-text", "prophetnet", "roberta", "roberta-prelayernorm"}
     | {"xlm-roberta", "xlm-roberta-xl", "xmod"}
 )
-"""Model types that number the positions of text from the padding token's number + 1."""
+"""Model types whose positions of text start from the id of the padding token + 1."""
 
 
 @dataclass(frozen=True)
 class CausalModel:
-    """A causal language model, with the configuration that transformers reads.
+    """A causal language model that is not loaded yet.
 
     Attributes:
-        name: its folder or its name on the Hub.
-        config: of transformers.
+        name: folder, or name on the Hub.
+        config: configuration of transformers.
     """
 
     name: str
@@ -45,14 +47,14 @@ class CausalModel:
 
     @classmethod
     def find(cls, name: str, *, kinds: str = "folder") -> Self:
-        """Return the model of a name; no weights are loaded yet.
+        """Return the model of a name. No weights are loaded yet.
 
         Args:
-            name: the folder of a model, a run folder, or a name on the Hub.
-            kinds: what else the name could have been, for the message that it is nothing of that.
+            name: folder of a model, a run folder, or a name on the Hub.
+            kinds: other kinds of name that the caller accepts, for the error message.
 
         Raises:
-            XDogeError: the model cannot be read, or is no causal language model.
+            XDogeError: the model cannot be read, or is not a causal language model.
         """
         name = model_folder(name)
         folder = Path(name)
@@ -74,20 +76,20 @@ class CausalModel:
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise XDogeError(f"model {name!r} is a {config.model_type}, which is no causal language model.")
         model = cls(name, config)
-        _ = model.context, model.begin  # refused before long work starts
+        _ = model.context, model.begin  # raise their errors before the long work starts
         return model
 
     @property
     def context(self) -> int | None:
-        """Longest sequence that the model takes; None if it has no limit.
+        """Tokens of the longest sequence that the model can read, None if there is no limit.
 
         Raises:
-            XDogeError: it is shorter than two tokens, or no number.
+            XDogeError: the configuration gives less than two tokens, or something else than a number.
         """
         config = self.config.get_text_config()
         key = next((key for key in CONTEXT_KEYS if getattr(config, key, None) is not None), CONTEXT_KEYS[0])
         value = getattr(config, key, None)
-        if value is None or value == -1:  # XLNet's, for no limit
+        if value is None or value == -1:  # XLNet: no limit
             return None
         if config.model_type in FROM_PADDING and isinstance(config.pad_token_id, int):
             value -= config.pad_token_id + 1
@@ -99,14 +101,18 @@ class CausalModel:
 
     @property
     def default_length(self) -> int:
-        """Tokens of a sequence or window where the user names no number."""
+        """Tokens of a sequence or window if the user does not set them."""
         return min(self.context or LONGEST, LONGEST)
 
     def check_length(self, setting: str, length: int) -> None:
-        """Refuse sequences that are longer than the model's context.
+        """Raise an error if sequences are longer than the model's context.
+
+        Args:
+            setting: name of the setting, for the message.
+            length: tokens of a sequence.
 
         Raises:
-            XDogeError: they are; the message names the setting.
+            XDogeError: `length` is larger than the context.
         """
         if self.context is not None and length > self.context:
             raise XDogeError(
@@ -116,10 +122,10 @@ class CausalModel:
 
     @property
     def begin(self) -> int | None:
-        """The token that begins a text; None if the model has none.
+        """Id of the token that begins a text, None if the model has none.
 
         Raises:
-            XDogeError: it is not in the vocabulary.
+            XDogeError: the id is not in the vocabulary.
         """
         config = self.config.get_text_config()
         token, size = getattr(config, "bos_token_id", None), getattr(config, "vocab_size", None)
@@ -131,16 +137,16 @@ class CausalModel:
         return token
 
     def identity(self) -> dict[str, Any]:
-        """Return what shows at once that the model changed: sizes and times of its files, or its commit on the Hub."""
+        """Return what shows quickly whether the model changed: sizes and times of files, or the commit on the Hub."""
         if not Path(self.name).is_dir():
             return {"name": self.name, **self.pin()}
         files = [file for file in sorted(Path(self.name).iterdir()) if file.suffix in (".safetensors", ".bin", ".json")]
         return {"files": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}}
 
     def pin(self) -> dict[str, Any]:
-        """Return what identifies the weights for good: SHA-256 of the model's files, or its commit on the Hub."""
+        """Return what identifies the weights permanently: SHA-256 of the files, or the commit on the Hub."""
         if not Path(self.name).is_dir():
-            file = model_file(self.name, "config.json")  # in a folder that is named after the commit
+            file = model_file(self.name, "config.json")  # in a folder whose name is the commit
             return {"commit": file.parent.name if file else None}
         names = re.compile(r"config\.json|.*\.safetensors|pytorch_model.*\.bin")
         files = [path for path in sorted(Path(self.name).iterdir()) if names.fullmatch(path.name)]
@@ -158,16 +164,16 @@ class CausalModel:
         """Return the model of transformers with its weights.
 
         Args:
-            length: tokens of the longest sequence that it will see; its context if left out.
+            length: tokens of the longest sequence that it will read. Default: its context.
             precision: name of torch's type for the weights.
-            device: where the model goes.
-            split: spread the layers over all GPUs instead.
-            advice: what the user can do if memory is full.
+            device: device of the model.
+            split: distribute the layers over all GPUs instead.
+            advice: end of the message if memory is full.
 
         Raises:
-            XDogeError: the weights cannot be loaded, or are not those of the configuration; the model sees later
-                tokens, or has fewer positions than `length`.
-            MemoryFullError: the device has no room for them.
+            XDogeError: the weights cannot be loaded, or do not match the configuration. Or the model's predictions
+                depend on later tokens, or it has fewer positions than `length`.
+            MemoryFullError: the device has too little memory.
         """
         import torch
         from transformers import AutoModelForCausalLM
@@ -188,7 +194,7 @@ class CausalModel:
                 dtype=getattr(torch, precision),
                 trust_remote_code=False,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, where the tensor is named
+                ignore_mismatched_sizes=True,  # the error is raised below, with the name of the tensor
                 **options,
             )
             model, info = loaded
@@ -200,7 +206,7 @@ class CausalModel:
 
 
 def parameter_count(config: Any) -> int:
-    """Return how many parameters the causal language model of a configuration has; none are allocated."""
+    """Return the number of parameters of the causal language model of a configuration, without allocating them."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -210,7 +216,7 @@ def parameter_count(config: Any) -> int:
 
 
 def model_folder(name: str) -> str:
-    """Return the folder of the model that a run ended with, for a run folder; any other name as it is.
+    """Return the folder of the trained model if `name` is a run folder. Return any other name unchanged.
 
     Raises:
         XDogeError: the run is not finished.

@@ -1,4 +1,4 @@
-"""The tokenizer of a model, in a local folder or on the Hub, and whether a token store was made with it."""
+"""Load the tokenizer of a model, and check whether a token store was made with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def model_file(model: str, name: str) -> Path | None:
-    """Return where a file of a model lies, downloaded if need be; None if the model has no such file."""
+    """Return the local path of a model's file, None if there is no such file. A file on the Hub is downloaded."""
     if Path(model).is_dir():
         path = Path(model) / name
         return path if path.is_file() else None
@@ -24,15 +24,15 @@ def model_file(model: str, name: str) -> Path | None:
 
     try:
         return Path(hf_hub_download(model, name))
-    except (EntryNotFoundError, OSError):  # there is none, or none in the cache of a machine without network
+    except (EntryNotFoundError, OSError):  # does not exist, or no network and not in the cache
         return None
 
 
 def model_tokenizer(model: str) -> Tokenizer:
-    """Return the tokenizer of a model's folder or name on the Hub.
+    """Return the tokenizer of a model, which is given by its folder or name on the Hub.
 
-    SentencePiece itself reads a model's SentencePiece file if there is no tokenizer.json. What transformers 5.23 makes
-    of such a file gives other tokens.
+    If there is a SentencePiece file and no tokenizer.json, the file is loaded with SentencePiece itself. transformers
+    5.23 converts such a file to a tokenizer with different results.
 
     Raises:
         XDogeError: the model has no tokenizer, or it cannot be read.
@@ -44,15 +44,15 @@ def model_tokenizer(model: str) -> Tokenizer:
 
 
 def check_tokenizer(store: TokenStore, model: str, *, advice: str) -> None:
-    """Refuse a store whose tokens mean something else to a model.
+    """Raise an error if a store was made with another tokenizer than a model's.
 
-    A store is the model's if it was prepared from the model's SentencePiece file, or with the tokenizer that
-    transformers loads for the model.
+    The store fits if it was prepared from the model's SentencePiece file, or with the tokenizer that transformers loads
+    for the model.
 
     Args:
-        store: the tokens.
-        model: its folder or name on the Hub.
-        advice: what the user should do instead, a sentence.
+        store: token store.
+        model: folder, or name on the Hub.
+        advice: last sentence of the message.
 
     Raises:
         XDogeError: the store was prepared with another tokenizer, or the model has none.

@@ -1,7 +1,7 @@
-"""The files of a model, before and after transformers reads them: what it would repair in silence is refused.
+"""Check the files of a model before and after transformers reads them.
 
-transformers fills in random tensors for weights that it misses, reads any path that an index names, and makes as many
-layers as a configuration asks for.
+transformers does not report some faults. It replaces missing weights by random tensors, reads any path that an index
+names, and creates as many layers as a configuration says. Here these are errors.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from xdoge.io import read_json
 from xdoge.names import shown
 
 MOST_PARTS = 10_000
-"""Layers or experts; no model has more, and transformers would make them all before it looks at the weights."""
+"""Most layers or experts. No model has more, and transformers would create them all before it reads the weights."""
 
 _PARTS = re.compile(r"layers?$|experts?$|blocks?$|depth")
 _HEADER = 8  # bytes of a safetensors file that hold the length of its header
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a model's folder whose configuration or weights cannot be right, as far as the headers tell.
+    """Raise an error if the configuration or the headers of the weight files show that a model is damaged.
 
     Raises:
-        XDogeError: config.json asks for an absurd number of layers or experts, an index names a file outside the
-            folder, or a safetensors file is cut off.
+        XDogeError: config.json has an absurd number of layers or experts, an index names a file outside the folder, or
+            a safetensors file is truncated.
     """
     for key, value in _numbers(read_json(folder / "config.json")):
         if _PARTS.search(key) and value > MOST_PARTS:
@@ -49,12 +49,16 @@ def check_files(folder: Path) -> None:
 
 
 def check_size(folder: Path, parameters: int) -> None:
-    """Refuse a configuration that describes more than twice the parameters that the safetensors files hold.
+    """Raise an error if a configuration describes more than twice the parameters in the safetensors files.
 
-    transformers would allocate them before it can say that they are missing.
+    transformers would allocate all of them before it reports that they are missing.
+
+    Args:
+        folder: folder of the model.
+        parameters: number of parameters that the configuration describes.
 
     Raises:
-        XDogeError: it does.
+        XDogeError: the configuration and the weights do not match.
     """
     files = sorted(folder.glob("*.safetensors"))
     held = sum(sum(tensor_sizes(file).values()) for file in files)
@@ -66,10 +70,10 @@ def check_size(folder: Path, parameters: int) -> None:
 
 
 def tensor_sizes(file: Path) -> dict[str, int]:
-    """Return the elements of each tensor of a safetensors file, from its header.
+    """Return the number of elements of each tensor in a safetensors file, from its header.
 
     Raises:
-        XDogeError: the file is cut off, or no safetensors file.
+        XDogeError: the file is truncated, or is not a safetensors file.
     """
     size = file.stat().st_size
     try:
@@ -88,7 +92,7 @@ def tensor_sizes(file: Path) -> dict[str, int]:
 
 
 def refuse_wrong_keys(name: str, info: Mapping[str, Any]) -> None:
-    """Refuse weights that are not those of the configuration, by transformers' account of loading them.
+    """Raise an error if weights do not match the configuration, according to transformers' loading info.
 
     Raises:
         XDogeError: tensors are missing, unexpected or of another shape.
@@ -109,9 +113,9 @@ def refuse_wrong_keys(name: str, info: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def foreign_errors(what: str) -> Iterator[None]:
-    """Turn any error of reading someone else's files into one line that begins with `what`.
+    """Turn any exception while reading foreign files into an XDogeError that begins with `what`.
 
-    Libraries raise errors of every kind where a file holds what they did not expect.
+    Libraries raise exceptions of any type if the content of a file is unexpected.
 
     Raises:
         XDogeError: the block failed.
@@ -119,7 +123,7 @@ def foreign_errors(what: str) -> Iterator[None]:
     from transformers.utils.logging import get_verbosity, set_verbosity
 
     before = get_verbosity()
-    set_verbosity(logging.CRITICAL)  # what matters is said in the error
+    set_verbosity(logging.CRITICAL)  # the error has the relevant information
     try:
         yield
     except (XDogeError, MemoryError):
@@ -131,7 +135,7 @@ def foreign_errors(what: str) -> Iterator[None]:
 
 
 def _numbers(value: Mapping[str, Any]) -> Iterator[tuple[str, int | float]]:
-    """Yield the keys of all numbers, nested ones too."""
+    """Yield the key and value of all numbers, including nested ones."""
     for key, item in value.items():
         if isinstance(item, dict):
             yield from _numbers(item)
@@ -145,4 +149,4 @@ def _some(keys: list[str]) -> str:
 
 
 def _line(error: Exception) -> str:
-    return shorten(str(error), 200) or type(error).__name__  # whole words: half an address leads nowhere
+    return shorten(str(error), 200) or type(error).__name__  # shortened at a word, so that URLs stay whole

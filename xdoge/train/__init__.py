@@ -1,8 +1,10 @@
-"""Target models: trained on a mixture from scratch, or continued from a model that exists.
+"""Train target models on a mixture, from scratch or from a pre-trained model.
 
-settings.py        what the user may choose, and what fills in the rest
-trainer.py         `train`: transformers' Trainer over a MixtureDataset, resuming
-run_log.py         what a run writes: rows of metrics, the model, train.json
+settings.py          settings and their defaults
+trainer.py           `train`: starts or resumes a run
+mixture_trainer.py   transformers' Trainer on a `MixtureDataset`
+run_log.py           files that a run writes: metrics, the model, train.json
+result.py            the result of a finished run
 """
 
 from xdoge._callable import make_callable

@@ -1,4 +1,4 @@
-"""transformers' Trainer over a mixture: our order, schedule, validation by source, metrics and checkpoints."""
+"""transformers' Trainer on a mixture, with xdoge's order, schedule, validation by source, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from xdoge.training.validation import by_language, validation_losses
 
 
 class _Labelled(Subset[dict[str, torch.Tensor]]):
-    """Items of a `MixtureDataset`, each with the number of its source."""
+    """A `MixtureDataset` whose items also have the index of their source."""
 
     dataset: MixtureDataset
 
     def __getitems__(self, positions: list[int]) -> list[dict[str, torch.Tensor]]:
-        if get_worker_info() is not None:  # a scheduler and Ctrl-C signal the loader's workers too
+        if get_worker_info() is not None:  # workers get signals of Ctrl-C and of schedulers too
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_IGN)
         sources = torch.from_numpy(self.dataset.sampler[positions].source)
@@ -44,12 +44,12 @@ class _Labelled(Subset[dict[str, torch.Tensor]]):
 
 
 class MixtureTrainer(Trainer):
-    """Trainer over a mixture, with our schedule, validation by source and metrics."""
+    """transformers' Trainer on a mixture, with xdoge's schedule, validation by source and metrics."""
 
     def __init__(self, run_log: RunLog, model: Any, arguments: TrainingArguments) -> None:
         settings = run_log.settings
         dataset = MixtureDataset(run_log.store, run_log.sampler, settings.sequence_length, documents=settings.documents)
-        read = _Labelled(dataset, range(settings.steps * settings.batch_size))  # one epoch, to Trainer
+        read = _Labelled(dataset, range(settings.steps * settings.batch_size))  # for Trainer, the run is one epoch
         super().__init__(model, arguments, train_dataset=read)
         self.remove_callback(PrinterCallback)  # prints to stdout
         self.run_log = run_log
@@ -66,19 +66,19 @@ class MixtureTrainer(Trainer):
             )
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
-        """Train on a batch, and count what is in it."""
+        """Train on a batch, and count its sequences of each source."""
         sources = inputs.pop("source")
         self.read.index_add_(0, sources, torch.ones_like(sources))
         return super().training_step(model, inputs, *rest)
 
     def sequences(self) -> dict[str, int]:
-        """Return the sequences of each source that all processes have trained on since the run began."""
-        everyone: Any = self.accelerator.reduce(self.read, "sum")
-        named = zip(self.run_log.sampler.sources, everyone.tolist(), strict=True)
+        """Return the number of sequences of each source on which all processes have trained since the run began."""
+        total: Any = self.accelerator.reduce(self.read, "sum")
+        named = zip(self.run_log.sampler.sources, total.tolist(), strict=True)
         return {source: self.run_log.before[source] + count for source, count in named}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write what was read, the tokenizer and all that Trainer writes, then seal it and drop the oldest."""
+        """Write Trainer's checkpoint with the tokenizer and the counts, then its checksums, and remove old ones."""
         read, run_log = self.sequences(), self.run_log
         folder = run_log.run.checkpoints / f"checkpoint-{self.state.global_step}"
         with _whole_or_not(folder):
@@ -86,7 +86,7 @@ class MixtureTrainer(Trainer):
                 write_json(folder / "read.json", {"sequences": read})
                 run_log.store.tokenizer().export(folder)
             super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # each has a file in it
+            self.accelerator.wait_for_everyone()  # every process writes a file
             if run_log.first:
                 seal(folder)
         if run_log.first:
@@ -104,9 +104,9 @@ class MixtureTrainer(Trainer):
         return self.lr_scheduler
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Hand the logs to the trackers, and write a row of those of a step."""
+        """Pass the logs to the trackers. Write a row to metrics.jsonl if they are about a step."""
         super().log(logs, start_time)
-        self.state.log_history.clear()  # metrics.jsonl keeps it; here it would grow with each checkpoint
+        self.state.log_history.clear()  # metrics.jsonl has it; here it would enlarge every checkpoint
         if "loss" in logs:
             now = time.perf_counter()
             speed = self.run_log.tokens(1) / (now - self.last)
@@ -116,7 +116,7 @@ class MixtureTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure the validation loss of each source, in a row of its own."""
+        """Compute the validation loss of each source, and write it as a row of metrics.jsonl."""
         run_log, settings, model = self.run_log, self.run_log.settings, self.model
         assert model is not None
         began = time.perf_counter()
@@ -148,7 +148,7 @@ class MixtureTrainer(Trainer):
 
 
 class Schedule(TrainerCallback):
-    """Evaluates and saves on schedule; when a signal came to any process, saves at once and ends training."""
+    """Evaluates and saves at the scheduled steps. If any process got a signal, saves at once and ends training."""
 
     def __init__(self, stop: list[int], settings: TrainSettings) -> None:
         self.stop, self.settings = stop, settings
@@ -156,9 +156,9 @@ class Schedule(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         number = self.stop[0] if self.stop else 0
         if args.world_size > 1:
-            everyone = torch.tensor(number, device=args.device)
-            torch.distributed.all_reduce(everyone, op=torch.distributed.ReduceOp.MAX)
-            number = int(everyone)
+            largest = torch.tensor(number, device=args.device)
+            torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+            number = int(largest)
             self.stop[:] = [number] if number else []
         step, last = state.global_step, state.global_step == self.settings.steps
         control.should_evaluate = last or (step % self.settings.eval_every == 0 and not number)
@@ -168,7 +168,7 @@ class Schedule(TrainerCallback):
 
 @contextlib.contextmanager
 def _whole_or_not(folder: Path) -> Iterator[None]:
-    """Take away a checkpoint that could not be written to its end, and say what the disk has to do with it."""
+    """Remove a checkpoint that could not be written completely, and report problems of the disk."""
     try:
         with disk_errors(folder):
             yield

@@ -1,4 +1,4 @@
-"""What a training ended with."""
+"""The result of a training run."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from xdoge.io import read_json
 SCHEMA = "xdoge.train"
 
 LATER = ("tokens_per_second", "validation_share")
-"""What runs of earlier versions do not tell."""
+"""Keys that train.json of earlier versions does not have."""
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training run.
+    """The result of a finished training run.
 
     Attributes:
-        folder: the run folder.
-        ended: how the call ended: "trained", or "finished before" if the run that it resumed had nothing left to do.
-        model: folder of the trained model, which transformers loads.
-        steps: optimiser steps.
-        tokens_seen: training tokens read.
-        validation: loss of each language in nats per token, at the end.
-        validation_by_source: the same of each source.
-        tokens_by_source: training tokens read of each source.
-        epochs: passes over each source, those of earlier phases included.
-        repeated_beyond_plan: passes over a source beyond those planned; any are a bug of xdoge.
-        seconds: of training and validation.
-        tokens_per_second: training tokens read in these seconds, validation and checkpoints included.
-        validation_share: of these seconds that validation took.
-        summary: what train.json holds.
+        folder: run folder.
+        ended: "trained", or "finished before" if the resumed run was finished already.
+        model: folder of the trained model, in the format of transformers.
+        steps: number of optimiser steps.
+        tokens_seen: number of training tokens read.
+        validation: final validation loss of each language, nats per token.
+        validation_by_source: final validation loss of each source, nats per token.
+        tokens_by_source: training tokens read from each source.
+        epochs: passes over each source, including those of earlier phases.
+        repeated_beyond_plan: passes over sources in excess of the plan. It is empty unless xdoge has a bug.
+        seconds: duration of training, including validation and checkpoints.
+        tokens_per_second: tokens_seen / seconds, None for runs of earlier versions.
+        validation_share: share of the duration that validation took, None for runs of earlier versions.
+        summary: content of train.json.
     """
 
     folder: Path
@@ -53,14 +53,14 @@ class TrainResult:
 
     @classmethod
     def of(cls, folder: Path, summary: Mapping[str, Any], ended: Literal["trained", "finished before"]) -> Self:
-        """Return the result that a train.json tells of."""
+        """Return the result for a run folder and the content of its train.json."""
         fields = set(cls.__dataclass_fields__) - {"folder", "ended", "model", "summary"}
         values: dict[str, Any] = {name: summary.get(name) if name in LATER else summary[name] for name in fields}
         return cls(folder=folder, ended=ended, model=folder / "model", summary=summary, **values)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """Read the result of a finished run from its folder.
+        """Return the result of the finished run in a folder.
 
         Raises:
             XDogeError: the run is not finished, or train.json is damaged.
@@ -69,5 +69,5 @@ class TrainResult:
         return cls.of(folder, read_json(folder / "train.json", schema=SCHEMA), "finished before")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what train.json holds."""
+        """Return the content of train.json."""
         return dict(self.summary)

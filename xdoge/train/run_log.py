@@ -1,4 +1,4 @@
-"""What a training run writes beside its checkpoints: rows of metrics, the model, and train.json at the end."""
+"""Write the files of a training run: metrics during the run, the model and train.json at its end."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunLog:
-    """What a run reads, where it writes, and what it has to tell."""
+    """Inputs, outputs and progress of a training run."""
 
     run: RunFolder
     store: TokenStore
     mixture: Mixture
     settings: TrainSettings
     sampler: MixtureSampler
-    first: bool  # of the processes
+    first: bool  # whether this process is rank 0
     parameters: tuple[int, int]  # trained, frozen
     layers: tuple[int, int]  # with a trained parameter, all
     on_progress: OnProgress
     on_note: OnNote
-    before: Counter[str] = field(default_factory=Counter)  # sequences that training read before this process
-    seconds: float = 0.0  # before this process
-    began: float = 0.0
+    before: Counter[str] = field(default_factory=Counter)  # sequences read before the run was resumed
+    seconds: float = 0.0  # duration before the run was resumed
+    began: float = 0.0  # start of this process's training, by time.perf_counter()
 
     def rewind(self, checkpoint: Path | None) -> None:
-        """Take up what was read until the checkpoint; drop what was written later."""
+        """Restore the counts of a checkpoint, and remove metrics that were written after it."""
         step = step_of(checkpoint)
         if checkpoint:
             self.before.update(read_json(checkpoint / "read.json")["sequences"])
@@ -63,11 +63,12 @@ class RunLog:
         return read_rows(self.run.metrics)
 
     def owes_validation(self, step: int) -> bool:
-        """Whether the losses after so many steps are due and not measured yet, as after a stop."""
+        """Whether a validation is due after `step` steps and is missing, because the run was stopped before it."""
         due = step % self.settings.eval_every == 0 if step else self.settings.eval_on_start
         return due and not any(row["step"] == step and "validation" in row for row in self.rows())
 
     def describe(self, split: BatchSplit) -> str:
+        """Return a line about parameters, learning rate and batch for the user."""
         trained, frozen = self.parameters
         left = self.sampler.total - self.settings.steps * self.settings.batch_size
         layers = f" (train_only is found in {self.layers[0]} of {self.layers[1]} layers)"
@@ -80,17 +81,25 @@ class RunLog:
         )
 
     def tokens(self, step: int) -> int:
-        """Return the tokens read after so many steps."""
+        """Return the number of tokens read in `step` steps."""
         return step * self.settings.batch_size * self.settings.sequence_length
 
     def reading(self, counts: Mapping[str, int]) -> MetricsRow:
-        """Return what so many sequences of each source are in tokens, and in passes with those of earlier phases."""
+        """Return the tokens of each source, and the passes over it including earlier phases.
+
+        Args:
+            counts: sequences read from each source.
+        """
         length = self.settings.sequence_length
         tokens = {source: count * length for source, count in counts.items()}
         return {"tokens_by_source": tokens, "epochs": passes(self.mixture, counts, length)}
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append a row to metrics.jsonl and show it, after refusing numbers that nothing good can follow from."""
+        """Append a row to metrics.jsonl, and report it as progress.
+
+        Raises:
+            NonFiniteLossError: a number is NaN or infinite.
+        """
         for name, value in [*values.items(), *values.get("validation", {}).items()]:
             if isinstance(value, float) and not math.isfinite(value):
                 good = checkpoints(self.run.checkpoints)
@@ -107,14 +116,19 @@ class RunLog:
         self.on_progress(Event("step", "train", step, self.settings.steps, unit="steps", row=row))
 
     def finish(self, trainer: Trainer, counts: Mapping[str, int]) -> TrainResult:
-        """Write the model and, last, train.json; `counts` are the sequences of each source that training read."""
+        """Write the model, and train.json last. Return the result.
+
+        Args:
+            trainer: trainer with the model.
+            counts: sequences read from each source.
+        """
         from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 
-        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # by all processes
+        state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # a collective: called on every process
         (summary,) = broadcast_object_list([self._summary(counts) if self.first else None])
         if self.first:
             model: Any = trainer.accelerator.unwrap_model(trainer.model)
-            model.config.use_cache = True  # Trainer's False is for training
+            model.config.use_cache = True  # Trainer set it to False for training
             shutil.rmtree(self.run.path / "model", ignore_errors=True)
             with saving_tensors(self.run.path / "model") as folder:
                 model.save_pretrained(folder, state_dict=state)
@@ -123,7 +137,7 @@ class RunLog:
         return TrainResult.of(self.run.path, summary, "trained")
 
     def _summary(self, counts: Mapping[str, int]) -> dict[str, Any]:
-        """Return what train.json holds."""
+        """Return the content of train.json."""
         settings, steps, reading = self.settings, self.settings.steps, self.reading(counts)
         planned = self.sampler.counts(steps * settings.batch_size)
         config = read_yaml(self.run.path / "config.yaml")
@@ -162,15 +176,15 @@ class RunLog:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints that were written to their end, oldest first."""
+    """Return the complete checkpoints, oldest first."""
     return sorted((path for path in folder.glob("checkpoint-*") if (path / SUMS).exists()), key=step_of)
 
 
 def good_checkpoint(folder: Path, on_note: OnNote) -> Path | None:
-    """Return the newest checkpoint that is what was written; drop what a kill cut short.
+    """Return the newest undamaged checkpoint, None if there is no checkpoint. Remove incomplete ones.
 
     Raises:
-        XDogeError: all are damaged.
+        XDogeError: all checkpoints are damaged.
     """
     complete = checkpoints(folder)
     for path in folder.glob("checkpoint-*"):
@@ -180,12 +194,18 @@ def good_checkpoint(folder: Path, on_note: OnNote) -> Path | None:
 
 
 def step_of(checkpoint: Path | None) -> int:
-    """Return after how many steps a checkpoint was written; 0 for none."""
+    """Return the number of steps after which a checkpoint was written, 0 for None."""
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
 
 
 def passes(mixture: Mixture, counts: Mapping[str, int], sequence_length: int) -> dict[str, float]:
-    """Return the passes over each source that so many sequences of it make, those of earlier phases included."""
+    """Return the passes over each source, including those of earlier phases.
+
+    Args:
+        mixture: mixture of the run.
+        counts: sequences read from each source in this run.
+        sequence_length: T, tokens per sequence.
+    """
     shares = mixture.sources
     return {
         source: (shares[source].read_before + count * sequence_length) / max(1, shares[source].available_tokens)
@@ -194,15 +214,15 @@ def passes(mixture: Mixture, counts: Mapping[str, int], sequence_length: int) ->
 
 
 def beyond_plan(planned: Mapping[str, float], epochs: Mapping[str, float]) -> dict[str, float]:
-    """Return by how many passes each source was read more than planned; any in it are a bug."""
+    """Return the passes over sources in excess of the plan. The result is empty unless xdoge has a bug."""
     return {source: epochs[source] - most for source, most in planned.items() if epochs[source] > most}
 
 
 def common_budget(runs: Sequence[Path | str]) -> int:
-    """Return the training tokens that all these finished runs have seen.
+    """Return the number of training tokens of finished runs, which must be the same for all.
 
     Raises:
-        XDogeError: a run is not finished, or they have seen different numbers of tokens.
+        XDogeError: a run is not finished, or the numbers differ.
     """
     seen = {str(run): read_json(Path(run) / "train.json", schema=SCHEMA)["tokens_seen"] for run in runs}
     if len(set(seen.values())) > 1:

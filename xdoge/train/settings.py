@@ -1,4 +1,4 @@
-"""Settings of a training run: what the user may choose, what the model and the mixture fill in, what is refused."""
+"""Settings of a training run, their defaults from the model and the mixture, and checks."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ ELASTIC = (
     "eval_every",
     "eval_on_start",
 )
-"""Settings that may differ when a run is resumed: they change no number but for rounding."""
+"""Settings that may change when a run is resumed, because results depend on them only by rounding."""
 
 
 class TrainSettings(Config):
-    """Every setting of `xdoge train`, all of them resolved; `for_run` fills in what the user left out."""
+    """All resolved settings of `xdoge train`. Use `for_run` to complete the settings of a user."""
 
     model: str = Field(description="a recipe, or the folder or Hub name of a causal language model to go on with")
     seed: Seed = Field(
@@ -95,17 +95,17 @@ class TrainSettings(Config):
     def for_run(
         cls, mixture: Mixture, store: TokenStore, values: Mapping[str, Any], *, where: str = "settings"
     ) -> Self:
-        """Return the user's settings, completed by the defaults of the model and the mixture.
+        """Return the user's settings, completed with defaults from the model and the mixture.
 
         Args:
-            mixture: what the run reads.
-            store: where the tokens are.
-            values: any of the fields, `model` at least; the rest is filled in.
-            where: what errors call the settings, such as the file they were read from.
+            mixture: mixture to train on.
+            store: token store of the mixture.
+            values: any of the fields, at least `model`. The others get defaults.
+            where: beginning of error messages, such as the file from which the settings were read.
 
         Raises:
-            XDogeError: `model` is missing or cannot be trained. A setting is unknown or not allowed. The mixture is of
-                another store or another sequence length, or it has fewer tokens than the steps read.
+            XDogeError: `model` is missing or cannot be trained, or a setting is unknown or not allowed. Or the mixture
+                was planned for another store or sequence length, or has too few tokens for the steps.
         """
         if "model" not in values:
             example = "a recipe such as 125m, or the folder or Hub name of a model"
@@ -155,7 +155,7 @@ class TrainSettings(Config):
 
 
 class TrainValues(TypedDict, total=False):
-    """Any of the settings, as `train` takes them by name; `TrainSettings` says what they mean."""
+    """Keyword arguments of `train`: any of the settings. `TrainSettings` describes them."""
 
     model: str
     seed: int
@@ -185,7 +185,13 @@ class TrainValues(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How the global batch is split: per_device × processes × accumulation sequences."""
+    """Division of the global batch into per_device × processes × accumulation sequences.
+
+    Attributes:
+        processes: number of processes.
+        per_device: sequences per forward pass of a process.
+        accumulation: forward passes per step.
+    """
 
     processes: int
     per_device: int
@@ -193,10 +199,10 @@ class BatchSplit:
 
     @classmethod
     def of(cls, settings: TrainSettings) -> BatchSplit:
-        """Return the split over the processes that torchrun or accelerate started.
+        """Return the division of the batch among the processes that torchrun or accelerate started.
 
         Raises:
-            XDogeError: it does not make up the global batch, which is the sampler's block.
+            XDogeError: the product is not the global batch, which is the sampler's block.
         """
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         batch, device, accumulation = settings.batch_size, settings.per_device_batch_size, settings.accumulation
@@ -216,10 +222,10 @@ class BatchSplit:
 
 
 def check_mixture(mixture: Mixture, store: TokenStore) -> None:
-    """Refuse a mixture that was planned for another store.
+    """Raise an error if a mixture was planned for another store.
 
     Raises:
-        XDogeError: names, hash or sizes differ; the line says which.
+        XDogeError: the hash or the names of sources differ, or a source has fewer tokens than the plan assumes.
     """
     planned = mixture.corpus.get("sha256")
     if planned is not None and planned != store.sha256:

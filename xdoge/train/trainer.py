@@ -1,17 +1,16 @@
-"""The training of a target model: transformers' Trainer reads a mixture in its order.
+"""Train a target model on a mixture with transformers' Trainer.
 
-Position t of the sampler is sequence t of the run, whatever the processes, so a checkpoint at step n goes on at
-position n × batch_size. The run folder holds
+Position t of the sampler is sequence t of the run for any number of processes. A run that is resumed from a checkpoint
+after n steps therefore continues at position n × batch_size. These are the files in the run folder:
 
-config.yaml     store, mixture, model and every setting, resolved; versions at the start
-mixture.json    what is read, with the SHA-256 that config.yaml and train.json name
-metrics.jsonl   a row a step, and one with "validation", "tokens_by_source" and "epochs" at each evaluation
-checkpoints/    the latest, as Trainer writes them: weights in safetensors, and optimiser, schedule and random states in
-                torch's own format, which torch reads back as plain tensors only (`weights_only`); with the tokenizer,
-                so that --model takes one, read.json, the sequences of each source that training has read, and
-                SHA256SUMS of all these files, written last
-model/          the trained model in float32, as transformers saves it, with the tokenizer
-train.json      what eval and compare need; its presence says that the run is finished
+config.yaml     store, mixture, model and all resolved settings; versions of libraries
+mixture.json    the mixture, whose SHA-256 is in train.json
+metrics.jsonl   a row per step, and a row with "validation", "tokens_by_source" and "epochs" per evaluation
+checkpoints/    the latest checkpoints of Trainer. Weights are in safetensors. States of optimiser, schedule and random
+                generators are in torch's format and loaded with `weights_only`. Each also has the tokenizer, so that
+                --model accepts it, read.json with the sequences read from each source, and SHA256SUMS, written last
+model/          the trained model in float32, in the format of transformers, with the tokenizer
+train.json      the result for `xdoge eval` and `xdoge compare`. It exists only if the run is finished
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ from xdoge.training.optim import BETAS, pick_autocast
 from xdoge.training.run_folder import RunFolder, decisive
 
 TIMEOUT = 1800.0
-"""Seconds that a process waits for the others, as transformers has it."""
+"""Seconds for which a process waits for others, the default of transformers."""
 
 
 def train(
@@ -61,28 +60,31 @@ def train(
     on_note: OnNote = silent,
     **values: Unpack[TrainValues],
 ) -> TrainResult:
-    """Train a model on the mixture.
+    """Train a model on a mixture.
 
-    Under torchrun or `accelerate launch` every process calls it and returns the same; the first one writes and reports.
-    Killed at any moment and resumed, on as many processes or others, it trains on the very same sequences in the same
-    steps.
+    Under torchrun or `accelerate launch`, every process calls this function and gets the same result. Rank 0 writes
+    files and reports. A run that is killed and resumed trains on the same sequences in the same steps, even if the
+    number of processes changes.
 
     Args:
-        mixture: what to read.
-        store: the tokens.
-        settings: from `TrainSettings.for_run`; None to make them of `values`.
-        out: the run folder, empty or new.
-        resume: continue the run that lies in `out`, with its settings where `values` has no others.
-        on_progress: called with a "step" for each row of metrics.jsonl: one a step, and one for each validation.
-        on_note: called with what the user should know and no row says.
-        values: any fields of `TrainSettings`, such as model="1m" and steps=300.
+        mixture: mixture to train on.
+        store: token store of the mixture.
+        settings: result of `TrainSettings.for_run`. None means that `values` has the settings.
+        out: run folder, which must be new or empty.
+        resume: continue the run in `out`. Its settings are used unless `values` has others.
+        on_progress: called with a "step" event for each row of metrics.jsonl: one per step, and one per evaluation.
+        on_note: called with sentences for the user.
+        values: any fields of `TrainSettings`, for example model="1m" and steps=300.
+
+    Returns:
+        The result, with the folder of the model and its validation losses.
 
     Raises:
-        XDogeError: a setting is wrong, the folder is taken, a setting differs from the run's that is resumed, the
-            processes cannot share the batch, or model, mixture and store do not belong together.
+        XDogeError: a setting is wrong, or differs from that of the resumed run. Or the folder is not empty, the
+            processes cannot share the batch, or model, mixture and store do not match.
         NonFiniteLossError: training diverged.
-        MemoryFullError: a device of this process has too little memory.
-        Interrupted: SIGINT or SIGTERM came; every finished step is in a checkpoint.
+        MemoryFullError: the device of this process has too little memory.
+        Interrupted: SIGINT or SIGTERM arrived. Every finished step is in a checkpoint.
     """
     run = RunFolder(Path(out))
     if settings is None:
@@ -127,7 +129,7 @@ def train(
     with processes.within_on_first(run.claimed()), processes.closing_group(), stop_requests() as stop:
         if not resume:
             processes.on_first(lambda: run.start({**config, "pin": initial.pin()}))
-        if first and not (run.path / "mixture.json").exists():  # nor where a kill came between the two
+        if first and not (run.path / "mixture.json").exists():  # also after a kill between the two writes
             mixture.save(run.path / "mixture.json")
         checkpoint = processes.on_first(lambda: good_checkpoint(run.checkpoints, on_note) if resume else None)
         return _run(run_log, model, split, stop, checkpoint, resume=resume)
@@ -136,7 +138,7 @@ def train(
 def _run(
     run_log: RunLog, model: Any, split: BatchSplit, stop: list[int], checkpoint: Path | None, *, resume: bool
 ) -> TrainResult:
-    """Train from the last checkpoint, or from the beginning, to the end or until a signal comes."""
+    """Train from the last checkpoint, or from the start, until the end or until a signal arrives."""
     settings, run = run_log.settings, run_log.run
     trainer = MixtureTrainer(run_log, model, training_arguments(settings, split, run))
     if resume:
@@ -159,7 +161,7 @@ def _run(
 
 
 def _sampler(mixture: Mixture, store: TokenStore, settings: TrainSettings) -> tuple[MixtureSampler, list[str]]:
-    """Return the order that the run reads in, and a line for each thing that is odd about it."""
+    """Return the sampler of the run, and its warnings as lines for the user."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         sampler = MixtureSampler(
@@ -173,18 +175,21 @@ def _sampler(mixture: Mixture, store: TokenStore, settings: TrainSettings) -> tu
 
 @contextlib.contextmanager
 def _loader_ended() -> Iterator[None]:
-    """Let the loader end its workers after an error too, which holds on to it, for no signal ends them."""
+    """End the workers of the data loader after an error.
+
+    The traceback keeps the loader alive, and the workers ignore signals. Clearing the frames lets the loader end them.
+    """
     try:
         yield
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
-        if isinstance(error, XDogeError) and "in DataLoader worker" in str(error):  # with a traceback, as text
+        if isinstance(error, XDogeError) and "in DataLoader worker" in str(error):  # its text contains a traceback
             raise type(error)(str(error).rpartition("Error: ")[2].strip()) from error
         raise
 
 
 def refuse_other_precision(settings: TrainSettings) -> None:
-    """Refuse what `accelerate launch` would compute in, where the setting is another.
+    """Raise an error if the precision of `accelerate launch` differs from the setting.
 
     Raises:
         XDogeError: the two differ.
@@ -203,12 +208,12 @@ def _autocasts(settings: TrainSettings) -> bool:
 
 
 def training_arguments(settings: TrainSettings, split: BatchSplit, run: RunFolder) -> Any:
-    """Return Trainer's arguments: nothing shuffled, one block of the sampler a step, a row of logs a step.
+    """Return the arguments of Trainer: no shuffling, one block of the sampler per step, logs at every step.
 
     Raises:
-        XDogeError: one process sees several GPUs, among which Trainer would split each batch in its own way.
+        XDogeError: one process sees several GPUs. Trainer would divide each batch among them in its own way.
     """
-    if "tensorboard" in settings.report_to:  # Trainer's own choice is a folder beside the caller
+    if "tensorboard" in settings.report_to:  # Trainer's default is the working directory
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.path / "tensorboard"))
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints),
@@ -217,7 +222,7 @@ def training_arguments(settings: TrainSettings, split: BatchSplit, run: RunFolde
         dataloader_drop_last=True,
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=settings.device == "auto" and torch.cuda.is_available(),
-        remove_unused_columns=False,  # they would take the number of the source
+        remove_unused_columns=False,  # keeps the index of the source
         per_device_train_batch_size=split.per_device,
         gradient_accumulation_steps=split.accumulation,
         max_steps=settings.steps,
@@ -232,7 +237,7 @@ def training_arguments(settings: TrainSettings, split: BatchSplit, run: RunFolde
         use_cpu=settings.device == "cpu" or (split.processes > 1 and not torch.cuda.is_available()),
         activation_checkpointing=settings.activation_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if settings.activation_checkpointing else None,
-        save_steps=settings.checkpoint_every,  # as `_Schedule` says
+        save_steps=settings.checkpoint_every,  # the interval that `Schedule` uses
         logging_steps=1,
         logging_nan_inf_filter=False,
         report_to=list(settings.report_to) or "none",
@@ -250,8 +255,8 @@ def training_arguments(settings: TrainSettings, split: BatchSplit, run: RunFolde
 def resolved_config(
     mixture: Mixture, store: TokenStore, settings: TrainSettings, initial: InitialModel, sampler: MixtureSampler
 ) -> dict[str, Any]:
-    """Return what config.yaml holds: store, mixture, model and every setting."""
-    plan = sampler.fingerprint  # the same for the same plan made again; the file's SHA-256 has its date in it
+    """Return the content of config.yaml: store, mixture, model and all settings."""
+    plan = sampler.fingerprint  # equal for equal plans, while the SHA-256 of the file also depends on its date
     return {
         "store": {"path": str(store.path), "name": store.name, "sha256": store.sha256},
         "mixture": {"name": mixture.name, "sha256": sha256_json(mixture.to_dict()), "plan": plan},

@@ -1,1 +1,1 @@
-"""What every training shares: run folder, checkpoints, optimiser and schedule, validation, and the proxy."""
+"""Code that all trainings share: run folder, checkpoints, optimiser and schedule, validation, and the proxy."""

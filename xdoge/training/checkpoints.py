@@ -1,4 +1,4 @@
-"""Checkpoints with checksums: how one is sealed, what damage it has, and which is the newest undamaged one."""
+"""Checkpoints with checksums: write the checksums, check them, and find the newest undamaged checkpoint."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from xdoge.io import replacing_folder, sha256_file, write_text
 from xdoge.progress import OnNote
 
 SUMS = "SHA256SUMS"
-"""Written last into a checkpoint: the SHA-256 of each of its files, as `sha256sum -c` reads them."""
+"""File with the SHA-256 of each file of a checkpoint, in the format of `sha256sum -c`. It is written last."""
 
 
 @contextlib.contextmanager
 def saving_tensors(path: Path) -> Iterator[Path]:
-    """Do as `replacing_folder` does, and turn the error of safetensors on a full disk into an OSError."""
+    """Like `replacing_folder`, but turn safetensors' error about a full disk into an OSError."""
     from safetensors import SafetensorError
 
     with replacing_folder(path) as folder:
         try:
             yield folder
-            for file in folder.iterdir():  # safetensors lets the owner alone read what it writes
+            for file in folder.iterdir():  # safetensors makes its files readable only by the owner
                 file.chmod(folder.stat().st_mode & 0o666)
         except SafetensorError as error:
             if os.strerror(errno.ENOSPC) in str(error):
@@ -34,17 +34,17 @@ def saving_tensors(path: Path) -> Iterator[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Write the checksums of a checkpoint's files, which are on the disk by then; this makes it whole."""
+    """Flush all files of a checkpoint to the disk and write their checksums, which completes the checkpoint."""
     lines = []
     for file in _contents(folder):
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
         lines.append(f"{sha256_file(file)}  {file.relative_to(folder)}\n")
     write_text(folder / SUMS, "".join(lines))
 
 
 def damage(folder: Path) -> str | None:
-    """Return what is wrong with a sealed checkpoint, None where every file is what was written."""
+    """Return a description of the damage to a checkpoint, None if all files match their checksums."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
@@ -62,10 +62,14 @@ def damage(folder: Path) -> str | None:
 
 
 def newest_whole(checkpoints: Sequence[Path], on_note: OnNote) -> Path | None:
-    """Return the newest of some sealed checkpoints, oldest first, that is undamaged; say so and remove those after it.
+    """Return the newest undamaged checkpoint, None if there is no checkpoint. Report and remove damaged newer ones.
+
+    Args:
+        checkpoints: complete checkpoints, oldest first.
+        on_note: called with a line for each damaged checkpoint.
 
     Raises:
-        XDogeError: there are checkpoints, and all are damaged.
+        XDogeError: all checkpoints are damaged.
     """
     damaged: dict[Path, str] = {}
     for folder in reversed(checkpoints):
@@ -85,6 +89,6 @@ def newest_whole(checkpoints: Sequence[Path], on_note: OnNote) -> Path | None:
 
 
 def _contents(folder: Path) -> list[Path]:
-    """Return the files that a checkpoint is made of."""
+    """Return the files of a checkpoint, without the checksums and hidden files."""
     shown = (path for path in folder.rglob("*") if not path.name.startswith("."))
     return sorted(path for path in shown if path.is_file() and path.name != SUMS)

@@ -1,6 +1,7 @@
-"""How often a training validates, such that validation takes a bounded share of its time.
+"""Choose how often a training validates, so that validation takes a limited share of its time.
 
-The schedule follows from counts of sequences, never from a clock: a run that is repeated or resumed keeps it.
+The schedule is computed from numbers of sequences and not from measured time. A repeated or resumed run therefore has
+the same schedule.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 EVAL_SHARE = 0.1
-"""Largest share of a run's time that validation takes by default."""
+"""Default limit of the share of a run's time that validation takes."""
 
 EVAL_COST = 0.5
-"""Time of a validation sequence, in those of training.
+"""Assumed time of a validation sequence, relative to a training sequence.
 
-Its forward pass is a third of the FLOPs of a training step; one half leaves room for whatever else it needs.
+Its forward pass has a third of the FLOPs. One half leaves room for other work.
 """
 
 EVALUATIONS = 10
-"""Evaluations after the first step, at most, by default."""
+"""Default limit of the number of evaluations, not counting the one before the first step."""
 
 
 def eval_schedule(
@@ -30,27 +31,29 @@ def eval_schedule(
     most: int,
     on_start: bool = False,
 ) -> dict[str, int | bool]:
-    """Return `eval_every`, `eval_sequences` and `eval_on_start` where they are not chosen, within `EVAL_SHARE`.
+    """Return values of `eval_every`, `eval_sequences` and `eval_on_start` that the user did not set.
 
-    Evaluations are given up first, then sequences, then the start. The last step is always measured, on one sequence
-    of each source at least. Whoever chooses `eval_every` and `eval_sequences` gets both, at the start too.
+    They keep validation within `EVAL_SHARE`. If it would take longer, the number of evaluations is reduced first. Then
+    the number of sequences is reduced. At last, the evaluation before the first step is left out. The last step is
+    always evaluated, on at least one sequence of each source. If the user sets both `eval_every` and `eval_sequences`,
+    there is no limit.
 
     Args:
-        chosen: the user's settings.
-        steps: of the training.
-        batch_size: sequences of training in a step.
-        available: validation sequences of each source.
-        most: `eval_sequences`, as chosen or by default.
-        on_start: whether the method validates before the first step.
+        chosen: settings of the user.
+        steps: steps of the training.
+        batch_size: training sequences per step.
+        available: number of validation sequences of each source.
+        most: `eval_sequences`, the user's value or the default.
+        on_start: default of `eval_on_start`.
     """
-    allowed = EVAL_SHARE / (1 - EVAL_SHARE) * steps * batch_size / EVAL_COST  # sequences of all evaluations
+    allowed = EVAL_SHARE / (1 - EVAL_SHARE) * steps * batch_size / EVAL_COST  # sequences over all evaluations
 
     def measured(sequences: int) -> int:
         return max(1, sum(min(count, sequences) for count in available))
 
     every = chosen.get("eval_every")
     times = -(-steps // every) if every else 1
-    wanted = {"eval_every", "eval_sequences"} <= chosen.keys()  # all of it, whatever it takes
+    wanted = {"eval_every", "eval_sequences"} <= chosen.keys()  # then there is no limit
     on_start = chosen.get("eval_on_start", on_start)
     fitting = (n for n in range(most, 0, -1) if (times + on_start) * measured(n) <= allowed)
     sequences = most if "eval_sequences" in chosen else next(fitting, 1)

@@ -1,4 +1,4 @@
-"""Learning-rate schedule, optimiser, device and precision of a training, and what a launcher may ask for."""
+"""Learning-rate schedule, optimiser, device and precision of a training, and checks of the launcher's settings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from xdoge.errors import XDogeError
 from xdoge.training.proxy_settings import ProxySettings
 
 BETAS = (0.9, 0.95)
-"""AdamW's, as GPT-3 and Llama were trained (Brown et al. 2020, appendix B; Touvron et al. 2023, section 2.3)."""
+"""β of AdamW, as for GPT-3 and Llama (Brown et al. 2020, appendix B; Touvron et al. 2023, section 2.3)."""
 
 
 class Schedule(Protocol):
-    """What decides the learning rate: settings of a fit or of a training."""
+    """Settings on which the learning rate depends."""
 
     @property
     def steps(self) -> int: ...
@@ -29,7 +29,12 @@ class Schedule(Protocol):
 
 
 def learning_rate_ratio(step: int, settings: Schedule) -> float:
-    """Return the learning rate of a step, numbered from 1, as a share of the peak: warm-up, then a cosine."""
+    """Return the learning rate of a step, relative to the peak: linear warm-up, then cosine decay.
+
+    Args:
+        step: number of the step, from 1.
+        settings: number of steps, share of the warm-up, and final learning rate relative to the peak.
+    """
     warm = settings.warmup * settings.steps
     if step <= warm:
         return step / max(1.0, warm)
@@ -39,7 +44,7 @@ def learning_rate_ratio(step: int, settings: Schedule) -> float:
 
 
 def make_optimiser(model: torch.nn.Module, settings: ProxySettings) -> torch.optim.AdamW:
-    """Return AdamW that decays matrices and leaves norm gains and biases alone."""
+    """Return AdamW with weight decay on matrices only, not on norm gains and biases."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
     groups = [
@@ -50,7 +55,7 @@ def make_optimiser(model: torch.nn.Module, settings: ProxySettings) -> torch.opt
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device a setting names; "auto" is the GPU where there is one.
+    """Return the device that a setting names. "auto" means the GPU if there is one, else the CPU.
 
     Raises:
         XDogeError: torch does not know the device, or this machine does not have it.
@@ -67,18 +72,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return bfloat16 where asked for, or on "auto" where the GPU computes in it; None for float32."""
+    """Return bfloat16 or, for float32, None. "auto" means bfloat16 if the device is a GPU that supports it."""
     if precision == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
     return torch.bfloat16 if precision == "bfloat16" else None
 
 
 def check_launch(processes: Processes, settings: ProxySettings) -> None:
-    """Refuse what the launcher asks for and a fit does not do.
+    """Raise an error if the launcher's settings do not suit a fit.
 
     Raises:
-        XDogeError: the batch is too small for the processes, the device is one process's, or accelerate is set to
-            shard the proxy or to another precision.
+        XDogeError: the batch is too small for the processes, or the device is that of a single process. Or accelerate
+            is configured to shard the proxy, or with another precision.
     """
     for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         if os.environ.get(variable, "false").lower() == "true":
@@ -108,5 +113,5 @@ def check_launch(processes: Processes, settings: ProxySettings) -> None:
 
 
 def autocasting(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
-    """Return a context that computes in `dtype` where it is safe to, or does nothing."""
+    """Return torch's autocast context for `dtype`, or a context that does nothing if `dtype` is None."""
     return torch.autocast(device.type, dtype) if dtype is not None else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""A line for whoever starts a training that takes days on this machine, with the proxy that would not."""
+"""Tell the user early that a training will take days on this machine, and suggest a smaller proxy."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
 
 DAY = 24 * 3600.0
-"""Seconds of a training from which the user is told."""
+"""Seconds. The user is told about trainings that take longer."""
 
 STEPS = 3
-"""Steps that are timed, after one to warm up."""
+"""Number of steps that are timed, after a first step to warm up."""
 
 PATIENCE = 60.0
-"""Seconds after which the steps so far do; one step as long as that needs no warm-up."""
+"""Seconds. After this time, fewer steps are enough for an estimate."""
 
 SLOWEST = 1e9
-"""FLOP/s that every CPU reaches: what takes less than a day at this speed is not estimated before it starts."""
+"""FLOP/s that every CPU achieves. A training that takes less than a day at this speed is not estimated in advance."""
 
 
 class Pace:
-    """Says once, as early as it can, that a training takes more than a day here."""
+    """Tells the user once, as early as possible, that a training takes more than a day on this machine."""
 
     def __init__(
         self,
@@ -40,15 +40,15 @@ class Pace:
         proxies: float = 1,
         from_scratch: bool = True,
     ) -> None:
-        """Start the clock.
+        """Prepare the estimate.
 
         Args:
-            flops: of the whole training, over all models that it trains.
-            store: its tokens.
-            on_progress: is called with every event.
-            on_note: is called with the line, once.
-            proxies: how many proxies the FLOPs are spent on.
-            from_scratch: whether a smaller proxy could take the place of this one.
+            flops: FLOPs of the whole training, over all models that it trains.
+            store: token store of the training.
+            on_progress: called with every event.
+            on_note: called once with the line for the user.
+            proxies: number of proxies that are trained.
+            from_scratch: whether a smaller proxy can be suggested.
         """
         self.flops, self.store, self.proxies, self.from_scratch = flops, store, proxies, from_scratch
         self.on_progress, self.on_note = on_progress, on_note
@@ -57,12 +57,12 @@ class Pace:
         self.told = False
 
     def expect(self, device: torch.device) -> None:
-        """Tell at once what a CPU cannot do in a day even at the speed of a plain matrix product."""
+        """Tell the user at once if the training takes more than a day even at the CPU's speed of matrix products."""
         if device.type == "cpu" and self.flops > SLOWEST * DAY:
             self._tell(self.flops / matrix_flops_per_second(), "at least")
 
     def show(self, event: Event) -> None:
-        """Pass an event on, and tell after a few steps how long all steps take at their pace."""
+        """Pass an event on to `on_progress`. After a few steps, estimate the time of all steps and tell the user."""
         self.on_progress(event)
         if self.told or event.kind != "step" or not event.total:
             return
@@ -82,16 +82,16 @@ class Pace:
         self.on_note(f"note: this takes {how} {_duration(seconds)} here; {self._way_out(seconds)}")
 
     def _way_out(self, seconds: float) -> str:
-        """Return the largest proxy that is done in half a day, by its FLOPs, or the smallest there is."""
+        """Return advice: the largest proxy that takes at most half a day according to its FLOPs, or the smallest."""
         times: dict[str, float] = {}
         for name in recipe_names() if self.from_scratch else ():
             smaller = load_recipe(name)
             tokens = smaller.steps * max(smaller.batch_size, 2 * len(self.store.sources)) * smaller.sequence_length
-            one = training_flops(
+            flops = training_flops(
                 smaller, tokens, sequence_length=smaller.sequence_length, vocab_size=self.store.vocab_size
             )
-            if self.proxies * one < self.flops / 2:
-                times[name] = seconds * self.proxies * one / self.flops
+            if self.proxies * flops < self.flops / 2:
+                times[name] = seconds * self.proxies * flops / self.flops
         if not times:
             return "take fewer steps, or a faster machine"
         name = max((name for name in times if times[name] <= DAY / 2), key=times.__getitem__, default=next(iter(times)))
@@ -99,7 +99,7 @@ class Pace:
 
 
 def matrix_flops_per_second(size: int = 1024) -> float:
-    """Return the FLOP/s that this CPU reaches in the product of two square float32 matrices, the best of three."""
+    """Return the FLOP/s of this CPU for the product of two square float32 matrices, the best of three measurements."""
     import torch
 
     matrix = torch.ones(size, size)

@@ -1,4 +1,4 @@
-"""A proxy model in training: the model and its optimiser, their step, the validation losses, and their tensors."""
+"""A proxy model in training, with its optimiser, validation losses and checkpoint tensors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from xdoge.training.proxy_settings import ProxySettings
 from xdoge.training.validation import validation_losses
 
 EVAL_ROWS = 16
-"""Sequences per forward pass of an evaluation."""
+"""Sequences per forward pass in an evaluation."""
 
 
 class Proxy:
-    """A proxy model and its optimiser; each of several processes holds the same."""
+    """A proxy model and its optimiser. Every process has an identical copy.
+
+    Args:
+        store: token store of the training.
+        settings: settings of the training.
+        start: recipe of a new model, or the model to continue from.
+        processes: processes of the job.
+    """
 
     def __init__(
         self, store: TokenStore, settings: ProxySettings, start: Recipe | InitialModel, *, processes: Processes = ALONE
@@ -37,11 +44,11 @@ class Proxy:
         self.optimiser = make_optimiser(self.model, settings)
 
     def clip_gradients(self) -> float:
-        """Scale the gradients down to the norm `clip`, and return their norm before that."""
+        """Scale the gradients down to the norm `clip` if it is exceeded. Return their norm before scaling."""
         return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip))
 
     def update(self, step: int) -> float:
-        """Take the optimiser's step with the learning rate of `step`, clear the gradients, and return that rate."""
+        """Update the parameters with the learning rate of `step`, clear the gradients, and return the learning rate."""
         rate = self.settings.learning_rate * learning_rate_ratio(step, self.settings)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -67,12 +74,12 @@ class Proxy:
         return losses
 
     def nats(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the next-token cross-entropy summed over each sequence of (B, T) token ids, (B,)."""
+        """Return the next-token cross-entropy in nats, summed over each sequence of (B, T) token ids: (B,)."""
         with autocasting(self.device, self.autocast):
             return sequence_nats(self.model, rows.to(self.device))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the parameters and the optimiser's moments by name."""
+        """Return the parameters and the optimiser's moments by name, for a checkpoint."""
         moments = {
             f"optimiser.{index}.{name}": value
             for index, values in self.optimiser.state_dict()["state"].items()
@@ -81,7 +88,7 @@ class Proxy:
         return {f"model.{name}": value.detach() for name, value in self.model.named_parameters()} | moments
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put back what `tensors` returned."""
+        """Restore the parameters and the optimiser's moments that `tensors` returned."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])

@@ -1,4 +1,4 @@
-"""Settings of a proxy's training, which fits, baselines and swarms share, and the FLOPs that they cost."""
+"""Settings for training a proxy, which fits, baselines and swarms share, and the resulting FLOPs."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
 
 Languages = Mapping[str, Sequence[str]]
-"""Each language with its sources."""
+"""Sources of each language."""
 
 
 ELASTIC = ("eval_every", "checkpoint_every", "keep_checkpoints")
-"""Settings that may differ when a run is resumed: they change no weight."""
+"""Settings that may change when a run is resumed, because the weights do not depend on them."""
 
 
 def refuse_unknown(key: str, chosen: Iterable[str], sources: Collection[str]) -> None:
-    """Raise XDogeError if a setting names something else than these sources or languages of the corpus."""
+    """Raise XDogeError if a setting names a source or language that is not in `sources`.
+
+    Args:
+        key: name of the setting, for the message.
+        chosen: names in the setting.
+        sources: sources or languages of the corpus.
+    """
     for source in chosen:
         if source not in sources:
             raise XDogeError(f"{key} names {source!r}, which the corpus does not have{likely_name(source, sources)}")
 
 
 class ProxySettings(Config):
-    """How a proxy is trained, by a fit and by the baselines."""
+    """Settings for training a proxy, in fits, baselines and swarms."""
 
     proxy: str = Field("125m", description="recipe of the proxy model: a name, or a YAML file of your own")
     seed: Seed = Field(0, description="decides the initial proxy and the order of the sequences")
@@ -50,15 +56,15 @@ class ProxySettings(Config):
 
     @classmethod
     def for_store(cls, store: TokenStore, options: Mapping[str, Any], *, where: str = "settings") -> Self:
-        """Return the options with the defaults of the recipe and the corpus, checked against the store.
+        """Return settings that are completed from the recipe and the corpus, and checked against the store.
 
         Args:
-            store: the tokens to learn on.
-            options: any of the fields; the rest is filled in.
-            where: what errors call the settings, such as the file they were read from.
+            store: token store to train on.
+            options: any of the fields. The others get defaults.
+            where: beginning of error messages, such as the file from which the settings were read.
 
         Raises:
-            XDogeError: a setting is unknown or not allowed, or the store cannot serve it.
+            XDogeError: a setting is unknown or not allowed, or does not suit the store.
         """
         settings = cls.for_sources(store.languages, options, where=where)
         if "eval_every" in cls.model_fields:
@@ -82,7 +88,12 @@ class ProxySettings(Config):
 
     @classmethod
     def for_sources(cls, languages: Languages, options: Mapping[str, Any], *, where: str = "settings") -> Self:
-        """Return the settings for these sources, before their text is prepared: nothing about the text is checked.
+        """Return settings for these sources without a store, so that nothing about the text is checked.
+
+        Args:
+            languages: sources of each language.
+            options: any of the fields. The others get defaults.
+            where: beginning of error messages.
 
         Raises:
             XDogeError: a setting is unknown or not allowed.
@@ -102,22 +113,22 @@ class ProxySettings(Config):
 
     @classmethod
     def defaults(cls, options: Mapping[str, Any], steps: int, k: int) -> dict[str, Any]:
-        """Return the defaults of a method's own settings, which depend on its steps and on k sources."""
+        """Return defaults of a subclass's settings that depend on the number of steps and on k sources."""
         return {}
 
     @property
     def least_sequences(self) -> int:
-        """Sequences that each source needs at the least."""
+        """Smallest number of sequences that each source must have."""
         return 1
 
     def check_sources(self, languages: Languages) -> None:
-        """Refuse what these sources cannot serve."""
+        """Raise XDogeError if the settings do not suit these sources. Subclasses override it."""
 
     def check_store(self, store: TokenStore) -> None:
-        """Refuse what this store cannot serve."""
+        """Raise XDogeError if the settings do not suit this store. Subclasses override it."""
 
     def sequences_seen(self, store: TokenStore) -> dict[str, int]:
-        """Return how many sequences of each source the proxy sees: all."""
+        """Return the number of sequences per source that the proxy can read: all of them."""
         return store.sequence_counts(self.sequence_length)
 
     @property
@@ -127,19 +138,20 @@ class ProxySettings(Config):
 
     @property
     def memory_advice(self) -> str:
-        """What to say when a step needs more memory than the device has."""
+        """End of the error message if a step needs more memory than the device has."""
         return (
             f"with {self.batch_size} sequences of {self.sequence_length} tokens at once; lower "
             f"{argument('batch_size')} or take a smaller {argument('proxy')}"
         )
 
     def training_flops(self, recipe: Recipe, store: TokenStore, tokens: int) -> int:
-        """Return the FLOPs of training on so many tokens; a forward pass alone is a third of them."""
+        """Return the FLOPs of training on `tokens` tokens. A forward pass alone is a third of them."""
         return training_flops(recipe, tokens, sequence_length=self.sequence_length, vocab_size=store.vocab_size)
 
     def learning_flops(self, recipe: Recipe, store: TokenStore) -> int:
-        """Return the exact FLOPs of learning weights with these settings, known before anything is learned.
+        """Return the exact FLOPs of learning weights with these settings, computed in advance.
 
-        weights.json holds them as `proxy["flops"]`: all models that are trained or run to learn the weights.
+        They include all models that are trained or run to learn the weights. weights.json has them as
+        `proxy["flops"]`.
         """
         return self.training_flops(recipe, store, self.proxy_tokens)

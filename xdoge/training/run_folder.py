@@ -1,13 +1,12 @@
-"""The run folder of a fit or a training: what it holds, and how it is started, continued and finished.
+"""The run folder of a fit or a training: start, resume and finish a run, and write its files.
 
-config.yaml          every setting, resolved, the recipe and the store
-versions.json        of Python and the libraries, at the start
-metrics.jsonl        one row a step
+config.yaml          all resolved settings, the recipe, the store, and the versions of Python and the libraries
+metrics.jsonl        one row per step
 trajectory.parquet   step, source, weight, score, loss, grad_norm
-gram.parquet         averaged inner products and cosines between sources, over each tenth of the run
-checkpoints/         the latest, each whole
-proxy/               the trained proxy, as transformers saves it, with the tokenizer
-weights.json         the answer; its presence says that the run is finished
+gram.parquet         mean inner products and cosines between sources, over each tenth of the run
+checkpoints/         the latest checkpoints
+proxy/               the trained proxy in the format of transformers, with the tokenizer
+weights.json         the result. It exists only if the run is finished
 """
 
 from __future__ import annotations
@@ -40,19 +39,24 @@ if TYPE_CHECKING:
 _LIBRARIES = ("xdoge", "numpy", "torch", "transformers", "accelerate", "safetensors", "pyarrow")
 
 UNCHECKED = ("store.path", "mixture.sha256", "pin", "settings.timeout")
-"""How keys of config.yaml begin that decide no number: where things were, when they were made, how long to wait."""
+"""Prefixes of keys in config.yaml that do not affect the results: paths, times of creation, timeouts."""
 
 CHECKPOINT = 2
-"""Version of what a checkpoint holds."""
+"""Version of the format of checkpoints."""
 
 Arrays = dict[str, NDArray[Any]]
 
 MetricsRow = dict[str, Any]
-"""A row of metrics.jsonl: a step's number, loss, seconds, and the method's own numbers."""
+"""A row of metrics.jsonl: number of the step, loss, seconds, and numbers of the method."""
 
 
 class History:
-    """One (k,) array a step of a column of the trajectory, in eight bytes a number; as an array it is (steps, k)."""
+    """A column of the trajectory: one (k,) array per step, eight bytes per number. `np.asarray` gives (steps, k).
+
+    Args:
+        k: number of sources.
+        rows: (steps, k) rows of earlier steps.
+    """
 
     def __init__(self, k: int, rows: NDArray[np.float64] | None = None) -> None:
         self._k, self._values = k, array("d")
@@ -74,7 +78,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 class RunFolder:
-    """A folder that one fit writes to."""
+    """The folder of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -86,7 +90,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     def refuse_taken(self) -> None:
-        """Raise XDogeError if the folder holds a run, or other files that a new run would be mixed with."""
+        """Raise XDogeError if the folder contains a run or other files."""
         if self.path.is_file():
             raise XDogeError(f"{self.path} is a file; {argument('out')} names a folder.")
         if self.path.is_dir() and any(not _harmless(child) for child in self.path.iterdir()):
@@ -95,12 +99,16 @@ class RunFolder:
             raise XDogeError(f"{self.path} is not empty. {hint} name another folder.")
 
     def refuse_missing(self) -> None:
-        """Raise XDogeError if no run was started here."""
+        """Raise XDogeError if no run was started in the folder."""
         if not (self.path / "config.yaml").exists():
             raise XDogeError(f"{self.path} holds no run to resume; leave out {argument('resume', True)} to start one.")
 
     def settings(self) -> dict[str, Any]:
-        """The resolved settings of the run that lies here; refuses as `refuse_missing` does."""
+        """Return the resolved settings of the run in the folder.
+
+        Raises:
+            XDogeError: there is no run, or config.yaml is damaged.
+        """
         self.refuse_missing()
         settings = read_yaml(self.path / "config.yaml").get("settings")
         if not isinstance(settings, dict):
@@ -109,7 +117,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Make the folder, keep other processes out of it, and clear away what a killed one had half written."""
+        """Create and lock the folder, and remove incomplete files of a killed process."""
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
@@ -121,18 +129,24 @@ class RunFolder:
             yield
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Write the resolved config; refuses as `refuse_taken` does."""
+        """Write config.yaml.
+
+        Raises:
+            XDogeError: the folder contains a run or other files.
+        """
         self.refuse_taken()
         text = yaml.safe_dump({**config, "versions": versions()}, sort_keys=False, allow_unicode=True)
         write_text(self.path / "config.yaml", text)
 
     def check(self, config: Mapping[str, Any], *, free: Collection[str] = ()) -> list[str]:
-        """Compare with the config that the run was started with, and return what changed since in `versions`.
+        """Compare a configuration with that of the run in the folder. Return a line for each version that changed.
 
-        The settings that `free` names may differ.
+        Args:
+            config: configuration with which the run will be resumed.
+            free: names of settings that may differ.
 
         Raises:
-            XDogeError: there is no run here, or a setting differs from the run's.
+            XDogeError: there is no run in the folder, or another setting differs.
         """
         self.refuse_missing()
         started = read_yaml(self.path / "config.yaml")
@@ -155,24 +169,28 @@ class RunFolder:
         return version_changes(before, now)
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint folder, None before the first."""
+        """Return the folder of the newest checkpoint, None if there is no checkpoint."""
         return max(self._checkpoints(), default=None)
 
     def good_checkpoint(self, on_note: OnNote) -> Path | None:
-        """The newest checkpoint that is what was written, None before the first; refuses as `newest_whole` does."""
+        """Return the folder of the newest undamaged checkpoint, None if there is no checkpoint.
+
+        Raises:
+            XDogeError: all checkpoints are damaged.
+        """
         return newest_whole(self._checkpoints(), on_note)
 
     def save_checkpoint(
         self, step: int, *, numbers: Mapping[str, Any], arrays: Arrays, tensors: Any, keep: int
     ) -> None:
-        """Write a checkpoint whole, then remove all but the `keep` newest.
+        """Write a checkpoint, then remove all but the `keep` newest.
 
         Args:
-            step: steps done.
-            numbers: what JSON holds exactly.
+            step: number of finished steps.
+            numbers: numbers to store as JSON, which keeps them exactly.
             arrays: NumPy arrays of the outer problem.
             tensors: torch tensors of the proxy and its optimiser.
-            keep: number of checkpoints that stay.
+            keep: number of checkpoints to keep.
         """
         from safetensors.numpy import save_file
         from safetensors.torch import save_file as save_tensors
@@ -186,10 +204,10 @@ class RunFolder:
             shutil.rmtree(old)
 
     def load_checkpoint(self, folder: Path) -> tuple[dict[str, Any], Arrays, Any]:
-        """Read back numbers, arrays and tensors.
+        """Return the numbers, arrays and tensors of a checkpoint.
 
         Raises:
-            XDogeError: another version of xdoge wrote it, with other contents.
+            XDogeError: the checkpoint has the format of another version of xdoge.
         """
         from safetensors.numpy import load_file
         from safetensors.torch import load_file as load_tensors
@@ -203,7 +221,7 @@ class RunFolder:
         return numbers, load_file(folder / "arrays.safetensors"), load_tensors(folder / "tensors.safetensors")
 
     def forget_checkpoints(self) -> None:
-        """Remove all checkpoints, once the run has what it was for."""
+        """Remove all checkpoints. They are not needed after the end of a run."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _checkpoints(self) -> list[Path]:
@@ -215,13 +233,18 @@ class RunFolder:
             file.write(_line(row))
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the rows after `step`, and a last row that a kill cut short; the fit writes them again."""
+        """Remove the rows after `step` and an incomplete last row. The resumed run writes them again."""
         if self.metrics.exists():
             rows = (row for row in read_rows(self.metrics) if row.get("step", math.inf) <= step)
             write_text(self.metrics, "".join(map(_line, rows)))
 
     def write_trajectory(self, history: Mapping[str, NDArray[np.float64]], sources: tuple[str, ...]) -> None:
-        """Write trajectory.parquet: one row per step and source, from (steps, k) arrays by column name."""
+        """Write trajectory.parquet with one row per step and source.
+
+        Args:
+            history: (steps, k) values of each column.
+            sources: names of the k sources.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -236,10 +259,10 @@ class RunFolder:
             pq.write_table(pa.table(columns), file, write_page_checksum=True)
 
     def read_trajectory(self, step: int, columns: tuple[str, ...], k: int) -> dict[str, History]:
-        """Read the first `step` steps of trajectory.parquet back.
+        """Return the columns of the first `step` steps in trajectory.parquet.
 
         Raises:
-            XDogeError: it is not what was written.
+            XDogeError: the file is damaged.
         """
         if step == 0:
             return {name: History(k) for name in columns}
@@ -264,17 +287,17 @@ class RunFolder:
 
 
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decides the numbers of a run, by key such as "settings.seed"."""
+    """Return the values in a configuration on which the results of a run depend, by keys such as "settings.seed"."""
     return {key: value for key, value in flatten(config) if not key.startswith(UNCHECKED)}
 
 
 def _harmless(path: Path) -> bool:
-    """Whether a new run may start beside this: the store made for it, or what a kill left half-written."""
+    """Whether a file may exist before a new run: the store of a study, the lock, or a temporary file."""
     return path.name in ("store", ".lock") or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def version_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return a line for what differs between the `versions` at the start of a run and those at its continuation."""
+    """Return a line for each version that changed between the start of a run and its continuation."""
     return [
         f"resuming elsewhere than the run began, so the last digits may differ: {name} {before.get(name)} → {version}"
         for name, version in now.items()
@@ -283,7 +306,7 @@ def version_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[s
 
 
 def versions() -> dict[str, str]:
-    """Return what decides, beside the settings, whether numbers repeat to the bit."""
+    """Return versions and properties of the machine on which the last bits of the results depend."""
     import torch
 
     return {

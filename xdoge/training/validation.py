@@ -1,4 +1,4 @@
-"""Validation loss of a causal language model, by source and by language, on any number of processes."""
+"""Compute the validation loss of a causal language model by source and by language, on any number of processes."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ def validation_losses(
     world_size: int = 1,
     gather: Callable[[torch.Tensor], Any] = lambda sums: sums,
 ) -> dict[str, float]:
-    """Return the validation loss, nats per token, of each source that has a validation sequence.
+    """Return the validation loss in nats per token, for each source that has a validation sequence.
 
-    A source with more than `most` sequences is measured on as many of them, drawn once and for all. The processes
-    share the sequences, and each calls `nats` equally often, as sharded models need.
+    If a source has more than `most` sequences, a fixed random selection is used. The sequences are divided among the
+    processes. All of them call `nats` equally often, as sharded models require.
 
     Args:
-        nats: from (B, T) token ids to (B,), the summed next-token cross-entropy of each sequence: `sequence_nats`.
-        store: the tokens.
-        sequence_length: T.
-        most: sequences per source, at most.
+        nats: maps (B, T) token ids to the summed next-token cross-entropy of each sequence, (B,), as `sequence_nats`
+            does.
+        store: token store.
+        sequence_length: T, tokens per sequence.
+        most: largest number of sequences per source.
         rows: B, sequences per call of `nats`.
-        documents: "separate" gives `nats` the positions within documents too, (B, T), and leaves the first token of
-            each document out, as `MixtureDataset` does.
-        rank: of this process.
+        documents: "separate" also passes the (B, T) positions within documents to `nats`, and does not score the first
+            token of a document, as in `MixtureDataset`.
+        rank: rank of this process.
         world_size: number of processes.
-        gather: concatenates a tensor of each process, in the order of their ranks.
+        gather: concatenates a tensor of each process, in the order of ranks.
     """
     chosen: list[tuple[str, int]] = []
     for source, count in store.sequence_counts(sequence_length, split="validation").items():
@@ -61,7 +62,7 @@ def validation_losses(
         return document_positions(bounds, index * sequence_length, sequence_length)
 
     calls = -(-len(chosen) // (rows * world_size))
-    own = (np.arange(calls * rows) * world_size + rank) % len(chosen)  # some twice at the end; cut off below
+    own = (np.arange(calls * rows) * world_size + rank) % len(chosen)  # repeats some at the end, removed below
     sums = []
     for part in np.split(own, calls):
         picked = [chosen[i] for i in part.tolist()]
@@ -69,8 +70,8 @@ def validation_losses(
         if documents == "separate":
             batch.append(np.stack([positions(source, index) for source, index in picked]))
         sums.append(nats(*(torch.from_numpy(array.astype(np.int64)) for array in batch)))
-    everyone: torch.Tensor = gather(torch.cat(sums))  # (world_size * calls * rows,), rank after rank
-    by_sequence = everyone.view(world_size, -1).T.reshape(-1)[: len(chosen)].tolist()
+    gathered: torch.Tensor = gather(torch.cat(sums))  # (world_size * calls * rows,), rank after rank
+    by_sequence = gathered.view(world_size, -1).T.reshape(-1)[: len(chosen)].tolist()
     totals: dict[str, tuple[float, int]] = {}
     for (source, index), total in zip(chosen, by_sequence, strict=True):
         scored = sequence_length - 1 if documents == "ignore" else int(np.count_nonzero(positions(source, index)[1:]))
@@ -80,7 +81,7 @@ def validation_losses(
 
 
 def by_language(losses: Mapping[str, float], store: TokenStore, sequence_length: int) -> dict[str, float]:
-    """Return nats per token of each language's validation text: the mean over its sources, weighted by their length."""
+    """Return the loss of each language in nats per token: the mean over its sources, weighted by their length."""
     counts = store.sequence_counts(sequence_length, split="validation")
     result = {}
     for language, sources in store.languages.items():
