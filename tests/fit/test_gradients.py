@@ -327,6 +327,24 @@ def test_modules_that_see_rows_and_tokens_flattened_are_exact() -> None:
     assert_exact(prepare(TinyModel(Flattens())), make_batch(), microbatches=2)
 
 
+def test_outputs_that_the_model_changes_in_place_are_exact() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map, self.positions, self.norm = nn.Linear(8, 8), nn.Embedding(12, 8), nn.LayerNorm(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mapped, positions = self.map(x), self.positions(torch.arange(x.shape[1])[None])
+            mapped += x
+            positions *= 0.5
+            positions = positions + mapped
+            normed = self.norm(positions)
+            normed += positions
+            return normed
+
+    assert_exact(prepare(TinyModel(InPlace())), make_batch(), microbatches=2)
+
+
 def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_its_parent() -> None:
     class Doubled(nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:

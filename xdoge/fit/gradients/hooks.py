@@ -129,8 +129,9 @@ def _has_vectors(module: nn.Module) -> bool:
 def _linear(sink: GradientSink, hooked: HookedModule, forward: Forward, input: torch.Tensor) -> torch.Tensor:
     _check_rows(sink, hooked, input)
     expect_gradients(sink, hooked.module)
-    output: torch.Tensor = _Linear.apply(input, sink.anchor, hooked.module, sink)  # type: ignore[no-untyped-call]
-    return output
+    flat = input.reshape(-1, input.shape[-1])  # outputs of two dimensions are no views: the model may change them
+    output: torch.Tensor = _Linear.apply(flat, sink.anchor, hooked.module, sink)  # type: ignore[no-untyped-call]
+    return output.view(*input.shape[:-1], output.shape[-1])
 
 
 def _embedding(sink: GradientSink, hooked: HookedModule, forward: Forward, input: torch.Tensor) -> torch.Tensor:
@@ -141,8 +142,9 @@ def _embedding(sink: GradientSink, hooked: HookedModule, forward: Forward, input
         input = input.expand(n_rows, *input.shape[1:])  # the same position ids for all rows
     _check_rows(sink, hooked, input)
     expect_gradients(sink, hooked.module)
-    output: torch.Tensor = _Embedding.apply(input, sink.anchor, hooked.module, sink)  # type: ignore[no-untyped-call]
-    return output
+    flat = input.reshape(-1)  # as in _linear
+    output: torch.Tensor = _Embedding.apply(flat, sink.anchor, hooked.module, sink)  # type: ignore[no-untyped-call]
+    return output.view(*input.shape, output.shape[-1])
 
 
 def _norm(sink: GradientSink, hooked: HookedModule, forward: Forward, input: torch.Tensor) -> torch.Tensor:
@@ -328,13 +330,12 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         sink, module = ctx.sink, ctx.module
         x, weight = ctx.saved_tensors
-        flat, x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         input_grad = (grad @ weight).to(ctx.dtype) if ctx.needs_input_grad[0] else None
         if module.weight.requires_grad:
-            left, right = (flat, x) if isinstance(module, nn.Linear) else (x, flat)
+            left, right = (grad, x) if isinstance(module, nn.Linear) else (x, grad)
             sink.arrive(module.weight, Product(left, right, sink.layout))
         if module.bias is not None and module.bias.requires_grad:
-            sink.arrive(module.bias, Dense(sink.layout.sum(flat)[:, :, None]))
+            sink.arrive(module.bias, Dense(sink.layout.sum(grad)[:, :, None]))
         return input_grad, None, None, None
 
 
@@ -350,12 +351,11 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         sink, module = ctx.sink, ctx.module
-        tokens = ctx.saved_tensors[0].reshape(-1)
-        grads = grad.reshape(-1, grad.shape[-1])
+        (tokens,) = ctx.saved_tensors
         if module.padding_idx is not None:
-            grads = grads.masked_fill((tokens == module.padding_idx)[:, None], 0)
+            grad = grad.masked_fill((tokens == module.padding_idx)[:, None], 0)
         if module.weight.requires_grad:
-            sink.arrive(module.weight, Lookup.of(tokens, grads, sink.layout))
+            sink.arrive(module.weight, Lookup.of(tokens, grad, sink.layout))
         return None, None, None, None
 
 
