@@ -1,23 +1,23 @@
-"""Accuracy of mixture laws on RegMix's published swarm, beside the regressions that others use.
+"""Accuracy of mixture laws on RegMix's published swarm, compared with regressions that others use.
 
     XDOGE_REAL_DATA=FOLDER python benchmarks/law.py [--subsets 10] [--runs 32 48 ...] [--jobs 2] [--cache FILE]
     python benchmarks/law.py --optimism [--swarms 50] [--jobs 2]
 
-Fits `auto` and each rival on random subsets of the 512 small runs, and tests on 256 other mixtures that were trained at
-1M and at 60M parameters. A figure is the mean over the subsets.
+The benchmark fits `auto` and each rival on random subsets of the 512 small runs. It tests them on 256 other mixtures,
+which were trained at 1M and at 60M parameters. Each figure is the mean over the subsets.
 
     domains   Spearman correlation of predicted and measured loss, mean over the 13 domains
-    mean      the same of the mean loss over the domains
-    rmse      over all domains, nats per token
-    regret    mean loss of the mixture predicted best, minus the least of the 256
-    coverage  part of the losses inside their 90 % interval
+    mean      Spearman correlation for the mean loss over the domains
+    rmse      root mean squared error over all domains, nats per token
+    regret    mean loss of the mixture that is predicted best, minus the smallest of the 256
+    coverage  share of the losses inside their 90 % interval
     level_60m rmse at 60M after adapting offset and scale with 8 of the 256 mixtures; tested on the other 248
 
-With --optimism it needs no data. It makes 50 swarms of known laws over four languages (24 runs, noise 0.02). It fits
+With --optimism it needs no data. It creates 50 swarms of known laws over four languages (24 runs, noise 0.02). It fits
 each, optimises the mean loss, and compares the stated gain over equal shares with the gain under the known law.
 
-Finished subsets are kept in --cache, so that a stopped benchmark goes on where it was. Ten subsets take about fifteen
-minutes on two cores. The last line is one JSON object.
+Finished subsets are kept in --cache, so that a stopped benchmark can continue. Ten subsets take about fifteen minutes
+on two cores. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Data = dict[str, Any]
 
 
 def swarm(folder: Path) -> Data:
-    """Read the six files of RegMix's swarm."""
+    """Return the mixtures and losses in the six files of RegMix's swarm."""
     if not folder.is_dir():
         sys.exit(f"{folder} does not exist; set XDOGE_REAL_DATA to the folder that has swarms/regmix-pile.")
     out: Data = {}
@@ -118,14 +118,14 @@ def _figures(predicted: Any, small: Any, large: Any) -> dict[str, float]:
 
 
 def _code() -> str:
-    """Return a fingerprint of the package, so that a cache of other code is not used."""
+    """Return a fingerprint of the code, so that the cache of other code is not used."""
     package = Path(sys.modules["xdoge"].__file__ or "").parent / "laws"
     text = b"".join(path.read_bytes() for path in sorted(package.glob("*.py")))
     return hashlib.sha256(text + Path(__file__).read_bytes()).hexdigest()[:12]
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure all subsets that the cache lacks, and return the means."""
+    """Measure all subsets that are not in the cache, and return the means."""
     folder = Path(os.environ.get("XDOGE_REAL_DATA", "shared/data")) / "swarms/regmix-pile"
     swarm(folder)
     cache = Path(arguments.cache or Path(tempfile.gettempdir()) / f"xdoge-bench-law-{_code()}.jsonl")
@@ -162,7 +162,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(table: dict[str, Any]) -> None:
-    """Print a row per number of runs and form."""
+    """Print one row for each number of runs and form."""
     columns = ("domains_1m", "mean_1m", "domains_60m", "mean_60m", "rmse_1m", "regret_1m", "coverage_1m", "level_60m")
     print(f"{'n':>4} {'form':<11}" + "".join(f"{column:>13}" for column in columns))
     for n, rivals in table["rivals"].items():
@@ -172,7 +172,7 @@ def show(table: dict[str, Any]) -> None:
 
 
 def optimum_of(form: str, seed: int) -> tuple[float, float, float, bool]:
-    """Return the gain under the known law, as charged and as predicted, and whether the interval holds it."""
+    """Return the realised, charged and predicted gain of an optimum, and whether the interval has the realised one."""
     truth = known_law(seed=seed)
     law = MixtureLaw.fit(
         *swarm_runs(truth, 24, noise=0.02, seed=seed),
@@ -188,7 +188,7 @@ def optimum_of(form: str, seed: int) -> tuple[float, float, float, bool]:
 
 
 def optimism(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return by form the mean of (realised - stated) gains with its standard error, and how many intervals hold."""
+    """Return for each form the mean of (realised - stated) gains, its standard error, and the coverage of intervals."""
     out: dict[str, Any] = {}
     for form in ("effective", "auto"):
         with ProcessPoolExecutor(arguments.jobs) as pool:

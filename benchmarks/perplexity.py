@@ -1,21 +1,26 @@
-"""Tokens per second of xdoge's perplexity over those of lm-eval's rolling log-likelihood, same model and text.
+"""Speed of xdoge's perplexity, relative to lm-eval's rolling log-likelihood with the same model and text.
 
     python benchmarks/perplexity.py [--model FOLDER] [--text FILE.jsonl ...] [--documents 96] [--threads 1]
 
-Both tokenise the texts and return the nats of each document, which are compared first; loading is not timed. The
-harness runs with 16 rows at a time and with its default of one, xdoge with its own batches and with the stride that
-makes its windows the harness's. Contestants take turns within each repetition; a figure is the median over
-repetitions of the ratio in the same repetition, with the least and the greatest beside it. With one thread on a CPU
-it is CPU time, which is the wall clock less the machine's other work; else it is the wall clock. Without --model it is
-a fresh proxy with a context of 512 and a byte-pair tokenizer of 16,000 tokens. Without --text it is text of the
-built-in sample in six languages, cut into documents whose lengths are spread as those of real pages. The last line is
-one JSON object: `ratio` is to the harness with 16 rows, `ratio_one_row` to the harness with one.
+Both tokenise the texts and return the nats of each document. The nats are compared first. Loading is not timed. The
+harness runs with 16 rows at a time and with its default of one. xdoge uses its own batches, and a stride that gives the
+same windows as the harness.
 
-`even lengths` is xdoge on the same number of tokens in documents of one length, which fill batches without padding. No
-way of batching uneven documents can do better; `limit_one_row` is its speed over that of the harness with one row.
+The contestants take turns within each repetition. Each figure is the median over repetitions of the ratio within a
+repetition, with minimum and maximum. With one thread on a CPU, CPU time is measured, because it does not include other
+work of the machine. Otherwise wall-clock time is measured.
 
-What makes the difference is padding, with many rows, and the small matrices of short documents, with one. On a CPU,
-which multiplies small matrices almost as fast as large ones, one row is the harness's fastest; on a GPU it is not.
+Without --model, the model is a new proxy with a context of 512 and a byte-pair tokenizer of 16,000 tokens. Without
+--text, the text is the built-in sample in six languages. It is cut into documents whose lengths have the distribution
+of real pages. The last line of output is one JSON object. `ratio` is relative to the harness with 16 rows,
+`ratio_one_row` to the harness with one row.
+
+`even lengths` is xdoge on the same number of tokens in documents of equal length, which fill batches without padding.
+No batching of uneven documents can be faster. `limit_one_row` is its speed relative to the harness with one row.
+
+With many rows, the harness loses time to padding. With one row, it loses time to the small matrices of short documents.
+A CPU multiplies small matrices almost as fast as large ones. So one row is the fastest choice for the harness on a CPU,
+but not on a GPU.
 """
 
 from __future__ import annotations
@@ -53,12 +58,14 @@ BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 ROWS = (16, 1)
 EVEN = "even lengths"
 MEDIAN, SIGMA = 370, 1.1
-"""Characters, and standard deviation of their logarithm: 2,999 validation pages and messages of software documentation
-in six languages have 367 and 1.08."""
+"""Median length of documents in characters, and standard deviation of its logarithm.
+
+Measured on 2,999 validation pages and messages of software documentation in six languages: 367 and 1.08.
+"""
 
 
 def sample_texts(documents: int) -> list[str]:
-    """Return so many documents, cut from the built-in sample, languages and sources in turn."""
+    """Return documents that are cut from the built-in sample, from each language and source in turn."""
     streams = [
         itertools.cycle("\n".join(itertools.islice(generate(language, source), 300)).split("\n"))
         for language, sources in SAMPLE_BYTES.items()
@@ -75,7 +82,7 @@ def sample_texts(documents: int) -> list[str]:
 
 
 def fresh_model(folder: Path, recipe: str) -> None:
-    """Write a proxy of random weights, and a tokenizer learnt from the sample."""
+    """Write a proxy with random weights, and a tokenizer trained on the sample."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -93,7 +100,7 @@ def fresh_model(folder: Path, recipe: str) -> None:
 
 
 def contestants(folder: str, texts: list[str]) -> tuple[int, dict[str, Callable[[], list[float]]]]:
-    """Return the number of tokens, and what returns the nats of each document, by name."""
+    """Return the number of tokens, and for each contestant a function that returns the nats of each document."""
     causal, processes = CausalModel.find(folder), Processes.join(cpu=False)
     window = min(causal.context or CONTEXT, CONTEXT)
     batch = BATCH_TOKENS[processes.device]
@@ -129,7 +136,7 @@ def contestants(folder: str, texts: list[str]) -> tuple[int, dict[str, Callable[
 
         def run() -> list[float]:
             requests = [Instance("loglikelihood_rolling", {}, (text,), n) for n, text in enumerate(texts)]
-            with contextlib.redirect_stderr(io.StringIO()):  # a progress bar for every batch
+            with contextlib.redirect_stderr(io.StringIO()):  # hides a progress bar per batch
                 return [-float(value) for value in harness.loglikelihood_rolling(requests, disable_tqdm=True)]
 
         return run
@@ -139,7 +146,7 @@ def contestants(folder: str, texts: list[str]) -> tuple[int, dict[str, Callable[
 
 
 def main() -> None:
-    """Measure, print a table and, last, one JSON object."""
+    """Measure, then print a table and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="folder of a causal language model with a tokenizer.json")
     parser.add_argument("--recipe", default="7m", help="of the fresh proxy, without --model")
@@ -162,7 +169,7 @@ def main() -> None:
             fresh_model(Path(folder), arguments.recipe)
         tokens, runs = contestants(arguments.model or folder, texts)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
-        nats = {name: run() for name, run in runs.items()}  # also pays for what libraries set up once
+        nats = {name: run() for name, run in runs.items()}  # also warms up the libraries
         for _ in range(arguments.repetitions):
             for name, run in runs.items():
                 start = clock()

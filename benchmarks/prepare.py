@@ -1,18 +1,20 @@
-"""Tokens per second of `prepare` over those of the bare tokenizer's batch encoding, on as many cores.
+"""Speed of `prepare`, relative to the tokenizer's own batch encoding on the same number of cores.
 
     python benchmarks/prepare.py [--corpus CORPUS.yaml] [--repeat 4] [--rounds 5] [--workers N]
 
-Bare: `SentencePieceProcessor.encode(texts, num_threads=workers)`, the texts already in memory, its tokens left as
-Python lists (its default) and, beside it, as NumPy arrays. Prepare: a fresh `python` that imports xdoge, scans,
-reads, tokenises, counts, hashes and writes the whole store; its wall time is counted from start to exit. Both take
-turns in one run, and the medians are compared. Without --corpus it is the corpus of XDOGE_REAL_DATA, or the built-in
-sample made eight times as large. Every file is read `--repeat` times, as copies: starting Python and importing takes
-0.4 s, which no corpus worth preparing notices, and --repeat 1 shows. The last line is one JSON object.
+The tokenizer alone runs `SentencePieceProcessor.encode(texts, num_threads=workers)` with all texts in memory. It
+returns the tokens as Python lists (the default), and in a second measurement as NumPy arrays. `prepare` runs in a new
+Python process that imports xdoge, scans, reads, tokenises, counts, hashes and writes the whole store. Its wall-clock
+time is measured from start to exit. Both take turns, and the medians are compared.
+
+Without --corpus, the corpus is that of XDOGE_REAL_DATA, or the built-in sample at eight times its size. Every file is
+read `--repeat` times, as copies. Starting Python and importing xdoge takes 0.4 s, which --repeat 1 makes visible. The
+last line of output is one JSON object.
 
     python benchmarks/prepare.py --small-files 10000 [--corpus CORPUS.yaml] [--rounds 5] [--workers N]
 
-This compares, in the same way, documents of the corpus, cut to 1,500 characters each, as one file and as 10,000 files
-of four documents. Both stores are checked to have the same tokens.
+This compares one file with 10,000 files of four documents each. The documents are the same, cut to 1,500 characters.
+The benchmark checks that both stores have the same tokens.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ COMMAND = "import sys; from xdoge.corpus import prepare; prepare(sys.argv[1], sy
 
 
 def repeated(path: Path, folder: Path, *, repeat: int) -> Corpus:
-    """Return the corpus with `repeat` copies of every file, and its tokenizer as a model file.
+    """Return the corpus with `repeat` copies of every file, and with its tokenizer as a model file.
 
-    A tokenizer that is to be trained is trained first, which is not timed.
+    If the corpus asks to train a tokenizer, it is trained first and not timed.
     """
     corpus = Corpus.load(path)
     model = corpus.spec.tokenizer.sentencepiece
@@ -86,7 +88,7 @@ def texts_of(corpus: Corpus) -> list[str]:
 
 
 def small_files(path: Path, folder: Path, *, count: int, rounds: int, workers: int) -> None:
-    """Print how much longer `prepare` takes for many small files than for one with the same documents."""
+    """Print the time of `prepare` for many small files, relative to one file with the same documents."""
     texts = texts_of(repeated(path, folder, repeat=1))
     wanted = DOCUMENTS_A_FILE * count
     lines = [json.dumps({"text": f"{texts[n % len(texts)][:1500]} {n}"}) + "\n" for n in range(wanted)]
@@ -116,14 +118,14 @@ def small_files(path: Path, folder: Path, *, count: int, rounds: int, workers: i
 
 
 def timed(corpus: Path, out: Path, workers: int) -> float:
-    """Return the seconds that a fresh Python takes to prepare a corpus, from start to exit."""
+    """Return the seconds that a new Python process takes to prepare a corpus, from start to exit."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", COMMAND, str(corpus), str(out), str(workers)], check=True)
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Run the rounds and print the table."""
+    """Run the rounds, then print a table and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--repeat", type=int, default=4)

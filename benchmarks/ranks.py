@@ -1,14 +1,15 @@
-"""Tokens per second and bytes sent of a step of a fit, on one process and on several.
+"""Tokens per second and bytes sent in a step of a fit, on one process and on several.
 
-Each process has one thread and runs its part of the same global batch (strong scaling); gloo carries the messages over
-loopback. Processes take turns within each repetition with one process alone, and a figure is the median over
-repetitions of the ratio of the slowest process's wall clock. Two contestants:
+Each process has one thread and computes its part of the same global batch (strong scaling). gloo sends the messages
+over the loopback interface. The contestants take turns within each repetition. Each time is the wall-clock time of the
+slowest process, as the median over repetitions. Ratios are relative to the first number of processes.
 
-    data parallel   plain training: backward, then one sum over processes of all gradients
+    data parallel   plain training: a backward pass, then an all-reduce of all gradients
     fit             xdoge.fit.gradients.engine.GradientEngine.backward
+    fit, gram       the same with all inner products between sources
 
-Sent are the bytes that go into sums over processes; a ring sends each 2 (R - 1) / R times. The last line is one JSON
-object.
+The bytes sent are those that enter all-reduces. A ring sends each of them 2 (R - 1) / R times. The last line of output
+is one JSON object.
 
     python benchmarks/ranks.py [RECIPE] [PROCESSES ...]     default: 1m 1 2, about a minute
 """
@@ -36,7 +37,7 @@ SOURCES, ROWS, TOKENS, VOCABULARY, REPETITIONS = 28, 2, 64, 16384, 3
 
 
 def work(rank: int, count: int, port: int, recipe: str, queue: Any) -> None:
-    """Time steps as one of `count` processes; the first reports the slowest's."""
+    """Time steps as one of `count` processes. Rank 0 reports the times of the slowest process."""
     torch.set_num_threads(1)
     if count > 1:
         address = f"tcp://127.0.0.1:{port}"
@@ -73,7 +74,7 @@ def work(rank: int, count: int, port: int, recipe: str, queue: Any) -> None:
 
 
 def plain(model: LlamaForCausalLM, ids: torch.Tensor, processes: Processes) -> None:
-    """Take an ordinary data-parallel step, all gradients in one sum."""
+    """Run a plain data-parallel step with one all-reduce of all gradients."""
     model(input_ids=ids, labels=ids).loss.backward()
     if processes.world_size > 1:
         flat = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -81,7 +82,7 @@ def plain(model: LlamaForCausalLM, ids: torch.Tensor, processes: Processes) -> N
 
 
 def measure(count: int, recipe: str) -> dict[str, Any]:
-    """Return what the processes measured."""
+    """Return the measurements of a group of processes."""
     context = torch.multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
     with socket.socket() as free:
@@ -97,7 +98,7 @@ def measure(count: int, recipe: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure, then print a table and one JSON object."""
     recipe = sys.argv[1] if len(sys.argv) > 1 else "1m"
     counts = [int(text) for text in sys.argv[2:]] or [1, 2]
     measured = {count: measure(count, recipe) for count in counts}

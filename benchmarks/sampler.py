@@ -1,25 +1,27 @@
-"""Speed, state and exactness of `MixtureSampler`, beside other libraries that mix sources, and of reading through it.
+"""Speed, state and exactness of `MixtureSampler`, compared with other libraries, and speed of reading through it.
 
     python benchmarks/sampler.py [--rounds 5] [--draws 1000000] [--without NAME]... [--corpus CORPUS.yaml] [--repeat N]
 
-One mixture of 28 sources, the largest 500 times the smallest, at most 4 passes over any, a million draws; each library
-takes its turn in every round, and a figure is the median of the rounds, in brackets the least and the greatest.
+The mixture has 28 sources, of which the largest is 500 times the smallest, and at most 4 passes over any source. A
+million sequences are drawn. The libraries take turns in every round. Each figure is the median over rounds, with
+minimum and maximum in brackets.
 
-    build     from the sources and weights to the first draw
-    resume    in a new object: from the state of draw 499,712 to the draw after it
-    state     bytes of that state, as JSON where it is plain and pickled where not; `index`, bytes of a stored order
-    draws/s   ranges of 1,024 one after another, by the wall clock; /CPU s, over the process's processor time
-    off by    the largest |drawn - weight × draws| of any source at any multiple of 1,024 draws
-    early     draws of a row that was drawn before, while other rows of its source were not yet drawn as often
-    passes    over the source that is repeated most, when the library stops or the million is full
+    build     time from the sources and weights to the first draw
+    resume    time from the state after draw 499,712 to the next draw, in a new object
+    state     bytes of that state, as JSON if possible, else pickled; `index`: bytes of a stored order
+    draws/s   draws per second in consecutive ranges of 1,024; /CPU s: per second of processor time
+    off by    largest |drawn - weight × draws| of any source at any multiple of 1,024 draws
+    early     draws that repeat a row while other rows of its source have been drawn less often
+    passes    passes over the source that is repeated most, at the end of the million or of the library's order
 
-Ours is measured besides at 10^12 draws. `loader` is tokens/s of `MixtureDataset` in batches over those of reading the
-same store from front to back in batches of the same shape: files in the page cache, one thread, processor time; as
-bare arrays made tensors (`ratio`, `bare_ratio` in the last line), and both through torch's `DataLoader`, with and
-without workers. It splits and collates what is read from front to back (`data_loader_ratio`, `loader_ratio`), or takes
-it as whole batches, as it takes ours (`whole_ratio`, here over the plain loader). `gather_ratio` is what a plain gather
-of as many rows from the largest source reaches, without a sampler: no order at random can be read faster.
-A library that is not installed is reported as such. The last line is one JSON object.
+`MixtureSampler` is also measured in a plan of 10^12 draws. `loader` compares the tokens/s of `MixtureDataset` with
+sequential reading of the same store, in batches of the same shape. Files are in the page cache, with one thread, and
+processor time is measured. `ratio` (in the last line `bare_ratio`) is for arrays that are converted to tensors. The
+others go through torch's `DataLoader`, with and without workers. Sequential reading is split and collated for
+`data_loader_ratio` (in the last line `loader_ratio`). It is handed over as whole batches, as `MixtureDataset` does, for
+`whole_ratio`, which is relative to the plain loader. `gather_ratio` is for a gather of random rows from the largest
+source without a sampler, which no random order can exceed. Libraries that are not installed are reported. The last line
+of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -54,10 +56,10 @@ from xdoge.sampling.sampler import MixtureSampler
 SOURCES, SMALLEST, LARGEST = 28, 400, 200_000
 SEQUENCE_LENGTH = 2048
 MAX_EPOCHS = 4
-RESUME_AT = 488 * RANGE  # near half of a million, where a batch ends
+RESUME_AT = 488 * RANGE  # about half a million, at the end of a batch
 FAR = 10**12  # draws of a long run
-SECONDS = 0.25  # of drawing, per library and round
-LOADER_SHAPES = [(1024, 1024), (256, 1024), (64, 1024)]  # sequences of a batch, tokens of a sequence
+SECONDS = 0.25  # duration of drawing, per library and round
+LOADER_SHAPES = [(1024, 1024), (256, 1024), (64, 1024)]  # sequences per batch, tokens per sequence
 
 WORKERS = {"": 0, ", 2 workers": 2, ", 4 workers": 4}
 
@@ -65,7 +67,7 @@ Figures = dict[str, Any]
 
 
 def plan(draws: int, *, scale: int = 1) -> tuple[Mixture, dict[str, int]]:
-    """Return the mixture and the sequences of each source; `scale` multiplies the sources."""
+    """Return the mixture, and the number of sequences of each source, multiplied by `scale`."""
     lengths = np.round(np.geomspace(SMALLEST, LARGEST, SOURCES)).astype(int)
     names = [f"l{number % 6}/s{number}" for number in range(SOURCES)]
     counts = {name: length * scale for name, length in zip(names, lengths.tolist(), strict=True)}
@@ -103,7 +105,7 @@ def ours(mixture: Mixture, counts: dict[str, int], resume_at: int) -> Contestant
 
 
 def speed(contestant: Contestant, cursor: Any) -> tuple[float, float]:
-    """Return draws per second and per second of processor time, in ranges from the second on, none of them twice."""
+    """Return draws per second of wall-clock and of processor time, in consecutive ranges after the first one."""
     limit, position = contestant.limit or sys.maxsize, RANGE
     used, begin = time.process_time(), time.perf_counter()
     while (now := time.perf_counter()) < begin + SECONDS and position + 2 * RANGE <= limit:
@@ -114,14 +116,14 @@ def speed(contestant: Contestant, cursor: Any) -> tuple[float, float]:
 
 
 def one_round(contestant: Contestant, state: Any) -> Figures:
-    """Return build, resume and speed, each measured once."""
+    """Return one measurement of build, resume and speed."""
     gc.collect()
     build, cursor = timed(lambda: contestant.begin(contestant.make(), None))
     rate, cpu_rate = speed(contestant, cursor)
     contestant.close(cursor)
     del cursor
     gc.collect()
-    fresh, own_state = contestant.make(), copy.deepcopy(state)  # some libraries go on to write into it
+    fresh, own_state = contestant.make(), copy.deepcopy(state)  # some libraries modify the state
     resume, cursor = timed(lambda: contestant.begin(fresh, own_state))
     contestant.close(cursor)
     return {
@@ -133,7 +135,7 @@ def one_round(contestant: Contestant, state: Any) -> Figures:
 
 
 def drawn_rows(contestant: Contestant, state: Any, position: int, count: int) -> NDArray[np.int64]:
-    """Return the rows of `count` draws from `position` on, which is where the state was taken."""
+    """Return the rows of `count` draws from `position` on, the position of the state."""
     cursor = contestant.begin(contestant.make(), copy.deepcopy(state))
     if isinstance(cursor, Cursor):
         drawn = [*cursor.first, *contestant.draw(cursor, position, count - cursor.size)]
@@ -145,7 +147,7 @@ def drawn_rows(contestant: Contestant, state: Any, position: int, count: int) ->
 
 
 def exactness(contestant: Contestant, problem: Problem, state: Any) -> Figures:
-    """Return how far the draws are off their weights, and whether a resumed run draws the same."""
+    """Return how far the draws deviate from the weights, and whether a resumed run draws the same rows."""
     if contestant.stream is None:
         rows = drawn_rows(contestant, None, 0, contestant.limit or problem.total)
     else:
@@ -174,7 +176,7 @@ def deviation(source: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
 
 
 def early_repeats(rows: NDArray[np.int64], source: NDArray[np.int64], lengths: NDArray[np.int64]) -> int:
-    """Return how many draws repeat a row before all of its source were drawn equally often."""
+    """Return the number of draws that repeat a row before all rows of its source were drawn equally often."""
     early = 0
     for number, length in enumerate(lengths.tolist()):
         own = rows[source == number]
@@ -183,10 +185,10 @@ def early_repeats(rows: NDArray[np.int64], source: NDArray[np.int64], lengths: N
 
 
 def far_figures(rounds: int) -> Figures:
-    """Return ours in a plan of 10^12 draws: build, resume, draws per second, and the largest exact deviation.
+    """Return the figures of `MixtureSampler` in a plan of 10^12 draws, with the largest exact deviation.
 
-    The deviation is taken in integers from `counts` at a thousand block ends, and in ten stretches of 100 blocks from
-    the draws themselves.
+    The deviation is computed in integers: from `counts` at the ends of a thousand blocks, and from the draws in ten
+    ranges of 100 blocks.
     """
     mixture, counts = plan(FAR, scale=10**6)
     contestant = ours(mixture, counts, FAR // 2 // RANGE * RANGE)
@@ -210,9 +212,9 @@ def far_figures(rounds: int) -> Figures:
 
 
 def our_speeds(contestant: Contestant, rounds: int) -> Figures:
-    """Return draws per second of processor time: larger ranges, scattered positions, a rank's own, iteration.
+    """Return draws per second of processor time for larger ranges, random positions, one rank's ranges, and iteration.
 
-    No position is asked for twice of the same sampler, which may remember it.
+    No position is drawn twice from the same sampler, which could keep it in memory.
     """
     total = contestant.make().total
     scattered = np.random.default_rng(0).integers(0, total, size=(16, 8192))
@@ -242,7 +244,7 @@ def our_speeds(contestant: Contestant, rounds: int) -> Figures:
 
 
 def loader_figures(corpus: Path | None, repeat: int, rounds: int, folder: Path) -> list[Figures]:
-    """Return tokens per second through the sampler over those of sequential reading, for each batch shape."""
+    """Return the speed of reading through the sampler, relative to sequential reading, for each batch shape."""
     import torch
     from prepare import repeated
 
@@ -260,7 +262,7 @@ def loader_figures(corpus: Path | None, repeat: int, rounds: int, folder: Path) 
             for name, action in actions.items():
                 start = spent()
                 action()
-                if number:  # the first round brings the files into the page cache
+                if number:  # the first round loads the files into the page cache
                     seconds[name].append(spent() - start)
         figures: Figures = {"batch": batch, "sequence_length": length, "tokens": tokens}
         pairs = [("ratio", "sequential", "mixed"), ("gather_ratio", "sequential", "gather")]
@@ -277,13 +279,13 @@ def loader_figures(corpus: Path | None, repeat: int, rounds: int, folder: Path) 
 
 
 def spent() -> float:
-    """Return seconds of processor time of this process and of its workers that have ended."""
+    """Return the processor time of this process and its finished workers, in seconds."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, Callable[[], None]]]:
-    """Return how many tokens each action reads, and the actions: sequential, mixed, and drawing without reading."""
+    """Return the number of tokens that each action reads, and the actions by name."""
     import torch
 
     from xdoge.sampling import MixtureDataset
@@ -305,14 +307,14 @@ def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, 
         collections.deque(batches, maxlen=0)
 
     class Sequential(MixtureDataset):
-        """The same items and collation, read from front to back and split as simply as can be."""
+        """The same items and collation with sequential reading, split into single items."""
 
         def __getitems__(self, where: Any) -> list[dict[str, torch.Tensor]]:
             rows = torch.from_numpy(front_to_back[where[0] // batch].astype(np.int64))
             return [{"input_ids": row, "labels": row} for row in rows]
 
     class Whole(MixtureDataset):
-        """The same, handed over as whole batches, as `MixtureDataset` does."""
+        """The same with sequential reading, handed over as whole batches as in `MixtureDataset`."""
 
         def __getitems__(self, where: Any) -> Any:
             rows = torch.from_numpy(front_to_back[where[0] // batch].astype(np.int64))
@@ -327,7 +329,7 @@ def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, 
     }
     largest = max(flats, key=len).reshape(-1, length)
     scattered = np.random.default_rng(0).integers(0, len(largest), size=(count // batch, batch))
-    # an item of both is a fresh int64 tensor (batch, length); each round has a sampler of its own, which remembers none
+    # Each item is a new int64 tensor (batch, length). Each round has a new sampler, which has no draws in memory.
     return count * length, {
         **loaders,
         "gather": lambda: consume(
@@ -340,7 +342,7 @@ def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, 
 
 
 def contestants(problem: Problem, own: Contestant, folder: Path, without: list[str]) -> dict[str, Contestant | str]:
-    """Return what takes part, or why it does not."""
+    """Return each contestant, or the reason why it does not take part."""
     taking_part: dict[str, Contestant | str] = {"xdoge": own}
     for name, set_up in PEERS.items():
         if name.split(",")[0] in without:
@@ -351,7 +353,7 @@ def contestants(problem: Problem, own: Contestant, folder: Path, without: list[s
             taking_part[name] = set_up(problem, folder / name)
         except ImportError as error:
             taking_part[name] = f"not installed ({error})"
-        except Exception as error:  # another release than the one this was written for; the others go on
+        except Exception as error:  # for example another release of the library; continue with the others
             taking_part[name] = f"failed to set up ({type(error).__name__}: {error})"
     return taking_part
 
@@ -369,7 +371,7 @@ def line(name: str, figures: Figures) -> str:
 
 
 def measure(taking_part: dict[str, Contestant | str], problem: Problem, rounds: int) -> Figures:
-    """Return the figures of each, measured in turn."""
+    """Return the figures of all contestants, which take turns."""
     figures: Figures = {name: entry for name, entry in taking_part.items() if isinstance(entry, str)}
     for name, reason in figures.items():
         print(f"{name:<31}{reason}")
@@ -391,7 +393,7 @@ def measure(taking_part: dict[str, Contestant | str], problem: Problem, rounds: 
 
 
 def main() -> None:
-    """Measure everything, print the tables and, last, one JSON object."""
+    """Measure everything, then print tables and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--draws", type=int, default=1_000_000)
@@ -400,7 +402,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=32, help="copies of each of the corpus's files")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")  # those of other libraries
+    warnings.simplefilter("ignore")  # warnings of other libraries
     if arguments.corpus is None and "XDOGE_REAL_DATA" in os.environ:
         arguments.corpus = Path(os.environ["XDOGE_REAL_DATA"]) / "corpus" / "corpus.yaml"
     rounds, draws = arguments.rounds, arguments.draws

@@ -1,8 +1,8 @@
-"""The libraries that `sampler.py` measures beside ours, each used as its documentation advises for mixing sources.
+"""Other libraries that `sampler.py` measures, each used as its documentation recommends for mixing sources.
 
-All are given the same sources and weights. A row is one number, its place among all rows, so that reading it costs as
-little as can be; sequences of tokens would hide what mixing costs. Where a library offers no order without rows, the
-rows are read, and its note says so. A library that cannot be imported raises ImportError, which is reported.
+All get the same sources and weights. A row is a single number, its index among all rows, so that reading costs as
+little as possible. Sequences of tokens would hide the cost of mixing. If a library gives no order without reading rows,
+they are read, and its note says so. A library that cannot be imported raises ImportError, which is reported.
 """
 
 from __future__ import annotations
@@ -23,39 +23,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 RANGE = 1024
-"""Draws asked for at a time, where a library can be asked for several."""
+"""Number of draws per call, for libraries that can return several."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """k sources, what of each is drawn, and where a run is resumed."""
+    """k sources, their weights, the number of draws, and the position at which a run is resumed."""
 
-    lengths: NDArray[np.int64]  # (k,) rows of each
+    lengths: NDArray[np.int64]  # (k,) rows of each source
     weights: NDArray[np.float64]  # (k,) sum to 1
     total: int  # draws
     resume_at: int
 
     @property
     def bounds(self) -> list[int]:
-        """Where the rows of each source begin among all rows, and where the last ones end."""
+        """Offsets among all rows where each source begins, and where the last one ends."""
         return [0, *np.cumsum(self.lengths).tolist()]
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """What a library does; `begin` makes the first draw, or the first range where it has no smaller one.
+    """The operations of a library.
 
     Attributes:
         make: returns the object that draws.
-        begin: (object, state or None) -> a cursor that has made the first draw, at the state's position or at 0.
-        draw: (cursor, position, count) -> draws in the library's own form; a `Cursor` goes on from where it is.
-        rows: those draws -> (n,) rows among all rows.
-        state: returns what a checkpoint at `resume_at` has to hold.
-        index_bytes: of the order that is held in memory or on disk, for `total` draws.
-        limit: draws after which it ends by itself.
-        resume_at: where it is resumed, if not where the others are.
-        stream: returns the rows of all draws, where drawing them one by one would take minutes.
-        close: ends what goes on in the background.
+        begin: (object, state or None) -> a cursor that has made the first draw, at the state's position or at 0. If the
+            library cannot make a single draw, it has made the first range.
+        draw: (cursor, position, count) -> draws in the library's own format. A `Cursor` ignores the position.
+        rows: those draws -> (n,) indices among all rows.
+        state: returns the content of a checkpoint at `resume_at`.
+        index_bytes: size of the order that is stored in memory or on disk, for `total` draws.
+        limit: number of draws after which the library stops by itself.
+        resume_at: position at which it is resumed, if it differs from that of the problem.
+        stream: returns the rows of all draws, if drawing them one by one would take minutes.
+        close: ends background work.
+        note: remark for the results.
     """
 
     make: Callable[[], Any]
@@ -72,7 +74,7 @@ class Contestant:
 
 
 class Cursor:
-    """An object, its iterator, and what this gave first: a row, or a batch of `size`."""
+    """An object with its iterator, and the first item of it: a row, or a batch of `size` rows."""
 
     def __init__(self, source: Any, *, size: int = 1) -> None:
         self.source = source
@@ -81,25 +83,25 @@ class Cursor:
         self.first = [next(self.iterator)]
 
     def take(self, position: int, count: int) -> list[Any]:
-        """Return the next `count` draws, wherever `position` is, in batches of `size`."""
+        """Return the next `count` draws in batches of `size`. `position` is ignored."""
         return list(itertools.islice(self.iterator, count // self.size))
 
 
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds an action takes, and what it returns."""
+    """Return the duration of an action in seconds, and its result."""
     start = time.perf_counter()
     result = action()
     return time.perf_counter() - start, result
 
 
 def spread(name: str, values: list[float]) -> dict[str, Any]:
-    """Return the median of values, and the least and the greatest."""
+    """Return the median, minimum and maximum of values."""
     median, *ends = (round(v, 3 if v < 1000 else None) for v in (statistics.median(values), min(values), max(values)))
     return {name: median, f"{name}_range": ends}
 
 
 def state_bytes(state: Any) -> int:
-    """Return the size of a state as JSON where it is plain, else pickled."""
+    """Return the size of a state in bytes, as JSON if possible, else pickled."""
     try:
         return len(json.dumps(state))
     except TypeError:
@@ -107,7 +109,7 @@ def state_bytes(state: Any) -> int:
 
 
 def hugging_face(problem: Problem, folder: Path, *, strategy: str) -> Contestant:
-    """Map-style `interleave_datasets` of shuffled data sets, its rows as Arrow, the fastest of its formats."""
+    """Return map-style `interleave_datasets` of shuffled data sets, in the Arrow format, which is the fastest."""
     import datasets
 
     bounds = problem.bounds
@@ -139,7 +141,7 @@ def hugging_face(problem: Problem, folder: Path, *, strategy: str) -> Contestant
 
 
 def grain(problem: Problem, folder: Path) -> Contestant:
-    """`MapDataset.mix` of sources shuffled and then repeated; single positions, which beat its iterator and batches."""
+    """Return `MapDataset.mix` of shuffled and repeated sources, by single positions, its fastest way of reading."""
     import grain
 
     def make() -> Any:
@@ -164,7 +166,7 @@ def grain(problem: Problem, folder: Path) -> Contestant:
 
 
 def mosaic(problem: Problem, folder: Path, *, batching: str) -> Contestant:
-    """`StreamingDataset` of streams with proportions, shuffled, one canonical node, shards on the local disk."""
+    """Return `StreamingDataset` of shuffled streams with proportions, one canonical node, shards on the local disk."""
     import streaming
     from streaming.base.batching import generate_work
     from streaming.base.world import World
@@ -191,7 +193,7 @@ def mosaic(problem: Problem, folder: Path, *, batching: str) -> Contestant:
     def begin(mixed: Any, state: Any) -> Cursor:
         if state:
             mixed.load_state_dict(state)
-        return Cursor(mixed)  # the whole order is made before the first row
+        return Cursor(mixed)  # the whole order is computed before the first row
 
     def state() -> Any:
         cursor = Cursor(make())
@@ -206,7 +208,7 @@ def mosaic(problem: Problem, folder: Path, *, batching: str) -> Contestant:
 
     def close(cursor: Cursor) -> None:
         cursor.iterator.close()
-        cursor.source._iterator.exit()  # threads that look ahead
+        cursor.source._iterator.exit()  # ends threads that read ahead
 
     return Contestant(
         make=make,
@@ -222,7 +224,7 @@ def mosaic(problem: Problem, folder: Path, *, batching: str) -> Contestant:
 
 
 def torchdata(problem: Problem, folder: Path) -> Contestant:
-    """`MultiNodeWeightedSampler` that cycles, over torch's samplers, one source each."""
+    """Return a cycling `MultiNodeWeightedSampler` with one of torch's samplers per source."""
     from torch.utils.data import DistributedSampler
     from torchdata.nodes import Loader, Mapper, MultiNodeWeightedSampler, SamplerWrapper, StopCriteria
 
@@ -231,7 +233,7 @@ def torchdata(problem: Problem, folder: Path) -> Contestant:
     def make() -> Any:
         nodes = {}
         for name, (a, b) in zip(names, itertools.pairwise(problem.bounds), strict=True):
-            # the one sampler of torch whose order is a function of the epoch, so that resuming in a later one is right
+            # The only sampler of torch whose order depends on the epoch alone, so that later epochs can be resumed.
             sampler = DistributedSampler(range(b - a), num_replicas=1, rank=0, seed=int(name))  # type: ignore[arg-type]
             nodes[name] = Mapper(SamplerWrapper(sampler), a.__add__)
         weights = dict(zip(names, problem.weights.tolist(), strict=True))
@@ -263,7 +265,7 @@ def torchdata(problem: Problem, folder: Path) -> Contestant:
 
 
 def litdata(problem: Problem, folder: Path) -> Contestant:
-    """`CombinedStreamingDataset` with weights over shuffled local data, which ends with its first source."""
+    """Return `CombinedStreamingDataset` with weights on shuffled local data. It stops when the first source ends."""
     import litdata
     from litdata.streaming.writer import BinaryWriter
 
@@ -311,9 +313,9 @@ def litdata(problem: Problem, folder: Path) -> Contestant:
 
 
 def megatron(problem: Problem, folder: Path) -> Contestant:
-    """The compiled `build_blending_indices`, its arrays allocated, cached and mapped as in `BlendedDataset`."""
+    """Return the compiled `build_blending_indices`, with arrays allocated, cached and mapped as in `BlendedDataset`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that optional kernels are missing
+        warnings.simplefilter("ignore")  # about missing optional kernels
         from megatron.core.datasets import helpers_cpp
 
     def make() -> Any:
@@ -323,7 +325,7 @@ def megatron(problem: Problem, folder: Path) -> Contestant:
         return which, row
 
     def begin(arrays: Any, state: Any) -> Any:
-        if state:  # a new process maps what the first one stored
+        if state:  # a new process maps the stored arrays
             arrays = tuple(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("which", "row"))
         position = state["consumed_samples"] if state else 0
         return arrays, (arrays[0][position], arrays[1][position])
@@ -333,7 +335,7 @@ def megatron(problem: Problem, folder: Path) -> Contestant:
     def draw(cursor: Any, position: int, count: int) -> Any:
         which, row = cursor[0]
         part = slice(position, position + count)
-        return which[part].astype(np.int64), row[part].astype(np.int64)  # copies, as the others give
+        return which[part].astype(np.int64), row[part].astype(np.int64)  # copies, as from the other libraries
 
     for name, array in zip(("which", "row"), make(), strict=True):
         np.save(folder / f"{name}.npy", array)
@@ -350,7 +352,7 @@ def megatron(problem: Problem, folder: Path) -> Contestant:
 
 
 def numpy_choice(problem: Problem, folder: Path) -> Contestant:
-    """`Generator.choice` for the sources and `integers` for the rows, a range at a time, with replacement."""
+    """Return `Generator.choice` for sources and `integers` for rows with replacement, one range per call."""
     starts = np.array(problem.bounds[:-1])
 
     class Choices:

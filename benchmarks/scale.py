@@ -1,11 +1,10 @@
-"""What the sampler and a store cost a run of 10^13 tokens on 10^4 ranks: simulated, since the sampler needs no data.
+"""Cost of the sampler in a run of 10^13 tokens on 10^4 ranks. The run is simulated, since the sampler needs no data.
 
-1,000 sources whose sizes spread over six orders of magnitude, at most 4 passes over any, sequences of 4,096 tokens,
-four of them for each rank and step. Measured are the sampler of one rank: build to the first draws, a rank's own draws
-of a step, resume in the middle of the run, bytes of state and of memory; and whether what the ranks draw adds up: at
-several steps all 10,000 ranks' draws together must be the block as one process draws it, each sequence once. For the
-store, the time to open store.json with 1,000 sources, which is all that a rank reads before its first sequence. Times
-are processor times of one thread. The last line is one JSON object.
+There are 1,000 sources, whose sizes span six orders of magnitude, with at most 16 passes over any of them. Sequences
+have 4,096 tokens, and each rank reads four per step. For one rank, the benchmark measures the time to build the sampler
+and make the first draws, the time of a step's draws, and the bytes of state and memory. It also checks at
+several steps that the draws of all 10,000 ranks together are the block that a single process draws. Times are processor
+times of one thread. The last line of output is one JSON object.
 
     python benchmarks/scale.py        about a minute, 1 GB
 """
@@ -27,9 +26,9 @@ TOKENS, RANKS, SOURCES, LENGTH, EACH = 10**13, 10**4, 1000, 4096, 4
 
 
 def mixture() -> tuple[Mixture, dict[str, int]]:
-    """Return a plan of 10^13 tokens, and the sequences of each source."""
+    """Return a mixture of 10^13 tokens, and the number of sequences of each source."""
     sizes = np.exp(np.random.default_rng(0).uniform(np.log(1e6), np.log(1e12), SOURCES))
-    sizes *= TOKENS / 2 / sizes.sum()  # half of what is read is there: repetition matters
+    sizes *= TOKENS / 2 / sizes.sum()  # the run reads twice the available tokens, so sources repeat
     available = {f"l{i % 50:02}/s{i:04}": max(1, int(size) // LENGTH) * LENGTH for i, size in enumerate(sizes)}
     weights = {source: n**0.5 for source, n in available.items()}
     total = sum(weights.values())
@@ -44,7 +43,7 @@ def mixture() -> tuple[Mixture, dict[str, int]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and check, then print the figures and one JSON object."""
     plan, lengths = mixture()
 
     def build(rank: int) -> MixtureSampler:
@@ -68,7 +67,7 @@ def main() -> None:
     middle = steps // 2
     own = [spent(lambda i=i: sampler.draws((middle + i) * EACH, (middle + i + 1) * EACH)) for i in range(500)]
     state = sampler.state_dict()
-    found = {
+    figures = {
         "tokens": plan.budget_tokens,
         "steps": steps,
         "build_ms": statistics.median(first),
@@ -84,9 +83,9 @@ def main() -> None:
         for name in ("source", "epoch", "index"):
             together = np.sort(np.concatenate([getattr(part, name) for part in parts]))
             assert np.array_equal(together, np.sort(getattr(block, name))), (step, name)
-    for name, value in found.items():
+    for name, value in figures.items():
         print(f"{name:>14}  {value:,.3f}" if isinstance(value, float) else f"{name:>14}  {value:,}")
-    print(json.dumps(found))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

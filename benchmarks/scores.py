@@ -1,9 +1,10 @@
-"""How far do the weights of different seeds lie apart, for both scores and 1, 2, 4 and 8 sequences per source?
+"""Distance between the weights of different seeds, for both scores and for 1, 2, 4 and 8 sequences per source.
 
     python benchmarks/scores.py STORE OUT [--seeds 0,1,2] [--steps 40] [--sequences 1,2,4,8]
 
-Every fit is a run folder under OUT; started again, finished ones are kept and the others resumed. Run it several times
-side by side with different --seeds, and once more with all of them for the table. The last line is one JSON object.
+Every fit has a run folder in OUT. When the benchmark is started again, it keeps finished fits and resumes the others.
+Several processes can run in parallel with different --seeds. Run it with all seeds afterwards to get the table. The
+last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from xdoge.fit.settings import FitSettings
 
 SEQUENCE_LENGTH = 32
 LAST_STEPS = 20
-"""The noise share is averaged over these: it grows while the gradients themselves shrink."""
+"""The noise share is averaged over this many steps at the end, because it grows as the gradients shrink."""
 
 
 def run(store: TokenStore, out: Path, *, score: str, sequences: int, seed: int, steps: int) -> Path:
-    """Fit once, or take up where an earlier call was stopped; return the run folder."""
+    """Run a fit, or resume it if it was stopped. Return the run folder."""
     from xdoge.fit.trainer import fit
 
     path = out / f"{score}-{sequences}-seed{seed}"
@@ -71,7 +72,7 @@ def measure(paths: list[Path]) -> dict[str, float]:
 
 
 def order_kept(paths: list[Path], best: list[Path]) -> float:
-    """Return the rank correlation of each seed's weights with the mean of the other seeds' at `best`, averaged."""
+    """Return the mean rank correlation of each seed's weights with the mean weights of the other seeds in `best`."""
     from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
     learned, reference = (
@@ -98,7 +99,7 @@ def main(
     for count in map(int, sequences.split(",")):
         for score in ("paper", "unbiased"):
             if score == "unbiased" and count < 2:
-                continue  # it needs two independent halves
+                continue  # needs two independent halves
             runs[score, count] = [
                 run(opened, out, score=score, sequences=count, seed=seed, steps=steps)
                 for seed in map(int, seeds.split(","))

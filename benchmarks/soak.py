@@ -1,13 +1,13 @@
-"""Memory and open files of `xdoge fit-weights` over an hour: both must stay flat.
+"""Check that memory and open files of `xdoge fit-weights` do not grow in an hour.
 
     python benchmarks/soak.py [--minutes 60] [--store STORE] [--proxy 1m] [--set KEY=VALUE]...
 
-Runs the command with short steps, a checkpoint and a validation every hundred, and looks every few seconds at what
-the system says of the process: resident memory, the anonymous part of it (the rest is files that are mapped, the store
-among them), and open files. The table has the least of each tenth of the time: memory rises and falls between two
-checkpoints, and what leaks is in the least of it too. In the first tenth buffers and caches fill; it fails where the
-last is more than 2 % above the second. In the end SIGTERM must end the command in good order. Without --store it reads
-the built-in sample. The last line is one JSON object.
+The command runs with short steps, and with a checkpoint and a validation every hundred steps. Every few seconds, the
+benchmark reads from the operating system: resident memory, its anonymous part (the rest is mapped files, including the
+store), and open files. The table has the minimum of each tenth of the time. Memory rises and falls between two
+checkpoints, but a leak raises the minimum too. Buffers and caches fill in the first tenth. The benchmark fails if the
+last tenth is more than 2 % above the second. At the end, SIGTERM must end the command in good order. Without --store it
+uses the built-in sample. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import time
 from pathlib import Path
 
 SECONDS = 5.0
-"""Between two looks, or less, so that there are twenty in each tenth."""
+"""Longest time between two samples. It is shorter if that is necessary for twenty samples per tenth."""
 MOST = 1.02
-"""Of the second tenth, in the last."""
+"""Allowed ratio of the last tenth to the second."""
 STEPS = 1_000_000
-"""More than an hour can hold."""
+"""More steps than an hour is enough for."""
 COLUMNS = ("resident", "anonymous", "files")
 
 
 def look(pid: int) -> dict[str, float]:
-    """Return what a process holds: MB of memory, and open files."""
+    """Return the memory of a process in MB, and the number of its open files."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     memory = {
         name: int(lines[key].split()[0]) / 1024 for name, key in (("resident", "VmRSS"), ("anonymous", "RssAnon"))
@@ -40,7 +40,7 @@ def look(pid: int) -> dict[str, float]:
 
 
 def watch(process: subprocess.Popen[bytes], minutes: float, metrics: Path) -> list[dict[str, float]]:
-    """Return the least of each tenth of the time, from the first step on."""
+    """Return the minimum in each tenth of the time, from the first step on."""
     while not metrics.exists() and process.poll() is None:
         time.sleep(0.1)
     began, tenths = time.monotonic(), []
@@ -63,7 +63,7 @@ def watch(process: subprocess.Popen[bytes], minutes: float, metrics: Path) -> li
 
 
 def main() -> None:
-    """Run, print the table and the verdict; exit with 1 where something grew."""
+    """Run the command, then print a table, a verdict and one JSON object. Exit with 1 if something grew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--store", type=Path)

@@ -1,15 +1,15 @@
-"""Time and memory of one pass for all sources' gradient products, over an ordinary training step on the same batch.
+"""Time and memory of one pass for all sources' gradient products, relative to a plain training step on the same batch.
 
-Three contestants on one core, float32, without the optimiser's step, which is the same for all:
+Three contestants run on one core in float32, without the optimiser's update, which is the same for all:
 
     plain      model(input_ids, labels=input_ids).loss.backward(), transformers' own loss
     one pass   GradientEngine.backward of xdoge.fit.gradients: gradient, scores, norms, products between halves
     reference  a backward pass per source into a k × P matrix, then scores and training gradient from the matrix
 
-Contestants take turns within each repetition; a figure is the median over repetitions of the ratio to plain in the
-same repetition, with the least and the greatest beside it. Time is the process's CPU time: with one thread that is the
-wall clock less the machine's other work. Peak memory is measured in fresh processes, over what the process held
-before its first step (interpreter, libraries, weights). The last line is one JSON object.
+The contestants take turns within each repetition. Each figure is the median over repetitions of the ratio to plain in
+the same repetition, with minimum and maximum. CPU time of one thread is measured, because it does not include other
+work of the machine. Peak memory is measured in new processes, relative to the memory before the first step
+(interpreter, libraries, weights). The last line of output is one JSON object.
 
     python benchmarks/step.py        about six minutes on an idle machine, 17 GB of memory
 """
@@ -66,14 +66,14 @@ MAIN = [
     Case("k24", "42M", 24, 1, 64, 3),
     Case("k96", "42M", 96, 1, 32, 2),
 ]
-HALVES = Case("k24 halves", "42M", 24, 2, 64, 1)  # two rows a source, so that there are halves
-GROWTH = [Case("growth", "7M", k, 192 // k, 32, 1) for k in (6, 12, 24, 48, 96)]  # two rows a source and more
+HALVES = Case("k24 halves", "42M", 24, 2, 64, 1)  # two rows per source, for two halves
+GROWTH = [Case("growth", "7M", k, 192 // k, 32, 1) for k in (6, 12, 24, 48, 96)]  # at least two rows per source
 
 Step = Callable[[], object]
 
 
 def build(case: Case) -> tuple[LlamaForCausalLM, SourceBatch]:
-    """Return a freshly initialised model with tied embeddings and a batch of random tokens."""
+    """Return a new model with tied embeddings, and a batch of random tokens."""
     torch.manual_seed(0)
     config = LlamaConfig(**MODELS[case.model], num_hidden_layers=8, tie_word_embeddings=True)
     input_ids = torch.randint(0, config.vocab_size, (case.n_sources * case.rows_each, case.n_tokens))
@@ -89,7 +89,7 @@ def contestants(case: Case, *, touch_matrix: bool = False) -> tuple[LlamaForCaus
     def plain() -> None:
         model(input_ids=batch.input_ids, labels=batch.input_ids).loss.backward()
 
-    matrix = torch.empty(case.n_sources, sum(p.numel() for p in model.parameters()))  # takes memory once written to
+    matrix = torch.empty(case.n_sources, sum(p.numel() for p in model.parameters()))  # needs memory only when written
     if touch_matrix:
         matrix.zero_()
 
@@ -112,8 +112,8 @@ def contestants(case: Case, *, touch_matrix: bool = False) -> tuple[LlamaForCaus
 
 
 def ratios(case: Case, names: list[str]) -> dict[str, list[float]]:
-    """Return each contestant's times over plain's in the same repetition, and plain's seconds."""
-    # A fit would allocate its matrix once, so that is not timed.
+    """Return the ratio of each contestant's time to plain in the same repetition, and the seconds of plain."""
+    # A fit would allocate the matrix only once, so its allocation is not timed.
     model, steps = contestants(case, touch_matrix="reference" in names)
     seconds: dict[str, list[float]] = {name: [] for name in ["plain", *names]}
     for _ in range(case.repetitions):
@@ -146,7 +146,7 @@ def status_bytes(path: str, key: str) -> int:
 
 
 def peak_in_this_process(case: Case, name: str) -> int:
-    """Return the bytes that two steps take at their peak, over what is held before the first."""
+    """Return the peak memory of two steps in bytes, relative to the memory before the first step."""
     model, steps = contestants(case)
     before = status_bytes("/proc/self/status", "VmRSS")
     for _ in range(2):
@@ -156,13 +156,13 @@ def peak_in_this_process(case: Case, name: str) -> int:
 
 
 def peak(case: Case, name: str) -> int:
-    """Measure a contestant's peak in a fresh process."""
+    """Return the peak memory of a contestant, measured in a new process."""
     command = [sys.executable, __file__, "--peak", case.name, name]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def main() -> None:
-    """Measure everything, print a table and, last, one JSON object."""
+    """Measure everything, then print a table and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "CONTESTANT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -177,7 +177,7 @@ def main() -> None:
     for size in MODELS:
         model, _ = build(next(case for case in MAIN if case.model == size))
         print(f"{size}: Llama, 8 layers, {sum(p.numel() for p in model.parameters()):,} parameters, {MODELS[size]}")
-    contestants(GROWTH[0])[1]["plain"]()  # the first step also pays for what libraries set up once
+    contestants(GROWTH[0])[1]["plain"]()  # warms up the libraries
     print("time over a plain training step: median (least–greatest)")
     for case in MAIN:
         names = ["one pass", "reference"] + (["without halves"] if case.rows_each > 1 else [])

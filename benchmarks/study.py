@@ -1,12 +1,12 @@
-"""Processor time that a study spends on each model beyond its training, with forked commands and with new interpreters.
+"""Processor time of a study per model in addition to training, with forked commands and with new interpreters.
 
     python benchmarks/study.py [--models 4] [--rounds 3]
 
-Every model has its mixture, its training and its perplexity, as in any study, with a tiny proxy and two steps on the
-built-in sample: the training itself takes 0.1 s, and the rest is what twenty short runs pay twenty times. Both ways
-take turns. Time is that of the processor, of the study's own process and all of its commands, so that other work on
-the machine counts little. A figure is the median of the rounds, with the least and the greatest beside it. The last
-line is one JSON object; `overhead` is the share of the overhead in runs of one minute.
+As in any study, every model has a mixture, a training and a perplexity. Here the proxy is tiny and trains for two steps
+on the built-in sample. The training itself takes 0.1 s, and the rest is the overhead of each run. Forked commands and
+new interpreters take turns. The benchmark measures the processor time of the study's process and all its commands, so
+that other work of the machine has little effect. Each figure is the median over rounds, with minimum and maximum. The
+last line of output is one JSON object. `overhead` is the share of the overhead in runs of one minute.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ RECIPE = {
 
 
 def spent() -> float:
-    """Return seconds of processor time of this process and of its children that have ended."""
+    """Return the processor time of this process and its finished children, in seconds."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, then print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # two that wait for each other on a busy machine use processor time
+    os.environ["OMP_NUM_THREADS"] = "1"  # threads that wait for each other would use processor time
     seconds: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

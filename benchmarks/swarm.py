@@ -1,13 +1,15 @@
-"""What a swarm costs on a node of 8 GPUs, on paper: kernels, bytes and FLOPs of a training step, and the hours.
+"""Estimated cost of a swarm on a node of 8 GPUs: kernels, bytes and FLOPs of a training step, and hours.
 
     python benchmarks/swarm.py [--flops 600e12] [--bandwidth 3.0e12] [--launch 6e-6]
 
-Nothing runs on a GPU. One step of a swarm's training runs on tensors without data. Every operation of it that is not
-a view is counted as one kernel, with the bytes of the tensors that it reads and writes; attention counts as one
-kernel that reads and writes its inputs and outputs. The device needs FLOPs / rate + bytes / bandwidth, as if the two
-never overlapped. The host needs kernels × launch. A step takes the longer of both. A model with a leading dimension
-of M models would launch as many kernels as one and move the bytes of all, so a model's part of its step would be the
-device's time, or the host's over M. The last line is one JSON object.
+Nothing runs on a GPU. One training step of a swarm runs on tensors without data. Every operation that is not a view
+counts as one kernel, with the bytes of the tensors that it reads and writes. Attention counts as one kernel that reads
+its inputs and writes its outputs. The device needs FLOPs / rate + bytes / bandwidth, assuming that the two do not
+overlap. The host needs kernels × launch. A step takes the longer of both times.
+
+If M models were stacked along a leading dimension, their step would launch as many kernels as one model, and move the
+bytes of all. A model's part of the step would then be the device's time, or the host's divided by M. The last line of
+output is one JSON object.
 """
 
 from __future__ import annotations
@@ -42,11 +44,11 @@ class Count(TorchDispatchMode):
 
 
 class Attention(torch.autograd.Function):
-    """Stands for fused attention: reads q, k and v and writes as much as q, and the same backwards."""
+    """A stand-in for fused attention: reads q, k and v and writes as much as q, likewise in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any) -> Any:
-        """Return what has the shape of q."""
+        """Return a tensor with the shape of q."""
         return torch.ops.aten.addcmul(q, k, v)
 
     @staticmethod
@@ -62,7 +64,7 @@ def step(recipe_name: str, vocab_size: int) -> dict[str, float]:
     with torch.device("meta"):
         model = recipe.build(vocab_size=vocab_size, seed=0).to("meta", torch.bfloat16)
         rows = torch.zeros((batch, length), dtype=torch.int64)
-        mask = torch.ones((1, 1, length - 1, length - 1), dtype=torch.bool)  # so that none is made of data
+        mask = torch.ones((1, 1, length - 1, length - 1), dtype=torch.bool)  # else the model computes one from data
     F.scaled_dot_product_attention = lambda q, k, v, **_: Attention.apply(q, k, v)  # type: ignore[assignment]
     with Count() as count:
         logits = model(input_ids=rows[:, :-1], attention_mask=mask, use_cache=False).logits
@@ -74,7 +76,7 @@ def step(recipe_name: str, vocab_size: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Count, print the table and, last, one JSON object."""
+    """Count, then print a table and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flops", type=float, default=600e12, help="of a GPU, where matrices are large")
     parser.add_argument("--bandwidth", type=float, default=3.0e12, help="bytes/s of its memory")

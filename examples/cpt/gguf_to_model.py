@@ -1,8 +1,8 @@
-"""A GGUF file as a plain model folder that `xdoge train` goes on with: weights in float32, and the tokenizer.
+"""Convert a GGUF file to a model folder that `xdoge train` can continue from: float32 weights and the tokenizer.
 
-`transformers` opens the file and dequantises it, but what it gives still counts as quantised and refuses to be saved
-or trained. So the weights are copied into a model made fresh from the same configuration. What quantisation lost is
-lost: the model starts a little worse than the one that was quantised.
+`transformers` opens the file and dequantises it. The resulting model still counts as quantised, and can be neither
+saved nor trained. Therefore this script copies the weights into a new model with the same configuration. The converted
+model is a little worse than the original, because of the quantisation.
 
     pip install gguf accelerate
     python gguf_to_model.py SmolLM2-135M-Instruct.Q4_1.gguf smollm2
@@ -32,7 +32,7 @@ def convert(file: Path, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Convert the file that the arguments name."""
+    """Convert the file that the command line names."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if len(arguments) != 2:
         print(__doc__, file=sys.stderr)

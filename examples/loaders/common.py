@@ -1,4 +1,4 @@
-"""What the scripts beside this one share: their arguments, and how two streams of sequences are compared."""
+"""Code that the example scripts share: command-line arguments, and the comparison of two streams of sequences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def arguments(description: str, argv: Sequence[str] | None, *, out: bool = False) -> argparse.Namespace:
-    """Return what was asked for on the command line; with `out`, the folder for checkpoints too."""
+    """Return the command-line arguments. If `out` is true, there is also a folder for checkpoints."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -25,12 +25,12 @@ def arguments(description: str, argv: Sequence[str] | None, *, out: bool = False
 
 
 def compare(what: str, stream: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Print the digests of two streams of token ids and whether the streams are equal; return the latter."""
+    """Print the digests of two streams of token ids. Return whether the streams are equal."""
     equal = torch.equal(stream, expected)
     print(f"{what}: {digest(stream)}, expected {digest(expected)}, equal: {equal}")
     return equal
 
 
 def digest(stream: torch.Tensor) -> str:
-    """Return a few hexadecimal digits that stand for every token and its place."""
+    """Return a short hash of all tokens and their order, in hexadecimal."""
     return hashlib.sha256(stream.contiguous().numpy().tobytes()).hexdigest()[:12]

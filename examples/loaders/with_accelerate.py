@@ -1,13 +1,15 @@
-"""accelerate: it deals out the batches to the processes itself, so it gets the whole view and no sampler.
+"""Read a mixture with accelerate, which distributes batches to the processes itself.
 
-`prepare` gives process r of W every batch r, r + W, ... of the loader (or, with `split_batches`, its piece of every
-batch; with `dispatch_batches`, process 0 reads and sends). Each way the W processes together train on the next
-`batch_size` positions at every step. A rank's own view would be dealt out a second time, and half of it never read.
-Without `drop_last`, `even_batches` fills up a short last batch with the first sequences of the run again.
-`use_seedable_sampler` and `data_seed` concern PyTorch's RandomSampler only, so they change nothing here.
+Give it a data set with all positions and no sampler. `prepare` gives process r of W the batches r, r + W, ... of the
+loader. With `split_batches`, it gives each process a part of every batch. With `dispatch_batches`, process 0 reads and
+sends the batches. In all cases, the W processes together train on the next `batch_size` positions in every step. Do not
+use the view of one rank: accelerate would divide it again, and part of it would never be read.
 
-To resume, leave out the positions consumed. `skip_first_batches` does the same one by one, but with `dispatch_batches`
-and without `split_batches` it counts the batches of single processes, of which a step takes W.
+Set `drop_last`. Otherwise `even_batches` fills a short last batch with the first sequences of the run.
+`use_seedable_sampler` and `data_seed` affect only PyTorch's RandomSampler, so they have no effect here.
+
+To resume, leave out the positions that training has consumed. `skip_first_batches` skips batches one by one. With
+`dispatch_batches` and without `split_batches`, it counts the batches of single processes, and a step has W of them.
 
     torchrun --nproc-per-node 2 with_accelerate.py STORE MIXTURE
 """
@@ -29,7 +31,7 @@ from xdoge.sampling import MixtureDataset, MixtureSampler
 
 
 def main(argv: Sequence[str] | None = None) -> bool:
-    """Return whether every stream was the one expected."""
+    """Return whether all streams are as expected."""
     args = arguments(__doc__, argv)
     store, mixture = TokenStore.open(args.store), Mixture.load(args.mixture)
     length, lengths = args.sequence_length, store.sequence_counts(args.sequence_length)

@@ -1,13 +1,14 @@
-"""Hugging Face datasets: the mixture as a list of indices, which keeps its promise, and as probabilities, which do not.
+"""Read a mixture with Hugging Face datasets, either exactly by indices or approximately by probabilities.
 
-As indices: the store's files become data sets of sequences without a copy, `select` puts them in the mixture's order
-(8 bytes a sequence), and row t is the sequence at position t. Give the result to a loader that does not shuffle.
+By indices: the files of the store become data sets of sequences without a copy. `select` puts the sequences into the
+order of the mixture (8 bytes per sequence), so that row t is the sequence at position t. Give the result to a loader
+that does not shuffle.
 
-As probabilities for `interleave_datasets`: every row is drawn at random, so counts stray from the plan by about the
-square root of the draws, no cap on epochs is known, and every epoch of a source has the same order. "first_exhausted"
-ends with the first source that runs out; "all_exhausted" goes on until the last has, repeating small sources as
-often as that takes. The rows here are sequences of one length, so a row's probability is a share of tokens. Where rows
-are documents, divide each weight by the source's mean document length first.
+By probabilities, with `interleave_datasets`: every row is drawn at random. The counts therefore deviate from the plan
+by about the square root of the number of draws. There are no epoch caps, and every epoch of a source has the same
+order. "first_exhausted" stops when the first source ends. "all_exhausted" stops when every source was read once, and
+repeats small sources until then. The rows here are sequences of equal length, so the probability of a row is a share of
+tokens. If your rows are documents, divide each weight by the source's mean document length first.
 
     python with_datasets.py STORE MIXTURE
 """
@@ -31,16 +32,14 @@ from xdoge.sampling import MixtureDataset, MixtureSampler
 
 
 def sequences(store: TokenStore, source: str, length: int) -> Dataset:
-    """Return the sequences of a source as a data set over the store's own file."""
+    """Return the sequences of a source as a data set that uses the store's file without a copy."""
     flat = store.flat(source)
-    tokens = pa.array(
-        flat[: len(flat) // length * length]
-    )  # shares the mapped memory; a spawned worker would get a copy
+    tokens = pa.array(flat[: len(flat) // length * length])  # shares the mapped memory; a spawned worker gets a copy
     return Dataset(InMemoryTable(pa.table({"input_ids": pa.FixedSizeListArray.from_arrays(tokens, length)})))
 
 
 def main(argv: Sequence[str] | None = None) -> bool:
-    """Return whether the data set's rows were the mixture's."""
+    """Return whether the rows of the data set are those of the mixture."""
     args = arguments(__doc__, argv)
     store, mixture = TokenStore.open(args.store), Mixture.load(args.mixture)
     length, lengths = args.sequence_length, store.sequence_counts(args.sequence_length)

@@ -1,10 +1,9 @@
-"""Lightning: a StatefulDataLoader over this rank's view, and `use_distributed_sampler=False`.
+"""Read a mixture with Lightning: a StatefulDataLoader for each rank's view, and `use_distributed_sampler=False`.
 
-As soon as there are two ranks Lightning wraps the sampler of a loader in a DistributedSampler of its own, unless told
-not to, and would deal out this rank's sequences once more. A StatefulDataLoader travels in the checkpoint: `ckpt_path`
-resumes in the middle of the run at the next sequence, where a plain DataLoader begins again at the first. Of the
-loaders' states Lightning keeps that of rank 0 alone, and that is enough: the sampler's position counts the sequences
-of all ranks. The run is one epoch, as long as the plan.
+With two or more ranks, Lightning by default wraps the sampler of a loader in a DistributedSampler. That would divide
+the sequences of each rank again. The state of a StatefulDataLoader is saved in the checkpoint, so that `ckpt_path`
+resumes at the next sequence. A plain DataLoader would start again from the first. Lightning saves only the loader state
+of rank 0. That is enough, because the sampler's position counts the sequences of all ranks. The whole run is one epoch.
 
     torchrun --nproc-per-node 2 with_lightning.py STORE MIXTURE OUT
 """
@@ -30,7 +29,7 @@ from xdoge.sampling import MixtureDataset, MixtureSampler
 
 
 class Bigram(lightning.LightningModule):
-    """The smallest language model; `seen` keeps what this rank was trained on."""
+    """A minimal language model. `seen` has the batches on which this rank was trained."""
 
     def __init__(self, store: TokenStore, sampler: MixtureSampler, *, length: int, batch_size: int) -> None:
         super().__init__()
@@ -57,7 +56,7 @@ class Bigram(lightning.LightningModule):
 
 
 def train(model: Bigram, folder: Path, *, steps: int, checkpoint: Path | None) -> torch.Tensor:
-    """Return the token ids that the model was trained on, those of all ranks in the order of their positions."""
+    """Return the token ids on which all ranks trained the model, in the order of their positions."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     trainer = lightning.Trainer(
         use_distributed_sampler=False,
@@ -81,7 +80,7 @@ def train(model: Bigram, folder: Path, *, steps: int, checkpoint: Path | None) -
 
 
 def main(argv: Sequence[str] | None = None) -> bool:
-    """Return whether every stream was the one expected."""
+    """Return whether all streams are as expected."""
     args = arguments(__doc__, argv, out=True)
     store, mixture = TokenStore.open(args.store), Mixture.load(args.mixture)
     length, lengths = args.sequence_length, store.sequence_counts(args.sequence_length)

@@ -1,12 +1,14 @@
-"""PyTorch's DataLoader: a run that stops goes on with the same sequences, on other workers and other ranks.
+"""Read a mixture with PyTorch's DataLoader, and resume with another number of workers and ranks.
 
-The sampler yields `Draw`s, the data set reads them. A rank makes its own view with `world_size` and `rank`, and no
-DistributedSampler: ranks 0 and 1 of 2 read the even and the odd positions. Workers read ahead, so the state to save is
-the one at the number of sequences that training has consumed, steps times the global batch, and not what the sampler
-has handed out. For the same reason set the sampler's state before going through a loader a second time.
+The sampler yields `Draw`s, and the data set reads them. Each rank constructs the sampler with `world_size` and `rank`,
+without a DistributedSampler. Of two ranks, one reads the even and the other the odd positions.
 
-Two ways, the same sequences: with `sampler=sampler`, or by position, where the workers work out the draws themselves
-and each batch is one tensor from the start. The second is the faster one.
+Workers read ahead of training. Therefore save the state for the number of sequences that training has consumed (steps
+times the global batch), not for the number that the sampler has yielded. For the same reason, set the sampler's state
+before you iterate over a loader a second time.
+
+There are two ways to read the same sequences: with `sampler=sampler`, or by position. By position, the workers compute
+the draws themselves, and each batch is created as one tensor. This is faster.
 
     python with_pytorch.py STORE MIXTURE
 """
@@ -27,7 +29,7 @@ from xdoge.sampling import MixtureDataset, MixtureSampler
 
 
 def main(argv: Sequence[str] | None = None) -> bool:
-    """Return whether every stream was the one expected."""
+    """Return whether all streams are as expected."""
     args = arguments(__doc__, argv)
     store, mixture = TokenStore.open(args.store), Mixture.load(args.mixture)
     length, batch, steps = args.sequence_length, args.batch_size, args.steps
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> bool:
     equal.append(compare("resumed on two ranks", torch.cat([head, tail]), whole))
 
     dataset = MixtureDataset(store, view(), length)
-    positions = range(steps * batch, len(dataset))  # starts anywhere at once
+    positions = range(steps * batch, len(dataset))  # can start anywhere
     batches = BatchSampler(positions, batch, drop_last=True)
     loader = DataLoader(dataset, batch_size=None, sampler=batches, num_workers=2)
     tail = torch.cat([rows["input_ids"] for rows in islice(loader, steps)])

@@ -1,8 +1,9 @@
-"""torchdata's StatefulDataLoader: its state holds the sampler's, as it was when the last batch was made.
+"""Read a mixture with torchdata's StatefulDataLoader. Its state includes the sampler's state at the last batch.
 
-So it is exact with workers, whatever they have read ahead, and needs no count of steps. It insists on as many workers
-as it was saved with; to change that, resume from the sampler's own state as in with_pytorch.py. The sampler's position
-counts the sequences of all ranks together, so the state of one rank serves every rank, and another number of them.
+The state is therefore exact even if workers read ahead, and you need not count steps. The loader can only be resumed
+with the same number of workers. To change it, resume from the sampler's own state as in with_pytorch.py. The sampler's
+position counts the sequences of all ranks together. The state of one rank is therefore valid for every rank, and also
+for another number of ranks.
 
     python with_torchdata.py STORE MIXTURE
 """
@@ -23,7 +24,7 @@ from xdoge.sampling import MixtureDataset, MixtureSampler
 
 
 def main(argv: Sequence[str] | None = None) -> bool:
-    """Return whether every stream was the one expected."""
+    """Return whether all streams are as expected."""
     args = arguments(__doc__, argv)
     store, mixture = TokenStore.open(args.store), Mixture.load(args.mixture)
     length, batch, steps = args.sequence_length, args.batch_size, args.steps

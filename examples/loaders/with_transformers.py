@@ -1,14 +1,16 @@
-"""transformers' Trainer: `train_sampling_strategy="sequential"`, and the data set is read in the mixture's order.
+"""Read a mixture with transformers' Trainer and `train_sampling_strategy="sequential"`.
 
-Trainer's default is to shuffle, which would undo the mixture. Its batches are dealt out to the processes by accelerate
-(see with_accelerate.py), so the data set has the whole view. Each step trains on one block of the sampler if that is
-made with batch_size = per_device_train_batch_size * gradient_accumulation_steps * processes. A checkpoint goes on at
-its step by itself. The model keeps documents apart: it needs nothing but the position ids of the data set.
+By default Trainer shuffles, which would destroy the order of the mixture. accelerate distributes the batches to the
+processes (see with_accelerate.py), so the data set must have all positions. Make the sampler with batch_size =
+per_device_train_batch_size * gradient_accumulation_steps * processes. Then each step trains on one block of the
+sampler. A run that is resumed from a checkpoint continues at the right sequence. The model keeps documents apart with
+the position ids of the data set, and needs nothing else.
 
-`dataloader_drop_last` keeps a short last batch from being filled up with the first sequences again. Leave the rest as
-it is: `dataloader_in_order=False` mixes up the workers' batches; `split_batches` in accelerator_config makes
-per_device_train_batch_size the batch of all processes; with `dispatch_batches` and several processes, accelerate 1.15
-resumes too early, and trains on sequences again. `seed`, `data_seed` and `use_seedable_sampler` have no part in it.
+Set `dataloader_drop_last`. Otherwise a short last batch is filled with the first sequences of the run. Keep the other
+defaults. `dataloader_in_order=False` changes the order of the workers' batches. `split_batches` in accelerator_config
+makes per_device_train_batch_size the batch of all processes. With `dispatch_batches` and several processes, accelerate
+1.15 resumes too early and repeats sequences. `seed`, `data_seed` and `use_seedable_sampler` have no effect on the
+order.
 
     torchrun --nproc-per-node 2 with_transformers.py STORE MIXTURE OUT
 """
@@ -29,7 +31,7 @@ from xdoge.sampling import MixtureDataset, MixtureSampler
 
 
 def train(dataset: MixtureDataset, settings: TrainingArguments, *, checkpoint: str | None) -> torch.Tensor:
-    """Return the token ids that a tiny model was trained on, those of all processes."""
+    """Return the token ids on which all processes trained a tiny model."""
     config = LlamaConfig(
         vocab_size=dataset.store.vocab_size,
         hidden_size=16,
@@ -51,7 +53,7 @@ def train(dataset: MixtureDataset, settings: TrainingArguments, *, checkpoint: s
 
 
 def main(argv: Sequence[str] | None = None) -> bool:
-    """Return whether every stream was the one expected."""
+    """Return whether all streams are as expected."""
     args = arguments(__doc__, argv, out=True)
     store, mixture = TokenStore.open(args.store), Mixture.load(args.mixture)
     length, lengths = args.sequence_length, store.sequence_counts(args.sequence_length)
