@@ -17,6 +17,7 @@ from fit_runs import metrics, same_run
 
 from xdoge import WeightSet, XDogeError
 from xdoge.corpus import prepare
+from xdoge.distributed import Processes
 from xdoge.errors import Interrupted, MemoryFullError, NonFiniteLossError
 from xdoge.fit.settings import FitOptions, FitSettings
 from xdoge.fit.trainer import Trainer, fit
@@ -206,6 +207,28 @@ def test_every_way_to_fit_can_be_stopped_and_resumed_to_the_bit(store, recipe, t
     same_run(tmp_path / "whole", tmp_path / "cut")
     seconds = [row["seconds"] for row in metrics(tmp_path / "cut")]
     assert seconds == sorted(seconds)
+
+
+def test_settings_that_resume_keep_the_schedule_of_the_run_where_they_choose_none(store, recipe, tmp_path):
+    chosen = {"proxy": recipe, "steps": 6, "checkpoint_every": 2}
+    begun = FitSettings.for_store(store, chosen | {"eval_every": 6, "eval_sequences": 5})
+    with pytest.raises(Interrupted):
+        fit(store, begun, out=tmp_path / "run", on_progress=lambda _: os.kill(os.getpid(), signal.SIGINT))
+    often = FitSettings.for_store(store, chosen | {"eval_every": 2})
+    assert often.eval_sequences != 5
+    fit(store, often, out=tmp_path / "run", resume=True)
+    assert [row["step"] for row in metrics(tmp_path / "run") if "validation" in row] == [2, 4, 6]
+    other = FitSettings.for_store(store, chosen | {"eval_sequences": 4})
+    with pytest.raises(XDogeError, match="eval_sequences was 5, is now 4"):
+        fit(store, other, out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_alone_has_a_verdict_on_a_finished_run(store, recipe, finished, rank, monkeypatch):
+    monkeypatch.setattr(Processes, "join", lambda **_: Processes(rank, 1, "cpu"))
+    monkeypatch.setattr(Processes, "on_first", lambda self, action: action())
+    result = fit(store, settings_for(store, recipe), out=finished, resume=True)
+    assert bool(result.verdict) == (rank == 0)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused_in_one_line(store, recipe, tmp_path):

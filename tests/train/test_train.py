@@ -740,6 +740,17 @@ def test_settings_that_may_differ_are_kept_for_a_resume_all_the_same(xdoge, mixt
     assert (status, "2 sequences at once × 1 processes × 4 accumulated" in err) == (0, True), err
 
 
+def test_settings_that_resume_keep_the_schedule_of_the_run_where_they_choose_none(mixture, store, recipe, tmp_path):
+    chosen = {"model": str(recipe), "steps": 4, "batch_size": BATCH, "workers": 0, "device": "cpu"}
+    begun = TrainSettings.for_run(mixture, store, chosen | {"eval_every": 4, "eval_sequences": 5})
+    with pytest.raises(Interrupted):
+        train(mixture, store, begun, out=tmp_path / "run", on_progress=signalled_after(1))
+    often = TrainSettings.for_run(mixture, store, chosen | {"eval_every": 2})
+    assert often.eval_sequences != 5
+    train(mixture, store, often, out=tmp_path / "run", resume=True)
+    assert [row["step"] for row in metrics(tmp_path / "run") if "validation" in row][-2:] == [2, 4]
+
+
 def test_checkpoints_follow_the_setting_of_the_resume(mixture, store, recipe, tmp_path):
     run, settings = tmp_path / "run", settings_for(mixture, store, recipe, keep_checkpoints=9)
     with pytest.raises(Interrupted, match="stopped after step 2"):

@@ -67,12 +67,15 @@ def learn(
     from xdoge.fit.verdict import fit_verdict
     from xdoge.models.memory import memory_errors
     from xdoge.models.recipes import load_recipe
+    from xdoge.training.eval_schedule import with_schedule_of_run
     from xdoge.training.optim import pick_device
     from xdoge.training.pace import Pace
     from xdoge.training.proxy_settings import ELASTIC
     from xdoge.training.run_folder import RunFolder
 
     run, recipe = RunFolder(Path(out)), load_recipe(settings.proxy)
+    if resume:
+        settings = with_schedule_of_run(settings, run.settings())
     config = {"baseline": method, **resolved_config(store, settings, recipe)}
     changes: list[str] = []
     if resume:

@@ -38,6 +38,7 @@ from xdoge.models.memory import memory_errors
 from xdoge.models.recipes import load_recipe
 from xdoge.progress import Event, OnNote, OnProgress, silent
 from xdoge.training.checkpoints import saving_tensors
+from xdoge.training.eval_schedule import with_schedule_of_run
 from xdoge.training.optim import check_launch, learning_rate_ratio
 from xdoge.training.pace import Pace
 from xdoge.training.proxy import Proxy
@@ -99,6 +100,8 @@ def fit(
         settings = FitSettings.for_store(store, (run.settings() if resume else {}) | dict(options))
     elif options:
         raise XDogeError(f"{', '.join(options)} and settings are both given; give complete settings, or options alone.")
+    elif resume:
+        settings = with_schedule_of_run(settings, run.settings())
     recipe, target_rule = load_recipe(settings.proxy), settings.target_rule(store)
     config = resolved_config(store, settings, recipe)
     initial = settings.initial_weights(store)
@@ -118,7 +121,8 @@ def fit(
             for line in (*changes, f"{run.path} is finished already."):
                 on_note(line)
             with processes.closing_group():
-                return FitResult.read(run, store)
+                result = FitResult.read(run, store)
+                return result if first else replace(result, verdict=())
     else:
         processes.on_first(run.refuse_taken)
     for line in settings.notes(store):

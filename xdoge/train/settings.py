@@ -14,7 +14,7 @@ from xdoge.config import Config, Seed, count_or
 from xdoge.errors import XDogeError, argument
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models.initial_model import InitialModel
-from xdoge.training.eval_schedule import eval_schedule
+from xdoge.training.eval_schedule import eval_schedule, with_schedule
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -139,7 +139,7 @@ class TrainSettings(Config):
             most=settings.eval_sequences,
             on_start=True,
         )
-        settings = settings.model_copy(update=schedule)
+        settings = with_schedule(settings, schedule)
         if settings.steps * batch > total:
             raise XDogeError(
                 f"{argument('steps')} {settings.steps:,} × batch_size {batch:,} are {settings.steps * batch:,} "

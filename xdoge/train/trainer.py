@@ -42,6 +42,7 @@ from xdoge.train.mixture_trainer import MixtureTrainer, Schedule
 from xdoge.train.result import TrainResult
 from xdoge.train.run_log import RunLog, good_checkpoint, step_of
 from xdoge.train.settings import ELASTIC, BatchSplit, TrainSettings, TrainValues, check_mixture
+from xdoge.training.eval_schedule import with_schedule_of_run
 from xdoge.training.optim import BETAS, pick_autocast
 from xdoge.training.run_folder import RunFolder, decisive
 
@@ -92,6 +93,8 @@ def train(
         settings = TrainSettings.for_run(mixture, store, {**earlier, **values})
     elif values:
         raise XDogeError(f"settings holds every setting already; leave out {', '.join(values)}, or settings.")
+    elif resume:
+        settings = with_schedule_of_run(settings, run.settings())
     initial = InitialModel.find(settings.model)
     check_mixture(mixture, store)
     initial.check(store, settings.sequence_length)

@@ -7,7 +7,12 @@ the same schedule.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from xdoge.config import Config
+
+Settings = TypeVar("Settings", bound="Config")
 
 EVAL_SHARE = 0.1
 """Default limit of the share of a run's time that validation takes."""
@@ -20,6 +25,9 @@ Its forward pass has a third of the FLOPs. One half leaves room for other work.
 
 EVALUATIONS = 10
 """Default limit of the number of evaluations, not counting the one before the first step."""
+
+SCHEDULE = ("eval_every", "eval_sequences", "eval_on_start")
+"""Settings that `eval_schedule` fills in."""
 
 
 def eval_schedule(
@@ -64,3 +72,22 @@ def eval_schedule(
         every = -(-steps // times)
     schedule = {"eval_every": every, "eval_sequences": sequences, "eval_on_start": on_start}
     return {key: value for key, value in schedule.items() if key not in chosen}
+
+
+def with_schedule(settings: Settings, schedule: Mapping[str, Any]) -> Settings:
+    """Return settings with a schedule that the user did not choose: `model_fields_set` does not name it."""
+    filled = {key: value for key, value in schedule.items() if key in type(settings).model_fields}
+    settings = settings.model_copy(update=filled)
+    settings.model_fields_set.difference_update(filled)
+    return settings
+
+
+def with_schedule_of_run(settings: Settings, earlier: Mapping[str, Any]) -> Settings:
+    """Return settings with the schedule of the run that is resumed, where the user chose none.
+
+    Args:
+        settings: of the call that resumes.
+        earlier: the settings that the run was begun with.
+    """
+    keys = [key for key in SCHEDULE if key in earlier and key not in settings.model_fields_set]
+    return with_schedule(settings, {key: earlier[key] for key in keys})

@@ -11,7 +11,7 @@ from xdoge.config import Config, Seed, count_or
 from xdoge.errors import XDogeError, argument, likely_name
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import Recipe, load_recipe
-from xdoge.training.eval_schedule import eval_schedule
+from xdoge.training.eval_schedule import eval_schedule, with_schedule
 
 if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
@@ -75,7 +75,7 @@ class ProxySettings(Config):
                 available=store.sequence_counts(settings.sequence_length, split="validation").values(),
                 most=settings.eval_sequences,
             )
-            settings = settings.model_copy(update={k: v for k, v in schedule.items() if k in cls.model_fields})
+            settings = with_schedule(settings, schedule)
         for source, count in store.sequence_counts(settings.sequence_length).items():
             if count < settings.least_sequences:
                 raise XDogeError(
