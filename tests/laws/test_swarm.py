@@ -149,6 +149,10 @@ def test_noise_above_the_spread_of_mixtures_stops_the_swarm_after_the_anchors(st
         run_swarm(store, settings_for(store, recipe, steps=2, seeds=[0, 1, 2], runs=13), tmp_path / "swarm")
     swarm = Swarm.load(tmp_path / "swarm")
     assert {run.name for run in swarm.runs if run.stage == "anchors"} == swarm.results().keys()
+    swarm.noise = Noise(0.0123, 0.0)
+    assert swarm.describe_noise().endswith("first mixtures differ by no more than that")
+    swarm.noise = Noise(0.0123, 0.0045)
+    assert "0.0123 bits per byte from seed to seed, and by 0.0045 between" in swarm.describe_noise()
 
 
 def test_a_run_that_diverges_is_kept_and_left_out(quiet, store, recipe, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import threading
 import time
 from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import numpy as np
@@ -33,9 +34,9 @@ from xdoge.mixtures.weights import WeightSet
 from xdoge.models.recipes import load_recipe
 from xdoge.study import Study, report, runner, slurm
 from xdoge.study.attempts import failed_runs, note_attempt
-from xdoge.study.findings import Findings
+from xdoge.study.findings import Findings, TrialResult, _notes
 from xdoge.study.intervals import paired
-from xdoge.study.plan import Run
+from xdoge.study.plan import Run, Trial
 
 EXAMPLE = Path(__file__).parents[2] / "examples/study/study.yaml"
 TRAINING = {"eval_sequences": 2}
@@ -280,6 +281,35 @@ def line_of_three(out, count):
     ]
 
 
+def test_one_line_says_what_a_failed_run_keeps_from_starting(tmp_path, monkeypatch):
+    Stub.running, said = [], []
+    monkeypatch.setattr(runner, "POLL", 0)
+    monkeypatch.setattr(runner, "start", lambda run, log, environment: Stub(run, log, {"b"}))
+    runs = [
+        Run(name, (name,), tmp_path / name, None, tuple(need), 1)
+        for name, need in zip("abcde", ("", *"abcd"), strict=True)
+    ]
+    assert runner.run_all(runs, tmp_path, on_note=said.append) == ["b", "c", "d", "e"]
+    assert said[1:] == [
+        "b failed (1): error: the reason; 1 of 5",
+        "c and 2 more not started: they need b, which is not finished",
+    ]
+
+
+def test_models_that_miss_for_one_reason_have_one_row_and_one_mention():
+    results = {
+        Trial(name, 2, 0): TrialResult(Trial(name, 2, 0), "failed", f"{why}: error: no.", {}, {})
+        for name, why in {"mean": "swarm", "worst": "swarm", "learned": "weights/learned/seed-0"}.items()
+    }
+    assert report.missing_table(SimpleNamespace(results=results)).rows == [
+        ["mean/2-steps/seed-0, worst/2-steps/seed-0", "failed", "swarm: error: no."],
+        ["learned/2-steps/seed-0", "failed", "weights/learned/seed-0: error: no."],
+    ]
+    study = SimpleNamespace(spec=SimpleNamespace(seeds=(0, 1), evaluation={}), strategies={})
+    note = _notes(study, results, {})[0]
+    assert note.endswith(": swarm: error: no; weights/learned/seed-0: error: no")
+
+
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_runs_wait_for_what_they_need_and_a_failed_one_stops_its_own_line_only(jobs, tmp_path, monkeypatch):
     Stub.running, Stub.most = [], 0
@@ -396,7 +426,7 @@ def test_the_table_agrees_with_plain_means_and_scipy(tmp_path, store, recipe):
         regret = {name: row["regret"][measure] for name, row in rows.items()}
         assert regret == pytest.approx({name: value - min(above.values()) for name, value in above.items()})
     # the failed model, by name and with what it said, in every output
-    assert findings.notes[0] == f"1 of 20 models failed and are missing from the means: train/{failed}: error: no."
+    assert findings.notes[0] == f"1 of 20 models failed and are missing from the means: train/{failed}: error: no"
     table = report.comparison_tables(findings, "tokens")[0]
     assert {row[0]: row[1] for row in table.rows} == {"uniform": "4 of 4", "sources": "3 of 4", "learned": "4 of 4"}
     assert report.missing_table(findings).rows == [[failed, "failed", f"train/{failed}: error: no."]]
@@ -627,7 +657,10 @@ def test_a_study_runs_is_stopped_goes_on_and_shows_what_failed(tmp_path, store, 
     assert {name: study.runs(out)[name].file.stat().st_mtime_ns for name in finished} == times
     assert f"train/learned/4-steps/seed-1 failed (1): error: {blocked} is not empty" in err
     assert "results/learned/4-steps/seed-1 not started: it needs train/learned/4-steps/seed-1" in err
-    assert err.splitlines()[-1] == f"error: 2 runs failed or lacked what they need; their logs are in {out}/logs."
+    assert err.splitlines()[-1] == (
+        "error: 1 run failed (train/learned/4-steps/seed-1) and 1 run that needs others was not started; the logs "
+        f"are in {out}/logs. The same command tries again; change the settings of what failed in {path} before."
+    )
     assert "1 of 2" in printed
     assert not (out / "report.html").exists()
     assert not list(out.rglob("checkpoints"))

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from xdoge.analysis.verdicts import few
 from xdoge.cli import options
 from xdoge.cli.app import app
 from xdoge.cli.tables import print_table, print_verdict
@@ -18,6 +19,7 @@ from xdoge.errors import MissingExtraError, XDogeError
 from xdoge.io import write_json, write_text
 from xdoge.study import Findings, Study, StudySpec
 from xdoge.study import report as study_report
+from xdoge.study.attempts import failed_runs
 from xdoge.study.predictions import predictions
 from xdoge.study.spec import KINDS
 
@@ -127,7 +129,22 @@ def study(
             failed = run_all(runs.values(), out, jobs=jobs, on_note=_say)
         print_findings(planned.findings(out), out, " ".join(command), as_json=as_json)
     if failed:
-        raise XDogeError(f"{len(failed)} runs failed or lacked what they need; their logs are in {out}/logs.")
+        raise XDogeError(_of_failed(failed, planned, out))
+
+
+def _of_failed(names: list[str], planned: Study, out: Path) -> str:
+    """Return what to say of runs that failed, or were not started since another run failed."""
+    tried = failed_runs(out)
+    failed = [name for name in names if name in tried]
+    idle = len(names) - len(failed)
+    parts = [f"{len(failed)} run{'s' * (len(failed) != 1)} failed ({few(failed)})"] if failed else []
+    parts += [f"{idle} run{'s that need others were' if idle != 1 else ' that needs others was'} not started"] * (
+        idle > 0
+    )
+    return (
+        f"{' and '.join(parts)}; the logs are in {out}/logs. The same command tries again; change the settings of what "
+        f"failed in {planned.path} before."
+    )
 
 
 def print_plan(planned: Study) -> None:

@@ -488,8 +488,9 @@ class Swarm:
             on_note(f"noise: {self.describe_noise()}")
         if self.noise and not self.noise.suffices:
             raise XDogeError(
-                f"{self.path}: {self.describe_noise()}, so no law can be learned. Train longer (more steps), at a "
-                "lower learning_rate, with a larger averaging or more eval_sequences, in a new folder."
+                f"{self.path}: {self.describe_noise()}. Seeds count for more than mixtures, so no law can be learned. "
+                f"Start another swarm with more {argument('steps')}, a lower {argument('learning_rate')}, a larger "
+                f"{argument('averaging')} or more {argument('eval_sequences')}."
             )
         waiting = [run for run in self.runs if run.name not in results]
         if self.noise is None:
@@ -503,10 +504,10 @@ class Swarm:
     def describe_noise(self) -> str:
         """Return the noise of the anchors in words."""
         assert self.noise
-        return (
-            f"the mean loss of one mixture varies by {self.noise.repeats:.4f} bits per byte over seeds (standard "
-            f"deviation), and by {self.noise.mixtures:.4f} over the anchors"
-        )
+        seeds = f"the mean loss of one mixture varies by {self.noise.repeats:.4f} bits per byte from seed to seed"
+        if not self.noise.mixtures:
+            return f"{seeds} (standard deviation), and the losses of the first mixtures differ by no more than that"
+        return f"{seeds}, and by {self.noise.mixtures:.4f} between the first mixtures (standard deviations)"
 
 
 def _write_csv(path: Path, rows: Mapping[str, Mapping[str, float]], columns: Sequence[str]) -> None:

@@ -338,7 +338,8 @@ def _notes(
     lines = []
     states = [result.state for result in results.values()]
     if failed := [result for result in results.values() if result.state == "failed"]:
-        named = "; ".join(result.why for result in failed[:3]) + f"; and {len(failed) - 3} more" * (len(failed) > 3)
+        reasons = [*dict.fromkeys(result.why.removesuffix(".") for result in failed)]
+        named = "; ".join(reasons[:3]) + f"; and {len(reasons) - 3} more reasons" * (len(reasons) > 3)
         lines.append(f"{len(failed)} of {len(states)} models failed and are missing from the means: {named}")
     if left := len(states) - len(failed) - states.count("finished"):
         lines.append(f"{left} of {len(states)} models are not finished, so this is no result yet")

@@ -116,10 +116,13 @@ def _seeds(findings: Findings, row: Mapping[str, Any]) -> str:
 
 
 def missing_table(findings: Findings) -> TextTable:
-    """Return a table of the models that are missing from the means, and why."""
+    """Return a table of the models that are missing from the means: those with one reason in one row."""
     missing = [result for result in findings.results.values() if result.state != "finished"]
-    rows = [[result.trial.name, result.state, result.why or NONE] for result in missing]
-    return TextTable("Models that are missing from the means", ["model", "state", "why"], rows, (0, 1, 2))
+    models: dict[tuple[str, str], list[str]] = {}
+    for result in missing:
+        models.setdefault((result.state, result.why or NONE), []).append(result.trial.name)
+    rows = [[", ".join(names), *cells] for cells, names in models.items()]
+    return TextTable("Models that are missing from the means", ["models", "state", "why"], rows, (0, 1, 2))
 
 
 def page(findings: Findings, command: str = "") -> str:

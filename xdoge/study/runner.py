@@ -110,14 +110,38 @@ class _Session:
 
     def _ended(self, run: Run, status: int, seconds: float) -> None:
         good, message = status == 0 and run.finished, last_line(log_of(self.out, run.name))
+        given_up: dict[str, list[str]] = {}
         note_attempt(self.out, run.name, status=status, seconds=round(seconds, 1), last_line=message)
         if not good:
             self.failed.append(run.name)
+            given_up = self._give_up()
         elif run.folder:
             shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         self.done += run.flops
-        how = f"finished in {clock(seconds)}" if good else f"failed ({status}): {message}"
+        how = f"finished in {clock(seconds)}" if good else f"failed ({status}): {message.removesuffix('.')}"
         self.on_note(f"{run.name} {how}; {self.finished}{self._time_left()}")
+        self._tell_given_up(given_up)
+
+    def _give_up(self) -> dict[str, list[str]]:
+        """Drop the waiting runs that need a run which failed or was not asked for; return their names by that run."""
+        given_up: dict[str, list[str]] = {}
+        cause: dict[str, str] = {}
+        for run in [*self.waiting]:
+            missing = [name for name in run.needs if not self.runs[name].finished]
+            lost = next((name for name in missing if name in self.failed or name not in self.asked), None)
+            if lost is not None and not run.finished:
+                cause[run.name] = cause.get(lost, lost)
+                given_up.setdefault(cause[run.name], []).append(run.name)
+                self.waiting.remove(run)
+                self.failed.append(run.name)
+                self.left -= run.flops
+        return given_up
+
+    def _tell_given_up(self, given_up: Mapping[str, Sequence[str]]) -> None:
+        for cause, names in given_up.items():
+            more = f" and {len(names) - 1} more" * (len(names) > 1)
+            they = "they need" if more else "it needs"
+            self.on_note(f"{names[0]}{more} not started: {they} {cause}, which is not finished")
 
     def _time_left(self) -> str:
         """Return an estimate of the time for the remaining runs, as text."""
@@ -127,6 +151,7 @@ class _Session:
 
     def start_what_can(self) -> None:
         """Start runs whose needs are finished, at most `jobs` at once. Runs whose needs failed count as failed."""
+        self._tell_given_up(self._give_up())
         for run in [*self.waiting]:
             if run.folder and in_use(run.folder):
                 continue  # a command of an earlier, killed call still runs
@@ -136,12 +161,7 @@ class _Session:
                 shutil.rmtree(run.folder / "checkpoints", ignore_errors=True) if run.folder else None
                 continue
             missing = [name for name in run.needs if not self.runs[name].finished]
-            if any(name in self.failed or name not in self.asked for name in missing):
-                self.waiting.remove(run)
-                self.failed.append(run.name)
-                self.left -= run.flops
-                self.on_note(f"{run.name} not started: it needs {missing[0]}, which is not finished")
-            elif not missing and self._busy + self._jobs_of(run) <= self.jobs:
+            if not missing and self._busy + self._jobs_of(run) <= self.jobs:
                 asked = replace(run, arguments=(*run.arguments, "--jobs", str(self.jobs))) if run.parallel else run
                 if (command := start(asked, log_of(self.out, run.name), self.launcher)) is None:
                     return
