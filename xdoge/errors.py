@@ -21,7 +21,7 @@ import contextlib
 import difflib
 import importlib.util
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 MOST_NAMES = 5
@@ -196,6 +196,12 @@ SYNONYMS = {
     "wd": ("weight_decay",),
 }
 """Names that other tools give to a setting, each with the names that xdoge gives it."""
+
+
+def few(names: Sequence[str], *, between: str = ", ") -> str:
+    """Return the first names and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
+    return between.join(names[:MOST_NAMES]) + more
 
 
 def likely_name(name: str, known: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -117,6 +119,29 @@ def test_a_fit_starts_at_the_weights_of_a_file(store, recipe, tmp_path):
         start(file, floor=0)
     with pytest.raises(XDogeError, match=r"initial=.*only in the fit: es/wiki"):
         start({"eu/wiki": 0.6, "es/web": 0.2, "gl/wiki": 0.2})
+
+
+def test_a_fit_starts_at_plain_weights_as_mix_takes_them(store, recipe, tmp_path):
+    web = store.tokens()["es/web"] / (store.tokens()["es/web"] + store.tokens()["es/wiki"])
+    by_source = {"eu/wiki": 0.5, "es/web": 0.5 * web, "es/wiki": 0.5 * (1 - web), "gl/wiki": 0.0}
+    written = {
+        "sources.json": json.dumps(by_source),
+        "languages.json": json.dumps({"es": 0.5, "gl": 0, "eu": 0.5}),
+        "one.csv": "\n".join([",".join(["run", *by_source]), ",".join(["best", *map(str, by_source.values())])]),
+    }
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+        options = {"proxy": recipe, "initial": str(tmp_path / name), "floor": 0.02}
+        settings = FitSettings.for_store(store, options)
+        np.testing.assert_allclose(settings.initial_weights(store), [0.49 * web, 0.49 * (1 - web), 0.02, 0.49])
+        assert (
+            f"{name} has weights below the floor, which were raised: gl/wiki from 0 to 0.02"
+            in settings.notes(store)[-1]
+        )
+    for text, word in (('{"es": 1.0, "gl": 0}', "eu"), ('{"es": 1.0, "gl": 1, "eu": 0}', "sum to 2")):
+        (tmp_path / "sources.json").write_text(text)
+        with pytest.raises(XDogeError, match=rf"sources\.json.*{word}"):
+            FitSettings.for_store(store, options | {"initial": str(tmp_path / "sources.json")}).initial_weights(store)
 
 
 def test_help_names_every_setting_with_its_default():

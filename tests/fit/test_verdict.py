@@ -65,9 +65,15 @@ def test_a_source_far_above_its_share_is_named_with_the_cap(store, tmp_path, mon
 
 
 @pytest.mark.parametrize("steps", [1, 7])
-def test_a_fit_of_any_length_has_a_verdict(store, tmp_path, steps):
+def test_a_fit_of_a_few_steps_is_not_called_settled(store, tmp_path, steps):
     pq.write_table(pa.table({"weight": [0.25] * 4 * steps}), tmp_path / "trajectory.parquet")
-    weights = WeightSet(
-        "fit", dict.fromkeys(store.sources, 0.25), method=RECIPE, proxy=RECIPE, corpus={"tokens": store.tokens()}
-    )
-    assert "settled" in fit_verdict(weights, RunFolder(tmp_path), store)[0]
+    short = RECIPE | {"steps": steps}
+    sources, corpus = dict.fromkeys(store.sources, 0.25), {"tokens": store.tokens()}
+    weights = WeightSet("fit", sources, method=short, proxy=short, corpus=corpus)
+    worth = fit_verdict(weights, RunFolder(tmp_path), store)[0]
+    assert f"come from {steps} step" in worth
+    larger = short | {"batch_size": 100 * RECIPE["batch_size"]}  # tokens enough, in few steps
+    weights = WeightSet("fit", sources, method=larger, proxy=RECIPE, corpus=corpus)
+    worth, following = fit_verdict(weights, RunFolder(tmp_path), store)
+    assert f"trained for {steps} steps, and its recipe has 100" in worth
+    assert "take the recipe's steps;" in following

@@ -88,7 +88,7 @@ def test_published_runs_are_ordered_as_well_as_promised():
     folder = Path(os.environ.get("XDOGE_REAL_DATA", "nowhere")) / "swarms/regmix-pile"
     if not folder.is_dir():
         pytest.skip("XDOGE_REAL_DATA is not set")
-    from xdoge.laws.csv_files import align, read_mixtures, read_table
+    from xdoge.mixtures.csv_files import align, read_mixtures, read_table
 
     shares, losses = read_mixtures(folder / "train_mixture_1m.csv"), read_table(folder / "train_pile_loss_1m.csv")
     x, y = align(shares, losses, ("mixtures", "losses"))

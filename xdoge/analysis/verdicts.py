@@ -11,7 +11,7 @@ from typing import Any
 from xdoge.analysis.models import Measure, measures, score_rows
 from xdoge.analysis.shares import Group, Rows, union
 from xdoge.analysis.statistics import SIGNIFICANCE, TIE
-from xdoge.errors import MOST_NAMES, XDogeError
+from xdoge.errors import XDogeError, few
 from xdoge.eval.results import ALL, Results
 from xdoge.mixtures.mixture import Mixture, Share
 from xdoge.mixtures.strategies import strategy_weights
@@ -34,12 +34,6 @@ FEW_DOCUMENTS = 30
 
 POWER = 0.8
 """Chance that as much more text as the verdict names decides, if the difference is as large as it looks."""
-
-
-def few(names: Sequence[str], *, between: str = ", ") -> str:
-    """Return the first names and how many more there are."""
-    more = f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
-    return between.join(names[:MOST_NAMES]) + more
 
 
 # Mixtures

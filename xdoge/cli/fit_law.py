@@ -20,10 +20,10 @@ from xdoge.config import parse_count
 from xdoge.errors import XDogeError, argument
 
 if TYPE_CHECKING:
-    from xdoge.laws.csv_files import Table
     from xdoge.laws.law import FitSettings, MixtureLaw
     from xdoge.laws.problem import Floats
     from xdoge.laws.swarm_plan import HeldOut
+    from xdoge.mixtures.csv_files import Table
 
 _HELP = """Fit a mixture law: a function from the shares of a mixture to the loss on each evaluation.
 
@@ -95,10 +95,10 @@ def fit_law(  # one parameter for each option
     as_json: Json = False,
 ) -> None:
     from xdoge.cli.progress import Display
-    from xdoge.laws.csv_files import align, read_mixtures, read_table
     from xdoge.laws.law import MixtureLaw
     from xdoge.laws.swarm_plan import Swarm
     from xdoge.laws.transfer import read_affinity
+    from xdoge.mixtures.csv_files import align, read_mixtures, read_table
 
     refuse_taken(out, force)
     csv_options = (mixtures, losses, tokens, budget_tokens)
@@ -164,7 +164,7 @@ def _aligned(
     also: tuple[Path, Path] | None, others: tuple[Table, Table] | None, names: tuple[Sequence[str], Sequence[str]]
 ) -> tuple[Floats, Floats] | None:
     """Return shares and losses of the runs of another size, having checked their columns; None without any."""
-    from xdoge.laws.csv_files import align
+    from xdoge.mixtures.csv_files import align
 
     if also is None or others is None:
         return None
@@ -177,8 +177,8 @@ def _aligned(
 
 
 def _settings(tokens: Path | None, budget_tokens: str | None, seed: int, sources: Sequence[str]) -> FitSettings:
-    from xdoge.laws.csv_files import read_counts
     from xdoge.laws.law import FitSettings
+    from xdoge.mixtures.csv_files import read_counts
 
     counts = None if tokens is None else read_counts(tokens, sources)
     budget = None if budget_tokens is None else as_count(budget_tokens, "--budget")

@@ -22,6 +22,7 @@ from xdoge.corpus.store import TokenStore
 from xdoge.errors import XDogeError
 from xdoge.io import read_json
 from xdoge.mixtures.mixture import DEFAULT_MAX_EPOCHS, Mixture, Share, as_epochs
+from xdoge.mixtures.reading import read_weights
 from xdoge.mixtures.strategies import DEFAULT_TEMPERATURE, STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import Level, WeightSet
 from xdoge.names import language_of
@@ -280,16 +281,7 @@ def _weights(
     path = Path(argument)
     if not path.exists():
         raise XDogeError(f"{argument} is neither a file nor a strategy; the strategies are {', '.join(STRATEGIES)}.")
-    if path.suffix == ".csv":
-        from xdoge.laws.csv_files import read_mixture
-
-        return read_mixture(path), False
-    if path.is_dir() or "schema" in (value := read_json(path)):
-        return WeightSet.load(path), False
-    for name, weight in value.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise XDogeError(f"{path}: {name} is {weight!r}, not a weight.")
-    return value, False
+    return read_weights(path), False
 
 
 def _read_before(earlier: Path | None, available: Mapping[str, int]) -> dict[str, int]:

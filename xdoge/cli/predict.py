@@ -124,7 +124,7 @@ def _refuse_epochs(law: MixtureLaw, names: list[str], shares: Any, max_epochs: f
 
 
 def _mixtures(law: MixtureLaw, words: list[str], table: Path | None) -> tuple[list[str], Any, list[str]]:
-    from xdoge.laws.csv_files import read_mixtures
+    from xdoge.mixtures.csv_files import read_mixtures
 
     if not words and table is None:
         raise XDogeError("there is nothing to predict; name mixtures, or a CSV file with --mixtures.")

@@ -10,12 +10,11 @@ from typing import Annotated
 
 import typer
 
-from xdoge.analysis.verdicts import few
 from xdoge.cli import options
 from xdoge.cli.app import app
 from xdoge.cli.tables import print_table, print_verdict
 from xdoge.config import settings_help
-from xdoge.errors import MissingExtraError, XDogeError
+from xdoge.errors import MissingExtraError, XDogeError, few
 from xdoge.io import write_json, write_text
 from xdoge.study import Findings, Study, StudySpec
 from xdoge.study import report as study_report

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 import numpy as np
 from pydantic import Field, field_validator
 
-from xdoge.errors import XDogeError, argument, names_that_differ
+from xdoge.errors import XDogeError, argument, few, names_that_differ
 from xdoge.fit.reweight import Normalisation, Rule, Score
 from xdoge.fit.targets import TargetRule, language_shares, targets_by_source
+from xdoge.mixtures.reading import read_source_weights
 from xdoge.mixtures.simplex import Floats, project
 from xdoge.mixtures.strategies import STRATEGIES, strategy_weights
 from xdoge.mixtures.weights import Level, WeightSet
@@ -79,7 +80,7 @@ class FitSettings(ProxySettings):
     initial: str = Field(
         "languages",
         description="weights at the start: languages (all languages alike, in proportion to tokens within each), "
-        "sources (all sources alike), or a weights.json",
+        "sources (all sources alike), or a file of weights as `xdoge mix` takes it",
     )
     floor: float = Field(ge=0, description="γ, least weight of a source, below 1/k [1/(20 k)]")
     mu: float = Field(0.1, gt=0, description="μ, the lead in score over the whole fit that gains a factor e")
@@ -148,7 +149,8 @@ class FitSettings(ProxySettings):
             name, _, percent = self.no_worse_than.rpartition(":")
             allowance = float(percent.removesuffix("%")) / 100
             trained = self._trained_tokens(store)
-            weights = strategy_weights(name, trained) if name in STRATEGIES else WeightSet.load(name)
+            known = name in STRATEGIES
+            weights = strategy_weights(name, trained) if known else read_source_weights(name, store.tokens())
             if difference := names_that_differ(name, [s for s, w in weights.sources.items() if w], "the fit", trained):
                 raise XDogeError(f"no_worse_than {self.no_worse_than!r} has other sources: {difference}.")
             reference = np.array([weights.sources.get(source, 0.0) for source in store.sources])
@@ -168,11 +170,8 @@ class FitSettings(ProxySettings):
             XDogeError: the file that `initial` names has other sources, or gives a source no weight while there is no
                 floor.
         """
-        trained = self._trained_tokens(store)
-        if self.initial in INITIAL:
-            masses = strategy_weights("uniform", trained, level=self.initial).sources
-        else:
-            masses = WeightSet.load(self.initial).sources
+        trained, masses = self._trained_tokens(store), self._initial_masses(store)
+        if self.initial not in INITIAL:
             named = [source for source in masses if source not in self.held_out]
             if difference := names_that_differ(self.initial, named, "the fit", trained):
                 raise XDogeError(f"{argument('initial', self.initial)} has other sources: {difference}.")
@@ -184,6 +183,12 @@ class FitSettings(ProxySettings):
         projected = project([masses[source] for source in trained], floor=self.floor)
         weights = dict(zip(trained, projected.tolist(), strict=True))
         return np.array([weights.get(source, 0.0) for source in store.sources])
+
+    def _initial_masses(self, store: TokenStore) -> Mapping[str, float]:
+        """Return what `initial` says of each source, before the floor."""
+        if self.initial in INITIAL:
+            return strategy_weights("uniform", self._trained_tokens(store), level=self.initial).sources
+        return read_source_weights(self.initial, store.tokens()).sources
 
     def _trained_tokens(self, store: TokenStore) -> dict[str, int]:
         """Return the training tokens of each source that the proxy trains on."""
@@ -252,9 +257,19 @@ class FitSettings(ProxySettings):
         if silent:
             lines.append(f"no validation sequence of {self.sequence_length} tokens, so no loss: {', '.join(silent)}")
         counts = self.sequences_seen(store)
-        few = [f"{source} ({count})" for source, count in counts.items() if count < FEW_SEQUENCES]
-        if few and self.score == "unbiased":
-            lines.append(f"few sequences, so their own products are estimated too low: {', '.join(few)}")
+        short = [f"{source} ({count})" for source, count in counts.items() if count < FEW_SEQUENCES]
+        if short and self.score == "unbiased":
+            lines.append(f"few sequences, so their own products are estimated too low: {', '.join(short)}")
+        if self.initial not in INITIAL:
+            masses, weights = self._initial_masses(store), self.initial_weights(store).tolist()
+            total = sum(masses[source] for source in self._trained_tokens(store))
+            lifted = [
+                f"{source} from {masses[source] / total:.4g} to {weight:.4g}"
+                for source, weight in zip(store.sources, weights, strict=True)
+                if masses[source] / total < weight == self.floor
+            ]
+            if lifted:
+                lines.append(f"{self.initial} has weights below the floor, which were raised: {few(lifted)}")
         if self.batch == "sampled" and self.score == "unbiased" and self.floor * self.batch_size < 1:
             lines.append(
                 f"a source at the floor is drawn twice, and so scored, in few batches of {self.batch_size}; "
@@ -310,7 +325,7 @@ class FitSettings(ProxySettings):
             )
         if self.initial not in INITIAL and not Path(self.initial).exists():
             raise XDogeError(
-                f"{argument('initial')} is {self.initial!r}; it must be languages, sources or an existing weights.json."
+                f"{argument('initial')} is {self.initial!r}; it must be languages, sources or a file of weights."
             )
         name = (self.no_worse_than or "").rpartition(":")[0]
         if name and name not in STRATEGIES and not Path(name).exists():

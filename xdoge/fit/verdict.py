@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xdoge.errors import MOST_NAMES
+from xdoge.errors import few
 from xdoge.mixtures.weights import WeightSet
 from xdoge.names import language_of
 from xdoge.training.run_folder import RunFolder
@@ -21,7 +21,12 @@ count as settled. Fits of 400 steps that had settled differed by 0.02 to 0.04. F
 their start differed by 0.09 to 0.10 (docs/experiments.md)."""
 
 SHORT = 0.25
-"""Least part of its recipe's tokens that a proxy should have trained on. We chose this value without a measurement."""
+"""Least part of its recipe's tokens, and of its steps, that a proxy should have trained on. We chose this value without
+a measurement."""
+
+FEW_STEPS = 40
+"""Least number of steps that tells whether the weights settled: the last tenth of fewer steps has at most three. We
+chose this value without a measurement."""
 
 REPEATED = 50
 """Ratio of a source's weight to its share of the corpus from which on the verdict warns of repetition. A run of as many
@@ -38,9 +43,12 @@ def fit_verdict(weights: WeightSet, run: RunFolder, store: TokenStore) -> list[s
     """
     faults: dict[str, str] = {}  # what is wrong: what helps
     praise = "have no fault that shows here"
+    steps, of_recipe = weights.method["steps"], weights.proxy["steps"]
     if run.trajectory.exists():
         distance, language, last = _moved(weights, run)
         praise = "settled (the last tenth of the steps agrees with the mean over all)"
+        if steps < FEW_STEPS:
+            praise = f"come from {steps} step{'s' * (steps != 1)}, too few to tell whether they settled"
         if distance > MOVING:
             faults[
                 f"they were still moving ({language} has {last:.3f} over the last tenth of the steps and "
@@ -50,15 +58,17 @@ def fit_verdict(weights: WeightSet, run: RunFolder, store: TokenStore) -> list[s
         faults[f"the proxy trained on {part:.2g} of its recipe's tokens"] = (
             "take the recipe's steps and sequence_length, or a smaller proxy"
         )
+    elif steps < SHORT * of_recipe:
+        faults[f"the proxy trained for {steps:,} steps, and its recipe has {of_recipe:,}"] = "take the recipe's steps"
     length = int(weights.method["sequence_length"])
     silent = [source for source, n in store.sequence_counts(length, split="validation").items() if not n]
     if silent:
-        faults[f"nothing measured the loss of {_few(silent)}, which has no validation sequence"] = (
+        faults[f"nothing measured the loss of {few(silent)}, which has no validation sequence"] = (
             "prepare the store with more validation text, or lower sequence_length"
         )
     if repeated := _repeated(weights):
         named = [f"{source} {times:,.0f} times" for source, times in repeated.items()]
-        faults[f"some weights are far above the share of the corpus ({_few(named)}), so a run repeats that text"] = (
+        faults[f"some weights are far above the share of the corpus ({few(named)}), so a run repeats that text"] = (
             "cap the passes with xdoge mix --max-epochs"
         )
     what = (
@@ -67,11 +77,6 @@ def fit_verdict(weights: WeightSet, run: RunFolder, store: TokenStore) -> list[s
         else f"These weights {praise}, but they are one draw: another seed gives others."
     )
     return [what, f"Next: {'; '.join([*faults.values(), 'fit two more seeds and average them with xdoge merge'])}."]
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
-    return ", ".join(names[:MOST_NAMES]) + more
 
 
 def _moved(weights: WeightSet, run: RunFolder) -> tuple[float, str, float]:

@@ -12,9 +12,9 @@ import numpy as np
 from xdoge.errors import XDogeError, names_that_differ
 from xdoge.io import read_json
 from xdoge.laws.bootstrap import difference_halves
-from xdoge.laws.csv_files import read_mixture
 from xdoge.laws.optimize import KNOWS, reference_mixtures
 from xdoge.laws.problem import Floats
+from xdoge.mixtures.csv_files import read_mixture
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.weights import WeightSet
 from xdoge.names import language_of

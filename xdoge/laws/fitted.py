@@ -16,7 +16,6 @@ import numpy as np
 
 from xdoge.errors import XDogeError, argument, names_that_differ
 from xdoge.io import read_json, write_json
-from xdoge.laws.csv_files import Table, as_mixtures, match_own
 from xdoge.laws.effective import Effective, fit_effective
 from xdoge.laws.intervals import Intervals, calibrate, novelty, novelty_among
 from xdoge.laws.problem import FORMS, Floats, Problem
@@ -24,6 +23,7 @@ from xdoge.laws.rivals import has_lightgbm
 from xdoge.laws.scores import Scores, score
 from xdoge.laws.stack import FITS, READERS, STACKED, folds, stack_weights
 from xdoge.laws.transfer import WORTH_IT, TransferIntervals, candidates_of_prior, transfer_intervals
+from xdoge.mixtures.csv_files import Table, as_mixtures, match_own
 from xdoge.names import check_seed
 from xdoge.progress import Event, OnProgress, silent
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from xdoge.analysis.page import Figure, Section, render
 from xdoge.analysis.tables import NONE, TextTable, number
-from xdoge.analysis.verdicts import few
+from xdoge.errors import few
 from xdoge.study.findings import MACRO, WORST, Findings
 from xdoge.study.intervals import CONFIDENCE
 from xdoge.study.predictions import prediction_tables

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from xdoge.analysis.verdicts import few
+from xdoge.errors import few
 from xdoge.study.intervals import CONFIDENCE, MOST_SEEDS, Interval
 
 MANY = 20

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from xdoge.errors import XDogeError, argument, names_that_differ
-from xdoge.laws.problem import Floats
+from xdoge.mixtures.simplex import Floats
 from xdoge.names import language_of
 
 SUM_TOLERANCE = 0.02

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from xdoge.errors import XDogeError
-from xdoge.laws.csv_files import align, match_own, read_counts, read_mixtures, read_table
+from xdoge.mixtures.csv_files import align, match_own, read_counts, read_mixtures, read_table
 
 
 def write(path, text):
