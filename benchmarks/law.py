@@ -37,11 +37,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per process
 
 import numpy as np
 
-from xdoge.laws.csv_files import align, read_mixtures, read_table
 from xdoge.laws.law import FitSettings, MixtureLaw
 from xdoge.laws.rivals import has_lightgbm
 from xdoge.laws.scores import score
 from xdoge.laws.stack import FITS
+from xdoge.mixtures.csv_files import align, read_mixtures, read_table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from law_swarms import NAMES, known_law
