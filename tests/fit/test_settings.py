@@ -144,6 +144,12 @@ def test_a_fit_starts_at_plain_weights_as_mix_takes_them(store, recipe, tmp_path
             FitSettings.for_store(store, options | {"initial": str(tmp_path / "sources.json")}).initial_weights(store)
 
 
+def test_a_trained_model_is_no_proxy_of_a_fit(store, tmp_path):
+    for model in (str(tmp_path), "org/model"):
+        with pytest.raises(XDogeError, match=f"{model}.*from scratch.*swarm"):
+            FitSettings.for_store(store, {"proxy": model})
+
+
 def test_help_names_every_setting_with_its_default():
     text = settings_help(FitSettings)
     for name in FitSettings.model_fields:

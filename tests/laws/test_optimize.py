@@ -13,7 +13,17 @@ from scipy.optimize import LinearConstraint, minimize
 from xdoge.errors import XDogeError
 from xdoge.laws.bootstrap import difference_halves, misfit_of_worst
 from xdoge.laws.law import FitSettings, MixtureLaw
-from xdoge.laws.optimize import OptimizeSettings, Programme, _gain, at_budget, project, reference_mixtures
+from xdoge.laws.optimize import (
+    Gain,
+    OptimizeSettings,
+    Programme,
+    _gain,
+    _verdict,
+    at_budget,
+    project,
+    reference_mixtures,
+    unseen_epochs,
+)
 from xdoge.mixtures.mixture import Mixture
 from xdoge.mixtures.strategies import strategy_weights
 
@@ -228,6 +238,26 @@ def test_equal_shares_of_sources_are_those_that_mix_plans(counts):
         strategy_weights("unimax", counts), available_tokens=counts, budget_tokens=800_000, max_epochs=2
     )
     assert references["unimax"] == pytest.approx([share.weight for share in plan.sources.values()], abs=1e-5)
+
+
+def test_the_verdict_names_who_pays_the_largest_rise_first():
+    rows = {"en": (0.02, 0.01, 0.03), "eu": (-0.0123, -0.02, -0.005), "gl": (-0.03, -0.05, -0.01), "es": (-1e-6, -1, 1)}
+    gain = Gain("uniform", 0.006, 0.005, 0.001, 0.009, rows)
+    said = _verdict(gain, "mean", keep=False, breaks=False, far=False)
+    assert "lowers the mean loss by 0.0050 (90 % interval 0.0010 to 0.0090) against equal shares." in said
+    assert said.endswith("raises the loss of gl by 0.0300 (+0.0100 to +0.0500), eu by 0.0123 (+0.0050 to +0.0200).")
+    assert "No evaluation" in _verdict(replace(gain, evaluations={"en": rows["en"]}), "mean", False, False, False)
+
+
+def test_passes_that_no_run_made_are_told_by_mixture_and_source():
+    law = fitted(known_law(passes=PASSES), n=24, tokens=COUNTS, budget_tokens=BUDGET)
+    most = law.shares.max(axis=0)
+    share = most / most.sum()
+    assert unseen_epochs(law, law, {"plain": share}) == []
+    (line,) = unseen_epochs(at_budget(law, 100 * BUDGET), law, {"plain": share, "none": np.zeros(len(share))})
+    name = law.problem.sources[-1]
+    assert line.startswith("plain reads text more often than any run did")
+    assert f"{name} {100 * share[-1] * PASSES[-1]:.3g} times (the runs {most[-1] * PASSES[-1]:.3g})" in line
 
 
 def test_equal_shares_that_break_the_caps_give_way_to_unimax():

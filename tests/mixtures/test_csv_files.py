@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from xdoge.errors import XDogeError
-from xdoge.mixtures.csv_files import align, match_own, read_counts, read_mixtures, read_table
+from xdoge.laws.own_sources import match_own
+from xdoge.mixtures.csv_files import align, read_counts, read_mixtures, read_table
 
 
 def write(path, text):

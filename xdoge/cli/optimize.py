@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from rich import box
 from rich.table import Table as Drawn
@@ -75,20 +76,24 @@ def optimize(
     as_json: Json = False,
 ) -> None:
     from xdoge.laws.law import MixtureLaw
-    from xdoge.laws.optimize import parse_limit
+    from xdoge.laws.optimize import at_budget, parse_limit, unseen_epochs
 
     refuse_taken(out, force)
     fitted = MixtureLaw.load(law)
     if out is not None:
         _refuse_names(fitted, out)
+    budget = None if budget_tokens is None else as_count(budget_tokens, "--budget")
     optimum = fitted.optimize(
         objective,
         no_worse_than=parse_limit("no_worse_than", no_worse_than),
         mean_no_worse_than=parse_limit("mean_no_worse_than", mean_no_worse_than),
         max_epochs=max_epochs,
-        budget_tokens=None if budget_tokens is None else as_count(budget_tokens, "--budget"),
+        budget_tokens=budget,
         anywhere=anywhere,
     )
+    best = np.array(list(optimum.shares.values()))
+    for line in unseen_epochs(at_budget(fitted, budget), fitted, {"the optimum": best}):
+        print(f"warning: {line}", file=sys.stderr)
     shares = fitted.source_weights(optimum.shares if force_optimum else optimum.recommended)
     if out is not None:
         _write(out, law, optimum, dict(shares))

@@ -68,7 +68,7 @@ def predict(
 ) -> None:
     from xdoge.io import write_text
     from xdoge.laws.law import MixtureLaw
-    from xdoge.laws.optimize import at_budget
+    from xdoge.laws.optimize import at_budget, unseen_epochs
 
     refuse_taken(out, force)
     if out is not None and out.suffix != ".csv":
@@ -87,6 +87,8 @@ def predict(
             f"warning: far from all runs, so their intervals may be too narrow: {', '.join(far[:5])}{more}",
             file=sys.stderr,
         )
+    for line in unseen_epochs(fitted, loaded, dict(zip(names, shares, strict=True))):
+        print(f"warning: {line}", file=sys.stderr)
     if out is not None:
         write_text(out, tidy(names, prediction))
     if as_json:

@@ -148,6 +148,8 @@ def _seeds(text: str) -> list[int]:
 
 def print_plan(planned: Swarm, store: TokenStore, target_parameters: str | None, *, as_json: bool) -> None:
     """Print the mixtures that are known before anything is trained, and what the swarm costs."""
+    from xdoge.training.pace import duration
+
     settings = planned.settings
     if not as_json:
         _print_mixtures(planned)
@@ -169,7 +171,7 @@ def print_plan(planned: Swarm, store: TokenStore, target_parameters: str | None,
         return
     print(
         f"{settings.runs} trainings of {settings.proxy_tokens:,} tokens: {flops:.2e} FLOP, "
-        f"about {hours:.2f} hours here, one at a time (from a few timed steps)"
+        f"about {duration(hours * 3600)} here, one at a time (from a few timed steps)"
     )
     if target is not None:
         print(f"that is {flops / target:.2%} of the target's training, 6 N D = {target:.2e} FLOP")

@@ -12,7 +12,7 @@ import numpy as np
 from xdoge.errors import XDogeError, names_that_differ
 from xdoge.io import read_json
 from xdoge.laws.bootstrap import difference_halves
-from xdoge.laws.optimize import KNOWS, reference_mixtures
+from xdoge.laws.optimize import KNOWS, reference_mixtures, unseen_epochs
 from xdoge.laws.problem import Floats
 from xdoge.mixtures.csv_files import read_mixture
 from xdoge.mixtures.mixture import Mixture
@@ -117,6 +117,7 @@ def outlook(law: FittedLaw, candidates: Mapping[str, Candidate]) -> Outlook:
     rows = [row for place, name in enumerate(shares, 1) for row in _rows(name, prediction, place, halves[place - 1])]
     far = [name for name, outside in zip(shares, prediction.extrapolated[1:].tolist(), strict=True) if outside]
     notes += [f"{name} is far from all runs, so its intervals may be too narrow." for name in far]
+    notes += unseen_epochs(law, law, shares)
     notes += _other_budgets(law, {name: candidates[name] for name in shares})
     return Outlook(rows, tuple(notes))
 

@@ -18,12 +18,13 @@ from xdoge.errors import XDogeError, argument, names_that_differ
 from xdoge.io import read_json, write_json
 from xdoge.laws.effective import Effective, fit_effective
 from xdoge.laws.intervals import Intervals, calibrate, novelty, novelty_among
+from xdoge.laws.own_sources import match_own
 from xdoge.laws.problem import FORMS, Floats, Problem
 from xdoge.laws.rivals import has_lightgbm
 from xdoge.laws.scores import Scores, score
 from xdoge.laws.stack import FITS, READERS, STACKED, folds, stack_weights
 from xdoge.laws.transfer import WORTH_IT, TransferIntervals, candidates_of_prior, transfer_intervals
-from xdoge.mixtures.csv_files import Table, as_mixtures, match_own
+from xdoge.mixtures.csv_files import Table, as_mixtures
 from xdoge.names import check_seed
 from xdoge.progress import Event, OnProgress, silent
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from scipy.optimize import minimize, nnls
 
-from xdoge.errors import XDogeError, argument
+from xdoge.errors import XDogeError, argument, few
 from xdoge.laws.bootstrap import QUANTILE, SIMULATIONS, misfit, misfit_of_worst, simulated
 from xdoge.laws.effective import fit_effective
 from xdoge.laws.intervals import calibrate, novelty, novelty_among
@@ -38,6 +38,8 @@ FLOOR = 1e-4
 """Least share in the search with a stack, whose derivatives are infinite at a share of 0."""
 LEVEL = 0.9
 KNOWS = "fit it on a swarm, or with token counts and a budget"
+BEYOND = 1.1
+"""Passes over a source, in those of the run that read it most often, from which a prediction is a guess."""
 SAMPLES = 4000
 """Number of random mixtures that are tried for a form without derivatives."""
 
@@ -499,6 +501,31 @@ def at_budget(law: Law, budget_tokens: int | None) -> Law:
     )
 
 
+def unseen_epochs(law: FittedLaw, runs: FittedLaw, shares: Mapping[str, Floats]) -> list[str]:
+    """Return a line for each mixture that repeats a source more often than any run did.
+
+    Args:
+        law: at the budget of the mixtures, as `at_budget` returns it.
+        runs: the law as it was fitted.
+        shares: of each mixture by its name, shape (k,).
+    """
+    of_runs = runs.run_passes or runs.problem.passes
+    if law.problem.passes is None or of_runs is None:
+        return []
+    most = runs.shares.max(axis=0) * np.array(of_runs)
+    lines = []
+    for name, share in shares.items():
+        epochs = share * np.array(law.problem.passes)
+        over = [
+            f"{source} {epochs[j]:.3g} times (the runs {most[j]:.3g})"
+            for j, source in enumerate(law.problem.sources)
+            if epochs[j] > max(1.0, most[j]) * BEYOND
+        ]
+        if over:
+            lines.append(f"{name} reads text more often than any run did, so its losses are a guess: {few(over)}.")
+    return lines
+
+
 def _residuals_of_effective(law: FittedLaw) -> Floats:
     """Return the cross-validated residuals of the effective-data law alone, shape (n, L)."""
     assigned, predicted = folds(law.shares, 0), np.empty_like(law.losses)
@@ -672,5 +699,15 @@ def _verdict(gain: Gain, objective: str, keep: bool, breaks: bool, far: bool) ->
         return f"keep {equal}: the predicted gain of the optimum in the {what} is {numbers}, so it may gain nothing."
     tail = " It lies far from all runs: train a few runs near it before you trust it." if far else ""
     if breaks and gain.low <= 0:
-        return f"use the optimum: {equal} break a limit; its gain over them in the {what} is {numbers}.{tail}"
-    return f"use the optimum: it lowers the {what} by {numbers} against {equal}.{tail}"
+        gained = f"its gain over them in the {what} is {numbers}"
+        return f"use the optimum: {equal} break a limit; {gained}.{_payers(gain)}{tail}"
+    interval = f"(90 % interval {gain.low:.4f} to {gain.high:.4f})"
+    lowers = f"it lowers the {what} by {gain.charged:.4f} {interval} against {equal}"
+    return f"use the optimum: {lowers}.{_payers(gain)}{tail}"
+
+
+def _payers(gain: Gain) -> str:
+    """Return a sentence that names the evaluations whose losses rise, by how much, the largest rise first."""
+    rises = sorted((value, name) for name, value in gain.evaluations.items() if round(value[0], 4) < 0)
+    told = few([f"{name} by {-charged:.4f} ({-high:+.4f} to {-low:+.4f})" for (charged, low, high), name in rises])
+    return f" It raises the loss of {told}." if rises else " No evaluation is predicted to lose."

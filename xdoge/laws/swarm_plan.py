@@ -489,8 +489,7 @@ class Swarm:
         if self.noise and not self.noise.suffices:
             raise XDogeError(
                 f"{self.path}: {self.describe_noise()}. Seeds count for more than mixtures, so no law can be learned. "
-                f"Start another swarm with more {argument('steps')}, a lower {argument('learning_rate')}, a larger "
-                f"{argument('averaging')} or more {argument('eval_sequences')}."
+                "Start another swarm with more steps, a lower learning_rate, a larger averaging or more eval_sequences."
             )
         waiting = [run for run in self.runs if run.name not in results]
         if self.noise is None:

@@ -79,7 +79,7 @@ class Pace:
         if seconds < DAY:
             return
         self.told = True
-        self.on_note(f"note: this takes {how} {_duration(seconds)} here; {self._way_out(seconds)}")
+        self.on_note(f"note: this takes {how} {duration(seconds)} here; {self._way_out(seconds)}")
 
     def _way_out(self, seconds: float) -> str:
         """Return advice: the largest proxy that takes at most half a day according to its FLOPs, or the smallest."""
@@ -95,7 +95,7 @@ class Pace:
         if not times:
             return "take fewer steps, or a faster machine"
         name = max((name for name in times if times[name] <= DAY / 2), key=times.__getitem__, default=next(iter(times)))
-        return f"a smaller proxy, {name} with its recipe's steps, takes about {_duration(times[name])}"
+        return f"a smaller proxy, {name} with its recipe's steps, takes about {duration(times[name])}"
 
 
 def matrix_flops_per_second(size: int = 1024) -> float:
@@ -111,8 +111,9 @@ def matrix_flops_per_second(size: int = 1024) -> float:
     return 2 * size**3 / min(times)
 
 
-def _duration(seconds: float) -> str:
-    days, hours = seconds / DAY, seconds / 3600
-    if days >= 2:
-        return f"{days:,.0f} days"
-    return f"{hours:.0f} hours" if hours >= 2 else f"{max(1, seconds / 60):.0f} minutes"
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: days, hours, minutes or seconds, from two of each on."""
+    for size, unit in ((DAY, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{max(2, seconds):.0f} seconds"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
@@ -10,7 +11,7 @@ from pydantic import Field
 from xdoge.config import Config, Seed, count_or
 from xdoge.errors import XDogeError, argument, likely_name
 from xdoge.models.flops import training_flops
-from xdoge.models.recipes import Recipe, load_recipe
+from xdoge.models.recipes import Recipe, load_recipe, recipe_names
 from xdoge.training.eval_schedule import eval_schedule, with_schedule
 
 if TYPE_CHECKING:
@@ -99,7 +100,13 @@ class ProxySettings(Config):
             XDogeError: a setting is unknown or not allowed.
         """
         k = sum(map(len, languages.values()))
-        recipe = load_recipe(str(options.get("proxy", cls.model_fields["proxy"].default)))
+        proxy = str(options.get("proxy", cls.model_fields["proxy"].default))
+        if Path(proxy).suffix not in (".yaml", ".yml") and (Path(proxy).is_dir() or "/" in proxy):
+            raise XDogeError(
+                f"{argument('proxy')} {proxy!r} is no recipe; this command trains a proxy from scratch, by a recipe "
+                f"({', '.join(recipe_names())}) or a .yaml file of one. A swarm can continue from a trained model."
+            )
+        recipe = load_recipe(proxy)
         steps = count_or(recipe.steps, options.get("steps", recipe.steps))
         values = {
             **{key: getattr(recipe, key) for key in ("steps", "sequence_length", "learning_rate")},

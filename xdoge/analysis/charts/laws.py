@@ -24,7 +24,7 @@ from xdoge.analysis.charts.drawing import (
     spread_out,
 )
 from xdoge.errors import XDogeError
-from xdoge.mixtures.csv_files import plain_names
+from xdoge.laws.own_sources import plain_names
 
 if TYPE_CHECKING:
     from xdoge.laws.candidates import Candidate
