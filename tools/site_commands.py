@@ -15,7 +15,11 @@ from xdoge.cli import app
 
 def on_files(files: Files, *, config: MkDocsConfig, **_: Any) -> Files:
     """Add reference/commands.md with the help of every command to the files of the site."""
-    command = get_command(app)
-    text = get_docs_for_click(obj=command, ctx=Context(command, info_name="xdoge"), name="xdoge", title="Command line")
+    group = get_command(app)
+    for command in group.commands.values():
+        command.short_help = (command.help or "").partition("\n\n")[0]  # whole: click would cut it to 45 letters
+    text = get_docs_for_click(obj=group, ctx=Context(group, info_name="xdoge"), name="xdoge", title="Command line")
+    for name in group.commands:
+        text = text.replace(f"* `{name}`: ", f"* [`{name}`](#xdoge-{name}): ", 1)
     files.append(File.generated(config, "reference/commands.md", content=text))
     return files
