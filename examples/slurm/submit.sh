@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Submit all jobs, each after those it reads from. Options go to every sbatch: ./submit.sh --account=a --partition=gpu
-# They are options of sbatch, written --name=value. The settings of the jobs stand in settings.sh.
-# Submitted again, what is finished ends at once and what was stopped goes on.
+# Submit all jobs, each after the jobs whose results it reads. Options of sbatch are passed on to every job, and must
+# have the form --name=value: ./submit.sh --account=a --partition=gpu. The settings of the jobs are in settings.sh.
+# If you submit again, finished commands end at once and stopped ones continue.
 # shellcheck source=settings.sh
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,7 +12,7 @@ fail() {
   exit 2
 }
 
-# Whatever can be wrong is said before anything is submitted.
+# Report mistakes before any job is submitted.
 for option in "$@"; do
   case $option in
     -h | --help)
@@ -28,13 +28,13 @@ command -v sbatch >/dev/null || fail "there is no sbatch here; run it on the log
 [[ $SEEDS =~ ^[1-9][0-9]*$ ]] || fail "SEEDS=$SEEDS is no number of seeds; set it to 1 or more."
 [ -n "${SIZES// /}" ] || fail "SIZES is empty; name a proxy, such as SIZES=60m."
 
-# The login node has a network, the others have none.
+# The login node has a network. The other nodes have none.
 if [ -n "$SUITE" ]; then
   $XDOGE eval --prefetch --suite "$SUITE"
 fi
 mkdir -p "$RUNS/logs"
 
-# Print the number of the job that runs a script; what is left of a chain that broke is cancelled.
+# Submit a script and print the number of its job. Slurm cancels the job if one before it fails.
 submit() {
   local script=$1 && shift
   sbatch --parsable --kill-on-invalid-dep=yes --output="$RUNS/logs/%x-%j.log" "$@" \
