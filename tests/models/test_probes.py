@@ -50,6 +50,26 @@ def text(tmp_path):
     return {"en": Text((tmp_path / "text.txt",))}
 
 
+class RulesOut(nn.Module):
+    """Rules a token out with -inf, as models with a padded vocabulary do; sees the future if it is told to."""
+
+    def __init__(self, sees: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head, self.sees = nn.Embedding(30, 8), nn.Linear(8, 30), sees
+
+    def forward(self, input_ids):
+        hidden = self.embed(input_ids)
+        hidden = hidden + hidden.mean(1, keepdim=True) if self.sees else hidden
+        return self.head(hidden).masked_fill(torch.arange(30) == 29, -torch.inf)
+
+
+def test_a_model_that_rules_tokens_out_is_still_compared():
+    refuse_future(RulesOut(False), "it")
+    with pytest.raises(XDogeError, match="future"):
+        refuse_future(RulesOut(True), "it")
+
+
 SEE_THE_FUTURE = {
     "a Bert": lambda: make("Bert", **WIDE, is_decoder=False),
     "XLM": lambda: make("XLM", vocab_size=258, emb_dim=16, n_layers=1, n_heads=2),

@@ -74,6 +74,26 @@ def test_weights_of_another_architecture_are_refused(broken):
     refused(broken, "missing", "transformer.h.0")
 
 
+def test_integers_in_place_of_weights_are_refused_by_name(broken):
+    name = "model.layers.0.mlp.up_proj.weight"
+    change_tensors(broken, lambda tensors: tensors.update({name: (tensors[name] * 100).to(torch.int8)}))
+    refused(broken, name, "I8")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_adapter_is_refused_whether_its_base_lies_beside_it_or_not(broken, kept):
+    (broken / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    if not kept:
+        (broken / "config.json").unlink()
+    refused(broken, "adapter")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_no_numbers_are_refused(broken, value):
+    change_tensors(broken, lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"].fill_(float(value)))
+    refused(broken, "NaN")
+
+
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])
 def test_a_safetensors_file_that_is_cut_off_is_refused_by_name(broken, cut):
     file = broken / "model.safetensors"

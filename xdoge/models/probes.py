@@ -48,6 +48,10 @@ def refuse_future(model: Any, name: str, *, length: int = TOKENS) -> None:
     positions = _PositionTables(len(ids))
     with foreign_errors(f"{name} fails on {len(ids)} tokens"), evaluating(model), positions:
         logits = _logits(model, rows)
+    if logits.isnan().any():
+        raise XDogeError(
+            f"{name} computes NaN on {len(ids)} tokens; its weights are damaged, or overflow {logits.dtype}."
+        )
     moves = [_distance(logits[row, :cut], logits[0, :cut], logits) for row, cut in enumerate(cuts, start=1)]
     if sorted(moves)[len(moves) // 2] > _tolerance(logits):  # median: rounding may route a token to another expert
         config = getattr(model, "config", None)
@@ -82,7 +86,7 @@ def refuse_leaks(model: Any, *, length: int = TOKENS) -> None:
     with foreign_errors(f"{type(model).__name__} fails on two documents"), evaluating(model):
         packed = model(input_ids=ids[None], position_ids=positions, use_cache=False).logits[0, start:]
         alone = _logits(model, ids[None, start:])[0]
-    if _distance(packed, alone, alone) > _tolerance(alone):
+    if not _distance(packed, alone, alone) <= _tolerance(alone):  # NaN is no distance
         raise XDogeError(
             f"{advice} does not: the document before moves its predictions. Use {argument('documents', 'ignore')}."
         )
@@ -158,8 +162,12 @@ def _logits(model: Any, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _distance(logits: torch.Tensor, others: torch.Tensor, scale: torch.Tensor) -> float:
-    """Return the largest difference, in standard deviations of `scale`."""
-    return float((logits - others).float().abs().max() / scale.float().std())
+    """Return the largest difference, in standard deviations of `scale`.
+
+    A model may rule tokens out with infinities, which are equal or infinitely far.
+    """
+    moved = torch.where(logits == others, 0, logits - others).abs()
+    return float(moved.max() / scale[scale.isfinite()].float().std())
 
 
 def _tolerance(logits: torch.Tensor) -> float:

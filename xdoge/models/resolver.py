@@ -14,7 +14,7 @@ from xdoge.errors import XDogeError, argument, importing
 from xdoge.io import sha256_file
 from xdoge.models.memory import memory_errors
 from xdoge.models.tokenizers import model_file
-from xdoge.models.weight_files import check_files, check_size, foreign_errors, refuse_wrong_keys
+from xdoge.models.weight_files import check_files, check_size, foreign_errors, refuse_adapter, refuse_wrong_keys
 from xdoge.names import shown
 
 LONGEST = 2048
@@ -58,6 +58,7 @@ class CausalModel:
         """
         name = model_folder(name)
         folder = Path(name)
+        refuse_adapter(folder)
         if folder.is_dir() and not (folder / "config.json").is_file():
             inside = [str(file.parent) for file in sorted(folder.glob("*/config.json"))]
             hint = f"; a model lies in {' and '.join(inside)}" if inside else ""

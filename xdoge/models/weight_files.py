@@ -24,6 +24,7 @@ MOST_PARTS = 10_000
 """Most layers or experts. No model has more, and transformers would create them all before it reads the weights."""
 
 _PARTS = re.compile(r"layers?$|experts?$|blocks?$|depth")
+_INTEGER, _WEIGHT = re.compile(r"[IU]\d+"), re.compile(r"(weight|proj)$")
 _HEADER = 8  # bytes of a safetensors file that hold the length of its header
 
 
@@ -34,7 +35,8 @@ def check_files(folder: Path) -> None:
         XDogeError: config.json has an absurd number of layers or experts, an index names a file outside the folder, or
             a safetensors file is truncated.
     """
-    for key, value in _numbers(read_json(folder / "config.json")):
+    config = read_json(folder / "config.json")
+    for key, value in _numbers(config):
         if _PARTS.search(key) and value > MOST_PARTS:
             raise XDogeError(f"{folder / 'config.json'}: {key} is {shown(value)}; no model has over {MOST_PARTS:,}.")
     for index in sorted(folder.glob("*.index.json")):
@@ -45,7 +47,21 @@ def check_files(folder: Path) -> None:
             if not isinstance(name, str) or Path(name).name != name:
                 raise XDogeError(f"{index} names {shown(name)}, which is no file of that folder.")
     for file in sorted(folder.glob("*.safetensors")):
-        tensor_sizes(file)
+        for name, (kind, _) in _tensors(file).items():
+            if _INTEGER.fullmatch(kind) and _WEIGHT.search(name) and not config.get("quantization_config"):
+                raise XDogeError(
+                    f"{file}: {name} holds integers ({kind}), as in a quantised model, and config.json has no "
+                    "quantization_config that says how to read them."
+                )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise XDogeError if a folder holds an adapter: transformers leaves it out where peft is not installed."""
+    if (folder / "adapter_config.json").exists():
+        raise XDogeError(
+            f"{folder} holds an adapter (adapter_config.json), which xdoge does not apply. Merge it into its base "
+            "model with peft's merge_and_unload, and save the result to another folder."
+        )
 
 
 def check_size(folder: Path, parameters: int) -> None:
@@ -61,7 +77,7 @@ def check_size(folder: Path, parameters: int) -> None:
         XDogeError: the configuration and the weights do not match.
     """
     files = sorted(folder.glob("*.safetensors"))
-    held = sum(sum(tensor_sizes(file).values()) for file in files)
+    held = sum(size for file in files for _, size in _tensors(file).values())
     if files and parameters > 2 * held:
         raise XDogeError(
             f"{folder / 'config.json'} describes a model of {parameters:,} parameters, and its weights hold {held:,}; "
@@ -69,11 +85,11 @@ def check_size(folder: Path, parameters: int) -> None:
         )
 
 
-def tensor_sizes(file: Path) -> dict[str, int]:
-    """Return the number of elements of each tensor in a safetensors file, from its header.
+def _tensors(file: Path) -> dict[str, tuple[str, int]]:
+    """Return the type and the number of elements of each tensor of a safetensors file, from its header.
 
     Raises:
-        XDogeError: the file is truncated, or is not a safetensors file.
+        XDogeError: the file is cut off, or no safetensors file.
     """
     size = file.stat().st_size
     try:
@@ -86,7 +102,7 @@ def tensor_sizes(file: Path) -> dict[str, int]:
         end = _HEADER + length + max((value["data_offsets"][1] for value in tensors.values()), default=0)
         if size != end:
             raise ValueError(f"it has {size:,} bytes, and its header says {end:,}")
-        return {name: math.prod(value["shape"]) for name, value in tensors.items()}
+        return {name: (str(value["dtype"]), math.prod(value["shape"])) for name, value in tensors.items()}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise XDogeError(f"{file} is damaged or cut off: {_line(error)}. Copy or download it again.") from error
 
@@ -149,4 +165,8 @@ def _some(keys: list[str]) -> str:
 
 
 def _line(error: Exception) -> str:
+    if type(error).__name__ == "UnpicklingError":  # whose message advises to load any pickle
+        return "it holds more than tensors, and xdoge runs no pickles"
+    if isinstance(error, KeyError):
+        return f"{error} is unknown or missing"
     return shorten(str(error), 200) or type(error).__name__  # shortened at a word, so that URLs stay whole
