@@ -20,7 +20,7 @@ from xdoge.io import locked
 from xdoge.laws import swarm as swarm_module
 from xdoge.laws import swarm_run
 from xdoge.laws.law import MixtureLaw
-from xdoge.laws.swarm import begin, run_swarm, work
+from xdoge.laws.swarm import begin, run_swarm, work, worker_environments
 from xdoge.laws.swarm_plan import Noise, Swarm
 from xdoge.laws.swarm_run import RunResult, Training, bits_per_byte
 from xdoge.laws.swarm_settings import SwarmSettings
@@ -153,6 +153,25 @@ def test_noise_above_the_spread_of_mixtures_stops_the_swarm_after_the_anchors(st
     assert swarm.describe_noise().endswith("first mixtures differ by no more than that")
     swarm.noise = Noise(0.0123, 0.0045)
     assert "0.0123 bits per byte from seed to seed, and by 0.0045 between" in swarm.describe_noise()
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "visible", "expected"),
+    [
+        ("auto", 2, None, ["0", "1", "0"]),
+        ("auto", 2, "4,GPU-7", ["4", "GPU-7", "4"]),
+        ("auto", 1, "3", [None] * 3),
+        ("auto", 0, None, [None] * 3),
+        ("cuda:1", 2, None, [None] * 3),
+    ],
+)
+def test_workers_share_the_visible_gpus(device, count, visible, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    environments = worker_environments(3, device=device)
+    assert [environment.get("CUDA_VISIBLE_DEVICES") for environment in environments] == expected
 
 
 def test_a_run_that_diverges_is_kept_and_left_out(quiet, store, recipe, tmp_path, monkeypatch):

@@ -45,6 +45,23 @@ def test_a_forked_command_prints_and_ends_like_a_new_interpreter(launcher, tmp_p
     assert logs[0].read_text().splitlines()[-1].startswith("error: the argument ")
 
 
+def test_what_an_import_prints_is_no_reply_and_commands_hold_no_pipe_of_the_server(tmp_path, monkeypatch):
+    (tmp_path / "talkative.py").write_text("import os; print('hello', flush=True); os.write(1, b'again\\n')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    launcher = Launcher(environment, forks=True, modules=("xdoge.cli", "talkative"))
+    while not launcher.ready():
+        time.sleep(0.01)
+    command = blocked(launcher, tmp_path, "log")
+    assert command.poll() is None
+    pipe = os.fstat(launcher._server.process.stdout.fileno()).st_ino
+    until = time.monotonic() + 20
+    while pipe in (held := {os.stat(file).st_ino for file in Path(f"/proc/{command.pid}/fd").iterdir()}):
+        assert time.monotonic() < until, held
+    command.kill()
+    assert command.wait() == -signal.SIGKILL
+    launcher.close()
+
+
 def test_each_command_has_its_own_group_and_takes_the_signals_that_come_at_once(launcher, tmp_path):
     first, second = (blocked(launcher, tmp_path, name) for name in ("first", "second"))
     first.terminate()

@@ -194,7 +194,10 @@ def _work_in_processes(
     """Train with several processes until all runs have ended. A signal to this process is passed on to them."""
     context = multiprocessing.get_context("spawn")
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    workers = [context.Process(target=_worker, args=(store.path, out, threads), daemon=True) for _ in range(jobs)]
+    workers = [
+        context.Process(target=_worker, args=(store.path, out, threads, environment), daemon=True)
+        for environment in worker_environments(jobs, device=Swarm.load(out).settings.device)
+    ]
     for worker in workers:
         worker.start()
     ended: set[str] = set()
@@ -216,8 +219,25 @@ def _work_in_processes(
         raise Interrupted(stop[0], f"stopped; {argument('resume', True)} continues")
 
 
-def _worker(store_path: Path, out: Path, threads: int) -> None:
+def worker_environments(jobs: int, *, device: str) -> list[dict[str, str]]:
+    """Return the environment variables of each of some workers, which share the visible GPUs evenly.
+
+    Args:
+        jobs: number of workers.
+        device: setting of the swarm; any other than "auto" holds for all workers.
+    """
+    import torch
+
+    if device != "auto" or (count := torch.cuda.device_count()) < 2:
+        return [{} for _ in range(jobs)]
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    names = visible[:count] or [str(number) for number in range(count)]
+    return [{"CUDA_VISIBLE_DEVICES": names[number % len(names)]} for number in range(jobs)]
+
+
+def _worker(store_path: Path, out: Path, threads: int, environment: dict[str, str]) -> None:
     """Train runs in a child process. Messages go to stderr."""
+    os.environ.update(environment)  # before CUDA starts
     import torch
 
     from xdoge.corpus.store import TokenStore

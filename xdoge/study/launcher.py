@@ -187,12 +187,14 @@ class _Fork(Command):
 
 def serve() -> None:
     """Import the modules named in the arguments, print an empty line, and serve requests until stdin is closed."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what an import prints is no reply
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a command unblocks them later, so that none is lost before
     for name in sys.argv[1:]:
         with contextlib.suppress(ImportError, XDogeError):  # the command that needs it reports the error
             importlib.import_module(name)
     gc.freeze()  # or a garbage collection in a child would copy all of this memory
-    print(flush=True)
+    print(file=replies, flush=True)
     context = multiprocessing.get_context("fork")
     commands: dict[int | None, ForkProcess] = {}
     for line in sys.stdin:
@@ -200,21 +202,30 @@ def serve() -> None:
         if "poll" in request:
             reply = commands[request["poll"]].exitcode
         else:
-            command = context.Process(target=_become, args=(request["start"], request["log"], threading.active_count()))
+            now = request["start"], request["log"], threading.active_count(), replies.fileno()
+            command = context.Process(target=_become, args=now)
             command.start()
             reply = command.pid
             assert reply
             with contextlib.suppress(OSError):  # the command does this too, and it may have ended
                 os.setpgid(reply, reply)
             commands[reply] = command
-        print(json.dumps(reply), flush=True)
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def _become(arguments: list[str], log: str, threads: int) -> None:
-    """Run a command in this process, which a server forked; `threads` is the number of threads of the server."""
+def _become(arguments: list[str], log: str, threads: int, replies: int) -> None:
+    """Run a command in this process, which a server forked.
+
+    Args:
+        arguments: of `xdoge`.
+        log: path of the file that gets what it prints.
+        threads: number of threads of the server.
+        replies: the server's file descriptor of that number, which is closed.
+    """
+    os.close(replies)
     os.setpgid(0, 0)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     for name, flags, numbers in ((os.devnull, os.O_RDONLY, [0]), (log, os.O_WRONLY | os.O_APPEND, [1, 2])):
