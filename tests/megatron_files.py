@@ -19,6 +19,7 @@ CODES = {np.uint8: 1, np.int8: 2, np.int16: 3, np.int32: 4, np.int64: 5, np.uint
 """Types of ids and the numbers that stand for them."""
 
 
+WORDS = "etxea mendia itsasoa eguna gaua lagun handia txikia"
 TEN = [[n + 5, 7, 8, END] for n in range(10)]
 """Ten documents of four tokens."""
 

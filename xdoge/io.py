@@ -241,11 +241,12 @@ def read_regular(path: Path, kind: str) -> bytes:
         kind: what the error message calls such a file, for example "JSON".
 
     Raises:
-        XDogeError: the file is missing, cannot be read, or is a folder, a pipe or a device.
+        XDogeError: the file is missing, cannot be read, or is a folder, a pipe, a device or a Git LFS pointer.
     """
     try:
         if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
             raise XDogeError(f"{path} is a pipe or a device, not a file.")
+        refuse_pointer(path)
         return path.read_bytes()
     except FileNotFoundError as error:
         raise XDogeError(f"{path} does not exist.") from error

@@ -172,6 +172,16 @@ def test_csv_is_never_guessed(tmp_path: Path) -> None:
     refused(path, b"text,id\n" + b"a,1\n" * 5000 + b'"b"c,1\n', "line 5002")
 
 
+def test_the_header_of_a_csv_file_that_another_was_appended_to_is_no_document(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", b"text,id\na,1\ntext,id\nb,2\n") == ["a", "", "b"]
+    assert read(tmp_path / "a.csv", b"text\na\ntext\n") == ["a", "text"]  # may be a document
+
+
+def test_lines_of_csv_may_end_with_a_carriage_return(tmp_path: Path) -> None:
+    assert read(tmp_path / "a.csv", b"text,id\ra,1\rb,2\r") == ["a", "b"]
+    assert scan(tmp_path / "a.csv", "text", name="x").rows == 2
+
+
 def test_the_dialect_of_csv_can_be_declared(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     data = b'id;text\n1;"ur \\"haur\\"; eta\\\\"\n2;plain, 3\n3;"\\\n"\n'
@@ -179,7 +189,15 @@ def test_the_dialect_of_csv_can_be_declared(tmp_path: Path) -> None:
     assert read(path, b'id;text\n1;"a ""b"""\n', CsvSpec(delimiter=";", escape="\\")) == ['a "b"']
     refused(path, b'id;text\n1;"a"b\n', "line 2", CsvSpec(delimiter=";", escape="\\"))
     assert read(path, b"id\ttext\n1\ta, b\n", CsvSpec(delimiter="\t")) == ["a, b"]
-    for settings in ({"delimiter": ";;"}, {"escape": '"'}, {"delimiter": "\n"}, {"delimiter": ";", "escape": ";"}):
+    assert read(tmp_path / "a.tsv", b'id\ttext\n1\t"a\n2\t"b"\n', CsvSpec(quote=None)) == ['"a', '"b"']
+    assert read(path, b"id,text\n1,'a, b'\n", CsvSpec(quote="'")) == ["a, b"]
+    for settings in (
+        {"delimiter": ";;"},
+        {"escape": '"'},
+        {"delimiter": "\n"},
+        {"delimiter": ";", "escape": ";"},
+        {"quote": ","},
+    ):
         with pytest.raises(ValueError, match="delimiter|escape"):
             CsvSpec.model_validate(settings)
 
@@ -205,6 +223,26 @@ def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     parquet.write_table(table, tmp_path / "a.parquet")
     refused(tmp_path / "a.parquet", None, "2 columns 'text'")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_column_without_a_value_has_no_type_and_is_empty_rows(tmp_path: Path, name: str) -> None:
+    table = pa.table({"text": pa.nulls(3), "other": pa.nulls(3)})
+    if name == "a.parquet":
+        parquet.write_table(table, tmp_path / name)
+    else:
+        with pa.ipc.new_stream(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+    assert read(tmp_path / name) == ["", "", ""]
+
+
+def test_a_json_array_without_its_end_is_refused(tmp_path: Path) -> None:
+    rows = [{"text": text} for text in TEXTS]
+    data = json.dumps(rows).encode()
+    assert read(tmp_path / "a.json", data + b"\n") == TEXTS
+    for cut in (data[:-1], data[:-1] + b",\n", b"[", json.dumps(rows[:3])[:-1].encode()):
+        refused(tmp_path / "a.json", cut, "was cut")
+    refused(tmp_path / "a.json", data + b"]", "row 2001")
 
 
 def test_binary_text_is_checked_to_be_utf8(tmp_path: Path) -> None:

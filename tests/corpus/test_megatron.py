@@ -6,48 +6,29 @@ import json
 import os
 import shutil
 import struct
-from functools import partial
-from itertools import accumulate, count, pairwise
+from itertools import accumulate, count
 
 import numpy as np
 import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from megatron_files import CODES, END, INDEX, TEN, VOCABULARY, documents_of, make, write
+from megatron_files import CODES, END, INDEX, TEN, VOCABULARY, WORDS, documents_of, make, write
 
 from xdoge import Mixture, MixtureSampler, XDogeError
 from xdoge.corpus import TokenStore, in_place, megatron, prepare
 from xdoge.corpus.external import Joined
-from xdoge.corpus.spec import TrainTokenizer
-from xdoge.corpus.tokenizer import train
 from xdoge.names import split_source
 
-WORDS = "etxea mendia itsasoa eguna gaua lagun handia txikia"
+# --- what is read is what was written ------------------------------------------------------------------------------
 
-
-@pytest.fixture(scope="session")
-def model():
-    """A SentencePiece model of 40 pieces."""
-    texts = [f"{n} {word} {other}" for n in range(20) for word, other in pairwise(WORDS.split())]
-    return train(texts, TrainTokenizer(vocab_size=VOCABULARY, byte_fallback=False), where="here")
+documents = st.lists(st.lists(st.integers(0, VOCABULARY - 1), max_size=6), min_size=1, max_size=8)
 
 
 @pytest.fixture
 def written(tmp_path):
     """`write` in the folder of the test."""
     return lambda prefix, *args, **more: write(tmp_path / prefix, *args, **more)
-
-
-@pytest.fixture
-def made(tmp_path, model):
-    """`make` in the folder of the test."""
-    return partial(make, tmp_path, model)
-
-
-# --- what is read is what was written ------------------------------------------------------------------------------
-
-documents = st.lists(st.lists(st.integers(0, VOCABULARY - 1), max_size=6), min_size=1, max_size=8)
 
 
 @settings(max_examples=20)

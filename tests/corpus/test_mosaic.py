@@ -5,31 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import struct
-from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import numpy as np
 import pytest
-from megatron_files import END, TEN, VOCABULARY, documents_of, make
+from megatron_files import END, TEN, VOCABULARY, documents_of
 
 from xdoge import XDogeError
-from xdoge.corpus.spec import TrainTokenizer
-from xdoge.corpus.tokenizer import train
-
-WORDS = "etxea mendia itsasoa eguna gaua lagun handia txikia"
-
-
-@pytest.fixture(scope="module")
-def model():
-    """A SentencePiece model of 40 pieces."""
-    texts = [f"{n} {word} {other}" for n in range(20) for word, other in pairwise(WORDS.split())]
-    return train(texts, TrainTokenizer(vocab_size=VOCABULARY, byte_fallback=False), where="here")
-
-
-@pytest.fixture
-def made(tmp_path, model):
-    """`make` in the folder of the test."""
-    return partial(make, tmp_path, model)
 
 
 def encoded(row, encoding):

@@ -51,6 +51,22 @@ def test_a_folder_of_two_formats_or_of_other_files_is_refused(tmp_path: Path) ->
     assert names(tmp_path, "e") == ["e/x.csv", "e/x.csv.gz"]
 
 
+def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, "data/a.jsonl")
+    (tmp_path / "data/b.jsonl").symlink_to("gone.jsonl")
+    for pattern in ("data", "data/*.jsonl", "**/*.jsonl"):
+        with pytest.raises(XDogeError, match=r"b\.jsonl is a link to gone\.jsonl"):
+            find([pattern], tmp_path)
+    (tmp_path / "data/b.jsonl").rename(tmp_path / "data/.b.jsonl")
+    assert names(tmp_path, "data") == names(tmp_path, "data/*.jsonl") == ["data/a.jsonl"]
+
+
+def test_a_pattern_may_match_folders_that_are_called_as_files(tmp_path: Path) -> None:
+    make(tmp_path, "a.parquet/part-0.parquet", "a.parquet/_SUCCESS", "a.parquet/x.crc", "b.parquet", "c/d.parquet")
+    assert names(tmp_path, "*.parquet") == ["a.parquet/part-0.parquet", "b.parquet"]
+    assert names(tmp_path, "**/*.parquet") == ["a.parquet/part-0.parquet", "b.parquet", "c/d.parquet"]
+
+
 def test_marks_are_left_out_below_the_folder_of_corpus_yaml_only(tmp_path: Path) -> None:
     make(tmp_path, "_temporary/a/x.jsonl", "_temporary/a/_temporary/y.jsonl")
     assert names(tmp_path / "_temporary", "a/*.jsonl", "a/_temporary/*") == ["a/x.jsonl", "a/_temporary/y.jsonl"]

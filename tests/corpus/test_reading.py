@@ -393,6 +393,23 @@ def test_a_local_data_set_of_another_dialect_is_streamed_by_datasets(tmp_path: P
     assert [text for block in data.blocks() for text in block.texts("text")] == ["a, b"]
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # datasets does not close the files that it looks into
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    "features", ["", "dataset_info:\n  features:\n  - {name: text, dtype: string}\n  - {name: k, dtype: float64}\n"]
+)
+def test_datasets_converts_no_text_of_csv(tmp_path: Path, features: str) -> None:
+    texts = ["NA", "null", "007", "1.50", "2024-01-01"]
+    (tmp_path / "train.csv").write_text("k;text\n" + "".join(f"{n or ''};{text}\n" for n, text in enumerate(texts)))
+    (tmp_path / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  sep: ';'\n{features}---\n"
+    )
+    data = open_dataset(hub(tmp_path), tmp_path)
+    assert [text for block in data.blocks() for text in block.texts("text")] == texts
+    with pytest.raises(XDogeError, match=r"no column 'body'; it has"):
+        open_dataset(hub(tmp_path, text="body"), tmp_path)
+
+
 def test_whatever_datasets_raises_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 

@@ -139,6 +139,13 @@ def test_what_is_wrong_is_said_in_one_line(folder: Path, value: dict[str, Any], 
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_beside_its_compressed_copy_is_refused(folder: Path) -> None:
+    for name in ("eu/x.jsonl", "eu/x.jsonl.gz"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(XDogeError, match=r"x\.jsonl\.gz in eu/wiki files .*eu/x\.jsonl in eu/wiki files"):
+        Corpus.load(write(folder, changed(*WIKI, "files", to="eu/x.*")))
+
+
 def test_one_data_set_cannot_be_two_sources(folder: Path) -> None:
     value = content()
     hub = {"dataset": "org/web", "config": "eu"}

@@ -11,35 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from megatron_files import END, TEN, VOCABULARY, documents_of, make
+from megatron_files import END, TEN, VOCABULARY, WORDS, documents_of, write
 
 from xdoge import XDogeError
 from xdoge.corpus import TokenStore, in_place, token_files
 from xdoge.corpus.in_place import scan
-from xdoge.corpus.spec import TrainTokenizer
 from xdoge.corpus.token_files import find_documents, open_ids
-from xdoge.corpus.tokenizer import sentencepiece_model, train
 
-WORDS = "etxea mendia itsasoa eguna gaua lagun handia txikia"
 FLAT = [token for document in TEN for token in document]
-
-
-@pytest.fixture(scope="module")
-def model():
-    """A SentencePiece model of 40 pieces."""
-    texts = [f"{n} {word} {other}" for n in range(20) for word, other in pairwise(WORDS.split())]
-    return train(texts, TrainTokenizer(vocab_size=VOCABULARY, byte_fallback=False), where="here")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model):
-    return sentencepiece_model(model, where="here")
-
-
-@pytest.fixture
-def made(tmp_path, model):
-    """`make` in the folder of the test."""
-    return partial(make, tmp_path, model)
 
 
 def olmo(path, ids=FLAT, dtype=np.uint8):
@@ -238,3 +217,19 @@ def test_documents_that_begin_or_end_in_another_way_beside_text_are_warned_of(tm
     store = made({"wiki": {"tokens": "a.npy"}, "web": {"files": "b.jsonl"}})
     assert store.documents()["eu/wiki"] == 10
     assert "begin with the special token 1 and end with two end-of-document" in " ".join(store.warnings)
+
+
+@pytest.mark.parametrize("name", ["m.ds.index", "m.idx", "saved/state.json", "streamed/index.json"])
+def test_a_git_lfs_pointer_beside_tokens_is_named(tmp_path, made, name):
+    datatrove(tmp_path / "m.ds")
+    write(tmp_path / "m")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4665a5ea\nsize 1\n")
+    source = {"m.ds.index": {"tokens": "m.ds"}, "m.idx": {"megatron": "m"}}.get(name, {"tokens": name.split("/")[0]})
+    with pytest.raises(XDogeError, match=rf"corpus\.yaml: .*{name} is a Git LFS pointer"):
+        made({"wiki": source})
+
+
+def test_files_of_tokens_may_be_file_urls(tmp_path, made):
+    olmo(tmp_path / "a.npy")
+    assert documents_of(made({"wiki": {"tokens": f"file://{tmp_path}/a.npy"}})) == TEN

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -14,38 +12,18 @@ import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from megatron_files import END, TEN, VOCABULARY, documents_of, make
+from megatron_files import END, TEN, VOCABULARY, WORDS, documents_of
 
 from xdoge import XDogeError
-from xdoge.corpus.spec import Corpus, TrainTokenizer
+from xdoge.corpus.spec import Corpus
 from xdoge.corpus.token_rows import RowTokens, ends_of, scan_rows
-from xdoge.corpus.tokenizer import sentencepiece_model, train
 from xdoge.eval.documents import validation_texts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import datasets
 
-WORDS = "etxea mendia itsasoa eguna gaua lagun handia txikia"
 OPEN = [document[:-1] for document in TEN]
-
-
-@pytest.fixture(scope="module")
-def model():
-    """A SentencePiece model of 40 pieces."""
-    texts = [f"{n} {word} {other}" for n in range(20) for word, other in pairwise(WORDS.split())]
-    return train(texts, TrainTokenizer(vocab_size=VOCABULARY, byte_fallback=False), where="here")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model):
-    return sentencepiece_model(model, where="here")
-
-
-@pytest.fixture
-def made(tmp_path, model):
-    """`make` in the folder of the test."""
-    return partial(make, tmp_path, model)
 
 
 def packed(documents, length):

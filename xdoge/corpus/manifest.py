@@ -18,7 +18,7 @@ from xdoge._version import __version__
 from xdoge.corpus.readers.hub import local_files
 from xdoge.corpus.readers.inputs import Input, relatives
 from xdoge.corpus.remote import File, RemoteFile, forget
-from xdoge.corpus.spec import PLAIN_CSV, Corpus, Source, naming
+from xdoge.corpus.spec import PLAIN_CSV, Corpus, CsvSpec, Source, naming
 from xdoge.corpus.store import PREPARING, SCHEMA, SPLITS, TokenStore
 from xdoge.corpus.tokenizer import Tokenizer
 from xdoge.errors import XDogeError, argument
@@ -109,7 +109,7 @@ def source_settings(source: Source, corpus: Corpus) -> dict[str, Any]:
     return {
         "text": spec.text if isinstance(spec.text, str) else list(spec.text),
         "document": None if spec.document == "line" else spec.document,
-        "csv": None if spec.csv == PLAIN_CSV else spec.csv.model_dump(),
+        "csv": None if spec.csv == PLAIN_CSV else _csv_settings(spec.csv),
         "max_tokens": spec.max_tokens,
         "validation fraction": None if spec.validation else corpus.spec.validation.fraction,
         "dataset": spec.dataset,
@@ -120,6 +120,13 @@ def source_settings(source: Source, corpus: Corpus) -> dict[str, Any]:
         "column": spec.column,
         "dtype": spec.dtype,
     }
+
+
+def _csv_settings(csv: CsvSpec) -> dict[str, Any]:
+    settings = csv.model_dump()
+    if csv.quote == PLAIN_CSV.quote:
+        del settings["quote"]  # stores of earlier versions do not have it
+    return settings
 
 
 def current_marker(

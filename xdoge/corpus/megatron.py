@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from xdoge.corpus.token_files import Index, bounds_of
 from xdoge.errors import XDogeError
+from xdoge.io import refuse_pointer
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -38,6 +39,7 @@ def read_index(file: Path) -> Index:
             than the .idx says.
     """
     idx = file.with_suffix(".idx")
+    refuse_pointer(idx)
     with idx.open("rb") as stream:
         header = stream.read(HEADER.size)
     if not header.startswith(MAGIC):

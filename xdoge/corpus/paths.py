@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
+from typing import NoReturn
 
 from xdoge.corpus.remote import File, Readable, find_remote, is_remote
 from xdoge.errors import XDogeError
@@ -21,7 +22,7 @@ MARK_FOLDERS = frozenset({"_temporary", "_delta_log", "_spark_metadata", "__MACO
 _SAME = {".ndjson": ".jsonl", ".zstd": ".zst"}
 _SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 _INSIDE = (".parquet", ".arrow", ".zip")
-_NOTE = re.compile(r"(?i)(readme|license|licence)(\.\w+)?|(md5|sha\d+)sums?(\.txt)?|.*\.(md5|sha\d+)")
+_NOTE = re.compile(r"(?i)(readme|license|licence)(\.\w+)?|(md5|sha\d+)sums?(\.txt)?|.*\.(md5|sha\d+|crc)")
 """Files that describe the other files of a folder, such as READMEs and checksums."""
 _MOST_ALTERNATIVES = 100_000
 
@@ -103,19 +104,37 @@ def _parts(match: re.Match[str]) -> Iterator[str]:
 def _local(pattern: str, folder: Path) -> Sequence[File]:
     path = folder / pattern
     if path.is_dir():
-        inside = (Path(match) for match in sorted(glob.glob(f"{glob.escape(str(path))}/**", recursive=True)))
-        files = [file for file in inside if file.is_file()]
-        return [path / name for name in data_files([file.relative_to(path) for file in files], where=str(path))]
+        return _inside(path)
     if path.exists():  # a name with [brackets] in it
         return [path] if path.is_file() else []
     if not glob.has_magic(pattern):
         raise XDogeError(f"{path} does not exist.")
     named = frozenset(PurePath(pattern).parts)
-    return [
-        Path(match)
-        for match in sorted(glob.glob(str(path), recursive=True))
-        if os.path.isfile(match) and not ("/_" in f"/{match}" and _is_mark(_below(Path(match), folder), named))
-    ]
+    files: dict[File, None] = {}
+    for match in sorted(glob.glob(str(path), recursive=True)):
+        if "/_" in f"/{match}" and _is_mark(_below(Path(match), folder), named):
+            continue
+        if os.path.isfile(match):
+            files[Path(match)] = None
+        elif os.path.islink(match) and not os.path.exists(match):
+            _refuse_link(Path(match))
+        elif os.path.isdir(match) and _has_format(Path(match)):  # Spark writes folders such as part.parquet
+            files |= dict.fromkeys(_inside(Path(match)))
+    return list(files)
+
+
+def _inside(folder: Path) -> list[Path]:
+    inside = [Path(match) for match in sorted(glob.glob(f"{glob.escape(str(folder))}/**", recursive=True))]
+    names = [file.relative_to(folder) for file in inside if file.is_file() or not file.exists()]
+    files = [folder / name for name in data_files(names, where=str(folder))]
+    for file in files:
+        if not file.exists():
+            _refuse_link(file)
+    return files
+
+
+def _refuse_link(file: Path) -> NoReturn:
+    raise XDogeError(f"{file} is a link to {os.readlink(file)}, which does not exist; remove the link or get the file.")
 
 
 def _below(file: Path, folder: Path) -> Path:

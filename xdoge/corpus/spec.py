@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from xdoge.config import Config, Seed, count_or
-from xdoge.corpus.paths import ARCHIVES, find, text_format
+from xdoge.corpus.paths import ARCHIVES, COMPRESSED, find, text_format
 from xdoge.corpus.remote import File, RemoteFile
 from xdoge.corpus.token_paths import FLAT, find_tokens
 from xdoge.errors import MissingExtraError, XDogeError
@@ -169,18 +169,22 @@ class CsvSpec(Config):
         delimiter: character between two values.
         escape: character that removes the special meaning of the next one, such as the backslash in files of Spark and
             MySQL. None means that a quote inside a quoted value is doubled.
+        quote: character around values that hold delimiters or line breaks. None means that quotes are ordinary text, as
+            in many .tsv files.
     """
 
     delimiter: str = Field(default=",", min_length=1, max_length=1)
     escape: str | None = Field(default=None, min_length=1, max_length=1)
+    quote: str | None = Field(default='"', min_length=1, max_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for name, character in (("delimiter", self.delimiter), ("escape", self.escape)):
-            if character is not None and character in '"\r\n ':
+        characters = {"delimiter": self.delimiter, "escape": self.escape, "quote": self.quote}
+        for name, character in characters.items():
+            if character is not None and character in "\r\n ":
                 raise ValueError(f"{name} cannot be {character!r}")
-        if self.delimiter == self.escape:
-            raise ValueError(f"delimiter and escape are both {self.escape!r}")
+            if twins := [other for other in characters if character and characters[other] == character][1:]:
+                raise ValueError(f"{name} and {twins[0]} are both {character!r}")
         return self
 
 
@@ -451,14 +455,20 @@ def _resolved(files: Iterable[File]) -> Iterator[tuple[File, File]]:
         yield (file.resolve() if file.is_symlink() else folders[file.parent] / file.name), file
 
 
+def _plain(file: File) -> str:
+    """Return the name of a file without its compression: a.jsonl.gz beside a.jsonl has the same text."""
+    name = str(file)
+    return next((name.removesuffix(ending) for ending in COMPRESSED if name.endswith(ending)), name)
+
+
 def _refuse_twice(path: Path, sources: Iterable[Source]) -> None:
     """Raise XDogeError if text is named twice. It would get two weights, or validation text would be trained on."""
-    seen: dict[Any, str] = {}
+    seen: dict[Any, tuple[str, str]] = {}
     for source in sources:
         spec = source.spec
         places: list[tuple[Any, str, str]] = [
-            *((real, str(file), f"{source.name} {spec.kind}") for real, file in _resolved(source.files)),
-            *((real, str(file), f"{source.name} validation") for real, file in _resolved(source.validation)),
+            *((_plain(real), str(file), f"{source.name} {spec.kind}") for real, file in _resolved(source.files)),
+            *((_plain(real), str(file), f"{source.name} validation") for real, file in _resolved(source.validation)),
         ]
         if source.dataset is not None:
             for split in spec.split.split("+"):
@@ -467,5 +477,9 @@ def _refuse_twice(path: Path, sources: Iterable[Source]) -> None:
                 places.append((key, told, f"{source.name} dataset"))
         for key, told, place in places:
             if key in seen:
-                raise XDogeError(f"{path}: {told} is in {seen[key]} and again in {place}; leave one out.")
-            seen[key] = place
+                first, home = seen[key]
+                twice = f"is in {home} and again in {place}"
+                if told != first:  # a link, or the same name with another compression
+                    twice = f"in {place} should have the same text as {first} in {home}"
+                raise XDogeError(f"{path}: {told} {twice}; leave one out.")
+            seen[key] = told, place

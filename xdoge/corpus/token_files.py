@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xdoge.errors import XDogeError
+from xdoge.io import refuse_pointer
 
 NUMPY = b"\x93NUMPY"
 LLM_C: dict[tuple[int, int], np.dtype[Any]] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
@@ -129,6 +130,7 @@ def _numpy(file: Path) -> Ids:
 
 def _datatrove(file: Path, size: int) -> Ids:
     index = file.with_name(f"{file.name}.index")
+    refuse_pointer(index)
     if index.stat().st_size % 8:
         raise XDogeError(
             f"{index} has {index.stat().st_size:,} bytes, which is no whole number of 8-byte ends; it was cut."

@@ -75,18 +75,25 @@ def shard_names(shard: dict[str, Any]) -> list[str]:
     return [shard[key]["basename"] for key in ("raw_data", "zip_data") if shard.get(key)]
 
 
+def _read(file: Path, where: str) -> dict[str, Any]:
+    try:
+        return read_json(file)
+    except XDogeError as error:
+        raise XDogeError(f"{where}: {error.message}") from error
+
+
 def _of_folder(folder: Path, *, where: str) -> Iterator[Path]:
     names: list[Any]
     try:
         if (folder / "state.json").is_file():
-            names = [entry["filename"] for entry in read_json(folder / "state.json")["_data_files"]]
+            names = [entry["filename"] for entry in _read(folder / "state.json", where)["_data_files"]]
         elif (folder / "index.json").is_file():
             names = ["index.json"]
-            for shard in read_json(folder / "index.json")["shards"]:
+            for shard in _read(folder / "index.json", where)["shards"]:
                 there = shard_names(shard)
                 names.append(next((name for name in there if (folder / name).is_file()), there[0]))
         elif (folder / "dataset_dict.json").is_file():
-            splits = read_json(folder / "dataset_dict.json")["splits"]
+            splits = _read(folder / "dataset_dict.json", where)["splits"]
             raise XDogeError(f"{where}: {folder} has the splits {', '.join(splits)}; name one, {folder}/{splits[0]}.")
         else:
             raise XDogeError(

@@ -32,7 +32,14 @@ def csv_rows(path: Readable, stream: IO[bytes], spec: CsvSpec) -> Iterator[list[
         tabs = text_format(path)[0] == ".tsv" and spec.delimiter == ","
         delimiter = "\t" if tabs else spec.delimiter
         lines = (line.lstrip("\ufeff") for line in text)  # byte order marks of concatenated files
-        rows = csv.reader(lines, delimiter=delimiter, escapechar=spec.escape, strict=True)
+        rows = csv.reader(
+            lines,
+            delimiter=delimiter,
+            escapechar=spec.escape,
+            quotechar=spec.quote,
+            quoting=csv.QUOTE_MINIMAL if spec.quote else csv.QUOTE_NONE,
+            strict=True,
+        )
         try:
             for row in rows:
                 if not row:
@@ -44,5 +51,5 @@ def csv_rows(path: Readable, stream: IO[bytes], spec: CsvSpec) -> Iterator[list[
         except csv.Error as error:
             raise XDogeError(
                 f"{path}: the row that ends in line {rows.line_num} is not CSV ({error}). "
-                'Its dialect can be declared, such as csv: {escape: "\\\\", delimiter: ";"}.'
+                'Its dialect can be declared, such as csv: {escape: "\\\\", delimiter: ";", quote: null}.'
             ) from error

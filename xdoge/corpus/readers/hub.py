@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from xdoge.corpus.paths import text_format
 from xdoge.corpus.readers.blocks import Block
-from xdoge.corpus.readers.columns import Columns, check_column, keys_of
+from xdoge.corpus.readers.columns import Columns, check_column, check_names, keys_of
 from xdoge.corpus.readers.files import BLOCK_ROWS, array_blocks
 from xdoge.corpus.readers.inputs import Input, hashed, relative
 from xdoge.corpus.spec import Source
@@ -102,10 +102,18 @@ def open_dataset(source: Source, folder: Path) -> HubData:
         builder = _builder(source)
         stream = builder.as_streaming_dataset(split=spec.split)
         schema = stream.features.arrow_schema if stream.features is not None else _first_schema(stream)
-        check_column(schema, spec.text, where=where)
+        is_csv = hasattr(builder.config, "usecols")
+        if is_csv:
+            check_names(schema.names, spec.text, where=where)
+        else:
+            check_column(schema, spec.text, where=where)
         keys = keys_of(schema, spec.text)
         if hasattr(builder.config, "columns"):  # Parquet: fetch only the text, and allow files without rows
             builder = _builder(source, columns=keys, batch_size=BLOCK_ROWS)
+            stream = builder.as_streaming_dataset(split=spec.split)
+        if is_csv:  # pandas would make numbers and nulls of texts such as 007 and NA
+            as_text = dict.fromkeys(keys, str)
+            builder = _builder(source, usecols=keys, converters=as_text, keep_default_na=False)
             stream = builder.as_streaming_dataset(split=spec.split)
         inputs = tuple(_dataset_input(file, folder) for file in _data_files(builder, source))
         known = builder.info.splits or {}

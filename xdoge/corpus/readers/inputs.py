@@ -215,9 +215,8 @@ def _check_text(
         with open_bytes(path, compression) as stream:
             rows = csv_rows(path, stream, csv)
             check_names(next(rows), columns, where=str(path))
-            for _ in itertools.islice(rows, HEAD_LINES):
-                pass
-        return lines - 1, None
+            first_rows = sum(1 for _ in itertools.islice(rows, HEAD_LINES))
+        return max(lines - 1, first_rows), None  # lines may also end with a carriage return
     first = next(file_blocks(path, columns), None)
     if first is None:
         return 0, None

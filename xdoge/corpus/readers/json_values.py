@@ -36,7 +36,8 @@ def json_values(path: Readable, chunks: Iterator[bytes]) -> Iterator[Any]:
     """Yield the JSON values in an array, or consecutive values. Memory holds one chunk, or one value if it is longer.
 
     Raises:
-        XDogeError: a value is not valid. The error comes at once, without reading the rest of the file.
+        XDogeError: a value is not valid, or the array has no end. An invalid value is reported at once, without reading
+            the rest of the file.
     """
     parse, decoder = json.JSONDecoder(object_pairs_hook=Pairs).raw_decode, codecs.getincrementaldecoder("utf-8-sig")()
     row, parts, wanted, in_array = 1, [""], 0, None
@@ -51,7 +52,7 @@ def json_values(path: Readable, chunks: Iterator[bytes]) -> Iterator[Any]:
                 at += in_array
                 continue
             if rest[at] == "]" and in_array:
-                at += 1
+                at, in_array = at + 1, False
                 continue
             try:
                 value, end = parse(rest, at)
@@ -65,3 +66,5 @@ def json_values(path: Readable, chunks: Iterator[bytes]) -> Iterator[Any]:
             yield value
             row += 1
         parts = [rest[at:]]
+    if in_array:
+        raise XDogeError(f"{path} was cut: its array does not end after row {row - 1}.")
