@@ -122,6 +122,8 @@ def in_use(folder: Path) -> bool:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that replaces `path` if the block succeeds, and is removed if it raises."""
     refuse_device(path)
+    if path.is_dir():
+        raise XDogeError(f"{path} is a folder; name a file.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with disk_errors(path):

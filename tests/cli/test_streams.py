@@ -76,6 +76,37 @@ def test_a_file_larger_than_allowed_is_one_line(weights, tmp_path):
     assert not list(tmp_path.glob("*limited*"))
 
 
+LARGE = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
+from xdoge.errors import XDogeError
+from xdoge.training.checkpoints import saving_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with saving_tensors(Path("checkpoint")) as folder:
+        save_file({"a": np.zeros(10_000)}, folder / "a.safetensors")
+except XDogeError as error:
+    print("error:", error)
+"""
+
+
+def test_a_checkpoint_larger_than_allowed_is_one_line(tmp_path):
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert ("ulimit -f" in one_line(done.stdout), done.stderr) == (True, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_that_cannot_start_are_one_line(xdoge, corpus, tmp_path, monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", start)
+    status, _, err = xdoge("prepare", corpus, "--out", tmp_path / "store")
+    assert (status, "ulimit" in one_line(err)) == (1, True)
+
+
 def test_what_an_encoding_lacks_is_spelled_out(weights, tmp_path):
     done = shell("", mix(weights, tmp_path / "out.json"), **ASCII)
     assert (done.returncode, done.stderr) == (0, "")
@@ -130,6 +161,14 @@ def test_a_name_that_is_not_utf8_is_one_line(weights, tmp_path):
         check=False,
     )
     assert (done.returncode, "udcff" in one_line(done.stderr)) == (1, True)
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "/"])
+def test_a_folder_in_place_of_a_file_is_one_line(weights, xdoge, tmp_path, out):
+    (tmp_path / "text.txt").write_text("one line\n")
+    words = ["eval", "model", "--text", f"en={tmp_path / 'text.txt'}", "--out", out]
+    for status, _, err in (xdoge(*words), xdoge(*mix(weights, out, "--force"))):
+        assert (status, "is a folder" in one_line(err)) == (1, True)
 
 
 def test_no_device_is_replaced(weights, xdoge, tmp_path):

@@ -74,6 +74,10 @@ def _run() -> None:
         sys.exit(_say(as_options(stop), stop.exit_code))
     except MemoryError as error:
         sys.exit(_say(f"error: this process has too little memory. {error}".rstrip(), 1))
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        sys.exit(_say("error: this process cannot start another thread; see ulimit -u and ulimit -v.", 1))
     except OSError as error:
         if error.filename is None:  # of a stream, which Python would write to once more at the end
             with contextlib.suppress(OSError, ValueError):

@@ -151,7 +151,13 @@ def named_models(models: str | Path | Sequence[str | Path] | Mapping[str, str | 
 
 
 def partial_folder(out: Path) -> Path:
-    """Return the folder in which finished sources and tasks are stored until `out` is written."""
+    """Return the folder in which finished sources and tasks are stored until `out` is written.
+
+    Raises:
+        XDogeError: `out` is a folder.
+    """
+    if out.is_dir():
+        raise XDogeError(f"{out} is a folder; name a file.")
     return out.with_name(out.name + ".partial")
 
 

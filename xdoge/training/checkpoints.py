@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ SUMS = "SHA256SUMS"
 
 @contextlib.contextmanager
 def saving_tensors(path: Path) -> Iterator[Path]:
-    """Like `replacing_folder`, but turn safetensors' error about a full disk into an OSError."""
+    """Like `replacing_folder`, but turn safetensors' errors about the disk into what `disk_errors` makes of them."""
     from safetensors import SafetensorError
 
     with replacing_folder(path) as folder:
@@ -28,8 +28,8 @@ def saving_tensors(path: Path) -> Iterator[Path]:
             for file in folder.iterdir():  # safetensors makes its files readable only by the owner
                 file.chmod(folder.stat().st_mode & 0o666)
         except SafetensorError as error:
-            if os.strerror(errno.ENOSPC) in str(error):
-                raise OSError(errno.ENOSPC, str(error)) from error
+            if number := re.search(r"\(os error (\d+)\)", str(error)):
+                raise OSError(int(number[1]), str(error)) from error
             raise
 
 
