@@ -107,6 +107,21 @@ def test_threads_that_cannot_start_are_one_line(xdoge, corpus, tmp_path, monkeyp
     assert (status, "ulimit" in one_line(err)) == (1, True)
 
 
+class NoMemory:
+    """Finds a library as Python does where its shared object does not fit into memory."""
+
+    def find_spec(self, name, *_):
+        if name == "sentencepiece":
+            raise ImportError("x.so: failed to map segment from shared object", name=name)
+
+
+def test_a_library_that_does_not_fit_into_memory_is_not_called_missing(xdoge, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.meta_path", [NoMemory(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "sentencepiece", raising=False)
+    status, _, err = xdoge("prepare", corpus, "--out", tmp_path / "store")
+    assert (status, "failed to map" in one_line(err)) == (1, True)
+
+
 def test_what_an_encoding_lacks_is_spelled_out(weights, tmp_path):
     done = shell("", mix(weights, tmp_path / "out.json"), **ASCII)
     assert (done.returncode, done.stderr) == (0, "")

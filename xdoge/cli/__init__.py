@@ -78,6 +78,10 @@ def _run() -> None:
         if "can't start new thread" not in str(error):
             raise
         sys.exit(_say("error: this process cannot start another thread; see ulimit -u and ulimit -v.", 1))
+    except ImportError as error:  # of a library that is there, as when memory is short
+        if isinstance(error, ModuleNotFoundError) or (error.name or "xdoge").partition(".")[0] == "xdoge":
+            raise
+        sys.exit(_say(f"error: {error.name} cannot be loaded: {error}. Is there memory? See ulimit -v.", 1))
     except OSError as error:
         if error.filename is None:  # of a stream, which Python would write to once more at the end
             with contextlib.suppress(OSError, ValueError):

@@ -209,7 +209,7 @@ def _system(url: str) -> tuple[Any, str]:
     """Return the fsspec file system of a URL, and the path in it."""
     try:
         import fsspec
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("fsspec", "proxy") from error
     protocol = url.partition("://")[0].lower()
     options: dict[str, Any] = {}

@@ -150,7 +150,7 @@ class Tokenizer:
             return huggingface(str(folder))
         try:
             from tokenizers import Tokenizer as Backend
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise MissingExtraError("tokenizers", "proxy") from error
         content = (folder / "tokenizer.json").read_bytes()
         with _huggingface_errors(str(folder)):
@@ -230,7 +230,7 @@ def sentencepiece_model(model: bytes, *, where: str) -> Tokenizer:
     """
     try:
         import sentencepiece
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("sentencepiece", "proxy") from error
     try:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -268,7 +268,7 @@ def huggingface(name: str) -> Tokenizer:
     """
     try:
         from transformers import AutoTokenizer
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("transformers", "proxy") from error
     for file in sorted(Path(name).glob("*")) if Path(name).is_dir() else ():
         if file.is_file():
@@ -392,7 +392,7 @@ def train(texts: Iterable[str], spec: TrainTokenizer, *, where: str) -> bytes:
     """
     try:
         import sentencepiece
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("sentencepiece", "proxy") from error
     model = io.BytesIO()
     stop: BaseException | None = None

@@ -190,7 +190,7 @@ def _dataset_input(file: str, folder: Path) -> Input:
 def _hub_errors(where: str) -> Iterator[None]:
     try:
         import datasets  # noqa: F401
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("datasets", "proxy") from error
 
     try:

@@ -122,7 +122,7 @@ def _pieces(stream: IO[bytes], compression: str) -> Iterator[bytes]:
 def _zstd() -> Any:
     try:
         import zstandard
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MissingExtraError("zstandard", "proxy") from error
     return zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()  # windows of up to 2 GiB
 
