@@ -184,6 +184,7 @@ def test_a_long_fit_is_thinned_and_one_without_weights_ends_with_the_last_step(t
     weights = np.linspace([0.5, 0.5], [0.2, 0.8], 5_000)
     RunFolder(tmp_path).write_trajectory({"weight": weights}, ("es/a", "eu/a"))
     spec = charts.trajectory(tmp_path).to_dict()
+    assert spec["layer"][0]["encoding"]["x"]["axis"]["tickMinStep"] == 1
     rows, text = values(spec), str(spec)
     steps = [row["step"] for row in rows if row.get("language") == "es" and "step" in row]
     assert (len(steps), steps[0], steps[-1]) == (400, 1, 5_000)

@@ -102,7 +102,9 @@ def _over_steps(
     last = int(steps[-1])
     marks = [{"step": last, "language": language, name: mean} for language, mean in means.items()]
     ends = {language: float(values[language][-1]) for language in languages}
-    across = alt.X("step:Q", title="step of the fit", scale=alt.Scale(domain=[0, int(steps[-1])], nice=False))
+    axis = alt.Axis(tickMinStep=1, format=",d", labelOverlap=True)  # no half steps
+    domain = alt.Scale(domain=[0, int(steps[-1])], nice=False)
+    across = alt.X("step:Q", title="step of the fit", scale=domain, axis=axis)
     up = alt.Y(f"{name}:Q", title=y, axis=SHARE, scale=alt.Scale(zero=False))
     tooltip = ["language:N", alt.Tooltip(f"{name}:Q", format=".4f")]
     diamonds = (
