@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xdoge.config import read_yaml
 from xdoge.errors import XDogeError
@@ -20,6 +23,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         raise RuntimeError("stop")
     assert read_json(path) == {"x": 1}
     assert [child.name for child in tmp_path.iterdir()] == ["a.json"]
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+KEYS = st.text() | st.integers() | st.booleans()
+
+
+@given(st.dictionaries(KEYS, st.recursive(SCALARS, lambda value: st.lists(value) | st.dictionaries(KEYS, value))))
+def test_json_is_indented_as_python_does(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "indented.json"
+    write_json(path, value)
+    assert path.read_text(encoding="utf-8") == json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def test_a_full_disk_is_one_line_that_names_the_file(tmp_path):

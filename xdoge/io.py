@@ -218,7 +218,27 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _json_text(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return _indented(value, "\n") + "\n"
+
+
+def _indented(value: Any, line: str) -> str:
+    """Return what `json.dumps(value, indent=2)` does, several times as fast for long lists.
+
+    Python's encoder in C cannot indent. Here it encodes the values of each innermost object, with separators that
+    begin a line.
+    """
+    if not isinstance(value, dict | list | tuple) or not value:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    inner = line + "  "
+    children = value.values() if isinstance(value, dict) else value
+    if not any(isinstance(child, dict | list | tuple) for child in children):
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(f",{inner}", ": "))
+        return f"{text[0]}{inner}{text[1:-1]}{line}{text[-1]}"
+    if isinstance(value, dict):
+        keys = (json.dumps({key: 0}, ensure_ascii=False)[1:-4] for key in value)  # as JSON writes a key
+        parts = (f"{key}: {_indented(child, inner)}" for key, child in zip(keys, children, strict=True))
+        return f"{{{inner}{f',{inner}'.join(parts)}{line}}}"
+    return f"[{inner}{f',{inner}'.join(_indented(child, inner) for child in value)}{line}]"
 
 
 def sha256_json(value: Mapping[str, Any]) -> str:

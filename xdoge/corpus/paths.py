@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
 import re
@@ -34,16 +35,25 @@ def text_format(path: Readable | str) -> tuple[str, str]:
         XDogeError: the format cannot be read.
     """
     name = (os.path.basename(path) if isinstance(path, str | Path) else path.name).lower()
-    short = next((ending for ending in _SHORT if name.endswith(ending)), "")
-    name = name.removesuffix(short) + _SHORT.get(short, "")
-    compression = next((ending for ending in COMPRESSED if name.endswith(ending)), "")
-    stem = name.removesuffix(compression)
-    kind = next((ending for ending in (*FORMATS, *ARCHIVES) if stem.endswith(ending)), "")
-    if not kind or (compression and kind in _INSIDE):
+    kind, compression = _format_of(".".join(["", *name.split(".")[1:][-2:]]))
+    if not kind:
         raise XDogeError(
             f"{path}: not a format that can be read; use {', '.join((*FORMATS, *ARCHIVES))}, "
             f"all but {', '.join(_INSIDE)} also with {' or '.join(COMPRESSED)}."
         )
+    return kind, compression
+
+
+@functools.lru_cache  # 10,000 files have few endings
+def _format_of(endings: str) -> tuple[str, str]:
+    """Return the format and compression that endings such as ".jsonl.gz" give, "" without a format."""
+    short = next((ending for ending in _SHORT if endings.endswith(ending)), "")
+    endings = endings.removesuffix(short) + _SHORT.get(short, "")
+    compression = next((ending for ending in COMPRESSED if endings.endswith(ending)), "")
+    stem = endings.removesuffix(compression)
+    kind = next((ending for ending in (*FORMATS, *ARCHIVES) if stem.endswith(ending)), "")
+    if compression and kind in _INSIDE:
+        kind = ""
     return _SAME.get(kind, kind), _SAME.get(compression, compression)
 
 

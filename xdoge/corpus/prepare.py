@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -283,8 +282,8 @@ def _finish_source(work: Work, tokenizer: Tokenizer, out: Path) -> None:
         "source": source.name,
         "settings": work.settings,
         "tokenizer": tokenizer.fingerprint,
-        "inputs": [asdict(entry) for entry in work.inputs],
-        "validation_inputs": [asdict(entry) for entry in work.validation_inputs],
+        "inputs": [vars(entry) for entry in work.inputs],
+        "validation_inputs": [vars(entry) for entry in work.validation_inputs],
         "skipped": work.skipped,
         "repeated": int(work.repeated.sum()),
         "notes": work.row_tokens.notes() if work.row_tokens is not None else [],
