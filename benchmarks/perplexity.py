@@ -179,13 +179,13 @@ def main() -> None:
     print(f"{len(texts)} documents of {min(lengths):,} to {max(lengths):,} bytes, {tokens:,} tokens")
     ratios = {}
     for name, taken in seconds.items():
-        apart = max(abs(a - b) / b for a, b in zip(nats[name], nats["xdoge"], strict=True))
+        difference = max(abs(a - b) / b for a, b in zip(nats[name], nats["xdoge"], strict=True))
         ratio = [t / own for t, own in zip(taken, seconds["xdoge"], strict=True)]
         ratios[name] = round(statistics.median(ratio), 3)
         speed = f"{tokens / statistics.median(taken):8,.0f} tokens/s"
         spread = f"({min(ratio):.2f}–{max(ratio):.2f})"
-        print(f"{name:<18} {speed}   xdoge's are {ratios[name]:.2f} × that {spread}   nats differ by {apart:.0e}")
-        if apart > 1e-3:
+        print(f"{name:<18} {speed}   xdoge's are {ratios[name]:.2f} × that {spread}   nats differ by {difference:.0e}")
+        if difference > 1e-3:
             sys.exit(f"{name} finds other nats.")
     ratio, ratio_one_row = (ratios[name] for name in ratios if name not in ("xdoge", EVEN))
     limit = round(ratio_one_row / ratios[EVEN], 3)

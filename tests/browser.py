@@ -1,4 +1,4 @@
-"""A page opened in Chromium."""
+"""Open a page in Chromium."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ def browse(path, *options):
     command = [browser, *flags, f"--user-data-dir={profile}", *options, "--dump-dom", path.as_uri()]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     said = [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
-    return ran.stdout, [line for line in said if '"WARN ' not in line]  # Vega's remarks on a chart that it draws
+    return ran.stdout, [line for line in said if '"WARN ' not in line]  # messages of Vega about a chart

@@ -1,10 +1,10 @@
-"""The data that stands in charts."""
+"""Read the data out of charts."""
 
 from __future__ import annotations
 
 
 def values(spec):
-    """Return the rows that stand in a chart's specification."""
+    """Return the rows of data in a chart's specification."""
     if isinstance(spec, list):
         return [row for child in spec for row in values(child)]
     if not isinstance(spec, dict):

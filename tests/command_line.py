@@ -1,10 +1,10 @@
-"""What tests of the command line share."""
+"""Code that tests of the command line share."""
 
 from __future__ import annotations
 
 
 def one_line(err):
-    """Return the error, having checked that it is one line and no traceback."""
+    """Return the error message, after checking that it is one line without a traceback."""
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, err
     assert "Traceback" not in err

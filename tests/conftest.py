@@ -1,4 +1,4 @@
-"""What all tests share: a tiny store in three languages, and a proxy recipe small enough to train in a second."""
+"""Fixtures that all tests share: a tiny store in three languages, and a recipe of a proxy that trains in a second."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Tests run side by side, a core each: threads of one would only wait for those of the other.
+# Tests run in parallel, one per core. More threads per test would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A test run in the background is started with SIGINT ignored, and so would be what it starts.
+# A test run in the background ignores SIGINT, and so would the processes that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The same examples every time, and no deadline: a busy machine is no bug.
+# Use the same examples every time, and no deadline, since a busy machine is not a bug.
 settings.register_profile("xdoge", deadline=None, derandomize=True)
 settings.load_profile("xdoge")
 
@@ -69,13 +69,13 @@ def write_corpus(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """Path of a tiny corpus.yaml; read only."""
+    """Path of a tiny corpus.yaml. Tests must not change it."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="session")
 def store(corpus, tmp_path_factory):
-    """The tiny corpus, prepared; read only."""
+    """The store of the tiny corpus. Tests must not change it."""
     from xdoge.corpus.prepare import prepare
 
     return prepare(corpus, tmp_path_factory.mktemp("store") / "store", workers=1)
@@ -83,7 +83,7 @@ def store(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory):
-    """Path of a recipe of some thousand parameters."""
+    """Path of a recipe with a few thousand parameters."""
     path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
     path.write_text(RECIPE)
     return str(path)
@@ -91,7 +91,7 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture
 def xdoge(monkeypatch, capsys):
-    """A function that runs the command line and returns exit status, stdout and stderr."""
+    """A function that runs the command line, and returns the exit status, stdout and stderr."""
     from xdoge import cli
 
     def run(*arguments):

@@ -1,4 +1,4 @@
-"""Small corpora for tests of prepare, and what a folder holds."""
+"""Small corpora for tests of `prepare`, and comparison of folders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def edit(corpus: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file's bytes as a hash; of store.json without its date."""
+    """Return a hash of every file in a folder, for store.json without its date."""
     hashes = {}
     for path in sorted(folder.rglob("*")):
         data = path.read_bytes() if path.is_file() else b"folder"

@@ -25,7 +25,7 @@ TASKS = (
 
 
 def ask(model: str, data: Path, text: dict[str, Path], partial: Path | None) -> dict[str, Any]:
-    """Return what the processes find together, or one alone."""
+    """Return the results of all processes together, or of a single process."""
     texts = {name: Text((path,)) for name, path in text.items()}
     measured = measure(model, texts, settings=PerplexitySettings(batch_tokens=48, device="cpu"), partial=partial)
     settings = HarnessSettings(device="cpu")
@@ -41,7 +41,7 @@ def ask(model: str, data: Path, text: dict[str, Path], partial: Path | None) -> 
 
 
 def work(rank: int, environment: dict[str, str], folder: Path, model: str, data: Path, text: dict[str, Path]) -> None:
-    """Write what this process finds, while the second one fails in two tasks, and in the end for good."""
+    """Write the results of this process. The second process fails in two tasks, and at the end completely."""
     from lm_eval.models.huggingface import HFLM
 
     os.environ.update({**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})

@@ -1,4 +1,4 @@
-"""An HTTP server on this machine, and corpora whose files lie on servers."""
+"""An HTTP server on this machine, and corpora whose files are on servers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rows(seed: int, count: int = 200) -> bytes:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files`; a test sets how well."""
+    """Serves `files`. Tests can make it fail in several ways."""
 
     daemon_threads = True
 

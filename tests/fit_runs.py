@@ -1,4 +1,4 @@
-"""What a run folder of a fit or a baseline holds, and whether two hold the same run."""
+"""Read and compare run folders of fits and baselines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 
 def same_run(first, second):
-    """Assert that two run folders hold the same run, to the bit, except for dates and times."""
+    """Assert that two run folders have bit-identical results, except for dates and times."""
     a, b = (json.loads((run / "weights.json").read_text()) for run in (first, second))
     a.pop("created"), b.pop("created")
     assert a == b

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from one that has imported everything: they start in no time."""
+"""Run commands in new processes that start fast, because they are forked from one that has imported everything."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ IMPORTED = (
 
 
 def context() -> ForkServerContext:
-    """Return the way to start processes; it has one server for all tests, so all name the same modules."""
+    """Return the context for starting processes. All tests share its server, so all must name the same modules."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
     return context
 
 
 def start(*arguments: object, printed: Path, environment: Mapping[str, str] = MappingProxyType({})) -> BaseProcess:
-    """Start an xdoge command that leads a process group of its own and appends what it prints to a file."""
+    """Start an xdoge command in a new process group. Its output is appended to a file."""
     words = [str(argument) for argument in arguments]
     process = context().Process(target=_command, args=(words, printed, dict(environment)))
     process.start()

@@ -1,4 +1,4 @@
-"""Values and bytes that nobody expects in a file, and files changed by them."""
+"""Unexpected values and bytes, and files that are changed with them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def text_of(name, value):
 
 
 def places(value, at=()):
-    """Yield the path of keys to everything inside a value."""
+    """Yield the path of keys to every element inside a value."""
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield (*at, key)
         yield from places(value[key], (*at, key))
 
 
 def changed(value, data):
-    """Return a copy of what a file holds, with one or two values replaced, renamed or gone."""
+    """Return a copy of a file's content with one or two values replaced, renamed or removed."""
     value = copy.deepcopy(value)
     for _ in range(data.draw(st.integers(1, 2))):
         *way, last = data.draw(st.sampled_from(list(places(value))))

@@ -11,7 +11,7 @@ NAMES = ("en", "es", "gl", "eu")
 
 
 def known_law(*, passes=None, transfer=None, seed=0) -> Effective:
-    """Return a law over four languages; Spanish helps Galician more than Galician helps Spanish."""
+    """Return a law of four languages, in which Spanish helps Galician more than Galician helps Spanish."""
     k = len(NAMES)
     generator = np.random.default_rng(seed)
     table = np.array([[1, 0.1, 0.01, 0.01], [0.1, 1, 0.3, 0.01], [0.05, 0.6, 1, 0.01], [0.02, 0.02, 0.02, 1]])
@@ -29,7 +29,7 @@ def known_law(*, passes=None, transfer=None, seed=0) -> Effective:
 
 
 def runs(law: Effective, n: int, *, noise: float = 0.0, seed: int = 0):
-    """Return shares (n, k), equal ones first, and losses (n, L) with noise that is partly common to a run."""
+    """Return shares (n, k), the first of them equal, and losses (n, L) with noise that is partly common to a run."""
     k = len(law.problem.sources)
     generator = np.random.default_rng(seed)
     shares = np.vstack([np.full(k, 1 / k), generator.dirichlet(np.ones(k), n - 1)])

@@ -16,7 +16,7 @@ VOCABULARY, END = 40, 2
 
 
 CODES = {np.uint8: 1, np.int8: 2, np.int16: 3, np.int32: 4, np.int64: 5, np.uint16: 8}
-"""Types of ids and the numbers that stand for them."""
+"""Types of ids with their codes in the index."""
 
 
 WORDS = "etxea mendia itsasoa eguna gaua lagun handia txikia"
@@ -25,7 +25,7 @@ TEN = [[n + 5, 7, 8, END] for n in range(10)]
 
 
 def write(path, documents=TEN, dtype=np.uint16, *, sentences=1, modes=b""):
-    """Write documents as path.bin and path.idx, each cut into so many sequences; return the path."""
+    """Write documents as path.bin and path.idx, each document as several sequences. Return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cuts = [[len(document) * n // sentences for n in range(sentences + 1)] for document in documents]
     lengths = [end - begin for each in cuts for begin, end in pairwise(each)]
@@ -40,7 +40,7 @@ def write(path, documents=TEN, dtype=np.uint16, *, sentences=1, modes=b""):
 
 
 def make(folder, model, sources, *, fraction=0.0, refresh=False, out="store"):
-    """Prepare a corpus of sources of `eu`; return its store."""
+    """Prepare a corpus with sources of the language `eu`, and return its store."""
     (folder / "t.model").write_bytes(model)
     content = {
         "name": "tiny",

@@ -44,13 +44,13 @@ def build(kind: str, dtype: torch.dtype) -> torch.nn.Module:
 
 
 def rows_of(counts: tuple[int, ...]) -> list[torch.Tensor]:
-    """Return the rows of each source, (n_j, T): few enough tokens that processes look up different ones."""
+    """Return the rows of each source, (n_j, T). There are so few tokens that processes look up different ones."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(0, VOCABULARY, (n, LENGTH), generator=generator) for n in counts]
 
 
 def run(case: dict[str, Any], processes: Processes, placement: Placement) -> tuple[SourceProducts, torch.Tensor]:
-    """Return the products of one process's call and the gradient that it is left with."""
+    """Return the products that one process computes, and the gradient that it gets."""
     model = build(case["model"], case["dtype"])
     start, own = placement.before(processes.rank), placement.rows[processes.rank]
     rows = [part[a : a + n] for part, a, n in zip(rows_of(case["counts"]), start, own, strict=True)]
@@ -67,7 +67,7 @@ def run(case: dict[str, Any], processes: Processes, placement: Placement) -> tup
 
 
 def fit_twice(rank: int, count: int, port: int, store: str, recipe: str, folder: str) -> None:
-    """Fit two runs one after the other in the same process, as from a script that torchrun started."""
+    """Run two fits one after the other in the same process, as in a script that torchrun started."""
     torch.set_num_threads(1)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()})
@@ -78,7 +78,7 @@ def fit_twice(rank: int, count: int, port: int, store: str, recipe: str, folder:
 
 
 def work(rank: int, count: int, cases: list[dict[str, Any]], folder: str) -> None:
-    """Run every case as one of `count` processes and write what came out."""
+    """Run every case as one of `count` processes, and write the results."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",

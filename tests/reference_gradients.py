@@ -1,4 +1,4 @@
-"""The sources' gradients the plain way: one backward pass per source, a row of a k × P matrix each."""
+"""A simple reference for the sources' gradients: one backward pass per source, as the rows of a k × P matrix."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def flat_gradient(
     autocast: torch.dtype | None = None,
     out: torch.Tensor | None = None,
 ) -> tuple[float, torch.Tensor]:
-    """Return the mean loss of some rows and its gradient as one vector (P,), written to `out` if given."""
+    """Return the mean loss of rows, and its gradient as a vector (P,), which is written to `out` if it is not None."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with nullcontext() if autocast is None else torch.autocast("cpu", autocast):
         loss = mean_loss(model, input_ids)
@@ -49,7 +49,7 @@ def source_rows(batch: SourceBatch) -> list[torch.Tensor]:
 def source_gradients(
     model: nn.Module, batch: SourceBatch, *, autocast: torch.dtype | None = None, out: torch.Tensor | None = None
 ) -> tuple[np.ndarray, torch.Tensor]:
-    """Return the losses (k,), NaN where absent, and the gradients (k, P), written to `out` if given."""
+    """Return losses (k,), NaN for absent sources, and gradients (k, P), which are written to `out` if it is given."""
     n_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     dtype = next(model.parameters()).dtype
     losses = np.full(len(batch.counts), np.nan)
@@ -63,7 +63,7 @@ def source_gradients(
 
 
 def half_products(model: nn.Module, batch: SourceBatch) -> np.ndarray:
-    """Return ⟨g_j^A, g_j^B⟩ between the halves of each source's rows, (k,); NaN with fewer than two rows."""
+    """Return ⟨g_j^A, g_j^B⟩ between the halves of each source's rows, (k,). It is NaN with fewer than two rows."""
     products = np.full(len(batch.counts), np.nan)
     for j, rows in enumerate(source_rows(batch)):
         if len(rows) >= 2:
@@ -76,7 +76,7 @@ def half_products(model: nn.Module, batch: SourceBatch) -> np.ndarray:
 def reference_step(
     model: nn.Module, batch: SourceBatch, *, weights: np.ndarray, targets: np.ndarray
 ) -> tuple[SourceProducts, torch.Tensor]:
-    """Return what `GradientEngine.backward` must return, and what it must add to the gradients, as one vector (P,)."""
+    """Return the expected result of `GradientEngine.backward`, and the gradient that it must add, as a vector (P,)."""
     losses, grads = source_gradients(model, batch)
     gram = (grads.double() @ grads.double().T).numpy()
     absent = np.where(np.array(batch.counts) > 0, 0.0, np.nan)

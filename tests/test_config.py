@@ -1,4 +1,4 @@
-"""Settings as users write them."""
+"""Settings in YAML files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step on several processes gives what one process gives on the same batch: exactly, wherever its rows lie."""
+"""A step on several processes has exactly the results of one process on the same batch, for any placement of rows."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ CASES: list[dict[str, Any]] = [
     {"model": model, "counts": counts, "how": how, "dtype": torch.float64}
     for model, counts in (
         ("tied", (4, 4, 4, 4, 4)),  # on 2 processes a source is split
-        ("untied", (6, 2, 2, 2, 0)),  # none is, on 2
+        ("untied", (6, 2, 2, 2, 0)),  # no source is split on 2
         ("gpt2", (3, 0, 1, 9, 2)),
         ("tied", (1, 1, 1, 1, 1)),
-        ("untied", (0, 0, 23, 0, 1)),  # on 4, three have nothing but one source's rows
+        ("untied", (0, 0, 23, 0, 1)),  # on 4, three have rows of a single source
     )
     for how in ({}, {"gram": True}, {"halves": False}, {"microbatches": 3})
 ]
@@ -34,7 +34,7 @@ CASES += [case | {"dtype": torch.float32, "how": {"autocast": torch.bfloat16}} f
 
 
 def spawn(count: int, cases: list[dict[str, Any]], folder: Any) -> list[list[tuple[SourceProducts, torch.Tensor]]]:
-    """Return what each process computed in each case."""
+    """Return the results of each process in each case."""
     context = forked.context()
     started = [context.Process(target=ranks.work, args=(rank, count, cases, str(folder))) for rank in range(count)]
     for process in started:
@@ -55,7 +55,7 @@ def test_processes_find_what_one_finds(count, tmp_path):
         expected, gradient = ranks.run(case, ALONE, Placement(np.array([case["counts"]])))
         tolerance = 1e-12 if case["dtype"] is torch.float64 else 1e-2 if "autocast" in case["how"] else 1e-6
         for products, own in results:
-            assert torch.equal(own, results[0][1])  # or the proxies would drift apart
+            assert torch.equal(own, results[0][1])  # otherwise the proxies would diverge
             assert (own - gradient).norm() <= tolerance * gradient.norm(), case
             for field in fields(products):
                 ours, theirs = getattr(products, field.name), getattr(expected, field.name)

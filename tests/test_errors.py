@@ -1,4 +1,4 @@
-"""Exceptions: what catches what, and messages that name arguments as the front end spells them."""
+"""The hierarchy of exceptions, and messages that name arguments in the spelling of Python or the command line."""
 
 from __future__ import annotations
 
@@ -60,6 +60,6 @@ def test_names_that_differ_are_few_and_guess_what_was_meant():
     "error", [MissingExtraError("torch", "proxy"), Interrupted(15, "stopped; use \ufdd0resume\ufdd1")]
 )
 def test_every_error_survives_pickle(error):
-    """Errors of worker processes come back so."""
+    """Errors of worker processes are pickled."""
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))

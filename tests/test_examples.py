@@ -1,4 +1,4 @@
-"""Every file in examples/ is loaded, and run where that can be done without a network."""
+"""Load every file in examples/, and run those that need no network."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def documents(config: str) -> list[str]:
 
 
 def write_data_set(folder: Path, configs: dict[str, str], columns: dict[str, Any]) -> None:
-    """Write Parquet files where the data set's card says they lie, two for each config."""
+    """Write two Parquet files for each config, at the paths that the data set's card states."""
     card = {
         "configs": [
             {"config_name": config, "data_files": [{"split": "train", "path": f"{place}/*"}]}
@@ -62,7 +62,7 @@ def write_data_set(folder: Path, configs: dict[str, str], columns: dict[str, Any
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example's corpus.yaml, unchanged, beside folders of the names it gives."""
+    """The example's unchanged corpus.yaml, next to folders with the names of its data sets."""
     folder = tmp_path_factory.mktemp("iberian")
     shutil.copy(IBERIAN, folder)
     codes = ("spa_Latn", "cat_Latn", "glg_Latn", "eus_Latn", "por_Latn")

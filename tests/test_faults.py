@@ -1,7 +1,7 @@
-"""Faults that really happen: kills, full disks, damaged files, a second process, and what a scheduler sends.
+"""Realistic faults: kills, full disks, damaged files, a second process, and signals of a scheduler.
 
-"The same files" are the final ones, byte by byte. Left out are the lock, the checkpoints, which are there to go on
-from, and what tells the time: `TIMES` in JSON.
+"The same files" means that the final files have the same bytes. The comparison leaves out the lock, the checkpoints,
+and dates and times (`TIMES` in JSON).
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ import pytest
 from conftest import RECIPE, WORDS
 
 KILLS = int(os.environ.get("XDOGE_KILLS", "6"))
-"""Of each of four commands, at random moments of its work; one more comes for certain in the middle."""
+"""Number of kills of each of four commands at random moments. One more kill always comes in the middle of the work."""
 TIMES = ("created", "seconds", "tokens_per_second", "validation_seconds", "validation_share")
 GRACE = 30
-"""Seconds from SIGTERM to SIGKILL with Slurm and Kubernetes, unless told otherwise."""
+"""Default seconds from SIGTERM to SIGKILL in Slurm and Kubernetes."""
 SOURCES = [f"{language}/s{number}" for language in WORDS for number in range(4)]
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command in a folder that it may write to."""
+    """A command that runs in a folder of its own."""
 
     where: Path
     arguments: tuple[object, ...]
     out: str
-    again: str | None  # the option that continues it, if that is another command
-    continued: str  # what it prints when it goes on with something that was finished
-    begun: str  # files that show that it is in the middle of its work
+    again: str | None  # the option for continuing, if there is one
+    continued: str  # printed when it continues with something finished
+    begun: str  # files that exist in the middle of its work
 
     @property
     def path(self) -> Path:
@@ -48,7 +48,7 @@ class Command:
 
     @property
     def log(self) -> Path:
-        return self.where.with_name(f"{self.where.name}.log")  # and not on the disk that is full
+        return self.where.with_name(f"{self.where.name}.log")  # not on the full disk
 
     def at(self, where: Path) -> Command:
         where.mkdir(exist_ok=True)
@@ -60,18 +60,18 @@ class Command:
         return forked.start(*self.arguments, *options, "--out", self.path, printed=self.log)
 
     def run(self, *options: object, again: bool = False) -> tuple[int | None, str]:
-        """Run to the end; return the exit code and all that was printed so far."""
+        """Run until the end. Return the exit code and all output so far."""
         process = self.start(*options, again=again)
         process.join(120)
         return process.exitcode, self.log.read_text()
 
     def finish(self, *options: object) -> None:
-        """Go on where it was left, to the end."""
+        """Resume the command and run it until the end."""
         status, printed = self.run(*options, again=True)
         assert status == 0, printed
 
     def in_the_middle(self, *, again: bool = False) -> BaseProcess:
-        """Start, and return when something is done and more is not."""
+        """Start the command, and return when some of its work is done and some is not."""
         process = self.start(again=again)
         while len(list(self.where.glob(self.begun))) < 2:
             assert process.exitcode is None, self.log.read_text()
@@ -79,7 +79,7 @@ class Command:
         return process
 
     def files(self) -> dict[str, object]:
-        """Return what the final files hold, but for times."""
+        """Return the content of the final files, without times."""
         contents: dict[str, object] = {}
         for path in sorted(self.where.rglob("*")):
             name = path.relative_to(self.where).as_posix()
@@ -97,12 +97,12 @@ def without_times(value: dict[str, object]) -> dict[str, object]:
     return {key: inside for key, inside in value.items() if key not in TIMES}
 
 
-pytestmark = pytest.mark.slow  # all start from whole runs of each command
+pytestmark = pytest.mark.slow  # all tests start from complete runs of each command
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict[str, tuple[Command, float]]:
-    """Each command undisturbed, and the seconds of work that it was; later ones read what earlier ones wrote."""
+    """Each command after an undisturbed run, and its seconds of work. Later ones read the files of earlier ones."""
     at = tmp_path_factory.mktemp("whole")
     assert forked_run("--version", printed=at / "version.log") == 0  # so that no command waits for the imports
     (at / "tiny.yaml").write_text(RECIPE.replace("batch_size: 12", "batch_size: 24"))
@@ -125,7 +125,7 @@ def whole(tmp_path_factory) -> dict[str, tuple[Command, float]]:
     common = ["--set", "checkpoint_every=1", "--set", "eval_every=10", "--set", "eval_sequences=2"]
     fit = ("fit-weights", store, "--proxy", at / "tiny.yaml", "--steps", 16, *common)
     train = ("train", mixture, "--store", store, "--model", at / "tiny.yaml", "--steps", 16, *common)
-    train += ("--set", "workers=1")  # which signals reach as well, and which outlives a kill for a while
+    train += ("--set", "workers=1")  # signals reach it too, and it outlives a kill for a while
     evaluate = ("eval", weights, target, "--store", store, "--max-documents", 6)
     commands = {
         "prepare": (("prepare", corpus, "--workers", 1), "out", None, "finished before, kept", "out/sources/*/*.json"),
@@ -152,7 +152,7 @@ def forked_run(*arguments: object, printed: Path) -> int | None:
 
 
 def work(process: BaseProcess, most: float = float("inf")) -> float:
-    """Wait until a process ends or has worked for so many seconds, which a busy machine makes longer; return them."""
+    """Wait until a process ends or has worked for `seconds`, scaled for a busy machine. Return the seconds of work."""
     seconds = 0.0
     while process.exitcode is None and seconds < most:
         with contextlib.suppress(OSError):
@@ -177,11 +177,13 @@ def test_killed_again_and_again_and_resumed_it_is_the_same(whole, name, tmp_path
             process.kill()
             process.join()
             kills += 1
-            if name == "eval" and command.path.exists():  # killed in its last moment: the table is there, and refused
+            if (
+                name == "eval" and command.path.exists()
+            ):  # killed at its very end: the table exists, so it refuses to run
                 assert command.files()["out.json"] == undisturbed.files()["out.json"]
                 shutil.rmtree(command.where)
                 command = command.at(command.where)
-        else:  # it was finished before all kills were spent
+        else:  # it finished before the last kill
             assert process.exitcode == 0, command.log.read_text()
             assert command.files() == undisturbed.files()
             shutil.rmtree(command.where)
@@ -192,13 +194,13 @@ def test_killed_again_and_again_and_resumed_it_is_the_same(whole, name, tmp_path
     command.finish()
     assert command.files() == undisturbed.files()
     printed = command.log.read_text()
-    assert "xdoge/cli/__init__.py" not in printed  # no traceback but that of a worker whose process was killed
+    assert "xdoge/cli/__init__.py" not in printed  # only a worker whose process was killed may print a traceback
     assert "damaged" not in printed
     assert printed.replace("resuming after step 0", "").count(undisturbed.continued) >= 1
 
 
 def flip(path: Path, bit: int | None = None) -> None:
-    """Flip one bit, in the middle unless told which."""
+    """Flip one bit of a file, by default in the middle."""
     content = bytearray(path.read_bytes())
     bit = 4 * len(content) if bit is None else bit
     content[bit // 8] ^= 1 << bit % 8
@@ -206,12 +208,12 @@ def flip(path: Path, bit: int | None = None) -> None:
 
 
 def cut(path: Path) -> None:
-    """Cut a file short by half."""
+    """Truncate a file to half of its size."""
     os.truncate(path, path.stat().st_size // 2)
 
 
 def line_of(printed: str) -> str:
-    """Return the error, which is the last line and the only one."""
+    """Return the error message, after checking that it is the last line and the only one."""
     assert "Traceback" not in printed
     assert printed.count("error: ") == 1
     return printed.splitlines()[-1]
@@ -219,7 +221,7 @@ def line_of(printed: str) -> str:
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of its own that is full but for so many bytes; a function that makes it so, and one that frees it."""
+    """A separate disk, and a function that fills it except for a number of bytes."""
     path = tmp_path / "disk"
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(path)]
@@ -247,7 +249,7 @@ def test_a_full_disk_is_one_line_and_when_there_is_room_the_run_goes_on(whole, n
     status, printed = command.run()
     assert (status, "the disk is full" in line_of(printed)) == (1, True), printed
     assert not list(command.where.rglob("*.tmp"))
-    assert list(command.where.glob(command.begun))  # what was finished before is there
+    assert list(command.where.glob(command.begun))  # finished parts are kept
     (path / "filler").unlink()
     command.log.unlink()
     command.finish()
@@ -272,7 +274,7 @@ def largest(folder: Path) -> Path:
 
 
 def unfinished(whole, name: str, where: Path) -> tuple[Command, list[Path]]:
-    """Return a run that was killed at its end, and its checkpoints, oldest first."""
+    """Return a run that was killed near its end, and its checkpoints, oldest first."""
     shutil.copytree(whole[name][0].where, where)
     command = whole[name][0].at(where)
     for file in ("weights.json", "train.json"):
@@ -324,7 +326,7 @@ def test_a_checkpoint_is_checked_by_sha256sum_too(whole):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_second_process_is_kept_out_and_sigterm_ends_the_first_in_good_order(whole, name, tmp_path):
-    """As a scheduler sends it: to every process of the group, the loader's workers too, and with some time to end."""
+    """SIGTERM as a scheduler sends it: to every process of the group, including loader workers, with time to end."""
     undisturbed, _ = whole[name]
     command = undisturbed.at(tmp_path / "run")
     process = command.in_the_middle()
@@ -390,7 +392,7 @@ def test_a_shard_that_was_cut_or_changed_is_named_and_prepare_mends_it(whole, sh
     [("fit-weights", "train"), ("fit-weights", "validation"), ("train", "train"), ("eval", "validation")],
 )
 def test_a_token_that_cannot_be_is_one_line(whole, name, split, tmp_path):
-    """Flipped bits that leave a file its size are found by --verify, or where they lead to no token at all."""
+    """Flipped bits that do not change the size of a file are found by --verify, or if they give an invalid token."""
     from xdoge.corpus import TokenStore
 
     good, bad = whole["prepare"][0].path, tmp_path / "store"

@@ -1,4 +1,4 @@
-"""Files that somebody else wrote, or that were damaged: each is read, or refused in one line that names it."""
+"""Foreign or damaged files are either read, or refused with one line that names the file."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ every_file = pytest.mark.parametrize("name", READERS)
 
 @pytest.fixture(scope="module")
 def files(store, corpus, tmp_path_factory):
-    """A folder for each kind of file that holds a good one and what it needs."""
+    """A folder for each kind of file, with a good file and the files that it needs."""
     folder = tmp_path_factory.mktemp("hostile")
     shutil.copytree(corpus.parent, folder / "corpus.yaml")
     shutil.copytree(store.path, folder / "store.json")
@@ -89,7 +89,7 @@ def files(store, corpus, tmp_path_factory):
 
 
 def attempt(files, name, content):
-    """Read the content as that file; what can be read is also used and written again, and the error is returned."""
+    """Read content as a file of that kind, use it and write it again. Return the error if there is one."""
     path, good = files[name]
     path.write_bytes(content)
     load, use = READERS[name]
@@ -142,7 +142,7 @@ def test_a_line_given_twice_is_refused(files, name):
             assert attempt(files, name, b"".join([*lines[:number], line.rstrip(b",\n") + b",\n", *lines[number:]]))
 
 
-# --- what a look at the code suggests --------------------------------------------------------------------------------
+# --- cases suggested by reading the code -----------------------------------------------------------------------------
 
 
 @every_file
@@ -234,4 +234,4 @@ def test_many_sources_take_time_in_proportion(tmp_path):
     path.write_text(json.dumps(value | {"languages": languages | {"l7": 0.5}}))
     with pytest.raises(XDogeError, match=r"languages\['l7'\] is 0.5, but its sources sum to 1e-05"):
         WeightSet.load(path)
-    assert time.process_time() - begin < 60  # a loop within a loop takes hours
+    assert time.process_time() - begin < 60  # nested loops would take hours

@@ -1,6 +1,6 @@
-"""Commands on files that somebody else wrote: exit 0, 1 or 2, and a refusal is one line, never a traceback.
+"""Commands on foreign files exit with 0, 1 or 2, and print one line for an error, never a traceback.
 
-`XDOGE_EXAMPLES=1000` runs a thousand examples of each command instead of some dozens.
+`XDOGE_EXAMPLES=1000` runs a thousand examples of each command instead of a few dozen.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def folder(store, recipe, tmp_path_factory):
 
 @pytest.fixture
 def here(folder, monkeypatch):
-    """The folder as the current one; fits are refused when they would begin."""
+    """The folder as the working directory. Fits raise an error instead of starting."""
 
     def begin(*_, **__):
         raise XDogeError("settings are good")
@@ -101,7 +101,7 @@ def here(folder, monkeypatch):
 
 
 def call(words, capsys):
-    """Run a command line in this process; anything but a proper end fails."""
+    """Run a command line in this process. Fail unless it ends properly."""
     sys.argv = ["xdoge", *words]
     try:
         cli.main()

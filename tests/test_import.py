@@ -1,4 +1,4 @@
-"""Importing is light and quiet; the public names are there in whatever order modules are imported."""
+"""Importing is fast and has no side effects. Public names are available for any order of imports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEAVY = ("torch", "transformers", "datasets", "lm_eval", "pandas", "altair", "se
 
 
 def fresh(code: str) -> object:
-    kept = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # nobody compiles what was imported before
+    kept = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}  # the bytecode was compiled by earlier imports
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=kept)
     return json.loads(out.stdout)
 
@@ -35,7 +35,7 @@ def test_importing_the_light_names_brings_in_nothing_heavy():
 
 
 def test_importing_takes_less_than_a_third_of_a_second():
-    """Of processor time, in the best of five fresh interpreters, since the machine may be busy."""
+    """Processor time is measured, as the best of five new interpreters, since the machine may be busy."""
     code = "import time; a = time.process_time(); import xdoge; print(time.process_time() - a)"
     assert min(fresh(code) for _ in range(5)) < 0.3
 

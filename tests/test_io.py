@@ -1,4 +1,4 @@
-"""Files that are never half-written."""
+"""Files that are never incomplete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and what is committed beside their cells is what they print today."""
+"""The notebooks run from top to bottom, and their committed output is what they print today."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
 
 def shown(notebook):
-    """Return for each cell of code what it printed, and whether it drew a picture; progress bars left out."""
+    """Return for each code cell its text output without progress bars, and whether it drew a picture."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return [
         (
@@ -30,7 +30,7 @@ def shown(notebook):
 
 
 def agree(new, old):
-    """Whether two outputs have the same words, and numbers as near as two processors make them."""
+    """Whether two outputs have the same words, and numbers that are equal up to differences between processors."""
     if NUMBER.sub("#", new).split() != NUMBER.sub("#", old).split():
         return False
     pairs = zip(NUMBER.findall(new), NUMBER.findall(old), strict=True)

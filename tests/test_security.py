@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: no file that xdoge reads is run as code, and a store holds what lies in it."""
+"""The promises of SECURITY.md: xdoge runs no file as code, and a store reads only its own files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Tokenizer(PreTrainedTokenizerFast):
 
 @pytest.fixture
 def marker(tmp_path, monkeypatch):
-    """A path at which hostile code leaves a file, while somebody answers yes to whatever is asked."""
+    """A path at which hostile code would write a file. All questions are answered with yes."""
     pytest.importorskip("transformers")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -94,7 +94,7 @@ def test_code_of_a_model_is_not_run(tmp_path, marker, model_type):
 
 
 class Touch:
-    """What touches a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -142,7 +142,7 @@ def test_code_of_a_data_set_is_not_run(tmp_path, marker):
 
 @pytest.fixture
 def copied(store, tmp_path):
-    """A store to change."""
+    """A store that tests may change."""
     return Path(shutil.copytree(store.path, tmp_path / "store"))
 
 
@@ -195,7 +195,7 @@ def test_a_pipe_in_a_store_is_not_waited_for(copied):
 
 
 def test_a_link_to_a_file_of_the_right_size_gives_no_text(copied, tmp_path):
-    """Whoever sees only what a store is made of learns nothing of the file but that it has no tokens."""
+    """The error about a file outside the store reveals nothing of its content, only that it has no tokens."""
     file = copied / "tokens" / "es" / "web.train.arrow"
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret ".ljust(file.stat().st_size, b"x"))

@@ -1,4 +1,4 @@
-"""Every command takes the seeds 0 to 2^32 - 1, and refuses any other in one line before it writes anything."""
+"""Every command accepts seeds from 0 to 2^32 - 1. For any other, it prints one line before it writes anything."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = [
 
 
 def problems(kind, key, value):
-    """Return the types of the errors about that key."""
+    """Return the types of the errors about a key."""
     try:
         kind.model_validate({key: [value, 1] if key == "seeds" else value})
     except ValidationError as error:

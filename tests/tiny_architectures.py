@@ -1,6 +1,6 @@
-"""Every causal language model of the installed transformers, built tiny: the shapes that a configuration names shrink.
+"""Build tiny models of every causal architecture in the installed transformers, by shrinking sizes in configurations.
 
-A configuration of transformers names its sizes in many ways. `build` sets those that it has, nested ones too.
+Configurations of transformers name their sizes in many ways. `build` sets those that exist, including nested ones.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "head_dim": 4,
 }
-"""Of multi-head latent attention (DeepSeek)."""
+"""Sizes of multi-head latent attention (DeepSeek)."""
 
 SPECIAL: dict[str, dict[str, Any]] = {
     "axk1": LATENT,
@@ -123,13 +123,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
 }
-"""What single architectures need beside."""
+"""Additional settings of single architectures."""
 
 _SET_IF_NONE = ("pad_token_id", "bos_token_id", "eos_token_id", "head_dim", "num_key_value_heads", "n_inner")
 
 
 def build(kind: str) -> Any:
-    """Return a tiny causal language model of that model type, in evaluation mode, or None if it cannot be built so."""
+    """Return a tiny causal language model of a model type in evaluation mode, or None if it cannot be built."""
     try:
         config = _configuration(kind)
         (model_class,) = {MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]}
@@ -142,7 +142,7 @@ def build(kind: str) -> Any:
         model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
         model.zero_grad(set_to_none=True)
         return model
-    except Exception:  # the sizes do not suit the architecture, in one of many ways
+    except Exception:  # the sizes do not suit the architecture; the exceptions differ
         return None
 
 

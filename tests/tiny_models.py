@@ -16,7 +16,7 @@ def sharpened(model, factor=8):
 
 
 def save_llama(folder, *, factor=8, **config):
-    """Save a Llama of random weights."""
+    """Save a Llama with random weights."""
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
     sharpened(LlamaForCausalLM(LlamaConfig(**shape | config)), factor).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Files that are damaged, ambiguous, or only look wrong: read right, or refused in a line that names them."""
+"""Damaged, ambiguous or odd files are either read correctly, or refused with a line that names the file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_compressed_files_are_read_to_their_end_marker(
     for zeros in (0, 1, 511, 4096, 1 << 20):
         assert read(path, data + b"\0" * zeros) == TEXTS
     assert read(path, data + data) == 2 * TEXTS
-    assert read(tmp_path / "a.jsonl", data) == TEXTS  # another ending
+    assert read(tmp_path / "a.jsonl", data) == TEXTS  # without the extension
     for length in (5, 100, 1024, len(data) // 2, len(data) - 9, len(data) - 1):
         refused(path, data[:length], "cannot be read")
     refused(path, data + data[: len(data) // 2], "cannot be read")
@@ -94,7 +94,7 @@ def test_no_flipped_bit_and_no_cut_changes_compressed_text(
         flipped = bytearray(data)
         flipped[at] ^= 1 << at % 8
         same += same_or_refused(bytes(flipped), texts)
-    assert same < 20  # time, system and level in headers, bits that fill the last byte
+    assert same < 20  # time, system and level in headers, padding bits
 
 
 def test_zstd_windows_of_two_gibibytes_and_frames_of_notes_are_read(tmp_path: Path) -> None:

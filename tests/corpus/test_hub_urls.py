@@ -1,4 +1,4 @@
-"""hf:// URLs, against a server on this machine that answers as the Hugging Face Hub does."""
+"""hf:// URLs, with a server on this machine that imitates the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = f"/{REPOSITORY}/resolve/main/"
 
 
 class HubHandler(Handler):
-    """Answers what HfFileSystem asks about one data set: whether it exists, its tree, and ranges of its files."""
+    """Answers the requests of HfFileSystem for one data set: its existence, its tree, and ranges of its files."""
 
     def do_GET(self) -> None:
         path = unquote(self.path.partition("?")[0])

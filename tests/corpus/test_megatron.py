@@ -51,7 +51,7 @@ def test_any_documents_are_read_as_they_are(model, tmp_path_factory, files, frac
     kept, held_out = documents_of(store), documents_of(store, split="validation")
     assert len(kept) == round((1 - fraction) * total)
     assert len(kept) + len(held_out) == total
-    for each, _, _ in files:  # of each file the first are kept and the last held out
+    for each, _, _ in files:  # the last documents of each file are held out
         n = next(n for n in range(len(each), -1, -1) if kept[:n] == each[:n] and held_out[: len(each) - n] == each[n:])
         kept, held_out = kept[n:], held_out[len(each) - n :]
     assert kept == held_out == []
@@ -175,7 +175,7 @@ def test_the_bytes_are_those_of_the_decoded_text(written, made, model, tmp_path,
 
 @pytest.fixture
 def twins(store, tmp_path, written):
-    """The tiny store, and one made of the same tokens as Megatron data sets, two files to a source."""
+    """The tiny store, and one with the same tokens as Megatron data sets, two files per source."""
     sources = {}
     for source in store.sources:
         each = {split: documents_of(store, source, split) for split in ("train", "validation")}
@@ -256,7 +256,7 @@ def header(**changes):
 
 
 def put(at, value, kind="<q"):
-    """Overwrite a number of the .idx: 10 lengths from 34, 10 pointers from 74, 11 bounds from 154."""
+    """Overwrite a number in the .idx. 10 lengths begin at byte 34, 10 pointers at 74, 11 bounds at 154."""
 
     def damage(path):
         data = bytearray(path.with_suffix(".idx").read_bytes())

@@ -1,4 +1,4 @@
-"""Megatron-LM data sets against megatron-core itself, whose import alone takes some seconds."""
+"""Compare with megatron-core itself, in a file of its own because its import takes seconds."""
 
 from __future__ import annotations
 

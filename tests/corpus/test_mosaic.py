@@ -1,4 +1,4 @@
-"""Shards of MosaicML's streaming. The bytes written here were compared with those of its MDSWriter, version 0.13."""
+"""Shards of MosaicML's streaming. The bytes that this file writes were compared with those of MDSWriter 0.13."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xdoge import XDogeError
 
 
 def encoded(row, encoding):
-    """Return ids as a column of this encoding holds them."""
+    """Return ids as the bytes of a column with this encoding."""
     if encoding == "bytes":
         return np.array(row, np.int64).tobytes()
     kind = (encoding.split(":")[1:] or ["int32"])[0]
@@ -25,7 +25,7 @@ def encoded(row, encoding):
 
 
 def shards(folder, rows=TEN, encoding="ndarray:int32", *, column="tokens", compress=False, change=None):
-    """Write rows as two shards with a number before the ids."""
+    """Write rows as two shards, with a number in front of the ids of each row."""
     folder.mkdir()
     entries = []
     for n, part in enumerate((rows[:6], rows[6:])):

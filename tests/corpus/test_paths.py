@@ -1,4 +1,4 @@
-"""What a path, a folder or a pattern in corpus.yaml names."""
+"""The files that a path, a folder or a pattern in corpus.yaml names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def names(folder: Path, *patterns: str) -> list[str]:
 
 def test_a_folder_is_its_files_of_text_at_any_depth(tmp_path: Path) -> None:
     make(tmp_path, "data/b.jsonl", "data/a/2.jsonl.gz", "data/a/1.ndjson", "data/c [d]/e.jsonl", "data/_part.jsonl")
-    found = ["data/_part.jsonl", "data/a/1.ndjson", "data/a/2.jsonl.gz", "data/b.jsonl", "data/c [d]/e.jsonl"]
+    names = ["data/_part.jsonl", "data/a/1.ndjson", "data/a/2.jsonl.gz", "data/b.jsonl", "data/c [d]/e.jsonl"]
     make(
         tmp_path,
         *("data/.hidden.jsonl", "data/.git/a.jsonl", "data/_SUCCESS", "data/.part.jsonl.crc"),
@@ -34,7 +34,7 @@ def test_a_folder_is_its_files_of_text_at_any_depth(tmp_path: Path) -> None:
         *("data/b.jsonl.md5", "data/readme.txt"),
     )
     for pattern in ("data", "data/", "./data", str(tmp_path / "data")):
-        assert [file.resolve() for file in find([pattern], tmp_path)] == [tmp_path / name for name in found]
+        assert [file.resolve() for file in find([pattern], tmp_path)] == [tmp_path / name for name in names]
 
 
 def test_a_folder_of_two_formats_or_of_other_files_is_refused(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_alternatives_in_braces_must_all_be_there(tmp_path: Path) -> None:
     assert names(tmp_path, "{b,a}.jsonl") == ["b.jsonl", "a.jsonl"]
     assert names(tmp_path, "{a*,[ab]}.jsonl") == ["a.jsonl", "b.jsonl"]
     assert names(tmp_path, "{00..02}.txt") == ["00.txt", "01.txt", "02.txt"]
-    assert names(tmp_path, "{x,y}.txt", "{z}.txt") == ["{x,y}.txt", "{z}.txt"]  # names that are there as they are
+    assert names(tmp_path, "{x,y}.txt", "{z}.txt") == ["{x,y}.txt", "{z}.txt"]  # names that exist literally
     with pytest.raises(XDogeError, match=r"c\.jsonl does not exist"):
         find(["{a,c}.jsonl"], tmp_path)
     with pytest.raises(XDogeError, match=r"'c\*\.jsonl' of it"):
@@ -91,7 +91,7 @@ def test_alternatives_in_braces_must_all_be_there(tmp_path: Path) -> None:
 @given(st.text("ab{},.012", max_size=12))
 def test_alternatives_are_those_of_bash(pattern: str) -> None:
     if ".." in pattern or "{}" in pattern:
-        return  # bash counts in letters and with signs too
+        return  # bash also expands letters and signed numbers
     theirs = subprocess.run(["bash", "-c", f"printf '%s\\n' {pattern}x"], capture_output=True, text=True, check=True)
     assert set(alternatives(f"{pattern}x")) == set(theirs.stdout.split())
 

@@ -38,7 +38,7 @@ def model() -> bytes:
 
 @pytest.fixture
 def corpus(tmp_path: Path, model: bytes) -> Path:
-    """Four sources in three languages, beside a tokenizer."""
+    """Four sources in three languages, and a tokenizer."""
     folder = tmp_path / "corpus"
     for number, source in enumerate(SOURCES):
         write_documents(folder / f"{source}.jsonl", documents(number, 150 * (number + 1)))
@@ -183,16 +183,16 @@ def test_many_small_files_are_one_text_and_a_bad_one_is_named(corpus: Path, tmp_
     for number in range(150):
         write_documents(folder / f"{number:03}.jsonl", texts[3 * number : 3 * number + 3])
     write_documents(corpus.parent / "gl/web.jsonl", texts)
-    one = prepare(corpus, tmp_path / "one", workers=2)
+    together = prepare(corpus, tmp_path / "one", workers=2)
     edit(corpus, _set("languages", "gl", "sources", "web", to={"files": "gl/small/*.jsonl"}))
     many = prepare(corpus, tmp_path / "many", workers=2)
     for split in ("train", "validation"):
-        assert texts_of(many, "gl/web", split) == texts_of(one, "gl/web", split)
+        assert texts_of(many, "gl/web", split) == texts_of(together, "gl/web", split)
     assert [entry["rows"] for entry in json.loads((many.path / "sources/gl/web.json").read_text())["inputs"]] == [
         3
     ] * 150
     middle, next_one = (folder / f"07{number}.jsonl" for number in (0, 1))
-    late = "\n" * 150  # behind what is parsed before the work
+    late = "\n" * 150  # after the rows that are checked in advance
     for content, after, message in (
         ('{"text": "a"}\n{"text": 3}\n', "", r"small/070\.jsonl: line 2: 'text' is '3'"),
         ('{"title": "a"}\n', "", r"small/070\.jsonl has no column 'text'; it has title"),
@@ -350,7 +350,7 @@ def test_bad_input_is_refused_before_anything_is_written(
 
 
 def spoil(path: Path) -> None:
-    """Add a bad row, further into the file than is parsed before the work."""
+    """Add a bad row after the part of the file that is checked in advance."""
     with path.open("a") as file:
         file.write('{"text": "' + "palabra " * 100_000 + '"}\n{"text": 7}\n')
 
@@ -398,7 +398,7 @@ def test_a_killed_run_continues_and_ends_with_the_same_bytes(corpus: Path, tmp_p
     assert (tmp_path / "killed/.spool/gl/web/train.tokens").exists()
     assert not (tmp_path / "killed/store.json").exists()
     assert not (tmp_path / "killed/sources/gl/web.json").exists()
-    (tmp_path / "killed/tokens/eu/.web.train.arrow.1.tmp").write_bytes(b"half")  # if it was writing just then
+    (tmp_path / "killed/tokens/eu/.web.train.arrow.1.tmp").write_bytes(b"half")  # if it was writing at that moment
     seen: list[Event] = []
     store = prepare(corpus, tmp_path / "killed", workers=2, on_progress=seen.append)
     skipped = [event.name for event in seen if event.kind == "skip"]
@@ -488,7 +488,7 @@ def test_a_finished_store_is_left_as_it_is(corpus: Path, tmp_path: Path) -> None
 def test_a_changed_input_is_noticed_and_refreshed_alone(corpus: Path, tmp_path: Path) -> None:
     store = prepare(corpus, tmp_path / "store", workers=2)
     file = corpus.parent / "gl/web.jsonl"
-    os.utime(file)  # another time, the same bytes
+    os.utime(file)  # another time of change, the same bytes
     assert prepare(corpus, tmp_path / "store", workers=2).sha256 == store.sha256
     data = file.read_bytes()
     file.write_bytes(data.replace(b"casa", b"auga", 1))
@@ -702,7 +702,7 @@ def test_a_trained_tokenizer_is_the_same_everywhere_and_kept(corpus: Path, tmp_p
 
 
 def test_training_hears_every_language_and_source_alike(corpus: Path, tmp_path: Path) -> None:
-    # "zz" is in the smallest source only; a sample by size would hardly see it
+    # "zz" is only in the smallest source; a sample in proportion to size would hardly have it
     write_documents(corpus.parent / "eu/wiki.jsonl", ["zzzz zzzz zzzz zzzz"] * 60)
     write_documents(corpus.parent / "en/web.jsonl", documents(3, 20_000))
     settings = {"train": {"vocab_size": 310, "characters_per_language": 2_000}}

@@ -1,4 +1,4 @@
-"""Each reader beside an independent one of the same format, on generated files."""
+"""Compare each reader with an independent one for the same format, on generated files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_csv_is_read_as_pandas_does(folder: Path, documents: list[str], ending: 
     rows.to_csv(path, index=False, lineterminator=ending, quoting=quoting)
     theirs = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False)
     bare_return = quoting == csv.QUOTE_MINIMAL and any("\r" in text for text in documents)
-    if not bare_return:  # pandas does not quote those, nor read them back
+    if not bare_return:  # pandas neither quotes nor reads these
         assert list(theirs["text"]) == documents
     try:
         assert read(path) == documents

@@ -93,7 +93,7 @@ def test_parquet_and_both_arrow_formats_give_the_same_documents(tmp_path: Path) 
 def test_datasets_reads_the_same_documents(tmp_path: Path) -> None:
     import datasets
 
-    texts = [text for text in TEXTS if text not in ("", "NA")]  # pandas takes those two for null
+    texts = [text for text in TEXTS if text not in ("", "NA")]  # pandas reads these two as null
     (tmp_path / "a.jsonl").write_bytes(as_jsonl(texts))
     (tmp_path / "a.csv").write_bytes(as_csv(texts))
     (tmp_path / "a.txt").write_text("\n".join(LINES), encoding="utf-8")

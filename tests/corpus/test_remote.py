@@ -170,7 +170,7 @@ def test_what_cannot_be_reached_is_one_line(server: Server, monkeypatch: pytest.
 
 
 def check_store(system: Any, protocol: str, tmp_path: Path) -> None:
-    """Check patterns, changes and errors on an object store with a bucket that is called bucket."""
+    """Check patterns, changes and errors on an object store with a bucket named "bucket"."""
     for number, name in enumerate(("a.jsonl", "b.jsonl", "deep/c.jsonl", "_SUCCESS", ".hidden.jsonl", "README.md")):
         system.pipe(f"bucket/data/{name}", rows(number) if name.endswith("l") else b"")
     root = f"{protocol}://bucket/data"

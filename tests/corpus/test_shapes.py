@@ -1,4 +1,4 @@
-"""Text that is not one column, and documents of several lines, in every format and beside independent readers."""
+"""Text in several columns or nested fields, and documents of several lines, compared with independent readers."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_a_document_over_many_blocks_is_joined_once(tmp_path: Path, monkeypatch:
 @pytest.fixture(scope="module")
 def model() -> bytes:
     words = ["etxea", "mendia", "itsasoa", "eguna", "gaua", "lagun", "handia"]
-    texts = [f"{n} {one} {two}" for n in range(40) for one, two in pairwise(words)]
+    texts = [f"{n} {word} {next_word}" for n in range(40) for word, next_word in pairwise(words)]
     return train(texts, TrainTokenizer(vocab_size=300, model_type="bpe"), where="here")
 
 

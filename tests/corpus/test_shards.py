@@ -29,7 +29,7 @@ def model() -> bytes:
 
 @pytest.fixture
 def corpus(tmp_path: Path, model: bytes) -> Path:
-    """Many small files, validation files, a source that is cut off, a data set, and files in several formats."""
+    """Many small files, validation files, a source with max_tokens, a data set, and files in several formats."""
     folder = tmp_path / "corpus"
     for number in range(20):
         write_documents(folder / f"eu/many/{number:02}.jsonl", documents(number, 3 + number % 4))

@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 @cache
 def joined(store: TokenStore, source: str, split: str) -> list[int]:
-    """The source's tokens, made again from its documents; validation documents are those whose tokens lie there."""
+    """Return the source's tokens, encoded again from its documents. The validation split tells which are held out."""
     tokenizer = store.tokenizer()
     ids = [tokenizer.encode([text])[0].tolist() for text in TEXTS[source]]
     flat, bounds = store.flat(source, "validation"), store.document_bounds(source, "validation")

@@ -1,4 +1,4 @@
-"""Files of token ids that lie one after the other: .npy of OLMo, .ds of datatrove, .bin of nanoGPT and llm.c."""
+"""Files of consecutive token ids: .npy of OLMo, .ds of datatrove, .bin of nanoGPT and llm.c."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ FLAT = [token for document in TEN for token in document]
 
 
 def olmo(path, ids=FLAT, dtype=np.uint8):
-    """Write ids and nothing else, as numpy.memmap does in mode "w+"."""
+    """Write only ids, as numpy.memmap does in mode "w+"."""
     written = np.memmap(path, dtype, "w+", shape=(len(ids),))
     written[:] = ids
     written.flush()
 
 
 def datatrove(path, documents=TEN, letter="H"):
-    """Write what datatrove's TokenizedFile writes, with its own calls of struct."""
+    """Write the same files as datatrove's TokenizedFile, with the same calls of struct."""
     path.write_bytes(b"".join(struct.pack(f"<{len(document)}{letter}", *document) for document in documents))
     ends = list(accumulate(map(len, documents)))
     path.with_name(f"{path.name}.index").write_bytes(struct.pack(f"<{len(ends)}Q", *ends))
 
 
 def llm_c(path, ids=FLAT, magic=20240520, version=1, dtype=np.uint16, count=None):
-    """Write a header of llm.c and ids."""
+    """Write a header of llm.c, then ids."""
     header = np.zeros(256, np.int32)
     header[:3] = magic, version, len(ids) if count is None else count
     path.write_bytes(header.tobytes() + np.array(ids, dtype).tobytes())
 
 
 def write_all(folder):
-    """Return what names each file in corpus.yaml."""
+    """Return the entry of each file for corpus.yaml."""
     olmo(folder / "a.npy")
     olmo(folder / "b.npy", dtype=np.uint32)
     np.save(folder / "c.npy", np.array(FLAT, np.int32))
@@ -116,7 +116,7 @@ def test_documents_end_at_the_token_wherever_blocks_are_cut(tmp_path_factory, id
     documents = [flat[a:b].tolist() for a, b in pairwise(index.bounds.tolist())]
     text = "".join(
         chr(token) for token in ids
-    )  # an independent cut: by Python's str, ends that follow each other as one
+    )  # an independent split with Python's str, where consecutive ends count as one
     parts = text.lstrip(chr(END)).split(chr(END))
     assert ["".join(map(chr, document)).rstrip(chr(END)) for document in documents] == [
         part for part in parts[:-1] if part
@@ -139,7 +139,7 @@ def test_documents_end_at_the_token_wherever_blocks_are_cut(tmp_path_factory, id
 def test_ids_of_another_type_or_tokenizer_are_refused(tmp_path, tokenizer, monkeypatch, chunk, write, more, match):
     monkeypatch.setattr(in_place, "CHUNK", chunk * 4)
     write(tmp_path / "a.npy")
-    if match is None:  # what corpus.yaml says is not doubted
+    if match is None:  # a dtype in corpus.yaml is not checked
         assert scan(tmp_path / "a.npy", tokenizer, name="a", **more).rows == 10
         return
     with pytest.raises(XDogeError, match=match) as error:
@@ -148,7 +148,7 @@ def test_ids_of_another_type_or_tokenizer_are_refused(tmp_path, tokenizer, monke
 
 
 def damage(folder):
-    """Yield what names each damaged file, and what is said of it."""
+    """Yield the entry of each damaged file for corpus.yaml, and the expected message."""
     datatrove(folder / "a.ds")
     (folder / "a.ds").write_bytes((folder / "a.ds").read_bytes()[:-1])
     yield "a.ds", "79 bytes where a.ds.index says 40"

@@ -27,13 +27,13 @@ OPEN = [document[:-1] for document in TEN]
 
 
 def packed(documents, length):
-    """Return rows of one length, the last shorter, of all documents one after the other."""
+    """Return the concatenated documents as rows of equal length, of which the last can be shorter."""
     stream = [token for document in documents for token in document]
     return [stream[at : at + length] for at in range(0, len(stream), length)]
 
 
 def saved(folder, rows, kind="list", **columns):
-    """Write rows with save_to_disk and to_parquet, as `datasets` types them after a map."""
+    """Write rows with save_to_disk and to_parquet, with the types that `datasets` gives them after a map."""
     features = None
     if kind != "list":
         number = datasets.Value("uint16" if kind == "uint16" else "int32")

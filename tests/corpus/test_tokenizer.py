@@ -40,7 +40,7 @@ def model() -> bytes:
 
 @pytest.fixture(scope="module")
 def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE with a template that adds <s>, as the tokenizers of published models do."""
+    """A byte-level BPE tokenizer whose template adds <s>, as in many published models."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Exports: what they write, what they warn of, and what the trainers that are installed make of them."""
+"""Exports: their files, their warnings, and how installed trainers read them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def reading(**tokens_and_available):
 
 
 def consumer(name):
-    """Import a trainer's module, whatever it warns of on the way; skip where it is not installed."""
+    """Import a trainer's module and ignore its warnings. Skip the test if it is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytest.importorskip(name.partition(".")[0], exc_type=ImportError)
@@ -58,11 +58,11 @@ def consumer(name):
 
 
 def write(to, plan=None, **more):
-    """Export with everything that some format needs."""
+    """Export with all arguments that any format needs."""
     return export(plan or mixture(), to, **({"documents": DOCUMENTS} | more))
 
 
-# What every format does
+# All formats
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -156,7 +156,7 @@ def test_weights_keep_every_digit_and_sum_to_one(pairs):
     assert math.fsum(tokens) == pytest.approx(1, abs=1e-14)
 
 
-# Rows: sequences, documents, or nobody knows
+# Rows: sequences, documents, or unknown
 
 
 def test_a_draw_of_documents_is_in_proportion_to_token_share_over_mean_length():

@@ -1,4 +1,4 @@
-"""Budgets spread over sources: known answers, a generic solver, and what must always hold."""
+"""Allocation of budgets: known answers, a generic solver, and invariants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xdoge.mixtures.allocation import allocate, allocate_by_language, epoch_cap,
 
 
 def published_unimax(counts, budget, max_epochs):
-    """Algorithm 1 of arXiv:2304.09151 as printed, in fractions."""
+    """Algorithm 1 of arXiv:2304.09151 as printed, with exact fractions."""
     left, shares = Fraction(budget), {}
     order = sorted(counts, key=counts.get)
     for turn, name in enumerate(order):
@@ -28,7 +28,7 @@ def published_unimax(counts, budget, max_epochs):
 @pytest.mark.parametrize(
     ("budget", "epochs", "expected"),
     [
-        (3000, 4, {"en": 1300, "es": 1300, "eu": 400}),  # eu is exhausted, the others share what it leaves
+        (3000, 4, {"en": 1300, "es": 1300, "eu": 400}),  # eu is exhausted, the others share the rest
         (3000, 1, {"en": 1900, "es": 1000, "eu": 100}),
         (300, 1, {"en": 100, "es": 100, "eu": 100}),  # the equal share is just the smallest corpus
         (11_100, 1, {"en": 10_000, "es": 1000, "eu": 100}),  # everything once
@@ -67,7 +67,7 @@ def test_a_budget_above_all_epochs_is_refused_with_the_least_that_would_do():
 
 
 def problem(seed, k=6):
-    """Random weights, caps and floors with a budget between them."""
+    """Random weights, caps and floors, with a budget that they allow."""
     rng = np.random.default_rng(seed)
     names = [f"s{i}" for i in range(k)]
     weights = dict(zip(names, rng.dirichlet(np.full(k, 0.7)).tolist(), strict=True))
@@ -80,7 +80,7 @@ def problem(seed, k=6):
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("divergence", ["kl", "chi_square"])
 def test_a_generic_convex_solver_finds_the_same(seed, divergence):
-    """The point of least divergence from α within caps and floors, whichever divergence it is."""
+    """The point within caps and floors that minimises a divergence from α."""
     weights, budget, caps, floors = problem(seed)
     alpha = np.array(list(weights.values()))
 

@@ -1,4 +1,4 @@
-"""Mixtures: what a plan keeps, refuses and warns of, and that its file says it all."""
+"""Mixtures: invariants, errors and warnings of `plan`, and the file."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_least_share_is_kept_where_the_cap_allows():
     weights = {"en/web": 0.98, "es/web": 0.01, "es/wiki": 0.01, "eu/wiki": 0.0}
     mixture = plan(weights, min_share=0.05, max_epochs=1)
     assert mixture.sources["es/web"].tokens == 2_000
-    assert mixture.sources["eu/wiki"].tokens == 0  # of no weight
+    assert mixture.sources["eu/wiki"].tokens == 0  # has weight 0
     small = plan({**weights, "eu/wiki": 0.001, "en/web": 0.979}, min_share=0.05, max_epochs=1)
     assert small.sources["eu/wiki"].tokens == 1_000
 

@@ -1,4 +1,4 @@
-"""Weight sets: what they refuse, what they keep, what they say."""
+"""Weight sets: errors, round trips and properties."""
 
 from __future__ import annotations
 

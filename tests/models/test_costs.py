@@ -1,4 +1,4 @@
-"""What a plan costs: known tables, and FLOPs against torch's own counter."""
+"""Costs of a plan: known tables, and FLOPs compared with torch's own counter."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write(folder: Path, runs: dict, **others) -> Path:
 
 
 def printed(costs: list[Cost]) -> list[list[str]]:
-    """Cells of the printed table, its head and rules left out."""
+    """Return the cells of the printed table, without its header and rules."""
     console = Console(width=160, file=io.StringIO())
     console.print(costs_to_table(costs))
     return [line.split() for line in console.file.getvalue().splitlines()[3:] if line.strip()]
@@ -104,7 +104,7 @@ def test_a_recipe_costs_what_the_model_it_builds_costs(recipe):
 @pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("reference", [False, True])
 def test_a_fit_step_costs_a_training_step_and_its_inner_products(gram, halves, reference):
-    """Under sdpa, as proxies run, torch counts no attention on a CPU: neither here nor there."""
+    """With sdpa, which proxies use, torch counts no attention on a CPU, so attention is left out on both sides."""
     shape, k = load_recipe("1m"), 29
     model = shape.build(vocab_size=1000, seed=0)
     rows = torch.zeros(2 * k, 32, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Every causal architecture of the installed transformers that can be built tiny: exact, or refused in one line.
+"""Every causal architecture of transformers that can be built tiny gives exact results, or an error in one line.
 
 `python tests/models/test_every_architecture.py` (with tests/ in PYTHONPATH) writes the table of
 docs/reference/models.md again.
@@ -32,7 +32,7 @@ YES, NO = "exact", "refused"
 
 
 def measured(model: Any) -> None:
-    """Perplexity is that of one forward pass a document."""
+    """Perplexity equals that of one forward pass per document."""
     refuse_future(model, "model", length=LENGTH)
     documents = [np.arange(5, 5 + n) % 55 + 5 for n in (20, 7, 13)]
     nats = LoadedModel("model", model).nats(documents, begin=3, window=LENGTH, stride=12, batch_tokens=64)
@@ -45,7 +45,7 @@ def measured(model: Any) -> None:
 
 
 def trained(model: Any) -> None:
-    """The loss that Trainer minimises is the next-token loss, in one part of a step and in four."""
+    """The loss that Trainer minimises is the next-token loss, with one part and with four parts per step."""
     refuse_future(model, "model", length=LENGTH)
     for parts in (1, 4):
         refuse_other_loss(model, "model", parts=parts)
@@ -58,7 +58,7 @@ def separate(model: Any) -> None:
 
 
 def fitted(model: Any) -> None:
-    """The engine's training gradient is that of autograd."""
+    """The engine's training gradient equals that of autograd."""
     rows = torch.randint(5, 60, (5, 12), generator=torch.Generator().manual_seed(1))
     counts, weights = (2, 3), np.array([0.3, 0.7])
     with warnings.catch_warnings():
@@ -88,7 +88,7 @@ COLUMNS: dict[str, Callable[[Any], None]] = {
 
 
 def outcome(model: Any, check: Callable[[Any], None]) -> str:
-    """Return whether the model is handled exactly or refused; any other error fails the test."""
+    """Return whether the results are exact or the model is refused. Any other error fails the test."""
     try:
         check(model)
     except XDogeError as error:

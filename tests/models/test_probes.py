@@ -1,4 +1,4 @@
-"""What a model does on a few tokens decides whether it is trained and measured, whatever its configuration says."""
+"""Tests on a few tokens decide whether a model is trained and evaluated, not its configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WIDE = SHAPE | {"intermediate_size": 32, "max_position_embeddings": 24}
 
 
 def make(kind, **changes):
-    """Return a model of that architecture with sharp random weights."""
+    """Return a model of an architecture, with random weights large enough for clear differences."""
     config = getattr(transformers, f"{kind}Config")(**{"pad_token_id": 0, "bos_token_id": 1, **changes})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).eval()

@@ -1,4 +1,4 @@
-"""A model by its name: the same files, tokenizer and refusals for whoever trains or measures it."""
+"""Models by name: training and evaluation use the same files and tokenizer, and raise the same errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME, COMMIT = "someone/tiny", "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def snapshot(store, recipe, tmp_path, monkeypatch):
-    """Folder of `NAME` in the cache of the Hub, published with the SentencePiece file of the store's tokenizer."""
+    """Folder of `NAME` in the Hub's cache, which has the SentencePiece file of the store's tokenizer."""
     cache = tmp_path / "hub"
     folder = cache / f"models--{NAME.replace('/', '--')}" / "snapshots" / COMMIT
     folder.mkdir(parents=True)
@@ -32,7 +32,7 @@ def snapshot(store, recipe, tmp_path, monkeypatch):
 
 @pytest.fixture
 def train_on_it(store, tmp_path):
-    """A function that trains the model for a step, as far as it gets."""
+    """A function that tries to train the model for a step."""
 
     def run():
         weights = dict.fromkeys(store.sources, 0.25)

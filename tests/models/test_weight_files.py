@@ -1,4 +1,4 @@
-"""Files of a model that cannot be right are refused in one line, whoever loads them and before long work starts."""
+"""Damaged files of a model are refused in one line, in training and evaluation, before the long work starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xdoge.models.resolver import CausalModel
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Folder of a good model; read only."""
+    """Folder of a good model. Tests must not change it."""
     folder = tmp_path_factory.mktemp("model") / "good"
     save_byte_tokenizer(folder, bos_token="<s>")
     save_llama(folder, vocab_size=258, max_position_embeddings=24, tie_word_embeddings=True, bos_token_id=0)

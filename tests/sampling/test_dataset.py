@@ -1,4 +1,4 @@
-"""A data set of a mixture has at each position the sequence that the sampler names, and says where documents begin."""
+"""At each position, the data set has the sequence that the sampler names, and marks where documents begin."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_however_items_are_asked_for_they_are_the_same(store, sampler, documents
 
 @pytest.mark.parametrize("documents", ["ignore", "separate"])
 def test_a_loader_makes_the_same_batches_of_items_however_many_and_whoever_collates_them(store, sampler, documents):
-    """Many rows of a source are read together, few one by one; whole batches are not collated row by row."""
+    """Many rows of a source are read together, and few one by one. Whole batches are not collated row by row."""
     dataset = MixtureDataset(store, sampler, T, documents=documents)
     items = [dataset[position] for position in range(100)]
     for size in (7, 50, 100):

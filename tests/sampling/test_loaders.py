@@ -1,4 +1,4 @@
-"""The scripts of examples/loaders run, and can fail."""
+"""The scripts in examples/loaders run, and detect differences."""
 
 from __future__ import annotations
 

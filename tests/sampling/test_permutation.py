@@ -1,4 +1,4 @@
-"""The stateless permutation."""
+"""The permutation that is computed on demand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_item_comes_exactly_once(n, seed):
 
 
 def test_the_order_is_fixed_for_all_time():
-    """A change here changes every run's data order, and is breaking."""
+    """A change of these numbers changes the data order of every run, so it is a breaking change."""
     key = derive_key(0, "es/web", 0)
     assert permute(np.arange(10), 10, key).tolist() == GOLDEN
     assert permute([0, 1, 10**12 - 1], 10**12, key).tolist() == GOLDEN_LARGE
@@ -52,7 +52,7 @@ def test_a_position_alone_is_what_it_is_among_others():
 
 
 def pairs(order, lag=1, cells=16):
-    """Chi-square of (cell of an item, cell of the one `lag` later) against independence."""
+    """Chi-square test of independence for the cells of an item and of the item `lag` positions later."""
     n = len(order)
     part = order * cells // n
     grid = np.zeros((cells, cells))
@@ -62,7 +62,7 @@ def pairs(order, lag=1, cells=16):
 
 
 def places_of_items(orders, cells=16):
-    """Chi-square of (cell of a position, cell of its item) over several orders, summed."""
+    """Sum over several orders of the chi-square for the cells of a position and of its item."""
     n = len(orders[0])
     grid = np.zeros((cells, cells))
     for order in orders:
@@ -77,7 +77,7 @@ def shuffles(n, count):
 
 @pytest.mark.parametrize(("n", "orders"), [(1_000, 200), (1_024, 200), (65_536, 20), (1_000_003, 6)])
 def test_shuffles_are_as_random_as_numpys(n, orders):
-    """Mean chi-square of pairs and of places, within four standard errors of that of as many permutations by NumPy."""
+    """The mean chi-squares of pairs and places are within four standard errors of those of NumPy's permutations."""
     rng = np.random.default_rng(0)
     ours, theirs = shuffles(n, orders), [rng.permutation(n) for _ in range(orders)]
     error = np.sqrt(2 * 225 / orders)  # of a mean of chi-squares with 15² degrees of freedom
@@ -88,7 +88,7 @@ def test_shuffles_are_as_random_as_numpys(n, orders):
 
 
 def test_four_rounds_would_be_too_few(monkeypatch):
-    """So the statistic above can tell: items a row apart are then not independent."""
+    """This shows that the statistic above can detect dependence: here items one row apart are not independent."""
     monkeypatch.setattr(shuffle, "MULTIPLIERS", shuffle.MULTIPLIERS[:4])
     n, orders = 1_000_003, 6
     means = [np.mean([pairs(order, lag) for order in shuffles(n, orders)]) for lag in (1, 1024)]
@@ -97,7 +97,7 @@ def test_four_rounds_would_be_too_few(monkeypatch):
 
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_every_order_of_a_few_items_is_about_as_frequent(n):
-    """Of 200 keys per order, none is a quarter more or less frequent than it should be by more than chance."""
+    """With 200 keys per order, no order is a quarter more or less frequent than expected, beyond chance."""
     keys = 200 * math.factorial(n)
     orders = Counter(tuple(permute(np.arange(n), n, derive_key("few", key)).tolist()) for key in range(keys))
     assert len(orders) == math.factorial(n)

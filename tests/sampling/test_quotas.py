@@ -1,4 +1,4 @@
-"""Counts at any position: exact, monotone, near their target, however large or uneven the quotas."""
+"""Counts at any position are exact, monotone and near their target, for large and uneven quotas too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ counts_of_any_size = st.lists(
 
 
 def recursive(counts, t):
-    """The definition of quotas.py, in Python's own integers, with no tree stored."""
+    """The definition in quotas.py, with Python's integers and without a stored tree."""
     out = [0] * len(counts)
 
     def split(members, t):
@@ -91,7 +91,7 @@ def test_ten_thousand_sources_from_one_sequence_to_a_trillion():
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any), st.integers(1, 30), st.integers(0, 2**32))
 def test_each_block_holds_what_the_counts_say_in_any_order(counts, block, key):
-    """All at once, shuffled or one alone; every sequence of a source once."""
+    """Positions give the same draws all at once, shuffled and one by one. Every sequence of a source is drawn once."""
     quotas = Quotas(counts)
     carried, sizes = np.arange(len(counts)), np.arange(len(counts)) * 3 + 1
     stage = Stage(7, 7 + quotas.total, quotas, carried, sizes, block, np.array([key], dtype=np.uint64))

@@ -1,4 +1,4 @@
-"""The sampler: near-exact blocks, no repeats, any cut resumes, ranks partition, plans are not mixed up."""
+"""The sampler: composition of blocks, no early repeats, resuming anywhere, ranks, and fingerprints of plans."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_sampler(plan=None, *, lengths=LENGTHS, batch_size=20, **more):
 
 
 def stream(draws):
-    """Draws as a list of (source, epoch, index)."""
+    """Return draws as a list of (source, epoch, index)."""
     if isinstance(draws, MixtureSampler):
         return [tuple(draw) for draw in draws]
     names = [draws.sources[i] for i in draws.source.tolist()]
@@ -39,7 +39,7 @@ def stream(draws):
 
 
 def test_the_order_is_fixed_for_all_time():
-    """A change here changes every run's data order, and is breaking."""
+    """A change of these numbers changes the data order of every run, so it is a breaking change."""
     assert " ".join(".".join(map(str, draw)) for draw in stream(make_sampler()[:8])) == GOLDEN
 
 
@@ -139,7 +139,7 @@ def test_a_shard_of_a_shard_is_every_so_manieth_position():
 
 @given(st.integers(0, 100), st.sampled_from([1, 2, 3, 4, 6]), st.sampled_from([1, 2, 3, 5]))
 def test_any_cut_resumes_exactly_on_any_number_of_ranks(taken, before, after):
-    """Also where the cut is no multiple of the new world size."""
+    """This also holds if the position is not a multiple of the new world size."""
     whole = stream(make_sampler())
     first = [make_sampler(world_size=before, rank=rank) for rank in range(before)]
     read = []
@@ -332,7 +332,7 @@ def test_a_phase_planned_after_another_goes_on_where_that_ended():
     pairs = [set(zip(some[:].source.tolist(), some[:].index.tolist(), strict=True)) for some in (sampler, other)]
     assert not pairs[0] & pairs[1]
     assert len(pairs[0] | pairs[1]) == 303
-    anew = make_sampler(second, read_before={})[:]  # as said: nothing was read
+    anew = make_sampler(second, read_before={})[:]  # overrides the mixture's tokens read before
     assert anew.epoch.max() == 0
     assert len(pairs[0] & set(zip(anew.source.tolist(), anew.index.tolist(), strict=True))) > 90
     nearly = make_sampler(second)[:]  # by its tokens, to within a sequence of each source
@@ -377,7 +377,7 @@ def test_lengths_that_are_not_the_mixtures_are_noticed():
 
 
 def test_a_rank_of_many_reads_its_part_of_large_blocks():
-    """Few positions of large blocks take another way through the code than many."""
+    """A few positions in large blocks use another branch of the code than many."""
     sampler = make_sampler(batch_size=500)
     whole = stream(sampler[:])
     assert stream(sampler.shard(world_size=125, rank=3)[:]) == whole[3::125]

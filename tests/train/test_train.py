@@ -1,4 +1,4 @@
-"""Training target models: the very same sequences whatever interrupts it, and one line for each thing that is wrong."""
+"""Training target models: the same sequences after any interruption, and one line for each error."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def expected(mixture, store, count):
 
 @pytest.fixture
 def stream(monkeypatch):
-    """A list that receives every batch that is trained on, (B, T)."""
+    """A list to which every training batch, (B, T), is appended."""
     seen = []
     step = MixtureTrainer.training_step
 
@@ -104,7 +104,7 @@ def stream(monkeypatch):
 
 @pytest.fixture(scope="module")
 def finished(mixture, store, recipe, tmp_path_factory):
-    """A run folder, its rows and its summary; read only."""
+    """A run folder, its metrics and its summary. Tests must not change it."""
     run, rows = tmp_path_factory.mktemp("train") / "run", []
     result = train(
         mixture, store, settings_for(mixture, store, recipe), out=run, on_progress=lambda event: rows.append(event.row)
@@ -113,7 +113,7 @@ def finished(mixture, store, recipe, tmp_path_factory):
 
 
 def metrics(run):
-    """Return the rows without what depends on the clock."""
+    """Return the rows without measured times."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [{key: row[key] for key in row if key not in TIMES} for row in rows]
 
@@ -130,7 +130,7 @@ def same_weights(run, other, **tolerance):
 
 
 def signalled_after(step, number=signal.SIGTERM):
-    """Return what, as `on_progress`, signals this process once when a step is done; the next one is the last."""
+    """Return an `on_progress` that sends this process a signal after a step. The next step is then the last."""
     events = []
 
     def stop(event):
@@ -232,7 +232,7 @@ def test_validation_keeps_documents_apart_as_training_does(finished, mixture, st
 
 
 def test_separate_documents_are_validated_separately_by_the_trainer(mixture, store, recipe, tmp_path):
-    """Its loss after training is that of its model on documents apart."""
+    """The loss after training is that of its model on separate documents."""
     result = train(
         mixture, store, settings_for(mixture, store, recipe, documents="separate", steps=1), out=tmp_path / "run"
     )
@@ -278,7 +278,7 @@ def test_processes_that_share_the_validation_find_the_same_losses(store, world_s
         kept = {"most": 7, "rows": rows, "rank": rank, "world_size": world_size}
         validation_losses(nats, store, LENGTH, **kept, gather=keep)
         called.append(list(calls))
-    assert all(call == called[0] for call in called)  # or sharded models wait for each other forever
+    assert all(call == called[0] for call in called)  # otherwise sharded models would wait forever
     together = validation_losses(nats, store, LENGTH, **kept, gather=lambda _: torch.cat(parts))
     assert together == pytest.approx(alone)
 
@@ -314,7 +314,7 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(mixture, store, reci
         train(mixture, store, settings, out=tmp_path / "run", on_progress=signalled_after(step - 1))
     assert stopped.value.exit_code == 143
     assert [row["step"] for row in metrics(tmp_path / "run") if "validation" in row] == [0, 3][: 1 + (step > 3)]
-    (tmp_path / "run" / "mixture.json").unlink()  # as if a kill had come right after config.yaml
+    (tmp_path / "run" / "mixture.json").unlink()  # as after a kill just after config.yaml
     train(mixture, store, settings, out=tmp_path / "run", resume=True, on_note=notes.append)
     assert Mixture.load(tmp_path / "run" / "mixture.json") == mixture
     assert f"resuming after step {step} of 6" in notes
@@ -336,7 +336,7 @@ def test_killed_between_checkpoints_it_goes_on_from_the_last_whole_one(
     settings, run = settings_for(mixture, store, recipe), tmp_path / "run"
     with pytest.raises(Killed):
         train(mixture, store, settings, out=run, on_progress=kill)
-    broken = run / "checkpoints" / "checkpoint-5"  # as a kill in the midst of writing leaves one
+    broken = run / "checkpoints" / "checkpoint-5"  # as after a kill while writing
     shutil.copytree(run / "checkpoints" / "checkpoint-4", broken)
     (broken / "trainer_state.json").write_text('{"global_step": 5')
     stream.clear()
@@ -427,7 +427,7 @@ def test_a_pattern_that_is_found_nowhere_is_refused(recipe):
         freeze(model, "layer9")
     with pytest.raises(XDogeError, match=r"train_only 'layers\(' is no regular expression"):
         freeze(model, "layers(")
-    assert freeze(model, "lm_head")[0] == 300 * 16  # tied to the embedding, which has the other name
+    assert freeze(model, "lm_head")[0] == 300 * 16  # tied to the embedding, under another name
     assert layers_trained(model) == (0, 2)
 
 
@@ -446,7 +446,7 @@ def test_continued_training_begins_where_the_model_was(mixture, store, finished,
 
 
 def model_folder(source, target, **changes):
-    """Copy a model, its config changed."""
+    """Copy a model with a changed configuration."""
     shutil.copytree(source, target)
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps(config | changes))
@@ -589,7 +589,7 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_written(mixture,
         train(mixture, store, settings_for(mixture, store, recipe), out=tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints" / "checkpoint-4").exists()
     monkeypatch.undo()
-    good = tmp_path / "run" / "checkpoints" / "checkpoint-2"  # the way out that it names
+    good = tmp_path / "run" / "checkpoints" / "checkpoint-2"  # the advice of the message
     train(mixture, store, settings_for(mixture, store, good, learning_rate=1e-4, steps=1), out=tmp_path / "calmer")
 
 
@@ -668,7 +668,7 @@ def test_a_tracker_may_be_named_without_a_list(mixture, store, recipe, monkeypat
 
 @pytest.mark.filterwarnings("ignore:.*is drawn less than once")
 def test_what_caps_in_whole_sequences_give_to_other_sources_is_no_repetition_beyond_the_plan():
-    """Each small source loses 36 of 100 tokens to its tail, so the large one is read more than its planned tokens."""
+    """Small sources lose 36 of 100 tokens, which fill no sequence. The large one is read more than planned."""
     lengths = {"es/web": 10_000} | {f"eu/s{number}": 1 for number in range(20)}
     available = {source: 64 * length + 36 * (length == 1) for source, length in lengths.items()}
     weights = {source: 0.8 if source == "es/web" else 0.01 for source in lengths}
@@ -798,7 +798,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "cpt"
 
 
 def test_the_commands_of_the_example_are_ones_that_there_are():
-    """Each is parsed, to the end of its options; what needs the network is not run."""
+    """Each command is parsed with all its options. Commands that need the network are not run."""
     blocks = re.findall(r"```sh\n(.*?)```", (EXAMPLE / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     subprocess.run(["bash", "-n"], input="\n".join(blocks), text=True, check=True)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()

@@ -1,4 +1,4 @@
-"""How often a training validates: within its share of the time, and the same whenever it is asked."""
+"""The validation schedule stays within its share of the time, and does not depend on when it is computed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the proxy is trained: rate, optimiser, device, precision."""
+"""Learning rate, optimiser, device and precision of a proxy's training."""
 
 from __future__ import annotations
 

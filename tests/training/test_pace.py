@@ -1,4 +1,4 @@
-"""A training that takes days is named early, with the proxy that takes hours."""
+"""The user is told early that a training takes days, and which proxy takes hours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xdoge.training.pace import DAY, Pace
 
 
 class Clock:
-    """Stands still until told to go on."""
+    """A clock that stands still until a test advances it."""
 
     def __init__(self):
         self.now = 0.0
@@ -96,7 +96,7 @@ def test_a_proxy_far_too_large_for_a_cpu_is_named_before_its_first_step(store, m
     ("flops", "options"), [(10**12, {"proxies": 100}), (10**18, {"proxies": 100, "from_scratch": False})]
 )
 def test_who_cannot_take_a_smaller_proxy_is_told_to_train_less(store, clock, flops, options):
-    """The smallest there is, or a trained model that is continued."""
+    """No smaller proxy is fast enough, or a pre-trained model is continued."""
     notes = []
     run(Pace(flops, store, silent, notes.append, **options), clock, seconds=100.0, steps=5, total=100_000)
     assert "116 days here; take fewer steps" in notes[0]

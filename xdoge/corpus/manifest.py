@@ -173,9 +173,9 @@ def _change(source: Source, corpus: Corpus, tokenizer: Tokenizer | None, marker:
     for kind, now in (("inputs", inputs), ("validation_inputs", held_out)):
         before = {entry["path"]: entry for entry in marker[kind]}
         if now is not None:  # None for a data set on the Hub, whose revision is checked instead
-            there = set(now)
+            current = set(now)
             for path in [*before, *now]:
-                if path not in before or path not in there:
+                if path not in before or path not in current:
                     return f"{path} was {'removed' if path in before else 'added'}"
             if now != list(before):
                 return "the order of its files changed"

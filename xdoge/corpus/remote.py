@@ -188,8 +188,8 @@ def remote_errors(url: str) -> Iterator[None]:
     except (XDogeError, Interrupted):
         raise
     except FileNotFoundError as error:
-        told = f" ({_line(error.__cause__)})" if error.__cause__ else ""
-        raise XDogeError(f"{url} does not exist or cannot be reached{told}.") from error
+        cause = f" ({_line(error.__cause__)})" if error.__cause__ else ""
+        raise XDogeError(f"{url} does not exist or cannot be reached{cause}.") from error
     except PermissionError as error:
         raise XDogeError(f"{url}: the server refuses access ({_line(error)}); check your credentials.") from error
     except Exception as error:

@@ -473,13 +473,13 @@ def _refuse_twice(path: Path, sources: Iterable[Source]) -> None:
         if source.dataset is not None:
             for split in spec.split.split("+"):
                 key = (source.dataset, spec.config, split.strip(), spec.data_dir)
-                told = f"dataset {spec.dataset} (config {spec.config}, split {split.strip()})"
-                places.append((key, told, f"{source.name} dataset"))
-        for key, told, place in places:
+                label = f"dataset {spec.dataset} (config {spec.config}, split {split.strip()})"
+                places.append((key, label, f"{source.name} dataset"))
+        for key, label, place in places:
             if key in seen:
                 first, home = seen[key]
                 twice = f"is in {home} and again in {place}"
-                if told != first:  # a link, or the same name with another compression
+                if label != first:  # a link, or the same name with another compression
                     twice = f"in {place} should have the same text as {first} in {home}"
-                raise XDogeError(f"{path}: {told} {twice}; leave one out.")
-            seen[key] = told, place
+                raise XDogeError(f"{path}: {label} {twice}; leave one out.")
+            seen[key] = label, place

@@ -90,8 +90,8 @@ def _of_folder(folder: Path, *, where: str) -> Iterator[Path]:
         elif (folder / "index.json").is_file():
             names = ["index.json"]
             for shard in _read(folder / "index.json", where)["shards"]:
-                there = shard_names(shard)
-                names.append(next((name for name in there if (folder / name).is_file()), there[0]))
+                possible = shard_names(shard)
+                names.append(next((name for name in possible if (folder / name).is_file()), possible[0]))
         elif (folder / "dataset_dict.json").is_file():
             splits = _read(folder / "dataset_dict.json", where)["splits"]
             raise XDogeError(f"{where}: {folder} has the splits {', '.join(splits)}; name one, {folder}/{splits[0]}.")

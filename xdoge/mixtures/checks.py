@@ -40,8 +40,8 @@ def check_names(
         for name in names:
             if name not in (known if what == "caps" else available):
                 near = difflib.get_close_matches(name, known, n=1)
-                some = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:MOST_NAMES])}, ..."
-                raise XDogeError(f"{argument(what)} names {name!r}; {some}")
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:MOST_NAMES])}, ..."
+                raise XDogeError(f"{argument(what)} names {name!r}; {hint}")
     for name, limit in caps.items():
         if not (_is_number(limit) and limit >= 0):
             raise XDogeError(f"{argument('caps')} of {name!r} is {limit!r}; passes over a source are a number >= 0.")

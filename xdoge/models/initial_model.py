@@ -180,9 +180,9 @@ def freeze(model: torch.nn.Module, train_only: str | None) -> tuple[int, int]:
             parameter.requires_grad_(any(pattern.search(name) for name in names[id(parameter)]))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not trained:
-        some = [spellings[0] for spellings in names.values()]
+        sample = [spellings[0] for spellings in names.values()]
         raise XDogeError(
-            f"{argument('train_only')} {train_only!r} is found in no parameter's name, such as {', '.join(some[:3])}."
+            f"{argument('train_only')} {train_only!r} is found in no parameter's name, such as {', '.join(sample[:3])}."
         )
     return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
 

@@ -30,9 +30,9 @@ def token_nats(outputs: torch.Tensor, targets: torch.Tensor, head: Any = None) -
     """
     parts = zip(torch.split(outputs, LOGIT_ROWS), torch.split(targets, LOGIT_ROWS), strict=True)
     losses = []
-    for part, wanted in parts:
+    for part, labels in parts:
         logits = (part if head is None else head(part)).float()  # (rows, V)
-        losses.append(F.cross_entropy(logits, wanted.to(logits.device), reduction="none"))
+        losses.append(F.cross_entropy(logits, labels.to(logits.device), reduction="none"))
     return torch.cat(losses)
 
 

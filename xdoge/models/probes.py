@@ -112,13 +112,13 @@ def refuse_other_loss(model: Any, name: str, *, parts: int, length: int = TOKENS
     options = {"num_items_in_batch": parts * scored} if takes_number_of_items(model) else {}
     with foreign_errors(f"{name} fails on labels"), evaluating(model):
         loss = float(model(input_ids=ids, labels=ids, use_cache=False, **options).loss) / (1 if options else parts)
-        wanted = float(sequence_nats(model, ids)) / scored / parts
-    if abs(loss - wanted) <= 1e-3 * wanted:
+        expected = float(sequence_nats(model, ids)) / scored / parts
+    if abs(loss - expected) <= 1e-3 * expected:
         return
     if not getattr(model.config.get_text_config(), "output_router_logits", False):
         raise XDogeError(
             f"{name} ({type(model).__name__}) computes {loss * parts:.4g} as its loss, and its next-token loss is "
-            f"{wanted * parts:.4g}; transformers would train it on something else."
+            f"{expected * parts:.4g}; transformers would train it on something else."
         )
     if parts > 1:
         raise XDogeError(

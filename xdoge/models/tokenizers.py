@@ -57,13 +57,13 @@ def check_tokenizer(store: TokenStore, model: str, *, advice: str) -> None:
     Raises:
         XDogeError: the store was prepared with another tokenizer, or the model has none.
     """
-    wanted, path = store.tokenizer_fingerprint, model_file(model, "tokenizer.model")
-    if path is not None and sha256_file(path) == wanted:
+    stored, path = store.tokenizer_fingerprint, model_file(model, "tokenizer.model")
+    if path is not None and sha256_file(path) == stored:
         return
     own = _transformers_tokenizer(model).fingerprint
-    if own != wanted:
+    if own != stored:
         raise XDogeError(
-            f"{store.path} was prepared with another tokenizer ({wanted[:12]}) than that of {model} ({own[:12]}), so "
+            f"{store.path} was prepared with another tokenizer ({stored[:12]}) than that of {model} ({own[:12]}), so "
             f"its tokens mean something else to the model. {advice}"
         )
 

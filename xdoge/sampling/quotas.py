@@ -176,17 +176,17 @@ class Stage:
         nth = at - starts[group]
         sizes = np.tile(self.sizes, blocks.size)
         ending = quota > sizes - read % sizes  # an epoch of the source ends inside the block
-        if ending.any() and (some := np.flatnonzero(ending[group])).size:
-            groups, where = np.unique(group[some], return_inverse=True)
+        if ending.any() and (affected := np.flatnonzero(ending[group])).size:
+            groups, where = np.unique(group[affected], return_inverse=True)
             counts = quota[groups]
             first = np.cumsum(counts) - counts
-            of = np.repeat(np.arange(groups.size), counts)
-            places = (starts - np.repeat(begins, k))[groups][of] + np.arange(of.size) - first[of]  # slots in the block
-            mine = groups[of] // k
-            came = self._slots(places.view(np.uint64), last[mine], keys[mine], inverse=True)  # position of each slot
-            order = np.empty(of.size, dtype=np.int64)
-            order[np.lexsort((came, of))] = np.arange(of.size)
-            nth[some] = (order - first[of])[first[where] + nth[some]]
+            owner = np.repeat(np.arange(groups.size), counts)
+            slots = (starts - np.repeat(begins, k))[groups][owner] + np.arange(owner.size) - first[owner]
+            number = groups[owner] // k  # of the block
+            places = self._slots(slots.view(np.uint64), last[number], keys[number], inverse=True)  # of each slot
+            order = np.empty(owner.size, dtype=np.int64)
+            order[np.lexsort((places, owner))] = np.arange(owner.size)
+            nth[affected] = (order - first[owner])[first[where] + nth[affected]]
         return group % k, read[group] + nth
 
     def _edges(self, blocks: Counts) -> tuple[Counts, Counts]:

@@ -197,10 +197,10 @@ def refuse_other_precision(settings: TrainSettings) -> None:
     Raises:
         XDogeError: the two differ.
     """
-    there = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if there not in ("no", "bf16" if _autocasts(settings) else "no"):
+    launch = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launch not in ("no", "bf16" if _autocasts(settings) else "no"):
         raise XDogeError(
-            f"accelerate is set to mixed_precision {there} (its config, or ACCELERATE_MIXED_PRECISION), and precision "
+            f"accelerate is set to mixed_precision {launch} (its config, or ACCELERATE_MIXED_PRECISION), and precision "
             f"{settings.precision} is {'bfloat16' if _autocasts(settings) else 'float32'}; set both alike."
         )
 

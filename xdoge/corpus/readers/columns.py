@@ -258,7 +258,7 @@ def _refuse_repeated(names: Sequence[str], column: str, *, where: str) -> None:
         raise XDogeError(f"{where} has {count} columns {column!r}; rename all but one.")
 
 
-def _missing(column: str, there: Iterable[str], *, where: str) -> XDogeError:
-    names = ", ".join(there)
+def _missing(column: str, columns: Iterable[str], *, where: str) -> XDogeError:
+    names = ", ".join(columns)
     names = names if len(names) <= NAMES_SHOWN else f"{names[:NAMES_SHOWN]}..."
     return XDogeError(f"{where} has no column {column!r}; it has {' '.join(names.split())}. Set text: COLUMN.")

@@ -118,11 +118,11 @@ def open_dataset(source: Source, folder: Path) -> HubData:
         inputs = tuple(_dataset_input(file, folder) for file in _data_files(builder, source))
         known = builder.info.splits or {}
         counts = [known[split].num_examples for split in _splits(builder, source) if split in known]
-        whole = len(counts) == len(_splits(builder, source))
+        complete = len(counts) == len(_splits(builder, source))
     return HubData(
         where=where,
         inputs=inputs,
-        rows=sum(counts) if whole else None,
+        rows=sum(counts) if complete else None,
         stream=stream.select_columns(keys).with_format("arrow"),
         columns=spec.text,
     )
@@ -156,11 +156,11 @@ def _builder(source: Source, **options: Any) -> Any:
 
 def _splits(builder: Any, source: Source) -> list[str]:
     """Return the splits that the setting `split` names: one, several joined by +, or `all`."""
-    there, split = [str(name) for name in builder.config.data_files], source.spec.split
-    splits = [split] if split in there else there if split == "all" else [part.strip() for part in split.split("+")]
-    if missing := [part for part in splits if part not in there]:
+    known, split = [str(name) for name in builder.config.data_files], source.spec.split
+    splits = [split] if split in known else known if split == "all" else [part.strip() for part in split.split("+")]
+    if missing := [part for part in splits if part not in known]:
         advice = " A part of a split cannot be read; use max_tokens." if "[" in split else ""
-        raise XDogeError(f"{_where(source)} has no split {missing[0]!r}; it has {', '.join(there)}.{advice}")
+        raise XDogeError(f"{_where(source)} has no split {missing[0]!r}; it has {', '.join(known)}.{advice}")
     if len(set(splits)) < len(splits):
         raise XDogeError(f"{_where(source)}: the split {split!r} names one of its splits twice.")
     return splits

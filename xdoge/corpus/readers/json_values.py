@@ -40,12 +40,12 @@ def json_values(path: Readable, chunks: Iterator[bytes]) -> Iterator[Any]:
             the rest of the file.
     """
     parse, decoder = json.JSONDecoder(object_pairs_hook=Pairs).raw_decode, codecs.getincrementaldecoder("utf-8-sig")()
-    row, parts, wanted, in_array = 1, [""], 0, None
+    row, parts, least, in_array = 1, [""], 0, None  # least: characters to collect before parsing
     for chunk in itertools.chain(chunks, [b""]):  # the empty chunk marks the end
         parts.append(decoder.decode(chunk, final=not chunk))
-        if chunk and sum(map(len, parts)) < wanted:
+        if chunk and sum(map(len, parts)) < least:
             continue
-        rest, at, wanted = "".join(parts), 0, 0
+        rest, at, least = "".join(parts), 0, 0
         while (at := _GAP.match(rest, at).end()) < len(rest):  # type: ignore[union-attr]  # always matches
             if in_array is None:
                 in_array = rest[at] == "["
@@ -59,7 +59,7 @@ def json_values(path: Readable, chunks: Iterator[bytes]) -> Iterator[Any]:
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(rest) - _LONGEST_WORD
                 if chunk and cut:
-                    wanted = 2 * (len(rest) - at)  # avoids parsing a long value again for each chunk
+                    least = 2 * (len(rest) - at)  # avoids parsing a long value again for each chunk
                     break
                 raise XDogeError(f"{path}: row {row} is not JSON ({error.msg}).") from error
             at = end
