@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -92,6 +93,13 @@ def test_an_adapter_is_refused_whether_its_base_lies_beside_it_or_not(broken, ke
 def test_weights_that_are_no_numbers_are_refused(broken, value):
     change_tensors(broken, lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"].fill_(float(value)))
     refused(broken, "NaN")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "tokenizer.json", "generation_config.json"])
+def test_a_pipe_in_the_folder_is_not_waited_for(broken, name):
+    (broken / name).unlink(missing_ok=True)
+    os.mkfifo(broken / name)
+    refused(broken, name, "pipe")
 
 
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])

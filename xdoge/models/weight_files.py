@@ -25,6 +25,7 @@ MOST_PARTS = 10_000
 
 _PARTS = re.compile(r"layers?$|experts?$|blocks?$|depth")
 _INTEGER, _WEIGHT = re.compile(r"[IU]\d+"), re.compile(r"(weight|proj)$")
+_READ = (".safetensors", ".bin", ".json", ".model", ".jinja", ".txt")
 _HEADER = 8  # bytes of a safetensors file that hold the length of its header
 
 
@@ -32,9 +33,12 @@ def check_files(folder: Path) -> None:
     """Raise an error if the configuration or the headers of the weight files show that a model is damaged.
 
     Raises:
-        XDogeError: config.json has an absurd number of layers or experts, an index names a file outside the folder, or
-            a safetensors file is truncated.
+        XDogeError: config.json has an absurd number of layers or experts, an index names a file outside the folder, a
+            safetensors file is truncated or holds integers in place of weights, or a file is a pipe.
     """
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _READ and not file.is_file():
+            raise XDogeError(f"{file} is no file, but a folder, a pipe or a link that leads nowhere.")
     config = read_json(folder / "config.json")
     for key, value in _numbers(config):
         if _PARTS.search(key) and value > MOST_PARTS:
