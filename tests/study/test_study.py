@@ -321,7 +321,7 @@ def test_runs_wait_for_what_they_need_and_a_failed_one_stops_its_own_line_only(j
     assert Stub.most == jobs
     assert {run.name for run in runs if not run.finished} == {"b1", "c1"}
     assert not any(line.startswith("a3") for line in said)
-    assert any(line.startswith("b1 failed (1): error: the reason.; ") for line in said)
+    assert any(line.startswith("b1 failed (1): error: the reason; ") for line in said)
     assert "c1 not started: it needs b1, which is not finished" in said
     rows = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert [row["last_line"] for row in rows if row["status"]] == ["error: the reason."]

@@ -137,9 +137,9 @@ def _of_failed(names: list[str], planned: Study, out: Path) -> str:
     failed = [name for name in names if name in tried]
     idle = len(names) - len(failed)
     parts = [f"{len(failed)} run{'s' * (len(failed) != 1)} failed ({few(failed)})"] if failed else []
-    parts += [f"{idle} run{'s that need others were' if idle != 1 else ' that needs others was'} not started"] * (
-        idle > 0
-    )
+    if idle:
+        were = "runs that need others were" if idle > 1 else "run that needs others was"
+        parts.append(f"{idle} {were} not started")
     return (
         f"{' and '.join(parts)}; the logs are in {out}/logs. The same command tries again; change the settings of what "
         f"failed in {planned.path} before."
