@@ -102,6 +102,13 @@ def test_a_pipe_in_the_folder_is_not_waited_for(broken, name):
     refused(broken, name, "pipe")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_git_lfs_left_out_are_refused_with_the_command_that_fetches_them(broken, name):
+    (broken / "model.safetensors").unlink()
+    (broken / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    refused(broken, name, "git lfs pull")
+
+
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])
 def test_a_safetensors_file_that_is_cut_off_is_refused_by_name(broken, cut):
     file = broken / "model.safetensors"

@@ -17,7 +17,7 @@ from textwrap import shorten
 from typing import Any
 
 from xdoge.errors import MOST_NAMES, XDogeError
-from xdoge.io import read_json
+from xdoge.io import read_json, refuse_pointer
 from xdoge.names import shown
 
 MOST_PARTS = 10_000
@@ -39,6 +39,8 @@ def check_files(folder: Path) -> None:
     for file in sorted(folder.iterdir()):
         if file.suffix in _READ and not file.is_file():
             raise XDogeError(f"{file} is no file, but a folder, a pipe or a link that leads nowhere.")
+        if file.suffix in _READ:
+            refuse_pointer(file)
     config = read_json(folder / "config.json")
     for key, value in _numbers(config):
         if _PARTS.search(key) and value > MOST_PARTS:
