@@ -1,1 +1,1 @@
-"""Read what the commands wrote, and set it side by side: frames, tables and charts."""
+"""Compares the files that the commands wrote, in data frames, tables and charts."""

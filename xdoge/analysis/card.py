@@ -1,8 +1,8 @@
-"""The mixture card: what a run trains on, in Markdown, for people outside.
+"""The mixture card: a description in Markdown of the text that a run trains on, for people outside the project.
 
-The headings are those of the European AI Office's template for the public summary of training content (Article
-53(1)(d) of Regulation (EU) 2024/1689; Commission, 24 July 2025), as far as a mixture has something to say below them.
-What only the provider of the model knows stands there as `OPEN`, so that nobody takes the card for the summary itself.
+Its headings come from the European AI Office's template for the public summary of training content (Article 53(1)(d) of
+Regulation (EU) 2024/1689; Commission, 24 July 2025). It has only the headings about which a mixture has information.
+What only the provider of the model knows is marked as `OPEN`, so that nobody mistakes the card for the summary itself.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ OPEN = "*To be stated by the provider.*"
 UNKNOWN = "not stated"
 
 _METHOD = ("score", "targets", "steps", "batch", "batch_size", "sequence_length", "mu", "learning_rate", "seed")
-"""Settings of a fit that a reader asks for first; weights.json has all."""
+"""Settings of a fit that the card shows. weights.json has all."""
 
 
 def mixture_card(mixture: Mixture, *, store: TokenStore | None = None, weights: WeightSet | None = None) -> str:
     """Return the card of a mixture as Markdown.
 
     Args:
-        mixture: what is read.
-        store: that it was planned for; without it, origin, licence and size of the sources are not stated.
-        weights: that it follows; without them, how they were learned is not stated.
+        mixture: the mixture.
+        store: the token store that it was planned for. Without it, the card does not state the origin, licence and size
+            of the sources.
+        weights: the weights that it follows. Without them, the card does not state how they were learned.
 
     Raises:
         XDogeError: the store or the weights are not those of the mixture.
@@ -91,7 +92,7 @@ def _check(mixture: Mixture, store: TokenStore | None, weights: WeightSet | None
 
 
 def _origins(store: TokenStore) -> dict[str, dict[str, str]]:
-    """Return origin and licence of each source, from store.json and the corpus.yaml that lies beside it."""
+    """Return origin and licence of each source, from store.json and the corpus.yaml beside it."""
     entries = read_json(store.path / "store.json")["sources"]
     languages = read_yaml(store.path / "corpus.yaml").get("languages", {})
     origins = {}
@@ -220,7 +221,7 @@ def _learned(mixture: Mixture, weights: WeightSet | None) -> str:
 
 
 def _strategy(mixture: Mixture) -> WeightSet | None:
-    """Return the weights of the strategy that the mixture follows, if it is one's, to the hash."""
+    """Return the weights of the strategy whose hash is that of the mixture's weights; None if there is none."""
     available = {source: share.available_tokens for source, share in mixture.sources.items()}
     if mixture.weights.get("name") not in STRATEGIES or not all(available.values()):
         return None
@@ -260,7 +261,7 @@ def _files(mixture: Mixture, store: TokenStore | None) -> str:
 
 
 def _table(header: Iterable[str], rows: Iterable[Sequence[str]], *, marked: Sequence[int] = ()) -> str:
-    """Return a Markdown table; cells are text, but for columns that are marked up already."""
+    """Return a Markdown table. Cells are escaped, except in the columns `marked`, which are Markdown already."""
     names = list(header)
     lines = [names, ["---"] * len(names)]
     lines += [[cell if i in marked else _text(cell) for i, cell in enumerate(row)] for row in rows]
@@ -268,7 +269,7 @@ def _table(header: Iterable[str], rows: Iterable[Sequence[str]], *, marked: Sequ
 
 
 def _text(value: str) -> str:
-    """Return text that Markdown and HTML leave as it is."""
+    """Return text escaped for Markdown and HTML."""
     escaped = html.escape(" ".join(value.split()), quote=False)
     for mark in "\\`*_[]|":
         escaped = escaped.replace(mark, "\\" + mark)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xdoge.mixtures.weights import WeightSet
 
 MOST_SOURCES = 8
-"""Of a law's sources that get a chart each: those whose share varied most over the runs."""
+"""Most sources of a law with a chart of their own. They are those whose share varied most over the runs."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class ComparisonChart:
     """A chart of a comparison.
 
     Attributes:
-        kind: what it shows, such as "trajectory".
-        subject: name of the fit or mixture that it shows; empty if it shows all inputs.
+        kind: kind of chart, such as "trajectory".
+        subject: name of the fit or mixture in the chart; empty if it shows all inputs.
         chart: the Altair chart.
     """
 
@@ -38,7 +38,7 @@ class ComparisonChart:
 
 
 def charts_by_name(drawn: Iterable[ComparisonChart]) -> dict[str, alt.TopLevelMixin]:
-    """Return charts by names that are valid names of files, such as "trajectory-60m"."""
+    """Return charts by names that are also valid file names, such as "trajectory-60m"."""
     by_name: dict[str, alt.TopLevelMixin] = {}
     for item in drawn:
         name = plain = re.sub(r"[^\w.-]+", "-", f"{item.kind}-{item.subject}" if item.subject else item.kind)
@@ -57,7 +57,7 @@ def charts_of(compared: ComparisonData) -> list[ComparisonChart]:
         drawn.append(ComparisonChart("weights", "", charts.weights_by_language(_bars(compared))))
     for name, fit in inputs.fits.items():
         drawn.append(ComparisonChart("trajectory", name, charts.trajectory(fit)))
-        with contextlib.suppress(XDogeError):  # the targets of most fits never change
+        with contextlib.suppress(XDogeError):  # in most fits, the targets do not move
             drawn.append(ComparisonChart("targets", name, charts.targets(fit)))
         if (fit / "gram.parquet").exists():
             drawn.append(ComparisonChart("transfer", name, charts.transfer(fit)))
@@ -78,7 +78,7 @@ def charts_of(compared: ComparisonData) -> list[ComparisonChart]:
         "improvement": lambda: charts.improvement(inputs.runs, baseline=run or ""),
     }
     for name, build in builders.items():
-        with contextlib.suppress(XDogeError):  # nothing of the kind compares; the notes say why
+        with contextlib.suppress(XDogeError):  # nothing to compare; the notes say why
             drawn.append(ComparisonChart(name, "", build()))
     return drawn
 
@@ -86,7 +86,7 @@ def charts_of(compared: ComparisonData) -> list[ComparisonChart]:
 def _of_law(name: str, law: MixtureLaw) -> Iterator[ComparisonChart]:
     yield ComparisonChart("predicted_against_measured", name, charts.predicted_against_measured(law))
     yield ComparisonChart("transfer_map", name, charts.transfer_map(law))
-    with contextlib.suppress(XDogeError):  # a law of one evaluation has no mean to trade for the worst
+    with contextlib.suppress(XDogeError):  # a law of one evaluation has no trade-off
         yield ComparisonChart("trade_off", name, charts.trade_off(law))
     ranges = law.shares.max(axis=0) - law.shares.min(axis=0)
     widest = sorted((-ranges).argsort()[:MOST_SOURCES])
@@ -95,7 +95,7 @@ def _of_law(name: str, law: MixtureLaw) -> Iterator[ComparisonChart]:
 
 
 def _bars(compared: ComparisonData) -> dict[str, WeightSet | list[WeightSet]]:
-    """Return what is drawn as one bar each: the sets of one proxy together, and every other set alone."""
+    """Return the weight sets of each bar: the sets of one proxy share a bar, and every other set has its own."""
     bars: dict[str, WeightSet | list[WeightSet]] = {}
     groups = [group for group in compared.groups if not group.of_all]
     for name, weights in compared.sets.items():

@@ -1,4 +1,4 @@
-"""The public `compare`, and what it returns: a `Comparison` with rows, data frames, tables, charts and a page."""
+"""The public `compare`. It returns a `Comparison` with rows, data frames, tables, charts and an HTML page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Charts(dict[str, "alt.TopLevelMixin"]):
-    """Charts by name. A name that is not there is refused with the names that are."""
+    """Charts by name. A missing name raises XDogeError with the names that exist."""
 
     def __missing__(self, name: str) -> alt.TopLevelMixin:
         there = f"there are {', '.join(self)}" if self else "nothing that was compared has one"
@@ -35,7 +35,11 @@ class Comparison(ComparisonData):
         return Charts(charts_by_name(charts_of(self)))
 
     def to_html(self, command: str = "") -> str:
-        """Return a self-contained page: files, tables, charts, warnings and the commands to repeat it."""
+        """Return a self-contained HTML page: conclusion, charts, tables, files and the commands to repeat it.
+
+        Args:
+            command: the command that made the page; empty to show none.
+        """
         from xdoge.analysis.report import comparison_page
 
         return comparison_page(self, command)
@@ -46,17 +50,18 @@ def compare(
     *,
     baseline: str | None = None,
 ) -> Comparison:
-    """Compare any mix of weights.json, mixture.json, results.json, law.json and run folders.
+    """Return the comparison of any weights.json, mixture.json, results.json, law.json files and run folders.
 
     Args:
         inputs: paths, or objects read from them (`WeightSet`, `Mixture`, `Results`, `MixtureLaw`). A string
-            "NAME=FILE", a pair or a mapping names an input. A path without a name is called by its end, as long as
-            needed to tell it from the others.
-        baseline: name of the weight set, mixture, run or model that differences are taken against; None for the first
-            of each kind. A kind without anything of that name shows no differences.
+            "NAME=FILE", a pair or a mapping gives an input a name. Otherwise, a path is named by its last parts, as
+            many as make the name unique.
+        baseline: name of the weight set, mixture, run or model with which all others of its kind are compared. The
+            default is the first of each kind. A kind without this name shows no differences.
 
     Raises:
-        XDogeError: a file is missing or of another kind, two inputs have one name, or nothing is called `baseline`.
+        XDogeError: a file is missing or of another kind, two inputs have the same name, or no input has the name
+            `baseline`.
     """
     items = list(inputs.items()) if isinstance(inputs, Mapping) else inputs
     comparison = Comparison(read_all([items] if isinstance(items, str | Path) else items), baseline)

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class ComparisonData:
-    """Inputs, and the numbers computed from them; each is computed when it is first used.
+    """The inputs of a comparison and the numbers computed from them. Each is computed when it is first used.
 
     Args:
         inputs: the files and objects to compare.
-        baseline: name that differences are taken against; None for the first of each kind.
+        baseline: name with which all others are compared; None for the first of each kind.
     """
 
     inputs: Inputs
@@ -46,7 +46,7 @@ class ComparisonData:
 
     @functools.cached_property
     def outlooks(self) -> dict[str, Outlook]:
-        """What each law predicts of the weight sets and mixtures."""
+        """Predictions of each law for the weight sets and mixtures."""
         mixtures = list(self.inputs.mixtures.values())
         learned = len(self.sets) - len(mixtures)
         planned = dict(zip(list(self.sets)[learned:], mixtures, strict=True))
@@ -58,7 +58,7 @@ class ComparisonData:
         return tuple(shares.groups(self.inputs.weights))
 
     def baseline_of(self, names: Iterable[str]) -> str | None:
-        """Return which of some names the others are compared with; None if the baseline is not among them."""
+        """Return which of `names` is the baseline; None if the baseline is not among them."""
         names = list(names)
         if self.baseline is None:
             return names[0] if len(names) > 1 else None
@@ -66,12 +66,12 @@ class ComparisonData:
 
     @functools.cached_property
     def rows(self) -> dict[str, Rows]:
-        """The numbers, tidy and long; a key for each kind that has any.
+        """The numbers as tidy, long rows, by kind. A kind without rows is left out.
 
-        `weights`, `distances`, `summary` (mean and spread of several fits), `order` (of every two languages in them),
-        `mixtures`, `laws` (how well each form predicts runs that it was not fitted on), `predictions` (of the weight
-        sets and mixtures by each law), `scores` (of results.json), `validation` (of training runs, by step) and
-        `reading`.
+        The kinds are `weights`, `distances`, `summary` (mean and spread of several fits), `order` (of every two
+        languages in these fits), `mixtures`, `laws` (how well each form predicts runs that it was not fitted to),
+        `predictions` (of each law for the weight sets and mixtures), `scores` (from results.json), `validation` (of
+        training runs, by step) and `reading` (tokens and epochs of training runs).
         """
         inputs = self.inputs
         by_kind: dict[str, Rows] = {
@@ -106,7 +106,7 @@ class ComparisonData:
 
     @functools.cached_property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know before trusting a difference, and the warnings of the mixtures; a line each."""
+        """Lines that a reader must know before trusting a difference, and the warnings of the mixtures."""
         inputs = self.inputs
         lines = shares.notes(self.sets)
         lines += shares.pooling_notes(inputs.weights)
@@ -120,7 +120,7 @@ class ComparisonData:
 
     @functools.cached_property
     def verdict(self) -> tuple[str, ...]:
-        """What the numbers are worth and what to do next, in sentences: of models, fits and mixtures."""
+        """Sentences about models, fits and mixtures: what their numbers are worth, and what to do next."""
         inputs = self.inputs
         lines = verdicts.scores_verdict(inputs.results, baseline=self.baseline_of(self.models))
         lines += verdicts.fits_verdict(self.groups)
@@ -135,7 +135,7 @@ class ComparisonData:
 
     @functools.cached_property
     def parts(self) -> dict[str, tuple[TextTable, ...]]:
-        """The tables by heading, in reading order; only headings that have some."""
+        """The tables by heading, in reading order. Headings without tables are left out."""
         inputs, rows, weights, runs = self.inputs, self.rows, list[TextTable](), list[TextTable]()
         if "weights" in rows:
             weights += tables.weights_tables(rows["weights"], baseline=self.baseline_of(self.sets))
@@ -170,7 +170,7 @@ class ComparisonData:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Sentences about the tables: stability of several fits, weights without an order, the rule of the stars."""
+        """Sentences about the tables: stability of several fits, weights without an order, the meaning of stars."""
         order = self.rows.get("order", [])
         lines = [tables.stability(group, order) for group in self.groups]
         lines += tables.without_order(self.rows.get("distances", []), self.sets)

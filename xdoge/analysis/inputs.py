@@ -1,4 +1,4 @@
-"""Reading the inputs of a comparison: files and folders are told apart by their content, and named."""
+"""Reading the inputs of a comparison. The content of a file or folder decides its kind, and each input gets a name."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class TrainRun:
     """A training run, finished or not.
 
     Attributes:
-        name: what to call it in tables.
-        path: its folder.
-        config: config.yaml, every setting as resolved.
-        rows: of metrics.jsonl.
-        summary: train.json; None before the run is finished.
+        name: name of the run in tables.
+        path: the run folder.
+        config: content of config.yaml, with the final value of every setting.
+        rows: rows of metrics.jsonl.
+        summary: content of train.json; None before the run is finished.
     """
 
     name: str
@@ -64,7 +64,7 @@ class TrainRun:
 
     @property
     def text(self) -> tuple[Any, ...]:
-        """Identifies the validation text; only losses on the same text are compared."""
+        """Values that identify the validation text. Only losses on the same text are compared."""
         settings = self.config["settings"]
         own = [settings.get(key) for key in ("sequence_length", "eval_sequences", "documents")]
         return self.config["store"]["sha256"], *own
@@ -72,13 +72,13 @@ class TrainRun:
 
 @dataclass(frozen=True)
 class File:
-    """One input, and where it came from.
+    """One input and its origin.
 
     Attributes:
         name: its name in tables.
         kind: "weights", "mixture", "run", "results" or "law".
-        path: as the user wrote it; empty for a Python object.
-        sha256: of the file; of a run, of its train.json; empty for a run that is not finished.
+        path: the path as the user wrote it; empty for a Python object.
+        sha256: SHA-256 of the file, or for a run of its train.json; empty for a run that is not finished.
         xdoge_version: version that wrote it.
         created: ISO 8601 time at which it was written.
     """
@@ -97,7 +97,7 @@ class Inputs:
 
     Attributes:
         weights: weight sets.
-        fits: run folders of those weight sets that were read from one.
+        fits: run folders of the weight sets that were read from a run folder.
         mixtures: planned mixtures.
         runs: training runs.
         laws: mixture laws.
@@ -112,13 +112,13 @@ class Inputs:
     laws: dict[str, MixtureLaw] = field(default_factory=dict)
     results: Results = field(default_factory=lambda: Results(()))
     files: list[File] = field(default_factory=list)
-    _tables: dict[str, str] = field(default_factory=dict)  # by model: the table that has it
+    _tables: dict[str, str] = field(default_factory=dict)  # the path of the table that has each model
 
     def add(self, item: _Item, name: str) -> None:
-        """Add what was read, under a name.
+        """Add an input under a name.
 
         Raises:
-            XDogeError: another input of its kind has that name, or an earlier table has other numbers of its models.
+            XDogeError: another input of its kind has this name, or an earlier table has other values for its models.
         """
         value = item.value
         if isinstance(value, Results):
@@ -167,11 +167,11 @@ class Inputs:
 
 
 def text_behind(about: Mapping[str, Any], row: Row) -> dict[str, Any]:
-    """Return what identifies the text behind a row of perplexity, by source.
+    """Return values that identify the text of a row of perplexity, by source.
 
     Args:
-        about: settings of the model's perplexity, as results.json has them.
-        row: of that model.
+        about: settings of the model's perplexity in results.json.
+        row: a row of this model.
     """
     source = split_source(row.task)[1]
     return {
@@ -189,11 +189,11 @@ def _measured_otherwise(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> l
 
 @dataclass(frozen=True)
 class _Item:
-    """One input that was read and has no name yet.
+    """One input without a final name.
 
     Attributes:
-        label: the name that the user gave it.
-        made: version of xdoge and time that wrote it.
+        label: the name that the user gave it; None without one.
+        made: version of xdoge that wrote it, and the time.
         fit: the run folder of a weight set, if it was read from one.
     """
 
@@ -207,13 +207,13 @@ class _Item:
 
 
 def read_all(inputs: Iterable[Comparable | tuple[str | None, Comparable]]) -> Inputs:
-    """Read and name everything that is to be compared.
+    """Return all inputs of a comparison, read and named.
 
-    An input has the label of the user, from "NAME=FILE" or a pair. Without a label, a file or folder is called by the
-    end of its path, as long as needed to tell it from the others of its kind, and a Python object by its own name.
+    The user may name an input with "NAME=FILE" or a pair. Otherwise, a file or folder is named by the last parts of its
+    path, as many as make the name unique within its kind. A Python object has its own name.
 
     Raises:
-        XDogeError: there is no input, a file is of another kind, or names clash.
+        XDogeError: there is no input, a file is of another kind, or two inputs have the same name.
     """
     items = [_read(*value) if isinstance(value, tuple) else _read(None, value) for value in inputs]
     if not items:
@@ -261,7 +261,7 @@ def _item(value: WeightSet | Mixture | Results | MixtureLaw, label: str | None, 
 
 
 def _parts(path: str) -> list[str]:
-    """Return the parts of a path that may name an input; of RUN/weights.json, the folder names it."""
+    """Return the parts of a path from which its name is made. RUN/weights.json is named after the folder."""
     full = Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()
     *folders, last = [part for part in full.parts if part not in (full.anchor, "..")] or [str(full)]
     generic = last in ("weights.json", "mixture.json", "results.json") and folders
@@ -276,7 +276,7 @@ def _end(parts: Sequence[str], others: Iterable[Sequence[str]]) -> str:
 
 
 def read_run(path: Path) -> TrainRun:
-    """Read the folder of `xdoge train`.
+    """Return the training run in a folder of `xdoge train`.
 
     Raises:
         XDogeError: a file in it is missing or of a newer schema.
@@ -310,7 +310,7 @@ def _load(path: Path) -> WeightSet | Mixture | Results | MixtureLaw:
 
 
 def _renamed(results: Results, name: str) -> Results:
-    """Name the model of a table after the file; of several models, put the name of the file before each."""
+    """Return the table with its model named after the file. With several models, the file's name is put before each."""
     models = dict.fromkeys(row.model for row in results.rows)
     names = {model: name if len(models) == 1 else f"{name}/{model}" for model in models}
     rows = [Row(**{**dataclasses.asdict(row), "model": names[row.model]}) for row in results.rows]

@@ -32,12 +32,12 @@ UNPAIRED = (
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that models are compared by.
+    """A metric by which models are compared.
 
     Attributes:
-        title: with its unit.
-        task: of the rows.
-        metric: of the rows.
+        title: title with the unit.
+        task: task of its rows.
+        metric: metric of its rows.
     """
 
     title: str
@@ -46,11 +46,11 @@ class Measure:
 
 
 def measures(results: Results) -> list[Measure]:
-    """Return what the models are compared by: perplexity, and the normalised score of each suite.
+    """Return the measures by which the models are compared.
 
-    Bits per UTF-8 byte come first: models of any tokenizer compare, and their mean is the one average over languages.
-    Perplexity per token follows if all models share one tokenizer; otherwise their tokens are different pieces of text.
-    Parallel text adds its bits relative to the reference language.
+    Bits per UTF-8 byte come first. They compare models with any tokenizer, and they alone have an average over
+    languages. Perplexity per token follows if all models have the same tokenizer. For parallel text, there are bits
+    relative to the reference language. Last comes the normalised score of each suite.
     """
     pairs = {(row.task, row.metric) for row in results.rows}
     suites = results.settings.get("benchmarks", {})
@@ -70,15 +70,15 @@ def tokenizers(results: Results) -> set[str]:
 def score_rows(results: Results, *, baseline: str | None) -> Rows:
     """Return the rows of results.json with differences to the baseline model.
 
-    `difference` is the value minus the baseline's. `change` is the difference over the baseline's value, None for
-    normalised scores. Both are None for the baseline itself, and where `not_compared` says why the two numbers do not
-    compare. `difference_stderr` and `exceeds` follow `PAIRED` where `paired`, else `UNPAIRED`. `better` says whether
-    the difference is an improvement.
+    `difference` is the value minus the baseline's. `change` is the difference divided by the baseline's value; it is
+    None for normalised scores. Both are None for the baseline itself, and if `not_compared` says why the two values
+    cannot be compared. `difference_stderr` and `exceeds` follow the rule `PAIRED` if `paired` is true, else `UNPAIRED`.
+    `better` says whether the difference is an improvement.
     """
     base = {row.key[1:]: row for row in results.rows if row.model == baseline}
     resampled, rows = _Resampled(results), []
     for row in results.rows:
-        if row.language == ALL and row.metric in PERPLEXITIES:  # of an older xdoge: arithmetic means, which mislead
+        if row.language == ALL and row.metric in PERPLEXITIES:  # arithmetic means of an older xdoge, which mislead
             continue
         if not covered(_outcomes(results, row.task, row.model, row.language)):
             continue
@@ -113,8 +113,8 @@ def score_rows(results: Results, *, baseline: str | None) -> Rows:
 def validation_rows(runs: Mapping[str, TrainRun], *, baseline: str | None) -> Rows:
     """Return a row for each run, step of validation and language, with the change against the baseline.
 
-    Two runs compare if they have the same budget and validation text, and at steps at which both have read as many
-    tokens. `difference` is in nats per token, `change` is that of the perplexity.
+    Two runs are compared if they have the same budget and validation text, at steps at which both have read the same
+    number of tokens. `difference` is in nats per token, and `change` is the relative change of the perplexity.
     """
     base = runs.get(baseline or "")
     losses = {row["tokens"]: row["validation_by_language"] for row in base.validations} if base else {}
@@ -192,15 +192,15 @@ def coverage_notes(results: Results) -> list[str]:
 
 
 def _outcomes(results: Results, suite: str, model: str, language: str) -> list[str]:
-    """Return what became of the tasks of a suite; empty if `suite` is none."""
+    """Return the outcomes of the tasks of a suite; empty if there is no such suite."""
     outcomes = results.settings.get("benchmarks", {}).get(suite, {}).get(model, {}).get("outcomes", ())
     return [outcome["outcome"] for outcome in outcomes if language in (ALL, outcome.get("language"))]
 
 
 def window_notes(results: Results, *, baseline: str | None) -> list[str]:
-    """Return a line for each model whose perplexity was read with more or less context than the baseline's.
+    """Return a line for each model whose perplexity was measured with more or less context than the baseline's.
 
-    Without a baseline they are set against the first model.
+    Without a baseline, models are compared with the first one.
     """
     read = {
         model: (about["settings"].get("window"), about["settings"].get("stride"))
@@ -239,7 +239,7 @@ def run_notes(runs: Mapping[str, TrainRun], *, baseline: str | None) -> list[str
 
 
 def _not_compared(results: Results, row: Row, other: Row | None) -> str | None:
-    """Return why two numbers do not compare; None if they do."""
+    """Return why two values cannot be compared; None if they can."""
     if other is None:
         return None
     mine, theirs = _about(results, row.model), _about(results, other.model)
@@ -256,13 +256,13 @@ def _not_compared(results: Results, row: Row, other: Row | None) -> str | None:
 
 
 class _Resampled:
-    """The numbers of models on the documents that a bootstrap draws, computed when they are first used."""
+    """The metrics of models on resampled documents. They are computed when they are first used."""
 
     def __init__(self, results: Results) -> None:
         self._results, self._models = results, dict[tuple[str, str], Measured]()
 
     def stderr_of_difference(self, row: Row, other: Row) -> float | None:
-        """Return the standard error of the difference of two numbers on the same documents; None if not known."""
+        """Return the standard error of the difference of two values on the same documents; None if unknown."""
         documents = self._results.documents
         if not (_is_perplexity(row) and row.model in documents and other.model in documents):
             return None
@@ -285,13 +285,13 @@ class _Resampled:
 
 
 def _ids(scores: SourceScores | None) -> list[str] | int | None:
-    """Return the documents that a bootstrap draws from: by id if all have one, else by number."""
+    """Return what identifies the documents for a bootstrap: their ids if all have one, else their number."""
     named = [] if scores is None else [name for name in scores.ids if name is not None]
     return None if scores is None else sorted(named) if len(named) == len(scores.ids) else len(scores.ids)
 
 
 def _change(row: Row, other: Row) -> float | None:
-    """Return the relative change; None for normalised scores, which are counted in points from chance."""
+    """Return the relative change; None for normalised scores, whose differences are shown in points."""
     return None if row.metric == NORMALISED or other.value <= 0 else (row.value - other.value) / other.value
 
 
@@ -305,7 +305,7 @@ def _about(results: Results, model: str) -> Mapping[str, Any]:
 
 
 def _questions(results: Results, row: Row) -> set[tuple[Any, ...]]:
-    """Return what identifies the questions behind a row of a task, of a group, or of an average over tasks."""
+    """Return values that identify the questions of a row: of a task, of a group, or of an average over tasks."""
     keys = ("task", "metric", "prompts", "num_fewshot", "n", *(("chance", "max") if row.metric == NORMALISED else ()))
     return {
         tuple(outcome.get(key) for key in keys)

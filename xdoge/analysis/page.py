@@ -1,4 +1,4 @@
-"""Render sections as one self-contained HTML page that needs no network; without JavaScript, charts are still."""
+"""Renders sections as one self-contained HTML page. It needs no network; without JavaScript, charts are pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"
-"""Makes the bundled library visible to the script of the page."""
+"""Makes the bundled library available to the script of the page."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and its content, in the order of the fields; `lead` sets its paragraphs in larger type."""
+    """A heading and its content, in the order of the fields. If `lead` is true, its paragraphs have larger type."""
 
     title: str
     paragraphs: Sequence[str] = ()
@@ -46,7 +46,7 @@ class Section:
 
 @functools.cache
 def _library() -> str:
-    """Return the JavaScript library that draws the charts; bundling it takes seconds."""
+    """Return the JavaScript library that draws the charts. Bundling it takes seconds."""
     import vl_convert
 
     library: str = vl_convert.javascript_bundle(_SNIPPET)
@@ -54,9 +54,9 @@ def _library() -> str:
 
 
 def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """Return the page as HTML, with version and time below the title; all text is escaped.
+    """Return the page as HTML, with version and time below the title. All text is escaped.
 
-    Each chart is a still picture, which JavaScript replaces by the same chart with hover.
+    Each chart is a picture. JavaScript replaces it by an interactive chart.
     """
     with importing("analysis"):
         import vl_convert
@@ -81,11 +81,11 @@ def render(title: str, subtitle: str, sections: Sequence[Section]) -> str:
         subtitle=f"{subtitle} Made by xdoge {__version__} at {made}.",
         sections=filled,
         library=Markup(_library()) if specs else "",
-        specs=Markup(json.dumps(specs).replace("<", "\\u003c")),  # no text of a chart ends the script
+        specs=Markup(json.dumps(specs).replace("<", "\\u003c")),  # so that no text of a chart can end the script
     )
 
 
 def _width(svg: str) -> int:
-    """Return the width of a picture in pixels, at which its text has the size it was drawn for."""
+    """Return the width of a picture in pixels. At this width, its text has the intended size."""
     match = re.search(r'<svg[^>]*\bwidth="([\d.]+)"', svg)
     return round(float(match[1])) if match else 600

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page: conclusion, warnings, charts and tables; last the files and how to repeat it."""
+"""A comparison as one HTML page: conclusion, warnings, charts, tables, files, and the commands to repeat it."""
 
 from __future__ import annotations
 
@@ -65,15 +65,15 @@ def comparison_page(compared: ComparisonData, command: str = "") -> str:
     """Return the page as HTML.
 
     Args:
-        compared: what to show.
-        command: the command that made the page; empty if there is none to show.
+        compared: the comparison to show.
+        command: the command that made the page; empty to show none.
     """
     names = ", ".join(file.name for file in compared.files)
     return render("What was compared, and how it differs", f"{names}.", list(_sections(compared, command)))
 
 
 LEADING = ("perplexity_change", "validation_change", "weights", "planned", "predicted_against_measured")
-"""Kinds of charts, the one that says most about a conclusion first."""
+"""Kinds of charts that can illustrate the conclusion, in order of preference."""
 
 UNJUDGED = (
     "Nothing here can be called real or chance: there are no models with errors to compare, and no two fits of one "
@@ -110,7 +110,7 @@ def _sections(compared: ComparisonData, command: str) -> Iterator[Section]:
 
 
 def _figure(item: ComparisonChart) -> tuple[str, Figure]:
-    """Return the heading under which a chart stands, and the chart with its caption."""
+    """Return the heading of the section of a chart, and the chart with its caption."""
     title, caption = _KINDS[item.kind]
     what, stop, reading = caption.partition(". ")
     return title, Figure(item.chart, f"{what}: {item.subject}{stop}{reading}" if item.subject else caption)
@@ -126,7 +126,7 @@ def _files(compared: ComparisonData) -> TextTable:
 
 
 def _mix(name: str, mixture: Mixture) -> str:
-    """Return the command that plans a mixture anew."""
+    """Return the command that plans a mixture again."""
 
     def cap(epochs: float | None) -> str:
         return "none" if epochs is None else repr(epochs)
@@ -154,7 +154,7 @@ def _commands(compared: ComparisonData, command: str) -> list[str]:
     lines += [
         _fit(name, fit, inputs.fits.get(name))
         for name, fit in inputs.weights.items()
-        if "proxy" in fit.method and fit.spread is None  # an average, and weights from elsewhere, are no run
+        if "proxy" in fit.method and fit.spread is None  # averages and weights from elsewhere have no run
     ]
     lines += [_mix(name, mixture) for name, mixture in inputs.mixtures.items()]
     for name, run in inputs.runs.items():
@@ -165,7 +165,7 @@ def _commands(compared: ComparisonData, command: str) -> list[str]:
 
 
 def _fit(name: str, fit: WeightSet, folder: Path | None) -> str:
-    """Return the command that learns weights anew, with every setting that its other options do not imply."""
+    """Return the command that learns weights again, with every setting that its other options do not imply."""
     baseline = fit.method.get("baseline")
     settings = _chosen(METHODS.get(str(baseline), FitSettings), fit)
     written = [f"--{key} {_value(settings.pop(key))}" for key in ("proxy", "steps", "seed") if key in settings]
@@ -177,7 +177,7 @@ def _fit(name: str, fit: WeightSet, folder: Path | None) -> str:
 
 
 def _chosen(kind: type[ProxySettings], fit: WeightSet) -> dict[str, Any]:
-    """Return the settings from which the others follow as defaults; all, if the proxy's recipe is not there."""
+    """Return the settings that differ from their defaults; all settings if the proxy's recipe is missing."""
     every = {key: value for key, value in fit.to_dict()["method"].items() if key in kind.model_fields}
     chosen: dict[str, Any] = {key: every[key] for key in ("proxy", "steps", "seed") if key in every}
     try:

@@ -31,10 +31,10 @@ class Group:
     """Weight sets learned on the same corpus: of several seeds, proxy sizes or settings.
 
     Attributes:
-        name: "proxy NAME", or "all proxies"; with the number of the corpus where there are several.
-        sets: by name.
+        name: "proxy NAME" or "all proxies", with the number of the corpus if there are several.
+        sets: the weight sets by name.
         differ: settings of the fit or the proxy in which the sets differ.
-        of_all: whether it has the sets of all proxies, each of which may also have its own group.
+        of_all: whether it has the sets of all proxies. Each proxy may also have its own group.
     """
 
     name: str
@@ -75,7 +75,7 @@ def weight_rows(sets: Mapping[str, WeightSet], *, baseline: str | None) -> Rows:
 
 
 def distance_rows(sets: Mapping[str, WeightSet]) -> Rows:
-    """Return a row for each two sets, level and distance; sets over other languages or sources are left out."""
+    """Return a row for each pair of sets, level and distance. Pairs with other languages or sources are left out."""
     rows = []
     for (name, first), (other_name, second) in itertools.combinations(sets.items(), 2):
         for level in ("languages", "sources"):
@@ -97,10 +97,10 @@ def distance_rows(sets: Mapping[str, WeightSet]) -> Rows:
 
 
 def groups(sets: Mapping[str, WeightSet]) -> list[Group]:
-    """Return the learned sets that are summarised together: for each corpus, those of each proxy and of all proxies.
+    """Return the groups of learned sets: for each corpus, those of each proxy and those of all proxies.
 
-    Only fits that estimate the same are draws of one: those that differ in a setting of `QUESTION` are in different
-    groups. Strategies and averages are left out, since no single fit learned them. A group has at least two sets.
+    Fits in a group estimate the same weights. Fits that differ in a setting of `QUESTION` are in different groups.
+    Strategies and averages are left out, since no single fit learned them. A group has at least two sets.
     """
     learned = _learned(sets)
     summarised = []
@@ -123,7 +123,7 @@ def groups(sets: Mapping[str, WeightSet]) -> list[Group]:
 
 
 def group_of(fits: Mapping[str, WeightSet]) -> Group:
-    """Return all fits as one group, whatever they estimate."""
+    """Return all fits as one group, even if they differ in settings of `QUESTION`."""
     proxies = union([str(weights.proxy.get("name", "?"))] for weights in fits.values())
     name = f"proxy {proxies[0]}" if len(proxies) == 1 else "all proxies"
     return Group(name, fits, _differing(list(fits.values())), len(proxies) > 1)
@@ -133,7 +133,7 @@ QUESTION = (
     *("baseline", "initial", "targets", "no_worse_than", "target_budget", "held_out", "score", "mu", "normalise"),
     *("burn_in", "batch"),
 )
-"""Settings that change what a fit estimates; seed, proxy and what comes with the proxy's recipe do not."""
+"""Settings that change what a fit estimates. The seed, the proxy and the settings of its recipe do not."""
 
 
 def question_notes(fits: Mapping[str, WeightSet]) -> list[str]:
@@ -143,7 +143,7 @@ def question_notes(fits: Mapping[str, WeightSet]) -> list[str]:
 
 
 def pooling_notes(sets: Mapping[str, WeightSet]) -> list[str]:
-    """Return a line for each corpus whose fits do not estimate the same, and so are not summarised as draws of one."""
+    """Return a line for each corpus whose fits estimate different things, so that they are not summarised together."""
     learned = _learned(sets)
     lines = []
     for names in _grouped(learned, _corpus).values():
@@ -179,9 +179,9 @@ def summary_rows(group: Group) -> Rows:
 
 
 def order_rows(group: Group) -> Rows:
-    """Return a row for each two languages: in how many sets the first weighs more, and by how much.
+    """Return a row for each pair of languages: in how many sets the first has the larger weight, and by how much.
 
-    The language with the greater mean stands first. Two languages swap if the sets order them differently.
+    The language with the larger mean comes first. Two languages swap if the sets order them differently.
     """
     sets = list(group.sets.values())
     languages = {name: np.array([weights.languages[name] for weights in sets]) for name in sets[0].languages}
@@ -205,7 +205,7 @@ def order_rows(group: Group) -> Rows:
 
 
 def agreement(group: Group) -> float | None:
-    """Return the mean Kendall's τ-b between the orders of languages of any two sets; None if no set has an order."""
+    """Return Kendall's τ-b between the orders of languages, averaged over all pairs of sets; None without an order."""
     taus = [
         rank_correlations(list(first.languages.values()), list(second.languages.values()))[0]
         for first, second in itertools.combinations([_ordered(weights, group) for weights in group.sets.values()], 2)
@@ -215,7 +215,7 @@ def agreement(group: Group) -> float | None:
 
 
 def mixture_rows(mixtures: Mapping[str, Mixture]) -> Rows:
-    """Return a row for each mixture and language or source, with what mixture.json says of it."""
+    """Return a row for each mixture and language or source, with its values in mixture.json."""
     rows: Rows = []
     for name, mixture in mixtures.items():
         value = mixture.to_dict()

@@ -11,16 +11,16 @@ from xdoge.errors import require
 from xdoge.mixtures.simplex import Floats
 
 TIE = 1e-6
-"""Weights nearer than this are equal. Rounding to whole tokens moves them by less if the budget exceeds a million."""
+"""Weights that differ by less are equal. Rounding to whole tokens changes them by less if the budget exceeds 1M."""
 
 SIGNIFICANCE = 1.96
-"""Standard errors that the difference of two equal numbers exceeds by chance in 5 % of cases."""
+"""Number of standard errors. The difference of two equal numbers exceeds it by chance in 5 % of cases."""
 
 
 def rank_correlations(x: Sequence[float], y: Sequence[float]) -> tuple[float | None, float | None]:
-    """Return Kendall's τ-b and Spearman's ρ of two lists of k numbers, from 1, the same order, to -1, the opposite.
+    """Return Kendall's τ-b and Spearman's ρ of two lists of k numbers, from 1 (same order) to -1 (opposite order).
 
-    Numbers nearer than `TIE` are tied. Both are None if all numbers of a list are tied.
+    Numbers that differ by less than `TIE` are tied. Both are None if all numbers of a list are tied.
 
     Raises:
         MissingExtraError: SciPy is not installed.
@@ -37,7 +37,7 @@ def rank_correlations(x: Sequence[float], y: Sequence[float]) -> tuple[float | N
 def exceeds(difference: float, *stderrs: float | None) -> tuple[float | None, bool | None]:
     """Return the standard error of a difference of independent numbers, and whether the difference exceeds it.
 
-    The rule: |difference| > 1.96 · sqrt(Σ stderr²). Both are None if a standard error is not known.
+    It does if |difference| > 1.96 · sqrt(Σ stderr²). Both are None if a standard error is unknown.
     """
     if any(stderr is None for stderr in stderrs):
         return None, None
@@ -46,7 +46,7 @@ def exceeds(difference: float, *stderrs: float | None) -> tuple[float | None, bo
 
 
 def _levels(values: Sequence[float]) -> Floats:
-    """Return the rank of each number, (k,), from 0; a number within `TIE` of the next smaller one has the same rank."""
+    """Return the rank of each number, (k,), from 0. A number within `TIE` of the next smaller one has the same rank."""
     array = np.asarray(values, dtype=np.float64)
     order = np.argsort(array)
     ranks = np.zeros(len(array))

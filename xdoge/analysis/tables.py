@@ -1,4 +1,4 @@
-"""Tables of text, which the command line prints and reports show, made from the rows of a comparison."""
+"""Tables of text from the rows of a comparison. The command line prints them, and reports show them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xdoge.mixtures.weights import WeightSet
 
 NONE = "–"
 SIDE_BY_SIDE = 3
-"""Weight sets beside the baseline's whose differences fit into the same table."""
+"""Most weight sets, besides the baseline, whose differences are in the same table as the weights."""
 
 METRICS = {
     "total_variation": "total variation,\nshare of tokens",
@@ -33,11 +33,11 @@ class TextTable:
     """A table of text.
 
     Attributes:
-        caption: what it shows, with units.
-        header: name of each column; the first is that of the rows' names.
-        rows: each has as many cells as the header.
-        text_columns: numbers of the columns that are aligned to the left.
-        bold: (row, column) of the cells that are bold.
+        caption: description of the values, with units.
+        header: title of each column. The first column has the names of the rows.
+        rows: cells of each row, as many as the header has.
+        text_columns: indices of the columns that are aligned to the left.
+        bold: (row, column) of the bold cells.
     """
 
     caption: str
@@ -48,9 +48,9 @@ class TextTable:
 
 
 def weights_tables(rows: Rows, *, baseline: str | None) -> list[TextTable]:
-    """Return weights by language and source, a column for each set and one for its difference to the baseline.
+    """Return weights by language and source, with a column for each set and one for its difference to the baseline.
 
-    The differences of more than `SIDE_BY_SIDE` sets have a table of their own.
+    The differences of more than `SIDE_BY_SIDE` sets have their own table.
     """
     sets = union([row["set"]] for row in rows)
     by_set = {(row["set"], row["source"] or row["language"]): row for row in rows}
@@ -114,7 +114,7 @@ def order_table(group: Group, rows: Rows) -> TextTable:
 
 
 def stability(group: Group, rows: Rows) -> str:
-    """Return in a sentence whether the order of languages changes between the sets of a group."""
+    """Return a sentence on whether the order of languages changes between the sets of a group."""
     pairs = [row for row in rows if row["group"] == group.name]
     swaps = sum(row["swaps"] for row in pairs)
     tau = agreement(group)
@@ -127,7 +127,7 @@ def stability(group: Group, rows: Rows) -> str:
 
 
 def mixtures_table(rows: Rows) -> TextTable:
-    """Return a table of planned share, tokens and epochs; a star marks sources at their cap."""
+    """Return a table of planned share, tokens and epochs. A star marks sources at their cap."""
     mixtures = union([row["mixture"]] for row in rows)
     by_mixture = {(row["mixture"], row["source"] or row["language"]): row for row in rows}
     header = ["language or source"]
@@ -155,7 +155,7 @@ def _totals(rows: Rows, mixture: str) -> list[str]:
 
 
 def laws_table(rows: Rows) -> TextTable:
-    """Return a table of how well laws and the rivals of their forms predict runs that they were not fitted on."""
+    """Return a table of how well laws and their rivals predict runs that they were not fitted to."""
     header = ["law", "form", "runs", "rank correlation,\nevaluations", "rank correlation,\nmean", "error", "in 90 %"]
     body = [
         [
@@ -173,11 +173,11 @@ def laws_table(rows: Rows) -> TextTable:
 
 
 def outlook_table(rows: Rows, law: str) -> TextTable:
-    """Return a table of the losses that a law predicts, a column for each mixture and one for what it changes.
+    """Return a table of predicted losses, with a column for each mixture and one for its difference to equal shares.
 
     Args:
-        rows: of `xdoge.laws.candidates.outlook`.
-        law: what to call the law.
+        rows: rows of `xdoge.laws.candidates.outlook`.
+        law: name of the law.
     """
     by_cell = {(row["mixture"], row["evaluation"]): row for row in rows}
     mixtures, header, body = union([row["mixture"]] for row in rows), ["evaluation"], []
@@ -192,7 +192,7 @@ def outlook_table(rows: Rows, law: str) -> TextTable:
 
 
 def _against_equal(row: Mapping[str, Any]) -> str:
-    """Return a predicted difference with half of its 90 % interval, starred if the interval leaves out 0."""
+    """Return a predicted difference with half the width of its 90 % interval, and a star if the interval excludes 0."""
     half = (row["difference_high"] - row["difference_low"]) / 2
     star = "*" * (not row["difference_low"] <= 0 <= row["difference_high"])
     return f"{_signed(row['difference'])} ± {half:.4f}{star}" if half else _signed(row["difference"])
@@ -207,9 +207,9 @@ def results_tables(results: Results, rows: Rows, *, baseline: str | None) -> lis
     """Return a table for each measure, and one of the benchmarks by task.
 
     Args:
-        results: table of results.json.
+        results: the table of a results.json.
         rows: its rows from `xdoge.analysis.models.score_rows`.
-        baseline: model that changes are taken against; None shows no changes.
+        baseline: model with which the others are compared; None to show no changes.
     """
     tables = [scores_table(rows, measure, baseline=baseline) for measure in measures(results)]
     tables.append(tasks_table(rows, results.task_outcomes(), baseline=baseline))
@@ -217,7 +217,7 @@ def results_tables(results: Results, rows: Rows, *, baseline: str | None) -> lis
 
 
 def scores_table(rows: Rows, measure: Measure, *, baseline: str | None) -> TextTable:
-    """Return a table of one measure by language, a column for each model and one for its change."""
+    """Return a table of one measure by language, with a column for each model and one for its change."""
     kept = [row for row in rows if (row["task"], row["metric"]) == (measure.task, measure.metric)]
     lines: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
     for row in sorted(kept, key=lambda row: row["language"] == ALL):  # the average last
@@ -252,7 +252,7 @@ def _models_table(
     baseline: str | None,
     decimals: int | None = None,
 ) -> TextTable:
-    """Return a table with the score of each model, the best of a line in bold, and its change."""
+    """Return a table with the score of each model and its change. The best score of a line is bold."""
     compared = [
         name for name in models if any(name in line and line[name]["difference"] is not None for line in lines.values())
     ]
@@ -270,7 +270,7 @@ def _models_table(
 
 
 def not_run(results: Results) -> list[str]:
-    """Return a line for each reason for which tasks did not run; empty if all ran."""
+    """Return a line for each reason why tasks did not run; empty if all ran."""
     missed = [outcome for outcome in results.task_outcomes() if outcome["outcome"] != "ran"]
     return by_reason((outcome["outcome"], outcome["reason"], outcome["task"]) for outcome in missed)
 
@@ -326,13 +326,13 @@ def without_order(rows: Rows, sets: Mapping[str, WeightSet]) -> list[str]:
 
 
 def exceeding_rule(rows: Rows) -> list[str]:
-    """Return the rules by which differences are starred, those that were followed."""
+    """Return the rules that decided which differences have a star."""
     followed = {row["paired"] for row in rows}
     return [rule for paired, rule in ((True, PAIRED), (False, UNPAIRED)) if paired in followed]
 
 
 def _tree(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return languages, each followed by its sources, unless it has one only."""
+    """Return languages, each followed by its sources if it has more than one."""
     sources: dict[str, dict[str, None]] = {}
     for row in rows:
         names = sources.setdefault(row["language"], {})
@@ -376,7 +376,7 @@ def _score(row: Mapping[str, Any] | None, decimals: int | None) -> str:
 
 
 def _change(row: Mapping[str, Any] | None) -> str:
-    """Return a change in per cent, of normalised scores in points, with 1.96 standard errors and the star."""
+    """Return a change in per cent, or for normalised scores in points, with 1.96 standard errors and the star."""
     if row is None or row["difference"] is None:
         return NONE
     error = None if row["difference_stderr"] is None else SIGNIFICANCE * row["difference_stderr"]

@@ -1,4 +1,4 @@
-"""What the numbers of a command are worth and what to do next, in plain sentences."""
+"""Verdicts: sentences on what the numbers of a command are worth, and what to do next."""
 
 from __future__ import annotations
 
@@ -18,29 +18,33 @@ from xdoge.mixtures.strategies import strategy_weights
 from xdoge.mixtures.weights import Level, WeightSet
 
 SAME = 0.01
-"""Mixtures nearer than this in total variation are called the same; a choice of ours."""
+"""Total variation below which two mixtures are called the same. We chose this value without a measurement."""
 
 NOISE = 0.1
-"""Mean total variation between fits of one question from which their weights are called noise. Two seeds of a long fit
-lie 0.05 to 0.07 apart (docs/experiments.md)."""
+"""Mean total variation between comparable fits from which on their weights are called noise. Two seeds of a long fit
+differ by 0.05 to 0.07 (docs/experiments.md)."""
 
 UNSETTLED = 0.05
-"""Part of a language's weight, and so of its epochs, that one more fit may be expected to move without a warning; a
-choice of ours. Three fits with a standard deviation of 17 % of the mean reach it, five with 27 %."""
+"""Largest expected change of a language's weight by one more fit, as a part of the weight, without a warning. We chose
+this value without a measurement. Three fits reach it with a standard deviation of 17 % of the mean, five with 27 %."""
 
 MOST_FITS = 100
 FEW_DOCUMENTS = 30
-"""With fewer, a standard error is itself a rough guess."""
+"""With fewer documents, a standard error is only a rough estimate."""
 
 POWER = 0.8
-"""Chance that as much more text as the verdict names decides, if the difference is as large as it looks."""
+"""Probability that the additional text that the verdict advises is enough, if the true difference is the measured
+one."""
 
 
 # Mixtures
 
 
 def mixture_verdict(mixture: Mixture) -> list[str]:
-    """Return whether the weights or the caps decide a mixture, in comparison with equal shares under the same caps."""
+    """Return sentences on whether the weights or the caps decide a mixture.
+
+    It is compared with equal shares under the same caps.
+    """
     equal = _equal_shares(mixture)
     if equal is None:
         return []
@@ -82,7 +86,7 @@ def mixture_verdict(mixture: Mixture) -> list[str]:
 
 
 def mixtures_verdict(mixtures: Mapping[str, Mixture]) -> list[str]:
-    """Return which mixtures the caps decide, and which plan nearly the same."""
+    """Return sentences that name the mixtures that the caps decide, and the mixtures that are nearly the same."""
     sentences = []
     equal = {name: plan for name, mixture in mixtures.items() if (plan := _equal_shares(mixture))}
     decided = [
@@ -106,7 +110,7 @@ def mixtures_verdict(mixtures: Mapping[str, Mixture]) -> list[str]:
 
 
 def _equal_shares(mixture: Mixture) -> Mixture | None:
-    """Return what equal shares of the languages plan for the same sources, budget and caps; None if they cannot."""
+    """Return the mixture of equal language shares for the same sources, budget and caps; None if there is none."""
     used = dict(_used(mixture))
     try:
         return Mixture.plan(
@@ -158,7 +162,7 @@ def _moved_between_languages(mixture: Mixture, other: Mixture) -> float:
 
 
 def fits_verdict(groups: Sequence[Group]) -> list[str]:
-    """Return whether the fits of each group agree, and whether the means of groups differ by more than their fits."""
+    """Return sentences: whether the fits of each group agree, and whether groups differ more than their fits do."""
     single = [group for group in groups if not group.of_all]
     sentences = [sentence for group in single for sentence in _agreement(group)]
     for first, second in itertools.combinations(single, 2):
@@ -175,23 +179,23 @@ def fits_verdict(groups: Sequence[Group]) -> list[str]:
 
 
 def _apart(group: Group, level: Level = "sources") -> float:
-    """Return the mean total variation between two fits."""
+    """Return the total variation between two fits, averaged over all pairs."""
     pairs = list(itertools.combinations(group.sets.values(), 2))
     return math.fsum(a.distance(b, level=level) for a, b in pairs) / len(pairs)
 
 
 def _mean(group: Group) -> WeightSet:
-    """Return the mean weights, whatever floor each fit had."""
+    """Return the mean of the weights. The fits may have different floors."""
     sets = list(group.sets.values())
     sources = {name: math.fsum(weights.sources[name] for weights in sets) / len(sets) for name in sets[0].sources}
     return WeightSet(group.name, sources)
 
 
 def _agreement(group: Group) -> list[str]:
-    """Return whether several fits of one question agree, and how many more would settle their mean."""
+    """Return sentences: whether several comparable fits agree, and how many more would settle their mean."""
     apart, languages = _apart(group), _mean(group).languages
     signal = math.fsum(abs(weight - 1 / len(languages)) for weight in languages.values()) / 2
-    told = f"{len(group.sets)} fits, {group.name}, lie {apart:.0%} of the tokens apart (total variation)"
+    finding = f"{len(group.sets)} fits, {group.name}, lie {apart:.0%} of the tokens apart (total variation)"
     more = more_fits(group)
     settle = (
         f"one more fit moves no language by more than {UNSETTLED:.0%}"
@@ -202,14 +206,14 @@ def _agreement(group: Group) -> list[str]:
     )
     if apart > NOISE or _apart(group, "languages") > signal > 0:
         why = "" if apart > NOISE else f", and their mean only {signal:.0%} from equal shares"
-        return [f"{told}{why}: that is noise, not an answer. Next: fit for more steps or add seeds; {settle}."]
-    return [f"{told}, so they agree; {settle}. Next: `xdoge merge` averages them."]
+        return [f"{finding}{why}: that is noise, not an answer. Next: fit for more steps or add seeds; {settle}."]
+    return [f"{finding}, so they agree; {settle}. Next: `xdoge merge` averages them."]
 
 
 def more_fits(group: Group) -> int | None:
-    """Return how many more fits are needed until one more moves no language by more than 5 % of its weight.
+    """Return the number of further fits after which one more changes no language by more than 5 % of its weight.
 
-    None if 100 more would not do.
+    None if 100 more are not enough.
     """
     n, worst = len(group.sets), max(moves(group).values(), default=0.0)
     for more in range(MOST_FITS + 1):
@@ -219,7 +223,7 @@ def more_fits(group: Group) -> int | None:
 
 
 def moves(group: Group) -> dict[str, float]:
-    """Return how far one more fit is expected to move each language's mean, as a part of that mean."""
+    """Return the expected change of each language's mean weight by one more fit, as a part of the mean."""
     n, sets = len(group.sets), list(group.sets.values())
     out = {}
     for language in sets[0].languages:
@@ -235,14 +239,14 @@ def moves(group: Group) -> dict[str, float]:
 
 
 def outlook_verdict(rows: Rows, law: str) -> list[str]:
-    """Return which mixtures a law predicts to differ from equal shares in the mean loss by more than its errors."""
+    """Return sentences that name the mixtures whose predicted mean loss differs from equal shares beyond the errors."""
     words: dict[str, list[str]] = {"lower": [], "undecided": [], "higher": []}
     for row in rows:
         if row["evaluation"] == "mean" and row["difference_low"] < row["difference_high"]:
             half = (row["difference_high"] - row["difference_low"]) / 2
-            told = f"{row['mixture']} ({row['difference']:+.4f} ± {half:.4f})".replace("-", "−")
+            described = f"{row['mixture']} ({row['difference']:+.4f} ± {half:.4f})".replace("-", "−")
             word = "lower" if row["difference_high"] < 0 else "higher" if row["difference_low"] > 0 else "undecided"
-            words[word].append(told)
+            words[word].append(described)
     parts = [f"{word}: {few(names)}" for word, names in words.items() if names]
     return [f"Mean loss that {law} predicts, against equal shares: {'; '.join(parts)}."] if parts else []
 
@@ -251,9 +255,9 @@ def outlook_verdict(rows: Rows, law: str) -> list[str]:
 
 
 def scores_verdict(results: Results, *, baseline: str | None) -> list[str]:
-    """Return which differences between models are real, what would decide the others, and what to do next.
+    """Return sentences: which differences between models are real, what would decide the others, and what to do next.
 
-    Without a baseline, the models are set against the first one.
+    Without a baseline, models are compared with the first one.
     """
     models = union([row.model] for row in results.rows)
     if not models:
@@ -279,7 +283,7 @@ def scores_verdict(results: Results, *, baseline: str | None) -> list[str]:
 
 
 def _alone(results: Results) -> list[str]:
-    """Return how exactly the numbers of a single model are known."""
+    """Return sentences on the errors of the values of a single model."""
     shown = {(measure.task, measure.metric): measure.title for measure in measures(results)[:1]}
     rows = [row for row in results.rows if (row.task, row.metric) in shown and row.language != ALL]
     known = [row for row in rows if row.stderr is not None and row.value]
@@ -297,7 +301,7 @@ def _alone(results: Results) -> list[str]:
 
 
 def _against(rows: Rows, measure: Measure, model: str, baseline: str) -> str:
-    """Return what is real of a model's differences in one measure; empty if nothing compares."""
+    """Return a sentence on which differences of a model in one measure are real; empty if nothing can be compared."""
     kept = [
         row
         for row in rows
@@ -314,8 +318,8 @@ def _against(rows: Rows, measure: Measure, model: str, baseline: str) -> str:
         ("not judged, without a standard error", [row for row in kept if row["exceeds"] is None]),
     ):
         if chosen:
-            told = [_language(row, _more_text(row) if word == "undecided" else "") for row in chosen]
-            parts.append(f"{word} in {few(told)}")
+            described = [_language(row, _more_text(row) if word == "undecided" else "") for row in chosen]
+            parts.append(f"{word} in {few(described)}")
     return f"{measure.title.partition(',')[0].capitalize()} of {model} against {baseline}: {'; '.join(parts)}."
 
 
@@ -326,7 +330,7 @@ def _language(row: Mapping[str, Any], decides: str) -> str:
 
 
 def _more_text(row: Mapping[str, Any]) -> str:
-    """Return how much more text or questions would show a difference of this size, with a chance of 80 %."""
+    """Return how much more text or how many more questions would show this difference with a probability of 80 %."""
     if not row["difference_stderr"] or not row["difference"]:
         return ""
     needed = ((SIGNIFICANCE + NormalDist().inv_cdf(POWER)) * row["difference_stderr"] / abs(row["difference"])) ** 2

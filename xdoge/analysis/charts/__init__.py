@@ -1,6 +1,6 @@
-"""Charts, each drawn by the function of its name; `planned_shares(mixture)` draws a mixture.
+"""Functions that return charts, such as `planned_shares(mixture)`.
 
-They are Altair charts: `chart.save("x.svg")` (or .png, .pdf, .html) works without network, and Jupyter shows them.
+They are Altair charts. `chart.save("x.svg")` (or .png, .pdf, .html) works without a network, and Jupyter shows them.
 """
 
 from xdoge.errors import importing

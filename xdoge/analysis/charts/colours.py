@@ -1,9 +1,9 @@
 """One colour and one dash per language, the same in every chart.
 
-The six languages of the reference case have colours chosen by hand: at least 15 apart in CIELAB for full colour vision
-and for protan, deutan and tritan vision (Machado et al. 2009), and of contrast 3 and more on white, so that thin lines
-print. Any other language gets one from its code alone, so that it does not depend on what else is shown; two of them
-may share a colour, so charts also label lines and bars by name.
+The six languages of the reference case have colours chosen by hand. They are at least 15 apart in CIELAB, for full
+colour vision and for protan, deutan and tritan vision (Machado et al. 2009). Their contrast on white is at least 3, so
+that thin lines print. The code of any other language decides its colour, whatever else the chart shows. Two of these
+may have the same colour, so charts also label lines and bars by name.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ OTHERS = (
     "#5B8C2A",
 )
 NEUTRAL = "#7A7A7A"
-"""Of what is no language, such as an average."""
+"""Colour for anything other than a language, such as an average."""
 
 DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (6, 2), (2, 2), (8, 2, 2, 2), (12, 3), (4, 4))
 """Line and gap lengths in pixels; the first is a line without gaps."""
 
 
 def colour(language: str) -> str:
-    """Return the colour of a language, the same always."""
+    """Return the colour of a language, the same in every chart."""
     return FIXED.get(language) or OTHERS[_number(language) % len(OTHERS)]
 
 
 def dash(language: str) -> tuple[int, ...]:
-    """Return the dash of a language's lines, the same always."""
+    """Return the dash of a language's lines, the same in every chart."""
     place = list(FIXED).index(language) if language in FIXED else _number(language) // len(OTHERS)
     return DASHES[place % len(DASHES)]
 

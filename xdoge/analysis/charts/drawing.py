@@ -1,4 +1,4 @@
-"""Shared by all charts: saving without network, type sizes for print, and labels that do not overlap."""
+"""Functions that all charts share: saving without a network, type sizes for print, and labels that do not overlap."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import altair as alt
 from xdoge.analysis.charts import colours
 
 PNG_SCALE = 2.0
-"""Pixels of a PNG per pixel of the chart, so that it prints sharply at 8 cm."""
+"""Pixels of a PNG per pixel of the chart. With this scale, it prints sharply at a width of 8 cm."""
 
 SHARE = alt.Axis(format=".0%", labelFlush=False)
 TOKENS = alt.Axis(format="~s", tickCount=6, labelFlush=False, labelExpr="datum.value == 0 ? '0' : datum.label")
 CHANGE = alt.Axis(format="+~%", labelFlush=False, labelExpr="datum.value == 0 ? '0%' : datum.label")
 AVERAGE = "average"
-"""The name of the average among the languages."""
+"""Label of the average over languages."""
 
 QUIET, INK = "#6B6B6B", "#222222"
 
@@ -43,10 +43,10 @@ _CONFIG: dict[str, Any] = {
 
 
 class _Offline(alt.TopLevelMixin):
-    """A chart whose HTML holds the libraries that draw it, so that it needs no network."""
+    """A chart whose HTML contains the libraries that draw it, so that it needs no network."""
 
     def save(self, fp: str | Path | IO[Any], format: Any = None, *places: Any, **options: Any) -> None:
-        """Write the chart as .svg, .png, .pdf, .html or .json, as its name says or `format`."""
+        """Write the chart as .svg, .png, .pdf, .html or .json. The file name or `format` decides the format."""
         kind = format or str(fp).rpartition(".")[2].lower()
         if kind == "html":
             options.setdefault("inline", True)
@@ -64,7 +64,7 @@ class HConcatChart(_Offline, alt.HConcatChart):
 
 
 def data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
-    """Return rows as data that stand in the chart itself."""
+    """Return rows as data inside the chart itself."""
     inline: alt.Data = alt.Data(values=[dict(row) for row in rows])  # type: ignore[no-untyped-call]
     return inline
 
@@ -72,13 +72,13 @@ def data(rows: Sequence[Mapping[str, Any]]) -> alt.Data:
 def layered(
     layers: Sequence[alt.Chart], *, title: str, subtitle: str | Sequence[str], description: str, **size: Any
 ) -> LayerChart:
-    """Return marks on the same axes, with a title, and in words what they show."""
+    """Return marks on the same axes, with a title and a description in words."""
     heading = alt.TitleParams(title, subtitle=subtitle)
     return LayerChart(layer=list(layers), title=heading, description=description, config=_config(), **size)
 
 
 def beside(panels: Sequence[Any], *, title: str, subtitle: str | Sequence[str], description: str) -> HConcatChart:
-    """Return panels side by side under one title."""
+    """Return panels side by side under one title, with a description in words."""
     heading = alt.TitleParams(title, subtitle=subtitle)
     return HConcatChart(hconcat=list(panels), title=heading, description=description, config=_config(), spacing=30)
 
@@ -88,12 +88,12 @@ def _config() -> alt.Config:
 
 
 def spread_out(values: Sequence[float], gap: float) -> list[float]:
-    """Return positions of labels, no two nearer than `gap`, each as near to its value as that allows.
+    """Return positions of labels, each as near to its value as a minimum distance of `gap` allows.
 
-    Neighbours that are too near form a block around their mean; a block that then touches another joins it.
+    Neighbours that are too near form a block around their mean. Blocks that touch are joined.
     """
     order = sorted(range(len(values)), key=lambda i: values[i])
-    blocks: list[list[float]] = []  # sum of the values less their offsets, number of labels
+    blocks: list[list[float]] = []  # [sum of values minus offsets, number of labels]
     for i in order:
         blocks.append([values[i], 1])
         while len(blocks) > 1 and _start(blocks[-1], gap) < _start(blocks[-2], gap) + blocks[-2][1] * gap:
@@ -112,7 +112,7 @@ def _start(block: Sequence[float], gap: float) -> float:
 
 
 def by_language(languages: Sequence[str]) -> alt.Color:
-    """Colour by language, without a legend: lines and bars are labelled."""
+    """Return the encoding of languages as colours. It has no legend, since lines and bars have labels."""
     shades = [colours.NEUTRAL if language == AVERAGE else colours.colour(language) for language in languages]
     return alt.Color("language:N", scale=alt.Scale(domain=list(languages), range=shades), legend=None)
 
@@ -139,7 +139,7 @@ def lines(
 def end_labels(
     ends: Mapping[str, float], texts: Mapping[str, str], x: float, y: alt.Y, *, spread: Sequence[float]
 ) -> alt.Chart:
-    """Name each line at its end, moved up or down where names would lie on each other."""
+    """Return a label at the end of each line, moved up or down if labels would overlap."""
     gap = (max(spread) - min(spread)) * 0.055 or 1.0
     places = spread_out(list(ends.values()), gap)
     rows = [

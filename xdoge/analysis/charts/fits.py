@@ -1,4 +1,4 @@
-"""Charts of one fit: weights and targets over its steps, and who helps whom."""
+"""Charts of one fit: weights and targets over its steps, and the affinity between languages."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from xdoge.mixtures.weights import WeightSet
 from xdoge.names import language_of
 
 MOST_POINTS = 400
-"""Of a line; a longer fit is shown at as many steps, evenly spaced."""
+"""Most points of a line. Of a longer fit, evenly spaced steps are shown."""
 
 DARK = 0.6
-"""Cosines beyond this have squares so dark that their numbers are white."""
+"""Absolute cosine above which squares are so dark that their numbers are white."""
 
 
 def trajectory(run: Path | str) -> LayerChart:
     """Draw the weight of each language over the steps of a fit.
 
     Args:
-        run: folder of the fit, with trajectory.parquet; where weights.json lies beside it, diamonds mark the learned
-            weights, which are means over the steps.
+        run: folder of the fit, with trajectory.parquet. If it has a weights.json, diamonds mark the learned weights,
+            which are means over the steps.
 
     Raises:
         XDogeError: there is no trajectory.parquet.
@@ -60,7 +60,7 @@ def trajectory(run: Path | str) -> LayerChart:
 
 
 def targets(run: Path | str) -> LayerChart:
-    """Draw what each language's loss counted for over the steps of a fit with `targets: robust`, τ.
+    """Draw the target τ of each language over the steps of a fit with `targets: robust`.
 
     Args:
         run: folder of the fit, with metrics.jsonl.
@@ -91,7 +91,7 @@ def _over_steps(
     y: str,
     mean: str,
 ) -> LayerChart:
-    """Draw a line for each language, and a diamond at its end where it has a mean."""
+    """Draw a line for each language, and a diamond at its end if it has a mean."""
     kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).round().astype(int))
     languages, name = list(values), y.partition(":")[0]
     rows: list[dict[str, Any]] = [
@@ -130,11 +130,12 @@ def _over_steps(
 
 
 def transfer(run: Path | str, *, families: Mapping[str, str | None] | None = None) -> LayerChart:
-    """Draw who helps whom: cosines between the languages' gradients, averaged over the fit.
+    """Draw the cosines between the gradients of languages, averaged over the fit. They show who helps whom.
 
     Args:
         run: folder of the fit, with gram.parquet.
-        families: of the languages, which stand together; found in the fit's token store if left out and it is there.
+        families: family of each language. Languages of a family are shown together. By default, families come from the
+            token store of the fit, if it still exists.
 
     Raises:
         XDogeError: there is no gram.parquet.
@@ -182,7 +183,7 @@ def transfer(run: Path | str, *, families: Mapping[str, str | None] | None = Non
 
 
 def _cosines(run: Path, families: Mapping[str, str | None]) -> dict[str, dict[str, dict[str, float | bool | None]]]:
-    """Return `LanguageCosines.to_dict` of a fit, the languages of one family together."""
+    """Return `LanguageCosines.to_dict` of a fit, with languages of one family next to each other."""
     import pyarrow.parquet as pq
 
     from xdoge.fit.affinity import LanguageCosines
@@ -201,7 +202,7 @@ def _cosines(run: Path, families: Mapping[str, str | None]) -> dict[str, dict[st
 
 
 def _squares(languages: Sequence[str]) -> dict[str, Any]:
-    """Return axes on which row and column i, counted from the top left, lie between i and i + 1."""
+    """Return axes on which row and column i, counted from the top left, extend from i to i + 1."""
     axis: dict[str, Any] = {
         "values": [i + 0.5 for i in range(len(languages))],
         "labelExpr": f"{json.dumps(languages)}[floor(datum.value)]",
@@ -218,7 +219,7 @@ def _squares(languages: Sequence[str]) -> dict[str, Any]:
 
 
 def _families(run: Path) -> dict[str, str | None]:
-    """Return the families of the languages, from the token store that a fit was started with, if it is still there."""
+    """Return the families of the languages, from the token store of a fit; empty if it no longer exists."""
     from xdoge.config import read_yaml
     from xdoge.corpus.store import TokenStore
 
@@ -232,7 +233,7 @@ def _families(run: Path) -> dict[str, str | None]:
 
 
 def _by_family(languages: Sequence[str], families: Mapping[str, str | None]) -> list[str]:
-    """Put languages of one family together, and families of one branch, in the order of first appearance."""
+    """Return languages with families, and families of one branch, next to each other, in order of first appearance."""
     branches = union([str(families.get(language) or language).partition("/")[0]] for language in languages)
     groups = union([str(families.get(language) or language)] for language in languages)
 
@@ -246,7 +247,7 @@ def _by_family(languages: Sequence[str], families: Mapping[str, str | None]) -> 
 def _family_lines(
     ordered: Sequence[str], families: Mapping[str, str | None], frame: Mapping[str, Any]
 ) -> list[alt.Chart]:
-    """Draw lines between families, and name each at the right of its rows."""
+    """Return lines between families, and the name of each family to the right of its rows."""
     names = [str(families.get(language) or language) for language in ordered]
     starts = [i for i in range(len(names)) if i == 0 or names[i] != names[i - 1]]
     count, inner = len(names), starts[1:]

@@ -1,4 +1,4 @@
-"""Charts of a mixture law: how well it predicts, what a share buys, who helps whom, and mean against worst."""
+"""Charts of a mixture law: its accuracy, the effect of a share, transfer, and the trade-off of mean and worst loss."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from xdoge.laws.law import MixtureLaw
 
 COLUMNS = 3
-"""Panels of `predicted_against_measured` side by side."""
+"""Number of panels side by side in `predicted_against_measured`."""
 MOST_RUNS = 150
-"""Of a law with more runs, as many are drawn, evenly spaced."""
+"""Most runs that are drawn. Of more, evenly spaced ones are chosen."""
 POINTS = 41
-"""Of a line over a share."""
+"""Number of points of a line over a share."""
 LOSS = alt.Axis(format=".3~f", tickCount=4, labelFlush=False)
 _REFERENCES = {"uniform": "equal shares", "proportional": "proportional", "unimax": "UniMax"}
 MEAN_AND_WORST = ("best mean", "best for the worst")
@@ -44,8 +44,8 @@ MEAN_AND_WORST = ("best mean", "best for the worst")
 def predicted_against_measured(law: MixtureLaw) -> HConcatChart:
     """Draw cross-validated predictions over the measured losses of the runs, a panel for each evaluation.
 
-    A run on the line of equality was predicted exactly. Vertical lines are 90 % intervals; a run whose interval does
-    not reach the line of equality is hollow. A law that was adapted to another size is shown at the size of its runs.
+    A run on the line of equality was predicted exactly. Vertical lines are 90 % intervals. A run whose interval does
+    not contain the measured loss is hollow. An adapted law is shown at the model size of its runs.
     """
     held_out = law.held_out()
     step = -(-len(law.losses) // MOST_RUNS)
@@ -115,18 +115,18 @@ def _equality(
 
 
 def loss_along_share(law: MixtureLaw, source: str, at: Candidate = "uniform") -> LayerChart:
-    """Draw the predicted loss of each evaluation as the share of one source goes from its least to its greatest.
+    """Draw the predicted loss of each evaluation over the share of one source, from its least to its largest share.
 
-    The other shares keep their proportions. Bands are 90 % intervals. Shares that make a mixture lie far from all runs
+    The other shares keep their proportions. Bands are 90 % intervals. Shares for which the mixture is far from all runs
     are grey.
 
     Args:
         law: the law.
         source: one of the law's sources.
-        at: mixture that sets the proportions of the others; a vertical line marks its own share.
+        at: mixture that decides the proportions of the other shares. A vertical line marks its share of the source.
 
     Raises:
-        XDogeError: the law has no such source, or `at` gives it everything, or is over other sources.
+        XDogeError: the law has no such source, `at` gives all tokens to it, or `at` has other sources.
     """
     if source not in law.problem.sources:
         raise XDogeError(f"the law has no source {source!r}; it has {', '.join(law.problem.sources)}.")
@@ -134,7 +134,7 @@ def loss_along_share(law: MixtureLaw, source: str, at: Candidate = "uniform") ->
     if base[place] >= 1 - 1e-9:
         raise XDogeError(f"{source} has all of the mixture, so the others have no proportions to keep.")
     least, most = law.shares[:, place].min(), law.shares[:, place].max()
-    shares = least + (most - least) * np.linspace(0, 1, POINTS) ** 2  # losses bend most at small shares
+    shares = least + (most - least) * np.linspace(0, 1, POINTS) ** 2  # dense at small shares, where losses bend
     mixtures = base * ((1 - shares) / (1 - base[place]))[:, None]
     mixtures[:, place] = shares
     prediction = law.predict(mixtures)
@@ -202,10 +202,10 @@ def _plain_source(law: MixtureLaw, source: str) -> str:
 
 
 def transfer_map(law: MixtureLaw) -> LayerChart:
-    """Draw what a token of each source is worth to each evaluation, in tokens of its own: τ of the law.
+    """Draw the transfer τ: the value of a token of each source for each evaluation, in tokens of the evaluation's own.
 
-    The map is not symmetric. An evaluation's own sources are worth 1 by definition and are left out. The
-    numbers are those of the effective-data law, whatever form predicts the losses.
+    The map is not symmetric. An evaluation's own sources have the value 1 by definition and are left out. The values
+    are those of the effective-data law, whatever form predicts the losses.
     """
     sources, own = plain_names(law.problem.sources), law.problem.is_own
     names = [
@@ -278,14 +278,14 @@ def transfer_map(law: MixtureLaw) -> LayerChart:
 
 
 def trade_off(law: MixtureLaw) -> HConcatChart:
-    """Draw the predicted mean loss against the predicted loss of the worst evaluation: the best mixtures, and others.
+    """Draw the predicted mean loss against the predicted loss of the worst evaluation.
 
-    The curve holds the best mixtures where the law was measured, from the best mean to the best worst evaluation; no
-    mixture lies to the lower left of it. Beside it stand the runs, equal shares, and if the law knows token counts,
-    proportional shares and UniMax. The second panel is the part of the first around the curve.
+    The curve has the best mixtures within the range of the runs, from the best mean loss to the best worst loss. No
+    mixture is to the lower left of it. The chart also has the runs, equal shares and, if the law has token counts,
+    proportional shares and UniMax. The second panel enlarges the part around the curve.
 
     Raises:
-        XDogeError: the law has one evaluation only, so that its mean is its worst.
+        XDogeError: the law has only one evaluation, so that its mean is its worst.
     """
     from xdoge.laws.optimize import reference_mixtures
     from xdoge.laws.optimize import trade_off as best_mixtures
@@ -299,7 +299,7 @@ def trade_off(law: MixtureLaw) -> HConcatChart:
     marked += [curve[0] | {"mixture": MEAN_AND_WORST[0]}, curve[-1] | {"mixture": MEAN_AND_WORST[1]}]
     runs = _mean_and_worst(law, law.shares, ["run"] * len(law.shares))
     near = [*curve, *(row for row in marked if row["mixture"] == _REFERENCES["uniform"])]
-    told = ", ".join(f"{row['mixture']} {row['mean']:.3f} and {row['worst']:.3f}" for row in marked)
+    listed = ", ".join(f"{row['mixture']} {row['mean']:.3f} and {row['worst']:.3f}" for row in marked)
     return beside(
         [
             _plane(curve, marked, runs, [*curve, *marked, *runs], "all mixtures", named=False),
@@ -310,7 +310,7 @@ def trade_off(law: MixtureLaw) -> HConcatChart:
             "curve: the best mixtures, as predicted; lower left is better; rings: the runs, as predicted",
             "the curve promises more than it will keep; xdoge optimize says how much",
         ],
-        description=f"Predicted mean loss and loss of the worst evaluation: {told}.",
+        description=f"Predicted mean loss and loss of the worst evaluation: {listed}.",
     )
 
 
@@ -337,7 +337,7 @@ def _plane(
     *,
     named: bool,
 ) -> alt.LayerChart:
-    """Return the plane of mean and worst loss around some rows; `named` names the ends of the curve."""
+    """Return the plane of mean and worst loss around the rows `framed`. If `named`, it labels the ends of the curve."""
     frame = {key: _frame([row[key] for row in framed]) for key in ("mean", "worst")}
 
     def inside(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

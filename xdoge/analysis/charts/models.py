@@ -1,4 +1,4 @@
-"""Charts of trained models: how a mixture changed their perplexity, at the end and during training."""
+"""Charts of trained models: changes of their perplexity, at the end and during training."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ Runs = Mapping[str, TrainRun] | Iterable[Path | str]
 
 
 def perplexity_change(results: Results, *, baseline: str) -> LayerChart:
-    """Draw by how many per cent each model's bits per byte of each language differ from the baseline's.
+    """Draw the change of bits per byte, in per cent of the baseline's, for each model and language.
 
-    Perplexity per token takes their place in results without them. Lines span 1.96 standard errors of the
-    difference to both sides; bars of changes that do not exceed them are hollow.
+    Results without bits per byte show perplexity per token. Lines extend 1.96 standard errors of the difference to both
+    sides. The bar of a change that does not exceed them is hollow.
 
     Raises:
         XDogeError: no perplexity of another model compares with the baseline's.
@@ -57,7 +57,7 @@ def perplexity_change(results: Results, *, baseline: str) -> LayerChart:
 
 
 def validation_change(runs: Runs, *, baseline: str) -> LayerChart:
-    """Draw by how many per cent the validation perplexity of each run differs from the baseline run's, at the end.
+    """Draw the change of validation perplexity at the end of each run, in per cent of the baseline run's.
 
     Raises:
         XDogeError: no other run has read as many tokens and was validated on the same text.
@@ -72,13 +72,13 @@ def validation_change(runs: Runs, *, baseline: str) -> LayerChart:
 
 
 def improvement(runs: Runs, *, baseline: str) -> HConcatChart:
-    """Draw by how many per cent each run's validation perplexity lies below the baseline run's, over training tokens.
+    """Draw the improvement of validation perplexity over training tokens, in per cent of the baseline run's.
 
-    More is better: it is the change of `validation_change` with the other sign, as curves of progress are drawn.
+    Higher is better: an improvement is the change of `validation_change` with the opposite sign.
 
     Args:
-        runs: folders of `xdoge train`; their names are those of the folders.
-        baseline: name of the run that each of the others is compared with.
+        runs: folders of `xdoge train`. The name of a run is that of its folder.
+        baseline: name of the run with which all others are compared.
 
     Raises:
         XDogeError: no other run has read as many tokens and was validated on the same text.
@@ -94,7 +94,7 @@ def improvement(runs: Runs, *, baseline: str) -> HConcatChart:
     panels, texts = [], []
     for name in names:
         own = [row for row in rows if row["run"] == name]
-        ends = {row["language"]: row["improvement"] for row in own}  # the last of each stays
+        ends = {row["language"]: row["improvement"] for row in own}  # the last row of each language
         labels = {language: f"{language} {value:+.1%}".replace("-", "−") for language, value in ends.items()}
         texts.append(f"{name}: {', '.join(labels.values())}")
         tooltip = ["run:N", "language:N", "tokens:Q", alt.Tooltip("improvement:Q", format="+.2%")]
@@ -132,7 +132,7 @@ def _bar(language: str, model: str, change: float, error: float, exceeds: bool |
 
 
 def _changes(rows: Sequence[dict[str, Any]], what: str, baseline: str, note: str) -> LayerChart:
-    """Draw bars of changes by language, a bar for each model, from the greatest fall to the greatest rise."""
+    """Draw bars of changes by language, with a bar for each model, from the largest fall to the largest rise."""
     models, languages = union([row["model"]] for row in rows), union([row["language"]] for row in rows)
     least = {language: min(row["change"] for row in rows if row["language"] == language) for language in languages}
     languages.sort(key=lambda language: (language == AVERAGE, least[language]))

@@ -1,4 +1,4 @@
-"""The chart of a study: the difference that each strategy makes for each language, with its interval over seeds."""
+"""The chart of a study: the difference of each strategy in each language, with its interval over seeds."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def seed_differences(rows: Sequence[Mapping[str, Any]], *, title: str, relative_
     Args:
         rows: `strategy`, `measure` (a language, "macro" or "worst"), `mean`, `low` and `high` (None without an
             interval), strategies in the order to show.
-        title: of the chart.
-        relative_to: strategy that the differences are to.
+        title: title of the chart.
+        relative_to: strategy with which all others are compared.
     """
     strategies, measures = union([row["strategy"]] for row in rows), union([row["measure"]] for row in rows)
     drawn = [
@@ -51,7 +51,7 @@ def seed_differences(rows: Sequence[Mapping[str, Any]], *, title: str, relative_
         alt.HConcatChart(hconcat=panels[start : start + COLUMNS], spacing=12)
         for start in range(0, len(panels), COLUMNS)
     ]
-    told = "; ".join(
+    listed = "; ".join(
         f"{row['strategy']} {row['measure']} {row['mean']:+.3f}"
         for row in drawn
         if row["measure"] in ("macro", "worst")
@@ -63,7 +63,7 @@ def seed_differences(rows: Sequence[Mapping[str, Any]], *, title: str, relative_
             f"bits per byte, left of 0 is better than {relative_to}; line: 95 % interval",
             "filled: the whole interval lies on one side of 0",
         ],
-        description=f"Difference of bits per byte to {relative_to}: {told}.",
+        description=f"Difference of bits per byte to {relative_to}: {listed}.",
     )
 
 

@@ -24,13 +24,13 @@ _SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down
 
 
 def weights_by_language(sets: Mapping[str, WeightSet | Sequence[WeightSet]] | Sequence[WeightSet]) -> LayerChart:
-    """Draw a bar for each language and set, stacked by source.
+    """Draw a bar for each language and weight set, stacked by source.
 
-    Several sets under one name, as of several seeds, are one bar of their mean, with a dot for each set and a line of
-    one standard deviation to both sides.
+    Several sets under one name, such as those of several seeds, share one bar. It shows their mean, with a dot for each
+    set and a line of one standard deviation to both sides.
 
     Args:
-        sets: weight sets; or by name, one or several.
+        sets: weight sets, or a mapping from names to one or several weight sets.
     """
     named = sets if isinstance(sets, Mapping) else {weights.name: weights for weights in sets}
     groups = {name: [weights] if isinstance(weights, WeightSet) else list(weights) for name, weights in named.items()}
@@ -82,7 +82,7 @@ def weights_by_language(sets: Mapping[str, WeightSet | Sequence[WeightSet]] | Se
     rules = alt.Chart(data([row for row in totals if row["low"] < row["high"]])).mark_rule(color=INK, strokeWidth=1.5)
     points = alt.Chart(data(dots)).mark_point(filled=True, size=22, color=INK, opacity=0.9)
     labels = alt.Chart(data(totals)).mark_text(align="left", dx=5, fontSize=11)
-    told = "; ".join(f"{row['language']} {row['label']}" for row in totals)
+    listed = "; ".join(f"{row['language']} {row['label']}" for row in totals)
     spread = [
         rules.encode(x="low:Q", x2="high:Q", **place),
         points.encode(x=x, tooltip=["fit:N", alt.Tooltip("weight:Q", format=".4f")], **place),
@@ -93,14 +93,14 @@ def weights_by_language(sets: Mapping[str, WeightSet | Sequence[WeightSet]] | Se
         subtitle="stacked by source"
         + ("" if same else ", whose names differ by language")
         + ("; dots: single fits, line: ± one standard deviation" if dots else ""),
-        description=f"Share of training tokens: {told}.",
+        description=f"Share of training tokens: {listed}.",
         width=BARS + room,
         height=len(languages) * (17 * len(groups) + 8),
     )
 
 
 def _tones(parts: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], int]:
-    """Return the place of each source within its language, from 0: its tone, the darkest first."""
+    """Return the number of each source within its language, from 0. It decides the tone of its colour; 0 is darkest."""
     tones: dict[tuple[str, str], int] = {}
     for row in parts:
         key = row["language"], row["source"]
@@ -140,9 +140,9 @@ def _parts(name: str, members: Sequence[WeightSet]) -> list[dict[str, Any]]:
 
 
 def planned_shares(mixture: Mixture) -> LayerChart:
-    """Draw where caps and rounding moved each source: from the weight that the plan follows to the planned share.
+    """Draw how caps and rounding changed each source: a line from its weight to its planned share.
 
-    A source that its cap decided is marked by a square and the cap, and a tick shows the most that each cap allows.
+    A source at its cap has a square and the value of the cap. A tick marks the largest share that each cap allows.
     """
     rows = [_moved(source, mixture) for source in mixture.sources]
     languages, widest = union([row["language"]] for row in rows), 1.1 * max(row["right"] for row in rows)
@@ -218,7 +218,7 @@ def unimax_and_temperature(
     Args:
         available_tokens: unique training tokens by language or by "language/source".
         budget_tokens: tokens of the run.
-        max_epochs: caps of UniMax; those that cannot spend the budget are left out.
+        max_epochs: caps of UniMax. Caps under which the budget cannot be spent are left out.
         temperatures: τ of p ∝ n^(1/τ).
 
     Source: figure 1 of Chung et al. 2023, UniMax, arXiv:2304.09151.
@@ -264,7 +264,7 @@ def unimax_and_temperature(
 
 
 def _by_rank(rows: Sequence[Mapping[str, Any]], languages: Sequence[str], caps: int, y: alt.Y) -> alt.LayerChart:
-    """Draw a line for each method; UniMax has unbroken lines in greys, temperature broken ones in violets."""
+    """Draw a line for each method. UniMax has solid grey lines, and temperatures have dashed violet lines."""
     names = union([row["method"]] for row in rows)
     kinds = ["unimax"] * caps + ["temperature"] * (len(names) - caps)
     tones = [_METHODS[kind][kinds[:i].count(kind) % 3] for i, kind in enumerate(kinds)]
@@ -284,7 +284,7 @@ def _by_rank(rows: Sequence[Mapping[str, Any]], languages: Sequence[str], caps: 
     tooltip: list[Any] = ["method:N", "language:N", *numbers]
     line = alt.Chart().mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dash)
     point = alt.Chart().mark_point(filled=True, opacity=1)
-    sizes = [30 * 1.6 ** (len(names) - 1 - i) for i in range(len(names))]  # what lies below shows beyond what covers it
+    sizes = [30 * 1.6 ** (len(names) - 1 - i) for i in range(len(names))]  # covered points stay visible
     size = alt.Size("method:N", **{**scaled(sizes), "legend": None})
     layers = [line, point.encode(x=x, y=y, color=colour, shape=shape, size=size, tooltip=tooltip)]
     width = max(240, 12 * len(languages)) if few else 300
