@@ -1,7 +1,7 @@
-"""The command line: read the arguments, call one function, print what it returns.
+"""The command line. A command reads its arguments, calls one function and prints what this returns.
 
-Results go to stdout, progress and messages to stderr. Exit status: 0 done; 1 something the user can put right, in one
-line; 2 wrong usage; 128 + the signal's number when interrupted, 130 for Ctrl-C.
+Results go to stdout, progress and messages to stderr. The exit status is 0 for success, 1 for an error that the user
+can put right (in one line), 2 for wrong usage, and 128 plus the signal's number after a signal: 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ORDER = (
     "demo", "prepare", "fit-weights", "baseline", "merge", "swarm", "fit-law", "predict", "optimize", "mix",
     "export", "formats", "train", "eval", "compare", "card", "study", "plan",
 )  # fmt: skip
-"""In which the help lists the commands: the way through."""
+"""Order of the commands in the help. It follows the usual order of work."""
 
 app.registered_commands.sort(key=lambda command: ORDER.index(command.name or command.callback.__name__))  # type: ignore[union-attr]
 
@@ -53,14 +53,14 @@ def main() -> None:
     """Run the command line and exit as the module docstring says."""
     try:
         _run()
-    except KeyboardInterrupt:  # also while an error is put into words
+    except KeyboardInterrupt:  # also while an error is formatted
         sys.exit(_say("Aborted.", 130))
 
 
 def _run() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what the encoding of the terminal lacks is spelled out
+        if isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         refuse_undecoded(sys.argv[1:])
@@ -83,7 +83,7 @@ def _run() -> None:
             raise
         sys.exit(_say(f"error: {error.name} cannot be loaded: {error}. Is there memory? See ulimit -v.", 1))
     except OSError as error:
-        if error.filename is None:  # of a stream, which Python would write to once more at the end
+        if error.filename is None:  # a closed stream; Python would write to it again at exit
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         what = "the output" if error.filename is None else os.fsdecode(error.filename)

@@ -1,4 +1,4 @@
-"""What all commands share: the application, where they print, and what they refuse before they start."""
+"""Parts that all commands share: the application, the output, and checks before a command starts."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from xdoge.names import shown
 
 
 class _Output(Console):
-    """A console that cuts no number off: a table too wide for the terminal is printed in longer lines."""
+    """A console that never cuts numbers off. A table that is too wide for the terminal gets longer lines."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         for table in objects:
             if isinstance(table, Table):
                 wide = self.options.update(max_width=10_000)
                 for column in table.columns:
-                    if column.no_wrap:  # rich would take its longest word for what it needs
+                    if column.no_wrap:  # otherwise, rich only reserves the width of its longest word
                         cells = (column.header, *column.cells)
                         column.min_width = max(Measurement.get(self, wide, cell).maximum for cell in cells)
                 self.width = max(self.width, Measurement.get(self, wide, table).minimum)
@@ -51,7 +51,7 @@ app = typer.Typer(
 
 
 def refuse_undecoded(arguments: Iterable[str]) -> None:
-    """Refuse arguments that are no text: they could be printed nowhere, nor kept in a file."""
+    """Raise XDogeError for arguments that are not valid text. They could not be printed or stored in a file."""
     for word in arguments:
         if re.search("[\ud800-\udfff]", word):
             raise XDogeError(
@@ -60,7 +60,7 @@ def refuse_undecoded(arguments: Iterable[str]) -> None:
 
 
 def refuse_taken(path: Path | None, force: bool) -> None:
-    """Refuse to write over a file that exists, unless told to, and over what is no file."""
+    """Raise XDogeError if a file exists, unless `force` is true, or if the path is not a file."""
     if path is not None and path.is_dir():
         raise XDogeError(f"{path} is a folder; name a file.")
     if path is not None:
@@ -70,9 +70,9 @@ def refuse_taken(path: Path | None, force: bool) -> None:
 
 
 def chosen_settings(config: Path | None, assignments: list[str] | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """Merge the settings file, --set and the options, later ones winning."""
+    """Return the settings from the settings file, --set and the options. Later ones take precedence."""
     chosen = read_yaml(config) if config else {}
-    chosen = chosen.get("settings", chosen)  # a run's own config.yaml does as well
+    chosen = chosen.get("settings", chosen)  # also accept the config.yaml of a run
     if not isinstance(chosen, dict):
         raise XDogeError(f"{config}: settings is {shown(chosen)}; it must be a mapping of names to values.")
     chosen = dict(chosen)
@@ -87,10 +87,10 @@ def chosen_settings(config: Path | None, assignments: list[str] | None, flags: d
 def run_settings(
     out: Path, config: Path | None, assignments: list[str] | None, flags: dict[str, Any], *, resume: bool
 ) -> dict[str, Any]:
-    """Return the settings chosen for a run that starts in `out`, or resumes there with its earlier ones for the rest.
+    """Return the chosen settings of a run in `out`. A resumed run keeps its earlier settings for all others.
 
     Raises:
-        XDogeError: there is no run to resume, or the folder is taken.
+        XDogeError: there is no run to resume, or the folder is not empty.
     """
     from xdoge.training.run_folder import RunFolder
 
@@ -98,14 +98,14 @@ def run_settings(
     require("proxy", "torch", "transformers", "accelerate", "sentencepiece")
     if resume:
         return RunFolder(out).settings() | chosen
-    RunFolder(out).refuse_taken()  # in every process: a first one that refused alone would leave the others waiting
+    RunFolder(out).refuse_taken()  # in every process, since the others would wait for a first one that failed alone
     return chosen
 
 
 def as_options(error: XDogeException) -> str:
-    """Return a message of the library with each argument as the running command's option for it.
+    """Return a message of the library, with each argument replaced by the option of the running command.
 
-    A setting that has no option is named as `--set` takes it, where the command has that.
+    A setting without an option is written as `--set KEY=VALUE`, if the command has --set.
     """
     command = get_command(app)
     assert isinstance(command, TyperGroup)
@@ -123,20 +123,20 @@ def as_options(error: XDogeException) -> str:
 
 
 def _typed(parameter: Any) -> str:
-    """Return how the help names an option, `--max-epochs`, or an argument, `STORE`."""
+    """Return the name of an option or an argument in the help, such as `--max-epochs` or `STORE`."""
     if parameter.param_type_name == "argument":
         return getattr(parameter, "metavar", None) or str(parameter.name)
     return str(max(parameter.opts, key=len))
 
 
 def is_first() -> bool:
-    """Whether this is the first, or the only, process of a job that a launcher started."""
+    """Return whether this is the first or the only process of a job."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
 def one_voice() -> Iterator[None]:
-    """Let one process of a node say what all of its processes see, and each say what it may be alone to see."""
+    """Let only one process of a node print errors that all processes meet. A RankLocalError is printed by each."""
     alone = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         yield

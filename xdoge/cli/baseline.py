@@ -1,4 +1,4 @@
-"""`xdoge baseline`: weights by DoReMi, RegMix or DoGE, on the same store, proxies and training as a fit."""
+"""`xdoge baseline`: weights by DoReMi, RegMix or DoGE, with the same store, proxies and training as a fit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REGMIX_PROXY = METHODS["regmix"].model_fields["proxy"].default
 
 
 def _only(method: str) -> str:
-    """Return the help of the settings that a method has beside those of all."""
+    """Return the help for the settings of a method that the other methods do not have."""
     lines = settings_help(METHODS[method]).split("\n\n")
     common = settings_help(BaselineSettings).split("\n\n")
     return "\n\n".join(line for line in lines if line not in common)
@@ -117,7 +117,7 @@ def run_baseline(
 
 
 def print_baseline(result: FitResult, store: TokenStore, *, as_json: bool) -> None:
-    """Print the weights beside the shares of the corpus, their cost, where everything lies, and a verdict."""
+    """Print the weights with the shares of the corpus, their cost, the paths of the files, and a verdict."""
     weights, out, verdict = result.weights, result.path, " ".join(result.verdict)
     flops = weights.proxy["flops"]
     if as_json:

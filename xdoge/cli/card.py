@@ -1,4 +1,4 @@
-"""`xdoge card`: what a mixture trains on, for people outside."""
+"""`xdoge card`: a data card of a mixture, for people outside the project."""
 
 from __future__ import annotations
 

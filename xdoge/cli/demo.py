@@ -1,4 +1,4 @@
-"""`xdoge demo`: the whole way on the built-in sample."""
+"""`xdoge demo`: all commands on the built-in sample."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`xdoge eval`: perplexity by language and benchmarks of one model or several, in one table."""
+"""`xdoge eval`: perplexity by language and benchmarks of one or several models, in one table."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ large for one.
 
 
 @app.command(name="eval", help=_EVAL_HELP)
-def evaluate(  # one option for each thing that evaluations differ in most often
+def evaluate(  # an option for each setting that users change most often
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME=]MODEL...", help="What to measure.", show_default=False)
     ] = None,
@@ -152,7 +152,7 @@ def evaluate(  # one option for each thing that evaluations differ in most often
         of_benchmarks = {"--num-fewshot": num_fewshot, "--limit": limit, "--local-data": local_data}
         if not benchmarks and (idle := [option for option, value in of_benchmarks.items() if value is not None]):
             raise XDogeError(f"{idle[0]} is for benchmarks; name some with --suite, or leave it out.")
-        refuse_taken(out, force or partial_folder(out).is_dir())  # a kill may have come before that was removed
+        refuse_taken(out, force or partial_folder(out).is_dir())  # the folder is left if the process was killed
         what = {"store": TokenStore.open(store) if store else None, "text": _texts(text or []), "suites": benchmarks}
         results = run_evaluation(named, **what, local_data=local_data, out=out, **chosen)
     if not is_first():
@@ -166,7 +166,7 @@ def evaluate(  # one option for each thing that evaluations differ in most often
 
 
 def print_results(results: Results, *, baseline: str | None = None) -> None:
-    """Print languages × models, the raw scores of the tasks, and what did not run and why."""
+    """Print languages × models, the raw scores of the tasks, and the tasks that did not run with the reasons."""
     scores = score_rows(results, baseline=baseline)
     for table in results_tables(results, scores, baseline=baseline):
         print_table(table)
@@ -189,13 +189,13 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
 
 
 def run_evaluation(models: Mapping[str, str | Path], **values: Any) -> Results:
-    """Measure every model as `evaluate` does, and show how far it is."""
+    """Return the results of `evaluate`, and show its progress."""
     with Display() as display:
         return measure_all(models, on_progress=display.show, on_note=display.note, **values)
 
 
 def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool) -> None:
-    """Fetch and list the data sets of the suites."""
+    """Download and list the data sets of the suites."""
     from xdoge.eval.lm_eval.prefetch import prefetch
 
     if not suites:
@@ -216,7 +216,7 @@ def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool
 
 
 def _models(arguments: Sequence[str]) -> dict[str, str | Path]:
-    """Read every [NAME=]MODEL: what to call it in tables, and its folder or its name on the Hub."""
+    """Return the folder or the name on the Hub of every [NAME=]MODEL, by its name in tables."""
     named: dict[str, str | Path] = {}
     for written in arguments:
         name, equals, path = written.rpartition("=")
@@ -231,7 +231,7 @@ def _models(arguments: Sequence[str]) -> dict[str, str | Path]:
 
 
 def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:
-    """Read every --text."""
+    """Return the texts of all --text options, by source; None without any."""
     from xdoge.corpus import Corpus
     from xdoge.corpus.paths import find
     from xdoge.corpus.remote import is_remote

@@ -1,4 +1,4 @@
-"""`xdoge export`: a mixture in the form that another trainer's own mixer reads."""
+"""`xdoge export`: a mixture in the file format of another trainer."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def fit_law(  # one parameter for each option
 def _aligned(
     also: tuple[Path, Path] | None, others: tuple[Table, Table] | None, names: tuple[Sequence[str], Sequence[str]]
 ) -> tuple[Floats, Floats] | None:
-    """Return shares and losses of the runs of another size, having checked their columns; None without any."""
+    """Return shares and losses of the runs of another size, after a check of their columns; None without any."""
     from xdoge.mixtures.csv_files import align
 
     if also is None or others is None:
@@ -186,7 +186,7 @@ def _settings(tokens: Path | None, budget_tokens: str | None, seed: int, sources
 
 
 def print_held_out(held_out: HeldOut) -> None:
-    """Print how the law does on the runs that the swarm kept for that."""
+    """Print the scores of the law on the held-out runs of the swarm."""
     scores = held_out.scores
     noise = "" if held_out.noise is None else f", {scores.rmse_mean / held_out.noise:.1f} times the repeat noise"
     print(
@@ -198,10 +198,10 @@ def print_held_out(held_out: HeldOut) -> None:
 
 
 def as_count(text: str, option: str) -> int:
-    """Read a number of tokens such as 500M.
+    """Return a number of tokens, from a text such as 500M.
 
     Raises:
-        XDogeError: it is not a whole number; the message names the option.
+        XDogeError: the text is not a whole number. The message names the option.
     """
     try:
         return parse_count(text)
@@ -239,7 +239,7 @@ def _summary(law: MixtureLaw, error: float | None, held_out: HeldOut | None) -> 
 
 
 def print_scores(law: MixtureLaw) -> None:
-    """Print how each form does on runs that it was not fitted on."""
+    """Print the scores of each form on runs that it was not fitted to."""
     parts = " + ".join(f"{weight:.2f} {name}" for name, weight in law.weights.items())
     print(f"{law.form} = {parts}; {len(law.shares)} runs, cross-validated:")
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -260,7 +260,7 @@ def print_scores(law: MixtureLaw) -> None:
 
 
 def print_transfer(law: MixtureLaw) -> None:
-    """Print which sources help each evaluation most besides its own."""
+    """Print the sources that help each evaluation most, except its own."""
     print("what a token of another source is worth, in the evaluation's own tokens (effective-data law):")
     own = dict(zip(law.problem.evaluations, law.problem.own, strict=True))
     intervals = law.transfer_intervals

@@ -132,7 +132,7 @@ def fit_weights(
     }
     with one_voice():
         chosen = run_settings(out, config, assignments, flags, resume=resume)
-        if corpus.suffix in (".yaml", ".yml"):  # hours of preparing come after all that can be known before
+        if corpus.suffix in (".yaml", ".yml"):  # preparing may take hours, so check everything else first
             if os.environ.get("WORLD_SIZE", "1") != "1":
                 raise XDogeError(f"{corpus}: several processes fit on a store; make it with xdoge prepare first.")
             languages = by_language(source.name for source in Corpus.load(corpus).sources)
@@ -140,7 +140,7 @@ def fit_weights(
             store = prepare_store(corpus, out / "store", workers=workers)
         else:
             store = TokenStore.open(corpus)
-        if verify:  # all of them, so that none waits for another
+        if verify:  # in all processes, so that none waits for another
             store.verify()
         result = run_fit(store, FitSettings.for_store(store, chosen, where=where), out, resume=resume)
     if is_first():
@@ -163,7 +163,7 @@ def run_fit(store: TokenStore, settings: FitSettings, out: Path, *, resume: bool
 
 
 def print_fit(result: FitResult, store: TokenStore, *, as_json: bool) -> None:
-    """Print the weights beside the shares of the corpus, who helps whom, where everything lies, and a verdict."""
+    """Print the weights with the shares of the corpus, the cosines, the paths of the files, and a verdict."""
     weights, out, cosines = result.weights, result.path, _cosines(store, result.path)
     if as_json:
         answer = {
@@ -187,7 +187,7 @@ def print_fit(result: FitResult, store: TokenStore, *, as_json: bool) -> None:
 
 
 def _cosines(store: TokenStore, out: Path) -> LanguageCosines | None:
-    """Return the cosines between the languages' gradients over the fit, None where they were not measured."""
+    """Return the cosines between the languages' gradients over the fit; None if they were not measured."""
     from xdoge.fit.affinity import LanguageCosines
     from xdoge.training.run_folder import RunFolder
 
@@ -196,7 +196,7 @@ def _cosines(store: TokenStore, out: Path) -> LanguageCosines | None:
 
 
 def _print_cosines(cosines: LanguageCosines) -> None:
-    """Print who helps whom: a cosine and its standard error for each pair of languages."""
+    """Print the cosine of each pair of languages, with its standard error. It shows who helps whom."""
     print("who helps whom: cosine of the languages' gradients ± standard error")
     table = empty_table(("",), cosines.languages)
     for i, language in enumerate(cosines.languages):

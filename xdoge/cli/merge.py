@@ -1,4 +1,4 @@
-"""`xdoge merge`: the fits of several seeds and proxies as one set of weights that says how far they lie apart."""
+"""`xdoge merge`: the mean of the weights of several fits, with their spread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from xdoge.errors import MOST_NAMES, XDogeError
 from xdoge.mixtures.weights import WeightSet
 
 NO_NUMBER = ("timeout", "microbatches", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_sequences")
-"""Settings that move no weight, but by rounding: fits that differ in these alone are one draw, not two."""
+"""Settings that change weights by rounding only. Fits that differ only in these settings count as the same fit."""
 
 _MERGE_HELP = f"""Average the weights of several fits, and say how far they lie apart.
 
@@ -87,7 +87,11 @@ def merge(
 
 
 def _fits(runs: list[Path]) -> dict[str, WeightSet]:
-    """Read the weights of each run, by its path as the user wrote it; refuse what is no set of fits on one corpus."""
+    """Return the weights of each run, by its path as the user wrote it.
+
+    Raises:
+        XDogeError: the files are not fits on one corpus.
+    """
     if len(runs) < 2:
         raise XDogeError(f"{runs[0]} is one run; name two or more.")
     fits: dict[str, WeightSet] = {}
@@ -122,13 +126,13 @@ def _corpus(fit: WeightSet) -> str:
 
 
 def print_mean(mean: WeightSet, fits: Mapping[str, WeightSet], *, sources: bool) -> None:
-    """Print mean and spread, whether the fits order the languages alike, and which lies furthest from the mean."""
+    """Print mean and spread, whether the fits order the languages equally, and the fit furthest from the mean."""
     all_fits = group_of(fits)
     rows = [row for row in summary_rows(all_fits) if sources or row["level"] == "language"]
     print_table(summary_table(all_fits, rows))
     print(stability(all_fits, order_rows(all_fits)))
     distances = {path: mean.distance(fit) for path, fit in fits.items()}
-    if len(fits) == 2:  # both are as far from their mean
+    if len(fits) == 2:  # both are equally far from their mean
         print(f"the two lie {2 * max(distances.values()):.1%} of the tokens apart (total variation).")
     else:
         furthest = max(distances, key=lambda path: distances[path])

@@ -1,4 +1,4 @@
-"""`xdoge mix`: turn weights into tokens to read of each source."""
+"""`xdoge mix`: plan from weights how many tokens a run reads of each source."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ languages whose weight the caps cut by more than a quarter.
 
 
 @app.command(help=_MIX_HELP)
-def mix(  # one option for each thing that a plan depends on
+def mix(  # an option for each setting of a plan
     weights: Annotated[
         str, typer.Argument(metavar="WEIGHTS.json|STRATEGY", help="What to follow.", show_default=False)
     ],
@@ -233,7 +233,7 @@ def _caps(assignments: Sequence[str]) -> dict[str, float]:
 
 
 def _available(store: Path | None, counts: Path | None) -> tuple[dict[str, int], dict[str, Any]]:
-    """Return unique training tokens by source, and what they were counted in."""
+    """Return unique training tokens by source, and the identity of the store or file that they come from."""
     if store is not None and counts is not None:
         raise XDogeError("--store and --tokens both give the sizes of the sources; leave one of them out.")
     if store is not None:
@@ -245,7 +245,7 @@ def _available(store: Path | None, counts: Path | None) -> tuple[dict[str, int],
 
 
 def _read_counts(path: Path) -> dict[str, int]:
-    """Read token counts: JSON {"es/web": "1.2B"}, or CSV with the columns source and tokens."""
+    """Return token counts from JSON such as {"es/web": "1.2B"}, or from CSV with the columns source and tokens."""
     if path.is_dir():
         raise XDogeError(f"{path} is a folder; --tokens names a file of counts, --store a token store.")
     if path.suffix == ".csv":
@@ -273,7 +273,7 @@ def _read_counts(path: Path) -> dict[str, int]:
 def _weights(
     argument: str, available: Mapping[str, int], temperature: float | None
 ) -> tuple[WeightSet | dict[str, float], bool]:
-    """Return the weights that the first argument names, and whether they are a strategy's."""
+    """Return the weights that the first argument names, and whether it is a strategy."""
     if argument in STRATEGIES:
         return strategy_weights(argument, available, temperature=temperature), True
     if temperature is not None:
@@ -285,7 +285,7 @@ def _weights(
 
 
 def _read_before(earlier: Path | None, available: Mapping[str, int]) -> dict[str, int]:
-    """Return the tokens of each source that were read by the end of an earlier phase."""
+    """Return the tokens of each source that were read by the end of the earlier phase."""
     if earlier is None:
         return {}
     sources = Mixture.load(earlier).sources
@@ -295,7 +295,7 @@ def _read_before(earlier: Path | None, available: Mapping[str, int]) -> dict[str
 
 
 def _other_corpus(weights: WeightSet | Mapping[str, float], corpus: Mapping[str, Any]) -> list[str]:
-    """Say that the weights were learned on other text than the store holds."""
+    """Return a note if the weights were learned on other text than that of the store."""
     learned = weights.corpus if isinstance(weights, WeightSet) else {}
     if not (corpus and learned.get("sha256")) or learned["sha256"] == corpus["sha256"]:
         return []
@@ -363,7 +363,7 @@ def _full_cells(shares: Sequence[Share]) -> list[str]:
 
 
 def _totals(mixtures: Sequence[Mixture]) -> list[str]:
-    """Return the cells of the last row: sums, and the passes over all text."""
+    """Return the cells of the last row: sums, and the mean number of passes over all text."""
     available = sum(share.available_tokens for share in mixtures[0].sources.values())
     read = [sum(share.read_before + share.tokens for share in mixture.sources.values()) for mixture in mixtures]
     epochs = [as_epochs(tokens / available) for tokens in read]

@@ -1,4 +1,4 @@
-"""`xdoge optimize`: the best mixture under a law, what it gains, and whether to believe it."""
+"""`xdoge optimize`: the best mixture under a law, with its gain and a recommendation."""
 
 from __future__ import annotations
 

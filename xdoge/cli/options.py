@@ -13,11 +13,11 @@ from xdoge.config import parse_count
 from xdoge.training.proxy_settings import ProxySettings
 
 PROXY = str(ProxySettings.model_fields["proxy"].default)
-"""The default proxy, which the help shows."""
+"""The default proxy, for help texts."""
 
 
 def count(least: int | None = None) -> Callable[[int | str], int]:
-    """Return a parser of whole numbers, such as 500, 6e3 or 2K, that refuses those below `least`."""
+    """Return a parser of whole numbers such as 500, 6e3 or 2K. It refuses numbers below `least`."""
 
     def parse(text: int | str) -> int:
         try:
@@ -32,7 +32,7 @@ def count(least: int | None = None) -> Callable[[int | str], int]:
 
 
 def number(text: float | str) -> float:
-    """Return the number that a text stands for."""
+    """Return a text as a number."""
     try:
         return float(text)
     except ValueError as error:
@@ -40,7 +40,7 @@ def number(text: float | str) -> float:
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """Return a parser that refuses what is not one of the choices."""
+    """Return a parser that refuses all texts but the choices."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -63,7 +63,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in RUN,
 
 
 def proxy(default: str = PROXY) -> Any:
-    """Return the option of a proxy, whose default stands in the settings and is only shown here."""
+    """Return the option for a proxy. The settings have its default; the option only shows it."""
     text = "Proxy model: 1m 7m 15m 60m 125m 250m 500m 900m, or a YAML file."
     return typer.Option(metavar="NAME|FILE", help=text, show_default=default)
 

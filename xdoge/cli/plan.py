@@ -1,4 +1,4 @@
-"""`xdoge plan`: what the runs will cost."""
+"""`xdoge plan`: the cost of planned runs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def plan(
 
 
 def costs_to_table(costs: Sequence[Cost]) -> Table:
-    """Return the rows and their totals as a table; FLOP, tokens and hours are those of one run."""
+    """Return the costs and their totals as a table. FLOPs, tokens and hours are those of one run."""
     numbers = ("N", "tokens", "6 N D", "exact FLOP", "TFLOP/s", "hours", "nodes", "runs", "node-hours")
     table = empty_table(("run", "model"), numbers)
     shown = [cost.rounded() for cost in costs]
@@ -73,7 +73,7 @@ def costs_to_table(costs: Sequence[Cost]) -> Table:
 
 
 def _short(value: int | None) -> str:
-    """Write a count to three digits as people do: 494M, 2T."""
+    """Return a count with three digits and a unit, such as 494M or 2T."""
     if value is None:
         return "–"
     rounded = float(f"{value:.3g}")
@@ -86,5 +86,5 @@ def _scientific(value: int | None) -> str:
 
 
 def _plain(value: float) -> str:
-    """Write hours to the hundredth, without zeros that say nothing."""
+    """Return hours with at most two decimals, without trailing zeros."""
     return f"{value:,.2f}".removesuffix("0").removesuffix("0").removesuffix(".")

@@ -1,4 +1,4 @@
-"""`xdoge predict`: what a mixture law expects of mixtures, with 90 % intervals."""
+"""`xdoge predict`: the losses of mixtures under a law, with 90 % intervals."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _mixtures(law: MixtureLaw, words: list[str], table: Path | None) -> tuple[li
 
 
 def tidy(names: list[str], prediction: Prediction) -> str:
-    """Return the CSV text: run, evaluation, predicted, low, high."""
+    """Return predictions as CSV with the columns run, evaluation, predicted, low and high."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["run", "evaluation", "predicted", "low", "high"])
@@ -179,7 +179,7 @@ def _rows(names: list[str], prediction: Prediction) -> list[dict[str, Any]]:
 
 
 def print_prediction(law: MixtureLaw, names: list[str], prediction: Prediction) -> None:
-    """Print a table: a row per evaluation, a column per mixture; a row per mixture if there are many."""
+    """Print a table with a row per evaluation and a column per mixture. Many mixtures have a row each instead."""
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
     few = len(names) <= 4
     drawn.add_column("evaluation" if few else "mixture", overflow="fold")

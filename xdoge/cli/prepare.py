@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from xdoge.corpus.shards import Shard
 
 CELLS = ("{:,}", "{:,}", "{:,}", "{:.2f}", "{:.2%}", "{:,}", "{:.2%}")
-"""How the table shows documents, tokens, bytes, bytes per token, share, validation tokens and <unk> of a source."""
+"""Formats of the cells: documents, tokens, bytes, bytes per token, share, validation tokens and share of <unk>."""
 
 
 @app.command()
@@ -72,7 +72,7 @@ def prepare(
 
 
 def _shard(option: str | None, out: Path) -> Shard | None:
-    """Return which part to prepare, None for the whole corpus: as --shard or the variables of a Slurm array say."""
+    """Return the part to prepare, from --shard or the variables of a Slurm array; None for the whole corpus."""
     from xdoge.corpus.shards import Shard
 
     if option is not None:

@@ -1,4 +1,4 @@
-"""What every long command shows on stderr: how far it is, the time left, and a number for each language."""
+"""Progress of long commands on stderr: the part done, the time left, and a number for each language."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from xdoge.cli.app import is_first
 from xdoge.progress import Event
 
 LINE_SECONDS = 10.0
-"""Between two lines where no bar can be drawn."""
+"""Seconds between two lines of progress, if there is no terminal for a bar."""
 
 
 class Display:
-    """A context that shows events and notes: bars that move on the first process's terminal, plain lines elsewhere.
+    """A context that shows events and notes: as bars on the terminal of the first process, as lines elsewhere.
 
     Pass `show` as `on_progress` and `note` as `on_note`.
     """
@@ -42,22 +42,22 @@ class Display:
         self.by_language: tuple[str, Mapping[str, float]] = ("", {})
 
     def __enter__(self) -> Self:
-        """Begin to draw."""
+        """Start drawing."""
         if self.console.is_terminal and is_first():
             self.live.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        """Leave the bars of what was read on the terminal, and no numbers that the result replaces."""
+        """Stop drawing. Bars of reading stay on the terminal; numbers that the result replaces do not."""
         self.live.transient = bool(self.by_language[0])
         self.live.stop()
 
     def note(self, text: str) -> None:
-        """Show a message that stays."""
+        """Print a message."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, event: Event) -> None:
-        """Show how far a function is."""
+        """Show an event."""
         if event.kind in ("tokenizer", "skip"):
             self.note(event.name if event.kind == "tokenizer" else f"{event.name}: finished before, kept")
             return
@@ -79,11 +79,11 @@ class Display:
             self._line(event, about, now)
 
     def validated(self, step: int, losses: Mapping[str, float]) -> None:
-        """Go on to show validation losses by language, measured at a step."""
+        """Show validation losses by language, measured at a step, from now on."""
         self.by_language = (f"validation loss at step {step}", losses)
 
     def _step(self, row: Mapping[str, Any]) -> str:
-        """Return what there is to say of a step, and keep its number for each language."""
+        """Return the text for a step, and store its number for each language."""
         if "languages" in row:
             self.by_language = ("weights", row["languages"])
         if losses := row.get("validation"):
@@ -124,7 +124,7 @@ class Display:
 
 
 def language_bars(about: str, languages: Mapping[str, float]) -> Table:
-    """Return one bar per language, largest number first, under what the numbers are."""
+    """Return a table with a bar for each language, the largest number first; `about` describes the numbers."""
     table = Table(box=None, show_header=False, padding=(0, 1), title=about if languages else None, title_justify="left")
     largest = max(languages.values(), default=0.0) or 1.0
     for language, number in sorted(languages.items(), key=lambda item: -item[1]):

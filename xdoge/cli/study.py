@@ -1,4 +1,4 @@
-"""`xdoge study`: strategies × seeds, from weights to perplexity, in one table."""
+"""`xdoge study`: a comparison of strategies over seeds, from weights to perplexity."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _of_failed(names: list[str], planned: Study, out: Path) -> str:
 
 
 def print_plan(planned: Study) -> None:
-    """Say on stderr what there is to do, and what it costs."""
+    """Print the number of runs and their cost on stderr."""
     for comparison in planned.spec.compare:
         steps = {name: planned.steps(comparison, name) for name in planned.strategies}
         told = ", ".join(f"{name} {count:,}" for name, count in steps.items())

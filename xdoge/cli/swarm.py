@@ -147,7 +147,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def print_plan(planned: Swarm, store: TokenStore, target_parameters: str | None, *, as_json: bool) -> None:
-    """Print the mixtures that are known before anything is trained, and what the swarm costs."""
+    """Print the mixtures that are known before any training, and the cost of the swarm."""
     from xdoge.training.pace import duration
 
     settings = planned.settings
@@ -192,7 +192,7 @@ def _print_mixtures(planned: Swarm) -> None:
 
 
 def time_steps(planned: Swarm, store: TokenStore) -> float:
-    """Return the seconds of one training step here, the fastest of three after one to warm up."""
+    """Return the seconds of one training step on this machine: the fastest of three, after one to warm up."""
     import itertools
 
     from xdoge.laws.swarm_run import Training

@@ -17,7 +17,7 @@ from xdoge.mixtures.weights import WeightSet
 
 
 def empty_table(texts: Iterable[str], numbers: Iterable[str] = (), *, width: int = 0) -> Table:
-    """Return a table without rows: columns of text, at least `width` wide, and columns of numbers."""
+    """Return a table without rows. It has columns of text, at least `width` wide, and columns of numbers."""
     table = Table(box=box.SIMPLE_HEAD)
     for column in texts:
         table.add_column(column, min_width=width)
@@ -27,7 +27,7 @@ def empty_table(texts: Iterable[str], numbers: Iterable[str] = (), *, width: int
 
 
 def print_table(table: TextTable) -> None:
-    """Print a table of text, its caption above it."""
+    """Print a table of text with its caption above it."""
     print(table.caption)
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(table.header):
@@ -40,25 +40,25 @@ def print_table(table: TextTable) -> None:
 
 
 def print_verdict(sentences: Sequence[str], about: str = "") -> None:
-    """Print what the numbers above are worth and what to do next; nothing without a sentence."""
+    """Print the sentences of a verdict, if there are any."""
     if sentences:
         print(f"verdict{about and f', {about}'}: {' '.join(sentences)}")
 
 
 def _heads(name: str, table: TextTable) -> bool:
-    """Whether a row is of a language that has its sources below it."""
+    """Return whether a row is a language with its sources below it."""
     return any(row[0].startswith(f"  {name}/") for row in table.rows)
 
 
 def print_files(folder: Path, *names: str) -> None:
-    """Print the paths of those files that a run wrote."""
+    """Print the paths of those files that exist in a run folder."""
     for name in names:
         if (folder / name).exists():
             print(folder / name)
 
 
 def print_pace(folder: Path, tokens: int) -> None:
-    """Print how fast a run read its tokens, everything counted, and what share of its time validation took."""
+    """Print the tokens per second over the whole run time, and the share of validation in this time."""
     rows = read_rows(folder / "metrics.jsonl")
     seconds = max((row["seconds"] for row in rows), default=0.0)
     if seconds:
@@ -67,7 +67,7 @@ def print_pace(folder: Path, tokens: int) -> None:
 
 
 def print_weights(weights: WeightSet, store: TokenStore) -> None:
-    """Print a table of the weights beside the shares of the corpus."""
+    """Print a table of the weights and the shares of the corpus."""
     tokens = store.tokens()
     total = sum(tokens.values())
     width = 2 + max(map(len, store.sources))

@@ -1,4 +1,4 @@
-"""`xdoge train`: a target model, from scratch or continued, on a mixture."""
+"""`xdoge train`: a target model trained on a mixture, from scratch or continued."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ differ: {", ".join(ELASTIC)}.
 
 
 @app.command(help=_TRAIN_HELP)
-def train(  # one option for each thing that runs differ in most often
+def train(  # an option for each setting that users change most often
     mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="What xdoge mix wrote.")],
     store: Annotated[Path, typer.Option(help="Token store that the mixture was planned for.")],
     out: options.RunPath,
@@ -125,7 +125,7 @@ def run_training(
 
 
 def print_run(result: TrainResult, mixture: Mixture) -> None:
-    """Print the validation loss and what was read of each language, and where everything lies."""
+    """Print the validation loss and the tokens read of each language, and the paths of the files."""
     name = result.summary["model"]["from"]
     print(f"{name} on {mixture.name}: {result.tokens_seen:,} tokens, {result.steps:,} steps")
     print_pace(result.folder, result.tokens_seen)
@@ -153,6 +153,6 @@ def print_run(result: TrainResult, mixture: Mixture) -> None:
 
 
 def _validations(out: Path) -> list[tuple[int, dict[str, float]]]:
-    """Return step and validation losses by language of each evaluation of a run so far, in order."""
+    """Return step and validation losses by language, for each evaluation of a run so far, in order."""
     rows = read_rows(out / "metrics.jsonl")
     return [(row["step"], row["validation_by_language"]) for row in rows if row.get("validation_by_language")]
