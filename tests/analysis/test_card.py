@@ -1,4 +1,4 @@
-"""The mixture card: every number is the mixture's, nothing is claimed that is not known, and text stays text."""
+"""The mixture card: its numbers are those of the mixture, unknown facts are marked, and names are escaped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from xdoge.mixtures.strategies import strategy_weights
 
 @pytest.fixture
 def planned(store):
-    """Weights over the tiny store, and a mixture that caps one of its sources."""
+    """Weights for the tiny store, and a mixture in which one source is at its cap."""
     shares = dict(zip(store.sources, (0.2, 0.2, 0.1, 0.5), strict=True))
     weights = WeightSet(
         "learned",
@@ -66,7 +66,7 @@ def test_the_card_states_the_numbers_of_the_mixture_and_the_store(planned, store
     assert all(line in card for line in mixture.warnings())
 
 
-def test_weights_of_a_baseline_are_said_to_be_that(planned, store):
+def test_the_card_says_that_weights_come_from_a_baseline(planned, store):
     weights, mixture = planned
     weights = replace(weights, method={**weights.method, "baseline": "doremi"})
     mixture = Mixture.plan(
@@ -82,7 +82,7 @@ def test_the_headings_are_those_of_the_template_in_its_order(planned, store):
     assert numbers == ["1.", "1.1", "1.2", "1.3", "2.", "2.2", "3.", "3.1", "3.2", "3.3"]
 
 
-def test_what_the_mixture_does_not_know_is_left_to_the_provider(planned):
+def test_unknown_information_is_left_to_the_provider(planned):
     _, mixture = planned
     card = mixture_card(mixture)
     assert card.count(OPEN) == 7

@@ -1,4 +1,4 @@
-"""The charts: every one is valid Vega-Lite, draws without network, and colours a language the same way."""
+"""Charts: all are valid Vega-Lite, are drawn without a network, and give a language the same colour."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def results():
 
 @pytest.fixture(scope="module")
 def drawn(runs):
-    """Every chart of a comparison of everything."""
+    """Every chart of a comparison of all kinds of inputs."""
     files = [runs / name for name in ("fit", "uniform.json", "learned.json", "uniform", "learned")]
     return compare([*files, results()], baseline="uniform").charts
 
@@ -131,7 +131,7 @@ def test_charts_are_saved_without_network(drawn, tmp_path, monkeypatch):
     assert "vega" in page
 
 
-def test_the_reference_languages_are_told_apart_by_every_eye_and_print_on_white():
+def test_colours_of_the_reference_languages_differ_for_all_kinds_of_vision_and_print_on_white():
     for matrix in SIGHT.values():
         seen = {language: lab(np.array(matrix) @ linear(colour)) for language, colour in colours.FIXED.items()}
         assert min(np.linalg.norm(first - second) for first, second in itertools.combinations(seen.values(), 2)) > 15
@@ -237,7 +237,7 @@ def test_planned_shares_show_where_the_cap_decided():
     assert description == "2 of 5 sources are decided by their caps: eu/wiki, nl/wiki."
 
 
-def test_changes_against_the_baseline_stand_with_the_errors_of_the_rule(drawn):
+def test_changes_against_the_baseline_have_the_errors_of_the_rule(drawn):
     rows = values(drawn["perplexity_change"].to_dict())
     bars = {row["language"]: row for row in rows if "label" in row}
     assert bars["es"]["change"] == pytest.approx(-0.05)
@@ -268,7 +268,7 @@ def test_charts_of_a_fit_say_what_is_missing(build, tmp_path):
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=12), st.floats(0.01, 0.5))
-def test_labels_keep_their_order_and_their_distance_and_stay_in_place_where_they_can(where, gap):
+def test_labels_keep_order_and_distance_and_move_as_little_as_possible(where, gap):
     placed = spread_out(where, gap)
     order = sorted(range(len(where)), key=lambda i: where[i])
     in_order = [placed[i] for i in order]
@@ -278,7 +278,7 @@ def test_labels_keep_their_order_and_their_distance_and_stay_in_place_where_they
     assert spread_out(spaced, gap) == pytest.approx(spaced)
 
 
-def test_a_language_called_as_an_expression_is_text_on_the_map(tmp_path):
+def test_a_language_named_like_an_expression_is_text_on_the_map(tmp_path):
     sources = ("a'\"]+1/x", "eu/x")
     gram = SimpleNamespace(gram=np.eye(2), half_products=np.ones(2))
     affinity = GradientAffinity.empty(2).add(gram, step=1, steps=1)
@@ -287,7 +287,7 @@ def test_a_language_called_as_an_expression_is_text_on_the_map(tmp_path):
     assert "a'\"]+1" in html.unescape((tmp_path / "map.svg").read_text())
 
 
-def test_a_chart_that_is_not_there_is_refused_with_those_that_are():
+def test_a_missing_chart_is_refused_with_the_names_of_all_charts():
     charts = compare([results()], baseline="uniform").charts
     assert list(charts) == ["perplexity_change"]
     with pytest.raises(XDogeError, match="'improvement'.*perplexity_change"):

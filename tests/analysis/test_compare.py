@@ -1,4 +1,4 @@
-"""Comparing what the commands wrote: the numbers against other people's and by hand, and what is refused."""
+"""Comparisons: numbers agree with SciPy and with values computed by hand, and errors name the input."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mixture(shares, *, name=None, budget=4_000, **settings):
 
 
 def results(*rows, tokenizers=None, texts=None, **settings):
-    """A table of (model, language, value, stderr) with `task` perplexity, or rows as they are."""
+    """Return a table from rows, or from (model, language, value, stderr) with the task perplexity."""
     made = [
         row
         if isinstance(row, Row)
@@ -187,7 +187,7 @@ def test_fits_are_grouped_by_proxy_and_together_and_only_on_one_corpus():
     assert [row["standard_deviation"] for row in of_average] == pytest.approx([0.15 / math.sqrt(2)] * 2)
 
 
-def test_fits_of_one_proxy_on_two_corpora_are_summarised_apart():
+def test_fits_of_one_proxy_on_two_corpora_are_summarised_separately():
     other = [weights(f"other{seed}", 0.7, 0.1, 0.1, 0.1, corpus="b" * 64, seed=seed) for seed in (0, 1)]
     compared = compare([FIRST, SECOND, *other])
     means = [row["mean"] for row in compared.rows["summary"] if row["language"] == "eu" and row["level"] == "language"]
@@ -380,7 +380,7 @@ def test_runs_of_unequal_budgets_or_text_or_unfinished_ones_get_no_change(tmp_pa
 # Names and files
 
 
-def test_every_kind_is_told_apart_and_says_where_it_came_from(tmp_path):
+def test_every_kind_of_input_is_recognised_with_its_origin(tmp_path):
     (tmp_path / "fit").mkdir()
     FIRST.save(tmp_path / "fit" / "weights.json")
     mixture(SECOND, name="plan").save(tmp_path / "mixture.json")
@@ -409,7 +409,7 @@ def test_every_kind_is_told_apart_and_says_where_it_came_from(tmp_path):
         (["fit", "fit/weights.json"], "fit: .*fit and .*weights.json"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_by_name(tmp_path, arguments, message):
+def test_inputs_that_cannot_be_compared_are_refused_by_name(tmp_path, arguments, message):
     (tmp_path / "fit").mkdir()
     (tmp_path / "empty").mkdir()
     FIRST.save(tmp_path / "fit" / "weights.json")
@@ -429,7 +429,7 @@ def test_what_cannot_be_compared_is_refused_by_name(tmp_path, arguments, message
         (["mine=a/60m", "60m"], ["mine", "60m"]),
     ],
 )
-def test_a_thing_is_called_as_the_user_said_or_by_the_end_of_its_path(tmp_path, monkeypatch, paths, names):
+def test_an_input_has_the_users_name_or_the_end_of_its_path(tmp_path, monkeypatch, paths, names):
     monkeypatch.chdir(tmp_path)
     for path in (path.rpartition("=")[2] for path in paths):
         FIRST.save(path if path.endswith(".json") else f"{path}/weights.json")
@@ -444,7 +444,7 @@ def test_a_name_before_the_file_is_read_in_python_as_in_the_shell(tmp_path):
         compare(f"={tmp_path / 'w.json'}")
 
 
-def test_a_baseline_that_is_nothing_is_refused_with_what_there_is():
+def test_an_unknown_baseline_is_refused_with_the_names_that_exist():
     with pytest.raises(XDogeError, match="baseline=unifrom"):
         compare([FIRST, SECOND], baseline="unifrom")
 
@@ -491,7 +491,7 @@ def test_names_are_text_and_not_markup(xdoge, tmp_path):
     assert "[red]x[/red]" in xdoge("compare", f"[red]x[/red]={tmp_path / 'a.json'}")[1]
 
 
-def test_fits_of_other_targets_are_told_apart_from_draws_of_one():
+def test_fits_with_other_targets_are_not_treated_as_draws_of_one():
     fits = [weights(f"fit{n}", 0.25 + n / 10, 0.25, 0.25, 0.25 - n / 10, seed=n) for n in range(2)]
     assert not [line for line in compare(fits).notes if "targets" in line]
     robust = replace(fits[1], method={**fits[1].method, "targets": "robust"})

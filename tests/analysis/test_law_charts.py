@@ -1,4 +1,4 @@
-"""Charts of mixture laws: their data are the law's numbers, and a comparison takes a law."""
+"""Charts of mixture laws: their data are the values of the law, and a comparison accepts a law."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def weights():
 
 
 def drawn(chart, key):
-    """Return the rows of a chart that have a key, each once: layers repeat them."""
+    """Return the rows of a chart that have a key, without the repetitions in several layers."""
     rows = [row for row in values(chart.to_dict()) if key in row]
     return list({tuple(row.items()): row for row in rows}.values())
 

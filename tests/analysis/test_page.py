@@ -1,4 +1,4 @@
-"""The report's page: nothing in it is markup that should be text, and a browser without network draws every chart."""
+"""The page of a report: all text is escaped, and a browser without a network draws every chart."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_text_is_escaped_wherever_it_stands():
     assert outline.tags.count("td") == 2
 
 
-def test_text_of_a_chart_ends_no_script():
+def test_text_of_a_chart_cannot_end_the_script():
     text = page(Figure(chart(HOSTILE), "caption"))
     outline = Outline(text)
     assert outline.tags.count("script") == 3  # the library, the charts as data, ours
@@ -70,7 +70,7 @@ def test_text_of_a_chart_ends_no_script():
     assert "<script>alert" not in text
 
 
-def test_a_page_without_charts_carries_no_library():
+def test_a_page_without_charts_has_no_library():
     assert len(page()) < 20_000
 
 
@@ -91,7 +91,7 @@ def test_a_browser_draws_every_chart(tmp_path, options):
     assert document.count('data-drawn="yes"') == 2
 
 
-def test_the_test_would_see_a_chart_that_fails(tmp_path):
+def test_a_chart_that_fails_is_noticed(tmp_path):
     path = tmp_path / "page.html"
     broken = page(Figure(chart(), "one")).replace('"mark": {"type": "bar"}', '"mark": {"type": "no such"}')
     path.write_text(broken, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Verdicts: which numbers they call real, noise or decided by the caps, and that every command ends with one."""
+"""Verdicts: what they call real, noise or decided by the caps, and the commands that print them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def planned(*shares, budget=1_000_000, **options):
     return Mixture.plan(weights, available_tokens=COUNTS, budget_tokens=budget, **options)
 
 
-def test_a_mixture_that_equal_shares_would_give_too_is_the_caps_own():
+def test_a_mixture_equal_to_that_of_equal_shares_is_decided_by_the_caps():
     whole = {"es/web": 800_000, "gl/wiki": 40_000, "eu/wiki": 20_000}
     weights = WeightSet("learned", {"es/web": 0.2, "gl/wiki": 0.5, "eu/wiki": 0.3})
     mixture = Mixture.plan(weights, available_tokens=whole, budget_tokens=1_000_000)
@@ -31,7 +31,7 @@ def test_a_mixture_that_equal_shares_would_give_too_is_the_caps_own():
     assert "0.00%" in text
 
 
-def test_weights_that_only_divide_a_language_are_told_from_those_that_decide():
+def test_weights_that_only_divide_a_language_do_not_decide_a_mixture():
     text = " ".join(mixture_verdict(planned(0.5, 0.2, 0.2, 0.1)))
     assert "caps decide how much each language gets" in text
     assert "13.3% of the tokens" in text
@@ -51,7 +51,7 @@ def test_without_a_cap_that_binds_the_weights_decide_everything():
     assert "equal shares of the languages" in mixture_verdict(planned(*equal.values()))[0]
 
 
-def test_a_mixture_over_some_languages_is_set_against_equal_shares_of_those():
+def test_a_mixture_over_some_languages_is_compared_with_equal_shares_of_these():
     (first, *_) = mixture_verdict(planned(0.8, 0.2, 0.0, 0.0, budget=100_000))
     assert "equal shares would move 8.9%" in first.replace(" under the same caps", "")
 
@@ -94,7 +94,7 @@ def test_fits_that_lie_far_apart_are_noise_and_near_ones_agree():
     assert compare([A, NEAR]).to_dict()["verdict"] == text
 
 
-def test_fits_that_seeds_move_more_than_the_text_did_are_noise_however_near():
+def test_fits_that_differ_more_by_seed_than_from_equal_shares_are_noise():
     equal = dict(zip(COUNTS, (0.3, 0.03, 0.34, 0.33), strict=True))
     other = dict(zip(COUNTS, (0.3, 0.03, 0.32, 0.35), strict=True))
     (text,) = compare([fit("a", *equal.values()), fit("b", *other.values(), seed=1)]).verdict
@@ -102,7 +102,7 @@ def test_fits_that_seeds_move_more_than_the_text_did_are_noise_however_near():
     assert "equal shares" in text
 
 
-def test_as_many_more_fits_as_named_settle_the_mean():
+def test_the_advised_number_of_fits_settles_the_mean():
     (group,) = groups({"a": A, "near": NEAR, "far": FAR})
     n, more = 3, more_fits(group)
     spread = {name: part * np.sqrt(n * (n + 1)) for name, part in moves(group).items()}
@@ -134,7 +134,7 @@ def test_two_fits_are_merged_without_naming_one_as_furthest(xdoge, tmp_path):
 
 
 def measured(changes, *, count=40, spread=0.3, seed=0):
-    """Two models on the documents of some languages: bits per byte, and how much the second one's differ."""
+    """Return the results of two models on documents of some languages, with the changes of the second model."""
     generator = np.random.default_rng(seed)
     rows, documents, sums = [], {"base": {}, "new": {}}, {"base": {}, "new": {}}
     for language, change in changes.items():
@@ -150,7 +150,7 @@ def measured(changes, *, count=40, spread=0.3, seed=0):
     return Results.of(rows, settings={"perplexity": about}, documents=documents)
 
 
-def test_differences_are_called_real_or_undecided_as_the_paired_errors_have_it():
+def test_paired_errors_decide_which_differences_are_called_real():
     results = measured({"es": -0.2, "gl": 0.3, "eu": -0.06})
     first, last = scores_verdict(results, baseline="base")
     assert first.startswith("Bits per byte of new against base: really better in es (−")
@@ -161,8 +161,8 @@ def test_differences_are_called_real_or_undecided_as_the_paired_errors_have_it()
     assert scores_verdict(results, baseline=None) == [first, last]  # against the first model
 
 
-def test_as_much_more_text_as_named_decides_four_times_in_five():
-    """The spread over documents is 0.3, so that the number follows from the error of the difference."""
+def test_the_advised_amount_of_text_decides_in_four_of_five_cases():
+    """The standard deviation over documents is 0.3, so the advised number follows from the error of the difference."""
     (first, _) = scores_verdict(measured({"eu": -0.06}), baseline="base")
     times = int(first.partition("%, ")[2].partition(" times")[0])
     generator = np.random.default_rng(0)
@@ -171,7 +171,7 @@ def test_as_much_more_text_as_named_decides_four_times_in_five():
     assert 0.7 < decided.mean() < 0.92
 
 
-def test_one_model_alone_says_how_well_it_is_known():
+def test_the_verdict_on_one_model_states_its_errors():
     results = measured({"es": 0.0, "eu": 0.0}, count=9)
     alone = replace(results, rows=tuple(row for row in results.rows if row.model == "base"))
     (text,) = scores_verdict(alone, baseline=None)
@@ -180,10 +180,10 @@ def test_one_model_alone_says_how_well_it_is_known():
 
 
 @pytest.mark.parametrize("inputs", [[A], [planned(0.5, 0.2, 0.2, 0.1)]])
-def test_what_cannot_be_judged_gets_no_verdict(inputs):
+def test_inputs_that_cannot_be_judged_have_no_verdict(inputs):
     assert all("caps decide" not in sentence for sentence in compare(inputs).verdict)
 
 
-def test_a_chart_that_is_not_there_is_refused_with_those_that_are():
+def test_a_missing_chart_is_refused_with_the_names_of_all_charts():
     with pytest.raises(XDogeError, match=r"'improvement'.*there are perplexity_change"):
         compare([measured({"es": -0.2, "eu": 0.1})]).charts["improvement"]

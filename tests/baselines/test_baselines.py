@@ -1,4 +1,4 @@
-"""DoReMi, RegMix and DoGE: their arithmetic against plain references, their runs, and that nothing is lost."""
+"""DoReMi, RegMix and DoGE: their arithmetic against simple references, and runs that are stopped and resumed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def settings_for(method, store, recipe, **options):
 
 @pytest.fixture(scope="module", params=["doremi", "regmix", "doge"])
 def finished(request, store, recipe, tmp_path_factory):
-    """Each method and a run of it to its end; read only."""
+    """Each method with a finished run of it; tests only read it."""
     out = tmp_path_factory.mktemp(request.param) / "run"
     learn(request.param, store, settings_for(request.param, store, recipe), out=out)
     return request.param, out
@@ -59,7 +59,7 @@ weights_and_scores = st.integers(2, 8).flatmap(
 
 
 @given(weights_and_scores, st.floats(0.01, 3), st.floats(0, 0.5))
-def test_doremis_update_is_that_of_the_paper(drawn, eta, smoothing):
+def test_doremi_updates_weights_as_in_the_paper(drawn, eta, smoothing):
     alpha, excess = (np.array(values) for values in drawn)
     alpha /= alpha.sum()
     weights = doremi.update(alpha, excess, eta=eta, smoothing=smoothing)
@@ -70,13 +70,13 @@ def test_doremis_update_is_that_of_the_paper(drawn, eta, smoothing):
     assert weights.min() >= smoothing / len(weights)
 
 
-def test_doremis_update_neither_over_nor_underflows():
+def test_the_update_of_doremi_neither_overflows_nor_underflows():
     weights = doremi.update(np.array([1.0, 0.0, 0.0]), np.array([900.0, 0.0, 900.0]), eta=1.0, smoothing=0.3)
     np.testing.assert_allclose(weights, [0.8, 0.1, 0.1])
 
 
 def naive_doremi(store, settings, recipe, steps):
-    """The weights and excess losses of the first steps, token by token in float64 but for the optimiser's steps."""
+    """Return the weights and excess losses of the first steps, computed token by token in float64."""
     reference, proxy = (BaselineProxy(store, settings, recipe) for _ in range(2))
     tokens = np.array(list(store.tokens().values()), dtype=float)
     for _ in train_on(tokens / tokens.sum(), reference):
@@ -109,7 +109,7 @@ def naive_doremi(store, settings, recipe, steps):
     return moves
 
 
-def test_doremi_is_what_a_plain_loop_computes(store, recipe, tmp_path):
+def test_doremi_agrees_with_a_plain_loop(store, recipe, tmp_path):
     settings = settings_for("doremi", store, recipe)
     learn("doremi", store, settings, out=tmp_path / "run")
     table = pq.read_table(tmp_path / "run" / "trajectory.parquet")
@@ -119,7 +119,7 @@ def test_doremi_is_what_a_plain_loop_computes(store, recipe, tmp_path):
         np.testing.assert_allclose(weights[step], alpha, rtol=2e-4)
 
 
-def test_the_reference_is_trained_on_the_weights_that_were_asked_for(store, recipe, tmp_path):
+def test_the_reference_is_trained_on_the_chosen_weights(store, recipe, tmp_path):
     sets = {}
     for reference in ("proportional", "uniform"):
         settings = settings_for("doremi", store, recipe, reference=reference)
@@ -132,8 +132,8 @@ def test_the_reference_is_trained_on_the_weights_that_were_asked_for(store, reci
 
 
 @given(weights_and_scores, st.floats(1e-4, 1e-2), st.floats(1e-3, 0.1))
-def test_doges_update_without_clips_is_the_papers_of_fit_weights(drawn, rate, mu):
-    """μ of fit-weights divides η, a share of the whole fit; that of DoGE's code divides the learning rate."""
+def test_the_update_of_doge_without_clipping_is_that_of_fit_weights(drawn, rate, mu):
+    """In fit-weights μ divides η, a part of the whole fit; in DoGE's code μ divides the learning rate."""
     alpha, values = (np.array(numbers) for numbers in drawn)
     alpha, k = alpha / alpha.sum(), len(alpha)
     norms = 0.5 + np.arange(k) / k  # at most 1.5, so that scores below 6 stay below 5 once divided by their mean
@@ -156,7 +156,7 @@ def test_doges_update_without_clips_is_the_papers_of_fit_weights(drawn, rate, mu
     assert weights.sum() == pytest.approx(1)
 
 
-def test_doges_scores_end_at_0_and_5():
+def test_scores_of_doge_are_clipped_to_0_and_5():
     alpha = np.array([0.2, 0.3, 0.5])
     weights, scores = doge.update(alpha, np.array([-4.0, 60.0, 70.0]), np.ones(3), rate=0.01, mu=0.01, smoothing=0.0)
     np.testing.assert_array_equal(scores, [0, 5, 5])
@@ -166,7 +166,7 @@ def test_doges_scores_end_at_0_and_5():
 
 
 @pytest.mark.parametrize("to_mix", [True, False])
-def test_doges_products_are_those_of_gradients_that_torch_clipped(to_mix):
+def test_products_of_doge_are_those_of_gradients_clipped_by_torch(to_mix):
     generator = torch.Generator().manual_seed(0)
     grads = torch.randn(5, 40, generator=generator, dtype=torch.float64) * torch.tensor([[0.3], [1], [2], [0.1], [3]])
     k = 4 if to_mix else 5
@@ -191,8 +191,8 @@ def test_doges_products_are_those_of_gradients_that_torch_clipped(to_mix):
 
 
 @pytest.mark.parametrize("target", ["mix", "sources"])
-def test_doge_scores_against_the_target_that_was_asked_for(store, recipe, tmp_path, target):
-    """The first step's scores, from one gradient at a time."""
+def test_doge_scores_against_the_chosen_target(store, recipe, tmp_path, target):
+    """The scores of the first step agree with gradients that are computed one at a time."""
     settings = settings_for("doge", store, recipe, target=target, steps=1)
     learn("doge", store, settings, out=tmp_path / "run")
     proxy = BaselineProxy(store, settings, load_recipe(recipe))
@@ -227,14 +227,14 @@ def test_mixtures_lie_around_the_shares_of_the_corpus(regmix_settings):
     np.testing.assert_allclose(drawn.sum(1), 1)
     assert drawn.min() >= 0
     np.testing.assert_allclose(drawn.mean(0), shares**0.5 / (shares**0.5).sum(), atol=0.01)
-    assert (drawn.max(1) > 0.99).mean() > 0.1  # small strengths: almost one source alone
-    assert ((drawn > 0.02).sum(1) >= 4).mean() > 0.1  # great ones: many
+    assert (drawn.max(1) > 0.99).mean() > 0.1  # small concentrations give mixtures of almost one source
+    assert ((drawn > 0.02).sum(1) >= 4).mean() > 0.1  # large ones give mixtures of many sources
 
 
 @pytest.mark.parametrize("regressor", ["lightgbm", "linear"])
 @pytest.mark.parametrize("runs", [40, 150])
-def test_regmix_finds_the_best_corner_of_a_made_up_loss(regmix_settings, regressor, runs):
-    """With 40 runs of which 8 are held out, and a source that matters most among those that are rare."""
+def test_regmix_finds_the_best_corner_of_a_synthetic_loss(regmix_settings, regressor, runs):
+    """There are 40 runs, of which 8 are held out. The source that matters most is a rare one."""
     settings = regmix_settings.model_copy(update={"regressor": regressor})
     generator = np.random.default_rng(1)
     shares = np.array([0.5, 0.3, 0.1, 0.1])
@@ -247,7 +247,7 @@ def test_regmix_finds_the_best_corner_of_a_made_up_loss(regmix_settings, regress
     assert correlation > 0.7
 
 
-def test_lightgbm_finds_a_best_mixture_that_is_no_corner(regmix_settings):
+def test_lightgbm_finds_a_best_mixture_inside_the_simplex(regmix_settings):
     generator = np.random.default_rng(2)
     best = np.array([0.2, 0.2, 0.3, 0.3])
     shares = np.full(4, 0.25)
@@ -258,7 +258,7 @@ def test_lightgbm_finds_a_best_mixture_that_is_no_corner(regmix_settings):
     assert correlation > 0.8
 
 
-def test_predictions_that_are_all_alike_have_no_rank(regmix_settings):
+def test_equal_predictions_have_no_rank_correlation(regmix_settings):
     generator = np.random.default_rng(0)
     tried = regmix.mixtures(np.full(3, 1 / 3), 20, generator, regmix_settings)
     _, correlation = regmix.best_mixture(tried, np.ones(20), tried, regmix_settings.model_copy(update={"best": 5}))
@@ -284,14 +284,14 @@ def test_every_tiny_model_reads_its_own_mixture(finished):
         losses = row["validation"]
         spanish = (losses["es/web"] + losses["es/wiki"]) / 2
         assert row["target_loss"] == pytest.approx((spanish + losses["gl/wiki"] + losses["eu/wiki"]) / 3)
-    assert len({row["target_loss"] for row in rows}) >= 8  # two next to one corner may draw the same
+    assert len({row["target_loss"] for row in rows}) >= 8  # two mixtures near the same corner may draw the same batches
     assert [row["tokens"] for row in rows] == [n * 2 * 12 * 16 for n in range(1, 11)]
 
 
 # Training
 
 
-def test_training_on_fixed_weights_reads_what_they_say_and_learns(store, recipe):
+def test_training_on_fixed_weights_follows_them_and_learns(store, recipe):
     settings = settings_for("doge", store, recipe, steps=30)
     proxy = BaselineProxy(store, settings, load_recipe(recipe))
     weights = np.array([0.5, 0.0, 0.25, 0.25])
@@ -306,7 +306,7 @@ def test_training_on_fixed_weights_reads_what_they_say_and_learns(store, recipe)
 # Runs
 
 
-def test_a_run_writes_everything_it_promises_with_its_cost(store, recipe, finished):
+def test_a_run_writes_all_its_files_and_its_cost(store, recipe, finished):
     method, out = finished
     weights = WeightSet.load(out / "weights.json")
     assert tuple(weights.sources) == store.sources
@@ -333,7 +333,7 @@ def test_a_run_writes_everything_it_promises_with_its_cost(store, recipe, finish
     assert weights.proxy["parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_the_answer_is_the_mean_of_the_trajectory(store, finished):
+def test_learned_weights_are_the_mean_of_the_trajectory(store, finished):
     method, out = finished
     if method == "regmix":
         assert not (out / "trajectory.parquet").exists()
@@ -346,8 +346,8 @@ def test_the_answer_is_the_mean_of_the_trajectory(store, finished):
 
 
 @pytest.mark.parametrize("how", ["signal", "kill"])
-def test_stopped_anywhere_and_resumed_it_is_the_same_run(store, recipe, finished, tmp_path, how):
-    """DoReMi's fourth row ends its reference model; a kill comes after a row is written and before its checkpoint."""
+def test_a_run_stopped_anywhere_and_resumed_gives_the_same_result(store, recipe, finished, tmp_path, how):
+    """Row 4 of DoReMi ends its reference model. A kill comes after a row is written and before its checkpoint."""
     method, whole = finished
     settings, cut = settings_for(method, store, recipe), tmp_path / "run"
 
@@ -370,7 +370,7 @@ def test_stopped_anywhere_and_resumed_it_is_the_same_run(store, recipe, finished
     same_run(whole, cut)
 
 
-def test_a_row_that_a_kill_cut_short_is_run_again(store, recipe, finished, tmp_path):
+def test_a_half_written_row_is_computed_again(store, recipe, finished, tmp_path):
     method, whole = finished
     settings = settings_for(method, store, recipe)
     with pytest.raises(Interrupted):
@@ -413,17 +413,17 @@ def test_a_finished_run_is_not_run_again_and_not_written_over(store, recipe, fin
         ("regmix", {"runs": 3}, "runs: "),
     ],
 )
-def test_what_a_store_cannot_serve_is_refused(store, recipe, method, options, match):
+def test_settings_that_do_not_fit_the_store_are_refused(store, recipe, method, options, match):
     with pytest.raises(XDogeError, match=match):
         settings_for(method, store, recipe, **options)
 
 
-def test_few_runs_are_remarked_on(store, recipe):
+def test_too_few_runs_are_noted(store, recipe):
     assert "10 runs are few" in settings_for("regmix", store, recipe).notes(store)[-1]
     assert settings_for("regmix", store, recipe, runs=20).notes(store) == []
 
 
-def test_what_the_user_should_know_of_the_answer_is_said(store, recipe, tmp_path, monkeypatch):
+def test_notes_on_the_learned_weights_are_shown(store, recipe, tmp_path, monkeypatch):
     notes = []
     learn("regmix", store, settings_for("regmix", store, recipe), out=tmp_path / "regmix", on_note=notes.append)
     assert "rank correlation of predicted and true loss over the held-out runs: " in notes[-1]
@@ -449,7 +449,7 @@ def test_an_unknown_method_several_processes_and_a_missing_library_are_refused(s
 # Command line
 
 
-def test_the_command_prints_the_answer_its_cost_and_where_it_lies(xdoge, store, recipe, tmp_path):
+def test_the_command_prints_weights_cost_and_path(xdoge, store, recipe, tmp_path):
     run = tmp_path / "run"
     command = ["baseline", "doge", store.path, "--out", run, "--proxy", recipe]
     status, out, err = xdoge(*command, "--steps", 2, "--set", "mu=0.02")

@@ -1,4 +1,4 @@
-"""The command line: what it prints where, its exit status, and bad input in one line before long work."""
+"""The command line: its output streams, its exit status, and errors in one line before long work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_prepare_prints_a_table_of_sources(xdoge, corpus, tmp_path):
     assert sum(row["share"] for row in rows) == pytest.approx(1)
 
 
-def test_fit_weights_prints_the_answer_and_where_it_lies(xdoge, store, recipe, tmp_path):
+def test_fit_weights_prints_weights_and_path(xdoge, store, recipe, tmp_path):
     run = tmp_path / "run"
     status, out, err = xdoge(
         "fit-weights", store.path, "--out", run, "--proxy", recipe, "--steps", 4, "--set", "mu=0.2"
@@ -41,7 +41,7 @@ def test_fit_weights_prints_the_answer_and_where_it_lies(xdoge, store, recipe, t
     assert "Next: " in out.splitlines()[-1]
 
 
-def test_json_is_all_that_stdout_holds(xdoge, store, recipe, tmp_path):
+def test_stdout_has_only_json_with_the_json_option(xdoge, store, recipe, tmp_path):
     command = ["fit-weights", store.path, "--out", tmp_path / "run", "--proxy", recipe, "--steps", 2, "--json"]
     _, out, _ = xdoge(*command)
     answer = json.loads(out)
@@ -174,7 +174,7 @@ def test_a_bad_setting_is_found_before_a_corpus_is_prepared(xdoge, corpus, recip
     assert not (tmp_path / "run").exists()
 
 
-def test_a_runs_own_config_starts_another(xdoge, store, recipe, tmp_path):
+def test_the_config_of_a_run_can_start_another(xdoge, store, recipe, tmp_path):
     command = ["fit-weights", store.path, "--out", tmp_path / "one", "--proxy", recipe, "--steps", 2]
     assert xdoge(*command, "--set", "mu=0.7")[0] == 0
     again = ["fit-weights", store.path, "--out", tmp_path / "two", "--config", tmp_path / "one" / "config.yaml"]
@@ -183,7 +183,7 @@ def test_a_runs_own_config_starts_another(xdoge, store, recipe, tmp_path):
     assert first["sources"] == second["sources"]
 
 
-def test_warnings_of_prepare_are_said_with_json_too(xdoge, tmp_path):
+def test_warnings_of_prepare_are_also_shown_with_json(xdoge, tmp_path):
     corpus = write_corpus(tmp_path / "corpus")
     path = tmp_path / "corpus" / "gl-wiki.jsonl"
     path.write_text(path.read_text() + '{"text": ""}\n')
@@ -193,7 +193,7 @@ def test_warnings_of_prepare_are_said_with_json_too(xdoge, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["prepare", "fit-weights"])
-def test_paths_that_cannot_be_are_one_line(xdoge, corpus, store, recipe, tmp_path, command):
+def test_impossible_paths_are_one_line(xdoge, corpus, store, recipe, tmp_path, command):
     (tmp_path / "file").write_text("")
     options = ["--proxy", recipe, "--steps", 2] if command == "fit-weights" else ["--workers", 1]
     read = {"prepare": corpus, "fit-weights": store.path}[command]
@@ -205,15 +205,15 @@ def test_paths_that_cannot_be_are_one_line(xdoge, corpus, store, recipe, tmp_pat
     assert "cannot be read: Not a directory" in one_line(err)
 
 
-def test_a_store_that_is_none_is_refused(xdoge, tmp_path):
+def test_a_folder_that_is_not_a_store_is_refused(xdoge, tmp_path):
     status, _, err = xdoge("fit-weights", tmp_path / "nothing", "--out", tmp_path / "run")
     assert status == 1
     assert "nothing is not a token store" in one_line(err)
 
 
 @pytest.mark.skipif("XDOGE_REAL_DATA" not in os.environ, reason="XDOGE_REAL_DATA names no folder of real text")
-def test_real_text_goes_the_whole_way(xdoge, tmp_path):
-    """A few steps on all 28 sources of the real corpus; docs/experiments.md has a whole fit."""
+def test_all_commands_run_on_real_text(xdoge, tmp_path):
+    """Take a few steps on all 28 sources of the real corpus; docs/experiments.md has a whole fit."""
     corpus = os.path.join(os.environ["XDOGE_REAL_DATA"], "corpus", "corpus.yaml")
     assert xdoge("prepare", corpus, "--out", tmp_path / "store")[0] == 0
     settings = ["--set", "sequence_length=32", "--set", "eval_sequences=1", "--set", "batch_size=56"]
@@ -226,7 +226,7 @@ def test_real_text_goes_the_whole_way(xdoge, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_goes_the_whole_way(xdoge, tmp_path):
+def test_the_demo_runs_to_its_end(xdoge, tmp_path):
     status, out, err = xdoge("demo", "--out", tmp_path / "demo", "--steps", 2)
     assert status == 0
     written = (

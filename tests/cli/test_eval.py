@@ -1,4 +1,4 @@
-"""`xdoge eval`: the command, its table, and what it refuses before long work."""
+"""`xdoge eval`: the command, its table, and errors before long work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from xdoge.models.recipes import load_recipe
 
 @pytest.fixture(scope="module")
 def models(store, recipe, tmp_path_factory):
-    """Folders of two models of the store's tokenizer."""
+    """Folders of two models with the store's tokenizer."""
     folder = tmp_path_factory.mktemp("models")
     for seed in (0, 1):
         load_recipe(recipe).build(vocab_size=store.vocab_size, seed=seed).save_pretrained(folder / f"m{seed}")
@@ -72,7 +72,7 @@ def test_json_is_the_file_and_the_verdict(xdoge, store, models, tmp_path):
     assert value == json.loads(out.read_text())
 
 
-def test_what_a_killed_evaluation_finished_is_not_measured_again(xdoge, store, models, tmp_path, monkeypatch):
+def test_finished_parts_of_a_killed_evaluation_are_not_measured_again(xdoge, store, models, tmp_path, monkeypatch):
     from xdoge.eval import scoring
 
     out, calls = tmp_path / "results.json", []
@@ -153,7 +153,7 @@ def test_the_second_model_is_refused_before_the_first_is_measured(xdoge, store, 
     assert (status, err) == (1, f"error: model '{tmp_path}' is no model: it has no config.json.\n")
 
 
-def test_a_run_that_is_not_finished_is_no_model(xdoge, store, tmp_path):
+def test_a_run_that_is_not_finished_is_refused_as_a_model(xdoge, store, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("a: 1")
     status, _, err = xdoge("eval", tmp_path / "run", "--store", store.path, "--out", tmp_path / "r.json")
@@ -170,7 +170,7 @@ def test_a_run_folder_stands_for_its_model(xdoge, store, models, tmp_path):
     assert Results.load(tmp_path / "r.json").rows[0].model == str(run)
 
 
-def test_different_tokenizers_share_no_column_per_token():
+def test_different_tokenizers_have_no_column_per_token():
     rows = [row(f"m{n}", "gl", 30.0 + n) for n in range(2)]
     rows += [row(f"m{n}", "gl", 1.0 + n, metric="bits_per_byte") for n in range(2)]
     assert [measure.metric for measure in measures(results(*rows))] == ["bits_per_byte", "perplexity_per_token"]
@@ -217,7 +217,7 @@ def of_documents(nats, ids=None):
 
 @pytest.fixture
 def paired():
-    """Two models of which one is better by 1 % on each document, give or take, where documents differ by 20 %."""
+    """Results of two models. One is better by about 1 % on each document, and documents differ by 20 %."""
     generator = np.random.default_rng(0)
     nats = {"m0": {language: generator.normal(300, 60, size=50) for language in ("eu", "gl")}}
     nats["m1"] = {language: values - generator.normal(3, 2, size=50) for language, values in nats["m0"].items()}
@@ -243,7 +243,7 @@ def test_models_on_the_same_documents_are_paired(paired):
     assert (same["difference"], same["difference_stderr"], same["exceeds"]) == (0.0, 0.0, False)
 
 
-def test_without_the_documents_the_errors_are_independent_and_it_is_said(paired, tmp_path, capsys):
+def test_without_the_documents_errors_are_independent_and_a_note_says_so(paired, tmp_path, capsys):
     table, _ = paired
     table.save(tmp_path / "results.json")
     assert difference(Results.load(tmp_path / "results.json")) == difference(table)
@@ -287,8 +287,8 @@ def test_other_documents_are_not_paired(paired):
         assert {row["paired"] for row in compare([first, other]).rows["scores"]} == expected
 
 
-def test_there_is_one_average_over_languages_so_that_no_other_says_the_opposite(capsys):
-    """Basque has 2 bytes in a token, Galician 5: a mean over tokens and one over bytes differ in sign."""
+def test_there_is_only_one_average_over_languages(capsys):
+    """A token has 2 bytes in Basque and 5 in Galician, so means over tokens and over bytes differ in sign."""
     nats = {"m0": {"eu": 300.0, "gl": 300.0}, "m1": {"eu": 310.0, "gl": 285.0}}
     rows = []
     for model, totals in nats.items():
@@ -304,7 +304,7 @@ def test_there_is_one_average_over_languages_so_that_no_other_says_the_opposite(
     assert averages == [["average", "1.515", "1.529", "+1.0%"]]
 
 
-def test_models_that_were_read_in_other_windows_are_told_apart(capsys):
+def test_models_measured_with_other_windows_are_noted(capsys):
     about = {f"m{n}": {"tokenizer": "a", "settings": {"window": 64 << n, "stride": 32 << n}} for n in range(2)}
     table = Results.of([row("m0", "gl", 2.0), row("m1", "gl", 3.0)], settings={"perplexity": about})
     print_results(table)
@@ -322,7 +322,7 @@ def test_a_baseline_no_better_than_chance_has_changes_in_points():
     assert shown.bold == {(0, 2)}
 
 
-def test_tasks_that_did_not_run_are_told_by_reason():
+def test_tasks_that_did_not_run_are_listed_by_reason():
     outcomes = [
         {"task": "a", "language": "eu", "outcome": "no data", "reason": "nothing in DIR/a"},
         {"task": "b", "language": "eu", "outcome": "no data", "reason": "nothing in DIR/a"},
@@ -350,7 +350,7 @@ def test_a_table_in_which_nothing_ran_is_not_written(xdoge, models, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mine.yaml"]
 
 
-def test_why_questions_are_missing_is_said_once(xdoge, tmp_path, monkeypatch):
+def test_the_reason_for_missing_questions_is_shown_once(xdoge, tmp_path, monkeypatch):
     monkeypatch.setattr("xdoge.eval.lm_eval.catalogue.TaskData.load", without_network)
     (tmp_path / "mine.yaml").write_text(SUITE)
     status, printed, _ = xdoge("eval", "--prefetch", "--suite", tmp_path / "mine.yaml")

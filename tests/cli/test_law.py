@@ -1,4 +1,4 @@
-"""`xdoge fit-law`, `xdoge predict` and `xdoge optimize`, as they are typed."""
+"""`xdoge fit-law`, `xdoge predict` and `xdoge optimize` on the command line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def law(xdoge, here):
     return here / "law.json"
 
 
-def test_fit_law_prints_scores_transfer_and_what_they_are_worth(xdoge, here):
+def test_fit_law_prints_scores_transfer_and_a_verdict(xdoge, here):
     status, out, _ = xdoge(*FIT, "--form", "effective", "--out", "printed.json")
     assert status == 0
     for word in ("log-linear", "lightgbm", "gl: es/web", "printed.json", "90 % intervals"):

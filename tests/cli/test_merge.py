@@ -19,7 +19,7 @@ CORPUS = {"name": "tiny", "sha256": "a" * 64}
 
 
 def fit(path, *weights, seed=0, proxy="60m", corpus=CORPUS, floor=0.01, **method):
-    """Write the weights of a fit that never was; return their path."""
+    """Write a weights.json as of a fit, and return its path."""
     made = WeightSet(
         f"tiny-{proxy}-seed{seed}",
         dict(zip(SOURCES, weights, strict=True)),
@@ -109,7 +109,7 @@ def test_mix_reads_the_mean(xdoge, runs):
         ({"corpus": {}}, "other.json does not say with which settings, proxy and corpus"),
     ],
 )
-def test_what_does_not_belong_together_is_refused(xdoge, runs, other, message):
+def test_fits_that_do_not_belong_together_are_refused(xdoge, runs, other, message):
     fit(Path("other.json"), 0.3, 0.3, 0.2, 0.2, **{"seed": 7, **other})
     status, _, err = xdoge("merge", "seed0", "other.json", "--out", "mean.json")
     assert (status, message in one_line(err)) == (1, True), err
@@ -135,7 +135,7 @@ def test_other_runs_that_cannot_be_merged_are_one_line(xdoge, runs):
     assert xdoge("merge")[0] == 2
 
 
-def test_fits_that_are_no_equal_draws_are_warned_of(xdoge, runs):
+def test_a_warning_names_fits_that_are_not_equal_draws(xdoge, runs):
     fit(Path("large.json"), 0.3, 0.3, 0.2, 0.2, proxy="125m", mu=1.0)
     _, out, err = xdoge("merge", *runs, "large.json", "--out", "mean.json")
     assert "proxies do not have as many fits each (60m 3, 125m 1)" in err
@@ -144,7 +144,7 @@ def test_fits_that_are_no_equal_draws_are_warned_of(xdoge, runs):
     assert WeightSet.load("mean.json").name == "tiny-60m+125m-mean-of-4"
 
 
-def test_fits_of_a_baseline_have_a_mean_of_their_own(xdoge, runs):
+def test_fits_of_a_baseline_can_be_averaged(xdoge, runs):
     for seed in (0, 1):
         fit(Path(f"doremi{seed}.json"), 0.4, 0.2, 0.3, 0.1, seed=seed, baseline="doremi")
     assert xdoge("merge", "doremi0.json", "doremi1.json", "--out", "mean.json")[0] == 0

@@ -1,4 +1,4 @@
-"""`xdoge mix`, `xdoge export`, `xdoge formats` and `xdoge plan`, as they are typed."""
+"""`xdoge mix`, `xdoge export`, `xdoge formats` and `xdoge plan` on the command line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_json_is_the_file_and_the_verdict(xdoge, here):
     assert "warning" in err
 
 
-def test_several_caps_stand_side_by_side_and_those_that_cannot_be_are_named(xdoge, here):
+def test_several_caps_are_shown_side_by_side_and_impossible_ones_are_named(xdoge, here):
     status, out, err = xdoge(
         "mix", "unimax", "--tokens", "counts.json", "--budget", "200K", "--max-epochs", "1,2,4,none"
     )
@@ -223,7 +223,7 @@ def test_the_real_text_is_planned_and_read_as_planned(xdoge, here):
         assert draws.epoch[mine].max() < 3
 
 
-def test_a_source_may_be_called_like_the_markup_of_a_terminal(xdoge, here):
+def test_a_source_may_be_named_like_terminal_markup(xdoge, here):
     names = dict(zip(COUNTS, ["en/[/x]", "es/[bold]", "es/wiki", "eu/wiki"], strict=True))
     (here / "counts.json").write_text(json.dumps({names[key]: count for key, count in COUNTS.items()}))
     WeightSet(name="learned", sources={names[key]: value for key, value in LEARNED.items()}).save("weights.json")

@@ -26,7 +26,7 @@ SETTINGS = {
     "train": [TrainSettings],
     "eval": [PerplexitySettings, HarnessSettings],
 }
-"""What `--set` of a command takes."""
+"""The settings that `--set` of a command accepts."""
 
 RAISED_BY = {
     "corpus": {"prepare", "fit-weights", "eval", "train"},
@@ -42,7 +42,7 @@ RAISED_BY = {
     "analysis": {"compare"},
     "study": {"study"},
 }
-"""Room of the library -> commands that show its messages."""
+"""The commands that show messages of each room of the library."""
 
 
 @pytest.fixture

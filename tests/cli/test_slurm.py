@@ -1,4 +1,4 @@
-"""The scripts of examples/slurm, run here by stand-ins for sbatch, srun and scontrol."""
+"""The scripts of examples/slurm, run with stand-ins for sbatch, srun and scontrol."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
 EVALUATION = ("eval", "compare")
 
-# Runs a job at once: every task of its array one after the other, again when it was requeued, and not at all when a
-# job that it depends on has failed. Options that Slurm would not know are refused, on its command line and in #SBATCH.
+# Runs a job at once: the tasks of its array one after the other, and again after a requeue. It does not run the job if
+# a job that it depends on has failed. It refuses options that Slurm does not have, also in #SBATCH lines.
 SBATCH = """
 import argparse, json, os, pathlib, subprocess, sys
 parser = argparse.ArgumentParser(allow_abbrev=False)
@@ -62,7 +62,7 @@ if ok:
 print(f"{number};cluster")
 """
 
-# Runs the command of a step; the first one that has STOP among its arguments gets SIGTERM once metrics are written.
+# Runs the command of a step. The first command with STOP among its arguments gets SIGTERM once metrics are written.
 SRUN = """
 import os, pathlib, subprocess, sys, time
 stop, mark = os.environ.get("STOP"), pathlib.Path(os.environ["STATE"], "stopped")
@@ -81,8 +81,8 @@ assert sys.argv[1] == "requeue"
 pathlib.Path(os.environ["STATE"], "requeue-" + sys.argv[2]).touch()
 """
 
-# Writes down how it was called. A run named by STOPS ends with 143 and by FAILS with 1, once. What REAL names is run by
-# the thread of `serve` in a process that has imported everything.
+# Records its arguments. A run named in STOPS ends with status 143 once, and one named in FAILS with status 1 once.
+# Commands named in REAL are run by the thread of `serve`, in a process that has imported everything.
 XDOGE = """
 import multiprocessing.connection, os, pathlib, signal, sys
 command, *arguments = sys.argv[1:]
@@ -109,7 +109,7 @@ if command in ("fit-weights", "train"):
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """A working folder in whose PATH the stand-ins are."""
+    """A working folder, with the stand-ins on the PATH."""
     for name, code in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL), ("xdoge", XDOGE)):
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
@@ -125,7 +125,7 @@ def cluster(tmp_path, monkeypatch):
 
 
 def serve(listener):
-    """Run the commands that stand-ins for xdoge ask for, until the listener is closed."""
+    """Run the commands that the stand-in for xdoge requests, until the listener is closed."""
     with contextlib.suppress(OSError):
         while True:
             with listener.accept() as caller:
@@ -138,7 +138,7 @@ def serve(listener):
 
 @pytest.fixture
 def server(cluster):
-    """Lets the stand-in for xdoge run xdoge itself, on absolute paths."""
+    """A server through which the stand-in for xdoge runs xdoge itself, with absolute paths."""
     with Listener(str(cluster / "state/server")) as listener:
         threading.Thread(target=serve, args=[listener], daemon=True).start()
         yield
@@ -149,7 +149,7 @@ def bash(*arguments, **environment):
 
 
 def submit(**settings):
-    """Run submit.sh with these settings; return what it printed last, and the commands of xdoge since."""
+    """Run submit.sh with these settings; return the last line that it printed, and the new commands of xdoge."""
     commands = Path("state/commands")
     before = len(commands.read_text().splitlines()) if commands.exists() else 0
     done = bash(SLURM / "submit.sh", "--account=me", **settings)
@@ -219,7 +219,7 @@ def test_a_failure_cancels_what_follows_and_a_second_submission_completes_it(clu
         ("torchrun", 20, False),
     ],
 )
-def test_a_step_that_was_stopped_is_requeued_but_not_for_ever(cluster, command, restarts, requeued):
+def test_a_step_that_was_stopped_is_requeued_a_limited_number_of_times(cluster, command, restarts, requeued):
     torchrun = cluster / "bin/torchrun"
     torchrun.write_text("#!/bin/sh\nexit 1\n")
     torchrun.chmod(0o755)
@@ -233,8 +233,8 @@ def test_a_step_that_was_stopped_is_requeued_but_not_for_ever(cluster, command, 
 
 
 @pytest.mark.slow
-def test_fits_of_which_one_is_stopped_end_as_one_set_of_weights(cluster, server, store, recipe):
-    """With xdoge itself as far as the mixtures."""
+def test_fits_end_as_one_weight_set_although_one_is_stopped(cluster, server, store, recipe):
+    """Commands up to the mixtures run xdoge itself."""
     _, commands = submit(
         STORE=str(store.path),
         SIZES=recipe,

@@ -1,4 +1,4 @@
-"""What surrounds a command: closed, full and narrow streams, other encodings, odd names of files, and Ctrl-C early."""
+"""The environment of a command: closed, full and narrow streams, encodings, odd file names, and an early Ctrl-C."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_library_that_does_not_fit_into_memory_is_not_called_missing(xdoge, co
     assert (status, "failed to map" in one_line(err)) == (1, True)
 
 
-def test_what_an_encoding_lacks_is_spelled_out(weights, tmp_path):
+def test_characters_that_an_encoding_lacks_are_escaped(weights, tmp_path):
     done = shell("", mix(weights, tmp_path / "out.json"), **ASCII)
     assert (done.returncode, done.stderr) == (0, "")
     assert "w\\xebights" in done.stdout
@@ -209,7 +209,7 @@ def test_ctrl_c_while_libraries_are_imported_gives_no_traceback(words, tmp_path)
         assert process.returncode in (0, 1, 2, 130, -signal.SIGINT)
 
 
-def test_ctrl_c_while_an_error_is_worded_gives_no_traceback(monkeypatch, xdoge):
+def test_ctrl_c_while_an_error_is_formatted_gives_no_traceback(monkeypatch, xdoge):
     def interrupted(error):
         raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""`xdoge swarm` from the mixtures it plans to an optimum, as it is typed."""
+"""`xdoge swarm` on the command line, from planned mixtures to an optimum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SETTINGS = ("--budget", "12K", "--max-epochs", "none", "--runs", "14", "--seeds"
 
 @pytest.fixture
 def swarm(store, recipe):
-    """The words of a swarm on the tiny store."""
+    """The command line of a swarm on the tiny store."""
     return ("swarm", store.path, "--proxy", recipe, *SETTINGS)
 
 
@@ -46,7 +46,7 @@ def test_a_slurm_script_names_the_folder_and_is_a_script(xdoge, swarm, tmp_path)
 
 @pytest.mark.slow
 def test_from_a_swarm_to_the_mixture_that_its_law_finds(xdoge, swarm, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(Noise, "suffices", property(lambda noise: True))  # languages of the tiny store are alike
+    monkeypatch.setattr(Noise, "suffices", property(lambda noise: True))  # languages of the tiny store are similar
     out, law, weights = tmp_path / "swarm", tmp_path / "law.json", tmp_path / "weights.json"
     status, printed, _ = xdoge(*swarm, "--out", out)
     assert status == 0
@@ -83,7 +83,7 @@ def test_wrong_options_are_one_line(xdoge, swarm, tmp_path, options, word):
     assert not (tmp_path / "swarm").exists()
 
 
-def test_no_budget_and_no_swarm_are_named(xdoge, store, recipe, tmp_path):
+def test_a_missing_budget_or_swarm_is_named(xdoge, store, recipe, tmp_path):
     status, _, err = xdoge("swarm", store.path, "--proxy", recipe, "--out", tmp_path / "swarm")
     assert (status, "--budget" in one_line(err)) == (1, True)
     status, _, err = xdoge("fit-law", tmp_path, "--out", tmp_path / "law.json")

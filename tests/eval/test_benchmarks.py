@@ -1,4 +1,4 @@
-"""IberoBench: the harness's own scores, from local questions, each task with an outcome, resumable."""
+"""Benchmarks: the same scores as the harness, an outcome for every task, and resuming."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def sentence(n):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Made-up questions in the layout of the harness's tasks."""
+    """Synthetic questions in the layout of the harness's tasks."""
     folder = tmp_path_factory.mktemp("questions")
     nli = [{"idx": n, "question": sentence(n), "sentence": sentence(n + 5), "label": n % 2} for n in range(9)]
     rows_of(folder / "qnlieu", test=nli, validation=nli[::-1])
@@ -140,7 +140,7 @@ def built(task, data, num_fewshot=0):
 
 @pytest.mark.parametrize("task", [QNLI, ESCOLA, STS], ids=lambda task: task.task)
 def test_scores_are_those_of_the_harness(model, data, task, tmp_path):
-    """lm-eval's own entry, its own model class and its own reading of the JSON files."""
+    """The reference uses lm-eval's own entry point, model class and reading of the JSON files."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -180,7 +180,7 @@ def test_scores_are_those_of_the_harness(model, data, task, tmp_path):
         assert ours.score.stderr == pytest.approx(spread)
 
 
-def test_tokens_are_those_of_sentencepiece(model):
+def test_tokens_equal_those_of_sentencepiece(model):
     check_tokens(
         f"{model}/tokenizer.model",
         ["etxe berdea", " ur  handi ", "", "</s> <s> <unk>", "ñandú 🐸 \n\n tab\t.", "▁azpi", "A: ", "Ω" * 5],
@@ -188,7 +188,7 @@ def test_tokens_are_those_of_sentencepiece(model):
 
 
 @real
-def test_tokens_are_those_of_sentencepiece_on_real_text():
+def test_tokens_equal_those_of_sentencepiece_on_real_text():
     folder = Path(os.environ["XDOGE_REAL_DATA"])
     lines = (folder / "iberobench/flores/dev.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -224,7 +224,7 @@ def test_the_harness_sees_the_token_before_a_document_first(model, data):
     assert 2 not in [*context[1:], *continuation]
 
 
-def test_a_model_with_a_tokenizer_json_is_asked_with_that(data, tmp_path):
+def test_a_model_with_a_tokenizer_json_uses_it(data, tmp_path):
     save_byte_tokenizer(tmp_path, bos_token="<s>")
     save_llama(tmp_path, vocab_size=258, max_position_embeddings=2048, bos_token_id=0, eos_token_id=1)
     scored = run(str(tmp_path), data, QNLI, settings={"limit": 2})
@@ -252,7 +252,7 @@ def test_every_task_with_real_questions_is_built():
             made.add(task.task)
             folders.add(task.folder)
     assert folders == {path.name for path in data.iterdir() if path.is_dir()}
-    # FLORES is there in the six languages; the pairs with others are in the suite, and lack their column
+    # The local FLORES has six languages. Pairs with other languages are in the suite, but their column is missing.
     assert {reason for _, reason in failed.values()} == {
         f"'sentence_{language}_Latn' is undefined" for language in ("deu", "fra", "ita")
     }
@@ -260,7 +260,7 @@ def test_every_task_with_real_questions_is_built():
     assert len(failed) == 30
 
 
-def test_helpers_that_import_what_is_gone_work(model, data):
+def test_tasks_that_import_missing_functions_work(model, data):
     scored = run(model, data, BEC, COCOTEROS, XQUAD, settings={"limit": 3})
     assert [(outcome.outcome, outcome.reason) for outcome in scored.outcomes] == [("ran", "")] * 3
     assert all(0 <= outcome.score.value <= 1 and outcome.score.n == 3 for outcome in scored.outcomes)
@@ -295,7 +295,7 @@ def test_answers_are_compared_as_torchmetrics_does(gold, predicted):
 
 
 def test_no_question_is_an_example_of_itself(data):
-    task = built(XQUAD, data, num_fewshot=5)  # examples come from the questions, there being nothing else
+    task = built(XQUAD, data, num_fewshot=5)  # examples come from the questions, since there is no other split
     for document in task.eval_docs:
         prompt = task.fewshot_context(document, 5)
         assert prompt.count(document["question"]) == 1
@@ -427,7 +427,7 @@ def test_what_a_suite_needs_is_listed(data):
     assert (events[-1].kind, events[-1].done) == ("done", 3)
 
 
-def test_a_killed_run_goes_on_where_it_was(model, data, tmp_path, monkeypatch):
+def test_a_killed_run_continues(model, data, tmp_path, monkeypatch):
     partial, seen, options = tmp_path / "partial", [], {"settings": {"limit": 2}}
     whole = run(model, data, QNLI, BEC, ESCOLA, **options)
 
@@ -446,7 +446,7 @@ def test_a_killed_run_goes_on_where_it_was(model, data, tmp_path, monkeypatch):
     assert run(model, data, QNLI, BEC, ESCOLA, partial=partial, **options).rows() == whole.rows()
 
 
-def test_what_was_kept_of_other_questions_settings_or_weights_is_not_used(model, data, tmp_path, monkeypatch):
+def test_stored_tasks_with_other_questions_settings_or_weights_are_not_used(model, data, tmp_path, monkeypatch):
     score = Score(0.5, 0.1, 2, True, "none", 0, "0")
     asked = []
     monkeypatch.setattr(harness.HarnessModel, "score", lambda self, task, *_: asked.append(task.task_name) or score)
@@ -460,7 +460,7 @@ def test_what_was_kept_of_other_questions_settings_or_weights_is_not_used(model,
     assert asked_again()
     assert not asked_again()
     assert not asked_again(batch_size=7)  # changes no score
-    assert not asked_again(QNLI.model_copy(update={"choices": 3}))  # the raw score is what is kept
+    assert not asked_again(QNLI.model_copy(update={"choices": 3}))  # the raw score is stored
     for other in ({"limit": 3}, {"num_fewshot": 1}, {"seed": 1}, {"precision": "bfloat16"}):
         assert asked_again(**other)
     rows_of(tmp_path / "qnlieu", test=[{"question": "c", "sentence": "b", "label": 0}] * 9)
@@ -502,7 +502,7 @@ def test_a_task_by_its_name_and_by_that_of_its_group_is_refused():
         ({"num_fewshot": 2, "group": "mine"}, {}, "mine is a suite and a task of other"),
     ],
 )
-def test_suites_that_would_give_a_row_two_numbers_are_refused_before_anything_runs(other, settings, message):
+def test_suites_that_would_give_a_row_two_values_are_refused_before_anything_runs(other, settings, message):
     mine = Suite(name="mine", num_fewshot=2, tasks=(QNLI,))
     suites = [mine, Suite(name="other", tasks=(QNLI.model_copy(update=other),))]
     if message is None:

@@ -1,4 +1,4 @@
-"""Several processes measure together: the same numbers as one, and what fails in one of them stops or fails in all."""
+"""Evaluation on several processes: the same values as on one, and a failure in one process fails in all."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def asked(store, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ended(asked, tmp_path_factory):
-    """Folder with what two processes wrote, of which the second fails in two tasks and then for good."""
+    """Folder with the files of two processes. The second fails in two tasks, and then dies."""
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -72,7 +72,7 @@ def test_several_processes_give_the_same_numbers(asked, ended):
         assert first["outcomes"][task] == ["ran", "", pytest.approx(value), prompts]
 
 
-def test_what_fails_in_one_process_fails_in_all_and_the_next_task_runs(ended):
+def test_a_task_that_fails_in_one_process_fails_in_all_and_the_next_runs(ended):
     outcomes = json.loads((ended / "rank0.json").read_text())["outcomes"]
     assert outcomes["escola"][:2] == ["failed", "RuntimeError: CUDA out of memory"]
     assert outcomes["wnli_eu"][:2] == ["no data", "not on this machine"]

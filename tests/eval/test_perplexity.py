@@ -1,4 +1,4 @@
-"""Perplexity: exact against transformers and lm-eval, comparable between tokenizers, resumable."""
+"""Perplexity: agreement with transformers and lm-eval, comparison between tokenizers, and resuming."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PARALLEL = {
 
 @pytest.fixture(scope="module")
 def proxy(store, recipe, tmp_path_factory):
-    """Folder of a model trained by xdoge in all but the training: it has the store's SentencePiece model beside it."""
+    """Folder of an untrained model in the layout of xdoge, with the store's SentencePiece model beside it."""
     folder = tmp_path_factory.mktemp("proxy") / "proxy"
     load_recipe(recipe).build(vocab_size=store.vocab_size, seed=0).save_pretrained(folder)
     store.tokenizer().export(folder)
@@ -48,7 +48,7 @@ def proxy(store, recipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hub_model(tmp_path_factory):
-    """Folder of a model as others publish them, with a tokenizer.json and a beginning-of-text token."""
+    """Folder of a model as on the Hub, with a tokenizer.json and a beginning-of-text token."""
     folder = tmp_path_factory.mktemp("hub") / "model"
     save_byte_tokenizer(folder, bos_token="<s>")
     shape = {"vocab_size": 258, "num_hidden_layers": 2, "max_position_embeddings": 24}
@@ -66,7 +66,7 @@ def parallel(tmp_path):
 
 
 def naive_nats(model, tokens, begin, window, stride):
-    """Nats of a document, a forward pass of its own for every token."""
+    """Return the nats of a document, with one forward pass for every token."""
     total, text = 0.0, [begin, *map(int, tokens)]
     for position in range(1, len(text)):
         over = max(0, position - window)
@@ -95,7 +95,7 @@ def test_windows_score_each_token_once_with_the_context_promised(tokens, window,
 
 
 @given(tokens=st.integers(1, 60), window=st.integers(2, 20), data=st.data())
-def test_windows_are_those_of_the_harness(tokens, window, data):
+def test_windows_equal_those_of_the_harness(tokens, window, data):
     from lm_eval.utils import get_rolling_token_windows
 
     stride = data.draw(st.integers(1, window))
@@ -155,7 +155,7 @@ def test_the_shares_of_several_processes_make_up_the_whole(hub_model):
 
 
 @pytest.mark.parametrize("window", [24, 9])
-def test_the_harness_finds_the_same_nats(hub_model, parallel, window):
+def test_the_harness_gives_the_same_nats(hub_model, parallel, window):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -167,7 +167,7 @@ def test_the_harness_finds_the_same_nats(hub_model, parallel, window):
         np.testing.assert_allclose(measured.sources[language].totals[:, 0], np.negative(theirs), rtol=2e-6)
 
 
-def test_a_model_that_caps_its_logits_is_asked_for_them(tmp_path):
+def test_a_model_that_caps_its_logits_is_scored_with_its_own_logits(tmp_path):
     config = Gemma2Config(
         vocab_size=99, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, final_logit_softcapping=2.0, max_position_embeddings=32,
@@ -216,7 +216,7 @@ def test_a_store_of_another_tokenizer_is_refused(hub_model, store):
 
 
 def test_numbers_of_known_totals():
-    """Two languages; nats, tokens, words and bytes chosen so that the answers can be seen."""
+    """Two languages have nats, tokens, words and bytes for which the results are obvious."""
     log2 = math.log(2)
     sources = {
         "en/a": SourceScores(np.array([[8 * log2, 4, 2, 16], [8 * log2, 4, 2, 16]]), ("x", "y")),
@@ -250,7 +250,7 @@ def test_numbers_of_known_totals():
     assert not any(row.higher_is_better for row in rows)
 
 
-def test_words_that_nothing_separates_leave_no_row():
+def test_words_without_separators_have_no_row():
     sources = {"zh": SourceScores(np.array([[2000.0, 500, 1, 1500], [2100.0, 500, 1, 1500]]), (None, None))}
     metrics = {row.metric for row in Measured("m", sources, PerplexitySettings(), {}).rows()}
     assert metrics == {"perplexity_per_token", "bits_per_byte"}
@@ -269,8 +269,8 @@ def test_the_bootstrap_agrees_with_the_standard_error_of_a_mean():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_an_average_over_translations_is_no_surer_than_one_of_them(seed):
-    """Were the languages drawn apart, the average of n equal ones would seem surer by the root of n."""
+def test_an_average_over_translations_has_the_error_of_one_of_them(seed):
+    """If languages were resampled separately, the error of the average of n equal ones would be too small by √n."""
     generator = np.random.default_rng(seed)
     totals = np.stack([generator.normal(300, 60, size=30), *np.full((3, 30), 100.0)], axis=1)
     reference = np.stack([generator.normal(300, 60, size=30), *np.full((3, 30), 100.0)], axis=1)
@@ -300,7 +300,7 @@ def test_parallel_text_gives_bits_relative_to_the_reference(hub_model, parallel)
     assert basque["en", "perplexity", "bits_relative_to_eu"] == pytest.approx(1 / expected["eu"])
 
 
-def test_a_file_with_a_column_for_each_language_and_parquet_serve_as_well(hub_model, parallel, tmp_path):
+def test_a_file_with_a_column_for_each_language_and_parquet_are_read(hub_model, parallel, tmp_path):
     columns = {f"sentence_{language}": documents for language, documents in PARALLEL.items()}
     pq.write_table(pa.table({"id": range(4), **columns}), tmp_path / "flores.parquet")
     wide = {ln: Text((tmp_path / "flores.parquet",), column=f"sentence_{ln}") for ln in PARALLEL}
@@ -317,7 +317,7 @@ def test_every_byte_and_word_of_the_text_is_counted(hub_model, parallel):
         assert totals[:, 1].tolist() == totals[:, 3].tolist()  # this tokenizer's tokens are bytes
 
 
-def test_text_is_encoded_outside_of_the_main_thread_which_alone_obeys_signals(hub_model, parallel, monkeypatch):
+def test_text_is_encoded_outside_the_main_thread_so_that_signals_are_handled(hub_model, parallel, monkeypatch):
     threads, encode = [], Tokenizer.encode
 
     def watched(self, texts):
@@ -338,7 +338,7 @@ def test_drawn_documents_are_translations_of_each_other(hub_model, parallel):
 
 
 @given(st.lists(st.text(max_size=3), min_size=1, max_size=20, unique=True), st.integers(1, 20), st.randoms())
-def test_the_draw_does_not_care_for_order_or_for_other_documents(ids, most, draw):
+def test_the_draw_does_not_depend_on_order_or_on_other_documents(ids, most, draw):
     def drawn(names):
         zeros = np.zeros(len(names))
         return set(Documents([np.zeros(1)] * len(names), zeros, zeros, names).some(most).ids)
@@ -349,7 +349,7 @@ def test_the_draw_does_not_care_for_order_or_for_other_documents(ids, most, draw
     assert drawn([name for name in ids if name in chosen]) == chosen
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(hub_model, parallel, tmp_path, monkeypatch):
+def test_a_killed_evaluation_continues(hub_model, parallel, tmp_path, monkeypatch):
     whole, partial, seen = measure(hub_model, parallel).rows(), tmp_path / "partial", []
 
     def stop(event):
@@ -366,7 +366,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(hub_model, parallel, tmp_path,
     assert measure(hub_model, parallel, partial=partial).rows() == whole
 
 
-def test_what_was_kept_of_other_text_settings_or_weights_is_not_used(hub_model, parallel, tmp_path):
+def test_stored_sources_with_other_text_settings_or_weights_are_not_used(hub_model, parallel, tmp_path):
     def measured_again(settings=None):
         seen = []
         measure(hub_model, parallel, partial=tmp_path / "partial", settings=settings, on_progress=seen.append).rows()
@@ -392,12 +392,12 @@ def test_what_was_kept_of_other_text_settings_or_weights_is_not_used(hub_model, 
         ({"window": 8, "stride": 9}, "stride 9 is longer than the window, 8"),
     ],
 )
-def test_windows_that_cannot_be_are_refused(hub_model, parallel, settings, message):
+def test_impossible_windows_are_refused(hub_model, parallel, settings, message):
     with pytest.raises(XDogeError, match=message):
         measure(hub_model, parallel, settings=PerplexitySettings(**settings)).rows()
 
 
-def test_what_is_no_model_or_has_no_tokenizer_is_refused(hub_model, parallel, tmp_path):
+def test_a_folder_without_a_model_or_a_tokenizer_is_refused(hub_model, parallel, tmp_path):
     with pytest.raises(XDogeError, match=r"has no config\.json; a model lies in .*/model"):
         measure(os.path.dirname(hub_model), parallel).rows()
     AutoModelForCausalLM.from_pretrained(hub_model).save_pretrained(tmp_path / "bare")
@@ -421,7 +421,7 @@ def test_a_token_outside_the_vocabulary_and_a_loss_of_nan_are_refused(hub_model,
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("alloc: can't allocate memory: you")])
-def test_too_little_memory_is_told_in_one_line_with_the_way_out(hub_model, monkeypatch, error):
+def test_too_little_memory_is_one_line_with_advice(hub_model, monkeypatch, error):
     def full(*_, **__):
         raise error
 
@@ -446,12 +446,12 @@ def test_the_validation_files_of_a_corpus_are_found(tmp_path, corpus):
         validation_texts(Corpus.load(corpus))
 
 
-def test_an_id_that_names_several_documents_names_none():
+def test_an_id_of_several_documents_is_left_out():
     scores = SourceScores(np.arange(16.0).reshape(4, 4), ("a", "b", "a", None))
     assert scores.nats_by_id() == {"b": 4.0}
 
 
-def test_the_model_is_fed_in_the_order_that_fits_its_progress(hub_model, parallel):
+def test_batches_are_run_in_an_order_that_suits_the_progress(hub_model, parallel):
     seen = []
     measure(hub_model, parallel, settings=PerplexitySettings(batch_tokens=30), on_progress=seen.append).rows()
     of_one = [event for event in seen if event.name == "gl"]

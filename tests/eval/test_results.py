@@ -1,4 +1,4 @@
-"""results.json: one number a row, and rows that are not numbers are refused."""
+"""results.json: one value per row, and errors that name wrong rows."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_table_survives_the_round_trip_exactly(tmp_path_factory, value, stderr
         ("higher_is_better", 0, "higher_is_better is 0; it must be true or false"),
     ],
 )
-def test_a_row_that_is_no_number_is_refused_by_name(field, value, message):
+def test_a_row_without_a_number_is_refused_by_name(field, value, message):
     with pytest.raises(XDogeError, match=message):
         replace(ROW, **{field: value})
 
@@ -68,7 +68,7 @@ def test_the_same_number_twice_is_refused():
         (lambda file: file["rows"].append(file["rows"][0]), "two rows are"),
     ],
 )
-def test_a_file_that_is_no_table_is_refused_with_its_name(tmp_path, change, message):
+def test_a_file_that_is_not_a_table_is_refused_with_its_name(tmp_path, change, message):
     path = tmp_path / "r.json"
     file = Results.of([ROW], settings={}).to_dict()
     change(file)

@@ -1,4 +1,4 @@
-"""Suites: those that ship agree with the published tables, and a user's may extend them."""
+"""Suites: those of xdoge agree with the published tables, and users can extend them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_derived_suites_are_parts_of_iberobench():
     iberian = ["es", "ca", "gl", "eu", "pt"]
     pairs = {"-".join(pair) for pair in itertools.permutations(iberian, 2)}
     assert {task.task.rpartition("_")[2] for task in parts["flores-iberian"]} == pairs
-    assert len(parts["flores-iberian"]) == 2 * len(pairs)  # a pair stands in both languages
+    assert len(parts["flores-iberian"]) == 2 * len(pairs)  # each pair is listed in both languages
 
 
 @real
@@ -70,7 +70,7 @@ def test_every_task_of_the_published_tables_is_there():
             if chance and task.guessing / task.max != pytest.approx(float(chance) / 100, abs=1e-3):
                 other_chance.append(task.task)
     assert seen == {task.task for task in shipped}
-    # the tables take a third for ASSIN, whose tasks offer two answers
+    # the tables use a chance of 1/3 for ASSIN, although its tasks have two answers
     assert other_chance == ["assin_entailment", "assin_paraphrase"]
 
 
@@ -96,7 +96,7 @@ def test_chance_follows_from_the_number_of_choices():
     assert SuiteTask(task="t", language="eu", choices=4).normalised(0.1) == pytest.approx(-20)
 
 
-def test_a_suite_of_ones_own_extends_another(tmp_path):
+def test_a_users_suite_can_extend_another(tmp_path):
     (tmp_path / "base.yaml").write_text(
         "name: base\nnum_fewshot: 3\ntasks:\n"
         "  - {task: a_eu, language: eu, choices: 2}\n"
@@ -116,7 +116,7 @@ def test_a_suite_of_ones_own_extends_another(tmp_path):
     assert (mine.name, mine.num_fewshot) == ("few", 0)
 
 
-def test_a_misspelt_suite_is_named_with_those_there_are():
+def test_a_misspelt_suite_is_named_with_those_that_exist():
     with pytest.raises(XDogeError) as error:
         Suite.find("iberobnch")
     assert str(error.value) == (
@@ -171,7 +171,7 @@ def test_what_is_wrong_with_a_suite_is_one_line(tmp_path, monkeypatch, text, mes
         ),
     ],
 )
-def test_tasks_that_tables_could_not_tell_apart_are_refused(tasks, message):
+def test_tasks_with_the_same_row_in_tables_are_refused(tasks, message):
     tasks = [task if task.keys() & {"choices", "chance"} else {**task, "choices": 2} for task in tasks]
     with pytest.raises(XDogeError, match=message):
         suite(*tasks)
@@ -183,7 +183,7 @@ def test_every_setting_says_what_it_is_for():
         HarnessSettings.parse({"limit": 0}, where="settings")
 
 
-def test_a_suite_of_published_tasks_need_only_name_them(tmp_path):
+def test_a_suite_of_published_tasks_only_needs_their_names(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("tasks: [{task: qnlieu, num_fewshot: 0}, {task: cola}, {task: xquad_ca}]")
     suite, published = Suite.find(str(path)), {task.task: task for task in Suite.find("iberobench").tasks}

@@ -1,4 +1,4 @@
-"""The map of who helps whom."""
+"""Gradient affinity: averages over windows, cosines, and their standard errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def products(gram, half):
     return SimpleNamespace(gram=np.array(gram, dtype=float), half_products=np.array(half, dtype=float))
 
 
-def test_windows_average_what_was_seen_and_survive_the_file(tmp_path):
+def test_windows_average_measured_products_and_survive_the_file(tmp_path):
     windows = GradientAffinity.empty(3)
     eye = np.eye(3)
     windows = windows.add(products(eye * 4, [1, 1, np.nan]), step=1, steps=20)
@@ -35,7 +35,7 @@ def test_windows_average_what_was_seen_and_survive_the_file(tmp_path):
     np.testing.assert_array_equal(mean, [[2, 1, 0], [1, 2, 0], [0, 0, 4]])
 
 
-def test_every_step_of_a_fit_falls_into_one_window():
+def test_every_step_of_a_fit_is_in_one_window():
     for steps in (1, 3, 10, 11, 97):
         windows = GradientAffinity.empty(1)
         for step in range(1, steps + 1):
@@ -60,8 +60,8 @@ def test_cosines_of_known_gradients():
 
 
 @pytest.mark.parametrize(("length", "measured"), [(0.1, [1, np.nan]), (-0.1, [np.nan, np.nan])])
-def test_a_cosine_that_noise_made_impossible_is_not_shown(length, measured):
-    """The first gradient is too short for its product with the second, or has a negative square."""
+def test_an_impossible_cosine_is_not_shown(length, measured):
+    """The estimated length of the first gradient is too small for its product with the second, or not real."""
     np.testing.assert_allclose(cosines(np.array([[length, 1.0], [1.0, 4.0]])), [measured, [np.nan, 1]])
 
 
@@ -77,7 +77,7 @@ def measured(tmp_path, grams):
     return LanguageCosines.read(tmp_path / "gram.parquet", LANGUAGES, SOURCES)
 
 
-def test_standard_errors_of_cosines_are_how_far_they_vary_between_fits(tmp_path):
+def test_standard_errors_of_cosines_agree_with_their_spread_over_fits(tmp_path):
     generator = np.random.default_rng(0)
     gram = np.array([[2.0, 0.5, 0.8], [0.5, 1.5, 0.9], [0.8, 0.9, 3.0]])
     fits = [measured(tmp_path, gram + 0.4 * generator.normal(size=(20, 3, 3))) for _ in range(100)]
@@ -86,7 +86,7 @@ def test_standard_errors_of_cosines_are_how_far_they_vary_between_fits(tmp_path)
     assert np.median([fit.errors[0, 0] for fit in fits]) == pytest.approx(0, abs=1e-9)
 
 
-def test_a_cosine_that_is_not_told_apart_from_nothing_is_called_noise(tmp_path):
+def test_a_cosine_that_does_not_differ_from_0_is_called_noise(tmp_path):
     generator = np.random.default_rng(0)
     related, strangers = np.array([[[2.0, 0.5, c], [0.5, 1.5, c], [c, c, 3.0]] for c in (0.9, 0.0)])
     noise = 0.4 * generator.normal(size=(30, 20, 3, 3))

@@ -21,7 +21,7 @@ def counts_of(alpha, settings, step, trained=None):
 
 
 @given(st.lists(st.floats(0.001, 1), min_size=4, max_size=4), st.integers(8, 200))
-def test_a_stratified_batch_follows_the_weights_and_leaves_nobody_out(store, recipe, masses, size):
+def test_a_stratified_batch_follows_the_weights_and_has_every_source(store, recipe, masses, size):
     alpha = project(masses)
     counts = counts_of(alpha, settings_for(store, recipe, batch_size=size), 1)
     assert counts.sum() == size
@@ -37,12 +37,12 @@ def test_sampled_batches_follow_the_weights_on_average(store, recipe):
     trained = alpha > 0
     counts = np.array([counts_of(alpha, settings, step, trained) for step in range(500)])
     assert (counts.sum(axis=1) == 20).all()
-    assert (counts[:, 3] == 2).all()  # held out: two sequences to measure by, none to train on
+    assert (counts[:, 3] == 2).all()  # held out: two sequences for the scores, none for training
     np.testing.assert_allclose(counts[:, :3].mean(axis=0), 18 * alpha[:3], rtol=0.05)
     np.testing.assert_array_equal(counts[7], counts_of(alpha, settings, 7, trained))
 
 
-def test_both_kinds_of_batch_train_along_the_same_expectation(store, recipe):
+def test_both_kinds_of_batch_have_the_same_expected_gradient(store, recipe):
     alpha = np.array([0.4, 0.3, 0.2, 0.1])
     stratified = settings_for(store, recipe)
     counts = counts_of(alpha, stratified, 1)
@@ -70,8 +70,8 @@ def test_an_epoch_reads_every_sequence_once_and_the_next_in_another_order(store,
     assert not np.array_equal(first, second)
 
 
-def test_a_batch_does_not_depend_on_how_the_past_was_cut(store, recipe):
-    """Two batches of 3 and 4 sequences are the batch of 7, also across the end of an epoch."""
+def test_a_batch_does_not_depend_on_the_sizes_of_earlier_batches(store, recipe):
+    """Batches of 3 and 4 sequences together equal one batch of 7, also across the end of an epoch."""
     settings = settings_for(store, recipe)
     n = store.sequence_counts(16)["eu/wiki"]
     one_source = np.array([0, 0, 0, 1])

@@ -1,4 +1,4 @@
-"""A fit on several processes: the same weights, and nothing lost when one of them dies, hangs or is told to stop."""
+"""A fit on several processes: it gives the same weights, and resumes after a process dies, hangs or is stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def free_port() -> int:
 
 
 class Job:
-    """Some processes that fit together, started as torchrun starts them."""
+    """Processes of one fit, started as torchrun starts them."""
 
     def __init__(
         self, count: int, store: Path, recipe: str, out: Path, *options: str, of_last: Sequence[object] = ()
@@ -52,14 +52,14 @@ class Job:
         return Path(f"{self.log}.{rank}").read_text()
 
     def end(self) -> list[int | None]:
-        """Return how each process ended."""
+        """Return the exit status of each process."""
         for process in self.processes:
             process.join(60)
         return [process.exitcode for process in self.processes]
 
 
 def until(out: Path, step: int) -> None:
-    """Wait until a fit has a checkpoint of that step or a later one."""
+    """Wait until a fit has a checkpoint of `step` or a later one."""
     begun = time.monotonic()
     while not any(int(path.name[5:]) >= step for path in (out / "checkpoints").glob("step-*")):
         assert time.monotonic() < begun + 60
@@ -67,7 +67,7 @@ def until(out: Path, step: int) -> None:
 
 
 def longer(recipe: str, out: Path) -> str:
-    """Return a recipe with larger batches: its steps last long enough to be interrupted."""
+    """Return a recipe with larger batches, so that its steps are long enough to be interrupted."""
     path = out.with_suffix(".yaml")
     path.write_text(Path(recipe).read_text().replace("batch_size: 12", "batch_size: 96"))
     return str(path)
@@ -75,7 +75,7 @@ def longer(recipe: str, out: Path) -> str:
 
 @pytest.fixture(scope="module")
 def two(store, recipe, tmp_path_factory):
-    """The run of two processes that nothing disturbed; read only."""
+    """A finished run on two processes without any interruption; tests only read it."""
     out = tmp_path_factory.mktemp("two") / "run"
     job = Job(2, store.path, longer(recipe, out), out)
     assert job.end() == [0, 0], job.printed(0)
@@ -84,7 +84,7 @@ def two(store, recipe, tmp_path_factory):
     return out
 
 
-def test_two_processes_learn_what_one_learns(two, store, tmp_path):
+def test_two_processes_learn_the_same_weights_as_one(two, store, tmp_path):
     job = Job(1, store.path, str(two.with_suffix(".yaml")), tmp_path / "one")
     assert job.end() == [0], job.printed(0)
     ours, theirs = (json.loads((run / "weights.json").read_text()) for run in (two, tmp_path / "one"))
@@ -95,7 +95,7 @@ def test_two_processes_learn_what_one_learns(two, store, tmp_path):
         assert a.get("validation", {}) == pytest.approx(b.get("validation", {}), rel=1e-5)
 
 
-def test_a_process_that_dies_stops_the_others_with_its_name_and_resume_goes_on_to_the_bit(two, store, tmp_path):
+def test_a_process_that_dies_is_named_and_stops_the_others_and_resume_is_exact(two, store, tmp_path):
     out, recipe = tmp_path / "run", str(two.with_suffix(".yaml"))
     for step, dies, survives in ((2, 1, 0), (4, 0, 1)):
         job = Job(2, store.path, recipe, out, *(["--resume"] if step > 2 else []))
@@ -120,7 +120,7 @@ def test_a_process_that_hangs_is_named_after_the_timeout(two, store, tmp_path):
     assert "process 1 of 2 (numbered from 0) died or no longer answers" in job.printed(0)
 
 
-def test_a_stopped_process_does_not_keep_the_others_from_obeying_sigterm(two, store, tmp_path):
+def test_the_others_obey_sigterm_while_one_process_is_stopped(two, store, tmp_path):
     job = Job(2, store.path, str(two.with_suffix(".yaml")), tmp_path / "run", "--set", "timeout=100")
     until(tmp_path / "run", 2)
     os.kill(job.processes[1].pid, signal.SIGSTOP)
@@ -136,7 +136,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(two, store, tmp_p
     out, recipe = tmp_path / "run", str(two.with_suffix(".yaml"))
     job = Job(2, store.path, recipe, out)
     until(out, 2)
-    for _ in range(2):  # the scheduler's, and torchrun's after it
+    for _ in range(2):  # the signal of the scheduler, then that of torchrun
         os.kill(job.processes[1].pid, signal.SIGTERM)
     assert job.end() == [143, 143], job.printed(0)
     assert "--resume continues" in job.printed(0)
@@ -147,7 +147,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(two, store, tmp_p
     np.testing.assert_allclose(list(ours["sources"].values()), list(theirs["sources"].values()), rtol=1e-5)
 
 
-def test_what_cannot_be_shared_is_refused_in_one_line(two, store, tmp_path):
+def test_settings_that_do_not_allow_several_processes_are_refused_in_one_line(two, store, tmp_path):
     job = Job(2, Path("corpus.yaml"), str(two.with_suffix(".yaml")), tmp_path / "run")
     assert job.end() == [1, 1]
     assert job.printed(0) == "error: corpus.yaml: several processes fit on a store; make it with xdoge prepare first.\n"
@@ -157,7 +157,7 @@ def test_what_cannot_be_shared_is_refused_in_one_line(two, store, tmp_path):
     assert "device cuda:0" in job.printed(0)
 
 
-def test_one_process_fits_again_and_again(store, recipe, tmp_path):
+def test_one_process_can_run_several_fits(store, recipe, tmp_path):
     port, context = free_port(), forked.context()
     arguments = (2, port, str(store.path), recipe, str(tmp_path))
     started = [context.Process(target=ranks.fit_twice, args=(rank, *arguments)) for rank in range(2)]

@@ -1,4 +1,4 @@
-"""One pass against k backward passes, over architectures and ways of running; what is refused is refused by name."""
+"""One pass agrees with k backward passes, for many architectures and options; errors name what is refused."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ COMMON: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 32,
-    "attn_implementation": "sdpa",  # the eager one computes its softmax in float32
+    "attn_implementation": "sdpa",  # eager attention computes its softmax in float32
     "bos_token_id": 0,
     "eos_token_id": 0,
     "pad_token_id": None,
@@ -66,14 +66,14 @@ GPT2: dict[str, Any] = {
 
 
 def exact_norm(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
-    """Do what transformers' RMSNorms do, without their detour through float32."""
+    """Compute transformers' RMSNorm without its conversion to float32."""
     return (
         self.weight * hidden_states * torch.rsqrt(hidden_states.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
     )
 
 
 def prepare(model: nn.Module) -> nn.Module:
-    """Give a float64 model weights that leave no gradient near zero, the same every time."""
+    """Give a float64 model fixed weights for which no gradient is near zero."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -137,7 +137,7 @@ def assert_exact(
     reference: nn.Module | None = None,
     **how: Any,
 ) -> SourceProducts:
-    """Run one pass and compare all it gives with the k backward passes, to 1e-9."""
+    """Run one pass and compare all its results with k backward passes, to 1e-9."""
     expected, direction = reference_step(reference or model, batch, weights=WEIGHTS, targets=TARGETS)
     model.zero_grad()
     products = (engine or GradientEngine(model, len(batch.counts))).backward(
@@ -166,7 +166,7 @@ def test_one_pass_equals_k_backward_passes(name: str, gram: bool, microbatches: 
 
 @pytest.mark.parametrize("name", ["llama tied", "gpt2"])
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_activation_checkpointing_changes_nothing(name: str, microbatches: int) -> None:
+def test_activation_checkpointing_does_not_change_the_result(name: str, microbatches: int) -> None:
     model, reference = prepare(MODELS[name]()), prepare(MODELS[name]())
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     model.train()
@@ -196,7 +196,7 @@ def test_any_counts_and_any_split_into_microbatches_are_exact(
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_slicing_changes_nothing(monkeypatch: pytest.MonkeyPatch, microbatches: int) -> None:
+def test_slicing_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch, microbatches: int) -> None:
     monkeypatch.setattr(accumulator, "MAX_COLUMNS", 5)
     monkeypatch.setattr(accumulator, "MIN_ROWS", 7)
     monkeypatch.setattr(HeadLoss, "SLICE_BYTES", 3 * 8 * VOCABULARY)
@@ -213,7 +213,7 @@ def test_gradients_are_added_to_those_already_there() -> None:
     assert torch.allclose(gradient(model), 2 * once, rtol=1e-12, atol=0)
 
 
-def test_the_loss_is_that_of_transformers() -> None:
+def test_the_loss_equals_that_of_transformers() -> None:
     model, batch = llama(), make_batch((2, 3))
     products = GradientEngine(model, 2).backward(batch, weights=np.ones(2), targets=np.ones(2))
     with torch.no_grad():
@@ -247,7 +247,7 @@ def test_bf16_autocast_is_no_further_from_float64_than_plain_training(microbatch
 
 
 def in_float64(model: nn.Module) -> nn.Module:
-    """Return the model in float64, its norms exact, its weights as they are."""
+    """Return the model in float64 with exact norms and unchanged weights."""
     twin = copy.deepcopy(model).double()
     for module in twin.modules():
         if hasattr(module, "variance_epsilon"):
@@ -259,7 +259,7 @@ def in_float64(model: nn.Module) -> nn.Module:
 
 
 class TinyModel(nn.Module):
-    """Embedding, a middle, a head, in float64 from the start."""
+    """An embedding, a middle module and a head, all in float64."""
 
     def __init__(self, middle: nn.Module | None = None) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ class TinyModel(nn.Module):
 
 
 class Warp(nn.Module):
-    """Owns parameters of an unheard-of shape and use, and a known module besides."""
+    """A module with parameters of an unknown shape and use, and a known module inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ class Warp(nn.Module):
 
 
 class MixesRows(nn.Module):
-    """Subtracts the batch mean, under a name that does not give it away."""
+    """A module that subtracts the batch mean. Its name does not tell."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -345,7 +345,7 @@ def test_outputs_that_the_model_changes_in_place_are_exact() -> None:
     assert_exact(prepare(TinyModel(InPlace())), make_batch(), microbatches=2)
 
 
-def test_a_subclass_with_a_forward_of_its_own_is_not_taken_for_its_parent() -> None:
+def test_a_subclass_with_its_own_forward_is_not_treated_as_its_parent() -> None:
     class Doubled(nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(input)
@@ -370,7 +370,7 @@ def test_a_module_called_twice_keeps_its_cross_terms(microbatches: int) -> None:
     assert_exact(model, make_batch(), microbatches=microbatches)
 
 
-def test_a_use_that_does_not_reach_the_loss_is_no_obstacle() -> None:
+def test_a_use_that_does_not_affect_the_loss_is_allowed() -> None:
     class Aside(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -397,7 +397,7 @@ def test_positions_looked_up_once_for_all_rows_are_exact() -> None:
     assert_exact(prepare(TinyModel(Positions())), make_batch())
 
 
-def test_frozen_parameters_take_no_part() -> None:
+def test_frozen_parameters_have_no_gradient_or_products() -> None:
     model = prepare(MODELS["llama biases"]())
     frozen = ["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.bias"]
     for name in [*frozen, "model.norm.weight"]:
@@ -412,7 +412,7 @@ def test_a_head_alone_can_be_trained() -> None:
     assert_exact(model, make_batch())
 
 
-def test_a_parameter_used_behind_its_modules_back_is_refused_by_name() -> None:
+def test_a_parameter_used_outside_its_module_is_refused_by_name() -> None:
     class Bypass(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -482,7 +482,7 @@ def test_results_repeat_bit_for_bit_and_no_random_state_is_touched() -> None:
     assert torch.equal(results[0][1], results[1][1])
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_unchanged_afterwards() -> None:
     model = llama(attention_dropout=0.1)
     model.model.layers[0].eval()
     modes = [module.training for module in model.modules()]
@@ -518,7 +518,7 @@ def test_a_batch_that_does_not_fit_is_refused(change: dict[str, Any], message: s
 
 
 @pytest.mark.filterwarnings("ignore:no fast way")
-def test_a_module_that_cannot_be_run_on_one_sources_rows_is_refused_for_that_reason() -> None:
+def test_a_module_that_cannot_run_on_the_rows_of_one_source_is_refused() -> None:
     small = {"vocab_size": 256, "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
     few = small | {"num_hidden_layers": 1, "intermediate_size": 16, "pad_token_id": 0, "bos_token_id": 1}
     recurrent = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**few, lru_width=16))  # keeps a state of the whole batch

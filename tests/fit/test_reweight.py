@@ -17,7 +17,7 @@ from xdoge.mixtures.simplex import project
 
 
 def products(gram, half=None, losses=None):
-    """Products of a batch with this Gram matrix and all τ = 1; NaN on its diagonal marks an absent source."""
+    """Return products of a batch with this Gram matrix and all τ = 1. NaN on its diagonal marks an absent source."""
     gram = np.array(gram, dtype=float)
     own = np.diag(gram)
     absent = np.isnan(own)
@@ -55,7 +55,7 @@ def test_weights_stay_on_the_floored_simplex(alpha, x):
 
 
 @given(weights, st.floats(-50, 50))
-def test_equal_scores_change_nothing(alpha, score):
+def test_equal_scores_do_not_change_the_weights(alpha, score):
     np.testing.assert_allclose(mirror_step(alpha, np.full(alpha.size, score), floor=0.01), alpha, rtol=1e-9)
 
 
@@ -68,8 +68,8 @@ def test_permuted_sources_give_permuted_weights(alpha, x, random):
     np.testing.assert_allclose(after, mirror_step(alpha, x, floor=0.01)[order], rtol=1e-9)
 
 
-def test_the_step_solves_the_problem_it_states():
-    """It is argmax ⟨α, x⟩ - KL(α ‖ α_t) over α ≥ γ, Σα = 1, against a generic solver."""
+def test_the_step_solves_its_optimisation_problem():
+    """A generic solver gives the same argmax ⟨α, x⟩ - KL(α ‖ α_t) over α ≥ γ, Σα = 1."""
     alpha, x, floor = np.array([0.5, 0.3, 0.15, 0.05]), np.array([-1.0, 0.4, 0.1, -2.0]), 0.04
     solved = minimize(
         lambda a: np.sum(a * np.log(a / alpha)) - a @ x,
@@ -90,8 +90,8 @@ def test_a_negative_score_lowers_a_weight():
     assert after.now[1] < 1 / 3 < after.now[2]
 
 
-def test_a_weight_at_its_floor_comes_back():
-    """Without a floor a weight of zero would stay zero whatever its scores."""
+def test_a_weight_at_its_floor_can_grow_again():
+    """Without a floor, a weight of zero would stay zero with any score."""
     state = Weights(now=np.array([0.99, 0.01]), total=np.zeros(2))
     after, _ = step(state, products([[0.1, 0.5], [0.5, 9.0]]), rule=rule(2), eta=0.1)
     assert after.now[1] > 0.02
@@ -107,12 +107,12 @@ def test_a_source_that_was_not_scored_keeps_its_share(alpha, x, missing):
         assert after[missing] == pytest.approx(alpha[missing], rel=1e-9)
 
 
-def test_nothing_scored_leaves_all_as_it_was():
+def test_without_any_score_the_weights_stay_the_same():
     alpha = np.array([0.2, 0.8])
     np.testing.assert_array_equal(mirror_step(alpha, np.full(2, np.nan), floor=0.1), alpha)
 
 
-def test_the_unbiased_score_replaces_the_own_product_alone():
+def test_the_unbiased_score_replaces_only_the_product_of_a_source_with_itself():
     gram = np.array([[4.0, 1.0, -1.0], [1.0, 9.0, 2.0], [-1.0, 2.0, 16.0]])
     half = np.array([1.0, 2.0, 3.0])
     targets = np.array([1.0, 0.5, 0.0])
@@ -123,15 +123,15 @@ def test_the_unbiased_score_replaces_the_own_product_alone():
     np.testing.assert_allclose(raw_scores(batch, rule(3, targets=targets, score="unbiased")), gram @ targets)
 
 
-def test_a_source_with_one_sequence_is_not_scored_unless_it_is_no_target():
+def test_a_target_with_one_sequence_is_not_scored():
     batch = products(np.eye(2), half=[np.nan, np.nan])
     scores = raw_scores(batch, rule(2, score="unbiased", targets=np.array([1.0, 0.0])))
     assert np.isnan(scores[0])
     assert np.isfinite(scores[1])
 
 
-def test_a_normalised_score_knows_no_units():
-    """Gradients c times as long give the same step, so one μ serves every size of proxy."""
+def test_a_normalised_score_does_not_depend_on_the_scale_of_gradients():
+    """Gradients that are c times as long give the same step, so one μ serves every size of proxy."""
     gram, state = np.array([[4.0, 1.0], [1.0, 2.0]]), Weights.start(np.full(2, 1 / 2))
     short, long = (step(state, products(gram * c**2), rule=rule(2), eta=1)[1] for c in (1.0, 10.0))
     np.testing.assert_allclose(short, long)
@@ -146,8 +146,8 @@ def test_scores_are_divided_by_a_running_mean_that_starts_unbiased():
     np.testing.assert_allclose(second, 2 / mean / 2)
 
 
-def test_one_step_with_leaping_gradients_does_not_decide_the_fit():
-    """Measured: two of twelve sources leapt in one step of sixty, and that step moved a third of all weight."""
+def test_one_step_with_very_large_gradients_does_not_decide_the_fit():
+    """In a fit of 60 steps, two of twelve sources had huge gradients in one step, which moved a third of all weight."""
     state = Weights.start(np.full(2, 1 / 2))
     for _ in range(50):
         state, _ = step(state, products(np.eye(2)), rule=rule(2), eta=0.01)
@@ -158,8 +158,8 @@ def test_one_step_with_leaping_gradients_does_not_decide_the_fit():
     assert abs(scores).max() < 1.0
 
 
-def test_the_unbiased_score_is_measured_in_true_lengths():
-    """The noise in |g|² depends on the sequences per source; the length between halves does not, and so μ need not."""
+def test_the_unbiased_score_is_normalised_without_noise():
+    """The noise in |g|² depends on the sequences per source. The length from halves does not, nor does μ."""
     gram, half = np.eye(2) * 10.0 + 1.0, np.array([3.0, 1.0])
     state = Weights.start(np.full(2, 1 / 2))
     _, scores = step(state, products(gram, half), rule=rule(2, score="unbiased"), eta=0)
@@ -167,7 +167,7 @@ def test_the_unbiased_score_is_measured_in_true_lengths():
 
 
 @pytest.mark.parametrize("half", [[0.0, 0.0], [-5.0, 1.0], [np.nan, np.nan]])
-def test_a_length_lost_in_noise_does_not_blow_up_the_scores(half):
+def test_a_length_hidden_by_noise_does_not_make_scores_huge(half):
     gram = np.full((2, 2), 0.5) + np.eye(2) * 10
     held = rule(2, score="unbiased", targets=np.array([1.0, 0.0]))
     _, scores = step(Weights.start(np.full(2, 1 / 2)), products(gram, half), rule=held, eta=0)
@@ -175,8 +175,8 @@ def test_a_length_lost_in_noise_does_not_blow_up_the_scores(half):
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3))
-def test_no_exponent_is_too_large(x):
-    """At a floor of 0, a weight may get as small as it likes and stays a weight."""
+def test_any_exponent_gives_valid_weights(x):
+    """With a floor of 0, a weight may become very small but stays valid."""
     after = mirror_step(np.array([1e-300, 1.0 - 1e-12, 0.0]), np.array(x), floor=0.0)
     assert np.isfinite(after).all()
     assert after.sum() == pytest.approx(1)
@@ -196,7 +196,7 @@ def test_a_held_out_target_steers_and_is_never_trained_on():
     assert after.now[0] > after.now[1]
 
 
-def test_the_answer_is_the_mean_over_the_steps_after_burn_in():
+def test_learned_weights_are_the_mean_over_the_steps_after_burn_in():
     state, seen = Weights.start(np.full(2, 1 / 2)), []
     for number, own in enumerate((4.0, 1.0, 5.0, 2.0)):
         gram = [[own, 0.0], [0.0, 3.0]]
@@ -205,7 +205,7 @@ def test_the_answer_is_the_mean_over_the_steps_after_burn_in():
     np.testing.assert_allclose(state.average, np.mean(seen[1:], axis=0))
 
 
-def test_an_absent_source_does_not_sink_when_others_score_above_zero():
+def test_an_absent_source_does_not_lose_to_others_with_positive_scores():
     gram = np.array([[1.0, 0.5, np.nan], [0.5, 1.0, np.nan], [np.nan, np.nan, np.nan]])
     after, scores = step(Weights.start(np.full(3, 1 / 3)), products(gram), rule=rule(3), eta=1.0)
     assert np.isnan(scores[2])
@@ -217,8 +217,8 @@ def test_an_absent_source_does_not_sink_when_others_score_above_zero():
     st.floats(0.05, 0.95),
     st.sampled_from(["unbiased", "paper"]),
 )
-def test_a_source_cut_in_two_alike_halves_leaves_every_language_its_weight(grads, part, score):
-    """Three languages of a source each; the first is cut, and its start with it, into parts of any two sizes."""
+def test_splitting_a_source_in_two_does_not_change_the_weights_of_languages(grads, part, score):
+    """Three languages have a source each. The first source and its weight are split in two parts of any size."""
     grads = grads + np.array([1.0, 0, 0, 0, 0, 0])
     whole, cut = np.array([0.4, 0.35, 0.25]), np.array([0.4 * part, 0.4 * (1 - part), 0.35, 0.25])
     of_cut = grads[[0, 0, 1, 2]]

@@ -1,4 +1,4 @@
-"""The score means what docs/explanation/method.md says: on models small enough to know the truth."""
+"""Scores agree with their definition in docs/explanation/method.md, on models so small that the truth is known."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def rule(score, targets):
     return Rule(np.array(targets), trained, floor=0.0, mu=1.0, score=score, normalise="none")
 
 
-def test_the_score_is_what_a_step_on_the_source_does_to_the_targets():
-    """-d/dα_j of the target loss after one SGD step equals ε W_j; central differences, to 1e-4 of the largest."""
+def test_the_score_is_the_effect_of_a_step_on_the_target_losses():
+    """-d/dα_j of the target loss after one SGD step equals ε W_j, to 1e-4 of the largest (central differences)."""
     sources = [sequences(seed, 5, spread) for seed, spread in enumerate((1, 3, 8))]
     targets, alpha, epsilon, h = np.array([1.0, 0.5, 2.0]), np.array([0.5, 0.3, 0.2]), 1e-5, 1e-2
     model = Toy()
@@ -68,8 +68,8 @@ def test_the_score_is_what_a_step_on_the_source_does_to_the_targets():
         assert -slope == pytest.approx(epsilon * scores[j], abs=1e-4 * epsilon * np.abs(scores).max())
 
 
-def test_the_unbiased_score_converges_to_the_truth_and_the_papers_does_not(record_property):
-    """Means over 1,500 batches of two sequences a source, against products of full-data gradients."""
+def test_the_unbiased_score_converges_to_the_true_score_and_that_of_the_paper_does_not(record_property):
+    """Means over 1,500 batches with two sequences per source are compared with products of full-data gradients."""
     data = [sequences(seed, 60, spread) for seed, spread in enumerate((2, 5, 15))]
     targets = np.ones(3)
     model = Toy(seed=1)
@@ -93,11 +93,11 @@ def test_the_unbiased_score_converges_to_the_truth_and_the_papers_does_not(recor
     assert (np.abs(mean["unbiased"] - truth) < 3.5 * error["unbiased"]).all()
     assert (mean["paper"] - truth > 10 * error["paper"]).all()
     noisiest = int(np.argmax(mean["paper"] - truth))
-    assert noisiest == 2  # the source whose next token is hardest to know is rewarded most
+    assert noisiest == 2  # the paper's score rewards the least predictable source most
 
 
-def test_more_sequences_shrink_the_papers_bias_in_proportion():
-    """The bias is the trace of the gradient's covariance, which falls as 1 / n."""
+def test_the_bias_of_the_papers_score_falls_in_proportion_to_the_sequences():
+    """The bias is the trace of the gradient's covariance, which is proportional to 1 / n."""
     data = sequences(3, 200, 10)
     model, generator, ones = Toy(seed=2), np.random.default_rng(1), np.ones(1)
     engine = GradientEngine(model, 1)

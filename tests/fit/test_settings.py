@@ -1,4 +1,4 @@
-"""Settings of a fit: defaults from recipe and corpus, and what is refused before long work."""
+"""Settings of a fit: defaults from recipe and corpus, and errors before long work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from xdoge.errors import XDogeError
 from xdoge.fit.settings import FitSettings
 
 
-def test_what_the_user_leaves_out_comes_from_recipe_and_corpus(store, recipe):
+def test_defaults_come_from_recipe_and_corpus(store, recipe):
     settings = FitSettings.for_store(store, {"proxy": recipe, "steps": 100})
     assert (settings.steps, settings.sequence_length, settings.batch_size) == (100, 16, 12)
     assert settings.floor == pytest.approx(1 / 80)
@@ -55,14 +55,14 @@ def test_settings_that_cannot_work_are_refused(store, recipe, options, message):
         FitSettings.for_store(store, {"proxy": recipe} | options, where="s")
 
 
-def test_what_is_wrong_with_any_store_is_refused_without_one(recipe):
+def test_settings_that_fit_no_store_are_refused_without_a_store(recipe):
     languages = {"es": ["es/web"], "eu": ["eu/web", "eu/wiki"]}
     with pytest.raises(XDogeError, match="floor 0.9 .* 3 sources"):
         FitSettings.for_sources(languages, {"proxy": recipe, "floor": 0.9})
     assert FitSettings.for_sources(languages, {"proxy": recipe, "steps": 10}).floor == pytest.approx(1 / 60)
 
 
-def test_a_source_of_few_sequences_and_rare_scores_are_said(store, recipe):
+def test_few_sequences_and_rare_scores_are_noted(store, recipe):
     few = FitSettings.for_store(store, {"proxy": recipe, "sequence_length": 60})
     assert "few sequences" in few.notes(store)[0]
     assert "gl/wiki (19)" in few.notes(store)[0]
@@ -95,7 +95,7 @@ def test_a_fit_starts_at_equal_languages_or_sources(store, recipe, initial, shar
     np.testing.assert_allclose(settings.initial_weights(store), expected)
 
 
-def test_a_held_out_source_starts_at_nothing_and_a_small_one_at_the_floor(store, recipe):
+def test_a_held_out_source_starts_at_0_and_a_small_one_at_the_floor(store, recipe):
     options = {"proxy": recipe, "targets": {"gl/wiki": 1}, "held_out": ["gl/wiki"], "floor": 0.2}
     settings = FitSettings.for_store(store, options)
     assert FitSettings.model_fields["initial"].default == settings.initial == "languages"

@@ -1,4 +1,4 @@
-"""Moving targets: their game has the value that linear programming finds, and a guard keeps what it promises."""
+"""Moving targets: robust targets agree with linear programming, and the guard keeps losses near the reference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MEMBERS = [[0], [1, 2], [3, 4, 5]]
 
 
 def gradients(seed, kinds=MEMBERS, relatives=0.6, lengths=(1, 1, 1, 1, 1)):
-    """Return k gradients, (k, P): all languages but the first are like each other, the sources of one more so."""
+    """Return k gradients, (k, P). All languages but the first are similar, and sources of one language even more so."""
     generator = np.random.default_rng(seed)
     grads = np.zeros((sum(map(len, kinds)), 40))
     common = generator.normal(size=40)
@@ -50,7 +50,7 @@ def products(gradients, alpha, tau, reference=None):
 
 
 def play(gradients, target_rule, rule, steps=STEPS, losses=None):
-    """Return the mean weights and the targets' state after a fit in which gradients stay what they are."""
+    """Return the mean weights and the state of the targets after a fit with constant gradients."""
     weights, state = (
         reweight.Weights.start(rule.trained / rule.trained.sum()),
         TargetState.start(len(target_rule.shares)),
@@ -86,7 +86,7 @@ def relative_progress(gradients, target_rule):
 @pytest.mark.parametrize("mu", [0.01, 0.1])
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (1, 3, 3), (1, 10, 10), (10, 1, 1)])
 @pytest.mark.parametrize("seed", range(2))
-def test_the_language_that_progresses_least_progresses_as_much_as_it_can(seed, lengths, mu):
+def test_robust_targets_maximise_the_least_progress(seed, lengths, mu):
     grads = gradients(seed, lengths=lengths)
     target_rule, rule = both_rules(len(grads), mu=mu)
     alpha, _ = play(grads, target_rule, rule)
@@ -104,7 +104,7 @@ def test_the_language_that_progresses_least_progresses_as_much_as_it_can(seed, l
     assert (matrix @ alpha).min() > (matrix @ np.full(len(grads), 1 / len(grads))).min()
 
 
-def test_a_language_without_relatives_does_not_pay_for_those_that_have_some():
+def test_robust_targets_protect_a_language_without_relatives():
     members = [[0], [1], [2], [3], [4]]
     grads = gradients(0, members, relatives=2.0)
     target_rule, rule = both_rules(5, members)
@@ -117,7 +117,7 @@ def test_a_language_without_relatives_does_not_pay_for_those_that_have_some():
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(1e-6, 1e6), st.integers(0, 10))
-def test_the_unit_of_the_losses_decides_nothing(scale, seed):
+def test_the_scale_of_the_losses_does_not_change_the_weights(scale, seed):
     grads = gradients(seed)
     target_rule, rule = both_rules(len(grads), mu=0.1)
     ours, state = play(scale * grads, target_rule, rule, steps=20)
@@ -127,7 +127,7 @@ def test_the_unit_of_the_losses_decides_nothing(scale, seed):
 
 
 def test_a_guard_keeps_a_language_near_the_reference():
-    """Losses that fall by what the gradients say, 10 − Σ_t P_ℓ / steps."""
+    """The losses fall as the gradients predict: 10 − Σ_t P_ℓ / steps."""
     members = [[0], [1], [2], [3], [4]]
     grads = gradients(0, members, relatives=2.0)
     gram, uniform, start = grads @ grads.T, np.full(5, 0.2), np.full(5, 10.0)
@@ -154,8 +154,8 @@ def test_a_guard_keeps_a_language_near_the_reference():
     np.testing.assert_allclose(state.excess(), kept, atol=1e-3)
 
 
-def test_a_language_that_makes_no_progress_at_all_gets_the_most_the_guard_has():
-    """Two languages that hinder each other: what helps one is worse for the other than nothing."""
+def test_a_language_without_any_progress_gets_the_largest_multiplier():
+    """Two languages hinder each other: text that helps one raises the loss of the other."""
     grads = np.array([[1.0, 0.0], [-0.5, 1.0]])
     target_rule, rule = both_rules(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
     target_rule, alpha, state = replace(target_rule, robust=False), np.array([0.2, 0.8]), TargetState.start(2)
@@ -167,8 +167,8 @@ def test_a_language_that_makes_no_progress_at_all_gets_the_most_the_guard_has():
     assert state.multiplier.tolist() == [100.0, 0.0]
 
 
-def test_a_loss_that_has_risen_is_no_estimate_and_moves_no_multiplier():
-    """More progress of the reference would else be taken for a higher loss of the reference."""
+def test_a_loss_that_has_risen_does_not_move_its_multiplier():
+    """Otherwise, more progress of the reference would count as a higher loss of the reference."""
     grads = np.eye(2)
     target_rule, rule = both_rules(2, [[0], [1]], mu=0.1, reference=np.full(2, 0.5))
     target_rule, alpha, state = replace(target_rule, robust=False), np.array([0.1, 0.9]), TargetState.start(2)
@@ -181,12 +181,12 @@ def test_a_loss_that_has_risen_is_no_estimate_and_moves_no_multiplier():
     assert state.multiplier.tolist() == [7.0, 0.0]
 
 
-def test_a_language_without_targets_is_guarded_all_the_same():
+def test_the_guard_also_covers_a_language_without_targets():
     shares = language_shares([[0], [1, 2]], np.array([1.0, 0.0, 0.0]))
     assert shares.tolist() == [[1, 0, 0], [0, 0.5, 0.5]]
 
 
-def test_a_language_that_the_batch_does_not_show_keeps_its_target():
+def test_a_language_that_is_not_in_the_batch_keeps_its_target():
     grads = gradients(0)
     target_rule, rule = both_rules(len(grads), mu=0.1)
     state = TargetState.start(3)
@@ -199,7 +199,7 @@ def test_a_language_that_the_batch_does_not_show_keeps_its_target():
     assert after.potential[0] == pytest.approx(state.potential[0], rel=1e-12)
 
 
-def test_the_proxy_sees_what_repeats_as_often_as_in_the_target_run(store, recipe):
+def test_the_proxy_repeats_text_as_often_as_the_target_run(store, recipe):
     options = {"proxy": recipe, "steps": 50}
     whole = FitSettings.for_store(store, options)
     part = FitSettings.for_store(store, options | {"target_budget": 3 * whole.proxy_tokens})
@@ -228,7 +228,7 @@ def test_targets_that_cannot_work_are_refused(store, recipe, options, message):
         FitSettings.for_store(store, {"proxy": recipe} | options)
 
 
-def test_a_fit_follows_the_languages_and_says_what_it_found(store, recipe, tmp_path):
+def test_a_fit_logs_progress_targets_and_excess_of_languages(store, recipe, tmp_path):
     options = {"proxy": recipe, "steps": 6, "targets": "robust", "no_worse_than": "uniform:0.001%"}
     notes: list[str] = []
     weights = fit(store, FitSettings.for_store(store, options), out=tmp_path / "run", on_note=notes.append).weights

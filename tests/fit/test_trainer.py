@@ -1,4 +1,4 @@
-"""The fit: what it learns, what it writes, and that nothing is lost."""
+"""The fit: learned weights, files, exact resuming, and errors."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from xdoge.training.checkpoints import seal
 
 
 def settings_for(store, recipe, **options):
-    """Six steps, with a μ that keeps so short a fit from leaping."""
+    """Return settings of a fit of six steps, with a μ for which such a short fit is stable."""
     defaults = {"proxy": recipe, "steps": 6, "mu": 0.5, "checkpoint_every": 2, "eval_every": 3, "eval_sequences": 16}
     return FitSettings.for_store(store, defaults | options)
 
 
 @pytest.fixture(scope="module")
 def finished(store, recipe, tmp_path_factory):
-    """A run of six steps, to its end; read only."""
+    """A finished run of six steps; tests only read it."""
     out = tmp_path_factory.mktemp("finished") / "run"
     fit(store, settings_for(store, recipe), out=out)
     return out
@@ -55,13 +55,13 @@ def test_a_fit_without_validation_text_learns_and_resumes(corpus, recipe, tmp_pa
 
     with pytest.raises(Interrupted, match="step 3"):
         fit(store, settings, out=tmp_path / "run", on_progress=stop_at_third)
-    often = settings.model_copy(update={"eval_every": 1, "checkpoint_every": 1})  # decide no number
+    often = settings.model_copy(update={"eval_every": 1, "checkpoint_every": 1})  # change no result
     fit(store, often, out=tmp_path / "run", resume=True)
     assert not any(row.get("validation") for row in metrics(tmp_path / "whole"))
     assert WeightSet.load(tmp_path / "run").sources == WeightSet.load(tmp_path / "whole").sources
 
 
-def test_a_fit_writes_everything_it_promises(store, recipe, finished):
+def test_a_fit_writes_all_its_files(store, recipe, finished):
     weights = WeightSet.load(finished / "weights.json")
     assert tuple(weights.sources) == store.sources
     assert sum(weights.sources.values()) == pytest.approx(1)
@@ -89,7 +89,7 @@ def test_a_fit_writes_everything_it_promises(store, recipe, finished):
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000000004", "step-000000006"]
     assert weights.method["initial"] == "languages"
     initial = np.array(list(config["initial"].values()))
-    assert rows[0]["loss"] == pytest.approx(trajectory["loss"].to_numpy()[:4] @ initial)  # weighed as it was trained on
+    assert rows[0]["loss"] == pytest.approx(trajectory["loss"].to_numpy()[:4] @ initial)  # its own weights
 
 
 def test_a_fit_takes_its_settings_by_name(store, recipe, finished, tmp_path):
@@ -108,15 +108,15 @@ def test_a_fit_takes_its_settings_by_name(store, recipe, finished, tmp_path):
         fit(store, settings_for(store, recipe), out=tmp_path / "other", steps=3)
 
 
-def test_the_settings_that_fit_takes_by_name_are_all_settings():
+def test_fit_takes_every_setting_by_name():
     assert list(FitOptions.__annotations__) == list(FitSettings.model_fields)
 
 
-def test_the_golden_run_is_what_it_was(finished):
-    """Losses and weights of the fixed run, which XDOGE_REMAKE_GOLDEN=1 pytest tests/fit -k golden remakes.
+def test_the_golden_run_has_not_changed(finished):
+    """Compare losses and weights of a fixed run. `XDOGE_REMAKE_GOLDEN=1 pytest tests/fit -k golden` remakes them.
 
-    A change here changes what users' runs compute, and says so in the changelog. Other processors round otherwise,
-    hence the tolerance.
+    A change of these numbers changes the results of users' runs, so the changelog must mention it. The tolerance allows
+    for the rounding of other processors.
     """
     path = Path(__file__).with_name("golden_fit.json")
     measured = {
@@ -133,8 +133,8 @@ def test_the_golden_run_is_what_it_was(finished):
 
 
 @pytest.mark.slow
-def test_cutting_a_source_in_two_changes_its_language_less_than_two_seeds_differ(corpus, recipe, tmp_path):
-    """The documents of es/web as one source, and in two; from equal sources, es would have 0.11 more."""
+def test_splitting_a_source_changes_its_language_less_than_another_seed(corpus, recipe, tmp_path):
+    """The documents of es/web are one source, or two. With equal initial sources, es would have 0.11 more."""
     lines = (corpus.parent / "es-web.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "first.jsonl").write_text("".join(lines[::2]))
     (tmp_path / "second.jsonl").write_text("".join(lines[1::2]))
@@ -158,7 +158,7 @@ def test_cutting_a_source_in_two_changes_its_language_less_than_two_seeds_differ
     assert abs(cut.mean() - whole.mean()) < min(np.ptp(whole), np.ptp(cut))
 
 
-def test_everybodys_tools_load_the_proxy(finished, store):
+def test_transformers_and_other_tools_load_the_proxy(finished, store):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(finished / "proxy")
@@ -191,7 +191,7 @@ def test_weights_move_and_losses_fall(store, recipe, tmp_path):
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_every_way_to_fit_can_be_stopped_and_resumed_to_the_bit(store, recipe, tmp_path, options):
+def test_every_kind_of_fit_resumes_exactly(store, recipe, tmp_path, options):
     settings = settings_for(store, recipe, **options)
     whole = fit(store, settings, out=tmp_path / "whole")
 
@@ -260,7 +260,7 @@ def test_a_finished_run_is_not_run_again(store, recipe, finished):
     assert (finished / "weights.json").stat().st_mtime_ns == before
 
 
-def test_a_folder_with_something_in_it_is_refused(store, recipe, finished, tmp_path):
+def test_a_folder_that_is_not_empty_is_refused(store, recipe, finished, tmp_path):
     with pytest.raises(XDogeError, match="run is not empty. .*resume=True"):
         fit(store, settings_for(store, recipe), out=finished)
     (tmp_path / "notes.txt").write_text("mine")
@@ -275,7 +275,7 @@ def test_resuming_with_other_settings_is_refused_and_the_difference_shown(store,
         fit(store, settings_for(store, recipe, seed=1, mu=0.1), out=finished, resume=True)
 
 
-def test_a_run_begun_without_a_setting_of_this_version_is_refused_by_its_name(store, recipe, finished, tmp_path):
+def test_resuming_a_run_that_lacks_a_setting_is_refused_with_its_name(store, recipe, finished, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     config = yaml.safe_load((finished / "config.yaml").read_text())
@@ -286,7 +286,7 @@ def test_a_run_begun_without_a_setting_of_this_version_is_refused_by_its_name(st
         fit(store, out=run, resume=True)
 
 
-def test_a_run_begun_without_a_setting_that_may_change_goes_on(store, recipe, tmp_path):
+def test_a_run_that_lacks_a_setting_that_may_change_can_be_resumed(store, recipe, tmp_path):
     settings = settings_for(store, recipe)
     fit(store, settings, out=tmp_path / "run")
     config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -295,7 +295,7 @@ def test_a_run_begun_without_a_setting_that_may_change_goes_on(store, recipe, tm
     assert fit(store, settings, out=tmp_path / "run", resume=True).finished_before
 
 
-def test_another_library_version_is_said_on_resume(store, recipe, tmp_path):
+def test_another_library_version_is_noted_on_resume(store, recipe, tmp_path):
     settings = settings_for(store, recipe)
     fit(store, settings, out=tmp_path / "run")
     path = tmp_path / "run" / "config.yaml"
@@ -306,7 +306,7 @@ def test_another_library_version_is_said_on_resume(store, recipe, tmp_path):
 
 
 def poisoned(model, step):
-    """Make the model's loss infinite from its `step`-th forward pass in training on."""
+    """Make the model's training loss infinite, starting with forward pass number `step`."""
     calls = []
 
     def spoil(module, arguments, output):
@@ -317,10 +317,8 @@ def poisoned(model, step):
     return model
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_source_and_a_checkpoint_that_is_good(
-    store, recipe, tmp_path, monkeypatch
-):
-    """The parameters of the checkpoint it names give finite losses: the run goes on from there."""
+def test_a_loss_that_is_not_finite_stops_with_step_source_and_good_checkpoint(store, recipe, tmp_path, monkeypatch):
+    """The checkpoint that the message names has finite losses, so the run can continue from there."""
     from xdoge.models.recipes import Recipe
 
     build = Recipe.build
@@ -338,7 +336,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_source_and_a_checkpoint_that_
 @pytest.mark.parametrize(
     "error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), RuntimeError("alloc: can't allocate memory: you")]
 )
-def test_too_little_memory_is_told_in_one_line_and_the_way_out_works(store, recipe, tmp_path, monkeypatch, error):
+def test_too_little_memory_is_one_line_and_its_advice_works(store, recipe, tmp_path, monkeypatch, error):
     def fail(*args):
         raise error
 
@@ -353,7 +351,7 @@ def test_too_little_memory_is_told_in_one_line_and_the_way_out_works(store, reci
     assert result.weights.method["microbatches"] == 2
 
 
-def test_a_proxy_that_does_not_fit_on_the_device_is_told_in_one_line(store, recipe, tmp_path, monkeypatch):
+def test_a_proxy_that_does_not_fit_on_the_device_is_one_line(store, recipe, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -363,7 +361,7 @@ def test_a_proxy_that_does_not_fit_on_the_device_is_told_in_one_line(store, reci
     assert not (tmp_path / "run").exists()
 
 
-def test_divergence_is_noticed_in_the_very_last_step(store, recipe, tmp_path, monkeypatch):
+def test_divergence_is_noticed_in_the_last_step(store, recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("xdoge.training.proxy.Proxy.nats", lambda self, rows: torch.full((len(rows),), torch.inf))
     with pytest.raises(NonFiniteLossError, match="step 1: .*es/web is inf"):
         fit(store, settings_for(store, recipe, steps=1), out=tmp_path / "run")
@@ -371,13 +369,13 @@ def test_divergence_is_noticed_in_the_very_last_step(store, recipe, tmp_path, mo
     assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
-def test_what_cannot_start_leaves_no_folder(store, recipe, tmp_path):
+def test_a_fit_that_cannot_start_leaves_no_folder(store, recipe, tmp_path):
     with pytest.raises(XDogeError, match="device 'gpu' is unknown"):
         fit(store, settings_for(store, recipe, device="gpu"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_recipe_edited_during_the_run_does_not_reach_the_answer(store, recipe, tmp_path):
+def test_a_recipe_edited_during_the_run_does_not_change_the_result(store, recipe, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(Path(recipe).read_text())
 
@@ -390,7 +388,7 @@ def test_a_recipe_edited_during_the_run_does_not_reach_the_answer(store, recipe,
         fit(store, settings_for(store, str(path)), out=tmp_path / "run", resume=True)
 
 
-def test_a_second_process_is_kept_out_of_a_run(store, recipe, tmp_path):
+def test_a_second_process_cannot_join_a_run(store, recipe, tmp_path):
     refused = []
 
     def start_again(event):
@@ -403,8 +401,8 @@ def test_a_second_process_is_kept_out_of_a_run(store, recipe, tmp_path):
     assert refused
 
 
-def test_a_fit_runs_in_a_thread_too(store, recipe, tmp_path):
-    """Signals belong to the main thread; elsewhere they are left alone."""
+def test_a_fit_can_run_in_a_thread(store, recipe, tmp_path):
+    """Only the main thread can handle signals. In any other thread, a fit does not touch them."""
     done = []
     thread = threading.Thread(target=lambda: done.append(fit(store, settings_for(store, recipe), out=tmp_path / "run")))
     thread.start()

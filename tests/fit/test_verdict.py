@@ -1,4 +1,4 @@
-"""What a fit says at its end of what its weights are worth."""
+"""The verdict of a fit on its weights."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def verdict(store, tmp_path, start=(0.25,) * 4, end=(0.25,) * 4, **changes):
     return fit_verdict(weights, RunFolder(tmp_path), store)
 
 
-def test_a_settled_fit_is_still_one_draw(store, tmp_path):
+def test_the_verdict_on_a_settled_fit_says_that_it_is_one_draw(store, tmp_path):
     worth, following = verdict(store, tmp_path)
     assert "settled" in worth
     assert "one draw" in worth
     assert following == "Next: fit two more seeds and average them with xdoge merge."
 
 
-def test_weights_that_still_move_are_told_with_the_language_that_moves_most(store, tmp_path):
+def test_the_verdict_names_the_language_whose_weight_still_moves_most(store, tmp_path):
     worth, following = verdict(store, tmp_path, start=(0.1, 0.1, 0.3, 0.5), end=(0.3, 0.3, 0.2, 0.2))
     assert "still moving (es has 0.600 over the last tenth of the steps and 0.400 in the mean" in worth
     assert "more steps" in following
     assert "burn_in" in following
 
 
-def test_a_proxy_far_below_its_recipe_is_told(store, tmp_path):
+def test_the_verdict_notes_a_proxy_with_far_fewer_tokens_than_its_recipe(store, tmp_path):
     worth, following = verdict(store, tmp_path, steps=5)
     assert "0.05 of its recipe's tokens" in worth
     assert "recipe's steps" in following

@@ -1,4 +1,4 @@
-"""Mixtures of a swarm: within their caps, and chosen for what they tell about the law."""
+"""Mixtures of a swarm: they keep their caps, and each adds most information about the law."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def test_cut_shares_keep_the_caps_and_sum_to_one(case):
 
 
 @given(shares_and_caps())
-def test_cutting_shares_does_not_care_for_their_order(case):
+def test_cutting_shares_does_not_depend_on_their_order(case):
     shares, most = case
     np.testing.assert_allclose(within(shares[::-1], most[::-1])[::-1], within(shares, most), atol=1e-9)
 
 
-def test_contrasts_make_each_share_rich_once_and_poor_once():
+def test_contrasts_give_each_share_a_large_and_a_small_value_once():
     rows = contrasts(4, np.ones(4))
     assert rows.shape == (8, 4)
     assert (rows[:4].argmax(axis=1) == np.arange(4)).all()
@@ -55,7 +55,7 @@ def test_candidates_repeat_with_their_seed_and_stay_within_the_caps():
     assert not np.array_equal(pool, candidates(3, most, seed=6, count=200))
 
 
-def test_candidates_near_an_optimum_have_it_for_their_mean():
+def test_candidates_near_an_optimum_have_this_mean():
     optimum = np.array([0.5, 0.3, 0.2])
     pool = candidates_near(optimum, np.ones(3), seed=0, count=4000)
     np.testing.assert_allclose(pool.mean(axis=0), optimum, atol=0.03)

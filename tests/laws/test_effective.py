@@ -1,4 +1,4 @@
-"""The effective-data law: convex, exact gradients, indifferent to order, and recovered from its own losses."""
+"""The effective-data law: convexity, exact gradients, independence of order, and recovery from its own losses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PASSES = (0.5, 3.0, 20.0, 60.0)
 
 
 def test_four_epochs_are_worth_less_than_four_and_more_than_three_and_a_half():
-    """Muennighoff et al. 2023 have 3.73."""
+    """Muennighoff et al. 2023 report 3.73."""
     assert epoch_value(np.array([4.0]), 1 / 15)[0][0] == pytest.approx(3.73, abs=0.02)
 
 

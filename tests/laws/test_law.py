@@ -1,4 +1,4 @@
-"""`MixtureLaw`: fit, predict, save, load, refuse; and the accuracy on published runs."""
+"""`MixtureLaw`: fitting, predictions, files, errors, and the accuracy on published runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_intervals_hold_most_losses_of_new_mixtures(law):
     assert score(prediction.predicted, losses).rank_evaluations > 0.97
 
 
-def test_a_law_is_loaded_to_the_bit(law, tmp_path):
+def test_a_law_is_loaded_exactly(law, tmp_path):
     law.save(tmp_path / "law.json")
     copy = MixtureLaw.load(tmp_path / "law.json")
     shares, _ = runs(known_law(), 20, seed=4)
@@ -84,7 +84,7 @@ def test_runs_that_cannot_be_fitted_are_refused(shares, losses, word):
 
 
 @pytest.mark.slow
-def test_published_runs_are_ordered_as_well_as_promised():
+def test_published_runs_are_ordered_as_well_as_documented():
     folder = Path(os.environ.get("XDOGE_REAL_DATA", "nowhere")) / "swarms/regmix-pile"
     if not folder.is_dir():
         pytest.skip("XDOGE_REAL_DATA is not set")

@@ -1,4 +1,4 @@
-"""The optimum: against a generic solver, within caps, honest about its gain."""
+"""The optimum agrees with a generic solver, keeps its caps and limits, and its corrected gain is realistic."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def test_limits_hold_every_evaluation():
     assert (law.predict(share[None])[0] <= limits + 1e-5).all()
 
 
-def test_the_worst_loss_at_no_loss_of_the_mean_agrees_with_a_generic_solver():
+def test_the_best_worst_loss_under_a_limit_of_the_mean_agrees_with_a_generic_solver():
     law = known_law()
     uniform, zero = np.full(4, 0.25), np.zeros(4)
     free, even = (Programme(worst, zero, np.ones(4)).solve(law.slopes, [uniform]) for worst in (True, False))
-    limit = float(law.predict(np.stack([free, even])).mean())  # half way, so it holds the worst back
+    limit = float(law.predict(np.stack([free, even])).mean())  # half way, so that the limit is active
     share = Programme(True, zero, np.ones(4), mean_limit=limit).solve(law.slopes, [uniform])
     assert law.predict(share[None]).mean() <= limit + 1e-5
     other = minimize(
@@ -268,8 +268,8 @@ def test_equal_shares_that_break_the_caps_give_way_to_unimax():
 
 
 @pytest.mark.slow
-def test_the_charged_gain_is_realised_on_average():
-    """Over 50 swarms of different truths, with noise as in a real swarm (benchmarks/law.py: for the stack)."""
+def test_the_corrected_gain_is_realised_on_average():
+    """Average over 50 swarms with different true laws and realistic noise; benchmarks/law.py does it for the stack."""
     differences, inside = [], []
     for seed in range(50):
         truth = known_law(seed=seed)
@@ -285,7 +285,7 @@ def test_the_charged_gain_is_realised_on_average():
 
 
 def test_the_interval_of_the_worst_is_that_of_the_evaluation_that_is_worst_at_both_mixtures():
-    """English is the worst in the mean of the runs and badly predicted; at both mixtures Basque is the worst."""
+    """English is the worst on average over the runs, and badly predicted. At both mixtures, Basque is the worst."""
     law = plain()
     shares, equal = np.array([[0.22, 0.28, 0.28, 0.22]]), np.full((1, 4), 0.25)
     worst = int(law.losses_at(equal)[0].argmax())
@@ -306,7 +306,7 @@ def test_the_interval_of_the_worst_is_that_of_the_evaluation_that_is_worst_at_bo
     assert (gain.high - gain.low) / 2 == pytest.approx(alone[NAMES[worst]])
 
 
-def test_a_mixture_differs_from_itself_by_nothing_and_shared_errors_cancel():
+def test_a_mixture_does_not_differ_from_itself_and_shared_errors_cancel():
     law = plain()
     shares = np.array([[0.25, 0.25, 0.25, 0.25], [0.24, 0.26, 0.25, 0.25], [0.7, 0.1, 0.1, 0.1]])
     halves = difference_halves(law, shares, np.full((3, 4), 0.25))

@@ -1,4 +1,4 @@
-"""The Gaussian process: exact gradients, and slopes of its predictions."""
+"""The Gaussian process: exact gradients of its posterior and of its predictions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_slopes_agree_with_finite_differences():
         assert slopes[:, j] == pytest.approx(numeric, rel=1e-4, abs=1e-5)
 
 
-def test_a_refit_to_the_same_losses_changes_nothing():
+def test_a_refit_to_the_same_losses_gives_the_same_law():
     law = known_law()
     shares, losses = runs(law, 25, noise=0.02)
     process = fit_process(law.problem, shares, losses)

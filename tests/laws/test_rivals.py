@@ -1,4 +1,4 @@
-"""The regressions of others: known answers, and trees as LightGBM evaluates them."""
+"""Regressions of other methods: recovery of known functions, and the same trees as in LightGBM."""
 
 from __future__ import annotations
 

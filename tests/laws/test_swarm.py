@@ -1,4 +1,4 @@
-"""A swarm plans its mixtures, trains each once, and survives being stopped."""
+"""A swarm plans its mixtures, trains each once, and can be stopped and resumed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def settings_for(store, recipe, **values):
 
 @pytest.fixture
 def quiet(monkeypatch):
-    """Languages of the tiny store are alike, so its mixtures hardly differ: take the noise for small enough."""
+    """Ignore the noise. The languages of the tiny store are similar, so its mixtures hardly differ."""
     monkeypatch.setattr(Noise, "suffices", property(lambda noise: True))
 
 
@@ -205,7 +205,7 @@ def test_a_run_that_diverges_is_kept_and_left_out(quiet, store, recipe, tmp_path
         ({"sequence_length": 4000}, "sequence_length"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(store, recipe, tmp_path, values, message):
+def test_impossible_settings_are_refused(store, recipe, tmp_path, values, message):
     with pytest.raises(XDogeError, match=message):
         run_swarm(store, settings_for(store, recipe, **values), tmp_path / "swarm")
     assert not (tmp_path / "swarm").exists()
@@ -228,7 +228,7 @@ def test_sizes_that_hardly_differ_get_a_contrast_for_an_anchor(store, recipe, tm
 
 
 def pretend(monkeypatch, swarm, mean_losses):
-    """Let the anchors have ended with some mean losses; None for one that diverged."""
+    """Give the anchors these mean losses as results; None for an anchor that diverged."""
     results = {
         run.name: RunResult({}, {"eu": loss} if loss else {}, None if loss else "the loss is nan", 1.0)
         for run, loss in zip(swarm.runs, mean_losses, strict=False)
@@ -306,7 +306,7 @@ def test_a_run_that_was_killed_after_its_result_loses_its_checkpoint(store, reci
     assert not (folder / "checkpoints").exists()
 
 
-def test_a_swarm_waits_for_its_folder_no_longer_than_it_may(store, recipe, trained, tmp_path):
+def test_a_taken_folder_can_be_waited_for_and_interrupted_or_is_refused(store, recipe, trained, tmp_path):
     with locked(trained.path):
         with pytest.raises(Interrupted):
             work(store, trained.path, stop=[signal.SIGTERM], on_progress=None, on_note=None)

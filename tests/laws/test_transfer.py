@@ -1,4 +1,4 @@
-"""Transfer: its intervals hold the truth, and gradients help where they say something."""
+"""Transfer: its intervals contain the true values, and affinity is used only if it helps."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_affinity_is_measured_in_gradients_of_the_evaluation(tmp_path):
     save_gram(tmp_path, ["en/web", "es/web", "eu/web"], gram)
     for sources in (("en/web", "es/web", "eu/web"), ("en", "es", "eu")):
         logs = read_affinity(tmp_path, sources, ("en", "es", "fr"), None)
-        # en gains 1/4 of a step from es; es gains a whole step from en; both the least from eu
+        # en gains 1/4 of a step from es, and es gains a whole step from en. Both gain least from eu.
         assert logs[0, 1] - logs[1, 0] == pytest.approx(np.log(0.25))
         assert logs[0, 2] - logs[1, 0] == pytest.approx(np.log(0.01))
         assert logs[2].tolist() == [0, 0, 0]
@@ -59,7 +59,7 @@ def test_affinity_is_measured_in_gradients_of_the_evaluation(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("true", [True, False])
-def test_gradients_are_used_only_if_they_help(true):
+def test_affinity_is_used_only_if_it_lowers_the_error(true):
     truth = known_law()
     shares, losses = runs(truth, 12, noise=0.005, seed=3)
     logs = np.log(truth.transfer)

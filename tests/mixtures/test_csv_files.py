@@ -1,4 +1,4 @@
-"""CSV files of mixtures and losses: what is accepted, what is refused, and which row is named."""
+"""CSV files of mixtures and losses: accepted files, and errors that name the row."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_runs_are_matched_by_id_and_need_a_partner(tmp_path):
         align(mixtures, read_table(write(tmp_path / "l.csv", "run,a\n2,nan\n1,5\n")), ("m", "l"))
 
 
-def test_evaluations_match_sources_once_common_beginnings_and_ends_are_removed():
+def test_evaluations_match_sources_without_common_prefixes_and_suffixes():
     sources = ["train_the_pile_arxiv", "train_the_pile_github", "train_the_pile_europarl"]
     evaluations = ["metric/the_pile_github_val_loss", "metric/the_pile_arxiv_val_loss"]
     assert match_own(sources, evaluations) == ((1,), (0,))

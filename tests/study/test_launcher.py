@@ -1,4 +1,4 @@
-"""Commands that a server forks do what new interpreters do, and none of them takes another along."""
+"""Forked commands behave like new interpreters, and the end of one does not affect the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def launcher():
     launcher = Launcher(dict(os.environ), forks=True, modules=("xdoge.cli", "no.such.module"))
     while not launcher.ready():
         time.sleep(0.01)
-    assert launcher._server.process.poll() is None  # without it, a command that waits would make this process wait
+    assert launcher._server.process.poll() is None  # otherwise a command that waits would make this process wait
     yield launcher
     launcher.close()
 

@@ -1,4 +1,4 @@
-"""Strategies of a study that take the best mixture under a law share one swarm, and are charged for it."""
+"""Strategies that use the best mixture under a law: they share one swarm, and each has its cost."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def write(folder, tokens, recipe, **changes):
 
 @pytest.fixture
 def started(monkeypatch, xdoge):
-    """Run commands in this process, in which the noise of a swarm suffices, and keep a list of them."""
+    """Run commands in this process, ignoring the noise of the swarm, and return a list of them."""
     names = []
-    monkeypatch.setattr(Noise, "suffices", property(lambda noise: True))  # languages of the tiny store are alike
+    monkeypatch.setattr(Noise, "suffices", property(lambda noise: True))  # languages of the tiny store are similar
 
     def start(run, log, environment):
         names.append(run.name)
@@ -86,7 +86,7 @@ def test_laws_share_one_swarm_one_law_per_form_and_every_seed(tmp_path, store, r
     assert all("--level languages" in command for command in mixtures)
 
 
-def test_every_law_is_charged_the_whole_swarm(tmp_path, store, recipe):
+def test_every_law_has_the_cost_of_the_whole_swarm(tmp_path, store, recipe):
     study = Study.load(write(tmp_path, store, recipe))
     swarm = Swarm.plan(store, study.swarm, None)
     assert study.swarm.budget_tokens == 8 * study.tokens_per_step
@@ -126,7 +126,7 @@ def test_a_dry_run_shows_what_the_swarm_costs_and_a_script_runs_it_in_one_task(t
     assert f"weights=(\n  '{chain}'\n)" in script
 
 
-def test_a_swarm_has_all_jobs_to_itself(tmp_path, monkeypatch):
+def test_a_swarm_uses_all_jobs(tmp_path, monkeypatch):
     runs = [Run(f"{name}", (name,), tmp_path / name, None, (), 1, parallel=name == "b") for name in "abc"]
     running, most = [], []
 
@@ -151,7 +151,7 @@ def test_a_swarm_has_all_jobs_to_itself(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_study_whose_swarm_is_stopped_goes_on_and_compares_predictions(
+def test_a_study_whose_swarm_is_stopped_continues_and_compares_predictions(
     tmp_path, store, recipe, xdoge, started, monkeypatch
 ):
     path, out = write(tmp_path, store, recipe, compare=["tokens"]), tmp_path / "out"

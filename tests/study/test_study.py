@@ -1,4 +1,4 @@
-"""`xdoge study`: its commands, the order of its runs, its tables, and that nothing is lost or left out."""
+"""`xdoge study`: its commands, the order of its runs, its tables, and studies that are stopped or have failed runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TRAINING = {"eval_sequences": 2}
 
 
 def write(folder, tokens, recipe, **changes):
-    """Write a study.yaml of three strategies and two seeds, with changes; a key that is None is left out."""
+    """Write a study.yaml with three strategies and two seeds, and with changes. A key with None is left out."""
     value = {
         "store": str(tokens.path),
         "proxy": recipe,
@@ -72,7 +72,7 @@ def study(tmp_path, store, recipe):
 
 @pytest.fixture
 def processes(monkeypatch):
-    """Run commands in forked processes that have imported everything, and keep a list of what was started."""
+    """Run commands in forked processes that have imported everything, and return a list of those started."""
     started = []
 
     def start(run, log, environment):
@@ -111,7 +111,7 @@ def test_a_study_is_these_commands(study, recipe):
     assert len(set(commands)) == len(commands)
 
 
-def test_settings_reach_the_command_line_as_they_were_written(tmp_path, store, recipe):
+def test_settings_are_written_to_the_command_line_unchanged(tmp_path, store, recipe):
     odd = {"targets": {"gl/wiki": 1.0}, "held_out": ["gl/wiki"], "mu": 1e-05, "no_worse_than": None, "batch": "sampled"}
     path = write(tmp_path, store, recipe, strategies={"uniform": {"kind": "uniform"}, "odd": {"kind": "fit", **odd}})
     arguments = Study.load(path).runs("OUT")["weights/odd/seed-1"].arguments
@@ -119,7 +119,7 @@ def test_settings_reach_the_command_line_as_they_were_written(tmp_path, store, r
     assert {key: yaml.safe_load(value) for key, value in options.items()} == {"steps": 3, "checkpoint_every": 1, **odd}
 
 
-def test_equal_flops_leave_no_strategy_a_whole_step(tmp_path, store, recipe):
+def test_at_equal_flops_no_strategy_has_a_whole_step_left(tmp_path, store, recipe):
     kinds = {name: {"kind": name} for name in ("uniform", "fit", "doremi", "doge")}
     regmix = {"kind": "regmix", "runs": 10, "regressor": "linear"}
     changes = {"strategies": {**kinds, "regmix": regmix}, "learning": {"steps": 3}, "max_epochs": "none"}
@@ -137,12 +137,12 @@ def test_equal_flops_leave_no_strategy_a_whole_step(tmp_path, store, recipe):
 @pytest.mark.parametrize(
     ("written", "compared"), [("both", ("tokens", "flops")), ("tokens", ("tokens",)), (["flops"], ("flops",))]
 )
-def test_what_is_made_equal_may_be_written_as_the_help_says(tmp_path, store, recipe, written, compared):
+def test_compare_can_be_written_as_in_the_help(tmp_path, store, recipe, written, compared):
     assert Study.load(write(tmp_path, store, recipe, compare=written)).spec.compare == compared
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_what_learning_will_cost_is_what_the_weights_say_it_cost(kind, tmp_path, store, recipe):
+def test_the_planned_cost_of_learning_is_that_in_weights_json(kind, tmp_path, store, recipe):
     extra = {"regmix": {"runs": 10, "simulations": 200, "best": 5, "regressor": "linear", "eval_sequences": 3}}
     settings = METHODS[kind].for_store(store, {"proxy": recipe, "steps": 1, **extra.get(kind, {})})
     weights = learn(kind, store, settings, out=tmp_path / "run").weights
@@ -174,7 +174,7 @@ def test_what_learning_will_cost_is_what_the_weights_say_it_cost(kind, tmp_path,
         ({"strategies": {"x": {"kind": "unimax", "max_epochs": 0}}}, "strategies.x: max_epochs"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_runs(changes, message, tmp_path, store, recipe, xdoge):
+def test_errors_are_reported_before_anything_runs(changes, message, tmp_path, store, recipe, xdoge):
     path = write(tmp_path, store, recipe, **changes)
     status, out, err = xdoge("study", path, "--out", tmp_path / "out")
     assert (status, out) == (1, "")
@@ -185,8 +185,8 @@ def test_what_is_wrong_is_said_before_anything_runs(changes, message, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_what_lies_in_files_cannot_change_once_a_study_has_begun(tmp_path, store, recipe, monkeypatch):
-    """The proxy's recipe and reference weights, both named as they lie beside the study.yaml."""
+def test_files_named_in_a_study_cannot_change_after_its_start(tmp_path, store, recipe, monkeypatch):
+    """The files are the proxy's recipe and reference weights, with paths relative to the study.yaml."""
     proxy, reference, out = tmp_path / "proxy.yaml", tmp_path / "reference.json", tmp_path / "out"
     shutil.copy(recipe, proxy)
     weights = WeightSet(name="r", sources=dict.fromkeys(store.sources, 1 / len(store.sources)))
@@ -250,7 +250,7 @@ def test_a_run_that_failed_may_get_other_settings(tmp_path, store, recipe, xdoge
 
 
 class Stub:
-    """A process that ends after some looks at it, and then has written its file, or fails."""
+    """A process that ends after some polls. It then has written its file, or it fails."""
 
     running: list[str] = []
     most = 0
@@ -311,7 +311,7 @@ def test_models_that_miss_for_one_reason_have_one_row_and_one_mention():
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_runs_wait_for_what_they_need_and_a_failed_one_stops_its_own_line_only(jobs, tmp_path, monkeypatch):
+def test_runs_wait_for_their_needs_and_a_failed_run_stops_only_its_dependents(jobs, tmp_path, monkeypatch):
     Stub.running, Stub.most = [], 0
     monkeypatch.setattr(runner, "POLL", 0)
     monkeypatch.setattr(runner, "start", lambda run, log, environment: Stub(run, log, {"b1"}))
@@ -344,7 +344,7 @@ def watched(function, look):
     return looked
 
 
-def test_one_of_several_calls_starts_its_own_runs_only(tmp_path, monkeypatch):
+def test_each_of_several_calls_starts_only_its_own_runs(tmp_path, monkeypatch):
     Stub.running = []
     monkeypatch.setattr(runner, "POLL", 0)
     monkeypatch.setattr(runner, "start", lambda run, log, environment: Stub(run, log, ()))
@@ -358,9 +358,9 @@ def test_one_of_several_calls_starts_its_own_runs_only(tmp_path, monkeypatch):
 
 
 def write_results(study, out, bits, *, without=(), documents=None):
-    """Write the results that a study would, from bits[model's name][language]; and how one of them failed.
+    """Write the results of a study from bits[model's name][language], with one failed model.
 
-    With documents[model's name][language], bits of each of D documents of one byte, their file is written too.
+    If documents[model's name][language] has the bits of D documents of one byte each, their file is written too.
     """
     study.begin(out)
     for trial in study.trials():
@@ -425,7 +425,7 @@ def test_the_table_agrees_with_plain_means_and_scipy(tmp_path, store, recipe):
         above = {name: row["differences"].get(measure, {"mean": 0})["mean"] for name, row in rows.items()}
         regret = {name: row["regret"][measure] for name, row in rows.items()}
         assert regret == pytest.approx({name: value - min(above.values()) for name, value in above.items()})
-    # the failed model, by name and with what it said, in every output
+    # every output has the failed model, by name and with its message
     assert findings.notes[0] == f"1 of 20 models failed and are missing from the means: train/{failed}: error: no"
     table = report.comparison_tables(findings, "tokens")[0]
     assert {row[0]: row[1] for row in table.rows} == {"uniform": "4 of 4", "sources": "3 of 4", "learned": "4 of 4"}
@@ -434,8 +434,8 @@ def test_the_table_agrees_with_plain_means_and_scipy(tmp_path, store, recipe):
     assert (row["state"], row["languages"]) == ("failed", {})
 
 
-def test_a_missing_seed_moves_no_strategy_up_and_the_worst_language_is_named_if_it_is_one(study, tmp_path):
-    """Seed 0 is easy and seed 1 hard; `sources` is worse with both, and lacks the hard one."""
+def test_a_missing_seed_does_not_improve_a_rank_and_the_worst_language_is_named(study, tmp_path):
+    """Seed 0 is easy and seed 1 is hard. `sources` is worse with both seeds, and lacks the hard one."""
     out, bits = tmp_path / "out", {}
     for trial in study.trials():
         values = dict.fromkeys(study.languages, 1.0 + 2 * trial.seed + 0.1 * (trial.strategy == "sources"))
@@ -451,7 +451,7 @@ def test_a_missing_seed_moves_no_strategy_up_and_the_worst_language_is_named_if_
     assert table["learned"][4].startswith("varies ")
 
 
-def test_a_result_that_was_removed_is_no_failure(study, tmp_path):
+def test_a_deleted_result_is_not_a_failure(study, tmp_path):
     out = tmp_path / "out"
     write_results(study, out, some_bits(study), without=[])
     with (out / "runs.jsonl").open("a") as file:
@@ -509,7 +509,7 @@ TRUE = 0.3
 
 
 def simulated(generator, n, documents, seed, document, interaction, *, true=TRUE):
-    """Differences of n seeds on D documents, with the deviation of each cause; and on 300 drawings of the documents."""
+    """Return differences of n seeds on D documents, and on 300 resamples, from the standard deviation of each cause."""
     shape = (n, documents)
     parts = ((seed, (n, 1)), (document, (1, documents)), (interaction, shape))
     values = true + sum(deviation * generator.normal(size=size) for deviation, size in parts)
@@ -522,7 +522,7 @@ def simulated(generator, n, documents, seed, document, interaction, *, true=TRUE
     [(2, (0.1, 3, 2)), (3, (0.5, 3, 2)), (3, (0.5, 0, 3)), (5, (0.5, 0, 0)), (5, (0.5, 3, 2)), (5, (0, 3, 0.5))],
 )
 def test_intervals_cover_the_true_difference_whatever_causes_the_spread(n, causes):
-    """Simulated seeds × documents: at 95 % few enough miss; the interval over seeds alone misses far too often."""
+    """In simulations, 95 % intervals rarely miss the true difference. Intervals over seeds alone miss it too often."""
     generator, alone, both = np.random.default_rng(n), 0, 0
     for _ in range(300):
         differences, resampled = simulated(generator, n, 40, *causes)
@@ -536,8 +536,8 @@ def test_intervals_cover_the_true_difference_whatever_causes_the_spread(n, cause
         assert alone < 0.85
 
 
-def test_as_many_more_seeds_as_an_interval_names_decide_four_times_in_five():
-    """The difference of 10 seeds needs more; that many more are drawn, and counted is how often they decide."""
+def test_the_advised_number_of_seeds_decides_in_four_of_five_cases():
+    """The difference over 10 seeds is undecided. The advised number of seeds is added, and decisions are counted."""
     generator = np.random.default_rng(1)
     spread = 0.5 * np.sqrt((10 - 1) / 10)
     differences = TRUE + spread * stats.zscore(generator.normal(size=10)) * np.sqrt(10 / 9)
@@ -550,7 +550,7 @@ def test_as_many_more_seeds_as_an_interval_names_decide_four_times_in_five():
     assert paired([1.0, -0.999]).more_seeds is None  # 100 would not do
 
 
-def test_no_number_of_seeds_decides_what_the_documents_leave_open():
+def test_no_number_of_seeds_replaces_more_documents():
     resampled = np.linspace(-1, 1.2, 100) * np.ones((3, 1))
     interval = paired([0.1, 0.11, 0.1], resampled, documents=100)
     assert paired([0.1, 0.11, 0.1]).sign == 1
@@ -558,7 +558,7 @@ def test_no_number_of_seeds_decides_what_the_documents_leave_open():
 
 
 def study_of_documents(tmp_path, store, recipe, *, seeds=4, spread=0.02, shift=-0.2, count=40):
-    """A study whose fit is better by `shift` in the first language and worse in the last, on documents of its own."""
+    """Return a study with document scores. Its fit is better by `shift` in the first language and worse in the last."""
     study = Study.load(write(tmp_path, store, recipe, seeds=list(range(seeds)), compare=["tokens"]))
     generator, bits, documents = np.random.default_rng(0), {}, {}
     texts = {language: 2 + generator.random(count) for language in study.languages}
@@ -627,7 +627,9 @@ def no_altair(findings, command):
     raise MissingExtraError("altair", "analysis")
 
 
-def test_a_study_runs_is_stopped_goes_on_and_shows_what_failed(tmp_path, store, recipe, processes, xdoge, monkeypatch):
+def test_a_study_can_be_stopped_and_continued_and_shows_failed_runs(
+    tmp_path, store, recipe, processes, xdoge, monkeypatch
+):
     strategies = {"uniform": {"kind": "uniform"}, "learned": {"kind": "fit"}}
     path, out = write(tmp_path, store, recipe, strategies=strategies, compare=["tokens"]), tmp_path / "out"
     study, said = Study.load(path), []
@@ -806,8 +808,8 @@ def test_a_folder_named_like_a_recipe_is_not_taken_for_the_model(tmp_path, store
     assert Study.load(path).initial.recipe.name == "1m"
 
 
-def test_a_run_that_a_killed_study_left_behind_is_waited_for(tmp_path):
-    """Its command still holds the folder; once it is finished, its checkpoints go."""
+def test_a_command_of_a_killed_study_is_waited_for(tmp_path):
+    """Its command still has the lock of the folder. After its end, the checkpoints are deleted."""
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     run = Run("run", ("no such command",), folder / "weights.json", folder, (), 1)
