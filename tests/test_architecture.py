@@ -88,7 +88,7 @@ def test_every_room_is_in_the_list(imports):
     assert {room(module) for module in imports if module != PACKAGE.name} <= set(ROOMS)
 
 
-def test_no_file_name_stands_in_three_rooms(imports):
+def test_no_file_name_is_used_in_three_rooms(imports):
     rooms: dict[str, set[str]] = {}
     for module in imports:
         if module.count(".") > 1:

@@ -44,7 +44,7 @@ def test_counts_read_as_people_write_them(written, count):
 
 
 @pytest.mark.parametrize("written", ["many", "1.5", "1e-3", "e6", -3, True, None, "1.23456K", "5G"])
-def test_counts_that_are_none_are_refused(written):
+def test_invalid_counts_are_refused(written):
     with pytest.raises(ValueError, match="is not a"):
         parse_count(written)
 

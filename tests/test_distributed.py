@@ -50,7 +50,7 @@ def spawn(count: int, cases: list[dict[str, Any]], folder: Any) -> list[list[tup
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_find_what_one_finds(count, tmp_path):
+def test_several_processes_find_what_a_single_one_finds(count, tmp_path):
     for case, results in zip(CASES, spawn(count, CASES, tmp_path), strict=True):
         expected, gradient = ranks.run(case, ALONE, Placement(np.array([case["counts"]])))
         tolerance = 1e-12 if case["dtype"] is torch.float64 else 1e-2 if "autocast" in case["how"] else 1e-6
@@ -70,7 +70,7 @@ def test_processes_find_what_one_finds(count, tmp_path):
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=30), st.integers(1, 12), st.booleans())
-def test_every_row_has_one_place_and_the_processes_as_much_to_do(counts, processes, even):
+def test_every_row_has_one_place_and_processes_have_equal_work(counts, processes, even):
     counts = np.array([20] * len(counts) if even else counts)
     if counts.sum() < processes:
         counts[0] += processes
@@ -88,14 +88,14 @@ def test_sources_that_fit_stay_whole():
     assert place(np.array([30, 1, 1]), 2).split.tolist() == [True, False, False]
 
 
-def test_what_the_first_process_refuses_is_refused_without_the_others_too():
+def test_a_single_process_returns_the_result_or_raises_the_error():
     alone = Processes(0, 1, "cpu")
     assert alone.on_first(lambda: 7) == 7
     with pytest.raises(XDogeError, match="taken"):
         alone.on_first(lambda: _raise(XDogeError("taken")))
 
 
-def test_all_processes_refuse_what_the_first_one_refuses(monkeypatch):
+def test_all_processes_raise_the_error_of_the_first_one(monkeypatch):
     said = []
     monkeypatch.setattr(Processes, "broadcast", lambda self, value: said.append(value) or said[0])
     for rank in range(2):

@@ -166,7 +166,7 @@ COMMANDS = ("prepare", "fit-weights", "train", "eval")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_killed_again_and_again_and_resumed_it_is_the_same(whole, name, tmp_path):
+def test_a_run_that_is_killed_repeatedly_and_resumed_gives_the_same_files(whole, name, tmp_path):
     undisturbed, seconds = whole[name]
     command = undisturbed.at(tmp_path / "run")
     generator, kills = np.random.default_rng(KILLS), 0
@@ -241,7 +241,7 @@ def disk(tmp_path):
 @pytest.mark.parametrize(
     ("name", "room"), [("prepare", 900_000), ("fit-weights", 380_000), ("train", 700_000), ("eval", 40_000)]
 )
-def test_a_full_disk_is_one_line_and_when_there_is_room_the_run_goes_on(whole, name, room, disk):
+def test_a_full_disk_is_one_line_and_the_run_continues_when_there_is_room(whole, name, room, disk):
     path, fill = disk
     undisturbed, _ = whole[name]
     command = undisturbed.at(path / "run")
@@ -285,7 +285,7 @@ def unfinished(whole, name: str, where: Path) -> tuple[Command, list[Path]]:
 @pytest.mark.parametrize(
     ("name", "damage"), [*(("fit-weights", damage) for damage in DAMAGE), ("train", "cut"), ("train", "flipped")]
 )
-def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(whole, name, damage, tmp_path):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(whole, name, damage, tmp_path):
     command, checkpoints = unfinished(whole, name, tmp_path / "run")
     DAMAGE[damage](checkpoints[-1])
     command.finish()
@@ -298,7 +298,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(whole, name, dama
 
 
 @pytest.mark.parametrize("name", ["fit-weights", "train"])
-def test_when_every_checkpoint_is_damaged_nothing_is_lost_unasked(whole, name, tmp_path):
+def test_when_every_checkpoint_is_damaged_nothing_is_deleted(whole, name, tmp_path):
     command, checkpoints = unfinished(whole, name, tmp_path / "run")
     for checkpoint in checkpoints:
         flip(largest(checkpoint))
@@ -318,7 +318,7 @@ def test_a_damaged_trajectory_is_one_line(whole, tmp_path):
     assert (status, "trajectory.parquet is damaged" in line_of(printed)) == (1, True)
 
 
-def test_a_checkpoint_is_checked_by_sha256sum_too(whole):
+def test_sha256sum_can_check_a_checkpoint(whole):
     for folder in (path.parent for name in COMMANDS for path in whole[name][0].where.rglob("SHA256SUMS")):
         done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True, check=True)
         assert len(done.stdout.splitlines()) == len(list(folder.iterdir())) - 1
@@ -372,7 +372,7 @@ def shard(whole, tmp_path):
     return store, store / "tokens" / "gl" / "s1.train.arrow", run
 
 
-def test_a_shard_that_was_cut_or_changed_is_named_and_prepare_mends_it(whole, shard, tmp_path):
+def test_a_truncated_or_changed_shard_is_named_and_prepare_repairs_it(whole, shard, tmp_path):
     store, file, run = shard
     flip(file)
     line = run("--verify")
@@ -391,7 +391,7 @@ def test_a_shard_that_was_cut_or_changed_is_named_and_prepare_mends_it(whole, sh
     ("name", "split"),
     [("fit-weights", "train"), ("fit-weights", "validation"), ("train", "train"), ("eval", "validation")],
 )
-def test_a_token_that_cannot_be_is_one_line(whole, name, split, tmp_path):
+def test_an_invalid_token_is_one_line(whole, name, split, tmp_path):
     """Flipped bits that do not change the size of a file are found by --verify, or if they give an invalid token."""
     from xdoge.corpus import TokenStore
 

@@ -207,7 +207,7 @@ ODD = ("es", "/web", "es/", "es//web", "../web", "es/../../web", "es/./web", "е
 
 
 @pytest.mark.parametrize("source", [*ODD, "es/web\u202e", "es/\nweb", "es/w\0"])
-def test_a_name_that_is_no_plain_one_is_no_source(source):
+def test_an_unusual_name_is_not_a_valid_source(source):
     with pytest.raises(XDogeError, match=r"weights\['.*'\]: a source is named language/source, as in 'eu/wikipedia'"):
         WeightSet("x", {source: 1.0})
     with pytest.raises(XDogeError, match="a source is named language/source"):
@@ -215,7 +215,7 @@ def test_a_name_that_is_no_plain_one_is_no_source(source):
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", "a\\b", ".hidden", "wеb", "", "a" * 101])
-def test_a_name_that_would_be_another_path_is_no_name_in_a_corpus(files, name):
+def test_a_name_that_would_leave_its_folder_is_not_allowed_in_a_corpus(files, name):
     good = yaml.safe_load(files["corpus.yaml"][1])
     sources = good["languages"]["es"]["sources"]
     good["languages"]["es"]["sources"] = {name: sources["web"]}
@@ -223,7 +223,7 @@ def test_a_name_that_would_be_another_path_is_no_name_in_a_corpus(files, name):
 
 
 @pytest.mark.slow
-def test_many_sources_take_time_in_proportion(tmp_path):
+def test_time_grows_in_proportion_to_the_number_of_sources(tmp_path):
     path = tmp_path / "weights.json"
     languages = {f"l{number}": 1e-5 for number in range(10**5)}
     sources = {f"{name}/web": weight for name, weight in languages.items()}

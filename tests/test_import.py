@@ -28,7 +28,7 @@ def fresh(code: str) -> object:
     return json.loads(out.stdout)
 
 
-def test_importing_the_light_names_brings_in_nothing_heavy():
+def test_importing_light_names_loads_no_heavy_library():
     names = "import json, sys; from xdoge import Mixture, MixtureSampler, WeightSet, export, fit, train;"
     code = f"{names} print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
     assert fresh(code) == []
@@ -87,7 +87,7 @@ print(json.dumps([light, "torch" in sys.modules, callable(prepare), xdoge.corpus
     "first", ["", "import xdoge.{0}", "from xdoge import {0}", "import xdoge; xdoge.{0}", "import xdoge.{0}.{1}"]
 )
 @pytest.mark.parametrize(("name", "module"), [("fit", "settings"), ("export", "request"), ("train", "settings")])
-def test_a_package_that_is_called_is_one_object_whatever_was_imported_before(first, name, module):
+def test_a_callable_package_is_one_object_for_any_order_of_imports(first, name, module):
     code = f"""{first.format(name, module)}
 import json, sys, xdoge
 from xdoge import {name}
@@ -98,7 +98,7 @@ print(json.dumps([callable({name}), same, "torch" in sys.modules]))
     assert fresh(code) == [True, True, False]
 
 
-def test_a_package_that_is_called_goes_to_its_function():
+def test_a_callable_package_calls_its_function():
     from xdoge.fit.trainer import fit
 
     with pytest.raises(TypeError, match=r"fit\(\) missing"):

@@ -83,7 +83,7 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
     assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_no_pipe_is_waited_for_and_no_device_read(tmp_path):
+def test_pipes_and_devices_are_never_read(tmp_path):
     os.mkfifo(tmp_path / "weights.json")
     (tmp_path / "corpus.yaml").symlink_to("/dev/zero")
     for read, name in ((read_json, "weights.json"), (read_yaml, "corpus.yaml")):
@@ -92,12 +92,12 @@ def test_no_pipe_is_waited_for_and_no_device_read(tmp_path):
 
 
 @pytest.mark.parametrize("end", [b'{"step": 3, "lo', b"\xff\xfe\n", b"12\n"])
-def test_rows_end_where_a_line_is_no_row(tmp_path, end):
+def test_reading_rows_stops_at_the_first_invalid_line(tmp_path, end):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n' + end)
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
     assert read_rows(tmp_path / "none.jsonl") == []
 
 
-def test_an_error_of_the_work_under_a_lock_is_not_the_lock_s(tmp_path):
+def test_an_error_inside_a_lock_is_not_reported_as_an_error_of_the_lock(tmp_path):
     with pytest.raises(FileNotFoundError), locked(tmp_path):
         (tmp_path / "missing").read_bytes()

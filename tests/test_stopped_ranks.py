@@ -67,7 +67,7 @@ def test_a_process_with_other_settings_is_named(commands, command, tmp_path):
 
 @pytest.mark.parametrize("command", ["train", "eval"])
 @pytest.mark.parametrize("moment", ["before they meet", "later"])
-def test_a_stopped_process_does_not_keep_the_others_from_obeying_sigterm(commands, command, moment, tmp_path):
+def test_a_stopped_process_does_not_prevent_others_from_obeying_sigterm(commands, command, moment, tmp_path):
     words, _, _ = commands[command]
     processes, logs = start(words, tmp_path / "out")
     if moment == "later":

@@ -10,7 +10,7 @@ import threading
 
 
 def main() -> None:
-    """Run the command line in this process, which ends with it."""
+    """Run the command line in this process, and exit."""
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # a background job ignores SIGINT; leave that
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # during imports no work has begun, so exit at once
     for name in ("stdin", "stdout", "stderr"):  # if one is closed, the next opened file would get its descriptor
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _leave_encoders(stop: SystemExit) -> None:
-    """Exit at once if a thread still encodes: it writes nothing, and a long document takes it a minute."""
+    """Exit without waiting for threads that still encode. They write nothing, and a long document can take a minute."""
     from xdoge.errors import ABANDONED
 
     if isinstance(stop.code, int) and any(thread.name.startswith(ABANDONED) for thread in threading.enumerate()):

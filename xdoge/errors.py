@@ -199,7 +199,7 @@ SYNONYMS = {
 
 
 def few(names: Sequence[str], *, between: str = ", ") -> str:
-    """Return the first names and how many more there are."""
+    """Return the first names, and the number of further ones, as text."""
     more = f" and {len(names) - MOST_NAMES} more" * (len(names) > MOST_NAMES)
     return between.join(names[:MOST_NAMES]) + more
 

@@ -222,10 +222,10 @@ def _json_text(value: Mapping[str, Any]) -> str:
 
 
 def _indented(value: Any, line: str) -> str:
-    """Return what `json.dumps(value, indent=2)` does, several times as fast for long lists.
+    """Return the same text as `json.dumps(value, indent=2)`, but several times as fast for long lists.
 
-    Python's encoder in C cannot indent. Here it encodes the values of each innermost object, with separators that
-    begin a line.
+    Python's fast encoder, which is written in C, cannot indent. Here it encodes the values of each innermost object,
+    with separators that start a new line.
     """
     if not isinstance(value, dict | list | tuple) or not value:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)

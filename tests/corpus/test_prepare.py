@@ -119,7 +119,7 @@ def test_a_validation_file_leaves_training_whole(corpus: Path, tmp_path: Path) -
     assert [file["path"] for file in entry["validation_inputs"]] == ["held.jsonl"]
 
 
-def test_text_that_is_there_under_two_names_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_the_same_text_under_two_names_is_refused(corpus: Path, tmp_path: Path) -> None:
     folder, source = corpus.parent, yaml.safe_load(corpus.read_text())["languages"]["gl"]["sources"]["web"]
     (folder / "gl/web (1).jsonl").write_bytes((folder / "gl/web.jsonl").read_bytes())
     for settings in ({"validation": "gl/web (1).jsonl"}, {"files": "gl/web*.jsonl"}):
@@ -162,7 +162,7 @@ def test_a_language_that_the_tokenizer_does_not_know_is_warned_of(corpus: Path, 
         assert unknown["en/web"] == 0
 
 
-def test_what_spark_leaves_beside_its_files_is_no_text(corpus: Path, tmp_path: Path) -> None:
+def test_metadata_files_of_spark_are_not_read_as_text(corpus: Path, tmp_path: Path) -> None:
     (corpus.parent / "gl/web.jsonl").rename(corpus.parent / "gl/part-1.jsonl")
     for name in ("_SUCCESS", "._SUCCESS.crc", ".part-1.jsonl.crc", "_committed_12", "_temporary/0/part-9.jsonl"):
         (corpus.parent / "gl" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -559,7 +559,7 @@ def test_changed_settings_are_noticed(
     assert contents(tmp_path / "store") == contents(tmp_path / "again")
 
 
-def test_what_shapes_no_token_can_change_freely(corpus: Path, tmp_path: Path) -> None:
+def test_settings_that_affect_no_token_can_change(corpus: Path, tmp_path: Path) -> None:
     prepare(corpus, tmp_path / "store", workers=2)
     write_documents(corpus.parent / "eu/new.jsonl", documents(66, 40))
     edit(corpus, _set("languages", "eu", "family", to="isolate"))
@@ -617,7 +617,7 @@ def test_a_damaged_token_file_is_made_again(corpus: Path, tmp_path: Path) -> Non
     assert contents(tmp_path / "store") == before
 
 
-def test_other_peoples_folders_are_left_alone(corpus: Path, tmp_path: Path) -> None:
+def test_folders_with_other_content_are_refused(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     with pytest.raises(XDogeError, match=r"mine is not empty and not a token store; name another folder"):
@@ -649,7 +649,7 @@ def test_two_at_once_do_not_share_a_folder(corpus: Path, tmp_path: Path) -> None
         prepare(corpus, tmp_path / "store", workers=2)
 
 
-def test_of_two_that_begin_in_one_moment_one_is_refused(tmp_path: Path) -> None:
+def test_one_of_two_runs_that_start_at_the_same_time_is_refused(tmp_path: Path) -> None:
     for number in range(50):
         out, barrier, outcomes = tmp_path / str(number), threading.Barrier(2), []
 

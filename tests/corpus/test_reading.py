@@ -159,7 +159,7 @@ def test_a_text_is_checked_in_pieces_much_smaller_than_a_block(tmp_path: Path) -
         tracemalloc.stop()
 
 
-def test_a_bad_value_ends_the_reading_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_value_ends_reading_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"text": "a"}, {"text" "b"}' + ', {"text": "c"}' * 500_000 + "]")
     read_so_far = []

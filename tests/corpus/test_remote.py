@@ -92,7 +92,7 @@ def test_a_file_that_changes_on_the_server_is_noticed(tmp_path: Path, server: Se
     assert tokens(prepare(path, tmp_path / "s", workers=1, refresh=True)) != first
 
 
-def test_a_download_goes_on_where_it_was(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_continues_where_it_stopped(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "PIECE", 1000)
     data = server.files["/a.jsonl"] = rows(1)
     _, (file,) = find_remote(f"{server.url}/a.jsonl")
@@ -120,7 +120,7 @@ def test_a_download_goes_on_where_it_was(server: Server, cache: Path, monkeypatc
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("version", [True, False])
 @pytest.mark.parametrize("size", [True, False])
-def test_servers_may_tell_less(
+def test_servers_may_give_no_size_or_version(
     server: Server, monkeypatch: pytest.MonkeyPatch, ranges: bool, version: bool, size: bool
 ) -> None:
     monkeypatch.setattr(remote, "PIECE", 1000)
@@ -148,7 +148,7 @@ def test_a_transfer_that_ends_early_is_refused(server: Server, monkeypatch: pyte
         local(file)
 
 
-def test_what_cannot_be_reached_is_one_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_file_is_one_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("gcsfs", "paramiko"):
         monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
     for url, told in (

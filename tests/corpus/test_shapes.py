@@ -151,7 +151,7 @@ def test_columns_of_csv_are_joined_and_their_dots_are_no_paths(tmp_path: Path) -
         ([{"data": "flat"}], "data.text", "no column 'data.text'|no field 'text'"),
     ],
 )
-def test_a_column_that_is_not_there_or_no_text_is_told_in_one_line(
+def test_a_column_that_is_missing_or_not_text_is_one_line(
     tmp_path: Path, rows: list[Any], columns: Any, match: str
 ) -> None:
     for path in write_all(tmp_path, rows):
@@ -330,7 +330,7 @@ def test_a_store_of_books_has_a_document_for_each_file(tmp_path: Path, model: by
         ({"files": "a.jsonl", "text": ["a", 3]}, "a column or a list of columns"),
     ],
 )
-def test_what_does_not_go_together_is_refused(tmp_path: Path, model: bytes, source: Any, match: str) -> None:
+def test_incompatible_settings_are_refused(tmp_path: Path, model: bytes, source: Any, match: str) -> None:
     for name in ("a.jsonl", "d/a.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"text": "etxea"}\n')

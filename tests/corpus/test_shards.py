@@ -132,7 +132,7 @@ def test_shards_at_once_share_one_trained_tokenizer(corpus: Path, tmp_path: Path
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
-def test_what_changed_between_the_shards_is_noticed(corpus: Path, tmp_path: Path, model: bytes) -> None:
+def test_changes_between_shards_are_detected(corpus: Path, tmp_path: Path, model: bytes) -> None:
     prepare_all(corpus, tmp_path / "store", 2)
     file = corpus.parent / "eu/many/03.jsonl"
     before = file.read_bytes()
@@ -155,7 +155,7 @@ def test_what_changed_between_the_shards_is_noticed(corpus: Path, tmp_path: Path
         join_shards(corpus, tmp_path / "store", workers=2)
 
 
-def test_what_does_not_go_together_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_incompatible_settings_are_refused(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     for text in ("3", "0/4", "5/4", "1/0", "a/b", "-1/4", "1/4/4", ""):
         with pytest.raises(XDogeError, match="shard is "):

@@ -133,7 +133,7 @@ WIKI = ("languages", "eu", "sources", "wiki")
         ),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(folder: Path, value: dict[str, Any], message: str) -> None:
+def test_errors_in_corpus_yaml_are_one_line(folder: Path, value: dict[str, Any], message: str) -> None:
     with pytest.raises(XDogeError, match=message) as caught:
         Corpus.load(write(folder, value))
     assert "\n" not in str(caught.value)
@@ -198,7 +198,7 @@ def test_importing_stays_light(module: str, heavy: list[str]) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_room_has_no_other_names() -> None:
+def test_the_package_has_no_other_names() -> None:
     import xdoge.corpus
 
     with pytest.raises(AttributeError, match="has no attribute 'Stor'"):

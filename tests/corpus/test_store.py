@@ -61,7 +61,7 @@ def joined(store: TokenStore, source: str, split: str) -> list[int]:
     return [token for document in ids if (document in held) == (split == "validation") for token in document]
 
 
-def test_it_says_what_it_is(store: TokenStore) -> None:
+def test_a_store_has_a_repr(store: TokenStore) -> None:
     assert (store.name, store.vocab_size, store.end_of_document) == ("tiny", 40, 2)
     assert store.sources == ("eu/wiki", "gl/web")
     assert store.languages == {"eu": ("eu/wiki",), "gl": ("gl/web",)}
@@ -150,7 +150,7 @@ def test_opening_reads_store_json_only(folder: Path) -> None:
     assert min(times) < 0.05
 
 
-def test_wrong_questions_are_answered_in_one_line(store: TokenStore) -> None:
+def test_invalid_arguments_are_refused_in_one_line(store: TokenStore) -> None:
     count = store.sequence_counts(8)["eu/wiki"]
     with pytest.raises(XDogeError, match=rf"eu/wiki \(train\) has {count} sequences of 8 tokens, so .* index {count}"):
         store.sequence("eu/wiki", count, 8)
@@ -168,7 +168,7 @@ def test_wrong_questions_are_answered_in_one_line(store: TokenStore) -> None:
         store.sequence_counts(0)
 
 
-def test_what_is_no_store_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(XDogeError, match=r"not a token store: it has no store\.json"):
         TokenStore.open(tmp_path / "nowhere")
     manifest = folder / "store.json"
@@ -223,6 +223,6 @@ def test_a_file_of_the_right_size_that_is_no_token_file_is_named(folder: Path) -
         TokenStore.open(folder).flat("gl/web")
 
 
-def test_a_negative_token_is_no_token(store):
+def test_a_negative_token_is_refused(store):
     with pytest.raises(XDogeError, match=r"wiki\.train\.arrow is damaged: it leads to the token id -1, and there are"):
         store.check_ids("eu/wiki", np.array([3, -1], dtype=np.int32))

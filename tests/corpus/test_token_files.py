@@ -202,7 +202,7 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, made):
     assert not (tmp_path / "store").exists()
 
 
-def test_a_type_that_a_file_denies_is_refused(tmp_path, made):
+def test_a_dtype_that_contradicts_the_file_is_refused(tmp_path, made):
     np.save(tmp_path / "a.npy", np.array(FLAT, np.uint16))
     with pytest.raises(XDogeError, match="holds uint16 ids, as it says itself, and dtype is uint32"):
         made({"wiki": {"tokens": "a.npy", "dtype": "uint32"}})

@@ -89,7 +89,7 @@ def test_a_token_that_ends_documents_several_times_ends_one(made, tmp_path):
     assert ends_of(np.array([5, END, END]), END, [2, 3]).tolist() == [2, 3]
 
 
-def test_what_follows_the_last_end_is_left_out_and_told(tmp_path, made):
+def test_tokens_after_the_last_end_are_left_out_and_reported(tmp_path, made):
     saved(tmp_path, packed([*TEN, [9, 9]], 6))
     store = made({"wiki": {"tokens": "rows.parquet"}})
     assert documents_of(store) == TEN
@@ -188,7 +188,7 @@ def test_damaged_files_and_folders_are_refused_in_one_line(tmp_path, made):
         ({"files": "a.jsonl", "tokens": "saved"}, "a source is one of them"),
     ],
 )
-def test_what_names_no_tokens_is_refused(tmp_path, made, source, match):
+def test_paths_without_tokens_are_refused(tmp_path, made, source, match):
     saved(tmp_path, TEN)
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     part = datasets.Dataset.from_dict({"input_ids": TEN})

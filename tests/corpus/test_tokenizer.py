@@ -171,7 +171,7 @@ def test_large_vocabularies_take_four_bytes() -> None:
     assert tokenizer(65_537).dtype == np.uint32
 
 
-def test_what_is_no_tokenizer_is_said_in_one_line(model: bytes, hugging_face: Path, tmp_path: Path) -> None:
+def test_an_invalid_tokenizer_is_one_line(model: bytes, hugging_face: Path, tmp_path: Path) -> None:
     (tmp_path / "text.model").write_text("I am not a model")
     (tmp_path / "empty.model").write_bytes(b"")
     (tmp_path / "folder").mkdir()
@@ -196,7 +196,7 @@ def test_what_is_no_tokenizer_is_said_in_one_line(model: bytes, hugging_face: Pa
         assert "\n" not in str(caught.value)
 
 
-def test_a_signal_while_a_tokenizer_is_loaded_is_no_fault_of_it(
+def test_a_signal_while_loading_a_tokenizer_is_not_reported_as_its_error(
     hugging_face: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import transformers
@@ -210,7 +210,7 @@ def test_a_signal_while_a_tokenizer_is_loaded_is_no_fault_of_it(
 
 
 @pytest.mark.parametrize("stop", [Interrupted(15, "terminated"), KeyboardInterrupt()])
-def test_a_signal_while_a_tokenizer_is_trained_is_no_fault_of_the_text(stop: BaseException) -> None:
+def test_a_signal_while_training_a_tokenizer_is_not_reported_as_an_error_of_the_text(stop: BaseException) -> None:
     def interrupted() -> Iterator[str]:
         yield from texts(1)
         raise stop
@@ -252,14 +252,14 @@ def test_too_large_a_vocabulary_says_the_largest_that_works(kind: str) -> None:
     assert sentencepiece_model(train(texts(), largest, where="here"), where="it").vocab_size == int(match[1])
 
 
-def test_too_many_letters_for_the_vocabulary_are_said() -> None:
+def test_too_many_letters_for_the_vocabulary_are_reported() -> None:
     letters = "".join(chr(0x4E00 + n) for n in range(200))
     with pytest.raises(XDogeError, match=r"vocab_size 300 cannot hold the letters of the text; use more than \d+"):
         train([letters] * 20, TrainTokenizer(vocab_size=300, character_coverage=1.0), where="here")
 
 
 @given(st.lists(st.text(max_size=9), unique=True), st.integers(1, 60), st.randoms())
-def test_a_sample_is_the_same_in_whatever_order(documents: list[str], characters: int, draw: random.Random) -> None:
+def test_a_sample_does_not_depend_on_the_order(documents: list[str], characters: int, draw: random.Random) -> None:
     chosen = sample(documents, characters=characters, seed=7)
     shuffled = draw.sample(documents, len(documents))
     assert [text for text in sample(shuffled, characters=characters, seed=7) if text] == [t for t in chosen if t]

@@ -134,7 +134,7 @@ def test_tokens_read_in_earlier_phases_bring_a_warning(to):
         ("llamafactory", {"documents": None}, "Give documents, which"),
     ],
 )
-def test_what_cannot_be_exported_is_refused(to, options, message):
+def test_mixtures_that_cannot_be_exported_are_refused(to, options, message):
     with pytest.raises(XDogeError) as error:
         write(to, **options)
     assert message in str(error.value)
@@ -189,7 +189,7 @@ def test_random_draws_say_how_far_off_they_may_be():
 # datasets
 
 
-def test_datasets_reads_the_mixture_and_runs_away_if_it_is_not_stopped():
+def test_datasets_reads_the_mixture_and_continues_beyond_the_budget_unless_stopped():
     datasets = consumer("datasets")
     written = write("datasets")
     plan = json.loads(written.text)
@@ -230,7 +230,7 @@ def test_datasets_ends_early_if_all_sources_are_read_more_than_once():
 # Grain
 
 
-def test_grain_reads_the_mixture_to_the_integer_cut_that_is_warned_of():
+def test_grain_reads_the_mixture_up_to_the_rounding_that_is_warned_of():
     grain = consumer("grain")
     plan = reading(a=(10_000, 100_000), b=(10_090, 100_000), c=(79_910, 100_000))
     written = export(plan, "grain", sequence_length=10)
@@ -245,7 +245,7 @@ def test_grain_reads_the_mixture_to_the_integer_cut_that_is_warned_of():
     assert drawn["b"] / 1_009 - 1 == pytest.approx(-0.0079, abs=0.001)
 
 
-def test_a_cap_that_the_integer_cut_passes_is_named():
+def test_a_cap_that_rounding_exceeds_is_named():
     shares = {
         "xx/a": Share(0.2, 0.4, 40_000, 10_000, max_epochs=4.0, capped=True),
         "xx/b": Share(0.8, 0.6, 60_000, 1_000_000, max_epochs=4.0),

@@ -43,14 +43,14 @@ sizes = st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 10**12), min
 
 
 @given(sizes, st.floats(0.001, 1), st.integers(1, 8))
-def test_unimax_is_the_published_algorithm_where_the_budget_can_be_spent(counts, part, epochs):
+def test_unimax_is_the_published_algorithm_if_the_budget_can_be_spent(counts, part, epochs):
     budget = max(1, int(part * epochs * sum(counts.values())))
     counted = unimax(counts, budget_tokens=budget, max_epochs=epochs).counts
     for name, share in published_unimax(counts, budget, epochs).items():
         assert abs(counted[name] - share) < 1
 
 
-def test_a_budget_above_all_epochs_is_refused_with_the_least_that_would_do():
+def test_a_budget_above_all_caps_is_refused_with_the_smallest_sufficient_cap():
     with pytest.raises(
         XDogeError,
         match=r"6,000 cannot be spent: 2 languages at max_epochs 4 give 5,640\. Raise max_epochs to 4\.256 or lower",
@@ -135,7 +135,7 @@ def test_counts_sum_to_the_budget_within_caps_and_floors(solve, case):
 
 
 @given(cases())
-def test_what_no_bound_holds_is_proportional_to_the_weights(case):
+def test_counts_without_a_binding_cap_or_floor_are_proportional_to_the_weights(case):
     weights, budget, caps, floors = case
     counts = allocate(weights, budget, caps=caps, floors=floors).counts
     free = [name for name in weights if weights[name] and floors[name] < counts[name] < caps[name]]
@@ -146,7 +146,7 @@ def test_what_no_bound_holds_is_proportional_to_the_weights(case):
 
 
 @given(cases(), st.randoms(use_true_random=False))
-def test_order_matters_only_where_the_last_unit_of_equals_goes(case, random):
+def test_order_matters_only_for_the_last_unit_of_ties(case, random):
     weights, budget, caps, floors = case
     names = list(weights)
     random.shuffle(names)
@@ -164,7 +164,7 @@ def test_any_scale_is_exact(budget):
     assert all(abs(counts[name] - exact[name]) < 1 for name in weights)
 
 
-def test_what_a_cap_cuts_goes_to_all_or_to_the_same_language_first():
+def test_tokens_that_a_cap_cuts_go_to_all_or_to_the_same_language_first():
     weights = {"es/web": 0.3, "es/wiki": 0.2, "eu/web": 0.1, "eu/wiki": 0.4}
     caps = {"eu/wiki": 100}
     flat = allocate(weights, 1000, caps=caps)
@@ -178,7 +178,7 @@ def test_what_a_cap_cuts_goes_to_all_or_to_the_same_language_first():
     assert nested.capped == {"eu/web", "eu/wiki"}
 
 
-def test_a_source_that_just_reaches_its_cap_was_not_cut():
+def test_a_source_that_exactly_reaches_its_cap_is_not_capped():
     assert allocate({"a": 1, "b": 1}, 10, caps={"a": 5}).capped == frozenset()
     assert allocate({"a": 1, "b": 1}, 10, caps={"a": 4}).capped == {"a"}
 
@@ -192,7 +192,7 @@ def test_a_source_that_just_reaches_its_cap_was_not_cut():
         ({"floors": {"a": 6}, "caps": {"a": 5}}, "a: the floor 6 must be >= 0 and at most the cap 5"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments, message):
+def test_impossible_allocations_are_refused(arguments, message):
     with pytest.raises(XDogeError, match=message):
         allocate({"a": 0.5, "b": 0.5}, 10, **arguments)
     with pytest.raises(XDogeError, match="shares must be finite and >= 0"):

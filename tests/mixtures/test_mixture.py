@@ -24,7 +24,7 @@ def plan(weights=LEARNED, **more):
     return Mixture.plan(weights, **{"available_tokens": AVAILABLE, "budget_tokens": 40_000, **more})
 
 
-def test_tokens_follow_the_weights_and_what_a_cap_cuts_goes_to_the_others():
+def test_tokens_follow_the_weights_and_capped_tokens_go_to_other_sources():
     mixture = plan()
     assert {source: share.tokens for source, share in mixture.sources.items()} == {
         "en/web": 18_000,
@@ -64,13 +64,13 @@ def test_weights_by_language_share_by_size_within_a_language():
         WeightSet(name="some", sources={"en/web": 0.25, "eu/wiki": 0.75}),
     ],
 )
-def test_what_the_weights_leave_out_is_read_on_request_never(weights):
+def test_sources_without_a_weight_are_left_out_on_request(weights):
     mixture = plan(weights, rest_zero=True, max_epochs=None)
     tokens = {source: share.tokens for source, share in mixture.sources.items()}
     assert tokens == {"en/web": 10_000, "es/web": 0, "es/wiki": 0, "eu/wiki": 30_000}
 
 
-def test_caps_of_single_sources_and_languages_take_the_place_of_the_general_one():
+def test_caps_of_single_sources_and_languages_replace_the_general_cap():
     mixture = plan(caps={"eu/wiki": 6, "es": 0.5}, max_epochs=None)
     assert mixture.sources["eu/wiki"].tokens == 6_000
     assert mixture.sources["es/wiki"].tokens == 2_500
@@ -78,7 +78,7 @@ def test_caps_of_single_sources_and_languages_take_the_place_of_the_general_one(
     assert mixture.sources["en/web"].max_epochs is None
 
 
-def test_what_earlier_phases_read_counts_towards_the_cap():
+def test_tokens_read_in_earlier_phases_count_towards_the_cap():
     mixture = plan(read_before={"eu/wiki": 3_000, "en/web": 500_000})
     assert mixture.sources["eu/wiki"].tokens == 1_000
     assert mixture.sources["eu/wiki"].epochs == 4.0
@@ -87,7 +87,7 @@ def test_what_earlier_phases_read_counts_towards_the_cap():
         plan(budget_tokens=502_000, read_before={"eu/wiki": 3_000})
 
 
-def test_a_least_share_is_kept_where_the_cap_allows():
+def test_a_minimum_share_is_kept_if_the_cap_allows_it():
     weights = {"en/web": 0.98, "es/web": 0.01, "es/wiki": 0.01, "eu/wiki": 0.0}
     mixture = plan(weights, min_share=0.05, max_epochs=1)
     assert mixture.sources["es/web"].tokens == 2_000
@@ -129,7 +129,7 @@ def test_a_least_share_is_kept_where_the_cap_allows():
         ),
     ],
 )
-def test_what_cannot_be_planned_is_refused(change, message):
+def test_impossible_plans_are_refused(change, message):
     with pytest.raises(XDogeError, match=message):
         plan(**change)
 
@@ -147,7 +147,7 @@ def test_the_least_max_epochs_that_an_error_names_works_and_a_little_less_does_n
         plan(available_tokens=available, budget_tokens=budget, max_epochs=round(least - 0.001, 3))
 
 
-def test_warnings_name_what_an_expert_would_worry_about():
+def test_warnings_name_problems_with_their_numbers():
     assert plan({"en": 0.8, "es": 0.17, "eu": 0.03}).warnings() == []
     assert plan(budget_tokens=1_000_000, max_epochs=None, caps={"eu": 1.5}).warnings()[0] == (
         "read more than 4 times, beyond which text is worth much less than new text: "
@@ -243,7 +243,7 @@ def test_repr_and_frame_show_shares():
     assert frame.set_index("source")["unread"]["en/web"] == pytest.approx(0.82)
 
 
-def test_strategies_are_what_their_names_say():
+def test_strategies_follow_their_definitions():
     weights = {name: strategy_weights(name, AVAILABLE) for name in STRATEGIES}
     assert weights["uniform"].languages == pytest.approx({"en": 1 / 3, "es": 1 / 3, "eu": 1 / 3})
     assert weights["unimax"].languages == pytest.approx(weights["uniform"].languages)
@@ -268,7 +268,7 @@ def test_strategies_are_what_their_names_say():
         ("uniform", {"temperature": 2}, "temperature is for the strategy temperature, not for uniform"),
     ],
 )
-def test_a_strategy_that_is_none_is_refused(name, arguments, message):
+def test_an_unknown_strategy_is_refused(name, arguments, message):
     with pytest.raises(XDogeError, match=message):
         strategy_weights(name, AVAILABLE, **arguments)
     with pytest.raises(XDogeError, match="es has no tokens to share by"):

@@ -90,7 +90,7 @@ def test_a_floor_of_one_kth_is_refused(floor):
 
 
 @pytest.mark.parametrize("q", [[], [0, 0], [1, -1], [1, np.nan], [1, np.inf]])
-def test_masses_that_are_no_masses_are_refused(q):
+def test_invalid_masses_are_refused(q):
     with pytest.raises(XDogeError, match="masses must be finite, >= 0 and not all zero"):
         project(q)
 
@@ -104,11 +104,11 @@ def test_counts_sum_exactly_and_stay_within_one_of_their_quota(shares, total):
         assert abs(count - Fraction(share) * total / whole) < 1
 
 
-def test_units_left_go_to_the_largest_remainders_and_ties_to_the_first():
+def test_remaining_units_go_to_the_largest_remainders_and_ties_to_the_first():
     assert largest_remainder([5, 3, 1], 4) == [2, 1, 1]  # quotas 2.22, 1.33, 0.44
     assert largest_remainder([1, 1, 1], 10) == [4, 3, 3]
 
 
-def test_shares_that_are_none_are_refused():
+def test_invalid_shares_are_refused():
     with pytest.raises(XDogeError, match="shares must be finite"):
         largest_remainder([0.0, 0.0], 3)

@@ -41,7 +41,7 @@ def test_a_round_trip_loses_nothing(tmp_path_factory, masses):
     assert WeightSet.load(path) == original
 
 
-def test_a_language_weighs_what_its_sources_weigh():
+def test_the_weight_of_a_language_is_the_sum_over_its_sources():
     assert weights().languages == {"es": pytest.approx(0.7), "eu": 0.3}
     assert weights().nested == {"es": {"web": 0.5, "wiki": 0.2}, "eu": {"wiki": 0.3}}
     assert weights()["es"] == pytest.approx(0.7)
@@ -81,7 +81,7 @@ def test_a_set_can_be_copied_pickled_and_be_a_key():
         ({}, "name no source"),
     ],
 )
-def test_weights_that_are_none_are_refused(sources, message):
+def test_invalid_weights_are_refused(sources, message):
     with pytest.raises(XDogeError, match=message):
         weights(sources)
 
@@ -157,7 +157,7 @@ def test_kl_to_a_set_without_the_source_is_infinite():
     assert q.distance(weights(), metric="kl") < math.inf
 
 
-def test_sets_over_other_sources_are_not_compared():
+def test_sets_with_different_sources_are_not_compared():
     with pytest.raises(
         XDogeError, match="different sources; only in three: es/web, es/wiki, eu/wiki; only in three: gl/web"
     ):
@@ -166,7 +166,7 @@ def test_sets_over_other_sources_are_not_compared():
         weights().distance(weights(), metric="euclid")
 
 
-def test_an_average_says_how_far_its_sets_lie_apart():
+def test_an_average_describes_the_spread_of_its_sets():
     p = weights(method={"seed": 0, "mu": 1})
     q = weights({"eu/wiki": 0.5, "es/wiki": 0.2, "es/web": 0.3}, method={"seed": 1, "mu": 1})
     mean = WeightSet.average([p, q], name="both")
@@ -180,7 +180,7 @@ def test_an_average_says_how_far_its_sets_lie_apart():
 
 @pytest.mark.parametrize("where", ["spread", "spread.languages"])
 @pytest.mark.parametrize("deviation", [[0.1], {"es/web": 0.1}, {"es": "wide", "eu": 0.1}])
-def test_a_deviation_that_does_not_go_with_the_weights_is_refused(where, deviation):
+def test_a_deviation_that_does_not_match_the_weights_is_refused(where, deviation):
     spread = (
         {"standard_deviation": deviation} if where == "spread" else {"languages": {"standard_deviation": deviation}}
     )
@@ -196,7 +196,7 @@ def test_a_deviation_that_does_not_go_with_the_weights_is_refused(where, deviati
         ([weights(), weights(corpus={"sha256": "other"})], "differ in corpus or floor"),
     ],
 )
-def test_sets_that_do_not_belong_together_are_not_averaged(others, message):
+def test_incompatible_sets_are_not_averaged(others, message):
     with pytest.raises(XDogeError, match=message):
         WeightSet.average(others)
 

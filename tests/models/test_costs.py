@@ -47,7 +47,7 @@ def counted(model: torch.nn.Module, rows: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
-def test_the_reference_allocation_comes_out_to_the_hour():
+def test_the_reference_allocation_is_exact_to_the_hour():
     costs = [cost.rounded() for cost in read_costs(CLUSTER / "allocation.yaml")]
     assert [(cost.name, cost.hours, cost.node_hours) for cost in costs] == [
         ("target-7B", 1998, 63_936),
@@ -231,7 +231,7 @@ def test_a_row_that_says_too_little_or_too_much_is_refused(tmp_path, run, messag
     ],
     ids=str,
 )
-def test_a_plan_that_does_not_say_what_there_is_is_refused(tmp_path, change, message):
+def test_an_incomplete_plan_is_refused(tmp_path, change, message):
     runs = {"a": {"parameters": "7B", "tokens": "2T"}}
     with pytest.raises(XDogeError, match=f"plan.yaml: {message}"):
         read_costs(write(tmp_path, **({"runs": runs} | change)))

@@ -182,7 +182,7 @@ def test_a_beginning_outside_the_vocabulary_names_key_and_file(value, text, tmp_
         measure(folder, text)
 
 
-def test_a_context_of_no_limit_is_none(tmp_path):
+def test_a_context_without_a_limit_is_none(tmp_path):
     save(tmp_path / "model", "XLNet", vocab_size=258, d_model=16, n_layer=1, n_head=2, d_inner=32)
     assert CausalModel.find(str(tmp_path / "model")).default_length == 2048
 

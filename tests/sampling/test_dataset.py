@@ -56,7 +56,7 @@ def test_a_rank_has_its_own_positions(store, sampler, dataset):
 
 
 @pytest.mark.parametrize("documents", ["ignore", "separate"])
-def test_however_items_are_asked_for_they_are_the_same(store, sampler, documents):
+def test_items_are_the_same_for_every_way_of_indexing(store, sampler, documents):
     dataset = MixtureDataset(store, sampler, T, documents=documents)
     positions = [7, 3, 99, 3, 20, 0]
     draws = [sampler[position] for position in positions]
@@ -76,7 +76,7 @@ def test_however_items_are_asked_for_they_are_the_same(store, sampler, documents
 
 
 @pytest.mark.parametrize("documents", ["ignore", "separate"])
-def test_a_loader_makes_the_same_batches_of_items_however_many_and_whoever_collates_them(store, sampler, documents):
+def test_a_loader_makes_the_same_batches_with_any_batch_size_and_collation(store, sampler, documents):
     """Many rows of a source are read together, and few one by one. Whole batches are not collated row by row."""
     dataset = MixtureDataset(store, sampler, T, documents=documents)
     items = [dataset[position] for position in range(100)]
@@ -197,7 +197,7 @@ def test_the_document_mask_shows_a_token_the_earlier_ones_of_its_document():
     assert torch.equal(mask[1, 0], torch.ones(5, 5, dtype=torch.bool).tril())
 
 
-def test_what_does_not_fit_the_store_is_refused(store, sampler, dataset):
+def test_a_sampler_or_length_that_does_not_match_the_store_is_refused(store, sampler, dataset):
     with pytest.raises(XDogeError, match=r"^sequence_length is 1; it takes 2 tokens to predict one\.$"):
         MixtureDataset(store, sampler, 1)
     with pytest.raises(XDogeError, match=r"^documents is 'mask'; it is one of ignore, separate\.$"):

@@ -75,7 +75,7 @@ def test_two_processes_train_on_the_plan_together(script, store, mixture, tmp_pa
 
 @OTHERS
 @pytest.mark.parametrize("script", ["with_lightning", "with_pytorch", "with_torchdata"])
-def test_a_resume_that_forgets_the_position_is_noticed(script, store, mixture, tmp_path, monkeypatch, capsys):
+def test_resuming_without_the_position_is_detected(script, store, mixture, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(MixtureSampler, "load_state_dict", lambda *_: None)
     assert run(script, monkeypatch, command(script, store, mixture, tmp_path)) is False
     assert "equal: False" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def test_the_order_is_fixed_for_all_time():
     assert permute([0, 1, 10**12 - 1], 10**12, key).tolist() == GOLDEN_LARGE
 
 
-def test_other_seeds_sources_and_epochs_are_other_orders():
+def test_seeds_sources_and_epochs_have_different_orders():
     keys = [
         derive_key(0, "es/web", 0),
         derive_key(1, "es/web", 0),
@@ -44,7 +44,7 @@ def test_other_seeds_sources_and_epochs_are_other_orders():
             assert (orders[i] == orders[j]).sum() < 10  # one is expected
 
 
-def test_a_position_alone_is_what_it_is_among_others():
+def test_a_single_position_gives_the_same_as_many_at_once():
     key = derive_key(7, "gl/wiki", 3)
     whole = permute(np.arange(100_003), 100_003, key)
     assert permute(54_321, 100_003, key) == whole[54_321]
@@ -128,7 +128,7 @@ def test_neighbours_among_few_items_are_as_random_as_numpys():
         assert statistic < freedom + 4 * np.sqrt(2 * freedom) + 4
 
 
-def test_several_sizes_and_keys_at_once_are_what_they_are_alone():
+def test_several_sizes_and_keys_at_once_give_the_same_as_one_by_one():
     sizes = [1, 2, 7, 1000, 10**12, 2**62]
     rng = np.random.default_rng(0)
     which = rng.integers(0, len(sizes), 500)

@@ -90,7 +90,7 @@ def test_ten_thousand_sources_from_one_sequence_to_a_trillion():
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any), st.integers(1, 30), st.integers(0, 2**32))
-def test_each_block_holds_what_the_counts_say_in_any_order(counts, block, key):
+def test_each_block_has_the_counts_for_any_order_of_positions(counts, block, key):
     """Positions give the same draws all at once, shuffled and one by one. Every sequence of a source is drawn once."""
     quotas = Quotas(counts)
     carried, sizes = np.arange(len(counts)), np.arange(len(counts)) * 3 + 1

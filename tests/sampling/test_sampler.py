@@ -129,7 +129,7 @@ def test_ranks_partition_the_stream_and_have_equally_many(world_size):
         assert sampler.position == len(sampler) * world_size
 
 
-def test_a_shard_of_a_shard_is_every_so_manieth_position():
+def test_a_shard_of_a_shard_has_every_nth_position():
     whole = stream(make_sampler())
     workers = [make_sampler(world_size=2, rank=1).shard(world_size=3, rank=worker) for worker in range(3)]
     assert [stream(worker[:5]) for worker in workers] == [whole[1 + 2 * w :: 6][:5] for w in range(3)]
@@ -167,7 +167,7 @@ def test_resumed_sampler_continues_the_same_stream():
     assert head + stream(other) == stream(make_sampler())
 
 
-def test_a_second_loop_goes_on_and_a_moved_position_is_noticed():
+def test_a_second_loop_continues_and_a_changed_position_takes_effect():
     whole = stream(make_sampler())
     sampler = make_sampler()
     for _, _draw in zip(range(10), sampler, strict=False):
@@ -181,7 +181,7 @@ def test_a_second_loop_goes_on_and_a_moved_position_is_noticed():
     assert tuple(next(draws)) == whole[4]
 
 
-def test_a_state_tells_what_training_consumed_where_a_loader_reads_ahead():
+def test_a_state_has_the_consumed_position_although_a_loader_reads_ahead():
     sampler = make_sampler()
     draws = iter(sampler)
     for _ in range(100):
@@ -205,7 +205,7 @@ def test_a_state_is_small_and_plain():
     assert all(type(value) in (int, str) for value in state.values())
 
 
-def test_the_batch_may_change_on_resume_and_the_order_stays():
+def test_the_loader_batch_may_change_on_resume_and_the_order_stays():
     sampler = make_sampler(batch_size=20)
     sampler.position = 40
     other = make_sampler(batch_size=50)
@@ -241,7 +241,7 @@ def test_the_state_of_another_plan_is_refused(other):
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
-def test_a_state_that_is_none_is_refused_and_changes_nothing(change, message):
+def test_an_invalid_state_is_refused_and_changes_nothing(change, message):
     sampler = make_sampler()
     sampler.position = 60
     with pytest.raises(XDogeError, match=message):
@@ -307,7 +307,7 @@ def test_a_rebase_counts_what_was_read_towards_the_caps():
     assert sampler.rebase(new, at=500).quotas["eu/wiki"] == 100
 
 
-def test_stages_play_one_after_the_other():
+def test_stages_are_read_one_after_the_other():
     first, second = mixture(), mixture({**WEIGHTS, "es/web": 0.1, "gl/wiki": 0.6}, max_epochs=None)
     sampler = MixtureSampler([(first, 410 * T), (second, 200 * T)], LENGTHS, batch_size=20)
     assert sampler.total == 610
@@ -323,7 +323,7 @@ def test_stages_play_one_after_the_other():
         MixtureSampler([], LENGTHS, batch_size=20)
 
 
-def test_a_phase_planned_after_another_goes_on_where_that_ended():
+def test_a_phase_planned_after_another_continues_where_it_ended():
     first = mixture(sequences=103, max_epochs=1)
     sampler = make_sampler(first)
     read = {source: share.tokens for source, share in first.sources.items()}
@@ -340,7 +340,7 @@ def test_a_phase_planned_after_another_goes_on_where_that_ended():
     assert len(again) <= len(LENGTHS)
 
 
-def test_numpys_whole_numbers_are_as_good_as_pythons():
+def test_numpy_integers_are_accepted():
     whole = np.int64
     sampler = make_sampler(batch_size=whole(20), seed=whole(3), world_size=whole(2), rank=whole(1))
     assert stream(sampler[:]) == stream(make_sampler(seed=3, world_size=2, rank=1)[:])
@@ -349,7 +349,7 @@ def test_numpys_whole_numbers_are_as_good_as_pythons():
 
 
 @pytest.mark.parametrize("positions", [1.7, [0.0, 1.0], [True, False], [[1, 2]], "3"])
-def test_positions_that_are_none_are_refused(positions):
+def test_invalid_positions_are_refused(positions):
     with pytest.raises(IndexError, match="positions are whole numbers, a slice or a flat array of them"):
         make_sampler()[positions]
 
@@ -364,7 +364,7 @@ def test_an_open_iterator_notices_a_state_with_another_batch(before, after):
     assert [tuple(draw) for draw in draws] == stream(make_sampler(batch_size=after))[40:]
 
 
-def test_lengths_that_are_not_the_mixtures_are_noticed():
+def test_lengths_that_differ_from_the_mixture_are_warned_of():
     halves = {source: length // 2 for source, length in LENGTHS.items()}
     plan = mixture(sequences=400, max_epochs=None)
     with pytest.warns(UserWarning, match="lengths of 4 of 4 sources .* es/web has 200 where 400 are expected"):
@@ -428,7 +428,7 @@ def test_far_positions_of_huge_sources_are_exact():
     ],
 )
 @pytest.mark.filterwarnings("ignore:lengths of")
-def test_what_does_not_fit_is_refused(arguments, message):
+def test_arguments_that_do_not_match_are_refused(arguments, message):
     with pytest.raises(XDogeError, match=message):
         make_sampler(**arguments)
 
@@ -440,7 +440,7 @@ def test_the_sequence_length_is_found_only_where_it_is_certain():
         MixtureSampler(plan, {"es/web": 2}, batch_size=1)
 
 
-def test_a_sampler_can_be_copied_and_pickled_and_says_what_it_is():
+def test_a_sampler_can_be_copied_and_pickled_and_has_a_repr():
     sampler = make_sampler(world_size=4, rank=3)
     sampler.draws(0, 100)
     for other in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):

@@ -177,7 +177,7 @@ def test_tokens_and_epochs_are_those_of_the_sequences_read(finished, mixture, st
     assert [sum(row["tokens_by_source"].values()) for row in evaluations] == [0, 3 * BATCH * LENGTH, 6 * BATCH * LENGTH]
 
 
-def test_what_the_loader_hands_out_is_counted_and_not_what_it_should(mixture, store, recipe, monkeypatch, tmp_path):
+def test_the_sequences_that_the_loader_returns_are_counted(mixture, store, recipe, monkeypatch, tmp_path):
     read = mixture_trainer._Labelled.__getitems__
     monkeypatch.setattr(
         mixture_trainer._Labelled, "__getitems__", lambda self, positions: read(self, [0] * len(positions))
@@ -308,7 +308,7 @@ def test_the_rate_follows_the_schedule_from_the_first_step(finished, mixture, st
 
 
 @pytest.mark.parametrize("step", [1, 3, 4])
-def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(mixture, store, recipe, finished, stream, tmp_path, step):
+def test_a_stopped_and_resumed_run_is_the_same(mixture, store, recipe, finished, stream, tmp_path, step):
     settings, notes = settings_for(mixture, store, recipe), []
     with pytest.raises(Interrupted, match=rf"stopped after step {step} of 6; resume=True continues") as stopped:
         train(mixture, store, settings, out=tmp_path / "run", on_progress=signalled_after(step - 1))
@@ -323,7 +323,7 @@ def test_stopped_by_a_signal_and_resumed_it_is_the_same_run(mixture, store, reci
     assert metrics(tmp_path / "run") == metrics(finished[0])
 
 
-def test_killed_between_checkpoints_it_goes_on_from_the_last_whole_one(
+def test_a_run_killed_between_checkpoints_continues_from_the_last_complete_one(
     mixture, store, recipe, finished, stream, tmp_path
 ):
     class Killed(Exception):
@@ -347,9 +347,7 @@ def test_killed_between_checkpoints_it_goes_on_from_the_last_whole_one(
     assert not broken.exists()
 
 
-def test_two_processes_go_on_where_one_stopped_and_one_where_two_did(
-    mixture, store, recipe, finished, stream, tmp_path
-):
+def test_runs_resume_with_another_number_of_processes(mixture, store, recipe, finished, stream, tmp_path):
     settings, run = settings_for(mixture, store, recipe), tmp_path / "run"
     with pytest.raises(Interrupted, match="stopped after step 2 of 6") as stopped:
         train(mixture, store, settings, out=run, on_progress=signalled_after(1, signal.SIGINT))
@@ -431,7 +429,7 @@ def test_a_pattern_that_is_found_nowhere_is_refused(recipe):
     assert layers_trained(model) == (0, 2)
 
 
-def test_a_model_goes_on_with_its_own_context_and_half_the_peak_of_its_size(mixture, store, finished):
+def test_a_pre_trained_model_uses_its_own_context_and_half_the_peak_of_its_size(mixture, store, finished):
     settings = settings_for(mixture, store, finished[0] / "model")
     assert (settings.sequence_length, settings.warmup) == (LENGTH, 0.01)
     assert settings.learning_rate == peak_learning_rate(10_000) / 2 == 3e-4
@@ -491,7 +489,7 @@ def test_a_misspelt_recipe_is_told_its_name_without_asking_the_hub(monkeypatch):
         InitialModel.find("125")
 
 
-def test_no_address_of_the_hub_s_words_is_cut(monkeypatch):
+def test_messages_of_the_hub_are_shortened_without_cutting_urls(monkeypatch):
     def fail(name, **_):
         raise OSError(f"{name} is not a local folder. See " + "it or " * 28 + "https://huggingface.co/models for more")
 
@@ -594,7 +592,7 @@ def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_is_written(mixture,
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("alloc: can't allocate memory: you")])
-def test_too_little_memory_is_told_in_one_line_with_the_way_out(mixture, store, recipe, tmp_path, monkeypatch, error):
+def test_too_little_memory_is_one_line_with_advice(mixture, store, recipe, tmp_path, monkeypatch, error):
     def fail(*args):
         raise error
 
@@ -645,7 +643,7 @@ def test_the_mixtures_sequence_length_is_the_default_and_no_other_is_taken(store
         settings_for(planned, store, recipe, sequence_length=16)
 
 
-def test_a_folder_named_like_a_recipe_is_not_passed_over_in_silence(mixture, store, tmp_path, monkeypatch):
+def test_a_folder_named_like_a_recipe_is_reported(mixture, store, tmp_path, monkeypatch):
     class Enough(Exception):
         pass
 
@@ -667,7 +665,7 @@ def test_a_tracker_may_be_named_without_a_list(mixture, store, recipe, monkeypat
 
 
 @pytest.mark.filterwarnings("ignore:.*is drawn less than once")
-def test_what_caps_in_whole_sequences_give_to_other_sources_is_no_repetition_beyond_the_plan():
+def test_tokens_moved_by_caps_in_whole_sequences_are_no_repetition():
     """Small sources lose 36 of 100 tokens, which fill no sequence. The large one is read more than planned."""
     lengths = {"es/web": 10_000} | {f"eu/s{number}": 1 for number in range(20)}
     available = {source: 64 * length + 36 * (length == 1) for source, length in lengths.items()}
@@ -690,7 +688,7 @@ def test_runs_of_other_budgets_are_not_compared(finished, tmp_path):
         common_budget([run, tmp_path])
 
 
-def test_the_command_trains_resumes_and_prints_what_came_of_it(xdoge, mixture, store, recipe, tmp_path, monkeypatch):
+def test_the_command_trains_resumes_and_prints_its_results(xdoge, mixture, store, recipe, tmp_path, monkeypatch):
     mixture.save(tmp_path / "mixture.json")
     (tmp_path / "train.yaml").write_text("steps: 9\nclip: 0.5\neval_sequences: 2\neval_every: 9\n")
     command = ["train", tmp_path / "mixture.json", "--store", store.path, "--out", tmp_path / "run"]
@@ -761,7 +759,7 @@ def test_checkpoints_follow_the_setting_of_the_resume(mixture, store, recipe, tm
 
 
 @pytest.mark.parametrize(("rank", "says"), [("0", True), ("1", False)])
-def test_of_several_processes_one_says_what_all_see(xdoge, mixture, store, tmp_path, monkeypatch, rank, says):
+def test_one_of_several_processes_reports_errors_that_all_see(xdoge, mixture, store, tmp_path, monkeypatch, rank, says):
     mixture.save(tmp_path / "mixture.json")
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, rank)

@@ -50,5 +50,5 @@ def test_a_short_training_is_measured_on_less():
         ({"eval_every": 1, "eval_sequences": 2, "eval_on_start": True}, {}),
     ],
 )
-def test_what_is_chosen_stays(chosen, filled):
+def test_chosen_settings_are_kept(chosen, filled):
     assert eval_schedule(chosen, **FEW) == filled

@@ -54,7 +54,7 @@ def test_a_gpu_that_is_not_there_is_refused():
         pick_device("cuda:1")
 
 
-def test_precision_is_what_was_asked_for():
+def test_precision_follows_the_setting():
     cpu = torch.device("cpu")
     assert pick_autocast("auto", cpu) is None
     assert pick_autocast("float32", cpu) is None
@@ -71,9 +71,7 @@ def test_precision_is_what_was_asked_for():
         ({}, {"device": "cuda:0"}, "device cuda:0 is one, for 2 processes"),
     ],
 )
-def test_what_a_launcher_asks_for_and_a_fit_does_not_do_is_refused(
-    store, recipe, monkeypatch, environment, options, message
-):
+def test_unsupported_settings_of_a_launcher_are_refused(store, recipe, monkeypatch, environment, options, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     settings = FitSettings.for_store(store, {"proxy": recipe, **options})

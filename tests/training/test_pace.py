@@ -47,7 +47,7 @@ def test_days_are_told_once_after_a_few_steps_with_a_smaller_proxy(store, clock,
     assert notes[0].startswith("note: this takes about 5 days here; a smaller proxy, 7m with its recipe's steps, takes")
 
 
-def test_what_is_done_in_a_day_is_not_mentioned(store, clock):
+def test_trainings_of_less_than_a_day_are_not_reported(store, clock):
     notes = []
     run(pace_of(store, notes), clock, seconds=1.0, steps=10, total=20_000)
     assert notes == []
@@ -95,7 +95,7 @@ def test_a_proxy_far_too_large_for_a_cpu_is_named_before_its_first_step(store, m
 @pytest.mark.parametrize(
     ("flops", "options"), [(10**12, {"proxies": 100}), (10**18, {"proxies": 100, "from_scratch": False})]
 )
-def test_who_cannot_take_a_smaller_proxy_is_told_to_train_less(store, clock, flops, options):
+def test_without_a_smaller_proxy_the_advice_is_to_train_less(store, clock, flops, options):
     """No smaller proxy is fast enough, or a pre-trained model is continued."""
     notes = []
     run(Pace(flops, store, silent, notes.append, **options), clock, seconds=100.0, steps=5, total=100_000)

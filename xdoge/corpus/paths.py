@@ -44,9 +44,9 @@ def text_format(path: Readable | str) -> tuple[str, str]:
     return kind, compression
 
 
-@functools.lru_cache  # 10,000 files have few endings
+@functools.lru_cache  # many files have few different endings
 def _format_of(endings: str) -> tuple[str, str]:
-    """Return the format and compression that endings such as ".jsonl.gz" give, "" without a format."""
+    """Return the format and compression for endings such as ".jsonl.gz". The format is "" if it is unknown."""
     short = next((ending for ending in _SHORT if endings.endswith(ending)), "")
     endings = endings.removesuffix(short) + _SHORT.get(short, "")
     compression = next((ending for ending in COMPRESSED if endings.endswith(ending)), "")

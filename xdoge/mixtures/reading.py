@@ -1,4 +1,4 @@
-"""Weights in a file: weights.json, the run folder of a fit, JSON {name: weight}, or a CSV file of one mixture."""
+"""Read weights from weights.json, the run folder of a fit, JSON {name: weight}, or a CSV file with one mixture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xdoge.names import language_of
 
 
 def read_weights(path: Path | str) -> WeightSet | dict[str, float]:
-    """Return the weights that a file holds: a `WeightSet`, or weights by source or by language.
+    """Return the weights in a file, as a `WeightSet`, or as a mapping by source or by language.
 
     Raises:
         XDogeError: the file cannot be read, or has something else than a number for a weight.
@@ -31,14 +31,14 @@ def read_weights(path: Path | str) -> WeightSet | dict[str, float]:
 
 
 def read_source_weights(path: Path | str, token_counts: Mapping[str, int]) -> WeightSet:
-    """Return the weights that a file holds, by source: sources of a language share its weight by their tokens.
+    """Return the weights in a file by source. The weight of a language is divided among its sources by their tokens.
 
     Args:
-        path: what `read_weights` reads.
+        path: file that `read_weights` can read.
         token_counts: tokens of each source.
 
     Raises:
-        XDogeError: as `read_weights`; a language has no source; or the weights do not sum to 1.
+        XDogeError: as for `read_weights`. Or a language has no source, or the weights do not sum to 1.
     """
     weights = read_weights(path)
     if isinstance(weights, WeightSet):

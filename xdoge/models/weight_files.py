@@ -62,7 +62,7 @@ def check_files(folder: Path) -> None:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raise XDogeError if a folder holds an adapter: transformers leaves it out where peft is not installed."""
+    """Raise XDogeError if a folder contains an adapter, which transformers ignores if peft is not installed."""
     if (folder / "adapter_config.json").exists():
         raise XDogeError(
             f"{folder} holds an adapter (adapter_config.json), which xdoge does not apply. Merge it into its base "
@@ -92,10 +92,10 @@ def check_size(folder: Path, parameters: int) -> None:
 
 
 def _tensors(file: Path) -> dict[str, tuple[str, int]]:
-    """Return the type and the number of elements of each tensor of a safetensors file, from its header.
+    """Return the type and the number of elements of each tensor in a safetensors file, from its header.
 
     Raises:
-        XDogeError: the file is cut off, or no safetensors file.
+        XDogeError: the file is truncated, or is not a safetensors file.
     """
     size = file.stat().st_size
     try:

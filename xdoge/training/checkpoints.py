@@ -19,7 +19,7 @@ SUMS = "SHA256SUMS"
 
 @contextlib.contextmanager
 def saving_tensors(path: Path) -> Iterator[Path]:
-    """Like `replacing_folder`, but turn safetensors' errors about the disk into what `disk_errors` makes of them."""
+    """Like `replacing_folder`, but treat safetensors' errors about the disk as `disk_errors` treats OSErrors."""
     from safetensors import SafetensorError
 
     with replacing_folder(path) as folder:

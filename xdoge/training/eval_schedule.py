@@ -27,7 +27,7 @@ EVALUATIONS = 10
 """Default limit of the number of evaluations, not counting the one before the first step."""
 
 SCHEDULE = ("eval_every", "eval_sequences", "eval_on_start")
-"""Settings that `eval_schedule` fills in."""
+"""Settings whose defaults `eval_schedule` computes."""
 
 
 def eval_schedule(
@@ -75,7 +75,10 @@ def eval_schedule(
 
 
 def with_schedule(settings: Settings, schedule: Mapping[str, Any]) -> Settings:
-    """Return settings with a schedule that the user did not choose: `model_fields_set` does not name it."""
+    """Return settings with a computed schedule.
+
+    Its fields are not in `model_fields_set`, because the user did not set them.
+    """
     filled = {key: value for key, value in schedule.items() if key in type(settings).model_fields}
     settings = settings.model_copy(update=filled)
     settings.model_fields_set.difference_update(filled)
@@ -83,11 +86,11 @@ def with_schedule(settings: Settings, schedule: Mapping[str, Any]) -> Settings:
 
 
 def with_schedule_of_run(settings: Settings, earlier: Mapping[str, Any]) -> Settings:
-    """Return settings with the schedule of the run that is resumed, where the user chose none.
+    """Return settings in which the schedule of the resumed run replaces values that the user did not set.
 
     Args:
-        settings: of the call that resumes.
-        earlier: the settings that the run was begun with.
+        settings: settings of the call that resumes.
+        earlier: settings with which the run was started.
     """
     keys = [key for key in SCHEDULE if key in earlier and key not in settings.model_fields_set]
     return with_schedule(settings, {key: earlier[key] for key in keys})

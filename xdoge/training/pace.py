@@ -112,7 +112,7 @@ def matrix_flops_per_second(size: int = 1024) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that suits it: days, hours, minutes or seconds, from two of each on."""
+    """Return a time as text in days, hours, minutes or seconds: the largest unit of which it has at least two."""
     for size, unit in ((DAY, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"

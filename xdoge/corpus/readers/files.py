@@ -177,7 +177,7 @@ def _value_blocks(path: Readable, chunks: Iterator[bytes], columns: Columns) -> 
 def _cells(rows: Iterator[list[str]], names: list[str], columns: Columns) -> Iterator[str]:
     indices = [names.index(column) for column in names_of(columns)]
     for row in rows:
-        if row == names and len(names) > 1:  # the header again, where files were joined to one
+        if row == names and len(names) > 1:  # repeated header of concatenated files
             yield ""
             continue
         yield row[indices[0]] if len(indices) == 1 else join_parts(row[index] for index in indices)
