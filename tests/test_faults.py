@@ -128,10 +128,10 @@ def whole(tmp_path_factory) -> dict[str, tuple[Command, float]]:
     train += ("--set", "workers=1")  # signals reach it too, and it outlives a kill for a while
     evaluate = ("eval", weights, target, "--store", store, "--max-documents", 6)
     commands = {
-        "prepare": (("prepare", corpus, "--workers", 1), "out", None, "finished before, kept", "out/sources/*/*.json"),
+        "prepare": (("prepare", corpus, "--workers", 1), "out", None, "already finished, kept", "out/sources/*/*.json"),
         "fit-weights": (fit, "out", "--resume", "resuming after step", "out/checkpoints/step-*"),
         "train": (train, "out", "--resume", "resuming after step", "out/checkpoints/checkpoint-*/SHA256SUMS"),
-        "eval": (evaluate, "out.json", None, "finished before, kept", "out.json.partial/*.json"),
+        "eval": (evaluate, "out.json", None, "already finished, kept", "out.json.partial/*.json"),
     }
     done = {}
     for name, arguments in commands.items():
@@ -290,8 +290,8 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(whole, name,
     DAMAGE[damage](checkpoints[-1])
     command.finish()
     printed = command.log.read_text()
-    assert f"{checkpoints[-1]} is damaged, " in printed
-    assert "; going back to the checkpoint before it" in printed
+    assert f"{checkpoints[-1]} is damaged: " in printed
+    assert "; using the previous checkpoint instead" in printed
     assert "resuming after step 15 of 16" in printed
     assert command.files() == whole[name][0].files()
     assert sorted(command.path.glob("checkpoints/*")) == checkpoints
@@ -340,7 +340,7 @@ def test_a_second_process_is_kept_out_and_sigterm_ends_the_first_in_good_order(w
     printed = command.log.read_text()
     assert process.exitcode == 143, printed
     assert "Traceback" not in printed
-    assert ("stopped after step" if command.again else "terminated; nothing is half-written") in printed
+    assert ("stopped after step" if command.again else "terminated; no file is half-written") in printed
     command.finish()
     assert command.files() == undisturbed.files()
     assert undisturbed.continued in command.log.read_text().replace("resuming after step 0", "")
@@ -405,4 +405,4 @@ def test_an_invalid_token_is_one_line(whole, name, split, tmp_path):
     arguments = [bad if argument == good else argument for argument in whole[name][0].arguments]
     status = forked_run(*arguments, "--out", tmp_path / "out", printed=tmp_path / "log")
     line = line_of((tmp_path / "log").read_text())
-    assert (status, f"{file} is damaged: it leads to the token id " in line) == (1, True), line
+    assert (status, f"{file} is damaged: it gives the token id " in line) == (1, True), line

@@ -164,8 +164,8 @@ def test_a_folder_in_place_of_a_file_is_refused(files, name):
     ("text", "message"),
     [
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "is not JSON: 'c' is given twice"),
-        ('{"a": NaN}', "is not JSON: NaN is no number"),
-        ('{"a": [-Infinity]}', "is not JSON: -Infinity is no number"),
+        ('{"a": NaN}', "is not JSON: NaN is not a number"),
+        ('{"a": [-Infinity]}', "is not JSON: -Infinity is not a number"),
         ('{"a": 1e999}', "is not JSON: Out of range float values"),
         ('{"a": ' + "9" * 5000 + "}", "is not JSON: a number has at most"),
         ('{"a": "\\ud800"}', "is not JSON: .* surrogates not allowed"),

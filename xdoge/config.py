@@ -108,9 +108,13 @@ def settings_help(settings: type[Config]) -> str:
     for name, info in settings.model_fields.items():
         about = info.description or name.replace("_", " ")
         if get_origin(info.annotation) is Literal:
-            about += f": {' or '.join(get_args(info.annotation))}"
-        if not info.is_required() and not about.endswith("]"):
-            about += f" [{'none' if info.default in (None, ()) else str(info.default).lower()}]"
+            choices = get_args(info.annotation)
+            if not set(choices) <= set(re.findall(r"\w+", about)):
+                about += f"; one of {', '.join(choices)}"
+        if about.endswith("]"):
+            about = "[default: ".join(about.rsplit("[", 1))
+        elif not info.is_required():
+            about += f" [default: {'none' if info.default in (None, ()) else str(info.default).lower()}]"
         lines.append(f"- `{name}`: {about}")
     return "\n\n".join(lines)
 
@@ -152,7 +156,7 @@ def explain(error: ValidationError, config: type[BaseModel], *, where: str) -> s
     )
     first, key = faults[0], _key(faults[0])
     same = [fault for fault in faults if _key(fault) == key and fault["type"] in _WORDS]
-    rest = f" ({more} more like this)" if (more := len(faults) - max(1, len(same))) else ""
+    rest = f" ({more} more error{'s' * (more != 1)})" if (more := len(faults) - max(1, len(same))) else ""
     if first["type"] == "extra_forbidden":
         message = f"{key} is not a known key{likely_name(str(first['loc'][-1]), _keys(config, first['loc'][:-1]))}"
     elif first["type"] == "missing":
@@ -215,7 +219,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_scalar(self, node: Any) -> Any:
         line = node.start_mark.line + 1
         if control := CONTROLS.search(re.sub("[\t\n]", "", node.value)):
-            raise XDogeError(f"line {line}: {control[0]!a} is a control character, which no value may hold.")
+            raise XDogeError(f"line {line}: {control[0]!a} is a control character, which is not allowed in a value.")
         if node.tag == "tag:yaml.org,2002:int" and len(node.value) > LONGEST_NUMBER:
             raise XDogeError(f"line {line}: a number has at most {LONGEST_NUMBER} digits.")
         return super().construct_scalar(node)
@@ -251,7 +255,7 @@ def parse_yaml(content: bytes | str, *, where: str) -> Any:
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
     except UnicodeDecodeError as error:
-        raise XDogeError(f"{where} is not UTF-8 text, as YAML is here: {error.reason} at {error.start}.") from error
+        raise XDogeError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except XDogeError as error:

@@ -40,7 +40,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"{path}: the disk is full; nothing was left half-written. Free space, run again."
             ) from error
         if error.errno == errno.EFBIG:
-            raise XDogeError(f"{path} would exceed the size that a file may have; see ulimit -f.") from error
+            raise XDogeError(f"{path} would be larger than the limit on file size; see ulimit -f.") from error
         if error.errno in _UNWRITABLE:
             raise XDogeError(f"{path} cannot be written: {os.strerror(error.errno).lower()}.") from error
         raise
@@ -177,7 +177,7 @@ def refuse_device(path: Path) -> None:
     """
     with disk_errors(path):
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise XDogeError(f"{path} is a device or a pipe, which no file may replace; name a file.")
+            raise XDogeError(f"{path} is a device or a pipe and cannot be replaced; name a file.")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -190,7 +190,9 @@ def write_text(path: Path, text: str) -> None:
         content = text.encode("utf-8")
     except UnicodeEncodeError as error:
         odd = shown(text[error.start : error.end])
-        raise XDogeError(f"{path} would hold {odd}, which is no text; the name of a file may be no UTF-8.") from error
+        raise XDogeError(
+            f"{path} would contain {odd}, which is not valid text; perhaps the name of a file is not UTF-8."
+        ) from error
     with replacing(path) as file:
         file.write(content)
 
@@ -321,7 +323,7 @@ def _int(digits: str) -> int:
 
 
 def _constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def check_schema(where: str, value: object, *, schema: str, version: int) -> None:

@@ -234,7 +234,7 @@ def test_planned_shares_show_where_the_cap_decided():
     assert (basque["weight"], basque["planned"], basque["cap"]) == (0.3, 0.125, 0.125)  # 100 of 800 tokens
     assert (basque["capped"], basque["label"]) == (True, "capped at 2 epochs")
     description = charts.planned_shares(mixture).to_dict()["description"]
-    assert description == "2 of 5 sources are decided by their caps: eu/wiki, nl/wiki."
+    assert description == "the caps decide 2 of 5 sources: eu/wiki, nl/wiki."
 
 
 def test_changes_against_the_baseline_have_the_errors_of_the_rule(drawn):
@@ -244,7 +244,7 @@ def test_changes_against_the_baseline_have_the_errors_of_the_rule(drawn):
     error = 1.96 * np.hypot(0.4, 0.4) / 20
     assert (bars["es"]["low"], bars["es"]["high"]) == (pytest.approx(-0.05 - error), pytest.approx(-0.05 + error))
     assert (bars["es"]["sure"], bars["eu"]["sure"], bars["average"]["sure"]) == (False, True, True)
-    with pytest.raises(XDogeError, match="no perplexity of a model in the results compares with that of nobody"):
+    with pytest.raises(XDogeError, match="nobody"):
         charts.perplexity_change(results(), baseline="nobody")
 
 
@@ -257,7 +257,7 @@ def test_improvement_over_tokens_is_that_of_the_runs(runs, drawn):
     assert charts.improvement([runs / "uniform", runs / "learned"], baseline="uniform").to_dict()
     with pytest.raises(XDogeError, match="baseline=other"):
         charts.improvement([runs / "uniform", runs / "learned"], baseline="other")
-    with pytest.raises(XDogeError, match="no other run compares with uniform"):
+    with pytest.raises(XDogeError, match="uniform.*same token budget"):
         charts.validation_change([runs / "uniform"], baseline="uniform")
 
 

@@ -53,7 +53,7 @@ def test_without_a_cap_that_binds_the_weights_decide_everything():
 
 def test_a_mixture_over_some_languages_is_compared_with_equal_shares_of_these():
     (first, *_) = mixture_verdict(planned(0.8, 0.2, 0.0, 0.0, budget=100_000))
-    assert "equal shares would move 8.9%" in first.replace(" under the same caps", "")
+    assert "equal shares would change 8.9%" in first.replace(" under the same caps", "")
 
 
 def test_mix_ends_with_its_verdict_and_its_json_is_read_as_a_mixture(xdoge, tmp_path):
@@ -87,7 +87,7 @@ NEAR = fit("near", 0.49, 0.2, 0.21, 0.1, seed=1)
 
 def test_fits_that_lie_far_apart_are_noise_and_near_ones_agree():
     (text,) = compare([A, FAR]).verdict
-    assert "35% of the tokens apart" in text
+    assert "differ in 35% of the tokens" in text
     assert "noise" in text
     (text,) = compare([A, NEAR]).verdict
     assert "agree" in text
@@ -116,7 +116,7 @@ def test_fits_of_different_targets_are_not_draws_of_one():
     compared = compare([A, NEAR, *other])
     assert [group.name for group in compared.groups] == ["proxy 60m, targets sources", "proxy 60m, targets languages"]
     assert any("differ in targets" in note for note in compared.notes)
-    assert "more than fits of one of them" in compared.verdict[-1]
+    assert "more than the fits of one of them" in compared.verdict[-1]
     pair = compare([A, other[0]])
     assert pair.groups == ()
     assert "do not answer the same question" in pair.notes[0]
@@ -127,7 +127,7 @@ def test_two_fits_are_merged_without_naming_one_as_furthest(xdoge, tmp_path):
         weights.save(tmp_path / f"{weights.name}.json")
     _, printed, _ = xdoge("merge", tmp_path / "a.json", tmp_path / "far.json")
     assert "furthest" not in printed
-    assert "the two lie 35.0% of the tokens apart" in printed
+    assert "35.0% of the tokens (total variation)" in printed
 
 
 # Models
@@ -153,8 +153,8 @@ def measured(changes, *, count=40, spread=0.3, seed=0):
 def test_paired_errors_decide_which_differences_are_called_real():
     results = measured({"es": -0.2, "gl": 0.3, "eu": -0.06})
     first, last = scores_verdict(results, baseline="base")
-    assert first.startswith("Bits per byte of new against base: really better in es (−")
-    assert "really worse in gl (+" in first
+    assert first.startswith("Bits per byte of new against base: significantly better in es (−")
+    assert "significantly worse in gl (+" in first
     assert "undecided in eu (−" in first
     assert "times the text would decide" in first
     assert "not the seed of the training" in last

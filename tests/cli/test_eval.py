@@ -92,8 +92,8 @@ def test_finished_parts_of_a_killed_evaluation_are_not_measured_again(xdoge, sto
     status, _, err = xdoge(*command)
     assert status == 0
     assert len(calls) == 3 + len(store.sources) - 2
-    assert f"going on with what {out}.partial holds" in err
-    assert "es/web: finished before, kept" in err
+    assert f"continuing with the results in {out}.partial" in err
+    assert "es/web: already finished, kept" in err
 
 
 def test_text_files_by_name_column_and_corpus(xdoge, models, tmp_path):
@@ -114,17 +114,17 @@ def test_text_files_by_name_column_and_corpus(xdoge, models, tmp_path):
     ("arguments", "message"),
     [
         ([], "name at least one model: a run folder, the folder of a model, or its name on the Hub."),
-        (["M"], "--out is missing: the results.json to write."),
+        (["M"], "--out is missing"),
         (["M", "--out", "r.json"], "nothing to measure: give --store or --text"),
         (["M", "M", "--store", "S", "--out", "r.json"], "two models are called M; write NAME=M to tell them apart."),
-        (["M", "--store", "S", "--baseline", "uniform", "--out", "r.json"], "--baseline uniform is not compared"),
+        (["M", "--store", "S", "--baseline", "uniform", "--out", "r.json"], "--baseline uniform is not among"),
         (["M", "--store", "S", "--set", "windw=3", "--out", "r.json"], "did you mean window?"),
         (["M", "--text", "es", "--out", "r.json"], "--text es: write it as SOURCE=FILE, or name a corpus.yaml."),
-        (["M", "--text", "es=a.txt", "--limit", "3", "--out", "r.json"], "--limit is for benchmarks"),
-        (["M", "--text", "es=a.jsonl:x", "--text", "es=b.jsonl:y", "--out", "r.json"], "not from x and y"),
-        (["M", "--text", "es=a.txt", "--set", "reference=fr", "--out", "r.json"], "reference fr is none"),
+        (["M", "--text", "es=a.txt", "--limit", "3", "--out", "r.json"], "--limit is only for benchmarks"),
+        (["M", "--text", "es=a.jsonl:x", "--text", "es=b.jsonl:y", "--out", "r.json"], "columns x and y"),
+        (["M", "--text", "es=a.txt", "--set", "reference=fr", "--out", "r.json"], "reference fr is not one"),
         (["=M", "--text", "es=a.txt", "--out", "r.json"], "=M has no name"),
-        (["--prefetch"], "--prefetch needs --suite: the benchmarks whose questions are wanted."),
+        (["--prefetch"], "--prefetch needs --suite"),
         (["M", "--local-data", "nowhere", "--out", "r.json"], "--local-data nowhere is not a folder."),
     ],
 )
@@ -150,7 +150,7 @@ def test_results_are_not_written_over(xdoge, store, models, tmp_path):
 
 def test_the_second_model_is_refused_before_the_first_is_measured(xdoge, store, models, tmp_path):
     status, _, err = xdoge("eval", models / "m0", tmp_path, "--store", store.path, "--out", tmp_path / "r.json")
-    assert (status, err) == (1, f"error: model '{tmp_path}' is no model: it has no config.json.\n")
+    assert (status, err) == (1, f"error: model '{tmp_path}' is not a model: it has no config.json.\n")
 
 
 def test_a_run_that_is_not_finished_is_refused_as_a_model(xdoge, store, tmp_path):
@@ -180,7 +180,7 @@ def test_different_tokenizers_have_no_column_per_token():
 def test_the_table_says_so(capsys):
     rows = [row(f"m{n}", "gl", 1.0 + n, metric="bits_per_byte") for n in range(2)]
     print_results(results(*rows, tokenizers=("a", "b")))
-    assert "bits per byte compares them, perplexity per token does not" in capsys.readouterr().out
+    assert "The models have different tokenizers" in capsys.readouterr().out
 
 
 def test_the_best_is_bold_and_the_change_is_against_the_baseline():
@@ -358,7 +358,7 @@ def test_the_reason_for_missing_questions_is_shown_once(xdoge, tmp_path, monkeyp
     assert printed.count("not here") == 1
     assert printed.splitlines()[-2:] == [
         "missing: 2 tasks (not here): qnlieu, xnli_eu",
-        "0 of 2 tasks have their questions here.",
+        "The questions of 0 of 2 tasks are available here.",
     ]
 
 

@@ -109,7 +109,7 @@ def counts(here):
 
 def test_mix_shows_what_a_law_predicts_of_the_plan(xdoge, law, counts, here):
     status, out, err = xdoge("mix", "uniform", *counts, "--max-epochs", "none", "--law", law)
-    assert (status, "Losses that" in out, "eu" in out, "warning: law" in err) == (0, True, True, False)
+    assert (status, "Losses predicted by" in out, "eu" in out, "warning: law" in err) == (0, True, True, False)
     _, out, _ = xdoge("mix", "uniform", *counts, "--max-epochs", "none", "--law", law, "--json")
     rows = {row["evaluation"]: row for row in json.loads(out)["law"]["rows"]}
     _, out, _ = xdoge("predict", law, "uniform", "--json")
@@ -131,13 +131,13 @@ def test_mix_shows_several_caps_under_a_law_and_the_file_stays_the_plan(xdoge, l
 def test_mix_says_why_other_sources_get_no_prediction(xdoge, law, counts, here):
     (here / "counts.json").write_text(json.dumps({**COUNTS, "fr/web": 50_000}))
     status, out, err = xdoge("mix", "uniform", *counts, "--max-epochs", "none", "--law", law)
-    assert (status, "Losses that" in out, "no prediction" in err, "fr/web" in err) == (0, False, True, True)
+    assert (status, "Losses predicted by" in out, "no prediction" in err, "fr/web" in err) == (0, False, True, True)
 
 
 def test_compare_shows_what_a_law_predicts_and_draws_it(xdoge, law, here):
     WeightSet(name="w", sources=dict(zip(SOURCES, (0.4, 0.3, 0.2, 0.1), strict=True))).save(here / "w.json")
     status, out, _ = xdoge("compare", "w.json", "--law", law, "--html", "report.html", "--force")
-    assert (status, "Losses that law predicts" in out) == (0, True)
+    assert (status, "Losses predicted by law" in out) == (0, True)
     assert "Who helps whom" in (here / "report.html").read_text()
     _, out, _ = xdoge("compare", "w.json", law, "--json")
     value = json.loads(out)
@@ -206,7 +206,7 @@ def test_differences_to_equal_shares_have_intervals_and_a_verdict(xdoge, law, co
     status, out, err = xdoge("mix", "shares.csv", *counts, "--max-epochs", "none", "--law", law)
     assert status == 0, err
     assert "± " in out.partition("shares")[2]
-    assert "Mean loss that" in out.rpartition("verdict: ")[2]
+    assert "Mean loss predicted by" in out.rpartition("verdict: ")[2]
     _, out, _ = xdoge("mix", "shares.csv", *counts, "--max-epochs", "none", "--law", law, "--json")
     for row in json.loads(out)["law"]["rows"]:
         assert row["difference_low"] < row["difference"] < row["difference_high"]

@@ -57,16 +57,16 @@ def test_the_mean_of_runs_is_written_with_their_spread(xdoge, runs):
         sha256_file(Path(file)) for file in ("seed0/weights.json", "seed1/weights.json", "seed2.json")
     ]
     assert out.startswith("Weights of 3 fits, proxy 60m")
-    assert "3 fits, proxy 60m: 1 of 3 pairs of languages swaps" in out
+    assert "3 fits, proxy 60m: 1 of 3 pairs of languages changes order" in out
     assert "they differ in seed" in out
-    assert "furthest from the mean: seed0, by 20.0% of the tokens." in out
+    assert "furthest from the mean: seed0, in 20.0% of the tokens" in out
     assert out.splitlines()[-1] == "mean.json"
 
 
 def test_languages_that_one_more_fit_would_move_are_named(xdoge, runs):
     _, _, err = xdoge("merge", *runs, "--out", "mean.json")
     # the standard deviation is 0.1, the mean 0.2: 0.5 / sqrt(3 * 4)
-    expected = "warning: one more fit would be expected to move the weight of gl by 14%, eu by 14%; fit another seed."
+    expected = "warning: one more fit is expected to move the weight of gl by 14%, eu by 14%; fit another seed."
     assert err.splitlines() == [expected]
     fit(Path("seed3.json"), 0.3001, 0.2999, 0.2, 0.2, seed=3)
     assert xdoge("merge", "seed1", "seed3.json", "--out", "near.json")[2] == ""
@@ -80,7 +80,7 @@ def test_sources_are_shown_on_request(xdoge, runs):
 def test_json_is_the_file_and_without_out_nothing_is_written(xdoge, runs):
     before = sorted(Path().rglob("*"))
     _, shown, err = xdoge("merge", *runs, "--json")
-    assert "nothing was written; --out" in err
+    assert "nothing was written; add --out" in err
     assert sorted(Path().rglob("*")) == before
     _, out, _ = xdoge("merge", *runs, "--json", "--out", "mean.json")
     assert json.loads(out) == json.loads(shown) == json.loads(Path("mean.json").read_text())
@@ -103,10 +103,10 @@ def test_mix_reads_the_mean(xdoge, runs):
     ("other", "message"),
     [
         ({"corpus": {"name": "big", "sha256": "b" * 64}}, "different corpora: tiny"),
-        ({"floor": 0.02}, "seed0 has the floor 0.01 and other.json 0.02; fit both with one."),
-        ({"seed": 0}, "seed0 and other.json are the same fit: nothing that moves a weight differs"),
+        ({"floor": 0.02}, "seed0 has floor 0.01 and other.json has floor 0.02"),
+        ({"seed": 0}, "seed0 and other.json are the same fit"),
         ({"seed": 0, "timeout": 60, "microbatches": 2}, "seed0 and other.json are the same fit"),
-        ({"corpus": {}}, "other.json does not say with which settings, proxy and corpus"),
+        ({"corpus": {}}, "other.json does not name its settings, proxy and corpus"),
     ],
 )
 def test_fits_that_do_not_belong_together_are_refused(xdoge, runs, other, message):
@@ -121,7 +121,7 @@ def test_other_runs_that_cannot_be_merged_are_one_line(xdoge, runs):
     Path("half/config.yaml").touch()
     xdoge("merge", *runs, "--out", "mean.json")
     for arguments, message in (
-        (["seed0"], "seed0 is one run; name two or more."),
+        (["seed0"], "seed0 is a single run"),
         (["seed0", "half"], "half has no weights.json: its fit is not finished; resume it first."),
         (["seed0", "seed0/weights.json"], "seed0 and seed0/weights.json are the same fit"),
         (["seed0", "mean.json"], "mean.json is an average already; name the fits"),
@@ -138,7 +138,7 @@ def test_other_runs_that_cannot_be_merged_are_one_line(xdoge, runs):
 def test_a_warning_names_fits_that_are_not_equal_draws(xdoge, runs):
     fit(Path("large.json"), 0.3, 0.3, 0.2, 0.2, proxy="125m", mu=1.0)
     _, out, err = xdoge("merge", *runs, "large.json", "--out", "mean.json")
-    assert "proxies do not have as many fits each (60m 3, 125m 1)" in err
+    assert "proxies have different numbers of fits (60m 3, 125m 1)" in err
     assert "the fits differ in mu, so they do not answer the same question" in err
     assert "Weights of 4 fits, all proxies" in out
     assert WeightSet.load("mean.json").name == "tiny-60m+125m-mean-of-4"

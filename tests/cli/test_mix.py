@@ -32,7 +32,8 @@ def test_mix_prints_the_plan_and_writes_it(xdoge, here):
     status, out, err = xdoge(*MIX, "--out", "m.json")
     assert status == 0
     assert out.startswith(
-        "learned: 40,000 tokens, at most 4 epochs unless said otherwise; caps and rounding move 10.00% of the tokens"
+        "learned: 40,000 tokens, at most 4 epochs unless --cap says otherwise; "
+        "caps and rounding move 10.00% of the tokens"
     )
     for word in ("planned / weight", "18,000", "at 4", "m.json"):
         assert word in out
@@ -42,7 +43,7 @@ def test_mix_prints_the_plan_and_writes_it(xdoge, here):
 
 def test_without_out_the_plan_is_only_shown(xdoge, here):
     status, out, err = xdoge(*MIX)
-    assert (status, "18,000" in out, "nothing was written; --out" in err) == (0, True, True)
+    assert (status, "18,000" in out, "nothing was written; add --out" in err) == (0, True, True)
     assert {path.name for path in here.iterdir()} == {"counts.json", "weights.json"}
 
 
@@ -59,7 +60,7 @@ def test_several_caps_are_shown_side_by_side_and_impossible_ones_are_named(xdoge
         "mix", "unimax", "--tokens", "counts.json", "--budget", "200K", "--max-epochs", "1,2,4,none"
     )
     assert status == 0
-    for word in ("≤ 2 epochs", "≤ 4 epochs", "no cap", "*: the cap decided"):
+    for word in ("≤ 2 epochs", "≤ 4 epochs", "no cap", "*: set by the cap"):
         assert word in out
     assert "--max-epochs 1: budget 200,000 cannot be spent: 4 sources at --max-epochs 1 give 126,000" in err
     assert {path.name for path in here.iterdir()} == {"counts.json", "weights.json"}
@@ -109,7 +110,7 @@ def test_a_second_phase_counts_what_the_first_read(xdoge, here):
     basque = Mixture.load("two.json").sources["eu/wiki"]
     assert (basque.read_before, basque.tokens, basque.epochs) == (4_000, 2_000, 6.0)
     _, out, _ = xdoge(*MIX, "--out", "three.json", "--after", "two.json", "--cap", "eu=7")
-    assert "after 80,000 of earlier phases" in out
+    assert "after 80,000 in earlier phases" in out
     assert Mixture.load("three.json").sources["eu/wiki"].tokens == 1_000
 
 
@@ -139,14 +140,14 @@ def test_whole_sequences_only(xdoge, store, here):
         ([*MIX, "--out", "m.json", "--max-epochs", "0.1"], "Raise --max-epochs to 0.318 or lower the budget"),
         ([*MIX, "--out", "m.json", "--cap", "eu"], "--cap eu: write it as NAME=N, such as eu/wiki=8"),
         ([*MIX, "--out", "m.json", "--cap", "gl=2"], "--cap names 'gl'; "),
-        ([*MIX, "--out", "m.json", "--temperature", "2"], "--temperature is for the strategy temperature"),
+        ([*MIX, "--out", "m.json", "--temperature", "2"], "--temperature is only for the strategy temperature"),
         ([*MIX, "--out", "m.json", "--after", "none.json"], "none.json does not exist"),
         ([*MIX, "--out", "m.json", "--sequence-length", "1001"], "eu/wiki has 1,000 tokens"),
         (["mix", "doge", *MIX[2:], "--out", "m.json"], "doge is neither a file nor a strategy"),
         (["mix", "counts.json", *MIX[2:], "--out", "m.json"], "weights 'counts' sum to 126000; they must sum to 1"),
         ([*MIX[:5], "4x", "--out", "m.json"], "--budget: '4x' is not a count"),
         (["mix", "bad.json", *MIX[2:], "--out", "m.json"], "bad.json: es is 'x', not a weight"),
-        (["mix", "unimax", "--tokens", "bad.csv", *MIX[4:], "--out", "m.json"], "bad.csv needs a line of names"),
+        (["mix", "unimax", "--tokens", "bad.csv", *MIX[4:], "--out", "m.json"], "bad.csv needs a header"),
         (["mix", "unimax", "--tokens", "badcount.json", *MIX[4:]], "badcount.json: es/w: 'x' is not a count"),
         (["export", "weights.json", "--to", "csv"], "this is another kind of file"),
         (["export", "none.json", "--to", "csv"], "none.json does not exist"),
@@ -181,7 +182,7 @@ def test_export_writes_to_stdout_or_a_file_and_warns_on_stderr(xdoge, store, her
     assert (status, "b.txt exists" in one_line(err)) == (1, True)
     Mixture.plan(LEARNED, available_tokens=COUNTS, budget_tokens=10_000).save("other.json")
     status, _, err = xdoge("export", "other.json", "--to", "datasets", "--store", store.path)
-    assert (status, "has no en/web, which other.json reads; it is another corpus" in one_line(err)) == (1, True)
+    assert (status, "has no source en/web, which other.json reads" in one_line(err)) == (1, True)
     status, _, err = xdoge("export", "m.json", "--to", "yaml")
     assert (status, "format 'yaml' is unknown; known: megatron" in one_line(err)) == (1, True)
 

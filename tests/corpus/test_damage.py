@@ -66,7 +66,7 @@ def test_compressed_files_are_read_to_their_end_marker(
     refused(path, data[:-2] + b"??", "cannot be read")  # the checksum
     refused(path, data + b"garbage", "cannot be read")
     refused(path, b"", "cannot be read")
-    refused(path, ROWS, "Rename it")
+    refused(path, ROWS, "rename it")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_an_arrow_stream_must_end_with_its_marker(tmp_path: Path) -> None:
     data = path.read_bytes()
     assert read(path, data) == TEXTS
     refused(path, data[:-8], "end marker")
-    refused(path, data + data, "come after")
+    refused(path, data + data, "follow the end")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt", "a.jsonl.gz", "a.parquet", "a.arrow"])

@@ -160,7 +160,9 @@ def test_the_bytes_are_those_of_the_decoded_text(written, made, model, tmp_path,
     expected = sum(len(text.encode()) for text in texts)
     store = made({"wiki": {"megatron": "w"}})
     assert store.n_bytes() == {"eu/wiki": expected}
-    assert store.warnings == ("eu/wiki: no document fell to validation; its validation loss cannot be measured.",)
+    assert store.warnings == (
+        "eu/wiki: every document was assigned to training, so its validation loss cannot be measured.",
+    )
 
     monkeypatch.setattr(in_place, "DECODED", store.tokens()["eu/wiki"] // 3)
     store = made({"wiki": {"megatron": "w"}}, fraction=0.25, out="other")
@@ -276,7 +278,7 @@ def longer(ending, more):
 
 BROKEN = {
     "another kind": (header(magic=b"TNTIDX\0\0\0"), r"w\.idx is not the index of a Megatron-LM data set: it does not"),
-    "no header": (cut(".idx", 20), r"w\.idx is cut: it has 20 bytes and not even a whole header"),
+    "no header": (cut(".idx", 20), r"w\.idx is cut: it has 20 bytes"),
     "empty idx": (cut(".idx", 0), r"w\.idx is not the index of a Megatron-LM data set"),
     "version": (header(version=2), r"w\.idx is of version 2; only version 1, little-endian"),
     "big-endian": (header(version=1 << 56), r"w\.idx is of version 72,057,594,037,927,936; only version 1, little-end"),
@@ -284,16 +286,16 @@ BROKEN = {
     "no type": (header(code=99), r"w\.idx says that w\.bin holds the unknown type 99"),
     "cut idx": (
         cut(".idx", -8),
-        r"w\.idx has 234 bytes where 10 sequences and 11 bounds of documents take 242; it was",
+        r"w\.idx has 234 bytes where 10 sequences and 11 document bounds take 242",
     ),
     "counts": (header(sequences=1 << 63), r"w\.idx has 242 bytes where 9,223,372,036,854,775,808 sequences"),
-    "modes": (longer(".idx", b"\0" * 10), r"w\.idx is of a multimodal data set"),
+    "modes": (longer(".idx", b"\0" * 10), r"w\.idx belongs to a multimodal data set"),
     "cut bin": (cut(".bin", -2), r"w\.bin has 78 bytes where w\.idx says 80; one of them was cut"),
     "long bin": (longer(".bin", b"\2\0"), r"w\.bin has 82 bytes where w\.idx says 80"),
     "past the end": (put(34 + 9 * 4, 5, "<i"), r"w\.bin has 80 bytes where w\.idx says 82"),
-    "apart": (put(74 + 9 * 8, 74), r"w\.idx does not say that the sequences lie one after the other in w\.bin"),
+    "apart": (put(74 + 9 * 8, 74), r"w\.idx does not list the sequences .* w\.bin"),
     "negative": (put(34, -4, "<i"), r"w\.idx is damaged: a sequence has -4 tokens"),
-    "last document": (put(154 + 80, 9), r"w\.idx is damaged: its documents do not go from the first of 10 sequences"),
+    "last document": (put(154 + 80, 9), r"w\.idx is damaged: its documents .* 10 sequences"),
     "first document": (put(154, 1), r"w\.idx is damaged: its documents"),
     "order": (put(154 + 8, 7), r"w\.idx is damaged: its documents"),
     "overflow": (lambda path: [put(154 + 8, 2**63 - 1)(path), put(154 + 16, -2)(path)], r"w\.idx is damaged: its doc"),
@@ -366,9 +368,9 @@ def test_documents_without_an_end_are_refused(written, made, monkeypatch, size):
         ),
         ({"megatron": "w", "validation": "x"}, r"sources\.wiki\.validation: .*x\.bin does not exist"),
         ({"megatron": "w", "validation": "w"}, r"w\.bin is in eu/wiki megatron and again in eu/wiki validation"),
-        ({"megatron": "w", "files": "a.txt"}, "has both files and megatron; a source is one of them"),
-        ({"megatron": "w", "text": "body"}, "text belongs to files and dataset, and this source has megatron"),
-        ({"megatron": "w", "config": "x"}, "config belongs to dataset, and this source has megatron"),
+        ({"megatron": "w", "files": "a.txt"}, "has both files and megatron"),
+        ({"megatron": "w", "text": "body"}, "text is only for files and dataset.* megatron"),
+        ({"megatron": "w", "config": "x"}, "config is only for dataset.* megatron"),
         ({"megatron": []}, "must be a path or a list of paths"),
     ],
 )
@@ -384,7 +386,7 @@ def test_a_tokenizer_cannot_be_trained_on_tokens(written, tmp_path):
     (tmp_path / "corpus.yaml").write_text(
         "name: t\ntokenizer: {train: {vocab_size: 300}}\nlanguages: {eu: {sources: {wiki: {megatron: w}}}}"
     )
-    with pytest.raises(XDogeError, match=r"tokenizer\.train does not go with eu/wiki, whose tokens are of a"):
+    with pytest.raises(XDogeError, match=r"tokenizer\.train .* eu/wiki"):
         prepare(tmp_path / "corpus.yaml", tmp_path / "store")
 
 
@@ -429,9 +431,7 @@ def test_a_missing_or_changed_data_set_is_found_by_the_store(written, made, tmp_
     ):
         store.verify()
     path.unlink()
-    with pytest.raises(
-        XDogeError, match=r"w\.bin is missing from the store; it lies outside the store, so put back what"
-    ):
+    with pytest.raises(XDogeError, match=r"w\.bin is missing from the store; it lies outside the store"):
         TokenStore.open(tmp_path / "store")
 
 

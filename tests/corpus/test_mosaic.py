@@ -96,7 +96,7 @@ def bend(folder):
         ({}, lambda folder: (folder / "shard.00001.mds").unlink(), r"shard\.00001\.mds does not exist"),
         ({}, lambda folder: (folder / "index.json").write_text('{"shards": [{}]}'), "damaged"),
         ({"change": {"version": 3}}, None, "version 3"),
-        ({"change": {"column_encodings": ["int", "str"]}}, None, "a column of str is no list of token ids"),
+        ({"change": {"column_encodings": ["int", "str"]}}, None, "a column of str is not a list of token ids"),
         ({"column": "ids"}, None, r"no column 'tokens'; it has n, ids\. Set column"),
         ({"rows": [*TEN[:9], [5, VOCABULARY, END]]}, None, f"token id {VOCABULARY}"),
     ],

@@ -156,7 +156,7 @@ def test_an_unreachable_file_is_one_line(server: Server, monkeypatch: pytest.Mon
         ("http://127.0.0.1:9/a.jsonl", "Cannot connect"),
         ("http://user:word@127.0.0.1/a.jsonl", "password"),
         ("zip://a::http://127.0.0.1/a.zip", "'::'"),
-        ("nothing://a", "nothing:// is no protocol"),
+        ("nothing://a", "nothing:// is not a protocol"),
         ("gs://bucket/a.jsonl", "pip install gcsfs"),
         ("sftp://host/a.jsonl", "pip install paramiko"),
         ("memory://none/a.jsonl", "does not exist"),
@@ -255,7 +255,7 @@ def test_any_protocol_of_fsspec_and_file_urls_are_read(tmp_path: Path) -> None:
 def test_the_same_remote_file_twice_and_remote_tokens_are_refused(tmp_path: Path, server: Server) -> None:
     server.files = {"/a.jsonl": rows(1), "/b.jsonl": rows(1), "/t.bin": b"", "/t.idx": b""}
     url = server.url
-    for files, told in (([f"{url}/a.jsonl", f"{url}/*.jsonl"], "again"), (f"{url}/*.jsonl", "has the bytes of")):
+    for files, told in (([f"{url}/a.jsonl", f"{url}/*.jsonl"], "again"), (f"{url}/*.jsonl", "has the same bytes as")):
         with pytest.raises(XDogeError, match=told):
             prepare(corpus(tmp_path, files), tmp_path / "s", workers=1)
     for kind, files in (("megatron", f"{url}/t"), ("tokens", f"{url}/t.bin")):

@@ -321,10 +321,10 @@ def test_a_store_of_books_has_a_document_for_each_file(tmp_path: Path, model: by
 @pytest.mark.parametrize(
     ("source", "match"),
     [
-        ({"files": "a.jsonl", "document": "file"}, r"web\.document: file is for \.txt files"),
+        ({"files": "a.jsonl", "document": "file"}, r"web\.document: file is only for \.txt files"),
         ({"files": "a.txt", "document": "paragraph"}, "document"),
         ({"dataset": "d", "document": "file"}, r"\.txt files"),
-        ({"megatron": "m", "document": "file"}, "document belongs to files and dataset"),
+        ({"megatron": "m", "document": "file"}, "document is only for files and dataset"),
         ({"files": "a.jsonl", "text": []}, "a column or a list of columns"),
         ({"files": "a.jsonl", "text": ["a", "a"]}, "twice"),
         ({"files": "a.jsonl", "text": ["a", 3]}, "a column or a list of columns"),

@@ -71,7 +71,7 @@ def prepare_all(corpus: Path, out: Path, count: int) -> list[ShardCounts]:
 def test_a_joined_store_has_the_bytes_that_one_process_makes(corpus: Path, tmp_path: Path, count: int) -> None:
     whole = prepare(corpus, tmp_path / "whole", workers=2)
     shards = prepare_all(corpus, tmp_path / "store", count)
-    with pytest.raises(XDogeError, match="store holds parts that are yet to be joined: .* --join"):
+    with pytest.raises(XDogeError, match="store holds parts .* --join"):
         TokenStore.open(tmp_path / "store")
     store = join_shards(corpus, tmp_path / "store", workers=2)
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
@@ -142,7 +142,7 @@ def test_changes_between_shards_are_detected(corpus: Path, tmp_path: Path, model
     file.write_bytes(before)
     other = train(documents(8, 500), TrainTokenizer(vocab_size=320), where="here")
     (corpus.parent / "tokenizer.model").write_bytes(other)
-    with pytest.raises(XDogeError, match="tokenizer: it is another one than that of the other shards"):
+    with pytest.raises(XDogeError, match="tokenizer: it differs from that of the other shards"):
         prepare_shard(corpus, tmp_path / "store", Shard(1, 2), workers=2)
     with pytest.raises(XDogeError, match="the tokenizer changed"):
         join_shards(corpus, tmp_path / "store", workers=2)
@@ -160,12 +160,12 @@ def test_incompatible_settings_are_refused(corpus: Path, tmp_path: Path) -> None
     for text in ("3", "0/4", "5/4", "1/0", "a/b", "-1/4", "1/4/4", ""):
         with pytest.raises(XDogeError, match="shard is "):
             Shard.parse(text)
-    with pytest.raises(XDogeError, match="store holds no shard that could be joined"):
+    with pytest.raises(XDogeError, match="store holds no shard to join"):
         join_shards(corpus, out, workers=2)
     prepare_shard(corpus, out, Shard(2, 3), workers=2)
     with pytest.raises(XDogeError, match=r"of its 3 shards, 1, 3 are not finished; run shard=1/3 again"):
         join_shards(corpus, out, workers=2)
-    with pytest.raises(XDogeError, match="store holds shards of 3, and shard is 1/4"):
+    with pytest.raises(XDogeError, match="store holds shards K/3, but shard is 1/4"):
         prepare_shard(corpus, out, Shard(1, 4), workers=2)
     with pytest.raises(XDogeError, match=r"store holds parts .* join=True, or delete .*shards"):
         prepare(corpus, out, workers=2)
@@ -190,7 +190,7 @@ def test_slurm_says_which_part_it_is(xdoge, corpus, tmp_path, monkeypatch):
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(task))
         status, said, err = xdoge("prepare", corpus, "--out", out, "--workers", 1)
         assert status == 0, err
-        assert f"part {(task - 8) // 2}/3, from SLURM_ARRAY_TASK_ID={task}" in err
+        assert f"part {(task - 8) // 2}/3 (from SLURM_ARRAY_TASK_ID={task}" in err
         assert f"xdoge prepare {corpus} --out {out} --join" in said
     _, said, err = xdoge("prepare", corpus, "--out", out, "--workers", 1, "--shard", "2/3", "--json")
     assert json.loads(said)["shard"] == "2/3"
@@ -207,8 +207,8 @@ def test_slurm_says_which_part_it_is(xdoge, corpus, tmp_path, monkeypatch):
     assert contents(out) == contents(tmp_path / "whole")
     for wrong, word in (
         (["--shard", "4/3"], "--shard is 4/3"),
-        (["--join", "--shard", "1/3"], "--join goes without"),
-        (["--join", "--refresh"], "--join goes without"),
+        (["--join", "--shard", "1/3"], "--join cannot be used with"),
+        (["--join", "--refresh"], "--join cannot be used with"),
     ):
         status, _, err = xdoge("prepare", corpus, "--out", tmp_path / "more", *wrong)
         assert status == 1

@@ -224,5 +224,5 @@ def test_a_file_of_the_right_size_that_is_no_token_file_is_named(folder: Path) -
 
 
 def test_a_negative_token_is_refused(store):
-    with pytest.raises(XDogeError, match=r"wiki\.train\.arrow is damaged: it leads to the token id -1, and there are"):
+    with pytest.raises(XDogeError, match=r"wiki\.train\.arrow is damaged: .* token id -1"):
         store.check_ids("eu/wiki", np.array([3, -1], dtype=np.int32))

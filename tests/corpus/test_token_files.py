@@ -132,7 +132,7 @@ def test_documents_end_at_the_token_wherever_blocks_are_cut(tmp_path_factory, id
         (partial(olmo, dtype=np.uint32), {"dtype": "uint16"}, None),
         (partial(olmo, ids=[*FLAT, VOCABULARY]), {}, f"token id {VOCABULARY}, .* Set dtype"),
         (partial(olmo, ids=[5, 6, 7]), {}, "has no end-of-document token, 2; .* Set dtype"),
-        (partial(olmo, ids=FLAT[:-1]), {"dtype": "uint16"}, "no whole number of uint16 ids"),
+        (partial(olmo, ids=FLAT[:-1]), {"dtype": "uint16"}, "not a whole number of uint16 ids"),
         (partial(olmo, ids=FLAT), {"dtype": "int32"}, "token id 34,080,517"),
     ],
 )
@@ -154,10 +154,10 @@ def damage(folder):
     yield "a.ds", "79 bytes where a.ds.index says 40"
     datatrove(folder / "b.ds")
     (folder / "b.ds.index").write_bytes((folder / "b.ds.index").read_bytes()[:-3])
-    yield "b.ds", "77 bytes, which is no whole number"
+    yield "b.ds", "77 bytes"
     datatrove(folder / "c.ds")
     (folder / "c.ds.index").write_bytes(struct.pack("<3Q", 8, 4, 40))
-    yield "c.ds", "do not go up"
+    yield "c.ds", "do not increase"
     datatrove(folder / "d.ds")
     (folder / "d.ds.index").write_bytes(struct.pack("<3Q", 4, 7, 40))
     yield "d.ds", "document 1 ends with token 8, not with the tokenizer's end-of-document token, 2"
@@ -168,7 +168,7 @@ def damage(folder):
     yield "f.ds", r"f\.ds\.index does not exist"
     olmo(folder / "g.bin", FLAT, np.uint16)
     (folder / "g.bin").write_bytes((folder / "g.bin").read_bytes()[:-1])
-    yield "g.bin", "no whole number of uint16 ids"
+    yield "g.bin", "not a whole number of uint16 ids"
     llm_c(folder / "h.bin", count=39)
     yield "h.bin", "not hold as many ids as its header says"
     llm_c(folder / "i.bin", [*FLAT, VOCABULARY, END])
@@ -204,9 +204,9 @@ def test_damaged_files_are_refused_in_one_line(tmp_path, made):
 
 def test_a_dtype_that_contradicts_the_file_is_refused(tmp_path, made):
     np.save(tmp_path / "a.npy", np.array(FLAT, np.uint16))
-    with pytest.raises(XDogeError, match="holds uint16 ids, as it says itself, and dtype is uint32"):
+    with pytest.raises(XDogeError, match="holds uint16 ids .*dtype is uint32"):
         made({"wiki": {"tokens": "a.npy", "dtype": "uint32"}})
-    with pytest.raises(XDogeError, match="do not go with other formats"):
+    with pytest.raises(XDogeError, match="other formats of tokens"):
         (tmp_path / "b.parquet").touch()
         made({"wiki": {"tokens": ["a.npy", "b.parquet"]}})
 

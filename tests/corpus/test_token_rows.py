@@ -183,9 +183,9 @@ def test_damaged_files_and_folders_are_refused_in_one_line(tmp_path, made):
         ({"tokens": "."}, "neither save_to_disk nor streaming wrote it"),
         ({"tokens": "none*"}, "'none.*' matches no file of tokens"),
         ({"tokens": "a.jsonl"}, "not a file of tokens"),
-        ({"tokens": "saved", "text": "body"}, "text belongs to files and dataset"),
-        ({"files": "a.jsonl", "column": "x"}, "column belongs to tokens"),
-        ({"files": "a.jsonl", "tokens": "saved"}, "a source is one of them"),
+        ({"tokens": "saved", "text": "body"}, "text is only for files and dataset"),
+        ({"files": "a.jsonl", "column": "x"}, "column is only for tokens"),
+        ({"files": "a.jsonl", "tokens": "saved"}, "has both files and tokens"),
     ],
 )
 def test_paths_without_tokens_are_refused(tmp_path, made, source, match):

@@ -266,7 +266,7 @@ def test_tasks_that_import_missing_functions_work(model, data):
     assert all(0 <= outcome.score.value <= 1 and outcome.score.n == 3 for outcome in scored.outcomes)
     assert "transformers.data.metrics" not in sys.modules
     assert not hasattr(datasets, "load_metric")
-    with pytest.raises(XDogeError, match="asks `evaluate` for the metric 'bleurt', whose code would come from the Hub"):
+    with pytest.raises(XDogeError, match="the metric 'bleurt' of `evaluate`"):
         load_metric("bleurt")
 
 
@@ -486,7 +486,7 @@ def test_a_task_by_its_name_and_by_that_of_its_group_is_refused():
         SuiteTask(task=name, language="gl", metric="bleu", output_type="generate_until", max=100)
         for name in ("flores_gl", "galician_bench_flores_gl-ca")
     )
-    with pytest.raises(XDogeError, match="flores_gl-ca is listed twice, by its own name and as one of a group"):
+    with pytest.raises(XDogeError, match="flores_gl-ca is listed twice"):
         expanded(Suite(name="mine", tasks=(group, member)))
 
 
@@ -496,10 +496,10 @@ def test_a_task_by_its_name_and_by_that_of_its_group_is_refused():
         ({"num_fewshot": 2}, {}, None),
         ({"num_fewshot": 2}, {"num_fewshot": 0}, None),
         ({}, {"num_fewshot": 0}, None),
-        ({}, {}, "mine and other differ in num_fewshot of qnlieu, and a table has one number for it; run them one at"),
+        ({}, {}, "mine and other differ in num_fewshot of qnlieu, but a table has one number"),
         ({"num_fewshot": 2, "choices": 3}, {}, "mine and other differ in choices of qnlieu"),
         ({"num_fewshot": 2, "group": "g"}, {}, "mine and other differ in group of qnlieu"),
-        ({"num_fewshot": 2, "group": "mine"}, {}, "mine is a suite and a task of other"),
+        ({"num_fewshot": 2, "group": "mine"}, {}, "mine is the name of a suite and of a task of other"),
     ],
 )
 def test_suites_that_would_give_a_row_two_values_are_refused_before_anything_runs(other, settings, message):
@@ -520,7 +520,7 @@ def test_suites_of_one_name_or_of_groups_of_other_tasks_are_refused():
         SuiteTask(task=f"flores_{pair}", language="gl", metric="bleu", output_type="generate_until", group="g")
         for pair in ("gl", "ca")
     )
-    with pytest.raises(XDogeError, match="all and some differ in the tasks of g, and a table has one number for it"):
+    with pytest.raises(XDogeError, match="all and some differ in the tasks of g"):
         check_together({"all": [galician, catalan], "some": [galician]})
 
 

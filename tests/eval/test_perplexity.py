@@ -398,10 +398,10 @@ def test_impossible_windows_are_refused(hub_model, parallel, settings, message):
 
 
 def test_a_folder_without_a_model_or_a_tokenizer_is_refused(hub_model, parallel, tmp_path):
-    with pytest.raises(XDogeError, match=r"has no config\.json; a model lies in .*/model"):
+    with pytest.raises(XDogeError, match=r"has no config\.json; .*/model"):
         measure(os.path.dirname(hub_model), parallel).rows()
     AutoModelForCausalLM.from_pretrained(hub_model).save_pretrained(tmp_path / "bare")
-    with pytest.raises(XDogeError, match="bare has no tokenizer; copy the files"):
+    with pytest.raises(XDogeError, match="bare has no tokenizer"):
         measure(str(tmp_path / "bare"), parallel).rows()
     with pytest.raises(XDogeError, match="'es mal' cannot be a source; write LANGUAGE or LANGUAGE/NAME"):
         measure(hub_model, {"es mal": parallel["gl"]}).rows()
@@ -411,7 +411,7 @@ def test_a_folder_without_a_model_or_a_tokenizer_is_refused(hub_model, parallel,
 
 def test_a_token_outside_the_vocabulary_and_a_loss_of_nan_are_refused(hub_model, parallel, monkeypatch):
     model = AutoModelForCausalLM.from_pretrained(hub_model).eval()
-    with pytest.raises(XDogeError, match="an embedding for 258 tokens, and its tokenizer made the token 258"):
+    with pytest.raises(XDogeError, match="an embedding for 258 tokens, .* the token 258"):
         LoadedModel("it", model).nats([np.array([258])], begin=0, window=8, stride=8, batch_tokens=8)
     with torch.no_grad():
         model.lm_head.weight[0, 0] = float("nan")

@@ -117,12 +117,8 @@ def test_a_users_suite_can_extend_another(tmp_path):
 
 
 def test_a_misspelt_suite_is_named_with_those_that_exist():
-    with pytest.raises(XDogeError) as error:
+    with pytest.raises(XDogeError, match=r"iberobnch .*belebele, flores-iberian, .* did you mean iberobench\?$"):
         Suite.find("iberobnch")
-    assert str(error.value) == (
-        "iberobnch is no suite: there are belebele, flores-iberian, iberobench, iberobench-mc, or name a YAML file; "
-        "did you mean iberobench?"
-    )
     with pytest.raises(XDogeError, match="nowhere.yaml does not exist."):
         Suite.find("nowhere.yaml")
 
@@ -131,10 +127,10 @@ def test_a_misspelt_suite_is_named_with_those_that_exist():
     ("text", "message"),
     [
         ("name: a\nextends: a.yaml\n", "a.yaml: suites extend each other in a circle"),
-        ("name: a\nextends: belebele\nonly: {lang: eu}\n", "a.yaml: only has lang, which no task has; it takes task, "),
-        ("name: a\nextends: belebele\nonly: eu\n", "a.yaml: only is no mapping"),
-        ("name: a\nextends: belebele\nonly: {language: fr}\n", "no task of belebele fits only {'language': 'fr'}"),
-        ("name: a\nextends: belebel\n", "belebel is no suite.* did you mean belebele"),
+        ("name: a\nextends: belebele\nonly: {lang: eu}\n", "a.yaml: only has lang, .* task, "),
+        ("name: a\nextends: belebele\nonly: eu\n", "a.yaml: only is not a mapping"),
+        ("name: a\nextends: belebele\nonly: {language: fr}\n", "no task of belebele .*{'language': 'fr'}"),
+        ("name: a\nextends: belebel\n", "belebel is unknown.* did you mean belebele"),
         ("name: a\ntasks: []\n", "a.yaml: tasks: "),
         ("name: a\ntasks: [{task: t}]\n", "a.yaml: tasks.0.language is missing"),
         ("extends: belebele\ntasks: [{task: t}]\n", "a.yaml: tasks.0.language is missing"),  # as the file counts
@@ -155,9 +151,9 @@ def test_what_is_wrong_with_a_suite_is_one_line(tmp_path, monkeypatch, text, mes
     ("tasks", "message"),
     [
         ([{"task": "t", "language": "eu"}] * 2, "t is listed twice"),
-        ([{"task": "mine", "language": "eu"}], "mine is the suite and one of its tasks"),
-        ([{"task": "t", "language": "eu", "group": "mine"}], "mine is the suite and one of its tasks"),
-        ([{"task": "t", "language": "eu", "choices": 2, "chance": 0.5}], "t has choices and chance; give one"),
+        ([{"task": "mine", "language": "eu"}], "mine is the name of the suite and of one of its tasks"),
+        ([{"task": "t", "language": "eu", "group": "mine"}], "mine is the name of the suite and of one of its tasks"),
+        ([{"task": "t", "language": "eu", "choices": 2, "chance": 0.5}], "t has both choices and chance"),
         ([{"task": "t", "language": "eu", "chance": 1}], "t has chance 1, which is not below max 1"),
         ([{"task": "../t", "language": "eu"}], "'../t' cannot be a name"),
         ([{"task": "t", "language": "*"}], "'\\*' cannot be a name"),
@@ -167,7 +163,7 @@ def test_what_is_wrong_with_a_suite_is_one_line(tmp_path, monkeypatch, text, mes
         ),
         (
             [{"task": "a", "language": "eu", "group": "g"}, {"task": "g", "language": "eu"}],
-            "g is a task and a group of others",
+            "g is both a task and a group of others",
         ),
     ],
 )

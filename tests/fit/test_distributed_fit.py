@@ -150,7 +150,10 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(two, store, tmp_p
 def test_settings_that_do_not_allow_several_processes_are_refused_in_one_line(two, store, tmp_path):
     job = Job(2, Path("corpus.yaml"), str(two.with_suffix(".yaml")), tmp_path / "run")
     assert job.end() == [1, 1]
-    assert job.printed(0) == "error: corpus.yaml: several processes fit on a store; make it with xdoge prepare first.\n"
+    assert (
+        job.printed(0)
+        == "error: corpus.yaml: several processes need a token store; make one with xdoge prepare first.\n"
+    )
     assert job.printed(1) == ""
     job = Job(2, store.path, str(two.with_suffix(".yaml")), tmp_path / "run", "--set", "device=cuda:0")
     assert set(job.end()) == {1}

@@ -11,6 +11,7 @@ from xdoge import WeightSet
 from xdoge.config import settings_help
 from xdoge.errors import XDogeError
 from xdoge.fit.settings import FitSettings
+from xdoge.train.settings import TrainSettings
 
 
 def test_defaults_come_from_recipe_and_corpus(store, recipe):
@@ -67,7 +68,7 @@ def test_few_sequences_and_rare_scores_are_noted(store, recipe):
     assert "few sequences" in few.notes(store)[0]
     assert "gl/wiki (19)" in few.notes(store)[0]
     options = {"proxy": recipe, "batch": "sampled", "sequence_length": 4, "floor": 0.01}
-    assert "drawn twice" in FitSettings.for_store(store, options).notes(store)[0]
+    assert "batch: stratified" in FitSettings.for_store(store, options).notes(store)[0]
     assert FitSettings.for_store(store, {"proxy": recipe, "sequence_length": 4}).notes(store) == []
 
 
@@ -134,10 +135,7 @@ def test_a_fit_starts_at_plain_weights_as_mix_takes_them(store, recipe, tmp_path
         options = {"proxy": recipe, "initial": str(tmp_path / name), "floor": 0.02}
         settings = FitSettings.for_store(store, options)
         np.testing.assert_allclose(settings.initial_weights(store), [0.49 * web, 0.49 * (1 - web), 0.02, 0.49])
-        assert (
-            f"{name} has weights below the floor, which were raised: gl/wiki from 0 to 0.02"
-            in settings.notes(store)[-1]
-        )
+        assert f"{name} below the floor were raised: gl/wiki from 0 to 0.02" in settings.notes(store)[-1]
     for text, word in (('{"es": 1.0, "gl": 0}', "eu"), ('{"es": 1.0, "gl": 1, "eu": 0}', "sum to 2")):
         (tmp_path / "sources.json").write_text(text)
         with pytest.raises(XDogeError, match=rf"sources\.json.*{word}"):
@@ -154,4 +152,5 @@ def test_help_names_every_setting_with_its_default():
     text = settings_help(FitSettings)
     for name in FitSettings.model_fields:
         assert f"- `{name}`:" in text
-    assert "stratified or sampled [stratified]" in text
+    assert "sampled: sources are drawn by weight [default: stratified]" in text
+    assert "device to compute on; one of auto, cpu [default: auto]" in settings_help(TrainSettings)

@@ -244,5 +244,5 @@ def test_a_fit_logs_progress_targets_and_excess_of_languages(store, recipe, tmp_
     assert worse
     spec = charts.targets(tmp_path / "run").to_dict()
     assert spec["title"]["text"] == "Targets over the fit"
-    with pytest.raises(XDogeError, match=r"has no targets that moved in metrics\.jsonl"):
+    with pytest.raises(XDogeError, match=r"has no moving targets in metrics\.jsonl"):
         charts.targets(tmp_path)

@@ -75,5 +75,5 @@ def test_a_fit_of_a_few_steps_is_not_called_settled(store, tmp_path, steps):
     larger = short | {"batch_size": 100 * RECIPE["batch_size"]}  # tokens enough, in few steps
     weights = WeightSet("fit", sources, method=larger, proxy=RECIPE, corpus=corpus)
     worth, following = fit_verdict(weights, RunFolder(tmp_path), store)
-    assert f"trained for {steps} steps, and its recipe has 100" in worth
-    assert "take the recipe's steps;" in following
+    assert f"trained for only {steps} steps of the 100" in worth
+    assert "use the recipe's steps;" in following

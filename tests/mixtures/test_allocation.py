@@ -188,7 +188,7 @@ def test_a_source_that_exactly_reaches_its_cap_is_not_capped():
     [
         ({"caps": {"a": 3, "b": 4}}, "budget 10 cannot be spent: 2 caps give 7"),
         ({"floors": {"a": 6, "b": 5}}, "budget 10 is less than the floors, which sum to 11"),
-        ({"caps": {"c": 5}}, "c has a cap or a floor and no weight"),
+        ({"caps": {"c": 5}}, "c has a cap or a floor, but no weight"),
         ({"floors": {"a": 6}, "caps": {"a": 5}}, "a: the floor 6 must be >= 0 and at most the cap 5"),
     ],
 )

@@ -62,8 +62,8 @@ def test_an_unknown_recipe_is_refused(name, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"heads": 3}, "hidden_size 16 over 3 heads is no even number"),
-        ({"kv_heads": 3}, "heads 2 is no multiple of kv_heads 3"),
+        ({"heads": 3}, "hidden_size 16 over 3 heads is not an even number"),
+        ({"kv_heads": 3}, "heads 2 is not a multiple of kv_heads 3"),
         ({"layer": 3}, "layer is not a known key"),
         ({"layers": 0}, "layers: it must be above 0"),
     ],

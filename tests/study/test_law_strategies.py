@@ -120,7 +120,7 @@ def test_a_dry_run_shows_what_the_swarm_costs_and_a_script_runs_it_in_one_task(t
     assert status == 0
     assert sum(line.startswith("xdoge swarm") for line in printed.splitlines()) == 1
     assert "swarm: 11 trainings of 1,536 tokens" in err
-    assert "mean, worst is charged" in err
+    assert "charged in full to mean and worst" in err
     script = slurm.script(Study.load(path), out, ["xdoge", "study"], name="x")
     chain = "swarm --only laws/effective --only laws/log-linear --only weights/mean --only weights/worst"
     assert f"weights=(\n  '{chain}'\n)" in script
@@ -180,7 +180,7 @@ def test_a_study_whose_swarm_is_stopped_continues_and_compares_predictions(
     assert {file: file.stat().st_mtime_ns for file in before} == before
     value = json.loads((out / "study.json").read_text())
     assert [model["state"] for model in value["models"]] == ["finished"] * 3
-    assert value["notes"] == ["there is one seed, so nothing says how far chance alone moves the numbers"]
+    assert ["one seed" in note for note in value["notes"]] == [True]
     weights = {name: WeightSet.load(out / f"weights/{name}/weights.json") for name in ("mean", "worst")}
     assert all(set(each.sources) == set(store.sources) for each in weights.values())
 

@@ -157,11 +157,11 @@ def test_the_planned_cost_of_learning_is_that_in_weights_json(kind, tmp_path, st
         ({"seeds": [0, -1]}, "seeds"),
         ({"compare": ["hours"]}, "compare.0"),
         ({"compare": "hours"}, "compare.0"),
-        ({"model": "2m"}, "model: model '2m' is no recipe"),
+        ({"model": "2m"}, "model: model '2m' is not a recipe"),
         ({"store": "nowhere"}, "nowhere"),
         ({"relative_to": "unimax"}, "relative_to is 'unimax'"),
         ({"steps": 10**6}, "strategies.uniform, equal tokens: budget 192,000,000"),
-        ({"training": {"seed": 1}}, "training names seed"),
+        ({"training": {"seed": 1}}, "training sets seed"),
         ({"training": {"rate": 1}}, "training: rate"),
         ({"evaluation": {"window": 17}}, "evaluation: window 17"),
         ({"evaluation": {"strid": 1}}, "did you mean stride?"),
@@ -230,10 +230,8 @@ def test_a_run_that_failed_may_get_other_settings(tmp_path, store, recipe, xdoge
         (out / name / "checkpoints").mkdir(parents=True)
     path = write(tmp_path, store, recipe, learning={"steps": 2, "checkpoint_every": 1})
     status, printed, _ = xdoge("study", path, "--out", out, "--dry-run")
-    assert (status, printed.splitlines()[0]) == (
-        0, f"# 0 of 32 runs are finished in {out} and stay as they are. These failed and begin anew, since their "
-        f"settings changed: {', '.join(learned)}.",
-    )  # fmt: skip
+    assert (status, printed.startswith(f"# 0 of 32 runs in {out} are finished")) == (0, True)
+    assert printed.splitlines()[0].endswith(f"changed settings: {', '.join(learned)}.")
     assert (out / learned[0]).exists()
     runs = Study.load(path).begin(out)
     assert "steps=2" in runs[learned[0]].command
@@ -598,7 +596,7 @@ def test_the_verdict_says_what_is_real_and_what_to_do(tmp_path, store, recipe):
     text = " ".join(study.findings(tmp_path / "out").verdict("tokens"))
     first, last = study.languages[0], study.languages[-1]
     assert f"learned is better in {first} and worse in {last}" in text
-    assert "really better: learned (−0.0" in text
+    assert "significantly better: learned (−0.0" in text
     assert text.endswith(f"Next: use learned, unless {last} matters more to you than the mean.")
     assert json.loads(json.dumps(study.findings(tmp_path / "out").to_dict()))["verdict"] == {"tokens": text}
 
@@ -659,10 +657,10 @@ def test_a_study_can_be_stopped_and_continued_and_shows_failed_runs(
     assert {name: study.runs(out)[name].file.stat().st_mtime_ns for name in finished} == times
     assert f"train/learned/4-steps/seed-1 failed (1): error: {blocked} is not empty" in err
     assert "results/learned/4-steps/seed-1 not started: it needs train/learned/4-steps/seed-1" in err
-    assert err.splitlines()[-1] == (
-        "error: 1 run failed (train/learned/4-steps/seed-1) and 1 run that needs others was not started; the logs "
-        f"are in {out}/logs. The same command tries again; change the settings of what failed in {path} before."
-    )
+    last = err.splitlines()[-1]
+    assert last.startswith("error: 1 run failed (train/learned/4-steps/seed-1) and 1 run that needs others")
+    assert f"{out}/logs" in last
+    assert str(path) in last
     assert "1 of 2" in printed
     assert not (out / "report.html").exists()
     assert not list(out.rglob("checkpoints"))
@@ -686,18 +684,16 @@ def test_plans_are_shown_without_running_and_a_report_needs_a_study(tmp_path, st
     path, out = write(tmp_path, store, recipe), tmp_path / "out"
     status, printed, err = xdoge("study", path, "--out", out, "--dry-run")
     assert (status, len(printed.splitlines())) == (0, 33)
-    assert "equal flops, steps of training: uniform 7, sources 7, learned 4" in err
+    assert "training steps at equal flops: uniform 7, sources 7, learned 4" in err
     assert not out.exists()
-    assert xdoge("study", path, "--out", out, "--report")[::2] == (
-        1, f"error: {out} holds no study; without --report it begins.\n",
-    )  # fmt: skip
+    status, _, err = xdoge("study", path, "--out", out, "--report")
+    assert (status, err.startswith(f"error: {out} has no study")) == (1, True)
     Study.load(path).begin(out)
     status, printed, err = xdoge("study", path, "--out", out, "--report")
     assert status == 0
-    assert "warning: 10 of 10 models are not finished, so this is no result yet.\n" in err
-    assert xdoge("study", path, "--out", out, "--only", "trian/*")[::2] == (
-        1, "error: --only trian/* fits none of the runs; --dry-run lists what they write.\n",
-    )  # fmt: skip
+    assert "warning: 10 of 10 models are not finished" in err
+    status, _, err = xdoge("study", path, "--out", out, "--only", "trian/*")
+    assert (status, "--only trian/*" in err) == (1, True)
 
 
 def test_the_script_for_slurm_submits_arrays_and_each_task_runs_its_own(tmp_path, store, recipe, xdoge):
@@ -798,7 +794,7 @@ def test_a_failed_fit_may_get_another_recipe_and_a_finished_one_may_not(tmp_path
     Study.load(path).begin(out)
     note_attempt(out, run, status=0, seconds=1.0, last_line="done")
     (tmp_path / "proxy.yaml").write_text(Path(recipe).read_text())
-    with pytest.raises(XDogeError, match=r"another recipe of the proxy of strategies\.learned"):
+    with pytest.raises(XDogeError, match=r"another recipe of the proxy.* strategies\.learned"):
         Study.load(path).begin(out)
 
 

@@ -45,9 +45,9 @@ def mixture_card(mixture: Mixture, *, store: TokenStore | None = None, weights: 
     languages = sorted(mixture.languages.items(), key=lambda item: -item[1].tokens)
     parts = [
         f"# Training data of {_text(mixture.name)}",
-        f"Mixture card made by xdoge {__version__}. The headings follow the AI Office's template for the public "
-        "summary of training content (Regulation (EU) 2024/1689, Article 53(1)(d)) where a mixture of data has "
-        "something to say; the rest is for the provider of the model.",
+        f"Mixture card made by xdoge {__version__}. The headings follow the AI Office's template for the "
+        "public summary of training content (Regulation (EU) 2024/1689, Article 53(1)(d)). Where the "
+        "mixture has no information, the provider of the model must add it.",
         "## 1. General information",
         f"### 1.1 Provider identification\n\n{OPEN}",
         f"### 1.2 Model identification\n\n{OPEN} Its training data is the mixture {_code(mixture.name)}, planned "
@@ -116,8 +116,8 @@ def _size(mixture: Mixture, store: TokenStore | None) -> str:
     earlier = f", after {before:,} tokens of earlier phases" if before else ""
     lines = [
         "- Modality: text.",
-        f"- Training data size: {mixture.budget_tokens:,} tokens{earlier}, read from {distinct:,} different ones of "
-        f"{sum(share.available_tokens for share in shares):,} that there are.",
+        f"- Training data size: {mixture.budget_tokens:,} tokens{earlier}, read from {distinct:,} unique "
+        f"tokens of the {sum(share.available_tokens for share in shares):,} available.",
         f"- Languages: {len(mixture.languages)}; sources: {len(mixture.sources)}.",
     ]
     if store is not None:
@@ -138,11 +138,12 @@ def _sources(mixture: Mixture, store: TokenStore | None, origins: Mapping[str, M
     public = [source for source in mixture.sources if origins.get(source, {}).get("dataset")]
     other = [source for source in mixture.sources if source not in public]
     of_public = (
-        "### 2.1 Publicly available datasets\n\nBy name on the Hugging Face Hub, or of the folder that was read."
+        "### 2.1 Publicly available datasets\n\nNames are those on the Hugging Face Hub, or of the "
+        "folder that was read."
     )
     of_other = (
-        "### 2.2 to 2.6 Private, crawled, user, synthetic and other data\n\nSources read from files. Under which "
-        f"of these headings each belongs, or under 2.1, and where it came from: {OPEN}"
+        "### 2.2 to 2.6 Private, crawled, user, synthetic and other data\n\nThese sources were read from "
+        f"files. Their origin, and the heading (2.1 to 2.6) under which each belongs: {OPEN}"
     )
     if not origins:
         of_other = f"### 2.1 to 2.6 All data\n\nOrigin and licence: {OPEN}"
@@ -209,11 +210,11 @@ def _learned(mixture: Mixture, weights: WeightSet | None) -> str:
     ]
     settings = {"floor": weights.floor, **{key: weights.method[key] for key in _METHOD if key in weights.method}}
     how = (
-        "each source's weight grew as far as training on it lowered the losses of the target sources, and the answer "
-        "is the mean over the steps of the fit"
+        "the weight of a source grew when training on it lowered the losses of the target sources, and "
+        "the result is the mean over the steps of the fit"
     )
     if baseline := weights.method.get("baseline"):
-        how = f"by the method {_code(str(baseline))}, as docs/explanation/method.md of xdoge has it"
+        how = f"by the method {_code(str(baseline))}, which docs/explanation/method.md of xdoge describes"
     return (
         f"The shares follow the weights {called}{averaged}, which a proxy model learned ({', '.join(proxy)}): "
         f"{how}. Settings: " + ", ".join(f"{key} {_code(str(value))}" for key, value in settings.items()) + "."
@@ -256,7 +257,7 @@ def _files(mixture: Mixture, store: TokenStore | None) -> str:
     if store is not None:
         corpus = read_json(store.path / "store.json")["corpus"]
         rows += [["corpus.yaml", store.name, corpus["sha256"]], ["tokenizer", "", store.tokenizer_fingerprint]]
-    note = "store.json names every file that was read by its own SHA-256."
+    note = "store.json lists every file that was read, with its SHA-256."
     return _table(("file", "name", "SHA-256"), [[*row[:2], _code(row[2])] for row in rows], marked=(2,)) + f"\n\n{note}"
 
 

@@ -20,7 +20,7 @@ class Charts(dict[str, "alt.TopLevelMixin"]):
     """Charts by name. A missing name raises XDogeError with the names that exist."""
 
     def __missing__(self, name: str) -> alt.TopLevelMixin:
-        there = f"there are {', '.join(self)}" if self else "nothing that was compared has one"
+        there = f"there are {', '.join(self)}" if self else "none of them has a chart"
         raise XDogeError(f"there is no chart {name!r} of these inputs: {there}.")
 
 

@@ -128,8 +128,8 @@ class ComparisonData:
         lines += [line for name, seen in self.outlooks.items() for line in verdicts.outlook_verdict(seen.rows, name)]
         if "validation" in self.rows and not inputs.results.rows:
             lines.append(
-                "Validation losses of training runs have no errors, so they decide nothing. Next: measure the models "
-                "with `xdoge eval`."
+                "Validation losses of training runs have no standard errors, so no difference can be "
+                "judged. Next: measure the models with `xdoge eval`."
             )
         return tuple(lines)
 

@@ -154,11 +154,11 @@ class Inputs:
             if other and text_behind(mine, other) != text_behind(theirs, other):
                 differ = ["text", *differ]
             if other or differ:
-                what = f"for {' '.join(other.key[1:])}" if other else "of perplexity"
+                what = " ".join(other.key[1:]) if other else "perplexity"
                 why = f", measured with another {differ[0]}" if differ else ""
                 raise XDogeError(
-                    f"{self._tables[model]} and {path} have different numbers of {model} {what}{why}. Compare them one "
-                    "at a time, or write NAME=FILE to call the models of one table otherwise."
+                    f"{self._tables[model]} and {path} have different numbers for {model} ({what}){why}. "
+                    "Compare them one at a time, or write NAME=FILE to rename the models of one file."
                 )
             self._tables.setdefault(model, path)
         rows = [*self.results.rows, *(row for row in table.rows if row.key not in known)]
@@ -217,9 +217,7 @@ def read_all(inputs: Iterable[Comparable | tuple[str | None, Comparable]]) -> In
     """
     items = [_read(*value) if isinstance(value, tuple) else _read(None, value) for value in inputs]
     if not items:
-        raise XDogeError(
-            "there is nothing to compare; name weights.json, mixture.json, results.json, law.json or runs."
-        )
+        raise XDogeError("nothing to compare; name weights.json, mixture.json, results.json, law.json or run folders.")
     named = Inputs()
     for item in items:
         others = [_parts(other.path) for other in items if other.kind == item.kind and other.path and not other.label]
@@ -231,7 +229,9 @@ def read_all(inputs: Iterable[Comparable | tuple[str | None, Comparable]]) -> In
 def check_baseline(names: Sequence[str], baseline: str | None) -> None:
     """Raise XDogeError if `baseline` is neither None nor one of the names that are compared."""
     if baseline is not None and baseline not in names:
-        raise XDogeError(f"{argument('baseline', baseline)} is not compared here; choose one of {', '.join(names)}.")
+        raise XDogeError(
+            f"{argument('baseline', baseline)} is not among the compared items; choose one of {', '.join(names)}."
+        )
 
 
 def _read(label: str | None, source: Comparable) -> _Item:
@@ -296,15 +296,15 @@ def _load(path: Path) -> WeightSet | Mixture | Results | MixtureLaw:
     kinds = {"xdoge.weights": WeightSet, "xdoge.mixture": Mixture, "xdoge.results": Results}
     schema = str(value.get("schema", "")).partition("/")[0]
     if schema == TRAIN:
-        raise XDogeError(f"{path} is part of a training run; name its folder, {path.parent}.")
+        raise XDogeError(f"{path} is a file of a training run; name its folder, {path.parent}.")
     if schema == "xdoge.law":
         with importing("cli"):
             from xdoge.laws.law import MixtureLaw
         return MixtureLaw.load(path)
     if schema not in kinds:
         raise XDogeError(
-            f"{path} cannot be compared; weights.json, mixture.json, results.json, law.json, and run folders of "
-            "fit-weights and train can."
+            f"{path} cannot be compared; name a weights.json, mixture.json, results.json or law.json, or "
+            "a run folder of fit-weights or train."
         )
     return kinds[schema].load(path)  # type: ignore[attr-defined, no-any-return]
 

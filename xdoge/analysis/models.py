@@ -20,13 +20,14 @@ from xdoge.names import language_of
 from xdoge.train.run_log import common_budget
 
 PAIRED = (
-    "A difference exceeds the errors if |Δ| > 1.96 standard errors, which its ± shows. The error is that of the "
-    "difference itself, from a bootstrap that draws the same documents for both models."
+    "A difference exceeds the errors if |Δ| > 1.96 standard errors, shown after ±. This is the error of "
+    "the difference itself, from a bootstrap that draws the same documents for both models."
 )
 UNPAIRED = (
-    "Differences of benchmarks, and on text without a file of document sums for both models, exceed the errors if "
-    "|Δ| > 1.96 · sqrt(stderr² + stderr² of the baseline), as for independent numbers. Models that answered the same "
-    "questions or read the same documents differ less by chance, so this rule misses true differences."
+    "For benchmarks, and for text without a file of document sums for both models, a difference exceeds "
+    "the errors if |Δ| > 1.96 · sqrt(stderr² + stderr² of the baseline). This treats the two numbers as "
+    "independent. Models that answered the same questions or read the same documents differ less by "
+    "chance, so some true differences are missed."
 )
 
 
@@ -186,7 +187,7 @@ def coverage_notes(results: Results) -> list[str]:
                         f"{ran} in {language}" if language != ALL else ran
                     )
     return [
-        f"No average over {what}, since less than {LEAST_COVERAGE:.0%} ran: {', '.join(parts)}."
+        f"No average over {what}, because fewer than {LEAST_COVERAGE:.0%} of the tasks ran: {', '.join(parts)}."
         for what, parts in lines.items()
     ]
 
@@ -210,9 +211,9 @@ def window_notes(results: Results, *, baseline: str | None) -> list[str]:
     baseline = next(iter(read), None) if baseline is None else baseline
     mine = read.get(baseline or "")
     return [
-        f"{model} against {baseline}: read in windows of {window:,} tokens, each scoring {stride:,}, not in windows of "
-        f"{mine[0]:,} and {mine[1]:,}; part of a difference in bits or perplexity is that. "
-        "Measure both with the same window."
+        f"{model} was read in windows of {window:,} tokens, each scoring {stride:,}, and {baseline} in "
+        f"windows of {mine[0]:,} tokens, each scoring {mine[1]:,}. Part of a difference in bits or "
+        "perplexity comes from this. Measure both with the same window."
         for model, (window, stride) in read.items()
         if mine is not None and (window, stride) != mine
     ]
@@ -228,7 +229,9 @@ def run_notes(runs: Mapping[str, TrainRun], *, baseline: str | None) -> list[str
     base = runs.get(baseline or "")
     other = [name for name, run in runs.items() if base is not None and run.text != base.text]
     if other:
-        lines.append(f"{', '.join(other)} against {baseline}: validated on different text, so no change is given.")
+        lines.append(
+            f"{', '.join(other)} cannot be compared with {baseline}, because they were validated on different text."
+        )
     finished = [run.path for run in runs.values() if run.summary is not None]
     try:
         if len(finished) > 1:
@@ -245,13 +248,15 @@ def _not_compared(results: Results, row: Row, other: Row | None) -> str | None:
     mine, theirs = _about(results, row.model), _about(results, other.model)
     if _is_perplexity(row):
         if row.metric == "perplexity_per_token" and mine.get("tokenizer") != theirs.get("tokenizer"):
-            return "perplexity per token is not compared between tokenizers; bits per byte is"
+            return "perplexity per token is not compared between tokenizers; compare bits per byte"
         if text_behind(mine, row) != text_behind(theirs, other):
             return "perplexity was measured on different text"
     if row.n != other.n:
-        return "some numbers rest on different numbers of documents or questions"
+        return "some numbers are from different numbers of documents or questions"
     if _questions(results, row) != _questions(results, other):
-        return "some benchmarks, or averages of them, are of other tasks, questions, examples in the prompt or chances"
+        return (
+            "some benchmarks, or averages of them, differ in tasks, questions, examples in the prompt or chance scores"
+        )
     return None
 
 

@@ -29,34 +29,36 @@ _KINDS = {
     "trajectory": ("Weights", "Weights of the languages over the steps of the fit"),
     "targets": ("Weights", "Weight of each language's loss in the target over the steps of the fit (targets: robust)"),
     "transfer": ("Weights", "Who helps whom: cosine between the gradients of two languages"),
-    "planned": ("Mixtures", "What was asked for and what the caps on repetition left of it"),
-    "unimax": ("Mixtures", "UniMax against temperature sampling: passes and sampling probability by language rank"),
+    "planned": ("Mixtures", "Weights, and the shares that were planned within the caps on repetition"),
+    "unimax": ("Mixtures", "UniMax against temperature sampling: epochs and sampling probability by language rank"),
     "predicted_against_measured": (
         "Mixture laws",
-        "Predicted over measured loss of each run; the prediction comes from a law that had not seen it. Trust the law "
-        "where the points keep to the line; a hollow point lies outside its interval.",
+        "Predicted against measured loss of each run. Each prediction comes from a law that was not "
+        "fitted to that run. Trust the law if the points lie near the line. A hollow point lies outside "
+        "its interval.",
     ),
     "transfer_map": (
         "Mixture laws",
-        "What a token of one source (column) is worth for the loss of another (row). Read along a row to see who helps "
-        "it: only its own text teaches a language whose row has small numbers.",
+        "Worth of a token of one source (column) for the loss of another (row). Read along a row to see "
+        "who helps it. If a row has only small numbers, only its own text helps it.",
     ),
     "trade_off": (
         "Mixture laws",
-        "Mean loss against the loss of the worst evaluation. A mixture above and to the right of the curve can improve "
-        "in both; along the curve, one gains what the other loses.",
+        "Mean loss against the loss of the worst evaluation. A mixture above and to the right of the "
+        "curve can improve in both. Along the curve, one loss falls and the other rises.",
     ),
     "loss_along_share": (
         "Mixture laws",
-        "Predicted losses as one share grows and the others shrink in proportion. A line that falls gains from the "
-        "share and one that rises pays for it; where the falling line is flat, a larger share buys little.",
+        "Predicted losses as one share grows and the others shrink in proportion. A loss that falls "
+        "gains from the share, a loss that rises suffers. Where a falling line is flat, a larger share "
+        "helps little.",
     ),
-    "validation_change": ("Training runs", "Change of the validation perplexity against the baseline, less is better"),
+    "validation_change": ("Training runs", "Change of the validation perplexity against the baseline, lower is better"),
     "improvement": (
         "Training runs",
-        "Validation perplexity below the baseline's over the tokens trained on, more is better",
+        "Validation perplexity below the baseline's over the tokens trained on, higher is better",
     ),
-    "perplexity_change": ("Models", "Change of the bits per byte against the baseline, less is better"),
+    "perplexity_change": ("Models", "Change of the bits per byte against the baseline, lower is better"),
 }
 """The heading and the caption of each kind of chart."""
 
@@ -76,8 +78,8 @@ LEADING = ("perplexity_change", "validation_change", "weights", "planned", "pred
 """Kinds of charts that can illustrate the conclusion, in order of preference."""
 
 UNJUDGED = (
-    "Nothing here can be called real or chance: there are no models with errors to compare, and no two fits of one "
-    "question. Next: measure models with `xdoge eval`, or add fits of other seeds."
+    "No difference can be judged here: there are no models with standard errors, and no two fits of the "
+    "same question. Next: measure models with `xdoge eval`, or add fits with other seeds."
 )
 
 
@@ -100,8 +102,8 @@ def _sections(compared: ComparisonData, command: str) -> Iterator[Section]:
     yield Section(
         "Files",
         paragraphs=[
-            "Each file with the SHA-256 of its bytes: the same hash, the same numbers.",
-            f"Differences are taken against {compared.baseline or 'the first of each kind'}.",
+            "Each file is listed with its SHA-256. Files with the same hash are identical.",
+            f"Differences are relative to {compared.baseline or 'the first of each kind'}.",
         ],
         tables=[_files(compared)],
     )

@@ -149,8 +149,8 @@ def pooling_notes(sets: Mapping[str, WeightSet]) -> list[str]:
     for names in _grouped(learned, _corpus).values():
         if other := _other_questions({name: learned[name] for name in names}):
             lines.append(
-                f"{', '.join(names)} differ in {', '.join(other)}, so they do not answer the same question; only fits "
-                "that do are summarised together."
+                f"{', '.join(names)} differ in {', '.join(other)}, so they do not answer the same "
+                "question; only fits of the same question are summarised together."
             )
     return lines
 
@@ -242,11 +242,11 @@ def notes(sets: Mapping[str, WeightSet]) -> list[str]:
             digests.setdefault(digest, []).append(name)
     if len(digests) > 1:
         stores = "; ".join(f"{', '.join(names)}: store {digest[:12]}" for digest, names in digests.items())
-        lines.append(f"weights of different corpora stand side by side, whose sources may differ in text: {stores}.")
+        lines.append(f"the weights are of different corpora, whose sources may hold different text: {stores}.")
     if len({frozenset(weights.sources) for weights in sets.values()}) > 1:
         lines.append(
-            "the weight sets name different sources; – where a set has none, and distances are given only between sets "
-            "that name the same."
+            "the weight sets name different sources; – marks a source that a set does not have, and "
+            "distances are given only between sets with the same sources."
         )
     return lines
 

@@ -109,8 +109,8 @@ def order_table(group: Group, rows: Rows) -> TextTable:
         for row in rows
         if row["group"] == group.name and row["swaps"]
     ]
-    header = ["languages", "so in", "the other way in", "mean difference", "standard deviation"]
-    return TextTable(f"Pairs of languages that swap, {group.name}", header, body)
+    header = ["languages", "this order in", "other order in", "mean difference", "standard deviation"]
+    return TextTable(f"Pairs of languages whose order differs between fits, {group.name}", header, body)
 
 
 def stability(group: Group, rows: Rows) -> str:
@@ -119,9 +119,9 @@ def stability(group: Group, rows: Rows) -> str:
     swaps = sum(row["swaps"] for row in pairs)
     tau = agreement(group)
     if not swaps:
-        order = "none of the pairs of languages swaps"
+        order = "no pair of languages changes its order"
     else:
-        order = f"{swaps} of {len(pairs)} pairs of languages swap{'s' * (swaps == 1)}"
+        order = f"{swaps} of {len(pairs)} pairs of languages change{'s' * (swaps == 1)} order"
     settings = f"; they differ in {', '.join(group.differ)}" if group.differ else ""
     return f"{len(group.sets)} fits, {group.name}: {order}; mean Kendall τ-b {number(tau, '.2f')}{settings}."
 
@@ -143,7 +143,7 @@ def mixtures_table(rows: Rows) -> TextTable:
             cells += planned or [NONE] * 3
         body.append(cells)
     body.append(["total", *(cell for name in mixtures for cell in _totals(rows, name))])
-    return TextTable("Mixtures: planned share, tokens and epochs (*: the cap decided)", header, body)
+    return TextTable("Mixtures: planned share, tokens and epochs (*: set by the cap)", header, body)
 
 
 def _totals(rows: Rows, mixture: str) -> list[str]:
@@ -183,12 +183,12 @@ def outlook_table(rows: Rows, law: str) -> TextTable:
     mixtures, header, body = union([row["mixture"]] for row in rows), ["evaluation"], []
     for name in mixtures:
         far = "\n(far from all runs)" * by_cell[name, "mean"]["extrapolated"]
-        header += [f"{name}\n90 % interval{far}", "- equal shares\n(*: not by chance)"]
+        header += [f"{name}\n90 % interval{far}", "− equal shares\n(*: significant)"]
     for evaluation in union([row["evaluation"]] for row in rows):
         cells = [by_cell[name, evaluation] for name in mixtures]
         body.append([evaluation, *(text for row in cells for text in (_predicted(row), _against_equal(row)))])
     bold = {(line, place) for line in range(len(body) - 2, len(body)) for place in range(len(header))}
-    return TextTable(f"Losses that {law} predicts", header, body, bold=bold)
+    return TextTable(f"Losses predicted by {law}", header, body, bold=bold)
 
 
 def _against_equal(row: Mapping[str, Any]) -> str:
@@ -292,8 +292,8 @@ def validation_table(rows: Rows, *, baseline: str | None) -> TextTable:
         shown = [f"{cell['perplexity']:,.2f}" if cell else NONE for cell in cells.values()]
         body.append([language, *shown, *(number((cells[name] or {}).get("change"), "+.1%") for name in compared)])
     return TextTable(
-        "Training runs: perplexity per token of validation sequences, less is better (not that of eval, which scores "
-        "documents: docs/explanation/method.md)",
+        "Training runs: perplexity per token of validation sequences, lower is better (eval scores whole "
+        "documents, so its perplexity differs: docs/explanation/method.md)",
         header,
         body,
     )
@@ -320,7 +320,7 @@ def without_order(rows: Rows, sets: Mapping[str, WeightSet]) -> list[str]:
             if np.ptp(list(getattr(sets[name], f"{level}s").values())) < TIE
         ]
         if equal:
-            why = f"all {level}s weigh the same in {', '.join(equal)}, which leaves no order to compare"
+            why = f"all {level}s have the same weight in {', '.join(equal)}, so there is no order to compare"
             lines.append(f"{NONE} for τ-b and ρ: {why}.")
     return lines
 

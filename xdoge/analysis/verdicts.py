@@ -51,23 +51,24 @@ def mixture_verdict(mixture: Mixture) -> list[str]:
     if _asked(mixture, equal) <= SAME:
         held = few([name for name, share in mixture.languages.items() if share.capped])
         return [
-            f"The weights are equal shares of the languages{f', and the caps hold back {held}' if held else ''}. Next: "
-            "plan learned weights too; the verdict on them says whether they would change anything."
+            "The weights are equal shares of the "
+            f"languages{f', and the caps hold back {held}' if held else ''}. Next: plan learned weights, "
+            "too; their verdict says whether they change anything."
         ]
     planned, between = _moved(mixture, equal), _moved_between_languages(mixture, equal)
     if planned <= SAME:
         return [
-            "The caps decide this mixture, so the weights do not matter here: equal shares under the same caps differ "
-            f"in {planned:.2%} of the tokens. Next: use `xdoge mix unimax`, or allow more passes, add text or lower "
-            "the budget to let the weights decide."
+            "The caps decide this mixture, so the weights do not matter here: equal shares under the "
+            f"same caps differ in {planned:.2%} of the tokens. Next: use `xdoge mix unimax`. Or allow "
+            "more epochs, add text or lower the budget, so that the weights decide."
         ]
     capped = any(share.capped for share in mixture.sources.values())
     if between <= SAME and len(mixture.languages) > 1 and capped:
         return [
-            "The caps decide how much each language gets, so the weights do not matter for that: equal shares under "
-            f"the same caps differ in {between:.2%} of the tokens. The weights only divide languages among their "
-            f"sources ({planned:.1%} of the tokens). Next: allow more passes, add text or lower the budget to let the "
-            "weights decide."
+            "The caps decide how much each language gets: equal shares under the same caps differ in "
+            f"{between:.2%} of the tokens between languages. The weights only divide each language among "
+            f"its sources ({planned:.1%} of the tokens). Next: allow more epochs, add text or lower the "
+            "budget, so that the weights decide."
         ]
     fixed = [
         f"{name} ({share.weight:.2%})"
@@ -77,9 +78,9 @@ def mixture_verdict(mixture: Mixture) -> list[str]:
         and math.isclose(share.weight, equal.languages[name].weight, rel_tol=SAME)
         and not math.isclose(share.learned_weight, equal.languages[name].learned_weight, rel_tol=SAME)
     ]
-    exception = f"They do not matter for {few(fixed)}: under equal shares the caps give it the same."
+    exception = f"They do not matter for {few(fixed)}: with equal shares, the caps give the same."
     return [
-        f"The weights matter: equal shares under the same caps would move {planned:.1%} of the tokens.",
+        f"The weights matter: equal shares under the same caps would change {planned:.1%} of the tokens.",
         *([exception] if fixed else []),
         "Next: train on this mixture and on `xdoge mix unimax`, to see whether the weights help.",
     ]
@@ -94,8 +95,8 @@ def mixtures_verdict(mixtures: Mapping[str, Mixture]) -> list[str]:
     ]
     if decided:
         sentences.append(
-            f"The caps decide {few(decided)}, so the weights do not matter there: equal shares under the same caps "
-            "plan the same."
+            f"The caps decide {few(decided)}, so the weights do not matter there: equal shares under the "
+            "same caps give the same mixture."
         )
     same = [
         f"{a} and {b}"
@@ -104,7 +105,8 @@ def mixtures_verdict(mixtures: Mapping[str, Mixture]) -> list[str]:
     ]
     if same:
         sentences.append(
-            f"Nearly the same is planned by {few(same, between='; ')}: models trained on them would differ by chance."
+            f"These mixtures are nearly the same: {few(same, between='; ')}. Models trained on them would "
+            "differ only by chance."
         )
     return sentences
 
@@ -172,7 +174,8 @@ def fits_verdict(groups: Sequence[Group]) -> list[str]:
         between, within = means[0].distance(means[1]), max(_apart(first), _apart(second))
         really = "more than" if between > within else "no more than"
         sentences.append(
-            f"The means of {first.name} and {second.name} lie {between:.0%} apart, {really} fits of one of them "
+            f"The means of {first.name} and {second.name} differ in {between:.0%} of the tokens, {really} "
+            "the fits of one of them "
             f"({within:.0%}){'' if between > within else ', so the difference may be chance'}."
         )
     return sentences
@@ -195,19 +198,19 @@ def _agreement(group: Group) -> list[str]:
     """Return sentences: whether several comparable fits agree, and how many more would settle their mean."""
     apart, languages = _apart(group), _mean(group).languages
     signal = math.fsum(abs(weight - 1 / len(languages)) for weight in languages.values()) / 2
-    finding = f"{len(group.sets)} fits, {group.name}, lie {apart:.0%} of the tokens apart (total variation)"
+    finding = f"{len(group.sets)} fits ({group.name}) differ in {apart:.0%} of the tokens (mean total variation)"
     more = more_fits(group)
     settle = (
-        f"one more fit moves no language by more than {UNSETTLED:.0%}"
+        f"one more fit would move no language by more than {UNSETTLED:.0%} of its weight"
         if more == 0
         else f"about {more} more seed{'s' * (more != 1)} would settle every language to {UNSETTLED:.0%} of its weight"
         if more is not None
         else f"even {MOST_FITS} more seeds would not settle every language to {UNSETTLED:.0%} of its weight"
     )
     if apart > NOISE or _apart(group, "languages") > signal > 0:
-        why = "" if apart > NOISE else f", and their mean only {signal:.0%} from equal shares"
-        return [f"{finding}{why}: that is noise, not an answer. Next: fit for more steps or add seeds; {settle}."]
-    return [f"{finding}, so they agree; {settle}. Next: `xdoge merge` averages them."]
+        why = "" if apart > NOISE else f", but their mean differs from equal shares in only {signal:.0%}"
+        return [f"{finding}{why}. This is noise. Next: fit for more steps or add seeds; {settle}."]
+    return [f"{finding}, so they agree; {settle}. Next: average them with `xdoge merge`."]
 
 
 def more_fits(group: Group) -> int | None:
@@ -248,7 +251,7 @@ def outlook_verdict(rows: Rows, law: str) -> list[str]:
             word = "lower" if row["difference_high"] < 0 else "higher" if row["difference_low"] > 0 else "undecided"
             words[word].append(described)
     parts = [f"{word}: {few(names)}" for word, names in words.items() if names]
-    return [f"Mean loss that {law} predicts, against equal shares: {'; '.join(parts)}."] if parts else []
+    return [f"Mean loss predicted by {law}, compared with equal shares: {'; '.join(parts)}."] if parts else []
 
 
 # Models
@@ -274,11 +277,12 @@ def scores_verdict(results: Results, *, baseline: str | None) -> list[str]:
         if (sentence := _against(rows, measure, model, baseline))
     ]
     if not sentences:
-        return [f"Nothing compares with {baseline}, so no difference can be judged."]
+        return [f"Nothing can be compared with {baseline}, so no difference can be judged."]
     return [
         *sentences,
-        "These errors hold the choice of documents and questions, not the seed of the training. Next: before you "
-        "credit a mixture, train more seeds of both, as `xdoge study` does; it says how many would decide.",
+        "These errors cover the choice of documents and questions, but not the seed of the training. "
+        "Next: before you credit a mixture, train more seeds of both, for example with `xdoge study`. It "
+        "says how many seeds would decide.",
     ]
 
 
@@ -288,15 +292,15 @@ def _alone(results: Results) -> list[str]:
     rows = [row for row in results.rows if (row.task, row.metric) in shown and row.language != ALL]
     known = [row for row in rows if row.stderr is not None and row.value]
     if not known:
-        return ["No number here has a standard error. Next: measure more documents or questions."]
+        return ["No number has a standard error. Next: measure more documents or questions."]
     widest = max(known, key=lambda row: (row.stderr or 0.0) / abs(row.value))
     half = SIGNIFICANCE * (widest.stderr or 0.0)
     thin = [row.language for row in rows if row.n < FEW_DOCUMENTS]
-    rough = f" Fewer than {FEW_DOCUMENTS} documents or questions stand behind {few(thin)}." if thin else ""
+    rough = f" Fewer than {FEW_DOCUMENTS} documents or questions were measured in {few(thin)}." if thin else ""
     return [
         f"The least certain number is that of {widest.language}: {widest.value:.3f} ± {half:.3f} "
-        f"({half / abs(widest.value):.1%}).{rough} Next: measure another model on the same text with --baseline; "
-        "differences on the same documents are far more certain."
+        f"({half / abs(widest.value):.1%}).{rough} Next: measure another model on the same text with "
+        "--baseline; differences on the same documents are far more certain."
     ]
 
 
@@ -312,10 +316,10 @@ def _against(rows: Rows, measure: Measure, model: str, baseline: str) -> str:
         return ""
     parts = []
     for word, chosen in (
-        ("really better", [row for row in kept if row["exceeds"] and row["better"]]),
-        ("really worse", [row for row in kept if row["exceeds"] and not row["better"]]),
+        ("significantly better", [row for row in kept if row["exceeds"] and row["better"]]),
+        ("significantly worse", [row for row in kept if row["exceeds"] and not row["better"]]),
         ("undecided", [row for row in kept if row["exceeds"] is not None and not row["exceeds"]]),
-        ("not judged, without a standard error", [row for row in kept if row["exceeds"] is None]),
+        ("not judged (no standard error)", [row for row in kept if row["exceeds"] is None]),
     ):
         if chosen:
             described = [_language(row, _more_text(row) if word == "undecided" else "") for row in chosen]
@@ -335,6 +339,6 @@ def _more_text(row: Mapping[str, Any]) -> str:
         return ""
     needed = ((SIGNIFICANCE + NormalDist().inv_cdf(POWER)) * row["difference_stderr"] / abs(row["difference"])) ** 2
     if abs(row["difference"]) < TIE or needed > 100:
-        return "as good as equal"
+        return "practically equal"
     what = "text" if row["paired"] or "perplexity" in row["task"] else "number of questions"
     return f"{max(2, math.ceil(needed))} times the {what} would decide"

@@ -37,10 +37,12 @@ class SteppedSettings(BaselineSettings):
     """Settings of a method that moves its weights at every step of one proxy."""
 
     eval_every: int = Field(
-        gt=0, description="steps between validation losses [a tenth of the steps, or more: at most 10 % of the time]"
+        gt=0,
+        description="steps between validations [a tenth of the steps, or more to keep validation below 10 % of the "
+        "time]",
     )
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
-    keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
+    keep_checkpoints: int = Field(2, gt=0, description="number of latest checkpoints to keep")
 
     @classmethod
     def defaults(cls, options: Mapping[str, Any], steps: int, k: int) -> dict[str, Any]:
@@ -67,10 +69,10 @@ class DoremiSettings(SteppedSettings):
     method = "doremi"
 
     reference: Literal["proportional", "uniform"] = Field(
-        "proportional", description="weights of the sources that the reference model is trained on"
+        "proportional", description="source weights on which the reference model is trained"
     )
-    eta: float = Field(1.0, gt=0, description="η, step size of the weights")
-    smoothing: float = Field(1e-3, ge=0, lt=1, description="c, share of uniform weights mixed in at every step")
+    eta: float = Field(1.0, gt=0, description="η, the step size of the weights")
+    smoothing: float = Field(1e-3, ge=0, lt=1, description="c, the fraction of uniform weights mixed in at every step")
 
     @property
     def n_rows(self) -> int:
@@ -89,10 +91,12 @@ class DogeSettings(SteppedSettings):
     method = "doge"
 
     target: Literal["mix", "sources"] = Field(
-        "mix", description="gradients of what is scored against: a batch of all sources, or the sum of the sources'"
+        "mix",
+        description="gradient against which each source is scored: of one batch of all sources (mix), or the sum of "
+        "the sources' gradients (sources)",
     )
-    mu: float = Field(0.01, gt=0, description="μ, of the Bregman divergence; not the μ of fit-weights")
-    smoothing: float = Field(0.0, ge=0, lt=1, description="share of uniform weights mixed in at every step")
+    mu: float = Field(0.01, gt=0, description="μ of the Bregman divergence; not the μ of fit-weights")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="fraction of uniform weights mixed in at every step")
 
     def parts(self, k: int) -> int:
         """Return the number of parts: one for each source, and one for the mix if it is the target."""
@@ -115,19 +119,25 @@ class RegmixSettings(BaselineSettings):
 
     method = "regmix"
 
-    proxy: str = Field("1m", description="recipe of the tiny models: a name, or a YAML file of your own")
-    runs: int = Field(512, ge=10, description="tiny models, each trained on a mixture of its own")
+    proxy: str = Field("1m", description="the tiny models: the name of a recipe, or a YAML file with one")
+    runs: int = Field(512, ge=10, description="number of tiny models; each trains on its own mixture")
     targets: Literal["sources", "languages"] | dict[str, float] = Field(
-        "languages", description="validation losses whose mean is regressed: all languages, all sources, {NAME: τ}"
+        "languages",
+        description="the regression predicts the mean validation loss of languages (all equally), sources (all "
+        "equally), or {NAME: τ}",
     )
-    regressor: Literal["lightgbm", "linear"] = Field("lightgbm", description="what predicts that mean")
+    regressor: Literal["lightgbm", "linear"] = Field("lightgbm", description="model of the regression")
     temperature: float = Field(
-        0.5, gt=0, le=1, description="exponent of the corpus' shares, where mixtures are centred"
+        0.5, gt=0, le=1, description="mixtures are drawn around the corpus' shares raised to this power"
     )
-    least_strength: float = Field(0.1, gt=0, description="least concentration of the Dirichlet distribution")
-    greatest_strength: float = Field(5.0, gt=0, description="greatest concentration of it")
-    simulations: int = Field(100_000, gt=0, description="mixtures whose loss is predicted")
-    best: int = Field(128, gt=0, description="how many of the best predicted are averaged")
+    least_strength: float = Field(
+        0.1, gt=0, description="lowest concentration of the Dirichlet distribution of mixtures"
+    )
+    greatest_strength: float = Field(
+        5.0, gt=0, description="highest concentration of the Dirichlet distribution of mixtures"
+    )
+    simulations: int = Field(100_000, gt=0, description="number of mixtures whose loss is predicted")
+    best: int = Field(128, gt=0, description="number of best predicted mixtures that are averaged")
 
     @property
     def n_rows(self) -> int:

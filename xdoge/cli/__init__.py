@@ -91,7 +91,7 @@ def _run() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number, "terminated; nothing is half-written, and the same command continues where it can")
+    raise Interrupted(number, "terminated; no file is half-written. Run the same command again to continue.")
 
 
 def _say(text: str, status: int) -> int:
@@ -107,13 +107,18 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Learn how much of each language a multilingual language model should be trained on.
 
-    The way through: `xdoge prepare` turns text into a token store, `xdoge fit-weights` learns the share of each source,
-    `xdoge merge` averages several fits, `xdoge mix` plans what a run reads, `xdoge train` trains on it, `xdoge eval`
-    measures perplexity and benchmarks, and `xdoge compare` sets all of it side by side.
+    **The usual way.** `xdoge prepare` turns text into a token store. `xdoge fit-weights` learns a weight for each
+    source. `xdoge mix` turns weights into tokens per source. `xdoge train` trains a model on this mixture. `xdoge eval`
+    measures its perplexity and benchmarks. `xdoge compare` shows results side by side.
+
+    **To predict a mixture before training on it**, `xdoge swarm` trains small models on many mixtures, `xdoge fit-law`
+    fits a law to their losses, and `xdoge optimize` finds the best mixture.
 
     Try `xdoge demo` first.
     """

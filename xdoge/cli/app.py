@@ -42,7 +42,6 @@ stdout = _Output(width=None if sys.stdout.isatty() else 120, markup=False)  # a 
 
 app = typer.Typer(
     name="xdoge",
-    help="Learn how much of each language a multilingual language model should be trained on.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -55,7 +54,7 @@ def refuse_undecoded(arguments: Iterable[str]) -> None:
     for word in arguments:
         if re.search("[\ud800-\udfff]", word):
             raise XDogeError(
-                f"the argument {word!a} has bytes that are no text here; rename the file in ASCII, or set PYTHONUTF8=1."
+                f"the argument {word!a} has bytes that are not text; rename the file in ASCII, or set PYTHONUTF8=1."
             )
 
 

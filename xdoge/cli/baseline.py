@@ -29,30 +29,31 @@ def _only(method: str) -> str:
     return "\n\n".join(line for line in lines if line not in common)
 
 
-_BASELINE_HELP = f"""Learn weights by another method, to compare with.
+_BASELINE_HELP = f"""Learn weights with another method (DoReMi, RegMix or DoGE), for comparison.
 
-Same store, same proxy recipes, same optimiser, batches and files as `xdoge fit-weights`, so that what differs is the
-method. What each cost, the exact FLOPs of all models it ran, stands in weights.json as `proxy: flops`.
+The store, proxy recipes, optimiser, batches and output files are those of `xdoge fit-weights`; only the method differs.
+weights.json holds the cost as `proxy: flops`, the exact FLOPs of all models it trained or ran.
 
-- `doremi` (Xie et al. 2023): a reference model is trained on fixed weights; then a proxy, on losses weighted towards
-the sources in which it lies furthest behind the reference. The answer is the mean of those weights. Costs two proxies.
+- `doremi` (Xie et al. 2023) trains a reference model on fixed weights. Then it trains a proxy whose loss gives more
+weight to the sources where the proxy is furthest behind the reference. The result is the mean of these weights. It
+costs two proxies.
 
-- `regmix` (Liu et al. 2024): many tiny models, each on a random mixture; a regression of validation loss on weights;
-the mean of the simulated mixtures that it predicts best. Costs `runs` tiny models; needs pip install
-'xdoge[baselines]', or `--set regressor=linear`.
+- `regmix` (Liu et al. 2024) trains many tiny models on random mixtures and fits a regression of their validation loss
+on the weights. The result is the mean of the mixtures with the lowest predicted loss. It costs `runs` tiny models. It
+needs pip install 'xdoge[baselines]', or `--set regressor=linear`.
 
-- `doge` (Fan et al. 2023): as its authors' published code computes it, where fit-weights deliberately does not. Costs
-one proxy.
+- `doge` (Fan et al. 2023) computes what the code of its authors computes. It costs one proxy.
+docs/explanation/method.md says where fit-weights differs.
 
-Weights that need no proxy (uniform, proportional, temperature, unimax) are strategies of `xdoge mix`; XDoGE as in its
-paper is `xdoge fit-weights --set score=paper`.
+Weights that need no proxy (uniform, proportional, temperature, unimax) are strategies of `xdoge mix`. `xdoge
+fit-weights --set score=paper` scores sources as in the XDoGE paper.
 
-**What it writes** into RUN: `weights.json`, the answer, last; `config.yaml`, every setting as resolved;
-`metrics.jsonl`, a row a step (regmix: a row a tiny model); for doremi and doge `trajectory.parquet` and `checkpoints/`.
+**What it writes** into RUN: `weights.json`, the result; `config.yaml`, all settings; `metrics.jsonl`, one row per step
+(regmix: per tiny model); for doremi and doge also `trajectory.parquet` and `checkpoints/`.
 
-**Stopping.** Ctrl-C and SIGTERM end the running step and write a checkpoint (regmix begins the running model anew).
-After that, or after a kill, the same command with `--resume` ends with the same weights, to the bit on the same
-machine. One process does all.
+**Stopping.** Ctrl-C and SIGTERM end the running step and write a checkpoint; regmix restarts the running model. Run the
+same command with `--resume` to continue, also after a kill. On the same machine the weights are then exactly the same.
+Baselines run in a single process.
 
 **Examples**
 
@@ -60,21 +61,21 @@ machine. One process does all.
 
 - `xdoge baseline regmix store --out runs/regmix --steps 200 --set runs=128`
 
-- `xdoge mix runs/doremi/weights.json --store store --budget 100B --out mixture.json`, to go on with it
+- `xdoge mix runs/doremi/weights.json --store store --budget 100B --out mixture.json`, to plan a mixture with it
 
-**Settings of all** (`--set KEY=VALUE` or `--config`)
+**Settings of all methods**, for `--set KEY=VALUE` and for the YAML file of `--config`:
 
 {settings_help(BaselineSettings)}
 
-**Of doremi**
+**Settings of doremi only:**
 
 {_only("doremi")}
 
-**Of regmix** (whose proxy is {_REGMIX_PROXY} by default)
+**Settings of regmix only**, whose default proxy is {_REGMIX_PROXY}:
 
 {_only("regmix")}
 
-**Of doge**
+**Settings of doge only:**
 
 {_only("doge")}
 """
@@ -82,8 +83,8 @@ machine. One process does all.
 
 @app.command(help=_BASELINE_HELP)
 def baseline(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help=f"{', '.join(METHODS)}.")],
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A token store, of `xdoge prepare`.")],
+    method: Annotated[str, typer.Argument(metavar="METHOD", help=f"Method: {', '.join(METHODS)}.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Token store made by `xdoge prepare`.")],
     out: options.RunPath,
     proxy: Annotated[str | None, options.proxy(f"{options.PROXY}, for regmix {_REGMIX_PROXY}")] = None,
     steps: Annotated[
@@ -124,7 +125,7 @@ def print_baseline(result: FitResult, store: TokenStore, *, as_json: bool) -> No
         answer = {"languages": weights.languages, "sources": dict(weights.sources), "flops": flops, "verdict": verdict}
         print(json.dumps(answer, indent=2))
         return
-    print(f"{weights.name}: learned shares of training tokens, for {flops:.3g} FLOPs")
+    print(f"{weights.name}: learned shares of training tokens; cost {flops:.3g} FLOPs")
     print_weights(weights, store)
     print_pace(out, weights.proxy["tokens_seen"])
     print_files(out, "weights.json", "trajectory.parquet", "metrics.jsonl", "config.yaml")

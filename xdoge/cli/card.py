@@ -17,12 +17,16 @@ from xdoge.mixtures.weights import WeightSet
 
 @app.command()
 def card(
-    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json|RUN", help="What xdoge mix wrote.")],
+    mixture: Annotated[
+        Path,
+        typer.Argument(metavar="MIXTURE.json|RUN", help="Mixture written by `xdoge mix`, or a run of `xdoge train`."),
+    ],
     store: Annotated[
-        Path | None, typer.Option(help="Token store that it was planned for: origins, licences, sizes, tokenizer.")
+        Path | None, typer.Option(help="Token store of the mixture; adds origins, licences, sizes and tokenizer.")
     ] = None,
     weights: Annotated[
-        Path | None, typer.Option(metavar="WEIGHTS.json|RUN", help="Weights that it follows: how they were learned.")
+        Path | None,
+        typer.Option(metavar="WEIGHTS.json|RUN", help="Weights of the mixture; adds how they were learned."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="stdout")] = None,
     force: options.Force = False,
@@ -30,7 +34,7 @@ def card(
     """Write a data card of a mixture in Markdown: languages, sources, licences, tokens, epochs, hashes.
 
     The headings follow the AI Office's template for the public summary of training content (Regulation (EU) 2024/1689,
-    Article 53(1)(d)), where a mixture has something to say; what only the provider of the model knows is marked.
+    Article 53(1)(d)). The card fills in what the mixture knows, and marks what the provider of the model must add.
 
     - `xdoge card mixture.json --store store --weights runs/60m --out CARD.md`
     """

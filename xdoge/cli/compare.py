@@ -17,35 +17,35 @@ from xdoge.cli.tables import print_table, print_verdict
 from xdoge.errors import require
 from xdoge.io import write_text
 
-_COMPARE_HELP = """Set weight sets, mixtures, training runs and results side by side, with differences.
+_COMPARE_HELP = """Compare weight sets, mixtures, training runs, evaluation results and mixture laws.
 
 **Files** are weights.json, mixture.json, results.json, law.json, and run folders of `fit-weights` and `train`, in any
-mix and order; `NAME=FILE` says what to call one in tables. Without it one is called by the end of its path, as long as
-it takes to tell it from the others: `60m` for runs/60m/weights.json, `a/60m` and `b/60m` for two. Of the models in a
-results.json, `NAME=FILE` renames the one, or puts NAME/ before each of several.
+order. `NAME=FILE` sets the name in tables. The default name is the end of the path, long enough to be unique: `60m` for
+runs/60m/weights.json, but `a/60m` and `b/60m` for two runs called 60m. For a results.json with one model, `NAME=FILE`
+names this model. With several models, it puts NAME/ before each name.
 
-**Weights** of languages and sources, learned or planned, stand in one table with their differences to the baseline.
-Distances between every two: total variation, the share of tokens that would have to move; Jensen–Shannon divergence in
-bits; and how far the orders agree, Kendall's τ-b and Spearman's ρ. Several fits on one corpus, of other seeds or
-proxies, are summarised: mean, standard deviation, and which pairs of languages swap.
+**Weights.** One table shows the weights of languages and sources, learned or planned, and their differences to the
+baseline. A second table shows the distance of every two sets: total variation (the share of tokens that would have to
+move), Jensen–Shannon divergence in bits, and the rank correlations Kendall's τ-b and Spearman's ρ. Several fits on one
+corpus are summarised: mean, standard deviation, and which pairs of languages change their order.
 
-**Models** are compared by the numbers of results.json: the change in per cent ± 1.96 standard errors, starred where it
-exceeds them. Models on the same documents are paired by document, from the .documents.parquet beside results.json;
-without it, and for benchmarks, the errors count as independent. Numbers that do not compare (of different text, of
-different tokenizers per token, of another number of questions) get no difference, and a line on stderr says why.
-Training runs are compared by the perplexity of their validation text where they have read as many tokens.
+**Models** are compared by the numbers of results.json: change in per cent ± 1.96 standard errors, with a star if the
+change exceeds this error. Models measured on the same documents are paired by document, with the .documents.parquet
+file beside results.json. Without this file, and for benchmarks, errors are treated as independent. Numbers on different
+text, per token of different tokenizers, or on different questions are not compared; a warning says why. Training runs
+are compared by their validation perplexity after equal numbers of tokens.
 
-**Laws** are files of `fit-law`; --law LAW.json does the same as naming it among the files. Each law predicts the losses
-of all weight sets and mixtures, and their differences to equal shares with 90 % intervals. A mixture over other sources
-than the law's gets no prediction, and a line on stderr says why. A law over languages takes the sum of a language's
-sources.
+**Laws** are files written by `fit-law`; --law LAW.json is the same as naming the file. Each law predicts the losses of
+all weight sets and mixtures, and their differences to equal shares with 90 % intervals. Mixtures with other sources
+than the law get no prediction; a warning says so. If the law is over languages, the shares of a language's sources are
+added up.
 
-**The verdict** says which differences are real and what to do next: models differ really where the change exceeds its
-errors; fits of one question that lie more than 10 % of the tokens apart are noise; and mixtures that the caps decide
-do not depend on their weights.
+**The verdict** says which differences are real and what to do next. A difference between models is real if it exceeds
+its error. Fits of the same question that differ in more than 10 % of the tokens show only noise. If the caps decide a
+mixture, its weights do not matter.
 
-**--html** writes one page: the verdict with its best chart, warnings, tables, charts with hover, and last the files and
-the commands to repeat it. It needs no network, and shows tables and still pictures without JavaScript.
+**--html** writes one page with the verdict and its best chart, warnings, tables, interactive charts, and the files and
+commands to repeat the comparison. It needs no network. Without JavaScript it shows tables and static pictures.
 
 **Examples**
 
@@ -61,13 +61,18 @@ the commands to repeat it. It needs no network, and shows tables and still pictu
 
 @app.command(name="compare", help=_COMPARE_HELP)
 def compare(
-    files: Annotated[list[str], typer.Argument(metavar="[NAME=]FILE...", help="What to compare.", show_default=False)],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]FILE...", help="Files and run folders to compare.", show_default=False),
+    ],
     baseline: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What differences are taken against.", show_default="the first of each kind"),
+        typer.Option(
+            metavar="NAME", help="Item to which the others are compared.", show_default="the first of each kind"
+        ),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="REPORT.html", help="Write tables, charts and warnings as one page.")
+        Path | None, typer.Option(metavar="REPORT.html", help="Page to write, with tables, charts and warnings.")
     ] = None,
     law: options.Law = None,
     force: options.Force = False,

@@ -25,21 +25,23 @@ SIZE: dict[str, Any] = {"sequence_length": 64, "batch_size": 48, "eval_sequences
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; new or empty.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; must be new or empty.")] = Path("demo"),
     steps: Annotated[
         int,
         typer.Option(
-            parser=options.count(1), metavar="N", help="Steps of the fit; each target trains a quarter as many."
+            parser=options.count(1),
+            metavar="N",
+            help="Steps of the fit; each target model trains for a quarter of them.",
         ),
     ] = 120,
 ) -> None:
-    """Go the whole way on the built-in sample, in some minutes on two cores.
+    """Run all steps on the built-in sample; takes a few minutes on two cores.
 
-    Prepares the text, fits weights, plans two mixtures, learned and uniform, trains a small target model on each,
-    measures their perplexity and writes a report that compares all of it.
+    Prepares the text, fits weights, plans two mixtures (learned and uniform), trains a small model on each, measures
+    their perplexity and writes a report that compares them.
 
-    The sample is synthetic text in six languages made from word lists, so its numbers mean nothing; the files are what
-    a real run writes.
+    The sample is synthetic: sentences in six languages made from word lists. Its numbers mean nothing. It shows which
+    files a real run writes.
     """
     from xdoge.analysis.comparison import compare
     from xdoge.corpus.sample import write_sample
@@ -84,5 +86,5 @@ def demo(
     files = [out / "run", *(out / f"{name}.json" for name in mixtures), *(out / name for name in mixtures)]
     compared = compare([*files, out / "results.json"], baseline="uniform")
     write_text(out / "report.html", compared.to_html(f"xdoge demo --out {out} --steps {steps}"))
-    print("Next: the same commands on your own text; see README.md.", file=sys.stderr)
+    print("Next: run the same commands on your own text; see README.md.", file=sys.stderr)
     print(out / "report.html")

@@ -28,41 +28,42 @@ from xdoge.eval.perplexity import PerplexitySettings
 from xdoge.eval.results import Results, by_reason
 from xdoge.eval.suite import HarnessSettings, Suite
 
-_EVAL_HELP = f"""Measure perplexity by language and benchmarks of one model or several, in one table.
+_EVAL_HELP = f"""Measure perplexity by language and benchmarks of one or more models.
 
 **Models** are run folders of `xdoge train` or `xdoge fit-weights`, folders of causal language models, or names on the
-Hub; `NAME=MODEL` says what to call one in tables.
+Hub. `NAME=MODEL` sets the name of a model in tables.
 
-**Perplexity** (--store or --text): the validation split of a token store, for models that were trained on its tokens;
-or text files, which each model reads with its own tokenizer. Every token of a document is scored, given those before
-it; the end-of-document token is not. `xdoge train` validates on sequences that run over the ends of documents, so its
-perplexity is another number. Reported per token, per word and as bits per UTF-8 byte, by source and language, with a
-standard error from a bootstrap over documents. Bits per byte compare models of any tokenizer. Only they are averaged
-over languages: an average of perplexities can fall where the model got worse. Where documents have an `id` that their
-translations share, so are the bits they cost relative to English (`--set reference=`).
+**Perplexity.** --store measures the validation split of a token store, for models that use its tokenizer. --text
+measures text files, which each model reads with its own tokenizer. Every token of a document is scored given the
+tokens before it, except the end-of-document token. `xdoge train` validates on sequences that cross document
+boundaries, so its perplexity differs.
 
-**Differences** to --baseline are shown ± 1.96 standard errors, and starred where they exceed them. Models are paired by
-document: RESULTS.documents.parquet, beside RESULTS.json, keeps what each document cost each model. The verdict at the
-end says which differences are real, and how much more text or how many more questions would decide the others.
+The results are given per token, per word and in bits per UTF-8 byte, by source and by language. Standard errors come
+from a bootstrap over documents. Bits per byte compare models with any tokenizers. Only they are averaged over
+languages: a mean of perplexities can fall although the model got worse. If documents have an `id` that their
+translations share, their bits are also given relative to English (`--set reference=` sets the language).
 
-**Benchmarks** (--suite): `iberobench`, every task of the published tables; `iberobench-mc`, its multiple-choice tasks,
-which are fast; `belebele`; `flores-iberian`; or a YAML file of your own. The evaluation harness (lm-eval) runs them,
-with as many examples in the prompt as the suite says (`--num-fewshot` overrides it) and all questions (`--limit` takes
-the first so many). Beside the raw score stands the normalised one, (score - chance) / (best - chance) × 100, which is
-averaged over the tasks of a language that ran, if that is at least half of them; what did not run is named with the
-reason.
+**Differences** to --baseline are shown ± 1.96 standard errors; a star marks those that exceed them. Models are paired
+by document: RESULTS.documents.parquet, beside RESULTS.json, holds the loss of each model on each document. The verdict
+says which differences are real, and how much more text or how many more questions would decide the others.
 
-**Without network**: `--local-data DIR` reads the questions of each task from DIR/TASK/SPLIT.jsonl. What is not there
-comes from the cache of the Hub; fill it before, on a machine with network: `xdoge eval --prefetch --suite iberobench`.
-With HF_DATASETS_OFFLINE=1 that only lists what is there and what is missing.
+**Benchmarks** (--suite): `iberobench`, all tasks of the published tables; `iberobench-mc`, its multiple-choice tasks,
+which are fast; `belebele`; `flores-iberian`; or your own YAML file. lm-eval runs the tasks. The suite sets the number
+of examples in the prompt; `--num-fewshot` overrides it. `--limit N` uses only the first N questions. Tables show the
+raw score and the normalised score, (score - chance) / (best - chance) × 100. The normalised scores of a language are
+averaged if at least half of its tasks ran. Tasks that did not run are listed with the reason.
 
-**Stopping.** Each source and task is kept in RESULTS.json.partial/ as soon as it is finished; the same command, started
-again, goes on from there and removes that folder in the end.
+**Without network.** `--local-data DIR` reads the questions of each task from DIR/TASK/SPLIT.jsonl. Other questions are
+read from the cache of the Hub. To fill the cache, run `xdoge eval --prefetch --suite iberobench` on a machine with
+network. With HF_DATASETS_OFFLINE=1 this only lists which questions are present and which are missing.
 
-**Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge eval ...`; `--set device=split` spreads a model that is too
-large for one.
+**Stopping.** The results of each source and task are kept in RESULTS.json.partial/ as soon as they are finished. Run
+the same command again to continue. The folder is removed at the end.
 
-**Settings of the perplexity**, for `--set KEY=VALUE` and for the YAML file of `--config`:
+**Several GPUs.** Run `torchrun --nproc-per-node 8 -m xdoge eval ...`. If a model does not fit on one GPU, `--set
+device=split` spreads its layers over all GPUs.
+
+**Settings of perplexity** for `--set KEY=VALUE` and for the YAML file of `--config`:
 
 {settings_help(PerplexitySettings)}
 
@@ -86,46 +87,52 @@ large for one.
 @app.command(name="eval", help=_EVAL_HELP)
 def evaluate(  # an option for each setting that users change most often
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME=]MODEL...", help="What to measure.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[NAME=]MODEL...", help="Models to measure.", show_default=False)
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="RESULTS.json", help="File to write; needed unless --prefetch.", show_default=False),
+        typer.Option(
+            metavar="RESULTS.json", help="File to write; required except with --prefetch.", show_default=False
+        ),
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Token store whose validation split is read.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Token store; its validation split is measured.")] = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
             metavar="CORPUS.yaml|SOURCE=FILE[:COLUMN]",
-            help="Validation files of a corpus, or one file of a language or source; may be repeated.",
+            help="Text to measure: the validation files of a corpus, or a file of a source; may be repeated.",
         ),
     ] = None,
     suites: Annotated[
         list[str] | None, typer.Option("--suite", metavar="NAME|FILE", help="Benchmarks to run; may be repeated.")
     ] = None,
     local_data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with the benchmarks' questions, TASK/SPLIT.jsonl.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of benchmark questions, DIR/TASK/SPLIT.jsonl.")
     ] = None,
     num_fewshot: Annotated[
         int | None,
-        typer.Option(
-            parser=options.count(), metavar="K", help="Examples in the prompt of every task.", show_default="suite's"
-        ),
+        typer.Option(parser=options.count(), metavar="K", help="Examples in every prompt.", show_default="suite's"),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(parser=options.count(), metavar="N", help="Questions per task.", show_default="all")
+        int | None,
+        typer.Option(
+            parser=options.count(), metavar="N", help="Use only the first N questions of each task.", show_default="all"
+        ),
     ] = None,
     max_documents: Annotated[
         int | None,
         typer.Option(
-            parser=options.count(), metavar="N", help="Documents per source, for perplexity.", show_default="all"
+            parser=options.count(), metavar="N", help="Maximum number of documents per source.", show_default="all"
         ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Model that the others' changes are shown against.")
+        str | None, typer.Option(metavar="NAME", help="Model to which the others are compared.")
     ] = None,
     prefetch: Annotated[
-        bool, typer.Option("--prefetch", help="Fetch what the suites need into the cache of the Hub, and list it.")
+        bool,
+        typer.Option(
+            "--prefetch", help="Download the questions of the suites into the cache of the Hub and list them."
+        ),
     ] = False,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
@@ -148,10 +155,10 @@ def evaluate(  # an option for each setting that users change most often
         named = named_models(_models(models or []))
         check_baseline(list(named), baseline)
         if out is None:
-            raise XDogeError("--out is missing: the results.json to write.")
+            raise XDogeError("--out is missing; name the results.json to write.")
         of_benchmarks = {"--num-fewshot": num_fewshot, "--limit": limit, "--local-data": local_data}
         if not benchmarks and (idle := [option for option, value in of_benchmarks.items() if value is not None]):
-            raise XDogeError(f"{idle[0]} is for benchmarks; name some with --suite, or leave it out.")
+            raise XDogeError(f"{idle[0]} is only for benchmarks; name a suite with --suite, or leave it out.")
         refuse_taken(out, force or partial_folder(out).is_dir())  # the folder is left if the process was killed
         what = {"store": TokenStore.open(store) if store else None, "text": _texts(text or []), "suites": benchmarks}
         results = run_evaluation(named, **what, local_data=local_data, out=out, **chosen)
@@ -171,7 +178,7 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
     for table in results_tables(results, scores, baseline=baseline):
         print_table(table)
     if len(tokenizers(results)) > 1:
-        print("The models have different tokenizers: bits per byte compares them, perplexity per token does not.")
+        print("The models have different tokenizers: bits per byte are comparable, perplexities per token are not.")
     for line in (
         *exceeding_rule(scores),
         *score_notes(scores, baseline=baseline),
@@ -182,9 +189,9 @@ def print_results(results: Results, *, baseline: str | None = None) -> None:
         print(line)
     if benchmarks := results.task_outcomes():
         ran = sum(outcome["outcome"] == "ran" for outcome in benchmarks)
-        print(f"{ran:,} of {len(benchmarks):,} tasks ran; the table has what became of each.")
+        print(f"{ran:,} of {len(benchmarks):,} tasks ran; results.json lists the outcome of each.")
         if cut := {outcome["task"]: None for outcome in benchmarks if outcome.get("truncated")}:
-            print(f"Longer than the context, and read without their beginning: some prompts of {', '.join(cut)}.")
+            print(f"Some prompts are longer than the context and were cut at the beginning: {', '.join(cut)}.")
     print_verdict(scores_verdict(results, baseline=baseline))
 
 
@@ -199,7 +206,7 @@ def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool
     from xdoge.eval.lm_eval.prefetch import prefetch
 
     if not suites:
-        raise XDogeError("--prefetch needs --suite: the benchmarks whose questions are wanted.")
+        raise XDogeError("--prefetch needs --suite, the benchmarks whose questions to download.")
     with Display() as display:
         listed = [task for suite in suites for task in prefetch(suite, local_data, on_progress=display.show)]
     if as_json:
@@ -212,7 +219,7 @@ def _prefetch(suites: Sequence[Suite], local_data: Path | None, *, as_json: bool
     for line in by_reason((task.where, task.note, task.task) for task in listed if task.note):
         print(line)
     missing = sum(task.where == "missing" for task in listed)
-    print(f"{len(listed) - missing} of {len(listed)} tasks have their questions here.")
+    print(f"The questions of {len(listed) - missing} of {len(listed)} tasks are available here.")
 
 
 def _models(arguments: Sequence[str]) -> dict[str, str | Path]:
@@ -254,7 +261,7 @@ def _texts(arguments: Sequence[str]) -> dict[str, Text] | None:
             before = texts.get(source)
             if before and replace(before, files=()) != replace(text, files=()):
                 raise XDogeError(
-                    f"--text {source}: files of one source are read in one way, such as from one column, not from "
+                    f"--text {source}: all files of a source must be read in the same way, here from the columns "
                     f"{before.column} and {text.column}; name two sources, such as {source.partition('/')[0]}/more."
                 )
             texts[source] = replace(text, files=(*before.files, *text.files)) if before else text

@@ -19,37 +19,41 @@ from xdoge.mixtures.mixture import Mixture
 
 @app.command(name="export")
 def export_mixture(
-    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="What xdoge mix wrote.")],
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="Mixture written by `xdoge mix`.")],
     to: Annotated[str, typer.Option(metavar="FORMAT", help="The trainer: " + ", ".join(FORMATS) + ".")],
     documents: Annotated[
         Path | None,
-        typer.Option("--store", help="Token store, whose documents are counted for trainers that draw documents."),
+        typer.Option("--store", help="Token store; gives the number of documents, for trainers that draw documents."),
     ] = None,
     paths: Annotated[
         str | None,
         typer.Option(
             metavar="TEMPLATE",
-            help="Where the trainer finds a source, with {language}, {source} and {name} (language/source) in it.",
+            help="Path of a source for the trainer, with {language}, {source} and {name} (language/source).",
         ),
     ] = None,
     sequence_length: Annotated[
         int | None,
-        typer.Option(parser=options.count(1), metavar="T", help="Tokens of a row, for data cut into sequences."),
+        typer.Option(parser=options.count(1), metavar="T", help="Tokens per row, if the data is cut into sequences."),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="stdout")] = None,
     force: options.Force = False,
 ) -> None:
-    """Write a mixture in the form that another trainer's own mixer reads.
+    """Write a mixture as a configuration for another trainer.
 
-    On stderr stands where that trainer cannot keep what the mixture promises, with numbers. `xdoge formats` lists the
-    formats, `xdoge formats FORMAT` says what its weights mean and what happens when a source is used up.
+    Warnings on stderr say, with numbers, where that trainer cannot follow the mixture exactly. `xdoge formats` lists
+    the formats. `xdoge formats FORMAT` explains the weights of a format, and what happens when a source is used up.
+
+    - `xdoge export mixture.json --to megatron --paths '/data/{language}_{source}_text_document' --out blend.json`
     """
     refuse_taken(out, force)
     planned, counts = Mixture.load(mixture), None
     if documents is not None:
         counts = TokenStore.open(documents).documents()
         if missing := [name for name, share in planned.sources.items() if share.tokens and name not in counts]:
-            raise XDogeError(f"{documents} has no {missing[0]}, which {mixture} reads; it is another corpus.")
+            raise XDogeError(
+                f"{documents} has no source {missing[0]}, which {mixture} reads; name the store of that mixture."
+            )
     written = export(planned, to, paths=paths, documents=counts, sequence_length=sequence_length)
     if out is None:
         print(written.text, end="")

@@ -27,18 +27,19 @@ if TYPE_CHECKING:
 
 _HELP = """Fit a mixture law: a function from the shares of a mixture to the loss on each evaluation.
 
-Train small models on some mixtures first, and write their shares and losses into two CSV files with the run's id in the
-first column. `fit-law` learns from them what other mixtures would give. `xdoge predict` and `xdoge optimize` use it.
+First train small models on some mixtures, with `xdoge swarm` or on your own. For your own runs, write the shares and
+the losses into two CSV files with the run's id in the first column. `fit-law` learns to predict the losses of other
+mixtures. `xdoge predict` and `xdoge optimize` use the law.
 
-**Names.** An evaluation belongs to the source of the same name; what all names of a file begin or end with is ignored.
-An evaluation `eu` also owns the sources `eu/...`. Name the rest with --own. Neither evaluations without a source nor
-sources without an evaluation are a problem.
+**Names.** An evaluation belongs to the source of the same name; prefixes and suffixes that all names of a file share
+are ignored. An evaluation `eu` also belongs to the sources `eu/...`. Use --own for other names. Evaluations without a
+source and sources without an evaluation are allowed.
 
-**How many runs?** At least as many as sources; three per source are a good start. 48 runs of 17 sources ordered
-256 new mixtures with a rank correlation of 0.98 (docs/explanation/law.md).
+**How many runs?** At least as many as sources; three per source are a good start. A law from 48 runs on 17 sources
+ranked 256 new mixtures with a rank correlation of 0.98 (docs/explanation/law.md).
 
-**What it prints**: how well each form predicts runs that it was not fitted on, and what a token of each source is worth
-to each evaluation.
+**What it prints.** How well each form of law predicts runs that it was not fitted to, and how much a token of each
+source is worth to each evaluation.
 
 **Examples**
 
@@ -61,34 +62,45 @@ def fit_law(  # one parameter for each option
         Path | None, typer.Argument(metavar="[SWARM]", help="Folder of `xdoge swarm`.", show_default=False)
     ] = None,
     mixtures: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Shares: a run's id, then one column per source.")
+        Path | None, typer.Option(metavar="CSV", help="Shares: the run's id, then one column per source.")
     ] = None,
     losses: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Losses: a run's id, then one column per evaluation.")
+        Path | None, typer.Option(metavar="CSV", help="Losses: the run's id, then one column per evaluation.")
     ] = None,
     own: Annotated[
-        list[str] | None, typer.Option(metavar="EVALUATION=SOURCE", help="Which source an evaluation belongs to.")
+        list[str] | None,
+        typer.Option(metavar="EVALUATION=SOURCE", help="Source that an evaluation belongs to; may be repeated."),
     ] = None,
     form: Annotated[
-        str, typer.Option(help="auto, effective, process, log-linear, lightgbm or linear.", show_default=True)
+        str,
+        typer.Option(
+            help="Form of the law: auto, effective, process, log-linear, lightgbm or linear.", show_default=True
+        ),
     ] = "auto",
     tokens: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Unique tokens per source; needs --budget as well.")
+        Path | None, typer.Option(metavar="CSV", help="Unique tokens per source; requires --budget.")
     ] = None,
     budget_tokens: Annotated[
-        str | None, typer.Option("--budget", metavar="TOKENS", help="Training tokens of each run: 500M, 1B.")
+        str | None,
+        typer.Option(
+            "--budget", metavar="TOKENS", help="Training tokens of each run, such as 500M; requires --tokens."
+        ),
     ] = None,
     also: Annotated[
         tuple[Path, Path] | None,
-        typer.Option(metavar="MIXTURES LOSSES", help="Some runs of another size, whose level the law then predicts."),
+        typer.Option(
+            metavar="MIXTURES LOSSES",
+            help="Runs with models of another size; the law then predicts the losses of that size.",
+        ),
     ] = None,
     affinity: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="A fit whose gradients say who may help whom; used if it helps.")
+        Path | None,
+        typer.Option(metavar="RUN", help="Run folder of a fit; its gradients are used if they make the law better."),
     ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            parser=options.count(), metavar="S", help="Deals the runs of CSV files into folds; 0 if not given."
+            parser=options.count(), metavar="S", help="Seed of the cross-validation folds of CSV files [default: 0]."
         ),
     ] = None,
     force: Force = False,
@@ -103,10 +115,10 @@ def fit_law(  # one parameter for each option
     refuse_taken(out, force)
     csv_options = (mixtures, losses, tokens, budget_tokens)
     if (swarm is None) == (mixtures is None and losses is None) or (swarm is not None and any(csv_options)):
-        raise XDogeError(f"name a swarm's folder, or {argument('mixtures')} and {argument('losses')}, and not both.")
+        raise XDogeError(f"give either the folder of a swarm, or {argument('mixtures')} and {argument('losses')}.")
     if swarm is not None and (own or seed is not None):
         name = "own" if own else "seed"
-        raise XDogeError(f"{argument(name)} is for CSV files; a swarm's folder says what belongs to each evaluation.")
+        raise XDogeError(f"{argument(name)} is for CSV files only; leave it out with the folder of a swarm.")
     notes: list[str] = []
     held_out = None
     others = None if also is None else (read_mixtures(also[0]), read_table(also[1]))
@@ -120,7 +132,7 @@ def fit_law(  # one parameter for each option
         else:
             if mixtures is None or losses is None:
                 missing = argument("losses") if losses is None else argument("mixtures")
-                raise XDogeError(f"{missing} is missing: a law needs shares and losses.")
+                raise XDogeError(f"{missing} is missing; a law needs both shares and losses.")
             shares, measured = read_mixtures(mixtures), read_table(losses)
             adapting = _aligned(also, others, (shares.names, measured.names))
             law = MixtureLaw.fit(
@@ -149,14 +161,14 @@ def fit_law(  # one parameter for each option
     print_scores(law)
     print_transfer(law)
     if error is not None:
-        print(f"at the other size: root mean squared error {error:.4f}, each of its runs left out in turn")
+        print(f"at the other size: root mean squared error {error:.4f} (leave-one-out)")
     if held_out is not None:
         print_held_out(held_out)
     print(out)
     best = law.validation[form]
     print(
-        f"On runs that it was not fitted on, its rank correlation is {best.rank_evaluations:.3f}, "
-        f"and {best.coverage:.0%} of losses fall into their 90 % intervals."
+        f"On runs that it was not fitted to, its rank correlation is {best.rank_evaluations:.3f}, "
+        f"and {best.coverage:.0%} of the losses lie inside their 90 % intervals."
     )
 
 
@@ -172,7 +184,9 @@ def _aligned(
         if tuple(expected) != tuple(other.names):
             raise XDogeError(f"{path} must have the columns {', '.join(expected[:8])}, in this order.")
     if len(others[0].runs) < 3:
-        raise XDogeError(f"{also[0]} has {len(others[0].runs)} runs; {argument('also')} needs at least 3, better 8.")
+        raise XDogeError(
+            f"{also[0]} has {len(others[0].runs)} runs; {argument('also')} needs at least 3, and 8 are better."
+        )
     return align(*others, (str(also[0]), str(also[1])))
 
 
@@ -188,10 +202,10 @@ def _settings(tokens: Path | None, budget_tokens: str | None, seed: int, sources
 def print_held_out(held_out: HeldOut) -> None:
     """Print the scores of the law on the held-out runs of the swarm."""
     scores = held_out.scores
-    noise = "" if held_out.noise is None else f", {scores.rmse_mean / held_out.noise:.1f} times the repeat noise"
+    noise = "" if held_out.noise is None else f", {scores.rmse_mean / held_out.noise:.1f} times the noise between seeds"
     print(
-        f"on the {held_out.runs} runs that were held out: error {scores.rmse:.4f} by language, "
-        f"{scores.rmse_mean:.4f} in the mean{noise}; rank correlation {scores.rank_evaluations:.3f} by language, "
+        f"on the {held_out.runs} held-out runs: root mean squared error {scores.rmse:.4f} by language, "
+        f"{scores.rmse_mean:.4f} of the mean{noise}; rank correlation {scores.rank_evaluations:.3f} by language, "
         f"{scores.rank_mean:.3f} of the mean; {scores.coverage:.0%} inside the 90 % intervals; "
         f"regret {scores.regret:.4f}"
     )
@@ -261,13 +275,13 @@ def print_scores(law: MixtureLaw) -> None:
 
 def print_transfer(law: MixtureLaw) -> None:
     """Print the sources that help each evaluation most, except its own."""
-    print("what a token of another source is worth, in the evaluation's own tokens (effective-data law):")
+    print("worth of a token of another source, in tokens of the evaluation's own source (effective-data law):")
     own = dict(zip(law.problem.evaluations, law.problem.own, strict=True))
     intervals = law.transfer_intervals
     for number, (evaluation, row) in enumerate(law.transfer.items()):
         mine = {law.problem.sources[i] for i in own[evaluation]}
         best = sorted(((value, name) for name, value in row.items() if name not in mine), reverse=True)[:3]
-        unit = "" if mine else " (no source of its own: relative)"
+        unit = "" if mine else " (has no own source; compare within this line only)"
         cells = []
         for value, name in best:
             column = law.problem.sources.index(name)
@@ -275,7 +289,7 @@ def print_transfer(law: MixtureLaw) -> None:
             noise = ", noise" if intervals.is_noise[number, column] else ""
             cells.append(f"{name} {value:.2g} ({ends}{noise})")
         print(f"  {evaluation}{unit}: " + ", ".join(cells))
-    print("in parentheses: 90 % intervals; noise: not distinguishable from 0")
+    print("(in parentheses): 90 % intervals; noise: not distinguishable from 0")
     if intervals.four_epochs is not None:
         import numpy as np
 

@@ -30,47 +30,52 @@ if TYPE_CHECKING:
 
 _FIT_HELP = f"""Learn one weight per source with a small proxy model.
 
-A proxy trains on all sources of all languages. At each step every source is scored by how much a gradient step on it
-lowers the losses of all targets; its weight is multiplied by exp(η score / μ) and kept above the floor. The answer is
-the mean of the weights over the steps. The fit starts at equal weights of all languages, and within a language in
-proportion to the tokens of its sources, so that cutting a source in two does not raise its language. `--set
-initial=sources` starts at equal sources, and `--set initial=FILE` at the weights of an earlier fit.
+A proxy model trains on all sources. At each step every source gets a score: how much a gradient step on this source
+lowers the losses of the targets. The weight of the source is multiplied by exp(η score / μ) and kept above the floor.
+The result is the mean of the weights over the steps.
 
-**Whom it helps.** Every language's loss counts alike. A sum over languages is a vote, as one over sources is with
-`--targets sources`: related languages vote for each other, and one without relatives may pay. `--targets robust`
-raises the targets of the languages that progress least, relative to what they could progress; `--no-worse-than
-uniform:1%` limits how far the loss of any language is estimated to end above what other weights would have reached.
-That limit holds for the estimate within the fit only: models trained on such weights ended 2.7 and 4.0 % above
-uniform where 1 % was asked, so train on both and compare.
-`--target-budget 100B` lets the proxy repeat each source as often as that run will, so that what overfits there
-overfits here.
+By default the fit starts at equal languages. Within a language the sources start in proportion to their tokens, so
+splitting a source in two does not raise its language. `--set initial=sources` starts at equal sources, and `--set
+initial=FILE` at the weights of an earlier fit.
 
-**What it reads.** A store made by `xdoge prepare`, or a corpus.yaml, which is prepared into RUN/store first.
+**Targets.** By default the loss of every language counts equally. Related languages then raise each other's weights,
+and an isolated language can lose. With `--targets sources` the loss of every source counts equally. With `--targets
+robust` the languages that progress least, relative to what they could, count more.
 
-**What it writes** into RUN: `weights.json`, the answer; `config.yaml`, every setting as resolved;
-`metrics.jsonl`, a row a step; `trajectory.parquet` with step, source, weight, score, loss and grad_norm;
-`gram.parquet`, who helps whom; `checkpoints/`; and `proxy/`, which transformers loads.
+`--no-worse-than uniform:1%` limits how far the loss of any language may end above its loss with uniform weights. The
+limit holds for the fit's own estimate only. Models trained on such weights ended 2.7 and 4.0 % above uniform where 1 %
+was asked, so train on both mixtures and compare.
 
-**What it prints**: the weights beside the shares of the corpus; who helps whom, as cosines of gradients with standard
-errors; and a verdict, what the numbers are worth and what to do next. The verdict names weights that were still moving
-(last tenth of the steps against the mean), a proxy that read little of its recipe's tokens, sources without
-validation text, and sources far above their share of the corpus.
+With `--target-budget 100B` the proxy repeats each source as often as a run of 100B tokens will. A source that overfits
+in that run then overfits in the fit, too.
 
-**Time.** After a few steps, and on a CPU before the first, a fit of more than a day says so and names a smaller proxy.
+**What it reads.** A store made by `xdoge prepare`. It also takes a corpus.yaml, and prepares it into RUN/store first.
 
-**Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with 130 and 143. After that, or
-after a kill at any moment, the same command with `--resume` ends with the same weights, to the bit on the same machine
-with the same versions and threads (on a CPU; GPUs are not made deterministic). It takes the settings of the run; these
-alone may differ: {", ".join((*ELASTIC, *SAVES_MEMORY))}. A job that a script puts in the
-background with `&` ignores SIGINT, the signal of Ctrl-C; stop it with `kill`, which sends SIGTERM.
+**What it writes** into RUN: `weights.json`, the result; `config.yaml`, all settings; `metrics.jsonl`, one row per step;
+`trajectory.parquet` with step, source, weight, score, loss and grad_norm; `gram.parquet`, the inner products of the
+sources' gradients; `checkpoints/`; and `proxy/`, the trained proxy, which transformers can load.
 
-**Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge fit-weights STORE ...`, or `accelerate launch --multi_gpu
---num_processes 8 -m xdoge fit-weights STORE ...`, on any number of nodes that see the same folders. Each process runs
-its part of every batch; scores and weights are those of one process, but for rounding, which a long fit amplifies, to
-less than another seed would. A process that dies or hangs stops the others after `timeout` seconds at most. The
-launchers exit with a status of their own.
+**What it prints.** A table of the weights beside the shares of the corpus, a table of the cosines between the
+languages' gradients with standard errors, and a verdict. The verdict says how far to trust the weights and what to do
+next. It warns about weights that still moved at the end, a proxy that trained on few tokens, sources without validation
+text, and weights far above a source's share of the corpus.
 
-**Settings**, for `--set KEY=VALUE` and for the YAML file of `--config`; the options above it win:
+**Time.** If a fit will take more than a day, it says so after a few steps and names a smaller proxy. On a CPU it says
+so before the first step.
+
+**Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with status 130 or 143. Run the same
+command with `--resume` to continue, also after a kill. On the same machine, with the same versions and threads, a
+resumed fit on a CPU ends with exactly the same weights; on a GPU they may differ by rounding. `--resume` takes the
+settings of the run. You may change only these: {", ".join((*ELASTIC, *SAVES_MEMORY))}. A job that a
+script starts with `&` ignores Ctrl-C; stop it with `kill`, which sends SIGTERM.
+
+**Several GPUs.** Run `torchrun --nproc-per-node 8 -m xdoge fit-weights STORE ...`, or `accelerate launch --multi_gpu
+--num_processes 8 -m xdoge fit-weights STORE ...`. All nodes must see the same folders. Each process computes its part
+of every batch. Results match a single-process fit up to floating-point rounding. A long fit amplifies this rounding,
+but less than a change of seed. If a process dies or hangs, the others stop after at most `timeout` seconds. The
+launchers have exit statuses of their own.
+
+**Settings** for `--set KEY=VALUE` and for the YAML file of `--config`. The options above override them:
 
 {settings_help(FitSettings)}
 
@@ -89,31 +94,33 @@ launchers exit with a status of their own.
 @app.command(name="fit-weights", help=_FIT_HELP)
 def fit_weights(
     corpus: Annotated[
-        Path, typer.Argument(metavar="STORE|CORPUS.yaml", help="A token store, or a corpus to prepare into RUN/store.")
+        Path, typer.Argument(metavar="STORE|CORPUS.yaml", help="Token store, or a corpus to prepare into RUN/store.")
     ],
     out: options.RunPath,
     proxy: options.Proxy = None,
     floor: Annotated[
         float | None,
-        typer.Option(parser=options.number, metavar="G", help="Least weight of a source, below 1/k for k sources."),
+        typer.Option(
+            parser=options.number, metavar="G", help="Minimum weight of each source; below 1/k for k sources."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(parser=options.count(), metavar="N", help="Optimiser steps.")] = None,
     seed: options.ProxySeed = None,
     targets: Annotated[
-        str | None, typer.Option(metavar="WHOM", help="Whose loss counts: languages (the default), sources, or robust.")
+        str | None, typer.Option(metavar="WHOM", help="Whose loss counts: languages (default), sources or robust.")
     ] = None,
     no_worse_than: Annotated[
         str | None,
         typer.Option(metavar="REF:PERCENT", help="Limit on each language's estimated loss, such as uniform:1%."),
     ] = None,
     target_budget: Annotated[
-        str | None, typer.Option(metavar="N", help="Tokens of the run that the weights are for, such as 100B.")
+        str | None, typer.Option(metavar="N", help="Training tokens of the run that the weights are for: 100B.")
     ] = None,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
     resume: options.Resume = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check every file of the store by its SHA-256 first.")
+        bool, typer.Option("--verify", help="First check the SHA-256 of every file of the store.")
     ] = False,
     workers: options.Workers = None,
     as_json: options.Json = False,
@@ -134,7 +141,7 @@ def fit_weights(
         chosen = run_settings(out, config, assignments, flags, resume=resume)
         if corpus.suffix in (".yaml", ".yml"):  # preparing may take hours, so check everything else first
             if os.environ.get("WORLD_SIZE", "1") != "1":
-                raise XDogeError(f"{corpus}: several processes fit on a store; make it with xdoge prepare first.")
+                raise XDogeError(f"{corpus}: several processes need a token store; make one with xdoge prepare first.")
             languages = by_language(source.name for source in Corpus.load(corpus).sources)
             FitSettings.for_sources(languages, chosen, where=where)
             store = prepare_store(corpus, out / "store", workers=workers)
@@ -174,11 +181,13 @@ def print_fit(result: FitResult, store: TokenStore, *, as_json: bool) -> None:
         }
         print(json.dumps(answer, indent=2))
         return
-    print(f"{weights.name}: learned shares of training tokens, the mean over {weights.method['steps']} steps")
+    print(f"{weights.name}: learned shares of training tokens (mean over {weights.method['steps']} steps)")
     print_weights(weights, store)
     if excess := weights.method.get("excess"):
         ends = (f"{name} " + ("?" if value is None else f"{value:+.2%}") for name, value in excess.items())
-        print(f"estimated loss against the reference of {weights.method['no_worse_than']}: {', '.join(ends)}")
+        print(
+            f"estimated final loss against that of no_worse_than {weights.method['no_worse_than']}: {', '.join(ends)}"
+        )
     if cosines is not None:
         _print_cosines(cosines)
     print_pace(out, weights.proxy["tokens_seen"])
@@ -197,7 +206,7 @@ def _cosines(store: TokenStore, out: Path) -> LanguageCosines | None:
 
 def _print_cosines(cosines: LanguageCosines) -> None:
     """Print the cosine of each pair of languages, with its standard error. It shows who helps whom."""
-    print("who helps whom: cosine of the languages' gradients ± standard error")
+    print("Who helps whom: cosines between the languages' gradients ± standard error")
     table = empty_table(("",), cosines.languages)
     for i, language in enumerate(cosines.languages):
         cells = []
@@ -207,4 +216,4 @@ def _print_cosines(cosines: LanguageCosines) -> None:
             cells.append("–" if math.isnan(value) else f"({text})" if cosines.noise[i, j] else text)
         table.add_row(language, *cells)
     stdout.print(table)
-    print("in brackets, and –: noise, not told apart from 0 at 95 %")
+    print("(in brackets): not distinguishable from 0 at 95 %; –: not measurable")

@@ -14,9 +14,9 @@ from xdoge.export import FORMATS
 
 @app.command()
 def formats(
-    name: Annotated[str | None, typer.Argument(metavar="FORMAT", help="Show its manual.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="FORMAT", help="Format to explain.", show_default=False)] = None,
 ) -> None:
-    """List the formats of `xdoge export`, or show the manual of one."""
+    """List the formats of `xdoge export`, or explain one of them."""
     if name is None:
         table = empty_table(("format", "what it writes"))
         for key, function in FORMATS.items():

@@ -23,25 +23,25 @@ from xdoge.mixtures.weights import WeightSet
 NO_NUMBER = ("timeout", "microbatches", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_sequences")
 """Settings that change weights by rounding only. Fits that differ only in these settings count as the same fit."""
 
-_MERGE_HELP = f"""Average the weights of several fits, and say how far they lie apart.
+_MERGE_HELP = f"""Average the weights of several fits, and show how much the fits differ.
 
-One fit is one draw: another seed gives other digits. Fit a few seeds, and proxies of several sizes if you can, and
-go on with their average, which `xdoge mix` reads like the weights of one fit.
+Another seed gives other weights. Fit a few seeds, and proxies of several sizes if you can. `xdoge mix` reads their
+average like the weights of one fit.
 
-**Runs** are run folders of `fit-weights`, or weights.json files, of one corpus (by the SHA-256 of its store) and one
-floor, and each counts as much as any other. Refused are runs of different corpora, a run that is not finished, the same
-fit twice (no setting differs, not even the seed) and what is an average already.
+**Runs** are run folders of `fit-weights`, or weights.json files. They must be fits on one corpus (by the SHA-256 of its
+store) with one floor. All count equally. A run is refused if it is unfinished, if it is an average already, or if
+another run has the same settings and seed.
 
-**What it prints**: mean, standard deviation, least and greatest weight of every language, and with --sources of every
-source; how many pairs of languages swap from fit to fit; and the fit that lies furthest from the mean, or of two fits
-how far they lie apart. `xdoge compare` sets the fits side by side.
+**What it prints.** The mean, standard deviation, minimum and maximum weight of every language, and with --sources of
+every source. How many pairs of languages change their order between fits. The fit furthest from the mean or, for two
+fits, their distance. `xdoge compare` shows the fits side by side.
 
-**What it writes**: a weights.json whose `spread` holds the same by language and source, with name and SHA-256 of the
-weights of each fit. Of the settings, those that all fits share are kept. Without --out nothing is written.
+**What it writes.** A weights.json with the mean. Its `spread` holds the statistics by language and source, and the name
+and SHA-256 of each fit. It keeps the settings that all fits share. Without --out nothing is written.
 
-**Warnings** name languages that one more fit would be expected to move by more than {UNSETTLED:.0%} of their weight
-(standard deviation / √(n (n + 1)) for n fits), proxies that were fitted more often than others and so count for more,
-and settings that change the question itself, such as `targets` or `mu`.
+**Warnings** name three things: languages whose weight is expected to move by more than {UNSETTLED:.0%} with one more
+fit (standard deviation / √(n (n + 1)) for n fits); proxies with more fits than others, which count more; and
+differences in settings that change the question, such as `targets` or `mu`.
 
 **Examples**
 
@@ -49,19 +49,20 @@ and settings that change the question itself, such as `targets` or `mu`.
 
 - `xdoge merge runs/*-seed* --sources`
 
-- `xdoge mix weights.json --store store --budget 100B --out mixture.json`, to go on with it
+- `xdoge mix weights.json --store store --budget 100B --out mixture.json`, to plan a mixture with the average
 """
 
 
 @app.command(help=_MERGE_HELP)
 def merge(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders of fits, or weights.json.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders of fits, or weights.json files.", show_default=False),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="WEIGHTS.json", help="File to write; without it the mean is only shown.")
+        Path | None, typer.Option(metavar="WEIGHTS.json", help="File to write; without it the mean is only printed.")
     ] = None,
-    sources: Annotated[bool, typer.Option("--sources", help="Show every source, and not languages only.")] = False,
+    sources: Annotated[bool, typer.Option("--sources", help="Also show every source.")] = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -81,7 +82,7 @@ def merge(
     for line in _warnings(fits, proxies):
         print(f"warning: {line}", file=sys.stderr)
     if out is None:
-        print("nothing was written; --out WEIGHTS.json writes the mean.", file=sys.stderr)
+        print("nothing was written; add --out WEIGHTS.json to write the mean.", file=sys.stderr)
     elif not as_json:
         print(out)
 
@@ -93,16 +94,14 @@ def _fits(runs: list[Path]) -> dict[str, WeightSet]:
         XDogeError: the files are not fits on one corpus.
     """
     if len(runs) < 2:
-        raise XDogeError(f"{runs[0]} is one run; name two or more.")
+        raise XDogeError(f"{runs[0]} is a single run; name at least two.")
     fits: dict[str, WeightSet] = {}
     for run in runs:
         fit = WeightSet.load(run)
         if fit.spread is not None:
-            raise XDogeError(f"{run} is an average already; name the fits that it was made of instead.")
+            raise XDogeError(f"{run} is an average already; name the fits that it was made from.")
         if not (fit.method and fit.proxy and fit.corpus.get("sha256")):
-            raise XDogeError(
-                f"{run} does not say with which settings, proxy and corpus it was learned; it is no fit's."
-            )
+            raise XDogeError(f"{run} does not name its settings, proxy and corpus, so it is not the result of a fit.")
         for path, other in fits.items():
             if fit.corpus["sha256"] != other.corpus["sha256"]:
                 raise XDogeError(
@@ -110,9 +109,13 @@ def _fits(runs: list[Path]) -> dict[str, WeightSet]:
                     "Fit both on one store."
                 )
             if (_decided(fit), fit.proxy) == (_decided(other), other.proxy):
-                raise XDogeError(f"{path} and {run} are the same fit: nothing that moves a weight differs. Drop one.")
+                raise XDogeError(
+                    f"{path} and {run} are the same fit: they have the same seed and settings. Leave one out."
+                )
             if fit.floor != other.floor:
-                raise XDogeError(f"{path} has the floor {other.floor:g} and {run} {fit.floor:g}; fit both with one.")
+                raise XDogeError(
+                    f"{path} has floor {other.floor:g} and {run} has floor {fit.floor:g}; fit both with the same floor."
+                )
         fits[str(run)] = fit
     return fits
 
@@ -133,10 +136,10 @@ def print_mean(mean: WeightSet, fits: Mapping[str, WeightSet], *, sources: bool)
     print(stability(all_fits, order_rows(all_fits)))
     distances = {path: mean.distance(fit) for path, fit in fits.items()}
     if len(fits) == 2:  # both are equally far from their mean
-        print(f"the two lie {2 * max(distances.values()):.1%} of the tokens apart (total variation).")
+        print(f"the two fits differ in {2 * max(distances.values()):.1%} of the tokens (total variation).")
     else:
         furthest = max(distances, key=lambda path: distances[path])
-        print(f"furthest from the mean: {furthest}, by {distances[furthest]:.1%} of the tokens.")
+        print(f"furthest from the mean: {furthest}, in {distances[furthest]:.1%} of the tokens (total variation).")
 
 
 def _warnings(fits: Mapping[str, WeightSet], proxies: Mapping[str, int]) -> list[str]:
@@ -144,8 +147,8 @@ def _warnings(fits: Mapping[str, WeightSet], proxies: Mapping[str, int]) -> list
     if unsettled := sorted((name for name in moved if moved[name] > UNSETTLED), key=lambda name: -moved[name]):
         named = ", ".join(f"{name} by {moved[name]:.0%}" for name in unsettled[:MOST_NAMES])
         more = f" and {len(unsettled) - MOST_NAMES} more" * (len(unsettled) > MOST_NAMES)
-        lines.append(f"one more fit would be expected to move the weight of {named}{more}; fit another seed.")
+        lines.append(f"one more fit is expected to move the weight of {named}{more}; fit another seed.")
     if len(set(proxies.values())) > 1:
         counts = ", ".join(f"{proxy} {count}" for proxy, count in proxies.items())
-        lines.append(f"the proxies do not have as many fits each ({counts}), so those with more count for more.")
+        lines.append(f"the proxies have different numbers of fits ({counts}); a proxy with more fits counts more.")
     return [*lines, *question_notes(fits)]

@@ -29,29 +29,37 @@ from xdoge.names import language_of
 
 Store = Annotated[Path | None, typer.Option(help="Token store that the run will read.")]
 
-_MIX_HELP = f"""Turn weights into tokens to read of each source, none repeated more often than allowed.
+_MIX_HELP = f"""Turn weights into training tokens per source, with a cap on repetition.
 
-Tokens are in proportion to the weights where no cap on repetition binds; what a cap cuts goes to the others. The
-result is the mixture nearest to the weights within the caps, in whole tokens that sum to the budget. A budget that the
-caps cannot spend is refused, with the least --max-epochs that would do.
+Each source gets tokens in proportion to its weight, up to its cap. What a cap cuts goes to the other sources. Of all
+mixtures within the caps, this one is nearest to the weights. The tokens sum to the budget. If the caps cannot spend
+the budget, the error names the smallest --max-epochs that can.
 
-**Weights** are a weights.json (or a run folder of `fit-weights` with one in it), a JSON file {{"es": 0.3, ...}} by
-language or {{"es/web": 0.2, ...}} by source, a CSV file with the shares of one mixture, as `optimize` writes, or a
-strategy that looks at sizes only: `uniform` over languages, `proportional`, `temperature` (p ∝ n^(1/τ)), or `unimax`,
-which is uniform under the cap (arXiv:2304.09151). Where weights are by language, its sources share by their size. Every
-language or source of the store needs a weight; `--rest-zero` takes those that have none for 0.
+**Weights** are one of:
 
-**Sizes** come from --store, or for a corpus that lies elsewhere from --tokens: JSON {{"es/web": 1200000000, ...}} or
-CSV with the columns source and tokens; numbers may be written 500M, 1.2B or 2T.
+- a weights.json, or a run folder of `fit-weights`;
 
-**--law** shows what a law of `xdoge fit-law` predicts of each plan, and how that differs from equal shares, with 90 %
-intervals. A law over languages takes the sum of a language's sources.
+- a JSON file by language, {{"es": 0.3, ...}}, or by source, {{"es/web": 0.2, ...}};
 
-**The verdict** says whether the weights or the caps decide: it plans equal shares of languages under the same caps, and
-names the languages whose share would be the same.
+- a CSV file with the shares of one mixture, as `optimize` writes;
 
-**Warnings** name sources repeated more than {DEFAULT_MAX_EPOCHS:g} times, sources of which under 1 % is read, and
-languages whose weight the caps cut by more than a quarter.
+- a strategy that uses sizes only: `uniform` over languages, `proportional`, `temperature` (p ∝ n^(1/τ)), or `unimax`,
+which is uniform within the caps (arXiv:2304.09151).
+
+The weight of a language is divided among its sources in proportion to their tokens. Every language or source of the
+store needs a weight; with `--rest-zero` a missing weight is 0.
+
+**Sizes** come from --store or, without a store, from --tokens: JSON {{"es/web": 1200000000, ...}} or CSV with the
+columns source and tokens. Numbers may be written 500M, 1.2B or 2T.
+
+**The verdict** says whether the weights or the caps decide the mixture. It compares the mixture with equal shares of
+languages within the same caps, and names the languages that get the same share in both.
+
+**Warnings** name sources that are repeated more than {DEFAULT_MAX_EPOCHS:g} times, sources of which less than 1 % is
+read, and languages whose weight the caps cut by more than a quarter.
+
+**--law** shows the losses that a law of `xdoge fit-law` predicts for each mixture, and their differences to equal
+shares with 90 % intervals. If the law is over languages, the shares of a language's sources are added up.
 
 **Examples**
 
@@ -70,23 +78,29 @@ languages whose weight the caps cut by more than a quarter.
 @app.command(help=_MIX_HELP)
 def mix(  # an option for each setting of a plan
     weights: Annotated[
-        str, typer.Argument(metavar="WEIGHTS.json|STRATEGY", help="What to follow.", show_default=False)
+        str,
+        typer.Argument(metavar="WEIGHTS.json|STRATEGY", help="Weights, or the name of a strategy.", show_default=False),
     ],
     budget_tokens: Annotated[
         str, typer.Option("--budget", metavar="TOKENS", help="Training tokens of the run: 500M, 100B, 2T.")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="MIXTURE.json", help="File to write; without it the plan is only shown.")
+        Path | None, typer.Option(metavar="MIXTURE.json", help="File to write; without it the mixture is only printed.")
     ] = None,
     store: Store = None,
     tokens: Annotated[Path | None, typer.Option(metavar="FILE", help="Token counts by source, JSON or CSV.")] = None,
     max_epochs: Annotated[
-        str, typer.Option(metavar="N[,N...]", help="Most passes over a source; `none`; several are shown side by side.")
+        str,
+        typer.Option(
+            metavar="N[,N...]", help="Maximum epochs of a source, or none. Several values are shown side by side."
+        ),
     ] = f"{DEFAULT_MAX_EPOCHS:g}",
     caps: Annotated[
         list[str] | None,
         typer.Option(
-            "--cap", metavar="NAME=N", help="Most passes over one source, or each of a language's; may be repeated."
+            "--cap",
+            metavar="NAME=N",
+            help="Maximum epochs of one source, or of each source of a language; may be repeated.",
         ),
     ] = None,
     after: Annotated[
@@ -96,7 +110,9 @@ def mix(  # an option for each setting of a plan
     min_share: Annotated[
         float,
         typer.Option(
-            parser=options.number, metavar="G", help="Least share of the budget for each source, where its cap allows."
+            parser=options.number,
+            metavar="G",
+            help="Minimum share of the budget for each source, if its cap allows it.",
         ),
     ] = 0.0,
     level: Annotated[
@@ -104,9 +120,9 @@ def mix(  # an option for each setting of a plan
         typer.Option(
             parser=options.one_of("languages", "sources"),
             metavar="languages|sources",
-            help="What competes under the caps: `sources`, each with all others, or `languages` first, so that what a "
-            "cap cuts stays within the language.",
-            show_default="sources; for weights by language and for strategies, languages",
+            help="Where tokens that a cap cuts go. sources: to all other sources; languages: first to sources of "
+            "the same language.",
+            show_default="sources; languages for weights by language and for strategies",
         ),
     ] = None,
     temperature: Annotated[
@@ -119,26 +135,29 @@ def mix(  # an option for each setting of a plan
         ),
     ] = None,
     rest_zero: Annotated[
-        bool, typer.Option("--rest-zero", help="Read nothing of languages or sources that the weights do not name.")
+        bool, typer.Option("--rest-zero", help="Read nothing from languages or sources without a weight.")
     ] = False,
     sequence_length: Annotated[
         int | None,
         typer.Option(
             parser=options.count(1),
             metavar="T",
-            help="Count only what whole sequences of T tokens hold, as a loader will.",
+            help="Count only whole sequences of T tokens, as a data loader does.",
         ),
     ] = None,
     law: options.Law = None,
     seed: Annotated[
-        int, typer.Option(parser=options.count(), metavar="S", help="Seed of the order in which the sampler reads.")
+        int,
+        typer.Option(
+            parser=options.count(), metavar="S", help="Seed of the order in which the sampler reads sequences."
+        ),
     ] = 0,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     limits = [_limit(part) for part in max_epochs.split(",")]
     if len(limits) > 1 and out is not None:
-        raise XDogeError("--out writes one mixture; choose one --max-epochs for it.")
+        raise XDogeError("--out writes one mixture; give one value of --max-epochs.")
     refuse_taken(out, force)
     fitted = None
     if law is not None:
@@ -197,7 +216,7 @@ def mix(  # an option for each setting of a plan
     for line in [*refused, *_warnings(planned), *_other_corpus(followed, corpus), *(outlook.notes if outlook else ())]:
         print(f"warning: {line}", file=sys.stderr)
     if out is None:
-        print("nothing was written; --out MIXTURE.json writes a plan.", file=sys.stderr)
+        print("nothing was written; add --out MIXTURE.json to write the mixture.", file=sys.stderr)
     elif not as_json:
         print(out)
 
@@ -255,7 +274,7 @@ def _read_counts(path: Path) -> dict[str, int]:
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise XDogeError(f"{path} cannot be read: {error}.") from error
         if not rows or not {"source", "tokens"} <= set(rows[0]):
-            raise XDogeError(f"{path} needs a line of names with the columns source and tokens, and a line a source.")
+            raise XDogeError(f"{path} needs a header with the columns source and tokens, and one line per source.")
         pairs = [(row["source"], row["tokens"]) for row in rows]
     else:
         pairs = list(read_json(path).items())
@@ -277,7 +296,7 @@ def _weights(
     if argument in STRATEGIES:
         return strategy_weights(argument, available, temperature=temperature), True
     if temperature is not None:
-        raise XDogeError("--temperature is for the strategy temperature; leave it out.")
+        raise XDogeError("--temperature is only for the strategy temperature; leave it out.")
     path = Path(argument)
     if not path.exists():
         raise XDogeError(f"{argument} is neither a file nor a strategy; the strategies are {', '.join(STRATEGIES)}.")
@@ -290,7 +309,9 @@ def _read_before(earlier: Path | None, available: Mapping[str, int]) -> dict[str
         return {}
     sources = Mixture.load(earlier).sources
     if unknown := sorted(set(sources) - set(available)):
-        raise XDogeError(f"{earlier} reads {unknown[0]}, which has no token count; is it of another corpus?")
+        raise XDogeError(
+            f"{earlier} reads {unknown[0]}, which has no token count here; it was planned for another corpus."
+        )
     return {source: share.read_before + share.tokens for source, share in sources.items()}
 
 
@@ -331,14 +352,16 @@ def print_mixtures(mixtures: Sequence[Mixture]) -> None:
     table.add_row("total", *_totals(mixtures), style="bold")
     stdout.print(table)
     if len(mixtures) > 1:
-        print("*: the cap decided")
+        print("*: set by the cap")
 
 
 def _sentence(mixture: Mixture) -> str:
     moved = math.fsum(abs(share.moved) for share in mixture.sources.values()) / 2
-    limit = "no cap" if mixture.max_epochs is None else f"at most {mixture.max_epochs:g} epochs unless said otherwise"
+    limit = (
+        "no cap" if mixture.max_epochs is None else f"at most {mixture.max_epochs:g} epochs unless --cap says otherwise"
+    )
     read = sum(share.read_before for share in mixture.sources.values())
-    before = f" after {read:,} of earlier phases, which epochs count" if read else ""
+    before = f" after {read:,} in earlier phases, which count towards the epochs" if read else ""
     return f"{before}, {limit}; caps and rounding move {moved:.2%} of the tokens"
 
 

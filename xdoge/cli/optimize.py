@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 _HELP = """Find the mixture with the lowest predicted loss.
 
-**Objective**: the mean loss over the evaluations, or the loss of the worst one. With --no-worse-than uniform:1% no
-evaluation may end more than 1 % above its loss at equal shares. --mean-no-worse-than limits the mean loss alone.
---max-epochs caps the repetition of every source.
+**Objective.** Minimise the mean loss over the evaluations, or the loss of the worst evaluation. With --no-worse-than
+uniform:1% the loss of no evaluation may be more than 1 % above its loss at equal shares. --mean-no-worse-than limits
+the mean loss only. --max-epochs caps the repetition of every source.
 
-**Where it looks**: each share stays within the range that the runs covered, unless you say --anywhere.
+**Range.** Each share stays within the range of the runs. --anywhere lifts this limit.
 
-**What to believe**: the best point of a fitted law looks better than it is. `optimize` measures this optimism on
-simulated swarms and takes it off the gain. If the 90 % interval of the gain over equal shares contains 0, the verdict
-is "keep equal shares", and --out writes those unless you say --force-optimum.
+**How far to trust it.** The best point of a fitted law looks better than it is. `optimize` measures this optimism on
+simulated swarms and subtracts it from the gain. If the 90 % interval of the gain over equal shares contains 0, the
+verdict is "keep equal shares". --out then writes equal shares, unless you give --force-optimum.
 
-**What it writes**: FILE.json is a weights.json for `xdoge mix`; it needs sources that are named language/source.
-FILE.csv holds the shares of sources of any name, for `xdoge predict --mixtures`.
+**What it writes.** FILE.json is a weights.json for `xdoge mix`; its sources must be named language/source. FILE.csv
+holds shares of sources with any names, for `xdoge predict --mixtures`.
 
 **Examples**
 
@@ -45,7 +45,7 @@ FILE.csv holds the shares of sources of any name, for `xdoge predict --mixtures`
 
 - `xdoge optimize law.json --objective worst --no-worse-than uniform:1% --max-epochs 8`
 
-- `xdoge optimize law.json --objective worst --mean-no-worse-than uniform:0%`, for the worst at no loss of the mean
+- `xdoge optimize law.json --objective worst --mean-no-worse-than uniform:0%`, to keep the mean loss
 
 - `xdoge optimize law.json --budget 100B --max-epochs 4 --out weights.json`, for another budget than the runs had
 """
@@ -53,8 +53,10 @@ FILE.csv holds the shares of sources of any name, for `xdoge predict --mixtures`
 
 @app.command(help=_HELP)
 def optimize(
-    law: Annotated[Path, typer.Argument(metavar="LAW.json", help="Law to use.", show_default=False)],
-    objective: Annotated[str, typer.Option(help="mean or worst.")] = "mean",
+    law: Annotated[
+        Path, typer.Argument(metavar="LAW.json", help="Law to use, written by `xdoge fit-law`.", show_default=False)
+    ],
+    objective: Annotated[str, typer.Option(help="Loss to minimise: mean, or worst for the worst evaluation.")] = "mean",
     no_worse_than: Annotated[
         str | None, typer.Option(metavar="MIXTURE:PERCENT", help="Limit for every evaluation, such as uniform:1%.")
     ] = None,
@@ -62,15 +64,18 @@ def optimize(
         str | None, typer.Option(metavar="MIXTURE:PERCENT", help="Limit for the mean loss, such as uniform:0%.")
     ] = None,
     max_epochs: Annotated[
-        float | None, typer.Option(parser=options.number, metavar="N", help="Most passes over any source.")
+        float | None, typer.Option(parser=options.number, metavar="N", help="Maximum epochs of any source.")
     ] = None,
     budget_tokens: Annotated[
-        str | None, typer.Option("--budget", metavar="TOKENS", help="Training tokens: 500M, 2T.")
+        str | None,
+        typer.Option("--budget", metavar="TOKENS", help="Training tokens: 500M, 2T.", show_default="the law's"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="weights.json or shares.csv to write.")] = None,
-    anywhere: Annotated[bool, typer.Option("--anywhere", help="Leave the range that the runs covered.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File to write: .json for weights, .csv for shares.")
+    ] = None,
+    anywhere: Annotated[bool, typer.Option("--anywhere", help="Allow shares outside the range of the runs.")] = False,
     force_optimum: Annotated[
-        bool, typer.Option("--force-optimum", help="Write the optimum even if it may gain nothing.")
+        bool, typer.Option("--force-optimum", help="Write the optimum even if its gain may be nothing.")
     ] = False,
     force: Force = False,
     as_json: Json = False,
@@ -106,7 +111,7 @@ def optimize(
     if not as_json:
         print(f"verdict: {optimum.verdict}")
         if out is not None and optimum.keeps_uniform:
-            kept = "the shares that the verdict keeps; --force-optimum writes the optimum of the table"
+            kept = "equal shares; add --force-optimum to write the optimum of the table"
             print(f"{out} holds {'the optimum of the table' if force_optimum else kept}")
 
 
@@ -116,7 +121,7 @@ def _refuse_names(law: MixtureLaw, out: Path) -> None:
         raise XDogeError(f"{out}: name a file that ends in .json (weights) or .csv (shares).")
     if out.suffix == ".json" and plain:
         raise XDogeError(
-            f"{out}: weights name their sources language/source, and the law has {plain[0]!r}; write --out FILE.csv."
+            f"{out}: weights need sources named language/source, but the law has {plain[0]!r}; use --out FILE.csv."
         )
 
 
@@ -149,15 +154,15 @@ def print_optimum(law: MixtureLaw, optimum: Optimum) -> None:
 
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
     priced = bool(optimum.caps)
-    for head in ("source", "share", "of equal", *(["price of its cap"] * priced)):
+    for head in ("source", "share", "× equal share", *(["price of its cap"] * priced)):
         drawn.add_column(head, justify="left" if head == "source" else "right", overflow="fold")
     equal = dict(zip(law.problem.sources, reference_mixtures(law)["uniform"], strict=True))
     for name, share in sorted(optimum.shares.items(), key=lambda item: -item[1]):
         price = f"{optimum.caps[name]:.4f}" if name in optimum.caps else ""
-        drawn.add_row(name, f"{share:.4f}", f"{share / equal[name]:.2f} ×", *([price] * priced))
+        drawn.add_row(name, f"{share:.4f}", f"{share / equal[name]:.2f}", *([price] * priced))
     stdout.print(drawn)
     if priced:
-        print("price of a cap: what the objective would fall by per 0.01 of share more than --max-epochs allows")
+        print("price of a cap: how much the objective would fall if --max-epochs allowed 0.01 more of this share")
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.add_column("evaluation", overflow="fold")
     drawn.add_column("predicted", justify="right")
@@ -172,4 +177,4 @@ def print_optimum(law: MixtureLaw, optimum: Optimum) -> None:
         what, f"{optimum.value:.4f}", *(f"{a:+.4f} ({b:+.4f} to {c:+.4f})" for a, b, c in cells), style="bold"
     )
     stdout.print(drawn)
-    print("gains are reduced by the bias of picking the best point of a fitted law; positive means a lower loss")
+    print("positive gains are lower losses; the optimism of the optimum of a fitted law is subtracted")

@@ -51,29 +51,32 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 Workers = Annotated[
-    int | None, typer.Option(parser=count(1), metavar="N", help="Threads that tokenise.", show_default="all cores")
+    int | None,
+    typer.Option(parser=count(1), metavar="N", help="Number of tokenising threads.", show_default="all cores"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of the settings.")]
+ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of settings.")]
 Assignments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one setting; may be repeated.")
 ]
-RunPath = Annotated[Path, typer.Option(metavar="RUN", help="Run folder; new or empty, unless --resume.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, with its settings.")]
+RunPath = Annotated[Path, typer.Option(metavar="RUN", help="Run folder; must be new or empty, except with --resume.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in RUN with its settings.")]
 
 
 def proxy(default: str = PROXY) -> Any:
     """Return the option for a proxy. The settings have its default; the option only shows it."""
-    text = "Proxy model: 1m 7m 15m 60m 125m 250m 500m 900m, or a YAML file."
+    text = "Proxy model: 1m, 7m, 15m, 60m, 125m, 250m, 500m, 900m, or a YAML file."
     return typer.Option(metavar="NAME|FILE", help=text, show_default=default)
 
 
 Proxy = Annotated[str | None, proxy()]
 ProxySeed = Annotated[
     int | None,
-    typer.Option(parser=count(), metavar="S", help="Seed of the initial weights of proxies and of the order of text."),
+    typer.Option(
+        parser=count(), metavar="S", help="Seed of the proxies' initial weights and of the order of the text."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 Law = Annotated[
-    Path | None, typer.Option("--law", metavar="LAW.json", help="Show the losses that this law predicts, too.")
+    Path | None, typer.Option("--law", metavar="LAW.json", help="Also show the losses that this law predicts.")
 ]

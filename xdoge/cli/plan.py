@@ -18,12 +18,12 @@ from xdoge.models.costs import Cost, costs_to_dict, read_costs, totals
 
 @app.command()
 def plan(
-    path: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="Hardware and runs.")],
+    path: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="Plan: hardware and runs.")],
     as_json: options.Json = False,
 ) -> None:
-    """Say what proxy fits and training runs cost before anyone books a cluster: FLOPs, hours, node-hours.
+    """Estimate the cost of proxy fits and training runs: FLOPs, hours and node-hours.
 
-    PLAN.yaml names the hardware and the runs:
+    PLAN.yaml lists the hardware and the runs:
 
         hardware: {achieved: 365T, gpus_per_node: 4}     # FLOP/s of one GPU; or {peak: 989T, utilisation: 0.4, ...}
 
@@ -37,8 +37,8 @@ def plan(
 
           evaluations: {hours: 8, runs: 32}
 
-    FLOPs are counted twice: as 6 N D, and exactly, with attention and the head, where a recipe gives the shape;
-    hours come from the exact count where there is one. The table rounds hours, --json does not. FLOPs, tokens and
+    FLOPs are counted as 6 N D and, if a recipe gives the shape of the model, exactly, with attention and the head.
+    Hours are computed from the exact count if there is one. The table rounds hours, --json does not. FLOPs, tokens and
     hours are those of one run. See examples/cluster.
     """
     costs = read_costs(path)

@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 _HELP = """Predict the losses of mixtures with a law that `xdoge fit-law` fitted.
 
-**Mixtures** are mixture.json or weights.json files, or the words uniform, proportional and unimax (the last two if the
-law knows token counts), or a CSV file with the shares of one, as `optimize` writes. A CSV file of many (--mixtures) has
-a run's id in each row, then one column per source, as for `fit-law`.
+**Mixtures** are mixture.json or weights.json files, CSV files with the shares of one mixture (as `optimize` writes), or
+the word uniform. If the law knows token counts, proportional and unimax work as well. --mixtures takes a CSV file with
+many mixtures: the run's id, then one column per source, as for `fit-law`.
 
-**Another budget** than the runs had (--budget) needs a law that knows token counts. The effective-data law alone then
-predicts, since only it knows what more passes do. No run measured its errors there.
+**Another budget.** --budget predicts for another number of training tokens than the runs had. The law must know token
+counts. Only the effective-data law is then used, since it alone models repetition. Its errors at that budget were not
+measured.
 
-**What it writes**: with --out a CSV file with the columns run, evaluation, predicted, low, high. Nine in ten losses
-fall between low and high, for mixtures like those of the runs. A mixture far from all runs is marked.
+**What it writes.** With --out a CSV file with the columns run, evaluation, predicted, low and high. For mixtures like
+those of the runs, nine in ten losses lie between low and high. A warning names mixtures far from all runs.
 
 **Examples**
 
@@ -49,15 +50,22 @@ fall between low and high, for mixtures like those of the runs. A mixture far fr
 
 @app.command(help=_HELP)
 def predict(
-    law: Annotated[Path, typer.Argument(metavar="LAW.json", help="Law to use.", show_default=False)],
+    law: Annotated[
+        Path, typer.Argument(metavar="LAW.json", help="Law to use, written by `xdoge fit-law`.", show_default=False)
+    ],
     mixtures_: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MIXTURE]...", help="mixture.json, weights.json, or uniform.", show_default=False),
+        typer.Argument(
+            metavar="[MIXTURE]...", help="mixture.json, weights.json, shares.csv, or uniform.", show_default=False
+        ),
     ] = None,
-    mixtures: Annotated[Path | None, typer.Option(metavar="CSV", help="Shares of many mixtures.")] = None,
+    mixtures: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Many mixtures: the run's id, then one column per source.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="CSV", help="File to write.")] = None,
     max_epochs: Annotated[
-        float | None, typer.Option(parser=options.number, metavar="N", help="Refuse more passes over any source.")
+        float | None,
+        typer.Option(parser=options.number, metavar="N", help="Refuse mixtures that read a source more than N times."),
     ] = None,
     budget_tokens: Annotated[
         str | None,
@@ -72,7 +80,9 @@ def predict(
 
     refuse_taken(out, force)
     if out is not None and out.suffix != ".csv":
-        raise XDogeError(f"{out}: predictions are written as CSV; name a file that ends in .csv, or use --json.")
+        raise XDogeError(
+            f"{out}: predictions are written as CSV; name a file that ends in .csv, or print JSON with --json."
+        )
     loaded = MixtureLaw.load(law)
     fitted = at_budget(loaded, None if budget_tokens is None else as_count(budget_tokens, "--budget"))
     names, shares, notes = _mixtures(fitted, mixtures_ or [], mixtures)
@@ -84,7 +94,7 @@ def predict(
     if far:
         more = f" and {len(far) - 5} more" if len(far) > 5 else ""
         print(
-            f"warning: far from all runs, so their intervals may be too narrow: {', '.join(far[:5])}{more}",
+            f"warning: far from all runs, so the intervals may be too narrow: {', '.join(far[:5])}{more}",
             file=sys.stderr,
         )
     for line in unseen_epochs(fitted, loaded, dict(zip(names, shares, strict=True))):
@@ -114,7 +124,7 @@ def _refuse_epochs(law: MixtureLaw, names: list[str], shares: Any, max_epochs: f
 
     check_epochs(max_epochs)
     if law.problem.passes is None:
-        raise XDogeError("--max-epochs needs a law that knows token counts; fit it with --tokens and --budget.")
+        raise XDogeError("--max-epochs needs a law that knows token counts; fit the law with --tokens and --budget.")
     epochs = shares * np.array(law.problem.passes)
     over = np.argwhere(epochs > max_epochs * (1 + 1e-6))
     if len(over):
@@ -129,7 +139,7 @@ def _mixtures(law: MixtureLaw, words: list[str], table: Path | None) -> tuple[li
     from xdoge.mixtures.csv_files import read_mixtures
 
     if not words and table is None:
-        raise XDogeError("there is nothing to predict; name mixtures, or a CSV file with --mixtures.")
+        raise XDogeError("nothing to predict; name mixtures, or a CSV file with --mixtures.")
     names: list[str] = []
     rows: list[Any] = []
     notes: list[str] = []

@@ -29,32 +29,33 @@ CELLS = ("{:,}", "{:,}", "{:,}", "{:.2f}", "{:.2%}", "{:,}", "{:.2%}")
 
 @app.command()
 def prepare(
-    corpus: Annotated[Path, typer.Argument(metavar="CORPUS.yaml", help="What text there is.")],
+    corpus: Annotated[
+        Path, typer.Argument(metavar="CORPUS.yaml", help="Corpus: its languages, sources and tokenizer.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the token store.")],
     workers: options.Workers = None,
-    refresh: Annotated[
-        bool, typer.Option(help="Tokenise sources again whose files or settings changed since.")
-    ] = False,
+    refresh: Annotated[bool, typer.Option(help="Tokenise sources again if their files or settings changed.")] = False,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="K/N", help="Prepare one of N parts.", show_default="from the variables of a Slurm array"),
+        typer.Option(metavar="K/N", help="Prepare part K of N parts.", show_default="from the Slurm array, if any"),
     ] = None,
     join: Annotated[bool, typer.Option("--join", help="Join the parts that --shard prepared.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Turn the text of a corpus into a token store.
 
-    Checks every file first, then tokenises source by source on all cores. A run that was killed continues when it is
-    started again: finished sources are kept. Prints documents, tokens, bytes, bytes per token and share by source.
+    Checks every file first, then tokenises one source after the other on all cores. At the end it prints documents,
+    tokens, bytes, bytes per token and share of each source. After a kill, run the same command again: it keeps the
+    sources that are finished.
 
-    On several nodes each runs `--shard 1/16`, `--shard 2/16` and so on with the same --out. In a Slurm array the task
-    number says which part it is, and `--shard 1/1` prepares the whole corpus. After the last part one call with
-    `--join` makes the store, with the same bytes as one process makes.
+    **Several nodes.** Run the command with the same --out and `--shard 1/16` on the first node, `--shard 2/16` on the
+    second, and so on. A task of a Slurm array takes its part from the task number; `--shard 1/1` overrides this. When
+    all parts are finished, run the command once with `--join`. The store has the same bytes as one made by one process.
     """
     if join and shard is not None:
-        raise XDogeError("--join goes without --shard; it joins all parts.")
+        raise XDogeError("--join cannot be used with --shard; it joins all parts.")
     if join and refresh:
-        raise XDogeError("--join goes without --refresh; give that to the parts.")
+        raise XDogeError("--join cannot be used with --refresh; use --refresh with --shard.")
     part = None if join else _shard(shard, out)
     if part is not None:
         counts = prepare_shard(corpus, out, part, workers=workers, refresh=refresh)
@@ -62,7 +63,7 @@ def prepare(
             print(json.dumps({"shard": str(part), **counts}, indent=2))
         else:
             print("{}: {files:,} files, {documents:,} documents, {tokens:,} tokens".format(part, **counts))
-            print(f"When all {part.count} are finished: xdoge prepare {corpus} --out {out} --join")
+            print(f"When all {part.count} parts are finished, run: xdoge prepare {corpus} --out {out} --join")
         return
     store = prepare_store(corpus, out, workers=workers, refresh=refresh, join=join)
     if as_json:
@@ -87,8 +88,10 @@ def _shard(option: str | None, out: Path) -> Shard | None:
             task, count, least, step = map(int, values)
             shard = Shard((task - least) // step + 1, count)
         except (ValueError, ZeroDivisionError, XDogeError) as error:
-            raise XDogeError(f"{told} do not say which part this is; give --shard K/N, or --shard 1/1.") from error
-        print(f"part {shard}, from {told}; --shard overrides it", file=sys.stderr)
+            raise XDogeError(
+                f"the variables {told} do not give a part; use --shard K/N, or --shard 1/1 for the whole corpus."
+            ) from error
+        print(f"preparing part {shard} (from {told}); --shard overrides this", file=sys.stderr)
     return None if shard.count == 1 else shard
 
 
@@ -107,7 +110,9 @@ def _showing() -> Iterator[Display]:
         with Display() as display:
             yield display
     except KeyboardInterrupt:
-        raise Interrupted(2, "interrupted; the same command continues and keeps the finished sources") from None
+        raise Interrupted(
+            2, "interrupted; finished sources are kept. Run the same command again to continue."
+        ) from None
 
 
 def prepare_store(

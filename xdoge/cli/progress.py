@@ -59,7 +59,7 @@ class Display:
     def show(self, event: Event) -> None:
         """Show an event."""
         if event.kind in ("tokenizer", "skip"):
-            self.note(event.name if event.kind == "tokenizer" else f"{event.name}: finished before, kept")
+            self.note(event.name if event.kind == "tokenizer" else f"{event.name}: already finished, kept")
             return
         now = time.monotonic()
         is_first = event.name not in self.first

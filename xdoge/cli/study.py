@@ -22,36 +22,38 @@ from xdoge.study.attempts import failed_runs
 from xdoge.study.predictions import predictions
 from xdoge.study.spec import KINDS
 
-_STUDY_HELP = f"""Train the same model on the mixtures of several strategies, over seeds, and say whom each one helps.
+_STUDY_HELP = f"""Compare strategies: train the same model on the mixture of each, over several seeds.
 
-**Every strategy** gets weights with every seed, from them a mixture, on that a model, and of that the bits per byte of
-the store's whole validation text. All are commands of xdoge, and each writes into a folder of its own in OUT.
+For every strategy and seed, the study makes weights, plans a mixture, trains a model on it, and measures its bits per
+byte on the whole validation text of the store. Each step is a command of xdoge with its own folder in OUT.
 
-**Two comparisons.** Equal tokens: all models train alike. Equal total FLOPs: learning the weights counts. All have what
-the dearest strategy needs at equal tokens, and those that learn for less, or not at all, train for longer.
+**Two comparisons.** At equal tokens, all models train on the same number of tokens. At equal total FLOPs, the cost of
+learning the weights counts, too. The budget is that of the most costly strategy; strategies that spend less on learning
+train for longer.
 
-**What it prints**: bits per byte by language, their mean (macro) and the worst language, with differences to
-`relative_to`, paired by seed and document, and their 95 % intervals over both; what the weights cost; and how far the
-weights of two seeds lie apart. It ends with a verdict: which differences are real, how many more seeds would decide the
-others, and what to do next. OUT/study.json has every number, OUT/report.html a page with charts.
+**What it prints.** Bits per byte by language, their mean (macro) and the worst language. Differences to `relative_to`,
+paired by seed and document, with 95 % intervals over both. The cost of the weights, and the distance between the
+weights of two seeds. A verdict says which differences are real, how many more seeds would decide the others, and what
+to do next. OUT/study.json has every number, OUT/report.html is a page with charts.
 
-**No cherry-picking.** Every model that was planned is counted, failed ones by name. A run that fails stops no other;
-its last line is shown, the whole log is in OUT/logs, and the exit status is 1. To a study that has begun, seeds and
-strategies can be added, as long as no run of before changes; none can be taken away. Only a run that failed and has no
-result may get other settings; what it had written, other than its log, is removed.
+**No cherry-picking.** The report counts every planned model, and names those that failed. If a run fails, the others
+continue. Its last line is shown, its log is in OUT/logs, and the exit status is 1. You can add seeds and strategies
+to a study that has begun, but not remove any, nor change a run. Only a run that failed without a result may get other
+settings; its old files, except the log, are then removed.
 
-**Stopping.** Ctrl-C and SIGTERM are passed on, and every command writes what it needs. The same command goes on, after
-a kill too, and tries again what failed. Checkpoints of a finished run are removed.
+**Stopping.** Ctrl-C and SIGTERM stop all commands, which write what they need to continue. Run the same command again
+to continue, also after a kill; failed runs are tried again. Checkpoints of finished runs are removed.
 
-**On a cluster**: `--slurm FILE` writes a script that submits all of it as arrays: weights, models, report.
+**On a cluster.** `--slurm FILE` writes a script that submits all runs as Slurm arrays: weights, models, report.
 
-**Laws.** Strategies of kind `law` share one swarm, which the study trains once. At equal FLOPs each is charged all of
-it. Their settings are options of `xdoge optimize` and `xdoge fit-law`: `objective: mean` or `worst`, `no_worse_than`,
-`mean_no_worse_than`, `force_optimum: true` and `form`, which is `log-linear` for Olmix and `lightgbm` for RegMix.
+**Laws.** Strategies of kind `law` share one swarm, which is trained once. At equal FLOPs, each of these strategies is
+charged for the whole swarm. Their settings are options of `xdoge optimize` and `xdoge fit-law`: `objective: mean` or
+`worst`, `no_worse_than`, `mean_no_worse_than`, `force_optimum: true` and `form` (`log-linear` as in Olmix, `lightgbm`
+as in RegMix).
 
-**STUDY.yaml**; kinds of strategies are {", ".join(KINDS)}. `fit` takes the settings of `xdoge fit-weights`, the last
-three those of `xdoge baseline`; sizes alone decide the others, with `level: languages` or `sources` and, for
-temperature, `temperature`. All take `max_epochs`:
+**STUDY.yaml.** The kinds of strategies are {", ".join(KINDS)}. `fit` takes the settings of `xdoge fit-weights`;
+`doremi`, `regmix` and `doge` take those of `xdoge baseline`. The weights of the other kinds follow from sizes; they
+take `level: languages` or `sources`, and `temperature` takes `temperature`. All take `max_epochs`. The keys are:
 
 {settings_help(StudySpec)}
 
@@ -67,25 +69,27 @@ temperature, `temperature`. All take `max_epochs`:
 
 @app.command(help=_STUDY_HELP)
 def study(
-    path: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Strategies, seeds and training.")],
-    out: Annotated[Path, typer.Option(help="Folder of all runs; one that this study began goes on.")],
+    path: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study: strategies, seeds and training.")],
+    out: Annotated[Path, typer.Option(help="Folder of all runs; an unfinished study continues.")],
     store: Annotated[
-        Path | None, typer.Option(help="Token store, in place of the study's.", show_default=False)
+        Path | None, typer.Option(help="Token store to use instead of the study's.", show_default=False)
     ] = None,
     jobs: Annotated[
         int,
-        typer.Option(parser=options.count(1), metavar="N", help="Commands at once, each with that part of the cores."),
+        typer.Option(
+            parser=options.count(1), metavar="N", help="Number of commands that run at once; they share the cores."
+        ),
     ] = 1,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Start runs of these names only, as 'train/*', and print no table."),
+        typer.Option(metavar="PATTERN", help="Run only these, such as 'train/*', and print no table; may be repeated."),
     ] = None,
-    report: Annotated[bool, typer.Option("--report", help="Run nothing; show what is finished so far.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Run nothing; report what is finished so far.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the commands and what they cost; check OUT.")
+        bool, typer.Option("--dry-run", help="Check OUT and print the commands and their cost; run nothing.")
     ] = False,
     slurm: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a script for Slurm instead.", show_default=False)
+        Path | None, typer.Option(metavar="FILE", help="Write a Slurm script; run nothing.", show_default=False)
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -97,9 +101,9 @@ def study(
         anew, runs = planned.check(out), planned.runs(out)
         finished = sum(run.finished for run in runs.values())
         if finished or anew:
-            again = f" These failed and begin anew, since their settings changed: {', '.join(anew)}." if anew else ""
-            print(f"# {finished} of {len(runs)} runs are finished in {out} and stay as they are.{again}")
-        print(f"# Weights of strategies that learn nothing, {out}/weights/NAME/weights.json, are written at the start.")
+            again = f" These runs failed and will restart with changed settings: {', '.join(anew)}." if anew else ""
+            print(f"# {finished} of {len(runs)} runs in {out} are finished and will be kept.{again}")
+        print(f"# Strategies that learn nothing write their weights first, to {out}/weights/NAME/weights.json.")
         print("\n".join(planned.commands(out)))
         print_plan(planned)
         return
@@ -114,13 +118,13 @@ def study(
         print(slurm)
         return
     if report and not (out / "plan.json").exists():
-        raise XDogeError(f"{out} holds no study; without --report it begins.")
+        raise XDogeError(f"{out} has no study; leave out --report to start one.")
     failed: list[str] = []
     runs = planned.begin(out)
     if only:
         chosen = {name for name in runs for pattern in only if fnmatch.fnmatch(name, pattern)}
         if not chosen:
-            raise XDogeError(f"--only {' '.join(only)} fits none of the runs; --dry-run lists what they write.")
+            raise XDogeError(f"--only {' '.join(only)} matches no run; --dry-run lists all runs.")
         failed = run_all(runs.values(), out, jobs=jobs, only=chosen.__contains__, on_note=_say)
     else:
         if not report:
@@ -141,8 +145,8 @@ def _of_failed(names: list[str], planned: Study, out: Path) -> str:
         were = "runs that need others were" if idle > 1 else "run that needs others was"
         parts.append(f"{idle} {were} not started")
     return (
-        f"{' and '.join(parts)}; the logs are in {out}/logs. The same command tries again; change the settings of what "
-        f"failed in {planned.path} before."
+        f"{' and '.join(parts)}; the logs are in {out}/logs. If settings are the cause, change them in "
+        f"{planned.path}. Then run the same command again."
     )
 
 
@@ -151,19 +155,19 @@ def print_plan(planned: Study) -> None:
     for comparison in planned.spec.compare:
         steps = {name: planned.steps(comparison, name) for name in planned.strategies}
         told = ", ".join(f"{name} {count:,}" for name, count in steps.items())
-        _say(f"equal {comparison}, steps of training: {told}")
+        _say(f"training steps at equal {comparison}: {told}")
     told = ", ".join(
         f"{strategy.name} {strategy.flops:.2g}" for strategy in planned.strategies.values() if strategy.flops
     )
     if planned.swarm:
         swarm, laws = planned.swarm, [strategy for strategy in planned.strategies.values() if strategy.law]
         _say(
-            f"swarm: {swarm.runs} trainings of {swarm.proxy_tokens:,} tokens, {laws[0].flops:.2g} FLOPs, run once; at "
-            f"equal FLOPs each of {', '.join(strategy.name for strategy in laws)} is charged all of it"
+            f"swarm: {swarm.runs} trainings of {swarm.proxy_tokens:,} tokens, {laws[0].flops:.2g} FLOPs. It runs once; "
+            f"at equal FLOPs it is charged in full to {' and '.join(strategy.name for strategy in laws)}"
         )
     once = planned.training_flops(planned.steps("tokens", planned.spec.relative_to) * planned.tokens_per_step)
     total = sum(run.flops for run in planned.runs("OUT").values())
-    _say(f"FLOPs: a training at equal tokens {once:.2g}; learning {told or 'nothing'}; all runs {total:.2g}")
+    _say(f"FLOPs: one training at equal tokens {once:.2g}; learning weights: {told or 'none'}; all runs {total:.2g}")
 
 
 def print_findings(findings: Findings, out: Path, command: str, *, as_json: bool) -> None:

@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from xdoge.corpus.store import TokenStore
     from xdoge.laws.swarm_plan import Swarm
 
-_SWARM_HELP = f"""Train a swarm: small proxies on designed mixtures, each measured on every language.
+_SWARM_HELP = f"""Train a swarm: many small proxies on different mixtures, each measured on every language.
 
-`xdoge fit-law SWARM` then learns how the losses depend on the mixture. Each proxy sees so little of each source that
-a share repeats its text as often as in the run of `--budget` tokens that the law is for.
+`xdoge fit-law SWARM` then learns how the losses depend on the mixture. Each proxy trains on a part of each source,
+small enough that it repeats this part as often as the run of `--budget` tokens will repeat the source.
 
-The swarm first trains equal, proportional and temperature shares. It trains the first two with several seeds to
-measure its own noise, and stops if seeds differ more than mixtures. Then each language is rich once and poor once,
-further mixtures tell the most about the law, and the last ones lie near the optimum that the law has found so far.
-One fifth of the runs is held out: no law is fitted to them, and they say how good the law is.
+The swarm first trains equal, proportional and temperature shares. It trains the first two with several seeds, to
+measure the noise between seeds. It stops if seeds differ more than mixtures. Then each language gets a high share
+once and a low share once. Further mixtures are chosen to tell the most about the law. The last ones lie near the best
+mixture of the law so far. One fifth of the runs is held out: no law is fitted to them, and they test the law.
 
-    xdoge swarm store --budget 100B --proxy 15m --out swarm --dry-run     # the mixtures, and what they cost
+    xdoge swarm store --budget 100B --proxy 15m --out swarm --dry-run     # show the mixtures and their cost
 
     xdoge swarm store --budget 100B --proxy 15m --out swarm --jobs 4
 
@@ -42,9 +42,10 @@ One fifth of the runs is held out: no law is fitted to them, and they say how go
 
     xdoge swarm store --budget 10B --proxy base/ --set steps=500 --out swarm     # every run continues from a model
 
-After Ctrl-C or a kill, the same command with `--resume` trains what is missing. Several processes may share a folder.
+After Ctrl-C or a kill, run the same command with `--resume` to train what is missing. Several processes may share a
+folder.
 
-Every setting, for `--set KEY=VALUE` and `--config`:
+**Settings** for `--set KEY=VALUE` and for the YAML file of `--config`:
 
 {settings_help(SwarmSettings)}
 """
@@ -52,43 +53,61 @@ Every setting, for `--set KEY=VALUE` and `--config`:
 
 @app.command(help=_SWARM_HELP)
 def swarm(  # one parameter for each option
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="Token store.")],
-    out: Annotated[Path, typer.Option("--out", metavar="SWARM", help="Folder of the swarm, empty or new.")],
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="Token store made by `xdoge prepare`.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="SWARM", help="Folder of the swarm; must be new or empty, except with --resume."),
+    ],
     budget_tokens: Annotated[
         str | None, typer.Option("--budget", metavar="TOKENS", help="Tokens of the run that the law is for: 100B.")
     ] = None,
     proxy: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FILE|MODEL", help="Recipe of the proxy, or a trained model.", show_default=options.PROXY
+            metavar="NAME|FILE|MODEL",
+            help="Proxy recipe, or a trained model to continue from.",
+            show_default=options.PROXY,
         ),
     ] = None,
     runs: Annotated[
-        int | None, typer.Option(parser=options.count(1), metavar="N", help="Trainings [9, and 5 for each share].")
+        int | None,
+        typer.Option(
+            parser=options.count(1), metavar="N", help="Number of trainings [default: 9, plus 5 for each share]."
+        ),
     ] = None,
     max_epochs: Annotated[
-        str | None, typer.Option(metavar="N", help="Most passes over a source in that run, or none [8].")
+        str | None, typer.Option(metavar="N", help="Maximum epochs of a source in that run, or none [default: 8].")
     ] = None,
-    level: Annotated[str | None, typer.Option(metavar="languages|sources", help="What has a share.")] = None,
-    seeds: Annotated[str | None, typer.Option(metavar="A,B,...", help="Of the proxies [0,1,2,3].")] = None,
+    level: Annotated[
+        str | None, typer.Option(metavar="languages|sources", help="What has its own share [default: languages].")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Seeds of the proxies [default: 0,1,2,3].")
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(parser=options.count(1), metavar="N", help="Steps of each training [the recipe's].")
+        int | None,
+        typer.Option(parser=options.count(1), metavar="N", help="Steps of each training [default: the recipe's]."),
     ] = None,
     affinity: Annotated[
-        str | None, typer.Option(metavar="RUN", help="A fit whose gradients say who may help whom.")
+        str | None,
+        typer.Option(metavar="RUN", help="Run folder of a fit; its gradients tell the law who may help whom."),
     ] = None,
     jobs: Annotated[
         int,
-        typer.Option(parser=options.count(1), metavar="N", help="Trainings at once, each with its part of the cores."),
+        typer.Option(
+            parser=options.count(1), metavar="N", help="Number of trainings that run at once; they share the cores."
+        ),
     ] = 1,
     target_parameters: Annotated[
-        str | None, typer.Option(metavar="N", help="Size of the target model, to say what share of its cost this is.")
+        str | None, typer.Option(metavar="N", help="Parameters of the target model, to compare the cost: 7B.")
     ] = None,
     slurm: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Plan the swarm, write a script for --jobs tasks; train nothing."),
+        typer.Option(metavar="FILE", help="Write a Slurm script with --jobs tasks; train nothing."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show mixtures and cost, and train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the mixtures and their cost; train nothing.")
+    ] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the swarm in SWARM.")] = False,
@@ -119,7 +138,9 @@ def swarm(  # one parameter for each option
     if resume:
         values = Swarm.load(out).settings.model_dump(mode="json") | values
     if "budget_tokens" not in values:
-        raise XDogeError(f"{argument('budget_tokens')} is missing: the tokens of the run that the law is for, as 100B.")
+        raise XDogeError(
+            f"{argument('budget_tokens')} is missing; give the tokens of the run that the law is for, such as 100B."
+        )
     settings = SwarmSettings.for_store(tokens, values, where=str(config) if config else "settings")
     if dry_run:
         print_plan(Swarm.plan(tokens, settings, out), tokens, target_parameters, as_json=as_json)
@@ -128,7 +149,7 @@ def swarm(  # one parameter for each option
         begin(tokens, settings, out, resume=resume)
         command = ["xdoge", "swarm", str(store.resolve()), "--out", str(out.resolve()), "--resume"]
         slurm.write_text(slurm_script(command, tasks=max(jobs, 2), out=out.resolve()), encoding="utf-8")
-        print(f"{slurm}: {max(jobs, 2)} tasks that share {out}; submit it with sbatch {slurm}")
+        print(f"{slurm}: {max(jobs, 2)} tasks that share {out}; submit them with: sbatch {slurm}")
         return
     if not resume:
         print(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), file=sys.stderr)
@@ -143,7 +164,9 @@ def _seeds(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise XDogeError(f"{argument('seeds')} {text!r}: write whole numbers with commas, as 0,1,2,3.") from error
+        raise XDogeError(
+            f"{argument('seeds')} {text!r}: write whole numbers separated by commas, such as 0,1,2,3."
+        ) from error
 
 
 def print_plan(planned: Swarm, store: TokenStore, target_parameters: str | None, *, as_json: bool) -> None:
@@ -171,10 +194,10 @@ def print_plan(planned: Swarm, store: TokenStore, target_parameters: str | None,
         return
     print(
         f"{settings.runs} trainings of {settings.proxy_tokens:,} tokens: {flops:.2e} FLOP, "
-        f"about {duration(hours * 3600)} here, one at a time (from a few timed steps)"
+        f"about {duration(hours * 3600)} here, one after the other (estimated from a few steps)"
     )
     if target is not None:
-        print(f"that is {flops / target:.2%} of the target's training, 6 N D = {target:.2e} FLOP")
+        print(f"this is {flops / target:.2%} of the training of the target model (6 N D = {target:.2e} FLOP)")
     for line in settings.notes(store):
         print(f"note: {line}", file=sys.stderr)
 
@@ -188,7 +211,7 @@ def _print_mixtures(planned: Swarm) -> None:
     stdout.print(table)
     more = planned.settings.runs - len(planned.runs)
     if more:
-        print(f"{more} more runs near the optimum are planned when these have ended")
+        print(f"{more} more runs near the optimum will be planned when these have finished")
 
 
 def time_steps(planned: Swarm, store: TokenStore) -> float:
@@ -211,7 +234,7 @@ def print_swarm(trained: Swarm, *, as_json: bool) -> None:
     if as_json:
         print((trained.path / "swarm.json").read_text(encoding="utf-8"))
         return
-    print("bits per byte")
+    print("validation loss in bits per byte")
     table = empty_table(("run",), (*trained.languages, "mean", "worst"))
     for run in trained.runs:
         losses = results[run.name].losses
@@ -222,14 +245,14 @@ def print_swarm(trained: Swarm, *, as_json: bool) -> None:
         cells = [f"{number:.3f}" for number in (*numbers, sum(numbers) / len(numbers), max(numbers))]
         table.add_row(run.name + (" (held out)" if run.held_out else ""), *cells)
     stdout.print(table)
-    print(trained.describe_noise() if trained.noise else "the noise was not measured")
+    print(trained.describe_noise() if trained.noise else "The noise between seeds was not measured.")
     print(f"next: xdoge fit-law {shlex.quote(str(trained.path))} --out law.json")
 
 
 def slurm_script(command: list[str], *, tasks: int, out: Path) -> str:
     """Return a script of `tasks` array tasks that share the swarm's folder."""
     return f"""#!/usr/bin/env bash
-# Written by `xdoge swarm --slurm`. Each task trains runs that no other task holds, until all have ended.
+# Written by `xdoge swarm --slurm`. Each task trains runs that no other task is training, until all are finished.
 #SBATCH --job-name=xdoge-swarm
 #SBATCH --array=1-{tasks}
 #SBATCH --nodes=1

@@ -63,7 +63,8 @@ def print_pace(folder: Path, tokens: int) -> None:
     seconds = max((row["seconds"] for row in rows), default=0.0)
     if seconds:
         share = sum(row.get("validation_seconds", 0.0) for row in rows) / seconds
-        print(f"{tokens:,} tokens in {seconds:,.1f} s, {tokens / seconds:,.0f} a second; validation took {share:.1%}")
+        speed = f"{tokens:,} tokens in {seconds:,.1f} s ({tokens / seconds:,.0f} tokens/s)"
+        print(f"{speed}; validation took {share:.1%} of the time")
 
 
 def print_weights(weights: WeightSet, store: TokenStore) -> None:

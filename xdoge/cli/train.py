@@ -25,36 +25,37 @@ from xdoge.train.settings import ELASTIC, TrainSettings
 
 _TRAIN_HELP = f"""Train a target model on a mixture, from scratch or by continual pre-training.
 
-The model reads the sequences of the mixture in the order of its sampler: every step is one block of it, in which each
-language has its share. AdamW warms up and decays along a cosine. The validation loss of every source and language is
-measured before the first step and on a schedule.
+The model reads the sequences in the order of the mixture's sampler. In every step each language has its share. AdamW
+warms up and decays along a cosine. The validation loss of every source and language is measured before the first step
+and on a schedule.
 
-**From scratch**: --model is a recipe, one that ships or a YAML file, and gives shape, batch, sequence length and rate.
-A mixture planned with `xdoge mix --sequence-length` gives the sequence length instead.
+**From scratch.** --model is a recipe: a name such as 125m, or a YAML file. The recipe sets the shape, batch size,
+sequence length and learning rate. If the mixture was planned with `xdoge mix --sequence-length`, its length is used.
 
-**Continual pre-training**: --model is the folder of a causal language model, or its name on the Hub. The store must
-have been prepared with its tokenizer: `tokenizer: {{huggingface: MODEL}}` in corpus.yaml. The rate re-warms over 1 % of
-the steps and re-decays to a tenth, which with some of the old text in the mixture was enough to match training anew on
-both (Ibrahim et al. 2024, arXiv:2403.08763). The peak, half of GPT-3's at that size, is a cautious choice of ours; if
-the model's own is known, set half of that with `--set learning_rate=`. A higher one learns more of the new text and
-forgets more of the old. `--train-only 'layers\\.(0|1|22|23)\\.'` updates those layers and freezes all else.
+**Continual pre-training.** --model is the folder of a causal language model, or its name on the Hub. The store must
+have been prepared with the tokenizer of this model: `tokenizer: {{huggingface: MODEL}}` in corpus.yaml. The learning
+rate warms up again over 1 % of the steps and decays to a tenth of its peak. With some of the old text in the mixture,
+this matched training anew on the old and new text (Ibrahim et al. 2024, arXiv:2403.08763). The default peak is half of
+GPT-3's at that size, a cautious choice. If you know the peak of the model's own training, set half of it with `--set
+learning_rate=`. A higher rate learns more of the new text and forgets more of the old. `--train-only
+'layers\\.(0|1|22|23)\\.'` updates only those layers.
 
-**What it writes** into RUN: `model/`, which transformers loads; `train.json` with tokens seen, validation by language,
-tokens and epochs by source; `metrics.jsonl`, a row a step; `config.yaml`, every setting as resolved; `mixture.json`;
-and `checkpoints/`, the latest two, each with the optimiser's state and so three times as large as the model. Once
-`train.json` is there, they may be deleted.
+**What it writes** into RUN: `model/`, which transformers can load; `train.json` with tokens seen, validation by
+language, and tokens and epochs by source; `metrics.jsonl`, one row per step; `config.yaml`, all settings;
+`mixture.json`; and `checkpoints/`, the latest two. A checkpoint is three times as large as the model, because it
+includes the optimiser. When `train.json` exists, you can delete them.
 
-**Several GPUs**: `torchrun --nproc-per-node 8 -m xdoge train ...`, or `accelerate launch --config_file FSDP.yaml -m
-xdoge train ...` for a model that one GPU cannot hold. batch_size is that of all processes together, and must be
-per_device_batch_size × processes × accumulation. Out of memory, lower per_device_batch_size: by default a device takes
-its part of the batch at once.
+**Several GPUs.** Run `torchrun --nproc-per-node 8 -m xdoge train ...`. For a model that does not fit on one GPU, run
+`accelerate launch --config_file FSDP.yaml -m xdoge train ...`. batch_size counts the sequences of all processes; it
+must be per_device_batch_size × processes × accumulation. If memory runs out, lower per_device_batch_size. By default
+each device takes its part of the batch at once.
 
-**Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with 130 and 143 (torchrun and
-accelerate exit with a status of their own). After that, or after a kill at any moment, the same command with `--resume`
-goes on with the very next sequence, on as many processes or others. It takes the settings of the run; these alone may
-differ: {", ".join(ELASTIC)}.
+**Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with status 130 or 143 (torchrun and
+accelerate have their own statuses). Run the same command with `--resume` to continue with the next sequence, also after
+a kill and on another number of processes. `--resume` takes the settings of the run. You may change only these:
+{", ".join(ELASTIC)}.
 
-**Settings**, for `--set KEY=VALUE` and for the YAML file of `--config`; the options above it win:
+**Settings** for `--set KEY=VALUE` and for the YAML file of `--config`. The options above override them:
 
 {settings_help(TrainSettings)}
 
@@ -74,19 +75,22 @@ differ: {", ".join(ELASTIC)}.
 
 @app.command(help=_TRAIN_HELP)
 def train(  # an option for each setting that users change most often
-    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="What xdoge mix wrote.")],
-    store: Annotated[Path, typer.Option(help="Token store that the mixture was planned for.")],
+    mixture: Annotated[Path, typer.Argument(metavar="MIXTURE.json", help="Mixture written by `xdoge mix`.")],
+    store: Annotated[Path, typer.Option(help="Token store for which the mixture was planned.")],
     out: options.RunPath,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME|PATH", help="A recipe, or a model to go on with.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH", help="Recipe, or a model to continue from; required for a new run.", show_default=False
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(parser=options.count(), metavar="N", help="Optimiser steps.")] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(parser=options.count(), metavar="B", help="Sequences per step, of all processes together."),
+        typer.Option(parser=options.count(), metavar="B", help="Sequences per step, over all processes."),
     ] = None,
     train_only: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Train only parameters whose names match; freeze the others.")
+        str | None, typer.Option(metavar="REGEX", help="Train only the parameters whose names match.")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(parser=options.count(), metavar="S", help="Seed of a recipe's initial weights.")
@@ -131,7 +135,7 @@ def print_run(result: TrainResult, mixture: Mixture) -> None:
     print_pace(result.folder, result.tokens_seen)
     measured = _validations(result.folder)
     first = measured[0][1] if len(measured) > 1 else {}
-    table = empty_table(("language",), ("first loss", "validation loss", "perplexity of sequences", "epochs"))
+    table = empty_table(("language",), ("initial loss", "validation loss", "perplexity", "epochs"))
     for language, share in mixture.languages.items():
         sources = [source for source in mixture.sources if language_of(source) == language]
         available = {source: mixture.sources[source].available_tokens for source in sources}
@@ -143,12 +147,16 @@ def print_run(result: TrainResult, mixture: Mixture) -> None:
             numbers = (began, f"{loss:.4f}", f"{math.exp(loss):.2f}")
         table.add_row(language, *numbers, f"{epochs:.3f}")
     stdout.print(table)
+    length = result.summary["sequence_length"]
     print(
-        f"loss and perplexity: per token of validation sequences of {result.summary['sequence_length']:,} tokens, with "
-        "end-of-document tokens. xdoge eval scores whole documents without that token, so its perplexity differs."
+        f"Loss (nats) and perplexity are per token of validation sequences of {length:,} tokens, including "
+        "end-of-document tokens. xdoge eval scores documents without that token, so its numbers differ."
     )
     if beyond := result.repeated_beyond_plan:
-        print(f"warning: repeated more often than planned, a bug: {', '.join(beyond)}", file=sys.stderr)
+        print(
+            f"warning: these sources were repeated more often than planned (a bug): {', '.join(beyond)}",
+            file=sys.stderr,
+        )
     print_files(result.folder, "train.json", "model", "metrics.jsonl", "config.yaml", "mixture.json")
 
 

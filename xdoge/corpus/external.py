@@ -16,7 +16,7 @@ from xdoge.errors import XDogeError, importing
 with importing("cli"):
     import pyarrow as pa
 
-OUTSIDE = "it lies outside the store, so put back what was prepared, or run xdoge prepare again with --refresh"
+OUTSIDE = "it lies outside the store: restore the file that was prepared, or run xdoge prepare again with --refresh"
 """Advice in messages about a file that differs from store.json."""
 Tokens = npt.NDArray[Any]
 """Token ids: uint16 or uint32, or the integer type of a file outside the store."""

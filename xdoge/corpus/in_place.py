@@ -82,13 +82,13 @@ def _scan(file: Path, tokenizer: Tokenizer, name: str, dtype: str | None) -> Inp
             done += len(ids)
     if where.guessed and wide:
         raise XDogeError(
-            f"{file} was read as {where.dtype.name}, and every second id is 0, so its ids are wider; set dtype: "
-            f"uint{16 * where.dtype.itemsize}."
+            f"{file} was read as {where.dtype.name}, but every second id is 0, so its ids are wider; set "
+            f"dtype: uint{16 * where.dtype.itemsize}."
         )
     if not last:
         raise XDogeError(
-            f"{file} has no end-of-document token, {tokenizer.end_of_document}; name the tokenizer that made it."
-            + _advice(where)
+            f"{file} has no end-of-document token, {tokenizer.end_of_document}; name the tokenizer that "
+            "made it." + _advice(where)
         )
     return Input(name, last, stat.st_size, stat.st_mtime_ns, digest.hexdigest())
 
@@ -167,7 +167,9 @@ def refer(
     pieces = dict(zip(files, _splits(source, indices, held_out, fraction), strict=True))
     left_out = {"train": indices, "validation": held_out}
     if not any(piece.tokens for piece in pieces["train"]):
-        raise XDogeError(f"{source.field('train')}: no document to train on: every document fell to validation.")
+        raise XDogeError(
+            f"{source.field('train')}: no document to train on: every document was assigned to validation."
+        )
     files_of = source.spec.megatron or source.spec.tokens
     named = {"train": files_of, "validation": source.spec.validation or files_of}
     parts = {}

@@ -41,7 +41,7 @@ def check_folder(out: Path) -> None:
         XDogeError: `out` cannot be used for a store.
     """
     if out.exists() and not out.is_dir():
-        raise XDogeError(f"{out} is a file; {argument('out')} names a folder.")
+        raise XDogeError(f"{out} is a file; {argument('out')} must be a folder.")
     ours = (out / "store.json").is_file() or (out / PREPARING).is_file()
     begun = LOCK, f".{PREPARING}."
     held = out.is_dir() and any(not path.name.startswith(begun) for path in out.iterdir())
@@ -78,7 +78,7 @@ def reporting_unfinished(out: Path) -> Iterator[None]:
     except XDogeError as error:
         if before and not (out / "store.json").is_file():
             raise XDogeError(
-                f"{error.message} {out} is unfinished now; mend this and run the same command again to continue."
+                f"{error.message} {out} is unfinished; fix this and run the same command again to continue."
             ) from error
         raise
 
@@ -151,7 +151,7 @@ def current_marker(
         with naming(source.field("train")):
             change = _change(source, corpus, tokenizer, marker)
     except (KeyError, TypeError, AttributeError) as error:
-        raise XDogeError(f"{path} is damaged; delete it, and {source.name} is tokenised again.") from error
+        raise XDogeError(f"{path} is damaged; delete it to tokenise {source.name} again.") from error
     if change is None:
         return marker
     if refresh:
@@ -239,7 +239,9 @@ def write_manifest(corpus: Corpus, out: Path, tokenizer: Tokenizer) -> TokenStor
         if decoded is not None and decoded < tokens:
             warnings.append(f"{source.name}: its bytes are estimated from {decoded:,} of {tokens:,} tokens.")
         if marker["validation"]["documents"] == 0:
-            warnings.append(f"{source.name}: no document fell to validation; its validation loss cannot be measured.")
+            warnings.append(
+                f"{source.name}: every document was assigned to training, so its validation loss cannot be measured."
+            )
     warnings.extend(_habits(sources))
     content = {
         "schema": f"{SCHEMA}/1",

@@ -45,7 +45,7 @@ def read_index(file: Path) -> Index:
     if not header.startswith(MAGIC):
         raise XDogeError(f"{idx} is not the index of a Megatron-LM data set: it does not begin with MMIDIDX.")
     if len(header) < HEADER.size:
-        raise XDogeError(f"{idx} is cut: it has {len(header)} bytes and not even a whole header.")
+        raise XDogeError(f"{idx} is cut: it has {len(header)} bytes, less than a header.")
     _, version, code, sequences, documents = HEADER.unpack(header)
     if version != 1:
         raise XDogeError(f"{idx} is of version {version:,}; only version 1, little-endian, can be read.")
@@ -54,11 +54,11 @@ def read_index(file: Path) -> Index:
         raise XDogeError(f"{idx} says that {file.name} holds {kind}; token ids are whole numbers.")
     size, expected = idx.stat().st_size, HEADER.size + 12 * sequences + 8 * documents
     if size == expected + sequences and sequences:
-        raise XDogeError(f"{idx} is of a multimodal data set; only data sets of text alone can be read.")
+        raise XDogeError(f"{idx} belongs to a multimodal data set; only text data sets can be read.")
     if size != expected:
         raise XDogeError(
-            f"{idx} has {size:,} bytes where {sequences:,} sequences and {documents:,} bounds of documents take "
-            f"{expected:,}; it was cut or changed."
+            f"{idx} has {size:,} bytes where {sequences:,} sequences and {documents:,} document bounds "
+            f"take {expected:,}; it was cut or changed."
         )
     parts = (np.dtype("<i4"), sequences), (np.dtype("<i8"), sequences), (np.dtype("<i8"), documents)
     return _checked(file, idx, np.dtype(DTYPES[code]), *_arrays(idx, parts))
@@ -77,11 +77,9 @@ def _checked(
     if len(lengths) and int(lengths.min()) < 0:
         raise XDogeError(f"{idx} is damaged: a sequence has {int(lengths.min()):,} tokens.")
     if not np.array_equal(pointers, ends[:-1] * dtype.itemsize):
-        raise XDogeError(f"{idx} does not say that the sequences lie one after the other in {file.name}.")
+        raise XDogeError(f"{idx} does not list the sequences one after the other, as they lie in {file.name}.")
     if not len(begins) or (begins[0], begins[-1]) != (0, len(lengths)) or np.any(begins[1:] < begins[:-1]):
-        raise XDogeError(
-            f"{idx} is damaged: its documents do not go from the first of {len(lengths):,} sequences to the last."
-        )
+        raise XDogeError(f"{idx} is damaged: its documents do not cover all {len(lengths):,} sequences.")
     size, expected = file.stat().st_size, int(ends[-1]) * dtype.itemsize
     if size != expected:
         raise XDogeError(

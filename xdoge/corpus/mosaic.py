@@ -74,7 +74,7 @@ def _ids(value: bytes, encoding: str) -> npt.NDArray[Any]:
         return np.frombuffer(value, BYTES)
     name, _, shape = rest.partition(":")
     if kind != "ndarray" or "," in shape:
-        raise ValueError(f"a column of {encoding} is no list of token ids")
+        raise ValueError(f"a column of {encoding} is not a list of token ids")
     at = 0
     if not name:
         name, at = TYPES[value[0]], 1
@@ -85,5 +85,5 @@ def _ids(value: bytes, encoding: str) -> npt.NDArray[Any]:
         at += 1 + width
     dtype = np.dtype(name).newbyteorder("<")
     if dtype.kind not in "iu":
-        raise ValueError(f"a column of {encoding} is no list of token ids")
+        raise ValueError(f"a column of {encoding} is not a list of token ids")
     return np.frombuffer(value[at:], dtype)

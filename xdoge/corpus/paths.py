@@ -38,8 +38,8 @@ def text_format(path: Readable | str) -> tuple[str, str]:
     kind, compression = _format_of(".".join(["", *name.split(".")[1:][-2:]]))
     if not kind:
         raise XDogeError(
-            f"{path}: not a format that can be read; use {', '.join((*FORMATS, *ARCHIVES))}, "
-            f"all but {', '.join(_INSIDE)} also with {' or '.join(COMPRESSED)}."
+            f"{path}: not a format that can be read; use {', '.join((*FORMATS, *ARCHIVES))}; all but "
+            f"{', '.join(_INSIDE)} may also end in {' or '.join(COMPRESSED)}."
         )
     return kind, compression
 
@@ -175,7 +175,7 @@ def data_files(names: Sequence[PurePath], *, where: str) -> list[PurePath]:
     for name in data:
         check_format(name, first, where=where)
     if not data:
-        raise XDogeError(f"{where} holds no file of text.")
+        raise XDogeError(f"{where} has no file of text.")
     return data
 
 

@@ -99,7 +99,7 @@ def prepare(
     check_folder(out)
     if (out / SHARDS).exists():
         raise XDogeError(
-            f"{out} holds parts of a store; put them together with {argument('join', True)}, or delete {out / SHARDS}."
+            f"{out} holds parts of a store; join them with {argument('join', True)}, or delete {out / SHARDS}."
         )
     workers = worker_count(workers)
     with encoders(workers) as pool, one_thread_each():
@@ -161,7 +161,7 @@ def train_tokenizer(
         raise ValueError("there is no tokenizer to train")
     where = f"{corpus.path}: tokenizer.train"
     most = spec.characters_per_language
-    on_progress(Event("tokenizer", f"drawing {most:,} characters of each language, or all, to train a tokenizer on"))
+    on_progress(Event("tokenizer", f"sampling up to {most:,} characters of each language to train the tokenizer"))
     rows = [work.rows for work in works]
     total = None if None in rows else sum(row or 0 for row in rows)
     read = 0
@@ -298,7 +298,9 @@ def _finish_source(work: Work, tokenizer: Tokenizer, out: Path) -> None:
 def _assemble(work: Work, files: dict[str, str], tokenizer: Tokenizer, out: Path) -> dict[str, dict[str, Any]]:
     spools = work.spools
     if spools["train"].documents == 0 and work.source.whole is None:
-        why = "every document fell to validation" if spools["validation"].documents else "all its rows are empty"
+        why = (
+            "every document was assigned to validation" if spools["validation"].documents else "all its rows are empty"
+        )
         raise XDogeError(f"{work.source.field('train')}: no document to train on: {why}.")
     remove_marker(out, work.source)
     parts = {

@@ -112,8 +112,8 @@ def find_remote(pattern: str) -> tuple[str, list[RemoteFile]]:
     """
     if re.match(r"[^/]+://[^/@]*:[^/@]*@", pattern) or "::" in pattern:
         raise XDogeError(
-            f"{pattern.partition('://')[0]}://...: a URL may hold neither a password nor '::'; libraries find "
-            "credentials in the environment and in files of their own."
+            f"{pattern.partition('://')[0]}://...: a URL may not contain a password or '::'. Give "
+            "credentials in the environment, or in the configuration files of the protocol's library."
         )
     with remote_errors(pattern):
         system, path = _system(pattern)
@@ -236,7 +236,7 @@ def _library(protocol: str) -> Iterator[None]:
     except ValueError as error:
         if protocol in known_implementations:
             raise
-        raise XDogeError(f"{protocol}:// is no protocol that fsspec knows; use s3, gs, hf or https.") from error
+        raise XDogeError(f"{protocol}:// is not a protocol that fsspec knows; use s3, gs, hf or https.") from error
 
 
 def _remote(system: Any, path: str, info: Mapping[str, Any]) -> RemoteFile:

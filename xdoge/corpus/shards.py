@@ -47,7 +47,7 @@ class Shard:
 
     def __post_init__(self) -> None:
         if not 1 <= self.number <= self.count:
-            raise XDogeError(f"{argument('shard')} is {self}; K/N has 1 <= K <= N, such as 3/16.")
+            raise XDogeError(f"{argument('shard')} is {self}; in K/N, K must be from 1 to N, such as 3/16.")
 
     def __str__(self) -> str:
         """Return the shard as the user writes it, such as 3/16."""
@@ -112,7 +112,7 @@ def prepare_shard(
     workers = worker_count(workers)
     check_folder(out)
     if (out / "store.json").is_file():
-        raise XDogeError(f"{out} holds a finished store, and shards make a new one; name another folder.")
+        raise XDogeError(f"{out} holds a finished store; prepare shards in another folder.")
     part, home = _part(loaded, shard), out / shard.folder
     with encoders(workers) as pool, one_thread_each():
         tokenizer = _shared_tokenizer(loaded, out, shard, pool, on_progress)
@@ -154,7 +154,9 @@ def join_shards(
     count = _count(out)
     tokenizer = known_tokenizer(loaded, out)
     if tokenizer is None or count is None:
-        raise XDogeError(f"{out} holds no shard that could be joined; {argument('shard', '1/16')} makes one.")
+        raise XDogeError(
+            f"{out} holds no shard to join; first prepare some with {argument('shard', '1/16')} and so on."
+        )
     with encoders(workers) as pool, one_thread_each():
         markers = {source: current_marker(source, loaded, out, tokenizer, False) for source in loaded.sources}
         works = [Work(source, loaded) for source, marker in markers.items() if marker is None]
@@ -234,12 +236,12 @@ def _shared_tokenizer(
     with locked(out, wait=True):
         if (count := _count(out)) not in (None, shard.count):
             raise XDogeError(
-                f"{out} holds shards of {count}, and {argument('shard')} is {shard}; name another folder or delete "
-                f"{out / SHARDS}."
+                f"{out} holds shards K/{count}, but {argument('shard')} is {shard}; name another folder "
+                f"or delete {out / SHARDS}."
             )
         tokenizer, note = known_tokenizer(corpus, out), saved(out / "tokenizer")
         if note is not None and (tokenizer is None or tokenizer.fingerprint != note["fingerprint"]):
-            raise XDogeError(f"{corpus.path}: tokenizer: it is another one than that of the other shards in {out}.")
+            raise XDogeError(f"{corpus.path}: tokenizer: it differs from that of the other shards in {out}.")
         if note is None:
             write_json(out / PREPARING, {"schema": "xdoge.preparing/1", "xdoge_version": __version__})
         if tokenizer is None:

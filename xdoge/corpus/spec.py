@@ -37,7 +37,10 @@ def _check_name(name: str) -> str:
 
 def _check_line(text: str) -> str:
     if CONTROLS.search(text) or any(len(part.encode()) > LONGEST_PART for part in text.split("/")):
-        raise ValueError(f"{shown(text)} is not one line of names of at most {LONGEST_PART} bytes")
+        raise ValueError(
+            f"{shown(text)} must be one line without control characters, and each part between slashes at "
+            f"most {LONGEST_PART} bytes long"
+        )
     return text
 
 
@@ -242,7 +245,7 @@ class SourceSpec(Config):
         if not kinds:
             raise ValueError("needs files, dataset, megatron or tokens")
         if len(kinds) > 1:
-            raise ValueError(f"has both {' and '.join(kinds)}; a source is one of them")
+            raise ValueError(f"has both {' and '.join(kinds)}; a source has only one of them")
         foreign = [] if self.dataset else ["config", "split", "revision", "data_dir"]
         foreign += ["text", "document"] if self.has_tokens else []
         foreign += [] if self.tokens else ["column", "dtype"]
@@ -250,7 +253,7 @@ class SourceSpec(Config):
             if getattr(self, name) != type(self).model_fields[name].default:
                 homes = {"files and dataset": ("text", "document"), "tokens": ("column", "dtype")}
                 home = next((home for home, names in homes.items() if name in names), "dataset")
-                raise ValueError(f"{name} belongs to {home}, and this source has {kinds[0]}")
+                raise ValueError(f"{name} is only for {home}, and this source has {kinds[0]}")
         return self
 
     @property
@@ -292,8 +295,8 @@ class CorpusSpec(Config):
             for name, source in entry.sources.items():
                 if source.has_tokens and self.tokenizer.train:
                     raise ValueError(
-                        f"tokenizer.train does not go with {language}/{name}, whose tokens are of a "
-                        "tokenizer that exists; name that one"
+                        f"tokenizer.train cannot be used with {language}/{name}, which is tokenised "
+                        "already; name the tokenizer that made its tokens"
                     )
         return self
 
@@ -395,8 +398,8 @@ class Corpus:
                     and not any(text_format(file)[0] in (".txt", *ARCHIVES) for file in files)
                 ):
                     raise XDogeError(
-                        f"{where}.document: {source.document} is for .txt files, and {files[0]} is none; "
-                        "a document of other formats is a row."
+                        f"{where}.document: {source.document} is only for .txt files, not {files[0]}; in "
+                        "other formats each row is a document."
                     )
                 yield entry
 
@@ -436,7 +439,9 @@ def _find_megatron(patterns: Iterable[str], folder: Path, *, where: str) -> tupl
     files: list[Path] = []
     for file in bins:
         if isinstance(file, RemoteFile):
-            raise XDogeError(f"{where}: {file}: tokens are mapped into memory where they lie; copy them to a disk.")
+            raise XDogeError(
+                f"{where}: {file}: token files are mapped into memory, so they must be local; copy them to a disk."
+            )
         files += [file, file.with_suffix(".idx")]
         if not files[-1].is_file():
             raise XDogeError(f"{where}: {files[-1]} does not exist, and {file.name} cannot be read without it.")

@@ -137,13 +137,13 @@ class TokenStore:
             for what, text in (("family", family), ("license", entry["license"])):
                 check_text(f"the {what} of {source}", "" if text is None else text)
             if not isinstance(entry["inputs"], list):
-                raise TypeError(f"the inputs of {source} are no list")
+                raise TypeError(f"the inputs of {source} are not a list")
             grouped.setdefault(language, []).append(source)
             self.families[language] = family
             for split in SPLITS:
                 part = entry[split]
                 if part["file"] != (file := f"tokens/{source}.{split}.arrow"):
-                    raise XDogeError(f"the tokens of {source} are said to lie in {shown(part['file'])}, not in {file}.")
+                    raise XDogeError(f"the tokens of {source} are said to be in {shown(part['file'])}, not in {file}.")
                 _check_counts(part["size"], part["documents"], part["tokens"], part["n_bytes"], part.get("unknown", 0))
                 self._parts[source, split] = _Part(
                     file=path / part["file"],
@@ -170,7 +170,7 @@ class TokenStore:
         manifest = path / "store.json"
         if not manifest.is_file():
             if (path / SHARDS).is_dir():
-                raise XDogeError(f"{path} holds parts that are yet to be joined: run xdoge prepare with --join.")
+                raise XDogeError(f"{path} holds parts that are not joined; run xdoge prepare with --join.")
             if (path / PREPARING).is_file():
                 raise XDogeError(f"{path} is not finished; run the same xdoge prepare again to finish it.")
             raise XDogeError(f"{path} is not a token store: it has no store.json. xdoge prepare makes one.")
@@ -187,7 +187,7 @@ class TokenStore:
             except OSError as error:
                 raise XDogeError(f"{file} is missing from the store; {remedy}.") from error
             if not stat.S_ISREG(status.st_mode):  # reading a pipe would block, a device has no end
-                raise XDogeError(f"{file} is no file, nor a link to one; {remedy}.")
+                raise XDogeError(f"{file} is not a file or a link to a file; {remedy}.")
             if status.st_size != size:
                 raise XDogeError(
                     f"{file} has {status.st_size:,} bytes where store.json says {size:,}; "
@@ -281,8 +281,8 @@ class TokenStore:
             part = self._part(source, split)
             files = " or ".join(str(entry.file) for entry in part.external or ()) or part.file
             raise XDogeError(
-                f"{files} is damaged: it leads to the token id {wrong:,}, and there are {self.vocab_size:,}. "
-                f"xdoge fit-weights --verify checks every file of {self.path}."
+                f"{files} is damaged: it gives the token id {wrong:,}, but the vocabulary has "
+                f"{self.vocab_size:,} tokens. xdoge fit-weights --verify checks every file of {self.path}."
             )
 
     def tokenizer(self) -> Tokenizer:
@@ -386,7 +386,7 @@ def _column(file: Path, name: str, types: Sequence[pa.DataType]) -> Any:
 def _check_counts(*values: object) -> None:
     for value in values:
         if not is_count(value):
-            raise TypeError(f"{shown(value)} is no count")
+            raise TypeError(f"{shown(value)} is not a count")
 
 
 def _external_files(folder: Path, entries: list[dict[str, Any]]) -> tuple[ExternalFile, ...]:
@@ -398,7 +398,7 @@ def _external_files(folder: Path, entries: list[dict[str, Any]]) -> tuple[Extern
         _check_counts(part.begin, part.end, part.size)
         check_text("a raw file", str(part.file))
         if part.file.suffix not in FLAT:
-            raise XDogeError(f"{part.file} is said to hold tokens, and only {', '.join(FLAT)} files can.")
+            raise XDogeError(f"{part.file} cannot hold tokens; only {', '.join(FLAT)} files can.")
         if part.dtype.kind not in "iu" or not 0 <= part.begin <= part.end <= part.size // part.dtype.itemsize:
             raise TypeError(f"{part.file} cannot hold {part.dtype} tokens {part.begin:,} to {part.end:,}")
     return files

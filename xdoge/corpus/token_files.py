@@ -102,11 +102,11 @@ def open_ids(file: Path, vocab_size: int, dtype: str | None) -> Ids:
         ids = Ids(file, kind, 0, size // kind.itemsize, guessed=dtype is None)
     if size % ids.dtype.itemsize:
         raise XDogeError(
-            f"{file} has {size:,} bytes, which is no whole number of {ids.dtype.name} ids. It was cut, or its ids are "
-            "of another type: set dtype."
+            f"{file} has {size:,} bytes, which is not a whole number of {ids.dtype.name} ids. It was cut, "
+            "or its ids have another type; set dtype."
         )
     if dtype is not None and ids.dtype != np.dtype(dtype):
-        raise XDogeError(f"{file} holds {ids.dtype.name} ids, as it says itself, and dtype is {dtype}.")
+        raise XDogeError(f"{file} holds {ids.dtype.name} ids according to its header, but dtype is {dtype}.")
     return ids
 
 
@@ -133,11 +133,11 @@ def _datatrove(file: Path, size: int) -> Ids:
     refuse_pointer(index)
     if index.stat().st_size % 8:
         raise XDogeError(
-            f"{index} has {index.stat().st_size:,} bytes, which is no whole number of 8-byte ends; it was cut."
+            f"{index} has {index.stat().st_size:,} bytes, which is not a whole number of 8-byte integers; it was cut."
         )
     ends = np.fromfile(index, "<u8").astype(np.int64)
     if len(ends) == 0 or ends[0] < 0 or (ends[1:] < ends[:-1]).any() or not ends[-1]:
-        raise XDogeError(f"{index} is damaged or empty: the ends of documents in it do not go up.")
+        raise XDogeError(f"{index} is damaged or empty: its document ends do not increase.")
     itemsize, rest = divmod(size, int(ends[-1]))
     if rest or itemsize not in (1, 2, 4, 8):
         raise XDogeError(

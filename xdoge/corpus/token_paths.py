@@ -38,7 +38,7 @@ def find_tokens(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[P
     for named in patterns:
         expanded = os.path.expanduser(os.path.expandvars(named)).removeprefix("file://")
         if is_remote(expanded):
-            raise XDogeError(f"{where}: {named}: tokens are read where they lie; copy them to a disk.")
+            raise XDogeError(f"{where}: {named}: tokens are read in place, so they must be local; copy them to a disk.")
         for pattern in [expanded] if (folder / expanded).exists() else alternatives(expanded):
             matches = [folder / pattern]
             if not matches[0].exists():
@@ -50,7 +50,9 @@ def find_tokens(patterns: Iterable[str], folder: Path, *, where: str) -> tuple[P
                 files += _of_folder(match, where=where) if match.is_dir() else _of_file(match, where=where)
     kinds = {file.suffix in ROWS or ".mds" in file.suffixes for file in files if not is_side(file)}
     if len(kinds) > 1:
-        raise XDogeError(f"{where}: {' and '.join(ROWS)} do not go with other formats of tokens; name two sources.")
+        raise XDogeError(
+            f"{where}: {' and '.join(ROWS)} cannot be mixed with other formats of tokens; name two sources."
+        )
     return tuple(files)
 
 
@@ -62,7 +64,9 @@ def _of_file(file: Path, *, where: str) -> Iterator[Path]:
     if file.suffix not in (*ROWS, *FLAT):
         raise XDogeError(f"{where}: {file} is not a file of tokens; use {', '.join((*FLAT, *ROWS))} or a folder.")
     if file.suffix == ".bin" and file.with_suffix(".idx").exists():
-        raise XDogeError(f"{where}: {file} has an .idx, so it is of Megatron-LM; write megatron: {file.stem}.")
+        raise XDogeError(
+            f"{where}: {file} has an .idx file, so it is a Megatron-LM data set; write megatron: {file.stem}."
+        )
     yield file
     if file.suffix == ".ds":
         yield (side := file.with_name(f"{file.name}.index"))
@@ -97,8 +101,8 @@ def _of_folder(folder: Path, *, where: str) -> Iterator[Path]:
             raise XDogeError(f"{where}: {folder} has the splits {', '.join(splits)}; name one, {folder}/{splits[0]}.")
         else:
             raise XDogeError(
-                f"{where}: {folder} is a folder, and neither save_to_disk nor streaming wrote it; name its files, such "
-                f"as {folder}/*.parquet."
+                f"{where}: {folder} is a folder, but neither save_to_disk nor streaming wrote it; name "
+                f"its files, such as {folder}/*.parquet."
             )
     except (KeyError, TypeError, IndexError) as error:
         raise XDogeError(f"{where}: {folder} has a damaged state.json, index.json or dataset_dict.json.") from error

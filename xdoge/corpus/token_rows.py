@@ -166,9 +166,9 @@ class RowTokens:
         """Return notes about the rows for the user."""
         notes = []
         if self.kind == "open":
-            notes.append("no row ends with the end-of-document token; prepare added it to each of them.")
+            notes.append("no row ends with the end-of-document token; prepare added it to every row.")
         if self.kind == "packed":
-            notes.append("its rows are taken for one stream of documents, each up to an end-of-document token.")
+            notes.append("its rows are read as one stream, in which each document ends with an end-of-document token.")
         return notes
 
 
@@ -183,8 +183,8 @@ def _kind_of(tallies: Sequence[Tally], end: int) -> Kind:
         return "packed"
     row = next(tally.unended for tally in tallies if tally.unended)
     raise XDogeError(
-        f"{ended:,} of {rows:,} rows end with the end-of-document token, {end}, and row {row:,} does not. Let all rows "
-        "end with it or none, or pack them to rows of one length."
+        f"{ended:,} of {rows:,} rows end with the end-of-document token, {end}, and row {row:,} does not. "
+        "End all rows with it or none, or pack them into rows of one length."
     )
 
 

@@ -280,7 +280,7 @@ def huggingface(name: str) -> Tokenizer:
             f"{name} has no end-of-sentence token to end documents with; set eos_token in its tokenizer_config.json."
         )
     if (getattr(tokenizer, "sp_model_kwargs", None) or {}).get("enable_sampling"):
-        raise XDogeError(f"{name} samples among its encodings; remove enable_sampling from its tokenizer_config.json.")
+        raise XDogeError(f"{name} encodes with random sampling; remove enable_sampling from its tokenizer_config.json.")
     vocabulary = tokenizer.get_vocab()
     if tokenizer.is_fast:
         backend = tokenizer.backend_tokenizer

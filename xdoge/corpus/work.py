@@ -263,7 +263,8 @@ def refuse_same_bytes(corpus: Corpus, markers: Mapping[Source, dict[str, Any] | 
                     continue
                 if entry.sha256 in seen:
                     raise XDogeError(
-                        f"{source.field(split)}: {entry.path} has the bytes of {seen[entry.sha256]}; leave one out."
+                        f"{source.field(split)}: {entry.path} has the same bytes as {seen[entry.sha256]}; "
+                        "leave one out."
                     )
                 seen[entry.sha256] = f"{entry.path} of {source.name} ({split})"
 

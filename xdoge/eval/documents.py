@@ -97,7 +97,10 @@ class StoreText:
     """
 
     def __init__(self, store: TokenStore, model: str) -> None:
-        advice = "Give the validation text as files: the model's own tokenizer reads them, and bits per byte compares."
+        advice = (
+            "Give the validation text as files, which each model reads with its own tokenizer, and compare "
+            "bits per byte."
+        )
         check_tokenizer(store, model, advice=advice)
         self.store = store
         self.fingerprint, self.end_of_document = store.tokenizer_fingerprint, store.end_of_document

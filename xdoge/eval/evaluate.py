@@ -166,7 +166,7 @@ def _content(
 ) -> TokenStore | Mapping[str, Text] | None:
     """Return the text that perplexity is measured on. `reference` is a language that the user named, or None."""
     if store is not None and text:
-        raise XDogeError(f"{argument('store')} and {argument('text')} are two ways to name the text; give one.")
+        raise XDogeError(f"{argument('store')} and {argument('text')} both name the text; give only one of them.")
     content = store or text or None
     if content is None and not suites:
         raise XDogeError(
@@ -177,7 +177,7 @@ def _content(
         sources = content if isinstance(content, Mapping) else content.sources
         languages = dict.fromkeys(map(language_of, sources))
         if reference not in languages:
-            raise XDogeError(f"reference {reference} is none of the languages of the text: {', '.join(languages)}.")
+            raise XDogeError(f"reference {reference} is not one of the languages of the text: {', '.join(languages)}.")
     return content
 
 
@@ -214,5 +214,5 @@ def _kept(partial: Path, out: Path, on_note: OnNote) -> Iterator[None]:
             for unfinished in out.parent.glob(f".{glob.escape(name)}.*.tmp"):  # of a process killed while writing
                 unfinished.unlink()
         if before:
-            on_note(f"going on with what {partial} holds")
+            on_note(f"continuing with the results in {partial}")
         yield

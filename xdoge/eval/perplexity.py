@@ -49,20 +49,33 @@ class PerplexitySettings(Config):
     """Every setting of a measurement. The model and the machine decide the values that are None."""
 
     window: int | None = Field(None, ge=2, description="tokens the model sees at once [its context, at most 2048]")
-    stride: int | None = Field(None, ge=1, description="tokens that a window of a long document scores [half of it]")
-    max_documents: int | None = Field(
-        None, gt=0, description="documents per source at most, drawn by a hash that draws translations together"
+    stride: int | None = Field(
+        None, ge=1, description="tokens that each further window of a long document scores [half the window]"
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
+    max_documents: int | None = Field(
+        None,
+        gt=0,
+        description="maximum number of documents per source; they are drawn by a hash of the document, which draws "
+        "translations together",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="precision of the model; auto is bfloat16 on a GPU that supports it, else float32"
+    )
     device: Literal["auto", "cpu", "split"] = Field(
-        "auto", description="what to compute on; split: the layers over all GPUs, for a model too large for one"
+        "auto", description="device to compute on; split spreads the layers of a model over all GPUs"
     )
     batch_tokens: int | None = Field(
-        None, gt=0, description="tokens in one batch, padding included [2048 on a CPU, 16384 on a GPU]"
+        None, gt=0, description="tokens per batch, including padding [2048 on a CPU, 16384 on a GPU]"
     )
-    reference: str = Field("en", description="language that the bits of parallel text are relative to")
-    resamples: int = Field(1000, ge=2, description="of the documents, for standard errors")
-    seed: Seed = Field(0, description="of the resamples")
+    reference: str = Field(
+        "en",
+        description="language that parallel text is compared with: the bits of a document are divided by those of its "
+        "translation in this language",
+    )
+    resamples: int = Field(
+        1000, ge=2, description="number of bootstrap resamples of the documents, for standard errors"
+    )
+    seed: Seed = Field(0, description="seed of the bootstrap")
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,9 @@ class Results:
         seen: set[tuple[str, ...]] = set()
         for row in self.rows:
             if row.key in seen:
-                raise XDogeError(f"two rows are {' '.join(row.key)}; a table has one number for each.")
+                raise XDogeError(
+                    f"two rows have the same key, {' '.join(row.key)}; a table has one number for each key."
+                )
             seen.add(row.key)
 
     @classmethod

@@ -76,7 +76,7 @@ def load_on(processes: Processes, model: CausalModel, precision: str, device: st
         XDogeError: the weights cannot be loaded, or are not those of a causal language model.
         MemoryFullError: the device has too little memory for the weights.
     """
-    advice = f"{argument('device', 'split')} spreads it over the GPUs of one process, and bfloat16 halves it"
+    advice = f"{argument('device', 'split')} spreads it over the GPUs of one process, and precision bfloat16 halves it"
     return model.load(
         length=length, precision=precision, device=processes.device, split=device == "split", advice=advice
     )
@@ -122,7 +122,7 @@ class LoadedModel:
         size = self.model.get_input_embeddings().weight.shape[0]
         if max(begin, largest) >= size:
             raise XDogeError(
-                f"{self.name} has an embedding for {size:,} tokens, and its tokenizer made the token "
+                f"{self.name} has an embedding for {size:,} tokens, but its tokenizer produced the token "
                 f"{max(begin, largest):,}; these are not the files of one model."
             )
         parts = [

@@ -47,15 +47,17 @@ class HarnessSettings(Config):
     """Every setting of a run. The suite, the model and the machine decide the values that are None."""
 
     num_fewshot: int | None = Field(
-        None, ge=0, description="examples in every prompt, except of tasks defined without any [the suite's]"
+        None, ge=0, description="examples in every prompt, except for tasks that are defined without any [the suite's]"
     )
-    limit: int | None = Field(None, gt=0, description="questions per task, the first ones [all]")
-    batch_size: int | None = Field(None, gt=0, description="prompts at once [4 on a CPU, 16 on a GPU]")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
+    limit: int | None = Field(None, gt=0, description="use only the first N questions of each task [all]")
+    batch_size: int | None = Field(None, gt=0, description="prompts per forward pass [4 on a CPU, 16 on a GPU]")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="precision of the model; auto is bfloat16 on a GPU that supports it, else float32"
+    )
     device: Literal["auto", "cpu", "split"] = Field(
-        "auto", description="what to compute on; split: the layers over all GPUs, for a model too large for one"
+        "auto", description="device to compute on; split spreads the layers of a model over all GPUs"
     )
-    seed: Seed = Field(FEWSHOT_SEED, description="of the choice of examples in the prompts")
+    seed: Seed = Field(FEWSHOT_SEED, description="seed for choosing the examples in the prompts")
 
 
 class SuiteTask(Config):
@@ -64,23 +66,29 @@ class SuiteTask(Config):
     The normalised score is (score - chance) / (max - chance) × 100: 0 for guessing, 100 for the best possible score.
     """
 
-    task: Name = Field(min_length=1, description="name in lm-eval of a task, group or tag, or of a task of xdoge's own")
-    language: Name = Field(min_length=1, description="ISO code of the language whose average it enters")
-    name: str = Field("", description="what the published tables call it [the task]")
-    metric: str = Field("acc", description="as the harness names it")
+    task: Name = Field(min_length=1, description="a task, group or tag of lm-eval, or a task of xdoge")
+    language: Name = Field(min_length=1, description="ISO code of the language whose average includes this task")
+    name: str = Field("", description="name of the task in the published tables [the task]")
+    metric: str = Field("acc", description="name of the metric in lm-eval")
     output_type: Literal["multiple_choice", "generate_until"] = "multiple_choice"
-    choices: int | None = Field(None, ge=2, description="answers to choose from; chance is max / choices")
+    choices: int | None = Field(
+        None, ge=2, description="number of answers to choose from; the chance score is then max / choices"
+    )
     chance: float | None = Field(None, description="score of guessing, in the metric's unit [0 without choices]")
     max: float = Field(1.0, description="best possible score, in the metric's unit")
-    filter: str | None = Field(None, description="of the answers, where the harness applies several [its first]")
+    filter: str | None = Field(
+        None, description="name of the filter of answers to score, where lm-eval applies several [the first]"
+    )
     num_fewshot: int | None = Field(None, ge=0, description="examples in the prompt [the suite's]")
-    group: Name | None = Field(None, description="tasks of a group are averaged, and count as one in their language")
-    data: Name | None = Field(None, description="folder of the questions among the local data [the task]")
+    group: Name | None = Field(
+        None, description="tasks with the same group are averaged and count as one task in their language"
+    )
+    data: Name | None = Field(None, description="folder of the questions inside the local data [the task]")
 
     @model_validator(mode="after")
     def _scale(self) -> Self:
         if self.choices is not None and self.chance is not None:
-            raise ValueError(f"{self.task} has choices and chance; give one, chance is max / choices")
+            raise ValueError(f"{self.task} has both choices and chance; give only one, since chance is max / choices")
         if self.guessing >= self.max:
             raise ValueError(f"{self.task} has chance {self.guessing:g}, which is not below max {self.max:g}")
         return self
@@ -116,9 +124,9 @@ class SuiteTask(Config):
 class Suite(Config):
     """Benchmarks that are run and averaged together."""
 
-    name: Name = Field(min_length=1, description="what its averages are called in tables")
+    name: Name = Field(min_length=1, description="name of the suite in tables")
     about: str = ""
-    num_fewshot: int = Field(0, ge=0, description="examples in the prompt of the tasks that say nothing else")
+    num_fewshot: int = Field(0, ge=0, description="examples in the prompt of tasks that do not set their own number")
     tasks: tuple[SuiteTask, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -129,13 +137,13 @@ class Suite(Config):
                 raise ValueError(f"{task.task} is listed twice")
             seen.add(task.task)
             if self.name in (task.task, task.group):
-                raise ValueError(f"{self.name} is the suite and one of its tasks; tables could not tell them apart")
+                raise ValueError(f"{self.name} is the name of the suite and of one of its tasks; rename the suite")
         for group in {task.group for task in self.tasks if task.group}:
             members = [task for task in self.tasks if task.group == group]
             if len({(task.language, task.metric) for task in members}) > 1:
-                raise ValueError(f"the tasks of {group} have several languages or metrics; a group has one of each")
+                raise ValueError(f"the tasks of {group} have several languages or metrics; a group needs one of each")
             if any(task.task == group for task in self.tasks):
-                raise ValueError(f"{group} is a task and a group of others; list one of the two")
+                raise ValueError(f"{group} is both a task and a group of others; list only one of them")
         return self
 
     @classmethod
@@ -169,12 +177,14 @@ class Suite(Config):
         if not isinstance(only, Mapping) or (unknown := only.keys() - SuiteTask.model_fields.keys()):
             known = ", ".join(SuiteTask.model_fields)
             wrong = (
-                f"has {', '.join(sorted(unknown))}, which no task has" if isinstance(only, Mapping) else "is no mapping"
+                f"has {', '.join(sorted(unknown))}, which are not keys of a task"
+                if isinstance(only, Mapping)
+                else "is not a mapping"
             )
-            raise XDogeError(f"{path}: only {wrong}; it takes {known}.")
+            raise XDogeError(f"{path}: only {wrong}; it may have the keys {known}.")
         kept = [task for task in base.tasks if all(_fits(getattr(task, key), wanted) for key, wanted in only.items())]
         if not kept:
-            raise XDogeError(f"{path}: no task of {base.name} fits only {dict(only)}.")
+            raise XDogeError(f"{path}: no task of {base.name} matches only {dict(only)}.")
         own = value.get("tasks", [])
         return {"num_fewshot": base.num_fewshot, **value, "tasks": [*(task.model_dump() for task in kept), *own]}
 
@@ -192,13 +202,13 @@ def check_together(suites: Mapping[str, Sequence[SuiteTask]]) -> None:
     for suite, tasks in suites.items():
         for task in tasks:
             if clash := {task.task, task.group} & suites.keys():
-                raise XDogeError(f"{clash.pop()} is a suite and a task of {suite}; {_APART}")
+                raise XDogeError(f"{clash.pop()} is the name of a suite and of a task of {suite}; {_APART}")
             members = [member.task for member in tasks if member.group == task.group] if task.group else []
             asked = task.model_dump(exclude={"name", "data"}) | {"members": members}
             other, before = seen.setdefault(task.task, (suite, asked))
             if differ := [key for key in asked if asked[key] != before[key]]:
                 what = f"the tasks of {task.group}" if differ == ["members"] else f"{differ[0]} of {task.task}"
-                raise XDogeError(f"{other} and {suite} differ in {what}, and a table has one number for it; {_APART}")
+                raise XDogeError(f"{other} and {suite} differ in {what}, but a table has one number for it; {_APART}")
 
 
 def covered(outcomes: Iterable[str]) -> bool:
@@ -242,7 +252,7 @@ def _path(name: str) -> Path:
         return Path(name)
     near = difflib.get_close_matches(name, suite_names(), n=1)
     hint = f"; did you mean {near[0]}?" if near else "."
-    raise XDogeError(f"{name} is no suite: there are {', '.join(suite_names())}, or name a YAML file{hint}")
+    raise XDogeError(f"suite {name} is unknown; the suites are {', '.join(suite_names())}, or name a YAML file{hint}")
 
 
 def _fits(value: object, wanted: object) -> bool:

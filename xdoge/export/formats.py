@@ -75,12 +75,13 @@ def _general_warnings(request: Request) -> list[str]:
     """Return the warnings that apply to every other trainer."""
     lines = []
     if unread := [source for source in request.mixture.sources if source not in request.shares]:
-        lines.append(f"left out, since the plan reads 0 tokens of them: {', '.join(unread)}.")
+        lines.append(f"left out, because the mixture reads 0 tokens of them: {', '.join(unread)}.")
     before = {source: share.read_before for source, share in request.shares.items() if share.read_before}
     if before:
         most = max(before, key=lambda source: before[source])
         lines.append(
-            f"earlier phases read {sum(before.values()):,} tokens, {before[most]:,} of them of {most}; an exported run "
-            "begins each source anew, so what they left unread does not come first."
+            f"earlier phases read {sum(before.values()):,} tokens, {before[most]:,} of them from {most}. "
+            "The exported run starts every source from the beginning, so text that was not read yet does "
+            "not come first."
         )
     return lines

@@ -45,11 +45,13 @@ def _cut_to_integers(request: Request) -> list[str]:
     lines = []
     if abs(factor[worst] - 1) > 0.001:
         lines.append(
-            f"Grain cuts the weights to integers, {whole[worst]:,} of {total:,} for {worst}: "
-            f"{factor[worst] - 1:+.2%} of its rows."
+            f"Grain truncates the weights to integers: {whole[worst]:,} of {total:,} for {worst}, which "
+            f"changes its rows by {factor[worst] - 1:+.2%}."
         )
     for source, share in request.shares.items():
         epochs = (share.read_before + share.tokens * factor[source]) / share.available_tokens
         if share.max_epochs is not None and epochs > share.max_epochs * 1.0005:
-            lines.append(f"with them {source} is read {epochs:.3f} times, above its cap of {share.max_epochs:g}.")
+            lines.append(
+                f"with these weights {source} is read {epochs:.3f} times, above its cap of {share.max_epochs:g}."
+            )
     return lines

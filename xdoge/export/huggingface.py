@@ -61,8 +61,8 @@ def llamafactory(request: Request) -> Export:
     """
     if request.documents is None:
         raise XDogeError(
-            "llamafactory draws documents, and shares of tokens are not shares of documents. Give "
-            f"{argument('documents')}, which says how many documents each source has."
+            "llamafactory draws documents, so it needs shares of documents, not of tokens. Give "
+            f"{argument('documents')}, the number of documents of each source."
         )
     documents = Request(request.mixture, request.paths, request.documents)  # rows are documents in any case
     places = documents.places("{language}_{source}")
@@ -117,8 +117,8 @@ def _runs_away(request: Request) -> list[str]:
     if 1 / passes[least] < 1.01:
         return []
     return [
-        f"the interleaving ends only when {least} was read once, after {1 / passes[least]:.2f} times the budget and "
-        f"{passes[most] / passes[least]:.1f} passes over {most}: stop it at the budget."
+        f"the interleaving ends only after one epoch of {least}. This is {1 / passes[least]:.2f} times "
+        f"the budget and {passes[most] / passes[least]:.1f} epochs of {most}. Stop it at the budget."
     ]
 
 
@@ -129,6 +129,7 @@ def _ends_early(request: Request) -> list[str]:
     if 1 / passes[least] > 0.99:
         return []
     return [
-        f"all sources are read more than once, {least} {passes[least]:.2f} times: the interleaving ends after "
-        f"{1 / passes[least]:.0%} of the budget. Repeat each data set {math.floor(passes[least]) + 1} times first."
+        f"all sources are read more than once ({least} {passes[least]:.2f} times), so the interleaving "
+        f"ends after {1 / passes[least]:.0%} of the budget. Repeat each data set "
+        f"{math.floor(passes[least]) + 1} times first."
     ]

@@ -75,6 +75,7 @@ def _shuffled_together(request: Request) -> tuple[str, ...]:
         return ()
     most = max(mixed, key=lambda source: mixed[source])
     return (
-        f"{len(mixed)} of {len(request.passes)} sources: some documents come again before others came once; Megatron "
-        f"shuffles {mixed[most]} passes over {most} together, which is read {request.passes[most]:.2f} times.",
+        f"in {len(mixed)} of {len(request.passes)} sources some documents repeat before others are read "
+        f"once: Megatron shuffles {mixed[most]} epochs of {most} together, and reads it "
+        f"{request.passes[most]:.2f} times.",
     )

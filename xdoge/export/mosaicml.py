@@ -31,7 +31,7 @@ def mosaicml(request: Request) -> Export:
     counts = dict(zip(places, largest_remainder(tokens, request.mixture.budget_tokens // length), strict=True))
     chosen = {source: {"local": places[source], "choose": count} for source, count in counts.items() if count}
     short = [source for source, count in counts.items() if not count]
-    warnings = [f"left out, since the plan reads less than a sequence of {length:,} tokens: {', '.join(short)}."]
+    warnings = [f"left out, because the mixture reads less than a sequence of {length:,} tokens: {', '.join(short)}."]
     return Export(to_yaml({"streams": chosen}), ".yaml", tuple(warnings if short else ()))
 
 

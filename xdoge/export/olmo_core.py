@@ -40,8 +40,8 @@ def olmo_core(request: Request) -> Export:
     least = min(passes, key=lambda source: passes[source])
     partly = sum(value < 1 for value in passes.values())
     warnings = [
-        f"{partly} of {len(passes)} sources are not read whole: OLMo-core reads the first part of each file, "
-        f"{passes[least]:.1%} of {least}, and never the rest."
+        f"{partly} of {len(passes)} sources are not read in full: OLMo-core reads the first part of each "
+        f"file ({passes[least]:.1%} of {least}) and never the rest."
     ]
     text = to_yaml({"sources": entries}, f"requested_tokens: {request.mixture.budget_tokens}")
     return Export(text, ".yaml", tuple(warnings if partly else ()))

@@ -64,11 +64,14 @@ class Request:
         for source, share in self.shares.items():
             count = self.documents.get(source)
             if count is None:
-                raise XDogeError(f"documents name no {source!r}, which the mixture reads; give its number.")
+                raise XDogeError(
+                    f"documents has no entry for {source!r}, which the mixture reads; add its number of documents."
+                )
             if not 1 <= count <= share.available_tokens:
                 raise XDogeError(
-                    f"documents[{source!r}] is {count:,}; a source of {share.available_tokens:,} tokens has at least 1 "
-                    "and no more than that. Count those that the mixture's tokens were counted in."
+                    f"documents[{source!r}] is {count:,}; it must be from 1 to "
+                    f"{share.available_tokens:,}, the tokens of the source. Count the documents of the "
+                    "corpus that the mixture was planned for."
                 )
 
     @property
@@ -123,14 +126,15 @@ class Request:
             language, source = split_source(name)
             if not isinstance(paths, str):
                 if name not in paths:
-                    raise XDogeError(f"paths name no {name!r}, which the mixture reads; give its path.")
+                    raise XDogeError(f"paths has no entry for {name!r}, which the mixture reads; add its path.")
                 places[name] = paths[name]
                 continue
             try:
                 places[name] = paths.format(language=language, source=source, name=name)
             except (KeyError, IndexError, ValueError, AttributeError) as error:
                 raise XDogeError(
-                    f"paths {paths!r} is no template; it may hold {{language}}, {{source}}, {{name}}, as {default!r}."
+                    f"paths {paths!r} is not a template; it may contain {{language}}, {{source}} and {{name}}, as in "
+                    f"{default!r}."
                 ) from error
         owner: dict[str, str] = {}
         for name, path in places.items():
@@ -143,8 +147,9 @@ class Request:
         if self.rows is not None:
             return []
         return [
-            "the weights are shares of tokens, and rows are drawn: right only if all rows hold as many tokens. Give "
-            "sequence_length for packed sequences, or the documents per source."
+            "the weights are shares of tokens, but this trainer draws rows. They are right only if all "
+            "rows have the same number of tokens. Give sequence_length for packed sequences, or the "
+            "number of documents per source."
         ]
 
     def chance_warnings(self) -> list[str]:

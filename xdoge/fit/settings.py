@@ -79,45 +79,76 @@ class FitSettings(ProxySettings):
 
     initial: str = Field(
         "languages",
-        description="weights at the start: languages (all languages alike, in proportion to tokens within each), "
-        "sources (all sources alike), or a file of weights as `xdoge mix` takes it",
+        description="weights at the start: languages (equal languages; within each, in proportion to the tokens of "
+        "its sources), sources (equal sources), or a file of weights, as for `xdoge mix`",
     )
-    floor: float = Field(ge=0, description="γ, least weight of a source, below 1/k [1/(20 k)]")
-    mu: float = Field(0.1, gt=0, description="μ, the lead in score over the whole fit that gains a factor e")
-    score: Score = Field("unbiased", description="⟨g_j, g_j⟩ between independent halves, or as in the paper")
+    floor: float = Field(ge=0, description="γ, the minimum weight of each source; below 1/k for k sources [1/(20 k)]")
+    mu: float = Field(
+        0.1,
+        gt=0,
+        description="μ: a source whose score, averaged over the fit, leads another's by μ gains a factor e on it; a "
+        "smaller μ moves the weights further",
+    )
+    score: Score = Field(
+        "unbiased",
+        description="how the squared gradient norm of a source is estimated: from two independent halves of the batch "
+        "(unbiased), or from one batch as in the paper (paper)",
+    )
     targets: Literal["sources", "languages", "robust"] | dict[str, float] = Field(
         "languages",
-        description="whose loss counts: all languages alike, all sources alike, more those languages that progress "
-        "least (robust), or {NAME: τ} of sources and languages",
+        description="whose loss counts: languages (all equally), sources (all equally), robust (more weight on the "
+        "languages that progress least), or {NAME: τ} for sources and languages",
     )
     no_worse_than: str | None = Field(
         None,
-        description="limit on each language's estimated loss: REFERENCE:PERCENT above it, as uniform:1%; REFERENCE is "
-        "a strategy or a weights.json. The limit holds for the fit's own estimate only: models trained on such weights "
-        "ended 2.7 and 4.0% above uniform where 1% was asked",
+        description="limit on each language's estimated final loss: REFERENCE:PERCENT, such as uniform:1% for at "
+        "most 1 % above its loss with uniform weights. REFERENCE is a strategy or a weights.json. The "
+        "limit holds for the fit's own estimate only: models trained on such weights ended 2.7 and 4.0 % "
+        "above uniform where 1 % was asked",
     )
     target_budget: int | None = Field(
         None,
         gt=0,
-        description="tokens of the run that the weights are for; the proxy then sees so little of each source that it "
-        "repeats as often as that run will",
+        description="tokens of the run that the weights are for; the proxy then trains on a part of each source, "
+        "small enough that it repeats this part as often as the run will repeat the source",
     )
-    held_out: tuple[str, ...] = Field((), description="sources that steer as targets and are never trained on")
-    normalise: Normalisation = Field("mean_square", description="what makes the scores dimensionless")
-    burn_in: float = Field(0.0, ge=0, lt=1, description="share of the steps left out of the average")
+    held_out: tuple[str, ...] = Field(
+        (), description="sources whose loss counts as a target, but which the proxy never trains on"
+    )
+    normalise: Normalisation = Field(
+        "mean_square",
+        description="what the scores are divided by: a running mean of the squared gradient norm (mean_square), or "
+        "nothing (none)",
+    )
+    burn_in: float = Field(
+        0.0, ge=0, lt=1, description="fraction of the steps at the start that is left out of the average of the weights"
+    )
 
-    batch: Literal["stratified", "sampled"] = Field("stratified", description="every source in every batch, or drawn")
-    microbatches: int = Field(1, gt=0, description="parts a batch is split into to save memory")
+    batch: Literal["stratified", "sampled"] = Field(
+        "stratified",
+        description="stratified: every batch has sequences of every source; sampled: sources are drawn by weight",
+    )
+    microbatches: int = Field(1, gt=0, description="number of parts into which a batch is split to save memory")
 
-    timeout: float = Field(600, gt=0, description="seconds in which one of several processes must answer the others")
-    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    timeout: float = Field(
+        600, gt=0, description="seconds after which a process stops waiting for an answer of the others"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass; takes less memory and more time"
+    )
 
     eval_every: int = Field(
-        gt=0, description="steps between validation losses [a tenth of the steps, or more: at most 10 % of the time]"
+        gt=0,
+        description="steps between validations [a tenth of the steps, or more to keep validation below 10 % of the "
+        "time]",
     )
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
-    keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
-    gram_every: int = Field(ge=0, description="steps between Gram matrices, 0 for none [a hundredth of the steps]")
+    keep_checkpoints: int = Field(2, gt=0, description="number of latest checkpoints to keep")
+    gram_every: int = Field(
+        ge=0,
+        description="steps between measurements of the Gram matrix of the gradients; 0 for none [a hundredth of the "
+        "steps]",
+    )
 
     @field_validator("targets")
     @classmethod
@@ -152,7 +183,9 @@ class FitSettings(ProxySettings):
             known = name in STRATEGIES
             weights = strategy_weights(name, trained) if known else read_source_weights(name, store.tokens())
             if difference := names_that_differ(name, [s for s, w in weights.sources.items() if w], "the fit", trained):
-                raise XDogeError(f"no_worse_than {self.no_worse_than!r} has other sources: {difference}.")
+                raise XDogeError(
+                    f"no_worse_than {self.no_worse_than!r} and the fit have different sources: {difference}."
+                )
             reference = np.array([weights.sources.get(source, 0.0) for source in store.sources])
         return TargetRule(
             shares=language_shares(_positions(store.languages), rule.targets),
@@ -174,11 +207,14 @@ class FitSettings(ProxySettings):
         if self.initial not in INITIAL:
             named = [source for source in masses if source not in self.held_out]
             if difference := names_that_differ(self.initial, named, "the fit", trained):
-                raise XDogeError(f"{argument('initial', self.initial)} has other sources: {difference}.")
+                raise XDogeError(
+                    f"{argument('initial', self.initial)} and the fit have different sources: {difference}."
+                )
             if not self.floor and (stuck := [source for source in trained if not masses[source]]):
                 raise XDogeError(
-                    f"{argument('initial', self.initial)} gives {stuck[0]} no weight, and without a floor it would "
-                    f"never gain any; set {argument('floor')} above 0, or list {stuck[0]} in held_out."
+                    f"{argument('initial', self.initial)} gives {stuck[0]} no weight, and without a floor "
+                    f"its weight would stay 0; set {argument('floor')} above 0, or list {stuck[0]} in "
+                    "held_out."
                 )
         projected = project([masses[source] for source in trained], floor=self.floor)
         weights = dict(zip(trained, projected.tolist(), strict=True))
@@ -255,11 +291,16 @@ class FitSettings(ProxySettings):
         lines = []
         silent = [s for s, n in store.sequence_counts(self.sequence_length, split="validation").items() if n == 0]
         if silent:
-            lines.append(f"no validation sequence of {self.sequence_length} tokens, so no loss: {', '.join(silent)}")
+            lines.append(
+                f"no validation sequence of {self.sequence_length} tokens, so no validation loss, for "
+                f"{', '.join(silent)}"
+            )
         counts = self.sequences_seen(store)
         short = [f"{source} ({count})" for source, count in counts.items() if count < FEW_SEQUENCES]
         if short and self.score == "unbiased":
-            lines.append(f"few sequences, so their own products are estimated too low: {', '.join(short)}")
+            lines.append(
+                f"the own gradient product is estimated too low for sources with few sequences: {', '.join(short)}"
+            )
         if self.initial not in INITIAL:
             masses, weights = self._initial_masses(store), self.initial_weights(store).tolist()
             total = sum(masses[source] for source in self._trained_tokens(store))
@@ -269,11 +310,11 @@ class FitSettings(ProxySettings):
                 if masses[source] / total < weight == self.floor
             ]
             if lifted:
-                lines.append(f"{self.initial} has weights below the floor, which were raised: {few(lifted)}")
+                lines.append(f"weights of {self.initial} below the floor were raised: {few(lifted)}")
         if self.batch == "sampled" and self.score == "unbiased" and self.floor * self.batch_size < 1:
             lines.append(
-                f"a source at the floor is drawn twice, and so scored, in few batches of {self.batch_size}; "
-                "batch: stratified scores all sources in all batches"
+                f"a source at the floor is scored only in the few batches of {self.batch_size} that have "
+                "two of its sequences; batch: stratified scores all sources in all batches"
             )
         return lines
 
@@ -302,15 +343,15 @@ class FitSettings(ProxySettings):
         if self.floor * k >= 1:
             raise XDogeError(
                 f"floor {self.floor:g} is too high for {k} sources: it must be below 1/{k} = {1 / k:.6g}, "
-                f"and well below to leave anything to learn."
+                "and well below that to leave anything to learn."
             )
         for source in self.held_out:
             if rule.targets[sources.index(source)] == 0:
-                raise XDogeError(f"held_out names {source!r}, which is no target either, so nothing would use it.")
+                raise XDogeError(f"held_out names {source!r}, which is not a target, so it would not be used.")
         if self.target_budget is not None and self.target_budget <= self.proxy_tokens:
             raise XDogeError(
-                f"target_budget {self.target_budget:,} is no more than the {self.proxy_tokens:,} tokens that the proxy "
-                "trains on itself, so it would repeat nothing more often; leave it out."
+                f"target_budget {self.target_budget:,} is not larger than the {self.proxy_tokens:,} "
+                "tokens that the proxy trains on, so it has no effect; leave it out."
             )
         if self.no_worse_than is not None and not re.fullmatch(r".+:(?=.*[1-9])\d+(\.\d+)?%", self.no_worse_than):
             raise XDogeError(
@@ -341,7 +382,7 @@ class FitSettings(ProxySettings):
                 f"sequences each (batch {self.batch}, score {self.score}) need {least * len(sources)}."
             )
         if self.batch == "sampled" and self.batch_size <= least * len(self.held_out):
-            raise XDogeError(f"batch_size {self.batch_size} leaves no sequence to draw beside those of held_out.")
+            raise XDogeError(f"batch_size {self.batch_size} has no room for other sequences than those of held_out.")
 
 
 def _positions(languages: Languages) -> list[list[int]]:

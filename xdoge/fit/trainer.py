@@ -358,8 +358,8 @@ class Trainer:
         bits = int(np.float64(total).view(np.int64))
         if self.processes.all_reduce_max(bits) != -self.processes.all_reduce_max(-bits):
             raise XDogeError(
-                f"after step {self.state.step} the processes hold different proxies, which is a fault of this machine "
-                f"or of ours; {argument('resume', True)} continues from the last checkpoint."
+                f"after step {self.state.step} the processes hold different proxies, which is a fault of "
+                f"this machine or a bug; {argument('resume', True)} continues from the last checkpoint."
             )
 
     def rewind(self, on_note: OnNote) -> int:

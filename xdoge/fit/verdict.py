@@ -42,39 +42,41 @@ def fit_verdict(weights: WeightSet, run: RunFolder, store: TokenStore) -> list[s
         store: the token store that they were learned on.
     """
     faults: dict[str, str] = {}  # what is wrong: what helps
-    praise = "have no fault that shows here"
+    praise = "show no fault here"
     steps, of_recipe = weights.method["steps"], weights.proxy["steps"]
     if run.trajectory.exists():
         distance, language, last = _moved(weights, run)
-        praise = "settled (the last tenth of the steps agrees with the mean over all)"
+        praise = "settled (the last tenth of the steps agrees with the mean over all steps)"
         if steps < FEW_STEPS:
             praise = f"come from {steps} step{'s' * (steps != 1)}, too few to tell whether they settled"
         if distance > MOVING:
             faults[
                 f"they were still moving ({language} has {last:.3f} over the last tenth of the steps and "
-                f"{weights[language]:.3f} in the mean over all)"
-            ] = "take more steps" + " or leave the first ones out with burn_in" * ("burn_in" in weights.method)
+                f"{weights[language]:.3f} in the mean over all steps)"
+            ] = "take more steps" + " or leave out the first steps with burn_in" * ("burn_in" in weights.method)
     if (part := _part_of_recipe(weights)) < SHORT:
-        faults[f"the proxy trained on {part:.2g} of its recipe's tokens"] = (
-            "take the recipe's steps and sequence_length, or a smaller proxy"
+        faults[f"the proxy trained on only {part:.2g} of its recipe's tokens"] = (
+            "use the recipe's steps and sequence_length, or a smaller proxy"
         )
     elif steps < SHORT * of_recipe:
-        faults[f"the proxy trained for {steps:,} steps, and its recipe has {of_recipe:,}"] = "take the recipe's steps"
+        faults[f"the proxy trained for only {steps:,} steps of the {of_recipe:,} in its recipe"] = (
+            "use the recipe's steps"
+        )
     length = int(weights.method["sequence_length"])
     silent = [source for source, n in store.sequence_counts(length, split="validation").items() if not n]
     if silent:
-        faults[f"nothing measured the loss of {few(silent)}, which has no validation sequence"] = (
+        faults[f"the loss of {few(silent)} was not measured, because there is no validation sequence"] = (
             "prepare the store with more validation text, or lower sequence_length"
         )
     if repeated := _repeated(weights):
         named = [f"{source} {times:,.0f} times" for source, times in repeated.items()]
-        faults[f"some weights are far above the share of the corpus ({few(named)}), so a run repeats that text"] = (
-            "cap the passes with xdoge mix --max-epochs"
-        )
+        faults[
+            f"some weights are far above the share of the corpus ({few(named)}), so a run would repeat that text"
+        ] = "cap the epochs with xdoge mix --max-epochs"
     what = (
-        f"These weights are a first look from one seed: {'; '.join(faults)}."
+        f"These weights are only a first look from one seed: {'; '.join(faults)}."
         if faults
-        else f"These weights {praise}, but they are one draw: another seed gives others."
+        else f"These weights {praise}. But they are one draw: another seed gives other weights."
     )
     return [what, f"Next: {'; '.join([*faults.values(), 'fit two more seeds and average them with xdoge merge'])}."]
 

@@ -176,7 +176,7 @@ def work(store: TokenStore, out: Path, *, stop: list[int], on_progress: OnProgre
                 on_note(_of_diverged(run.name, result.diverged))
             else:
                 mean = sum(result.losses.values()) / len(result.losses)
-                on_note(f"{run.name} ended: {mean:.4f} bits per byte in the mean; {done} of {settings.runs} runs")
+                on_note(f"{run.name} finished: mean {mean:.4f} bits per byte; {done} of {settings.runs} runs")
             break
         else:
             if stop:
@@ -185,7 +185,7 @@ def work(store: TokenStore, out: Path, *, stop: list[int], on_progress: OnProgre
 
 
 def _of_diverged(name: str, why: str) -> str:
-    return f"warning: {name} diverged ({why}); it is kept and left out of the law"
+    return f"warning: {name} diverged ({why}); its result is kept but not used for the law"
 
 
 def _work_in_processes(
@@ -209,7 +209,9 @@ def _work_in_processes(
         results = swarm.results()
         for name in results.keys() - ended:
             why = results[name].diverged
-            on_note(_of_diverged(name, why) if why else f"{name} ended; {len(results)} of {swarm.settings.runs} runs")
+            on_note(
+                _of_diverged(name, why) if why else f"{name} finished; {len(results)} of {swarm.settings.runs} runs"
+            )
         if results.keys() - ended:
             steps = swarm.settings.steps
             on_progress(Event("step", "swarm", len(results) * steps, swarm.settings.runs * steps, unit="steps"))

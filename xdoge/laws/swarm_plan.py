@@ -233,7 +233,7 @@ class Swarm:
             law = self.fit(validate_rivals=False)
             optima = [best_shares(law, objective) for objective in ("mean", "worst")]
         except XDogeError as error:
-            on_note(f"warning: no law can be fitted yet ({error}), so the last runs go on with the design")
+            on_note(f"warning: no law can be fitted yet ({error}), so the last runs are not placed near its optimum")
             stage, optima = "design", []
             pool = candidates(len(self.units), most, seed=settings.seed + 1)
             rows.append(most_informative(prior_law(self.problem, self.affinity), trained, pool, count))
@@ -278,7 +278,7 @@ class Swarm:
             least = self.settings.budget_tokens / sum(self.tokens.values())
             raise XDogeError(
                 f"{argument('budget_tokens')} {self.settings.budget_tokens:,} cannot be spent within "
-                f"{argument('max_epochs')} {cap:g}; {least:.3g} passes over all text are the least."
+                f"{argument('max_epochs')} {cap:g}; it takes at least {least:.3g} epochs of all text."
             )
         return np.minimum(1.0, BEYOND_CAP * allowed)
 
@@ -316,7 +316,9 @@ class Swarm:
 
         mixtures, losses = self.table()
         if len(mixtures) < (fewest := fewest_runs(len(self.units))):
-            raise XDogeError(f"{self.path}: {len(mixtures)} runs ended well; a law is fitted to {fewest} at least.")
+            raise XDogeError(
+                f"{self.path}: {len(mixtures)} runs finished without diverging, but a law needs at least {fewest}."
+            )
         settings = FitSettings(
             tokens=self.tokens,
             budget_tokens=self.settings.budget_tokens,
@@ -355,9 +357,9 @@ class Swarm:
             if result.diverged
         ]
         if missing := self.settings.runs - len(results):
-            lines.append(f"{missing} of {self.settings.runs} runs have not ended: resume the swarm to train them")
+            lines.append(f"{missing} of {self.settings.runs} runs are not finished: resume the swarm to train them")
         if self.noise and not self.noise.suffices:
-            lines.append(f"{self.describe_noise()}: a law of these runs is not to be believed")
+            lines.append(f"{self.describe_noise()}: do not trust a law fitted to these runs")
         return lines
 
     def weights(self, run: PlannedRun) -> dict[str, float]:

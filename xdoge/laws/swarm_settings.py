@@ -24,24 +24,35 @@ class SwarmSettings(ProxySettings):
     """Every setting of `xdoge swarm`, with its final value. `for_store` fills in what the user left out."""
 
     proxy: str = Field(
-        "125m", description="recipe of the proxy, a YAML file of one, or a trained model that every run continues from"
+        "125m",
+        description="proxy model: the name of a recipe, a YAML file with one, or a trained model that every run "
+        "continues from",
     )
     budget_tokens: int = Field(gt=0, description="tokens of the run that the law is for")
-    max_epochs: float | None = Field(8.0, gt=0, description="most passes over a source in that run, or none")
-    runs: int = Field(gt=0, description="trainings [9, and 5 for each share]")
+    max_epochs: float | None = Field(8.0, gt=0, description="maximum number of epochs of a source in that run, or none")
+    runs: int = Field(gt=0, description="number of trainings [9, plus 5 for each share]")
     level: Literal["languages", "sources"] = Field(
-        "languages", description="what has a share of its own; sources of a language then go by size"
+        "languages",
+        description="what has its own share: languages or sources. With languages, the sources of a language are "
+        "mixed in proportion to their tokens",
     )
-    seed: Seed = Field(0, description="decides which mixtures are drawn and which text is seen")
+    seed: Seed = Field(0, description="seed for drawing mixtures and choosing the text")
     seeds: tuple[Seed, ...] = Field(
         (0, 1, 2, 3),
         min_length=2,
-        description="of the proxies: two anchors are trained with each, the rest with the first",
+        description="seeds of the proxies; two anchor mixtures are trained with each seed, all other mixtures with "
+        "the first",
     )
-    held_out: float = Field(0.2, ge=0, lt=1, description="share of the runs that no law is fitted to")
-    affinity: str | None = Field(None, description="folder of a fit, whose gradients say who may help whom")
-    averaging: float = Field(0.1, ge=0, le=1, description="last share of the steps whose weights are averaged")
-    eval_sequences: int = Field(256, gt=0, description="validation sequences per source, at most")
+    held_out: float = Field(
+        0.2, ge=0, lt=1, description="fraction of the runs that no law is fitted to; they measure how good the law is"
+    )
+    affinity: str | None = Field(
+        None, description="run folder of a fit; its gradients tell the law which source may help which language"
+    )
+    averaging: float = Field(
+        0.1, ge=0, le=1, description="fraction of the steps at the end whose model weights are averaged"
+    )
+    eval_sequences: int = Field(256, gt=0, description="maximum number of validation sequences per source")
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a tenth of the steps]")
 
     @field_validator("seeds")
@@ -62,7 +73,8 @@ class SwarmSettings(ProxySettings):
         units = store.languages if values.get("level", "languages") == "languages" else store.sources
         if proxy.recipe is None and "steps" not in values:
             raise XDogeError(
-                f"{where}: {argument('steps')} is missing: say for how many steps each run continues from {proxy.name}."
+                f"{where}: {argument('steps')} is missing; give the number of steps for which each run "
+                f"continues from {proxy.name}."
             )
         defaults = proxy.defaults() | ({"steps": proxy.recipe.steps} if proxy.recipe else {})
         steps = count_or(1, values.get("steps", defaults.get("steps")))
@@ -75,19 +87,19 @@ class SwarmSettings(ProxySettings):
 
     def _check(self, store: TokenStore, units: int, where: str) -> None:
         if units < 2:
-            raise XDogeError(f"{where}: {store.path} has one share to vary; a mixture law needs two.")
+            raise XDogeError(f"{where}: {store.path} has only one share to vary; a mixture law needs two.")
         least = self.anchors + 2 * units
         if self.runs < least:
             raise XDogeError(
-                f"{where}: {argument('runs')} is {self.runs}; {units} shares need {least} at least: {self.anchors} "
-                f"anchors and each share rich once and poor once."
+                f"{where}: {argument('runs')} is {self.runs}, but {units} shares need at least {least}: "
+                f"{self.anchors} anchors, and a run with a high and one with a low value of each share."
             )
         design, near = self.stages(units)
         held_out, fewest = self.held_out_of(design) + self.held_out_of(near), fewest_runs(units)
         if self.runs - held_out < fewest:
             raise XDogeError(
-                f"{where}: {argument('held_out')} takes {held_out} of {self.runs} {argument('runs')}; a law of {units} "
-                f"shares is fitted to {fewest} at least. Train more runs or hold out fewer."
+                f"{where}: {argument('held_out')} takes {held_out} of {self.runs} {argument('runs')}, but "
+                f"a law of {units} shares needs at least {fewest} runs. Train more runs or hold out fewer."
             )
         for source, count in store.sequence_counts(self.sequence_length).items():
             if not count:
@@ -135,14 +147,14 @@ class SwarmSettings(ProxySettings):
         lines = []
         if self.proxy_tokens > self.budget_tokens:
             lines.append(
-                f"each proxy trains on {self.proxy_tokens:,} tokens, more than the budget of {self.budget_tokens:,}: "
-                "it repeats its text more often than the target run"
+                f"each proxy trains on {self.proxy_tokens:,} tokens, more than the budget of "
+                f"{self.budget_tokens:,}, so it repeats its text more often than the target run"
             )
         rough = {source: n for source, n in self.sequences_seen(store).items() if n < 8}
         if rough:
             lines.append(
-                f"the proxies see fewer than 8 sequences of {', '.join(rough)}: their epochs are rough; use a proxy "
-                "that trains on more tokens"
+                f"the proxies read fewer than 8 different sequences of {', '.join(rough)}, so their "
+                "epochs are only approximate; use a proxy that trains on more tokens"
             )
         return lines
 

@@ -64,7 +64,7 @@ def allocate(
     names = list(weights)
     for name in [*(caps or {}), *(floors or {})]:
         if name not in weights:
-            raise XDogeError(f"{name} has a cap or a floor and no weight.")
+            raise XDogeError(f"{name} has a cap or a floor, but no weight.")
     parts = as_integers(weights.values())
     low = [(floors or {}).get(name, 0) for name in names]
     high = [(caps or {}).get(name) for name in names]

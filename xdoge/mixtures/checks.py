@@ -44,7 +44,7 @@ def check_names(
                 raise XDogeError(f"{argument(what)} names {name!r}; {hint}")
     for name, limit in caps.items():
         if not (_is_number(limit) and limit >= 0):
-            raise XDogeError(f"{argument('caps')} of {name!r} is {limit!r}; passes over a source are a number >= 0.")
+            raise XDogeError(f"{argument('caps')} of {name!r} is {limit!r}; it must be a number of epochs >= 0.")
     for name, count in before.items():
         if not isinstance(count, int) or count < 0:
             raise XDogeError(f"read_before[{name!r}] is {count!r}; it must be a whole number >= 0.")

@@ -81,7 +81,7 @@ def read_mixture(path: Path) -> dict[str, float]:
     table = read_mixtures(path)
     if len(table.runs) > 1:
         raise XDogeError(
-            f"{path} has the shares of {len(table.runs):,} mixtures, and one is needed; keep the row of one of them."
+            f"{path} has the shares of {len(table.runs):,} mixtures, but one is needed; keep only one row."
         )
     return dict(zip(table.names, table.values[0].tolist(), strict=True))
 

@@ -300,10 +300,10 @@ class Mixture:
         moved = math.fsum(abs(share.weight - share.learned_weight) for share in shares.values()) / 2
         kinds = {
             f"caps overrule the weights for more than {LARGE_CUT:.0%} of the budget": (
-                {"in all": f"{moved:.1%}"} if moved > LARGE_CUT else {}
+                {"in total": f"{moved:.1%}"} if moved > LARGE_CUT else {}
             ),
             f"a cap allows less than min_share {self.min_share:g}": short,
-            f"read more than {DEFAULT_MAX_EPOCHS:g} times, beyond which text is worth much less than new text": {
+            f"read more than {DEFAULT_MAX_EPOCHS:g} times; repeated text is then worth much less than new text": {
                 name: f"{epochs:.1f} times" for name, epochs in _largest_first(repeated)
             },
             f"less than {LITTLE_READ:.0%} of the text is read": hardly,

@@ -50,12 +50,12 @@ def strategy_weights(
         )
     tau = DEFAULT_TEMPERATURE if temperature is None else temperature
     if not 1 <= tau < math.inf:
-        raise XDogeError(f"{argument('temperature')} is {tau:g}; it must be at least 1, which is proportional.")
+        raise XDogeError(f"{argument('temperature')} is {tau:g}; it must be at least 1 (1 is proportional).")
     exponent = {"proportional": 1.0, "temperature": 1 / tau}.get(strategy, 0.0)
     groups = available_tokens if level == "sources" else _by_language(available_tokens)
     masses = {name: count**exponent if count else 0.0 for name, count in groups.items()}
     if empty := [name for name, mass in masses.items() if not mass]:
-        raise XDogeError(f"{empty[0]} has no tokens to share by.")
+        raise XDogeError(f"{empty[0]} has no tokens.")
     total = math.fsum(masses.values())
     shares = {name: mass / total for name, mass in masses.items()}
     settings = {"strategy": strategy, "level": level} | ({"temperature": tau} if strategy == "temperature" else {})

@@ -209,7 +209,7 @@ class WeightSet:
         if path.is_dir():
             if not (path / "weights.json").exists():
                 unfinished = (path / "config.yaml").exists()
-                hint = "its fit is not finished; resume it first" if unfinished else "it is no run of a fit"
+                hint = "its fit is not finished; resume it first" if unfinished else "it is not the run of a fit"
                 raise XDogeError(f"{path} has no weights.json: {hint}.")
             path = path / "weights.json"
         value = read_json(path, schema="xdoge.weights", version=1)

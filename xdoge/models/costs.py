@@ -34,7 +34,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 def _at_least_a_gigaflop(value: int) -> int:
     if value < 10**9:
-        raise ValueError(f"{value} FLOP/s is no GPU; write FLOP/s such as 365T for 365 TFLOP/s")
+        raise ValueError(f"{value} FLOP/s is too slow for a GPU; write FLOP/s such as 365T for 365 TFLOP/s")
     return value
 
 
@@ -83,9 +83,9 @@ class RunSpec(Config):
         taken = {"model": ("tokens", "sequence_length", "achieved"), "parameters": ("tokens", "achieved"), "hours": ()}
         for key in ("tokens", "sequence_length", "achieved"):
             if getattr(self, key) is not None and key not in taken[named[0]]:
-                raise ValueError(f"{key} decides nothing in a row that gives {named[0]}; remove one of them")
+                raise ValueError(f"{key} has no effect in a row with {named[0]}; remove one of them")
         if self.parameters is not None and self.tokens is None:
-            raise ValueError("tokens is missing; only a recipe has a number of its own")
+            raise ValueError("tokens is missing; only a recipe has a default")
         return self
 
 
@@ -101,7 +101,7 @@ class PlanSpec(Config):
     def _nameable(cls, runs: dict[str, RunSpec]) -> dict[str, RunSpec]:
         for name in runs:
             if not re.fullmatch(r"[\w/.-]+", name):
-                raise ValueError(f"the name {name!r} is not made of letters, digits, and - _ . / only")
+                raise ValueError(f"the name {name!r} may contain only letters, digits, - _ . and /")
         return runs
 
 

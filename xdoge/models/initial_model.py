@@ -64,10 +64,10 @@ class InitialModel:
         """
         if name in recipe_names() or Path(name).suffix in (".yaml", ".yml"):
             return cls(name, recipe=load_recipe(name))
-        kinds = f"recipe ({', '.join(recipe_names())}, or a .yaml file), no folder"
+        recipe = f"a recipe ({', '.join(recipe_names())}, or a .yaml file)"
         if not Path(name).exists() and (near := difflib.get_close_matches(name, recipe_names(), n=1)):
-            raise XDogeError(f"model {name!r} is no {kinds}; did you mean {near[0]}?")
-        model = CausalModel.find(name, kinds=kinds)
+            raise XDogeError(f"model {name!r} is not {recipe} or a folder; did you mean {near[0]}?")
+        model = CausalModel.find(name, kinds=f"{recipe}, ")
         if getattr(model.config, "quantization_config", None):
             raise XDogeError(f"model {name!r} is quantised; train the one in full precision that it was made from.")
         return cls(name, model=model)
@@ -119,8 +119,8 @@ class InitialModel:
         size = self.model.config.get_text_config().vocab_size
         if store.vocab_size > size:
             raise XDogeError(
-                f"{name} has an embedding for {size:,} tokens, and its tokenizer makes {store.vocab_size:,}; "
-                "resize_token_embeddings of transformers enlarges it."
+                f"{name} has an embedding for {size:,} tokens, but its tokenizer makes "
+                f"{store.vocab_size:,}; enlarge it with resize_token_embeddings of transformers."
             )
 
     def build(self, store: TokenStore, *, sequence_length: int, seed: int) -> Any:
@@ -175,14 +175,16 @@ def freeze(model: torch.nn.Module, train_only: str | None) -> tuple[int, int]:
         try:
             pattern = re.compile(train_only)
         except re.error as error:
-            raise XDogeError(f"{argument('train_only')} {train_only!r} is no regular expression: {error}.") from error
+            raise XDogeError(
+                f"{argument('train_only')} {train_only!r} is not a valid regular expression: {error}."
+            ) from error
         for parameter in model.parameters():
             parameter.requires_grad_(any(pattern.search(name) for name in names[id(parameter)]))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not trained:
         sample = [spellings[0] for spellings in names.values()]
         raise XDogeError(
-            f"{argument('train_only')} {train_only!r} is found in no parameter's name, such as {', '.join(sample[:3])}."
+            f"{argument('train_only')} {train_only!r} matches no parameter name, such as {', '.join(sample[:3])}."
         )
     return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
 

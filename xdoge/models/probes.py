@@ -57,13 +57,13 @@ def refuse_future(model: Any, name: str, *, length: int = TOKENS) -> None:
         config = getattr(model, "config", None)
         hint = " Set is_decoder to true in its config.json." if getattr(config, "is_decoder", True) is False else ""
         raise XDogeError(
-            f"{name} ({type(model).__name__}) sees the future: its logits move with later tokens, so that its losses "
-            f"would mean nothing. Only causal language models can be trained and measured.{hint}"
+            f"{name} ({type(model).__name__}) sees the future: its logits depend on later tokens, so its "
+            f"losses would be meaningless. Only causal language models can be trained and measured.{hint}"
         )
     if positions.most is not None and positions.most < length:
         raise XDogeError(
-            f"{name} numbers {positions.most:,} positions, and sequences of {length:,} tokens are asked for; lower "
-            "their length."
+            f"{name} has {positions.most:,} positions, but sequences of {length:,} tokens are requested; "
+            "use shorter sequences."
         )
 
 
@@ -88,7 +88,7 @@ def refuse_leaks(model: Any, *, length: int = TOKENS) -> None:
         alone = _logits(model, ids[None, start:])[0]
     if not _distance(packed, alone, alone) <= _tolerance(alone):  # NaN is no distance
         raise XDogeError(
-            f"{advice} does not: the document before moves its predictions. Use {argument('documents', 'ignore')}."
+            f"{advice} does not: the previous document changes its predictions. Use {argument('documents', 'ignore')}."
         )
 
 
@@ -117,14 +117,14 @@ def refuse_other_loss(model: Any, name: str, *, parts: int, length: int = TOKENS
         return
     if not getattr(model.config.get_text_config(), "output_router_logits", False):
         raise XDogeError(
-            f"{name} ({type(model).__name__}) computes {loss * parts:.4g} as its loss, and its next-token loss is "
-            f"{expected * parts:.4g}; transformers would train it on something else."
+            f"{name} ({type(model).__name__}) computes {loss * parts:.4g} as its loss, but its next-token "
+            f"loss is {expected * parts:.4g}; transformers would train it on something else."
         )
     if parts > 1:
         raise XDogeError(
-            f"{name} has output_router_logits, and transformers would add the auxiliary loss of its routers once for "
-            f"each of the {parts} parts of a step (processes × {argument('accumulation')}). Set output_router_logits "
-            "to false in its config.json, or train in one part."
+            f"{name} has output_router_logits: transformers would add the auxiliary loss of its routers "
+            f"once for each of the {parts} parts of a step (processes × {argument('accumulation')}). Set "
+            "output_router_logits to false in its config.json, or train in one part."
         )
 
 

@@ -30,7 +30,9 @@ class Recipe(Config):
     intermediate_size: int = Field(gt=0)
     layers: int = Field(gt=0)
     heads: int = Field(gt=0)
-    kv_heads: int | None = Field(default=None, gt=0, description="key/value heads; as many as heads when left out")
+    kv_heads: int | None = Field(
+        default=None, gt=0, description="number of key/value heads; if left out, as many as heads"
+    )
     tie_embeddings: bool = True
     rope_theta: float = Field(default=10_000.0, gt=0)
     sequence_length: int = Field(ge=2, description="tokens per sequence")
@@ -42,10 +44,11 @@ class Recipe(Config):
     def _divisible(self) -> Self:
         if self.hidden_size % self.heads or (self.hidden_size // self.heads) % 2:
             raise ValueError(
-                f"hidden_size {self.hidden_size} over {self.heads} heads is no even number; rotary positions need one"
+                f"hidden_size {self.hidden_size} over {self.heads} heads is not an even number, which "
+                "rotary positions need"
             )
         if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}")
+            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         return self
 
     @property

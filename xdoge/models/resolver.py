@@ -46,12 +46,12 @@ class CausalModel:
     config: Any
 
     @classmethod
-    def find(cls, name: str, *, kinds: str = "folder") -> Self:
+    def find(cls, name: str, *, kinds: str = "") -> Self:
         """Return the model of a name. No weights are loaded yet.
 
         Args:
             name: folder of a model, a run folder, or a name on the Hub.
-            kinds: other kinds of name that the caller accepts, for the error message.
+            kinds: other kinds of name that the caller accepts, for the error message, such as "a recipe, ".
 
         Raises:
             XDogeError: the model cannot be read, or is not a causal language model.
@@ -61,8 +61,8 @@ class CausalModel:
         refuse_adapter(folder)
         if folder.is_dir() and not (folder / "config.json").is_file():
             inside = [str(file.parent) for file in sorted(folder.glob("*/config.json"))]
-            hint = f"; a model lies in {' and '.join(inside)}" if inside else ""
-            raise XDogeError(f"model {name!r} is no model: it has no config.json{hint}.")
+            hint = f"; there is a model in {' and '.join(inside)}" if inside else ""
+            raise XDogeError(f"model {name!r} is not a model: it has no config.json{hint}.")
         if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
             raise XDogeError(f"model {name!r} does not exist.")
         with importing("proxy"):
@@ -70,12 +70,14 @@ class CausalModel:
         if folder.is_dir():
             check_files(folder)
         what = (
-            "is a folder that cannot be read as a model" if folder.is_dir() else f"is no {kinds}, no model on the Hub"
+            "is a folder that cannot be read as a model"
+            if folder.is_dir()
+            else f"is not {kinds}a folder or a model on the Hub"
         )
         with foreign_errors(f"model {name!r} {what}"):
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise XDogeError(f"model {name!r} is a {config.model_type}, which is no causal language model.")
+            raise XDogeError(f"model {name!r} is a {config.model_type}, which is not a causal language model.")
         model = cls(name, config)
         _ = model.context, model.begin  # raise their errors before the long work starts
         return model
@@ -96,7 +98,8 @@ class CausalModel:
             value -= config.pad_token_id + 1
         if type(value) is not int or value < 2:
             raise XDogeError(
-                f"{self.name}/config.json: {key} {shown(getattr(config, key))} leaves no two tokens to a sequence."
+                f"{self.name}/config.json: {key} {shown(getattr(config, key))} is too small for a "
+                "sequence of two tokens."
             )
         return value
 
@@ -132,8 +135,8 @@ class CausalModel:
         token, size = getattr(config, "bos_token_id", None), getattr(config, "vocab_size", None)
         if token is not None and not (type(token) is int and type(size) is int and 0 <= token < size):
             raise XDogeError(
-                f"{self.name}/config.json: bos_token_id {shown(token)} is no token of a vocabulary of {shown(size)}; "
-                "set it to the token that begins a text, or to null."
+                f"{self.name}/config.json: bos_token_id {shown(token)} is not in a vocabulary of "
+                f"{shown(size)}; set it to the token that begins a text, or to null."
             )
         return token
 

@@ -63,8 +63,8 @@ def check_tokenizer(store: TokenStore, model: str, *, advice: str) -> None:
     own = _transformers_tokenizer(model).fingerprint
     if own != stored:
         raise XDogeError(
-            f"{store.path} was prepared with another tokenizer ({stored[:12]}) than that of {model} ({own[:12]}), so "
-            f"its tokens mean something else to the model. {advice}"
+            f"{store.path} was prepared with another tokenizer ({stored[:12]}) than that of {model} "
+            f"({own[:12]}), so the model would misread its tokens. {advice}"
         )
 
 
@@ -72,5 +72,7 @@ def _transformers_tokenizer(model: str) -> Tokenizer:
     if Path(model).is_dir() and not any(
         re.search(r"^(tokenizer|vocab|tiktoken)|\.model$", child.name) for child in Path(model).iterdir()
     ):
-        raise XDogeError(f"{model} has no tokenizer; copy the files of the one it was trained with into that folder.")
+        raise XDogeError(
+            f"{model} has no tokenizer; copy the files of the tokenizer that it was trained with into that folder."
+        )
     return huggingface(model)

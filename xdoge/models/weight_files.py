@@ -44,14 +44,14 @@ def check_files(folder: Path) -> None:
     config = read_json(folder / "config.json")
     for key, value in _numbers(config):
         if _PARTS.search(key) and value > MOST_PARTS:
-            raise XDogeError(f"{folder / 'config.json'}: {key} is {shown(value)}; no model has over {MOST_PARTS:,}.")
+            raise XDogeError(f"{folder / 'config.json'}: {key} is {shown(value)}; it must be at most {MOST_PARTS:,}.")
     for index in sorted(folder.glob("*.index.json")):
         names = read_json(index).get("weight_map")
         if not isinstance(names, dict):
             raise XDogeError(f"{index} has no weight_map, which says where each tensor lies.")
         for name in names.values():
             if not isinstance(name, str) or Path(name).name != name:
-                raise XDogeError(f"{index} names {shown(name)}, which is no file of that folder.")
+                raise XDogeError(f"{index} names {shown(name)}, which is not a file of that folder.")
     for file in sorted(folder.glob("*.safetensors")):
         for name, (kind, _) in _tensors(file).items():
             if _INTEGER.fullmatch(kind) and _WEIGHT.search(name) and not config.get("quantization_config"):
@@ -86,8 +86,8 @@ def check_size(folder: Path, parameters: int) -> None:
     held = sum(size for file in files for _, size in _tensors(file).values())
     if files and parameters > 2 * held:
         raise XDogeError(
-            f"{folder / 'config.json'} describes a model of {parameters:,} parameters, and its weights hold {held:,}; "
-            "these are not the files of one model."
+            f"{folder / 'config.json'} describes a model of {parameters:,} parameters, but its weights "
+            f"hold {held:,}; these are not the files of one model."
         )
 
 
@@ -107,7 +107,7 @@ def _tensors(file: Path) -> dict[str, tuple[str, int]]:
         tensors = {name: value for name, value in header.items() if name != "__metadata__"}
         end = _HEADER + length + max((value["data_offsets"][1] for value in tensors.values()), default=0)
         if size != end:
-            raise ValueError(f"it has {size:,} bytes, and its header says {end:,}")
+            raise ValueError(f"it has {size:,} bytes, but its header says {end:,}")
         return {name: (str(value["dtype"]), math.prod(value["shape"])) for name, value in tensors.items()}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise XDogeError(f"{file} is damaged or cut off: {_line(error)}. Copy or download it again.") from error

@@ -108,11 +108,11 @@ class MixtureDataset(Dataset[Tensors]):
         if sequence_length < 2:
             raise XDogeError(f"sequence_length is {sequence_length}; it takes 2 tokens to predict one.")
         if documents not in get_args(Documents):
-            raise XDogeError(f"documents is {documents!r}; it is one of {', '.join(get_args(Documents))}.")
+            raise XDogeError(f"documents is {documents!r}; it must be one of {', '.join(get_args(Documents))}.")
         if sequence_length != sampler.sequence_length:
             raise XDogeError(
-                f"sequence_length is {sequence_length:,}, and the sampler was made for sequences of "
-                f"{sampler.sequence_length:,} tokens; use one for both."
+                f"sequence_length is {sequence_length:,}, but the sampler was made for sequences of "
+                f"{sampler.sequence_length:,} tokens; use the same for both."
             )
         available = store.sequence_counts(sequence_length)
         if missing := [source for source in sampler.sources if source not in available]:
@@ -122,8 +122,9 @@ class MixtureDataset(Dataset[Tensors]):
         for source, length in sampler.lengths.items():
             if length != available[source]:
                 raise XDogeError(
-                    f"the sampler takes {source} to have {length:,} sequences, and in {store.path} it has "
-                    f"{available[source]:,}; make the sampler with lengths=store.sequence_counts({sequence_length})."
+                    f"the sampler expects {source} to have {length:,} sequences, but in {store.path} it "
+                    f"has {available[source]:,}; make the sampler with "
+                    f"lengths=store.sequence_counts({sequence_length})."
                 )
         self.store = store
         self.sampler = sampler

@@ -123,11 +123,12 @@ class MixtureSampler:
     ) -> None:
         if isinstance(mixture, str) or not isinstance(lengths, Mapping):
             raise XDogeError(
-                "MixtureSampler takes Mixture.load(path), and lengths such as store.sequence_counts(2048)."
+                "MixtureSampler takes a mixture, such as Mixture.load(path), and lengths, such as "
+                "store.sequence_counts(2048)."
             )
         parts = [(mixture, mixture.budget_tokens)] if isinstance(mixture, Mixture) else list(mixture)
         if not parts:
-            raise XDogeError("there is no stage to play; give at least one (mixture, tokens).")
+            raise XDogeError("there are no stages; give at least one (mixture, tokens).")
         self.world_size = whole_number("world_size", world_size, least=1)
         self.rank = check_rank(rank, self.world_size)
         self.sources = tuple(dict.fromkeys(source for part, _ in parts for source in part.sources))
@@ -149,7 +150,7 @@ class MixtureSampler:
             first = parts[0][0].sources
             read_before = {s: share.read_before // self.sequence_length for s, share in first.items()}
         if unknown := sorted(set(read_before) - set(self.sources)):
-            raise XDogeError(f"read_before names {unknown[0]}, which the mixture does not.")
+            raise XDogeError(f"read_before names {unknown[0]}, which is not in the mixture.")
         carried = [whole_number(f"read_before[{s!r}]", read_before.get(s, 0), least=0) for s in self.sources]
         self._stages: tuple[Stage, ...] = ()
         self._add_stages(parts, np.array(carried, dtype=np.int64))
@@ -306,15 +307,15 @@ class MixtureSampler:
             raise XDogeError(f"at is {at:,}; the plan has the positions 0 to {self.total:,}.")
         carried, begin = self._read_before(at)
         if begin != at:
-            raise XDogeError(f"at is {at:,}, inside a block that began at {begin:,}; rebase where one ends.")
+            raise XDogeError(f"at is {at:,}, inside a block that begins at {begin:,}; rebase at the end of a block.")
         if unknown := sorted(set(mixture.sources) - set(self.sources)):
             raise XDogeError(
-                f"mixture {mixture.name!r} names {', '.join(unknown)}, which this sampler has no lengths of; "
-                "make a new one of stages, with the lengths of all sources."
+                f"mixture {mixture.name!r} names {', '.join(unknown)}, for which this sampler has no "
+                "lengths; make a new sampler of stages, with the lengths of all sources."
             )
         tokens = (self.total - at) * self.sequence_length if tokens is None else tokens
         if tokens < self.sequence_length:
-            raise XDogeError(f"at {at:,} nothing is left of the plan; say how many tokens to go on for.")
+            raise XDogeError(f"the plan ends at {at:,}; give the number of tokens to continue for.")
         other = copy.copy(self)
         other._stages = tuple(replace(stage, stop=min(stage.stop, at)) for stage in self._stages if stage.start < at)
         other._add_stages([(mixture, tokens)], carried)
@@ -349,15 +350,15 @@ class MixtureSampler:
             version, position, block, plan = (state[key] for key in ("version", "position", "batch_size", "plan"))
         except (KeyError, TypeError) as error:
             raise XDogeError(
-                f"this is no state of a sampler, which has version, position, batch_size, plan: {state!r}."
+                f"this is not the state of a sampler, which has version, position, batch_size, plan: {state!r}."
             ) from error
         if version != STATE_VERSION:
             raise XDogeError(f"the sampler's state has version {version}; this xdoge reads {STATE_VERSION}.")
         if plan != self.fingerprint:
             raise XDogeError(
-                f"the state is of another plan ({plan}, this one is {self.fingerprint}): mixture, lengths, sequence "
-                "length, seed and stages must be those it was taken with. After a rebase, make the first sampler, "
-                "rebase it at the same position, then load the state."
+                f"the state belongs to another plan ({plan}, this one is {self.fingerprint}): mixture, "
+                "lengths, sequence length, seed and stages must be the same. After a rebase, make the "
+                "first sampler, rebase it at the same position, then load the state."
             )
         position, block = whole_number("position", position, least=0), whole_number("batch_size", block, least=1)
         if position > self.total:

@@ -77,7 +77,7 @@ def find_sequence_length(parts: Sequence[tuple[Mixture, int]], lengths: Mapping[
         if bounded and least < most
         else "the lengths are not the mixture's available tokens cut into sequences of one length"
     )
-    raise XDogeError(f"sequence_length cannot be told: {how}. Give sequence_length, tokens per sequence.")
+    raise XDogeError(f"sequence_length cannot be inferred: {how}. Give sequence_length, the tokens per sequence.")
 
 
 def sequence_quotas(

@@ -81,8 +81,8 @@ def refuse_changes(
             changed |= learning & open_runs
             continue
         raise XDogeError(
-            f"{out} began with {' and '.join(LEARNS_FROM[key] for key in other)} of strategies.{name}. Put back what "
-            "was there, or name another folder."
+            f"{out} was begun with {' and '.join(LEARNS_FROM[key] for key in other)} of "
+            f"strategies.{name}. Restore the earlier ones, or name another folder."
         )
     anew = [name for name in before["runs"] if name in changed]
     for name, command in before["runs"].items():
@@ -90,12 +90,12 @@ def refuse_changes(
             continue
         if name not in now["runs"]:
             raise XDogeError(
-                f"{out} has the run {name}, which {study} no longer asks for, and a study shows every run that "
-                "it began. Put back what was there, or name another folder."
+                f"{out} has the run {name}, which {study} no longer contains. A study reports every run "
+                "that it began. Restore the earlier study, or name another folder."
             )
         if command != now["runs"][name]:
             raise XDogeError(
-                f"{out} planned {name} as `{command}`, and {study} now as `{now['runs'][name]}`. Put back what "
-                "was there, or name another folder; only a run that failed may change."
+                f"{out} planned {name} as `{command}`, but {study} now plans it as `{now['runs'][name]}`. "
+                "Restore the earlier settings, or name another folder; only a run that failed may change."
             )
     return [name for name in anew if name in now["runs"]]

@@ -342,18 +342,18 @@ def _notes(
         named = "; ".join(reasons[:3]) + f"; and {len(reasons) - 3} more reasons" * (len(reasons) > 3)
         lines.append(f"{len(failed)} of {len(states)} models failed and are missing from the means: {named}")
     if left := len(states) - len(failed) - states.count("finished"):
-        lines.append(f"{left} of {len(states)} models are not finished, so this is no result yet")
+        lines.append(f"{left} of {len(states)} models are not finished, so there is no result yet")
     if len(study.spec.seeds) == 1:
-        lines.append("there is one seed, so nothing says how far chance alone moves the numbers")
+        lines.append("there is only one seed, so the effect of chance is unknown")
     if unpaired := [result for result in results.values() if result.state == "finished" and result.resampled is None]:
         lines.append(
-            f"{len(unpaired)} models have no file of what each document cost, so intervals hold the spread over seeds "
-            "alone; remove their results.json to measure again"
+            f"{len(unpaired)} models have no file of document scores, so their intervals include only the "
+            "spread over seeds; remove their results.json to measure them again"
         )
     for name, sets in weights.items():
         planned = study.strategies[name].flops
         spent = {fit.proxy["flops"] for fit in sets.values() if "flops" in fit.proxy}
         if spent - {planned}:
             other = " and ".join(f"{cost:.4g}" for cost in sorted(spent - {planned}))
-            lines.append(f"{name} cost {other} FLOPs, and {planned:.4g} were planned, so totals differ")
+            lines.append(f"{name} cost {other} FLOPs, but {planned:.4g} were planned, so the totals differ")
     return lines

@@ -113,7 +113,9 @@ class StudyPlan:
         except XDogeError as error:
             raise XDogeError(f"{path}: model: {error.message}") from error
         if spec.steps is None and initial.recipe is None:
-            raise XDogeError(f"{path}: steps is missing: say for how many steps each training continues from {model}.")
+            raise XDogeError(
+                f"{path}: steps is missing; give the number of steps for which each training continues from {model}."
+            )
         plan = cls(path, spec, opened, {}, model, initial)
         swarm = read_swarm(
             spec, opened, path.parent, budget_tokens=plan.own_steps * plan.tokens_per_step, where=str(path)
@@ -126,14 +128,16 @@ class StudyPlan:
     def _check(self) -> None:
         """Raise XDogeError for settings that `xdoge train` or `xdoge eval` would refuse."""
         if taken := [key for key in OWN if key in self.spec.training]:
-            raise XDogeError(f"{self.path}: training names {taken[0]}, which is a key of the study itself.")
+            raise XDogeError(
+                f"{self.path}: training sets {taken[0]}, which is a key of the study itself; move it out of training."
+            )
         if not self.languages:
-            raise XDogeError(f"{self.path}: {self.store.path} has no validation text to measure by.")
+            raise XDogeError(f"{self.path}: {self.store.path} has no validation text to measure the models on.")
         window = PerplexitySettings.parse(self.spec.evaluation, where=f"{self.path}: evaluation").window
         if window is not None and window > self.sequence_length:
             raise XDogeError(
-                f"{self.path}: evaluation: window {window:,} is longer than the sequences of {self.sequence_length:,} "
-                "tokens that the models are trained on; lower it or leave it out."
+                f"{self.path}: evaluation: window {window:,} is longer than the training sequences of "
+                f"{self.sequence_length:,} tokens; lower it or leave it out."
             )
         for comparison in self.spec.compare:
             for strategy in self.strategies.values():
@@ -352,7 +356,7 @@ class StudyPlan:
         out, before, planned = Path(out), *self._plans(Path(out))
         if before is None:
             if out.exists() and (not out.is_dir() or any(out.iterdir())):
-                raise XDogeError(f"{out} holds something else than a study; name a new or empty folder.")
+                raise XDogeError(f"{out} holds files that are not of a study; name a new or empty folder.")
             return []
         runs, tried = self.runs(out), attempts(out).keys()
         failed = {name for name in failed_runs(out) if name in runs and not runs[name].finished}

@@ -158,7 +158,7 @@ def prediction_tables(findings: Findings, comparison: BudgetKind, *, languages: 
     against = f"to {findings.study.spec.relative_to} in bits per byte"
     return [
         TextTable(
-            f"Predicted by the law {form}, ± half of a 90 % interval, and measured difference {against}",
+            f"Predicted by the law {form} (± half of a 90 % interval) and measured: difference {against}",
             ["strategy", *(f"{key},\n{what}" for key in measures for what in ("predicted", "measured"))],
             [
                 [

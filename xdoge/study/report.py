@@ -17,16 +17,17 @@ from xdoge.study.spec import BudgetKind
 TITLES: Mapping[BudgetKind, str] = {"tokens": "Equal tokens", "flops": "Equal total FLOPs"}
 
 RULE = (
-    "Differences are paired by seed and by document: both models start from the same parameters, read in the same "
-    f"order and are measured on the same documents. ± is half of the {CONFIDENCE:.0%} interval over seeds and "
-    "documents, for one difference at a time. Better and worse name the languages whose whole interval lies on one "
-    "side of 0."
+    "Differences are paired by seed and by document: both models start from the same parameters, read "
+    f"text in the same order and are measured on the same documents. ± is half of the {CONFIDENCE:.0%} "
+    "interval over seeds and documents, for one difference at a time. The columns better and worse name "
+    "the languages whose whole interval lies on one side of 0."
 )
 
 PREDICTED = (
-    "Laws are fitted to the small proxies of the swarm, and predict each model from the mixture that it was trained "
-    "on, at the budget that the law is for. Levels of proxies and models differ, so only differences are shown. Their "
-    "predicted 90 % intervals pair the two mixtures: both are predicted by laws that are refitted to simulated swarms."
+    "Each law is fitted to the small proxies of the swarm. It predicts each model from the mixture that "
+    "the model was trained on, at the token budget of the law. Losses of proxies and models differ in "
+    "level, so only differences are shown. Predicted 90 % intervals are paired: both mixtures are "
+    "predicted by laws that are refitted to simulated swarms."
 )
 
 
@@ -42,13 +43,13 @@ def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TextTa
     """Return a table of macro mean, worst language and costs, and a table of bits per byte by language."""
     study, rows = findings.study, findings.rows(comparison)
     against = f"\nagainst {study.spec.relative_to}"
-    about = f"{rows[0]['training_tokens']:,} tokens of training each"
+    about = f"{rows[0]['training_tokens']:,} training tokens each"
     if comparison == "flops":
         about = f"{study.total_flops:.4g} FLOPs each for weights and training together"
     if most := study.spec.evaluation.get("max_documents"):
-        about += f", measured on {most} documents of each source at most"
+        about += f", measured on at most {most} documents of each source"
     summary = TextTable(
-        f"{TITLES[comparison]}: bits per byte, {about}; less is better",
+        f"{TITLES[comparison]}: bits per byte, {about}; lower is better",
         [
             *("strategy", "seeds", "macro", f"Δ macro{against}", "worst", f"Δ worst{against}"),
             *("regret,\nmacro", "regret,\nworst", "weights,\nFLOPs", "share of\ntraining", "training\ntokens"),
@@ -166,7 +167,7 @@ def _sections(findings: Findings, command: str) -> Iterator[Section]:
     yield Section(
         "What was run",
         paragraphs=[
-            f"{len(findings.results)} models were planned, and all that were begun are counted here.",
+            f"{len(findings.results)} models were planned. All models that were begun are counted here.",
             f"Store {study.store.name}, SHA-256 {study.store.sha256}.",
         ],
         tables=[missing] if missing.rows else [],
@@ -194,10 +195,11 @@ def _explained(findings: Findings, comparison: BudgetKind) -> str:
     study = findings.study
     if comparison == "tokens":
         steps = study.steps("tokens", study.spec.relative_to)
-        return f"Every model trains for {steps:,} steps, whatever its weights cost to learn."
+        return f"Every model trains for {steps:,} steps. The cost of learning its weights is not counted."
     return (
-        f"Every strategy has {study.total_flops:.4g} FLOPs for learning its weights and training together: what the "
-        "most costly strategy needs at equal tokens. Strategies that spend less on learning train for longer."
+        f"Every strategy has {study.total_flops:.4g} FLOPs for learning its weights and training "
+        "together. This is what the most costly strategy needs at equal tokens. Strategies that spend "
+        "less on learning train for longer."
     )
 
 

@@ -62,7 +62,9 @@ def run_all(
                 session.start_what_can()
             time.sleep(POLL)
         if stop:
-            raise Interrupted(stop[0], f"stopped with {session.finished} runs finished; the same command goes on")
+            raise Interrupted(
+                stop[0], f"stopped; {session.finished} runs are finished. Run the same command again to continue."
+            )
     return session.failed
 
 
@@ -182,9 +184,7 @@ class _Session:
         """Pass the signal on to the running commands, once."""
         if not self.told:
             self.told = True
-            self.on_note(
-                f"stopping; running commands write what they need to go on: {', '.join(self.running) or 'none'}"
-            )
+            self.on_note(f"stopping; these commands save their state first: {', '.join(self.running) or 'none'}")
             for _, process, _ in self.running.values():
                 process.terminate()
 
@@ -218,7 +218,7 @@ def last_line(log: Path) -> str:
     """Return the last line of a log that is not blank."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "no output"
 
 
 def clock(seconds: float) -> str:

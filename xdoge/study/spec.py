@@ -41,30 +41,39 @@ Passes = Annotated[
 class StudySpec(Config):
     """The content of study.yaml. The recipe of the model decides settings of the training that are left out."""
 
-    store: Path = Field(description="token store; relative paths lead from the folder of the study.yaml")
-    proxy: str = Field(description="recipe of the proxies, for strategies that learn: a name, or a YAML file")
+    store: Path = Field(description="token store; relative paths start at the folder of the study.yaml")
+    proxy: str = Field(description="proxy of the strategies that learn: the name of a recipe, or a YAML file with one")
     model: str = Field(
-        description="what is trained on every mixture: a recipe's name, a YAML file of one, or a trained model"
+        description="model that is trained on every mixture: the name of a recipe, a YAML file with one, or a "
+        "trained model"
     )
-    seeds: tuple[Seed, ...] = Field(min_length=1, description="of proxies, models and the order of text, in turn")
+    seeds: tuple[Seed, ...] = Field(
+        min_length=1,
+        description="each seed trains one proxy and one model per strategy, and sets the order of their text",
+    )
     steps: int | None = Field(
-        None, gt=0, description="of training, where tokens are equal; a trained model needs them [the recipe's]"
+        None,
+        gt=0,
+        description="training steps of each model at equal tokens; required if model is a trained model [the recipe's]",
     )
-    batch_size: int | None = Field(None, gt=0, description="sequences per step of training [the model's]")
-    sequence_length: int | None = Field(None, ge=2, description="tokens per sequence of training [the model's]")
+    batch_size: int | None = Field(None, gt=0, description="sequences per training step [the model's]")
+    sequence_length: int | None = Field(None, ge=2, description="tokens per training sequence [the model's]")
     max_epochs: Passes = Field(
-        DEFAULT_MAX_EPOCHS, description="most passes over a source, or none; a strategy's own wins [4]"
+        DEFAULT_MAX_EPOCHS, description="maximum number of epochs of a source, or none; a strategy may set its own [4]"
     )
-    relative_to: str = Field("uniform", description="strategy that the others' differences are taken against")
+    relative_to: str = Field("uniform", description="strategy to which all others are compared")
     compare: tuple[BudgetKind, ...] = Field(
-        ("tokens", "flops"), min_length=1, description="what is made equal: tokens, flops or both [both]"
+        ("tokens", "flops"), min_length=1, description="what is equal for all strategies: tokens, flops or both [both]"
     )
     learning: dict[str, Any] = Field(default_factory=dict, description="settings of all strategies that learn [none]")
     swarm: dict[str, Any] = Field(
-        default_factory=dict, description="settings of `xdoge swarm`, for the swarm that all laws share [none]"
+        default_factory=dict,
+        description="settings of `xdoge swarm` for the swarm that all strategies of kind law share [none]",
     )
     training: dict[str, Any] = Field(default_factory=dict, description="other settings of `xdoge train` [none]")
-    evaluation: dict[str, Any] = Field(default_factory=dict, description="settings of perplexity [none]")
+    evaluation: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the perplexity, as in `xdoge eval` [none]"
+    )
     strategies: dict[str, dict[str, Any]] = Field(min_length=1, description="NAME: {kind: KIND, its settings}")
 
     @field_validator("compare", mode="before")
@@ -86,7 +95,7 @@ class StudySpec(Config):
     def _nameable(cls, strategies: dict[str, Any]) -> dict[str, Any]:
         for name in strategies:
             if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
-                raise ValueError(f"the name {name!r} is not made of letters, digits, and - _ . only")
+                raise ValueError(f"the name {name!r} may contain only letters, digits, - _ and .")
         return strategies
 
 
@@ -255,7 +264,7 @@ def _learned(
     where: str,
 ) -> Strategy:
     if "seed" in values:
-        raise XDogeError(f"{where}: seed is no setting of a strategy; the study's seeds are taken in turn.")
+        raise XDogeError(f"{where}: a strategy has no setting seed; it is trained with each of the study's seeds.")
     settings: FitSettings | BaselineSettings
     learns_from: dict[str, Any] = {}
     try:

@@ -27,14 +27,17 @@ def verdict(
     intervals = {row["strategy"]: interval for row in rows if (interval := means[row["strategy"]]) is not None}
     rows = [row for row in rows if row["strategy"] in intervals]
     if not rows:
-        return [f"No strategy has a finished model beside one of {reference}, so there is nothing to judge yet."]
+        return [
+            f"No strategy has a finished model for a seed for which {reference} has one, so there is nothing "
+            "to judge yet."
+        ]
     if all(interval.n == 1 for interval in intervals.values()):
         return [
-            f"There is one seed to compare with {reference}, so no difference can be told from chance. "
-            "Next: add at least two more to `seeds` and run the same command again."
+            f"There is only one seed to compare with {reference}, so no difference can be told from "
+            "chance. Next: add at least two more to `seeds` and run the same command again."
         ]
     return [
-        f"In the mean of bits per byte against {reference}, {'; '.join(_means(intervals))}.",
+        f"Mean of bits per byte against {reference}: {'; '.join(_means(intervals))}.",
         *_languages(rows),
         *_by_chance(rows, len(rows) * languages),
         f"Next: {_next(rows, intervals, reference)}",
@@ -51,9 +54,9 @@ def _means(intervals: Mapping[str, Interval]) -> list[str]:
     for sign, word in ((-1, "better"), (0, "undecided"), (1, "worse")):
         if names := by_sign[sign]:
             listed = few([f"{name} ({_difference(intervals[name], reason=not sign)})" for name in names])
-            parts.append(f"{'really ' * bool(sign)}{word}: {listed}")
+            parts.append(f"{'significantly ' * bool(sign)}{word}: {listed}")
     if single := [name for name, interval in intervals.items() if interval.n == 1]:
-        parts.append(f"not judged, with one seed: {few(single)}")
+        parts.append(f"not judged (one seed): {few(single)}")
     return parts
 
 
@@ -68,7 +71,7 @@ def _what_decides(interval: Interval) -> str:
     if more is not None:
         return f"about {more} more seed{'s' * (more != 1)} would decide"
     if replace(interval, document_stderr=None).more_seeds is not None:
-        return "more validation text would decide, more seeds would not"
+        return "more validation text would decide, but more seeds would not"
     return f"even {MOST_SEEDS} more seeds would not decide"
 
 
@@ -79,7 +82,7 @@ def _languages(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         changed = [f"{word} in {few(row[word])}" for word in ("better", "worse") if row[word]]
         if changed:
             parts.append(f"{row['strategy']} is {' and '.join(changed)}")
-    return [f"By language, {few(parts, between='; ')}."] if parts else ["No single language differs really."]
+    return [f"By language: {few(parts, between='; ')}."] if parts else ["No single language differs significantly."]
 
 
 def _by_chance(rows: Sequence[Mapping[str, Any]], count: int) -> list[str]:
@@ -87,8 +90,8 @@ def _by_chance(rows: Sequence[Mapping[str, Any]], count: int) -> list[str]:
         return []
     real = sum(len(row["better"]) + len(row["worse"]) for row in rows)
     return [
-        f"Of {count} differences by language {real} look real, and about {(1 - CONFIDENCE) * count:.0f} would do so by "
-        "chance alone."
+        f"{real} of {count} differences by language look real; about {(1 - CONFIDENCE) * count:.0f} would "
+        "do so by chance alone."
     ]
 
 
@@ -101,7 +104,7 @@ def _next(rows: Sequence[Mapping[str, Any]], intervals: Mapping[str, Interval], 
     if enough := {name: more for name, more in needed.items() if more is not None}:
         name = min(enough, key=enough.__getitem__)
         return (
-            f"keep {reference} for now; to decide about {name}, add {enough[name]} more to `seeds` and run the same "
-            "command again."
+            f"keep {reference} for now; to decide about {name}, add {enough[name]} more to `seeds` and "
+            "run the same command again."
         )
     return f"keep {reference}; nothing here is shown to be better."

@@ -62,7 +62,7 @@ class MixtureTrainer(Trainer):
             )
         if (total := self.get_total_train_batch_size(arguments)) != settings.batch_size:
             raise XDogeError(
-                f"the processes train on {total} sequences a step, and batch_size is {settings.batch_size}."
+                f"the processes train on {total} sequences per step, but batch_size is {settings.batch_size}."
             )
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> torch.Tensor:
@@ -177,7 +177,7 @@ def _whole_or_not(folder: Path) -> Iterator[None]:
         if isinstance(error, SafetensorError) or "inline_container.cc" in str(error):  # a RuntimeError of torch.save
             what = textwrap.shorten(str(error), 200, placeholder=" ...")
             raise XDogeError(
-                f"{folder} cannot be written, as when the disk is full ({what}); it was taken away again. Free space, "
-                f"then continue with {argument('resume', True)}."
+                f"{folder} cannot be written, perhaps because the disk is full ({what}); it was removed. "
+                f"Free space, then continue with {argument('resume', True)}."
             ) from error
         raise

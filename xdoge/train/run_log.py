@@ -77,7 +77,7 @@ class RunLog:
             f"learning rate {self.settings.learning_rate:.3g}; "
             f"{split.per_device} sequences at once × {split.processes} processes × {split.accumulation} "
             f"accumulated = {self.settings.batch_size}"
-            + (f"; {left:,} sequences of the mixture stay unread" if left else "")
+            + (f"; {left:,} sequences of the mixture will not be read" if left else "")
         )
 
     def tokens(self, step: int) -> int:
@@ -105,8 +105,8 @@ class RunLog:
                 good = checkpoints(self.run.checkpoints)
                 raise NonFiniteLossError(
                     f"step {step}: {name} is {value}. Last good checkpoint: {good[-1] if good else 'none yet'}. Start "
-                    f"anew in another folder with a lower learning_rate or clip, from there if {argument('model')} "
-                    "names it; look at the text."
+                    "again in another folder with a lower learning_rate or clip; to start from a checkpoint, name it "
+                    f"with {argument('model')}. Also check the text."
                 )
         if not self.first:
             return

@@ -39,51 +39,82 @@ ELASTIC = (
 class TrainSettings(Config):
     """All resolved settings of `xdoge train`. Use `for_run` to complete the settings of a user."""
 
-    model: str = Field(description="a recipe, or the folder or Hub name of a causal language model to go on with")
+    model: str = Field(description="a recipe, or the folder or Hub name of a causal language model to continue from")
     seed: Seed = Field(
-        0, description="of a recipe's first weights and of dropout; the order of text is the mixture's own"
+        0, description="seed of a recipe's initial weights and of dropout; the order of the text comes from the mixture"
     )
-    steps: int = Field(gt=0, description="optimiser steps [as many as the mixture has]")
-    batch_size: int = Field(gt=0, description="sequences per step, of all processes together [the recipe's; CPT: 32]")
+    steps: int = Field(gt=0, description="optimiser steps [all that the mixture has tokens for]")
+    batch_size: int = Field(
+        gt=0, description="sequences per step, over all processes [the recipe's; 32 for continual pre-training]"
+    )
     sequence_length: int = Field(
         ge=2,
-        description="tokens per sequence [the mixture's, if planned with one; the recipe's; CPT: the context, to 2048]",
+        description="tokens per sequence [the mixture's, if it was planned with one; else the recipe's, or the "
+        "model's context up to 2048]",
     )
     documents: Literal["ignore", "separate"] = Field(
-        "ignore", description="whether tokens attend to the documents before their own, in training and validation"
+        "ignore",
+        description="with separate, tokens do not attend to earlier documents in their sequence, in training and "
+        "validation; with ignore, they do",
     )
 
     learning_rate: float = Field(
-        gt=0, lt=1e6, description="peak, of AdamW [the recipe's; CPT: half of GPT-3's at that size]"
+        gt=0,
+        lt=1e6,
+        description="peak learning rate of AdamW [the recipe's; for continual pre-training half of GPT-3's at that "
+        "size]",
     )
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises [0.05; CPT: 0.01]")
-    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak at the end of the cosine")
-    weight_decay: float = Field(0.1, ge=0, description="of AdamW, on matrices; norms and biases are left alone")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    train_only: str | None = Field(None, description="regular expression; parameters without it in a name are frozen")
+    warmup: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="fraction of the steps over which the learning rate rises to its peak [0.05; 0.01 for continual "
+        "pre-training]",
+    )
+    final_learning_rate: float = Field(
+        0.1, ge=0, le=1, description="learning rate at the end of the cosine decay, as a fraction of the peak"
+    )
+    weight_decay: float = Field(0.1, ge=0, description="weight decay of AdamW on matrices; norms and biases have none")
+    clip: float = Field(1.0, gt=0, description="the gradient is scaled down to this norm if it is larger")
+    train_only: str | None = Field(
+        None, description="regular expression; only parameters whose names contain a match are trained"
+    )
 
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of matrix products, weights stay float32; auto is bfloat16 where the GPU has it"
+        "auto",
+        description="precision of matrix products (weights stay float32); auto is bfloat16 on a GPU that supports it, "
+        "else float32",
     )
-    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
-    device: Literal["auto", "cpu"] = Field("auto", description="what to compute on")
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass; takes less memory and more time"
+    )
+    device: Literal["auto", "cpu"] = Field("auto", description="device to compute on")
     per_device_batch_size: int | None = Field(
-        None, gt=0, description="sequences at once on each device [batch_size / processes / accumulation]"
+        None, gt=0, description="sequences per forward pass on each device [batch_size / processes / accumulation]"
     )
     accumulation: int | None = Field(
-        None, gt=0, description="backward passes per step [1, or what per_device_batch_size leaves]"
+        None, gt=0, description="backward passes per step [1, or batch_size / processes / per_device_batch_size]"
     )
-    workers: int = Field(0, ge=0, description="processes that read ahead, per device")
+    workers: int = Field(0, ge=0, description="data loading processes per device; 0 loads in the training process")
 
     eval_every: int = Field(
-        gt=0, description="steps between validation losses [a tenth of the steps, or more: at most 10 % of the time]"
+        gt=0,
+        description="steps between validations [a tenth of the steps, or more to keep validation below 10 % of the "
+        "time]",
     )
-    eval_on_start: bool = Field(description="measure the validation losses before the first step [yes, if it fits]")
-    eval_sequences: int = Field(64, gt=0, description="validation sequences per source, at most [64, or what fits]")
+    eval_on_start: bool = Field(
+        description="validate before the first step [yes, if validation stays below 10 % of the time]"
+    )
+    eval_sequences: int = Field(
+        64,
+        gt=0,
+        description="maximum number of validation sequences per source [64, or fewer to keep validation below 10 % of "
+        "the time]",
+    )
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints [a twentieth of the steps]")
-    keep_checkpoints: int = Field(2, gt=0, description="how many of the latest to keep")
+    keep_checkpoints: int = Field(2, gt=0, description="number of latest checkpoints to keep")
     report_to: tuple[Tracker, ...] = Field(
-        (), description="trackers that get the metrics too: tensorboard, wandb, trackio, or a list of them"
+        (), description="trackers that also get the metrics: tensorboard, wandb, trackio, or a list of them"
     )
 
     @field_validator("report_to", mode="before")
@@ -119,8 +150,9 @@ class TrainSettings(Config):
             initial.model.check_length("sequence_length", length)
         if planned and length > 1 and length != mixture.sequence_length:
             raise XDogeError(
-                f"{argument('sequence_length')} is {length:,}, and {mixture.name!r} was planned for whole sequences of "
-                f"{mixture.sequence_length:,} tokens; leave it out, or plan the mixture with sequences of {length:,}."
+                f"{argument('sequence_length')} is {length:,}, but {mixture.name!r} was planned for whole "
+                f"sequences of {mixture.sequence_length:,} tokens; leave it out, or plan the mixture with "
+                f"sequences of {length:,}."
             )
         total = mixture.budget_tokens // length
         if total < batch:
@@ -211,11 +243,11 @@ class BatchSplit:
         if device * processes * accumulation != batch:
             raise XDogeError(
                 f"per_device_batch_size {device} × {processes} processes × accumulation {accumulation} = "
-                f"{device * processes * accumulation}, and batch_size is {batch}; they must be equal: "
+                f"{device * processes * accumulation}, but batch_size is {batch}; they must be equal: "
                 + (
-                    f"start a number of processes which divides {batch}, or take another batch_size."
+                    f"start a number of processes that divides {batch}, or use another batch_size."
                     if batch % processes
-                    else f"set per_device_batch_size or accumulation such that their product is {batch // processes}."
+                    else f"choose per_device_batch_size and accumulation so that their product is {batch // processes}."
                 )
             )
         return cls(processes, device, accumulation)
@@ -230,17 +262,18 @@ def check_mixture(mixture: Mixture, store: TokenStore) -> None:
     planned = mixture.corpus.get("sha256")
     if planned is not None and planned != store.sha256:
         raise XDogeError(
-            f"mixture {mixture.name!r} was planned for the store {mixture.corpus.get('name')!r} with SHA-256 "
-            f"{planned[:12]}, and {store.path} ({store.name!r}) has {store.sha256[:12]}; plan it anew with xdoge mix."
+            f"mixture {mixture.name!r} was planned for the store {mixture.corpus.get('name')!r} with "
+            f"SHA-256 {planned[:12]}, but {store.path} ({store.name!r}) has {store.sha256[:12]}; plan it "
+            "again with xdoge mix."
         )
     if only := sorted(set(mixture.sources) ^ set(store.sources)):
         raise XDogeError(
-            f"mixture {mixture.name!r} and {store.path} name different sources; in one of them only: {', '.join(only)}."
+            f"mixture {mixture.name!r} and {store.path} have different sources; only in one of them: {', '.join(only)}."
         )
     for source, tokens in store.tokens().items():
         available = mixture.sources[source].available_tokens
         if available > tokens:
             raise XDogeError(
-                f"mixture {mixture.name!r} takes {source} to have {available:,} tokens, and {store.path} has "
-                f"{tokens:,}; plan it anew with xdoge mix."
+                f"mixture {mixture.name!r} expects {source} to have {available:,} tokens, but "
+                f"{store.path} has {tokens:,}; plan it again with xdoge mix."
             )

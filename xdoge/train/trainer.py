@@ -118,7 +118,9 @@ def train(
     for line in notes:
         on_note(line)
     if initial.recipe and Path(initial.name).is_dir():
-        on_note(f"note: {initial.name} is taken as the recipe; write ./{initial.name} for the folder of that name")
+        on_note(
+            f"note: {initial.name} is read as the name of a recipe; write ./{initial.name} for the folder of that name"
+        )
     disable_progress_bar()  # type: ignore[no-untyped-call]
     set_verbosity_error()  # type: ignore[no-untyped-call]
     model = initial.build(store, sequence_length=settings.sequence_length, seed=settings.seed)
@@ -200,8 +202,9 @@ def refuse_other_precision(settings: TrainSettings) -> None:
     launch = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launch not in ("no", "bf16" if _autocasts(settings) else "no"):
         raise XDogeError(
-            f"accelerate is set to mixed_precision {launch} (its config, or ACCELERATE_MIXED_PRECISION), and precision "
-            f"{settings.precision} is {'bfloat16' if _autocasts(settings) else 'float32'}; set both alike."
+            f"accelerate is set to mixed_precision {launch} (its config, or ACCELERATE_MIXED_PRECISION), "
+            f"but precision {settings.precision} is {'bfloat16' if _autocasts(settings) else 'float32'}; "
+            "use the same for both."
         )
 
 
@@ -249,8 +252,9 @@ def training_arguments(settings: TrainSettings, split: BatchSplit, run: RunFolde
     )
     if arguments.n_gpu > 1:
         raise XDogeError(
-            f"one process sees {arguments.n_gpu} GPUs; start one for each with torchrun --nproc-per-node "
-            f"{arguments.n_gpu} -m xdoge train ..., or leave it one with CUDA_VISIBLE_DEVICES=0."
+            f"one process sees {arguments.n_gpu} GPUs; start one process for each with torchrun "
+            f"--nproc-per-node {arguments.n_gpu} -m xdoge train ..., or use a single GPU with "
+            "CUDA_VISIBLE_DEVICES=0."
         )
     return arguments
 

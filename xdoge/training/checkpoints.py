@@ -77,7 +77,7 @@ def newest_whole(checkpoints: Sequence[Path], on_note: OnNote) -> Path | None:
             damaged[folder] = what
             continue
         for later, what in damaged.items():
-            on_note(f"{later} is damaged, {what}; going back to the checkpoint before it")
+            on_note(f"{later} is damaged: {what}; using the previous checkpoint instead")
             shutil.rmtree(later)
         return folder
     if damaged:

@@ -88,8 +88,9 @@ def check_launch(processes: Processes, settings: ProxySettings) -> None:
     for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         if os.environ.get(variable, "false").lower() == "true":
             raise XDogeError(
-                f"accelerate is set to {name}, and a fit keeps the whole proxy on every GPU: gradients per source are "
-                "formed from whole layers. Start it with torchrun, or with a config of accelerate without it."
+                f"accelerate is set to {name}, but a fit keeps the whole proxy on every GPU: it computes "
+                "gradients per source from whole layers. Start it with torchrun, or with a config of "
+                "accelerate without it."
             )
     if processes.world_size == 1:
         return
@@ -97,18 +98,20 @@ def check_launch(processes: Processes, settings: ProxySettings) -> None:
     ours = pick_autocast(settings.precision, torch.device(processes.device))
     if precision not in ("no", "bf16" if ours else "no"):
         raise XDogeError(
-            f"accelerate is set to mixed_precision {precision}, and precision {settings.precision} is "
-            f"{'bfloat16' if ours else 'float32'} here; set both alike."
+            f"accelerate is set to mixed_precision {precision}, but precision {settings.precision} is "
+            f"{'bfloat16' if ours else 'float32'} here; use the same for both."
         )
     if settings.device == "cuda" and not processes.device.startswith("cuda"):
         raise XDogeError("device 'cuda' is not on this machine; write auto or cpu.")
     if settings.device not in ("auto", "cpu", "cuda"):
         raise XDogeError(
-            f"device {settings.device} is one, for {processes.world_size} processes; write cuda, auto or cpu."
+            f"device {settings.device} is a single device, but there are {processes.world_size} "
+            "processes; write cuda, auto or cpu."
         )
     if settings.batch_size < processes.world_size:
         raise XDogeError(
-            f"batch_size {settings.batch_size} leaves some of {processes.world_size} processes without a row."
+            f"batch_size {settings.batch_size} is too small: some of {processes.world_size} processes "
+            "would have no sequence."
         )
 
 

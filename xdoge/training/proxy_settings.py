@@ -41,19 +41,30 @@ def refuse_unknown(key: str, chosen: Iterable[str], sources: Collection[str]) ->
 class ProxySettings(Config):
     """Settings for training a proxy, in fits, baselines and swarms."""
 
-    proxy: str = Field("125m", description="recipe of the proxy model: a name, or a YAML file of your own")
-    seed: Seed = Field(0, description="decides the initial proxy and the order of the sequences")
-    steps: int = Field(gt=0, description="optimiser steps [recipe]")
-    batch_size: int = Field(gt=0, description="sequences per step [recipe, at least 2 per source]")
-    sequence_length: int = Field(ge=2, description="tokens per sequence [recipe]")
-    learning_rate: float = Field(gt=0, lt=1e6, description="peak, of AdamW [recipe]")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
-    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak at the end of the cosine")
-    weight_decay: float = Field(0.1, ge=0)
-    clip: float = Field(1.0, gt=0, description="largest norm of the proxy's gradient")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 where the GPU has it")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    eval_sequences: int = Field(16, gt=0, description="validation sequences per source, at most [16, or what fits]")
+    proxy: str = Field("125m", description="proxy model: the name of a recipe, or a YAML file with one")
+    seed: Seed = Field(0, description="seed of the proxy's initial weights and of the order of the sequences")
+    steps: int = Field(gt=0, description="optimiser steps [the recipe's]")
+    batch_size: int = Field(gt=0, description="sequences per step [the recipe's, but at least 2 per source]")
+    sequence_length: int = Field(ge=2, description="tokens per sequence [the recipe's]")
+    learning_rate: float = Field(gt=0, lt=1e6, description="peak learning rate of AdamW [the recipe's]")
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="fraction of the steps over which the learning rate rises to its peak"
+    )
+    final_learning_rate: float = Field(
+        0.1, ge=0, le=1, description="learning rate at the end of the cosine decay, as a fraction of the peak"
+    )
+    weight_decay: float = Field(0.1, ge=0, description="weight decay of AdamW on matrices; norms and biases have none")
+    clip: float = Field(1.0, gt=0, description="the proxy's gradient is scaled down to this norm if it is larger")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="precision of matrix products; auto is bfloat16 on a GPU that supports it, else float32"
+    )
+    device: str = Field("auto", description="device to compute on: auto, cpu, cuda or cuda:N")
+    eval_sequences: int = Field(
+        16,
+        gt=0,
+        description="maximum number of validation sequences per source [16, or fewer to keep validation below 10 % of "
+        "the time]",
+    )
 
     @classmethod
     def for_store(cls, store: TokenStore, options: Mapping[str, Any], *, where: str = "settings") -> Self:

@@ -155,8 +155,8 @@ class RunFolder:
         known = {*(started.get("settings") or {}), *free}
         if unknown := [key for key, value in config.get("settings", {}).items() if key not in known and value]:
             raise XDogeError(
-                f"{self.path} was begun by an earlier xdoge, without the setting {', '.join(unknown)}; finish the run "
-                "with that version, or start it anew in another folder."
+                f"{self.path} was begun by an earlier xdoge, without the setting {', '.join(unknown)}; "
+                "finish the run with that version, or start it again in another folder."
             )
         changed = [
             f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"
@@ -215,8 +215,8 @@ class RunFolder:
         numbers = read_json(folder / "state.json", schema="xdoge.checkpoint", version=CHECKPOINT)
         if numbers["schema"] != f"xdoge.checkpoint/{CHECKPOINT}":
             raise XDogeError(
-                f"{folder} was written by an earlier xdoge, whose fits this one cannot continue; finish the run with "
-                "that version, or start it anew in another folder."
+                f"{folder} was written by an earlier xdoge, whose fits this version cannot continue; "
+                "finish the run with that version, or start it again in another folder."
             )
         return numbers, load_file(folder / "arrays.safetensors"), load_tensors(folder / "tensors.safetensors")
 
@@ -274,8 +274,9 @@ class RunFolder:
             return {name: History(k, table[name].to_numpy()[: step * k].reshape(step, k)) for name in columns}
         except (pa.ArrowException, OSError, ValueError) as error:
             raise XDogeError(
-                f"{self.trajectory} is damaged, and what it held of the first {step:,} steps lies nowhere else. Put "
-                f"back a copy, or remove {self.checkpoints} and start again with {argument('resume', True)}."
+                f"{self.trajectory} is damaged, and there is no other copy of its first {step:,} steps. "
+                f"Put back a copy, or remove {self.checkpoints} and start again with "
+                f"{argument('resume', True)}."
             ) from error
 
     def write_gram(self, table: pa.Table) -> None:
@@ -299,7 +300,8 @@ def _harmless(path: Path) -> bool:
 def version_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return a line for each version that changed between the start of a run and its continuation."""
     return [
-        f"resuming elsewhere than the run began, so the last digits may differ: {name} {before.get(name)} → {version}"
+        f"resuming with other software or hardware than before, so the last digits may differ: {name} "
+        f"{before.get(name)} → {version}"
         for name, version in now.items()
         if before.get(name) != version
     ]

@@ -40,7 +40,7 @@ def trajectory(run: Path | str) -> LayerChart:
 
     folder = Path(run)
     if not (folder / "trajectory.parquet").exists():
-        raise XDogeError(f"{run} has no trajectory.parquet; it is no run folder of a fit.")
+        raise XDogeError(f"{run} has no trajectory.parquet, so it is not the run folder of a fit.")
     table = pq.read_table(folder / "trajectory.parquet", columns=["step", "source", "weight"])
     numbers = table["step"].to_numpy()
     sources = table["source"].slice(0, int((numbers == numbers[0]).sum())).to_pylist()
@@ -70,7 +70,7 @@ def targets(run: Path | str) -> LayerChart:
     """
     rows = [row for row in read_rows(Path(run) / "metrics.jsonl") if "targets" in row]
     if not rows:
-        raise XDogeError(f"{run} has no targets that moved in metrics.jsonl; it is no fit with targets: robust.")
+        raise XDogeError(f"{run} has no moving targets in metrics.jsonl, so it is not a fit with targets: robust.")
     taus = {language: np.array([row["targets"][language] for row in rows]) for language in rows[0]["targets"]}
     return _over_steps(
         np.array([row["step"] for row in rows]),
@@ -174,7 +174,7 @@ def transfer(run: Path | str, *, families: Mapping[str, str | None] | None = Non
         title="Who helps whom",
         subtitle=[
             "cosine of the languages' loss gradients, averaged over the fit;",
-            "above 0, training on one lowers the loss of the other; grey: noise, not told apart from 0",
+            "above 0: training on one lowers the loss of the other; grey: not distinguishable from 0",
         ],
         description=f"Cosines of the languages' gradients: {', '.join(pairs)}.",
         width=size,
@@ -190,7 +190,7 @@ def _cosines(run: Path, families: Mapping[str, str | None]) -> dict[str, dict[st
 
     path = run / "gram.parquet"
     if not path.exists():
-        raise XDogeError(f"{run} has no gram.parquet; the map of transfer needs a fit that kept its Gram matrix.")
+        raise XDogeError(f"{run} has no gram.parquet; this chart needs a fit that kept its Gram matrix.")
     table = pq.read_table(path, columns=["first_step", "other"])
     pairs = int((table["first_step"].to_numpy() == table["first_step"][0].as_py()).sum())
     sources = table["other"].slice(0, math.isqrt(pairs)).to_pylist()

@@ -76,8 +76,8 @@ def predicted_against_measured(law: MixtureLaw) -> HConcatChart:
         [alt.VConcatChart(vconcat=grid, spacing=20)],
         title="Predicted against measured",
         subtitle=[
-            f"each run was predicted by a law that had not seen it{some}",
-            f"vertical lines: 90 % intervals; they hold {inside.mean():.0%} of the losses; hollow: outside",
+            f"each run is predicted by a law that was not fitted to it{some}",
+            f"vertical lines: 90 % intervals, which contain {inside.mean():.0%} of the losses; hollow: outside",
         ],
         description=f"Predicted against measured losses of {len(law.losses)} runs: rank correlation "
         f"{scores.rank_evaluations:.3f} by evaluation and {scores.rank_mean:.3f} of the mean; "
@@ -132,7 +132,7 @@ def loss_along_share(law: MixtureLaw, source: str, at: Candidate = "uniform") ->
         raise XDogeError(f"the law has no source {source!r}; it has {', '.join(law.problem.sources)}.")
     place, base = law.problem.sources.index(source), law.shares_of(at)
     if base[place] >= 1 - 1e-9:
-        raise XDogeError(f"{source} has all of the mixture, so the others have no proportions to keep.")
+        raise XDogeError(f"{source} has a share of 1, so the proportions of the other sources are undefined.")
     least, most = law.shares[:, place].min(), law.shares[:, place].max()
     shares = least + (most - least) * np.linspace(0, 1, POINTS) ** 2  # dense at small shares, where losses bend
     mixtures = base * ((1 - shares) / (1 - base[place]))[:, None]
@@ -184,7 +184,7 @@ def loss_along_share(law: MixtureLaw, source: str, at: Candidate = "uniform") ->
             mark,
             end_labels(last, labels, float(shares[-1]), y, spread=ends),
         ],
-        title=f"What a share of {source_name} buys, and who pays",
+        title=f"Predicted loss against the share of {source_name}",
         subtitle=[
             f"the others keep the proportions of {where}" + ", whose share is the dashed line" * bool(own),
             "bands: 90 % intervals" + "; grey: far from all runs" * bool(away),
@@ -255,7 +255,7 @@ def transfer_map(law: MixtureLaw) -> LayerChart:
     ink = alt.condition("datum.dark", alt.value("white"), alt.value(INK))
     tooltip = ["evaluation:N", "source:N", alt.Tooltip("worth:Q", format=".3f")]
     base = alt.Chart(data(cells))
-    relative = ["*: no text of its own in the mixtures, so compare within its row only"] if not own.any(1).all() else []
+    relative = ["*: no source of its own in the mixtures; compare within this row only"] if not own.any(1).all() else []
     best = sorted(cells, key=lambda cell: -float(cell["worth"]))[:5]  # type: ignore[arg-type]
     return layered(
         [
@@ -265,8 +265,8 @@ def transfer_map(law: MixtureLaw) -> LayerChart:
         ],
         title="Who helps whom",
         subtitle=[
-            "what a token of another source is worth,",
-            "in tokens of an evaluation's own; grey: its own",
+            "worth of a token of another source",
+            "in tokens of the evaluation's own source; grey: own source",
             *relative,
         ],
         description="Worth of other sources' tokens: "
@@ -291,7 +291,7 @@ def trade_off(law: MixtureLaw) -> HConcatChart:
     from xdoge.laws.optimize import trade_off as best_mixtures
 
     if len(law.problem.evaluations) < 2:
-        raise XDogeError("a law of one evaluation has no mean to trade for the worst.")
+        raise XDogeError("a law with one evaluation has no trade-off between the mean and the worst loss.")
     references = {_REFERENCES[name]: share for name, share in reference_mixtures(law).items()}
     best = best_mixtures(law)
     curve = _mean_and_worst(law, best, ["one of the best"] * len(best))
@@ -307,8 +307,8 @@ def trade_off(law: MixtureLaw) -> HConcatChart:
         ],
         title="Mean against worst",
         subtitle=[
-            "curve: the best mixtures, as predicted; lower left is better; rings: the runs, as predicted",
-            "the curve promises more than it will keep; xdoge optimize says how much",
+            "curve: predicted best mixtures; rings: predicted runs; lower left is better",
+            "the curve is too optimistic; xdoge optimize estimates by how much",
         ],
         description=f"Predicted mean loss and loss of the worst evaluation: {listed}.",
     )

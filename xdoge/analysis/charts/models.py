@@ -49,7 +49,7 @@ def perplexity_change(results: Results, *, baseline: str) -> LayerChart:
             error = SIGNIFICANCE * (row["difference_stderr"] or 0.0) / row["baseline_value"]
             rows.append(_bar(row["language"], row["model"], row["change"], error, row["exceeds"]))
     if not rows:
-        raise XDogeError(f"no perplexity of a model in the results compares with that of {baseline}.")
+        raise XDogeError(f"no model in the results has a perplexity that can be compared with that of {baseline}.")
     errors = any(row["low"] < row["high"] for row in rows)
     return _changes(
         rows, metric.replace("_", " "), baseline, "line: ± 1.96 standard errors of the difference" if errors else ""
@@ -90,7 +90,7 @@ def improvement(runs: Runs, *, baseline: str) -> HConcatChart:
     x = alt.X("tokens:Q", title="training tokens", axis=TOKENS)
     low, high = min(0.0, *values), max(0.0, *values)
     scale = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0], nice=False)
-    y = alt.Y("improvement:Q", title="perplexity below the baseline's; more is better", axis=CHANGE, scale=scale)
+    y = alt.Y("improvement:Q", title="perplexity below the baseline's; higher is better", axis=CHANGE, scale=scale)
     panels, texts = [], []
     for name in names:
         own = [row for row in rows if row["run"] == name]
@@ -115,7 +115,7 @@ def _compared(runs: Runs, baseline: str) -> list[dict[str, Any]]:
     rows = [row for row in validation_rows(read, baseline=baseline) if row["change"] is not None]
     if not rows:
         raise XDogeError(
-            f"no other run compares with {baseline}: it takes the same budget of tokens and the same validation text."
+            f"no other run can be compared with {baseline}; the runs need the same token budget and validation text."
         )
     return rows
 
@@ -142,7 +142,7 @@ def _changes(rows: Sequence[dict[str, Any]], what: str, baseline: str, note: str
     low, high = min(0.0, *(row["low"] for row in rows)), max(0.0, *(row["high"] for row in rows))
     room = (high - low) * (0.16 + 0.016 * max(len(row["label"]) for row in rows))
     scale = alt.Scale(domain=[low - 0.03 * (high - low), high + room], nice=False)
-    title = f"change of {what} against {baseline}; less is better"
+    title = f"change of {what} against {baseline}; lower is better"
     place: dict[str, Any] = {
         "y": alt.Y("language:N", sort=languages, title=None, scale=alt.Scale(paddingInner=0.25)),
         "yOffset": alt.YOffset("model:N", sort=models, scale=alt.Scale(paddingInner=0.15)),

@@ -179,9 +179,9 @@ def planned_shares(mixture: Mixture) -> LayerChart:
         title=f"{mixture.name}: weight to planned share",
         subtitle=[
             "○ weight, ● planned, ■ planned and decided by the cap,",
-            "| the most that a cap allows, where it lies within the axis",
+            "| maximum that a cap allows, if it fits on the axis",
         ],
-        description=f"{len(capped)} of {len(rows)} sources are decided by their caps"
+        description=f"the caps decide {len(capped)} of {len(rows)} sources"
         + (f": {', '.join(capped)}." if capped else "."),
         width=420,
         height=17 * len(rows),

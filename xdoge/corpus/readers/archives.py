@@ -91,7 +91,7 @@ def _content(data: bytes, ending: str, *, where: str) -> Any:
     try:
         text = data.decode("utf-8-sig")
         if "\0" in text:
-            raise XDogeError(f"{where} holds a zero byte, which text has not; it is damaged, or UTF-16.")
+            raise XDogeError(f"{where} holds a zero byte, so it is not text; it is damaged, or UTF-16.")
         return text if ending == "txt" else json.loads(text, object_pairs_hook=Pairs)
     except UnicodeDecodeError as error:
         raise XDogeError(f"{where} is not UTF-8 ({error}).") from error
@@ -136,7 +136,7 @@ def _check_count(archive: zipfile.ZipFile, path: Path) -> None:
         file.seek(-len(archive.comment) - END, io.SEEK_END)
         count = int.from_bytes(file.read(END)[10:12], "little")
     if count not in (len(archive.filelist), MANY):
-        raise zipfile.BadZipFile(f"it lists {len(archive.filelist):,} files where it should have {count:,}")
+        raise zipfile.BadZipFile(f"it lists {len(archive.filelist):,} files instead of {count:,}")
 
 
 def _in_tar(path: Readable, compression: str) -> Iterator[tuple[str, IO[bytes]]]:
@@ -153,7 +153,7 @@ def _in_tar(path: Readable, compression: str) -> Iterator[tuple[str, IO[bytes]]]
             end = archive.offset
         rest = recent.since(end)
         if len(rest) < BLOCK or rest.strip(b"\0"):
-            raise EOFError(f"after {end:,} bytes it is damaged, was cut, or goes on with another archive")
+            raise EOFError(f"it is damaged, was cut, or is followed by another archive after {end:,} bytes")
 
 
 class _Recent:

@@ -84,10 +84,10 @@ def _value(row: Any, name: str, *, where: str) -> Any:
     if row is None or not name:
         return row
     if not isinstance(row, Mapping):
-        raise XDogeError(f"{where}: {str(row)[:40]!r} has no field {name!r}, since it is not an object.")
+        raise XDogeError(f"{where}: {str(row)[:40]!r} has no field {name!r}, because it is not an object.")
     key, rest = split_name(row, name)
     if key in getattr(row, "repeated", ()):
-        raise XDogeError(f"{where} has {key!r} twice; one of them is not the document.")
+        raise XDogeError(f"{where} has {key!r} twice; remove one of them.")
     return _value(row[key], rest, where=where) if key else None
 
 
@@ -104,7 +104,7 @@ def _text(value: object, *, where: str) -> str:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise XDogeError(f"{where} has half a surrogate pair, which is no character.") from error
+            raise XDogeError(f"{where} has half a surrogate pair, which is not a character.") from error
     return value
 
 

@@ -46,7 +46,7 @@ def csv_rows(path: Readable, stream: IO[bytes], spec: CsvSpec) -> Iterator[list[
                     continue
                 header = header or row
                 if len(row) != len(header):
-                    raise csv.Error(f"it has {len(row)} values, and the header {len(header)}")
+                    raise csv.Error(f"it has {len(row)} values, but the header has {len(header)}")
                 yield row
         except csv.Error as error:
             raise XDogeError(

@@ -165,7 +165,9 @@ def arrow_batches(file: pa.NativeFile) -> Iterator[pa.RecordBatch]:
     if file.read(len(IPC_END)) != IPC_END:
         raise EOFError("its stream has no end marker, so it was cut or its writer was killed")
     if end != file.size():
-        raise EOFError(f"{file.size() - end:,} bytes come after the end of its stream; give two streams two files")
+        raise EOFError(
+            f"{file.size() - end:,} bytes follow the end of its stream; write each stream to a file of its own"
+        )
 
 
 def _value_blocks(path: Readable, chunks: Iterator[bytes], columns: Columns) -> Iterator[Block]:

@@ -82,7 +82,7 @@ def dataset_files(source: Source) -> tuple[Path, ...]:
     except XDogeError:
         return ()
     if source.spec.document != "line" and not (plain_files and readable == _PLAIN["Text"]):
-        raise XDogeError(f"document: {source.spec.document} is for .txt files, which this data set has not.")
+        raise XDogeError(f"document: {source.spec.document} is only for .txt files, and this data set has none.")
     return files if plain_files and not declared else ()
 
 
@@ -97,7 +97,7 @@ def open_dataset(source: Source, folder: Path) -> HubData:
     spec = source.spec
     where = _where(source)
     if spec.document != "line":
-        raise XDogeError(f"{where}: document: {spec.document} is for .txt files of this machine.")
+        raise XDogeError(f"{where}: document: {spec.document} is only for local .txt files.")
     with _hub_errors(where):
         builder = _builder(source)
         stream = builder.as_streaming_dataset(split=spec.split)

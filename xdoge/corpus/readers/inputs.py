@@ -247,7 +247,9 @@ def _count_lines(path: Readable, chunks: Iterator[bytes]) -> int:
             ) from error
         if b"\0" in chunk:
             line = lines + chunk[: chunk.index(b"\0")].count(b"\n") + 1
-            raise XDogeError(f"{path}: line {line} holds a zero byte, which text has not; it is damaged, or UTF-16.")
+            raise XDogeError(
+                f"{path}: line {line} holds a zero byte, so it is not text; the file is damaged, or UTF-16."
+            )
         lines, last, blank = lines + chunk.count(b"\n"), chunk or last, blank and not chunk.strip()
     return 0 if blank else lines + (not last.endswith(b"\n"))
 

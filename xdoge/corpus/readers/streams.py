@@ -55,7 +55,9 @@ def decompressed(stream: io.BufferedReader, compression: str, *, where: str) -> 
         return io.BufferedReader(_Decompressed(stream, kind))
     if compression:
         stream.close()
-        raise XDogeError(f"{where} cannot be read: it is not {_NAMES[compression]} data. Rename it if it is plain.")
+        raise XDogeError(
+            f"{where} cannot be read: it is not {_NAMES[compression]} data. If it is not compressed, rename it."
+        )
     return stream
 
 
@@ -116,7 +118,7 @@ def _pieces(stream: IO[bytes], compression: str) -> Iterator[bytes]:
                 raise OSError(str(error)) from error
             piece, decoder = (decoder.unused_data, None) if decoder.eof else (b"", decoder)
     if decoder is not None:
-        raise EOFError(f"it ends before its {_NAMES[compression]} data does, so it was cut")
+        raise EOFError(f"it ends before its {_NAMES[compression]} data is complete, so it was cut")
 
 
 def _zstd() -> Any:

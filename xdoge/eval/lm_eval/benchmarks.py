@@ -326,7 +326,7 @@ def expanded(suite: Suite) -> tuple[list[SuiteTask], Catalogue]:
             tasks += [task.model_copy(update={"task": member, "group": task.group or task.task}) for member in members]
     names = [task.task for task in tasks]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise XDogeError(f"suite {suite.name}: {twice} is listed twice, by its own name and as one of a group.")
+        raise XDogeError(f"suite {suite.name}: {twice} is listed twice, by its own name and in a group.")
     if len(tasks) > len(suite.tasks):
         catalogue = Catalogue(names)
     return tasks, catalogue

@@ -83,7 +83,9 @@ def load_metric(name: str) -> Any:
         XDogeError: no task of the harness uses a metric of this name.
     """
     if name not in ("f1", "rouge"):
-        raise XDogeError(f"a task asks `evaluate` for the metric {name!r}, whose code would come from the Hub.")
+        raise XDogeError(
+            f"a task needs the metric {name!r} of `evaluate`, whose code would be downloaded from the Hub."
+        )
     return _F1() if name == "f1" else _Rouge()
 
 

@@ -129,7 +129,7 @@ class Catalogue:
         files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))} if folder else {}
         questions = config.get("test_split") or config.get("validation_split")
         if questions is None:
-            raise TaskError("broken upstream", f"{task.task} names no split with questions")
+            raise TaskError("broken upstream", f"{task.task} has no split with questions")
         if files and questions not in files:
             raise TaskError("no data", f"{folder} has no {questions}.jsonl")
         fewshot = config.get("fewshot_config") or {}
@@ -304,7 +304,7 @@ def _columns(path: Path) -> dict[str, list[Any]]:
             except json.JSONDecodeError as error:
                 raise XDogeError(f"{path}, line {number}, is not JSON") from error
             if not isinstance(row, dict):
-                raise XDogeError(f"{path}, line {number}, is no object")
+                raise XDogeError(f"{path}, line {number}, is not an object")
             rows.append(row)
     if not rows:
         raise XDogeError(f"{path} has no rows")

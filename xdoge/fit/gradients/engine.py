@@ -89,7 +89,7 @@ class GradientEngine:
         if self.fallbacks:
             listed = ", ".join(f"{name} ({kind})" for name, kind in self.fallbacks.items())
             warnings.warn(
-                f"no fast way to per-source gradients is known for {listed}; run source by source", stacklevel=2
+                f"gradients per source of {listed} are computed source by source, which is slow", stacklevel=2
             )
 
     def backward(
@@ -208,8 +208,8 @@ def _replace_forward(hooked: HookedModule, accumulator: GradientAccumulator) -> 
 
 def _refuse_stray(name: str, grad: torch.Tensor) -> None:
     raise XDogeError(
-        f"the parameter {name} is used outside the forward of the module that owns it, where its gradient cannot "
-        "be told apart by source. Use it through its module only."
+        f"the parameter {name} is used outside the forward pass of its own module, so its gradient cannot "
+        "be split by source. Use it through its module only."
     )
 
 

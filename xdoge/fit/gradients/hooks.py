@@ -59,8 +59,8 @@ def hooked_modules(model: nn.Module) -> list[HookedModule]:
     """
     if getattr(getattr(model, "config", None), "output_router_logits", False):
         raise XDogeError(
-            "config.output_router_logits is True: the router's auxiliary loss mixes the rows of all sources, so that "
-            "sources have no gradients of their own. Set it to False."
+            "config.output_router_logits is True: the router's auxiliary loss mixes the rows of all "
+            "sources, so the sources have no gradients of their own. Set it to False."
         )
     refuse_compiled(model)
     for name, module in model.named_modules():
@@ -73,8 +73,9 @@ def refuse_compiled(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise XDogeError(
-                f"{name or type(module).__name__} is compiled by torch.compile: gradients per source are formed by "
-                "Python code inside backward, which a compiled graph leaves out. Pass the model as it was before."
+                f"{name or type(module).__name__} is compiled by torch.compile, which leaves out the "
+                "Python code in the backward pass that computes gradients per source. Pass the model "
+                "before it is compiled."
             )
 
 
@@ -82,8 +83,8 @@ def _refuse(name: str, module: nn.Module) -> None:
     kind = type(module).__name__
     if any("BatchNorm" in base.__name__ for base in type(module).__mro__):
         raise XDogeError(
-            f"{name} is a {kind}, which mixes the rows of all sources, so that sources have no gradients of their own. "
-            "Use a norm that works row by row, such as LayerNorm or RMSNorm."
+            f"{name} is a {kind}, which mixes the rows of all sources, so the sources have no gradients "
+            "of their own. Use a norm that works row by row, such as LayerNorm or RMSNorm."
         )
     if isinstance(module, nn.Embedding) and (module.scale_grad_by_freq or module.max_norm is not None):
         setting = "scale_grad_by_freq" if module.scale_grad_by_freq else "max_norm"
@@ -202,8 +203,8 @@ def _run_apart(hooked: HookedModule, run: Callable[[bool], Any]) -> Any:
         return run(False)
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
         raise XDogeError(
-            f"{hooked.name} ({type(hooked.module).__name__}) cannot be run on the rows of one source alone, so that "
-            f"its gradient cannot be told apart by source: {shorten(str(error), 150)}"
+            f"{hooked.name} ({type(hooked.module).__name__}) cannot be run on the rows of one source "
+            f"alone, so its gradient cannot be split by source: {shorten(str(error), 150)}"
         ) from error
 
 
@@ -220,8 +221,9 @@ def _check_rows(sink: GradientSink, hooked: HookedModule, input: torch.Tensor) -
     flattened = input.dim() == 2 and input.shape[0] == n_rows * n_tokens
     if not batch_first and not flattened:
         raise XDogeError(
-            f"{hooked.name} ({type(hooked.module).__name__}) gets an input of shape {tuple(input.shape)}, whose first "
-            f"dimension is not the {n_rows} rows of the batch, so that its gradient cannot be told apart by source."
+            f"{hooked.name} ({type(hooked.module).__name__}) gets an input of shape {tuple(input.shape)}, "
+            f"whose first dimension is not the {n_rows} rows of the batch, so its gradient cannot be "
+            "split by source."
         )
 
 
@@ -233,13 +235,14 @@ def _check_same(sink: GradientSink, hooked: HookedModule, output: Any, expected:
         tolerance = 1e-4 if theirs.dtype in (torch.float32, torch.float64) else 3e-2
         if ours.shape != theirs.shape:
             raise XDogeError(
-                f"{hooked.name} ({type(hooked.module).__name__}) is not given the rows of the batch in their order, so "
-                "that its gradient cannot be told apart by source."
+                f"{hooked.name} ({type(hooked.module).__name__}) does not get the rows of the batch in "
+                "order, so its gradient cannot be split by source."
             )
         if not (ours.detach() - theirs).double().norm() <= tolerance * theirs.double().norm():
             raise XDogeError(
-                f"{hooked.name} ({type(hooked.module).__name__}) gives another output when the sources' rows are run "
-                "apart: it mixes rows, so that sources have no gradients of their own."
+                f"{hooked.name} ({type(hooked.module).__name__}) gives another output when the rows of "
+                "each source are run separately: it mixes rows, so the sources have no gradients of "
+                "their own."
             )
     sink.checked.add(hooked.name)
 
