@@ -38,7 +38,7 @@ from xdoge.corpus.readers.files import file_blocks
 from xdoge.corpus.sample import write_sample
 from xdoge.names import split_source
 
-SAMPLE_SCALE = 8
+SAMPLE_SCALE = 28
 DOCUMENTS_A_FILE = 4
 COMMAND = "import sys; from xdoge.corpus import prepare; prepare(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]))"
 

@@ -252,7 +252,7 @@ def loader_figures(corpus: Path | None, repeat: int, rounds: int, folder: Path) 
     from xdoge.corpus.sample import write_sample
 
     torch.set_num_threads(1)
-    path = corpus or write_sample(folder / "sample", scale=1)
+    path = corpus or write_sample(folder / "sample", scale=4)
     store = prepare(repeated(path, folder, repeat=repeat).path, folder / "store")
     results = []
     for batch, length in LOADER_SHAPES:

@@ -76,7 +76,7 @@ def main() -> None:
             from xdoge.corpus.prepare import prepare
             from xdoge.corpus.sample import write_sample
 
-            prepare(write_sample(Path(folder, "sample")), store)
+            prepare(write_sample(Path(folder, "sample"), scale=4), store)
         settings = ["sequence_length=32", "checkpoint_every=100", "eval_every=100", "eval_sequences=2", *args.set]
         options = [word for setting in settings for word in ("--set", setting)]
         command = [

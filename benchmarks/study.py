@@ -48,7 +48,7 @@ def main() -> None:
     seconds: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        store = prepare(write_sample(folder / "corpus", scale=0.3), folder / "store")
+        store = prepare(write_sample(folder / "corpus"), folder / "store")
         (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
         keys = {
             "store": "store",

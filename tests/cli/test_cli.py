@@ -225,28 +225,6 @@ def test_all_commands_run_on_real_text(xdoge, tmp_path):
     assert min(weights["sources"].values()) >= 0.002
 
 
-@pytest.mark.slow
-def test_the_demo_runs_to_its_end(xdoge, tmp_path):
-    status, out, err = xdoge("demo", "--out", tmp_path / "demo", "--steps", 2)
-    assert status == 0
-    written = (
-        "run/weights.json",
-        "run/trajectory.parquet",
-        "run/proxy",
-        "learned.json",
-        "learned/model",
-        "report.html",
-    )
-    for path in written:
-        assert str(tmp_path / "demo" / path) in out
-        assert (tmp_path / "demo" / path).exists()
-    assert out.splitlines()[-1] == str(tmp_path / "demo" / "report.html")
-    assert "perplexity per token" in out
-    assert "synthetic" in err
-    status, _, err = xdoge("demo", "--out", tmp_path / "demo")
-    assert (status, "is not empty; remove it, or name another" in one_line(err)) == (1, True)
-
-
 STILL_ENCODING = """
 import sys, threading
 from xdoge import cli

@@ -46,6 +46,11 @@ def test_a_step_of_a_training_shows_speed_and_the_losses_that_were_measured_last
     )
 
 
+def test_steps_without_any_numbers_show_how_far_a_swarm_is(display):
+    display.show(Event("step", "swarm", 10, 40, unit="steps"))
+    assert lines(display) == ["step 10/40, ETA unknown"]
+
+
 def test_without_a_terminal_a_line_comes_from_time_to_time_and_at_the_end(display):
     for done in range(5):
         display.show(Event("source", "eu/[/x]", done, 5, tokens=10 * done))

@@ -334,6 +334,20 @@ def test_runs_wait_for_their_needs_and_a_failed_run_stops_only_its_dependents(jo
     assert not any(during)  # "b1" runs again
 
 
+def test_after_a_while_without_a_note_the_last_line_of_a_running_command_is_shown(tmp_path, monkeypatch):
+    Stub.running = []
+    monkeypatch.setattr(runner, "POLL", 0)
+    monkeypatch.setattr(runner, "start", lambda run, log, environment: Stub(run, log, ()))
+    said = []
+    assert runner.run_all(line_of_three(tmp_path, 1), tmp_path, on_note=said.append) == []
+    assert not any(line.startswith("a0: ") for line in said)
+    for path in tmp_path.glob("?0"):
+        path.unlink()
+    monkeypatch.setattr(runner, "QUIET", 0)
+    assert runner.run_all(line_of_three(tmp_path, 1), tmp_path, on_note=said.append) == []
+    assert any(line.startswith("a0: ") for line in said)
+
+
 def watched(function, look):
     def looked(self):
         look()

@@ -67,11 +67,11 @@ class Display:
         row = event.row or {}
         if losses := row.get("validation_by_language"):
             self.validated(event.done, losses)
-        if event.kind == "step" and "loss" not in row:  # a row of losses between two steps
+        if event.kind == "step" and row and "loss" not in row:  # a row of losses between two steps
             numbers = " ".join(f"{language} {loss:.3f}" for language, loss in losses.items()) if losses else ""
             self.note(f"step {event.done}/{event.total}, validation loss, nats/token: {numbers}")
             return
-        about = self._step(row) if event.kind == "step" else f"{event.tokens:,} tokens" if event.tokens else ""
+        about = self._step(row) if event.kind == "step" and row else f"{event.tokens:,} tokens" if event.tokens else ""
         always = event.kind == "done" or (event.kind == "step" and (is_first or row.get("validation")))
         if self.console.is_terminal:
             self._draw(event, about)

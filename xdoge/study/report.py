@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,13 @@ def missing_table(findings: Findings) -> TextTable:
     return TextTable("Models that are missing from the means", ["models", "state", "why"], rows, (0, 1, 2))
 
 
-def page(findings: Findings, command: str = "") -> str:
+def page(findings: Findings, command: str = "", *, conclusion: Sequence[str] = ()) -> str:
     """Return a self-contained HTML page with the conclusion, charts, tables, failed runs and the commands.
 
     Args:
         findings: the findings to show.
         command: the command that made the page; empty to show none.
+        conclusion: sentences to show in place of the verdict.
     """
     study = findings.study
     seeds = f"{len(study.spec.seeds)} seed{'s' * (len(study.spec.seeds) != 1)}"
@@ -139,14 +140,14 @@ def page(findings: Findings, command: str = "") -> str:
         f"{study.path.name}: {len(study.strategies)} strategies, {seeds}, model {Path(study.initial.name).stem}, "
         f"store {study.store.name}."
     )
-    return render("Whom does it help?", subtitle, list(_sections(findings, command)))
+    return render("Whom does it help?", subtitle, list(_sections(findings, command, conclusion)))
 
 
-def _sections(findings: Findings, command: str) -> Iterator[Section]:
+def _sections(findings: Findings, command: str, conclusion: Sequence[str]) -> Iterator[Section]:
     study = findings.study
     first, *others = study.spec.compare
     verdicts = [f"{TITLES[comparison]}. {' '.join(findings.verdict(comparison))}" for comparison in study.spec.compare]
-    yield Section("Conclusion", paragraphs=verdicts, figures=_figures(findings, first), lead=True)
+    yield Section("Conclusion", paragraphs=conclusion or verdicts, figures=_figures(findings, first), lead=True)
     if findings.notes:
         yield Section("Warnings", warnings=findings.notes)
     for comparison in study.spec.compare:

@@ -25,6 +25,8 @@ from xdoge.study.plan import Run
 
 POLL = 0.05
 """Seconds between checks of the running commands."""
+QUIET = 10.0
+"""Seconds without a note, after which the last line of each running command is shown."""
 
 
 def run_all(
@@ -60,6 +62,7 @@ def run_all(
                 session.tell_to_stop()
             else:
                 session.start_what_can()
+                session.tell_progress()
             time.sleep(POLL)
         if stop:
             raise Interrupted(
@@ -80,6 +83,7 @@ class _Session:
             if run.finished and run.folder:  # perhaps by a command of an earlier, killed call
                 shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         self.asked = {run.name for run in self.waiting}
+        self.last_note = time.monotonic()
         self.running: dict[str, tuple[Run, Command, float]] = {}
         self.failed: list[str] = []
         threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}
@@ -123,6 +127,14 @@ class _Session:
         how = f"finished in {clock(seconds)}" if good else f"failed ({status}): {message.removesuffix('.')}"
         self.on_note(f"{run.name} {how}; {self.finished}{self._time_left()}")
         self._tell_given_up(given_up)
+        self.last_note = time.monotonic()
+
+    def tell_progress(self) -> None:
+        """Show how far the running commands are, if nothing was said for a while."""
+        if time.monotonic() - self.last_note >= QUIET:
+            for name in self.running:
+                self.on_note(f"{name}: {last_line(log_of(self.out, name))}")
+            self.last_note = time.monotonic()
 
     def _give_up(self) -> dict[str, list[str]]:
         """Drop the waiting runs that need a run which failed or was not asked for; return their names by that run."""

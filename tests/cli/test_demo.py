@@ -1,0 +1,89 @@
+"""`xdoge demo`: it goes the whole way, goes on after a stop, and says what came out."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from command_line import one_line
+
+from xdoge.cli.demo import LIMITS, STRATEGIES, conclusion
+from xdoge.study.intervals import Interval
+
+SOURCES = ("es/web", "eu/web")
+
+
+def findings(**differences: Interval | None) -> SimpleNamespace:
+    """Return findings of two languages in which equal shares end at 2 bits per byte."""
+    rows = [{"strategy": "uniform", "macro": 2.0, "better": [], "worse": []}]
+    for name, interval in differences.items():
+        macro = None if interval is None else 2.0 + interval.mean
+        rows.append({"strategy": name, "macro": macro, "better": ["es"], "worse": []})
+    store = SimpleNamespace(tokens=lambda: dict(zip(SOURCES, (900, 100), strict=True)))
+    store.languages = {"es": SOURCES[:1], "eu": SOURCES[1:]}
+    spec = SimpleNamespace(relative_to="uniform")
+    study = SimpleNamespace(spec=spec, store=store, own_steps=10, tokens_per_step=200)
+    return SimpleNamespace(
+        study=study, rows=lambda kind: rows, difference=lambda kind, name, measure: differences.get(name)
+    )
+
+
+def test_the_conclusion_says_which_differences_are_real():
+    better, worse = Interval(-0.1, -0.15, -0.05, 3), Interval(0.1, 0.05, 0.15, 3)
+    text = " ".join(conclusion(findings(law=better, fit=worse)))
+    assert "eu, 10.0 times" in text
+    assert "law end 0.100 ± 0.050 lower (5.0%), so they really are better" in text
+    assert "fit end 0.100 ± 0.050 higher (5.0%), so they really are worse" in text
+    assert "by language: better es" in text
+    assert text.endswith(LIMITS)
+
+
+def test_the_conclusion_does_not_praise_what_chance_may_explain():
+    text = " ".join(conclusion(findings(law=Interval(-0.1, -0.25, 0.05, 3), fit=Interval(0.0, -0.1, 0.1, 3))))
+    assert text.count("chance may explain") == 2
+    assert "really" not in text
+
+
+def test_the_conclusion_names_a_mixture_without_a_result():
+    text = " ".join(conclusion(findings(law=None, fit=Interval(0.0, -0.1, 0.1, 3))))
+    assert "no result of law" in text
+
+
+def test_a_folder_that_holds_something_else_is_refused(xdoge, tmp_path):
+    out = tmp_path / "demo"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    status, _, err = xdoge("demo", "--out", out)
+    assert (status, "is not empty; remove it, or name another" in one_line(err)) == (1, True)
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.slow
+def test_the_demo_goes_the_whole_way_and_goes_on_with_the_same_settings_alone(xdoge, tmp_path):
+    demo = tmp_path / "demo"
+    status, out, err = xdoge("demo", "--out", demo, "--steps", 20)
+    assert status == 0, err
+    assert out.splitlines()[-1] == str(demo / "report.html")
+    assert "conclusion: Equal shares" in out
+    assert LIMITS in out
+    assert "what a token of another source is worth" in out
+    assert " left" in err
+    assert "synthetic" in err
+    page = (demo / "report.html").read_text()
+    assert LIMITS in page
+    for name in STRATEGIES:
+        assert f"The shares of {name} end" in out or name == "uniform"
+        trained = demo / "study" / "train" / name / "20-steps"
+        assert sorted(path.name for path in trained.iterdir()) == ["seed-0", "seed-1", "seed-2"]
+    weights = json.loads((demo / "study/weights/fit/seed-0/weights.json").read_text())
+    assert len(weights["sources"]) == 12
+    assert len(list((demo / "study/swarm/runs").iterdir())) == 20
+    assert yaml.safe_load((demo / "study.yaml").read_text())["strategies"] == STRATEGIES
+
+    status, again, err = xdoge("demo", "--out", demo, "--steps", 20)
+    assert (status, again) == (0, out)
+    assert "finished in" not in err
+    status, _, err = xdoge("demo", "--out", demo, "--steps", 30)
+    assert (status, "another demo" in one_line(err)) == (1, True)
