@@ -2,9 +2,9 @@
 
 There are 1,000 sources, whose sizes span six orders of magnitude, with at most 16 passes over any of them. Sequences
 have 4,096 tokens, and each rank reads four per step. For one rank, the benchmark measures the time to build the sampler
-and make the first draws, the time of a step's draws, and the bytes of state and memory. It also checks at
-several steps that the draws of all 10,000 ranks together are the block that a single process draws. Times are processor
-times of one thread. The last line of output is one JSON object.
+and make the first draws. It also measures the time of a step's draws, and the bytes of state and memory. It also checks
+at several steps that the draws of all 10,000 ranks together are the block that a single process draws. Times are
+processor times of one thread. The last line of output is one JSON object.
 
     python benchmarks/scale.py        about a minute, 1 GB
 """

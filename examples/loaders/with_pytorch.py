@@ -3,8 +3,8 @@
 The sampler yields `Draw`s, and the data set reads them. Each rank constructs the sampler with `world_size` and `rank`,
 without a DistributedSampler. Of two ranks, one reads the even and the other the odd positions.
 
-Workers read ahead of training. Therefore save the state for the number of sequences that training has consumed (steps
-times the global batch), not for the number that the sampler has yielded. For the same reason, set the sampler's state
+Workers read ahead of training. Therefore save the state for the sequences that training has consumed (steps times the
+global batch), not for those that the sampler has yielded. For the same reason, set the sampler's state
 before you iterate over a loader a second time.
 
 There are two ways to read the same sequences: with `sampler=sampler`, or by position. By position, the workers compute

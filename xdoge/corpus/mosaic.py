@@ -3,7 +3,7 @@
 A shard is little-endian. It begins with 4 bytes for the number of samples s. Then follow (s + 1) x 4 bytes with the
 offsets where samples begin and the last one ends, and then the samples. A sample begins with 4 bytes for the size of
 each column that has no fixed size. Then follow the values of all columns. An array whose column does not state type and
-shape begins with 1 byte for the type, and 1 byte for the number of axes and the width of their sizes.
+shape begins with two bytes. The first is the type, the second the number of axes and the width of their sizes.
 """
 
 from __future__ import annotations

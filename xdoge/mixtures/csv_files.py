@@ -127,8 +127,8 @@ def read_counts(path: Path, sources: Sequence[str]) -> dict[str, int]:
     """Return the number of unique tokens of each source, from a CSV file with the columns source and count.
 
     Raises:
-        XDogeError: the file cannot be read, lacks a source, has an unknown or a repeated source, or has a count that is
-            not a whole number above 0.
+        XDogeError: the file cannot be read, or a source is missing, unknown or repeated. Or a count is not a whole
+            number above 0.
     """
     counts: dict[str, int] = {}
     for number, row in _rows(path):

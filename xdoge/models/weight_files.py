@@ -33,8 +33,8 @@ def check_files(folder: Path) -> None:
     """Raise an error if the configuration or the headers of the weight files show that a model is damaged.
 
     Raises:
-        XDogeError: config.json has an absurd number of layers or experts, an index names a file outside the folder, a
-            safetensors file is truncated or holds integers in place of weights, or a file is a pipe.
+        XDogeError: config.json has an absurd number of layers or experts, or an index names a file outside the folder.
+            Or a safetensors file is truncated or contains integers instead of weights, or a file is a pipe.
     """
     for file in sorted(folder.iterdir()):
         if file.suffix in _READ and not file.is_file():
