@@ -68,10 +68,17 @@ class ComparisonData:
     def rows(self) -> dict[str, Rows]:
         """The numbers as tidy, long rows, by kind. A kind without rows is left out.
 
-        The kinds are `weights`, `distances`, `summary` (mean and spread of several fits), `order` (of every two
-        languages in these fits), `mixtures`, `laws` (how well each form predicts runs that it was not fitted to),
-        `predictions` (of each law for the weight sets and mixtures), `scores` (from results.json), `validation` (of
-        training runs, by step) and `reading` (tokens and epochs of training runs).
+        The kinds are:
+
+        - `weights` and `distances` of weight sets,
+        - `summary`: mean and spread of several fits,
+        - `order`: the order of every two languages in these fits,
+        - `mixtures`,
+        - `laws`: how well each form predicts runs that it was not fitted to,
+        - `predictions` of each law for the weight sets and mixtures,
+        - `scores` from results.json,
+        - `validation` of training runs, by step,
+        - `reading`: tokens and epochs of training runs.
         """
         inputs = self.inputs
         by_kind: dict[str, Rows] = {

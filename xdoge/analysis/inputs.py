@@ -138,7 +138,7 @@ class Inputs:
                     f"two {KIND_NAMES[item.kind]} are called {name}{f': {both}' if both else ''}. "
                     "Write NAME=FILE, or in Python {name: file}, to tell them apart."
                 )
-            if isinstance(value, WeightSet | Mixture | TrainRun):  # a law has no name of its own
+            if isinstance(value, WeightSet | Mixture | TrainRun):  # a law has no name
                 value = dataclasses.replace(value, name=name)
             place[name] = value
         if item.fit is not None:

@@ -54,7 +54,7 @@ class SteppedSettings(BaselineSettings):
         return k
 
     def check_store(self, store: TokenStore) -> None:
-        """Refuse what this store cannot serve."""
+        """Raise XDogeError if the settings do not fit this store."""
         parts = self.parts(len(store.sources))
         if self.batch_size < parts:
             raise XDogeError(
@@ -178,7 +178,7 @@ class RegmixSettings(BaselineSettings):
         return lines
 
     def check_store(self, store: TokenStore) -> None:
-        """Refuse what this store cannot serve."""
+        """Raise XDogeError if the settings do not fit this store."""
         targets = self.targets if isinstance(self.targets, dict) else {}
         refuse_unknown("targets", targets, [*store.languages, *store.sources])
         available = store.sequence_counts(self.sequence_length, split="validation")

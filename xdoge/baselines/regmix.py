@@ -67,8 +67,8 @@ def regmix(job: Job[RegmixSettings]) -> WeightSet:
     tried = np.array([[row["sources"][source] for source in store.sources] for row in done])  # (runs, k)
     losses = np.array([row["target_loss"] for row in done])
     weights, correlation = best_mixture(tried, losses, simulated, settings)
-    told = "" if correlation >= FAIR else "; so low, the weights say little: take more runs or more steps"
-    job.on_note(f"rank correlation of predicted and true loss over the held-out runs: {correlation:.2f}{told}")
+    advice = "" if correlation >= FAIR else "; so low, the weights say little: take more runs or more steps"
+    job.on_note(f"rank correlation of predicted and true loss over the held-out runs: {correlation:.2f}{advice}")
     about = {"held_out_rank_correlation": None if np.isnan(correlation) else correlation}
     return job.finish(weights, tokens=done[-1]["tokens"], about=about)
 

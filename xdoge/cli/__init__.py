@@ -1,7 +1,8 @@
 """The command line. A command reads its arguments, calls one function and prints what this returns.
 
 Results go to stdout, progress and messages to stderr. The exit status is 0 for success, 1 for an error that the user
-can put right (in one line), 2 for wrong usage, and 128 plus the signal's number after a signal: 130 for Ctrl-C.
+can put right, and 2 for wrong usage. After a signal it is 128 plus the signal's number, which is 130 for Ctrl-C. An
+error is one line.
 """
 
 from __future__ import annotations

@@ -83,15 +83,15 @@ def _shard(option: str | None, out: Path) -> Shard | None:
         if names[0] not in os.environ or (out / "store.json").exists():  # each task of an array may call it again
             return None
         values = [os.environ.get(name, default) for name, default in zip(names, ("", "", "0", "1"), strict=True)]
-        told = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+        variables = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
         try:
             task, count, least, step = map(int, values)
             shard = Shard((task - least) // step + 1, count)
         except (ValueError, ZeroDivisionError, XDogeError) as error:
             raise XDogeError(
-                f"the variables {told} do not give a part; use --shard K/N, or --shard 1/1 for the whole corpus."
+                f"the variables {variables} do not give a part; use --shard K/N, or --shard 1/1 for the whole corpus."
             ) from error
-        print(f"preparing part {shard} (from {told}); --shard overrides this", file=sys.stderr)
+        print(f"preparing part {shard} (from {variables}); --shard overrides this", file=sys.stderr)
     return None if shard.count == 1 else shard
 
 

@@ -154,9 +154,9 @@ def print_plan(planned: Study) -> None:
     """Print the number of runs and their cost on stderr."""
     for comparison in planned.spec.compare:
         steps = {name: planned.steps(comparison, name) for name in planned.strategies}
-        told = ", ".join(f"{name} {count:,}" for name, count in steps.items())
-        _say(f"training steps at equal {comparison}: {told}")
-    told = ", ".join(
+        listed = ", ".join(f"{name} {count:,}" for name, count in steps.items())
+        _say(f"training steps at equal {comparison}: {listed}")
+    costs = ", ".join(
         f"{strategy.name} {strategy.flops:.2g}" for strategy in planned.strategies.values() if strategy.flops
     )
     if planned.swarm:
@@ -167,7 +167,7 @@ def print_plan(planned: Study) -> None:
         )
     once = planned.training_flops(planned.steps("tokens", planned.spec.relative_to) * planned.tokens_per_step)
     total = sum(run.flops for run in planned.runs("OUT").values())
-    _say(f"FLOPs: one training at equal tokens {once:.2g}; learning weights: {told or 'none'}; all runs {total:.2g}")
+    _say(f"FLOPs: one training at equal tokens {once:.2g}; learning weights: {costs or 'none'}; all runs {total:.2g}")
 
 
 def print_findings(findings: Findings, out: Path, command: str, *, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 A model reads a token store directly if it was trained with the tokenizer of the store. Any other model reads the text
 itself, from files. In both cases, a document has the tokens of its text only. The end-of-document token of a store is
-left out, since it stands for no byte, and the text that other models read does not contain it.
+left out. It has no bytes, and the text that other models read does not contain it.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def windows(document: int, tokens: int, *, window: int, stride: int) -> Iterator
 def batches(parts: Sequence[Window], *, batch_tokens: int) -> Iterator[list[Window]]:
     """Yield batches of windows of similar length, the longest first, each of at most `batch_tokens` with its padding.
 
-    A batch ends when its padding would exceed a part of `batch_tokens`, since padding takes as much time as tokens and
-    a further batch takes little. A window longer than `batch_tokens` is a batch of its own.
+    A batch ends when its padding would exceed a part of `batch_tokens`. Padding takes as much time as tokens, and a
+    further batch takes little. A window longer than `batch_tokens` has its own batch.
     """
     group: list[Window] = []
     tokens = 0

@@ -32,7 +32,7 @@ class GradientAffinity:
 
     Args:
         products: (WINDOWS, k, k) sums of ⟨g_i, g_j⟩. The diagonal has ⟨g_i^A, g_i^B⟩ between independent halves of the
-            batch, which is free of gradient noise, or |g_i|² if the source had a single sequence.
+            batch, which is free of gradient noise. If the source had a single sequence, it has |g_i|².
         counts: (WINDOWS, k, k) number of steps in each sum.
     """
 

@@ -221,7 +221,7 @@ class FitSettings(ProxySettings):
         return np.array([weights.get(source, 0.0) for source in store.sources])
 
     def _initial_masses(self, store: TokenStore) -> Mapping[str, float]:
-        """Return what `initial` says of each source, before the floor."""
+        """Return the initial weight of each source by name, before the floor is applied."""
         if self.initial in INITIAL:
             return strategy_weights("uniform", self._trained_tokens(store), level=self.initial).sources
         return read_source_weights(self.initial, store.tokens()).sources

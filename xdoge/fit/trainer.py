@@ -1,7 +1,7 @@
 """The fit: it trains a proxy on all sources and learns one weight per source, so that the target losses fall fastest.
 
-Each step draws a batch with all sources, forms the gradient products in the proxy's backward pass, trains the proxy
-along Σ α_i g_i and moves α. `Trainer.train` is the loop. `fit` is the public function around it.
+Each step draws a batch with all sources and forms the gradient products in the proxy's backward pass. It then trains
+the proxy along Σ α_i g_i, and moves α. `Trainer.train` is the loop. `fit` is the public function around it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the weights of a fit are worth and what to do next, in plain sentences."""
+"""The verdict on a fit: what its weights are worth and what to do next, in sentences."""
 
 from __future__ import annotations
 

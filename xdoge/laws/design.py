@@ -97,8 +97,8 @@ def prior_law(problem: Problem, affinity: Floats | None = None) -> Effective:
 def most_informative(law: Effective, chosen: Floats, pool: Floats, count: int) -> Floats:
     """Return the `count` mixtures of a pool that add most information about the law, shape (count, k).
 
-    Greedy D-optimal design: each pick maximises Σ_l ln det(J_l'J_l / σ² + prior), where J_l has a row for each mixture
-    in `chosen` and for each pick so far.
+    Greedy D-optimal design: each pick maximises Σ_l ln det(J_l'J_l / σ² + prior). J_l has a row for each mixture in
+    `chosen` and for each pick so far.
 
     Args:
         law: the law at whose parameters the information is computed.

@@ -126,8 +126,8 @@ class FittedLaw:
             on_progress: called after each fit of a form.
 
         Raises:
-            XDogeError: the form is unknown, there are too few runs, a loss is not finite, an evaluation has the same
-                loss in all runs, or a source has the same share in all runs.
+            XDogeError: the form is unknown, there are too few runs, a loss is not finite, or an evaluation or a source
+                never varies over the runs.
         """
         from threadpoolctl import threadpool_limits
 
@@ -158,7 +158,7 @@ class FittedLaw:
         stacked = [name for name in STACKED if form == "auto"] or [form]
         names = [*stacked, *(name for name in settings.rivals(form) if name not in stacked)]
         assigned = folds(x, settings.seed)
-        problem, told = _with_affinity(problem, x, y, assigned, settings)
+        problem, affinity_notes = _with_affinity(problem, x, y, assigned, settings)
         total = (int(assigned.max()) + 1) * len(names) + len(stacked)
         held_out, distance = _cross_validate(problem, x, y, names, assigned, settings.seed, on_progress, total)
         weights = stack_weights({name: held_out[name] for name in stacked}, y)
@@ -185,7 +185,7 @@ class FittedLaw:
             tokens=settings.tokens,
             budget_tokens=settings.budget_tokens,
             members=settings.members,
-            notes=(*settings.notes(form), *told),
+            notes=(*settings.notes(form), *affinity_notes),
             run_passes=run_passes,
         )
         return law.with_passes(passes)

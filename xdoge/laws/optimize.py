@@ -39,7 +39,8 @@ FLOOR = 1e-4
 LEVEL = 0.9
 KNOWS = "fit it on a swarm, or with token counts and a budget"
 BEYOND = 1.1
-"""Passes over a source, in those of the run that read it most often, from which a prediction is a guess."""
+"""Ratio of the passes over a source to its largest number of passes in any run. From this ratio on, the prediction is a
+guess."""
 SAMPLES = 4000
 """Number of random mixtures that are tried for a form without derivatives."""
 
@@ -709,5 +710,5 @@ def _verdict(gain: Gain, objective: str, keep: bool, breaks: bool, far: bool) ->
 def _payers(gain: Gain) -> str:
     """Return a sentence that names the evaluations whose losses rise, by how much, the largest rise first."""
     rises = sorted((value, name) for name, value in gain.evaluations.items() if round(value[0], 4) < 0)
-    told = few([f"{name} by {-charged:.4f} ({-high:+.4f} to {-low:+.4f})" for (charged, low, high), name in rises])
-    return f" It raises the loss of {told}." if rises else " No evaluation is predicted to lose."
+    payers = few([f"{name} by {-charged:.4f} ({-high:+.4f} to {-low:+.4f})" for (charged, low, high), name in rises])
+    return f" It raises the loss of {payers}." if rises else " No evaluation is predicted to lose."

@@ -1,7 +1,7 @@
 """A Gaussian process on the logarithm of the loss above a level. It is more flexible than the effective-data law.
 
-With z = 2 √w, the covariance of two mixtures is a Matérn 5/2 kernel with a length scale per source, plus a linear
-kernel, plus a constant. Losses enter as ln(y - level), so that errors have the same size over the whole range. The
+The covariance of two mixtures is a function of z = 2 √w. It is the sum of a Matérn 5/2 kernel with a length scale per
+source, a linear kernel and a constant. Losses enter as ln(y - level), so that errors have the same size everywhere. The
 length scales of all evaluations share prior means: one per source, and one for an evaluation's own sources. With them,
 32 runs are enough for a fit.
 """
@@ -29,8 +29,8 @@ CHUNK_CELLS = 1 << 18
 """Number of kernel entries computed at once: 2 MB, which fits in a core's cache."""
 
 START = {"scale": -1.5, "own_scale": 0.8, "slope": -2.2, "own_slope": 2.3, "amplitude": 0.0, "noise": np.log(0.1)}
-"""Prior means of logarithms: of the inverse length scale, of the linear weight, of the factors by which own sources
-change both, of the amplitude and of the noise."""
+"""Prior means of the logarithms of the inverse length scale, the linear weight, the factors by which own sources change
+both, the amplitude and the noise."""
 SPREAD = 0.5
 """Standard deviation of a length scale around its source's mean, and of a source's mean around the mean of all."""
 NOISE_SPREAD, SHARED_NOISE_SPREAD = 0.5, 0.7
@@ -162,9 +162,9 @@ class _Posterior:
     """The negative log posterior of the hyperparameters of all evaluations, and its gradient.
 
     The parameters are one vector. It begins with a row per evaluation: ln scales (k), ln linear weights (k), ln
-    amplitude and ln noise. Then come shifts of the prior means that all evaluations share: of scales by source (k), of
-    linear weights by source (k), of all scales, of own scales, of all linear weights, of own linear weights, and of
-    noise.
+    amplitude and ln noise. Then come shifts of prior means, which all evaluations share. They are, in order, those of
+    scales by source (k), linear weights by source (k), all scales, own scales, all linear weights, own linear weights,
+    and noise.
     """
 
     def __init__(self, problem: Problem, z: Floats, targets: Floats) -> None:

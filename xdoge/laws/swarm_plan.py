@@ -48,8 +48,8 @@ SCHEMA = "xdoge.swarm"
 Stage = Literal["anchors", "design", "optimum"]
 
 BEYOND_CAP = 2.0
-"""Mixtures of the design may repeat a source this many times as often as the cap allows, so that an optimum at the cap
-is inside the range of the runs."""
+"""Factor by which mixtures of the design may exceed the cap on repetition. An optimum at the cap is then inside the
+range of the runs."""
 ALIKE = 0.15
 """Total variation below which proportional shares are too near to equal shares to be an anchor too."""
 TEMPERATURE = 3.33

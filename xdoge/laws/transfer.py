@@ -1,7 +1,7 @@
 """Transfer between sources: its intervals, and a prior for it from the gradients of a fit.
 
-The Gram matrix of a fit says how a small step on source j changes the loss of evaluation l, relative to a step on l's
-own text: t_lj = <g_j, grad l_l> / |grad l_l|². Inner products of gradients are symmetric and describe a single step.
+The Gram matrix of a fit compares a small step on source j with a step on evaluation l's own text, by their effects on
+the loss of l: t_lj = <g_j, grad l_l> / |grad l_l|². Inner products of gradients are symmetric and describe one step.
 Transfer is not symmetric, and it acts over a whole run. So t only moves the prior mean of ln τ, to c0 + c1 ln t, where
 c0 and c1 are fitted.
 """

@@ -88,7 +88,7 @@ class _Session:
         self.failed: list[str] = []
         threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}
         self.launcher = Launcher({**threads, **os.environ}, forks=len(self.waiting) > 1)
-        self.began, self.told = time.monotonic(), False
+        self.began, self.was_stopped = time.monotonic(), False
         self.done, self.left = 0, sum(run.flops for run in self.waiting)
 
     def close(self) -> None:
@@ -194,8 +194,8 @@ class _Session:
 
     def tell_to_stop(self) -> None:
         """Pass the signal on to the running commands, once."""
-        if not self.told:
-            self.told = True
+        if not self.was_stopped:
+            self.was_stopped = True
             self.on_note(f"stopping; these commands save their state first: {', '.join(self.running) or 'none'}")
             for _, process, _ in self.running.values():
                 process.terminate()

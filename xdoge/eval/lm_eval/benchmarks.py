@@ -311,8 +311,8 @@ def expanded(suite: Suite) -> tuple[list[SuiteTask], Catalogue]:
     """Return the tasks of a suite, with groups and tags of the harness replaced by their members, and their catalogue.
 
     Raises:
-        XDogeError: the harness has no task of a name, and the name is not in the published tables; or the suite lists a
-            task both by its own name and by that of a group.
+        XDogeError: neither the harness nor the published tables have a task of a name, or the suite lists a task both
+            by its own name and by that of a group.
     """
     catalogue = Catalogue([task.task for task in suite.tasks])
     tasks: list[SuiteTask] = []

@@ -126,8 +126,8 @@ class GradientEngine:
             Losses, gradient norms and products, each (k,), summed over all processes.
 
         Raises:
-            XDogeError: the batch does not match the arguments, or the gradient of a parameter cannot be separated by
-                source because the model uses the parameter outside its module.
+            XDogeError: the batch does not match the arguments, or the model uses a parameter outside its module, so
+                that its gradient cannot be separated by source.
         """
         placement = placement or Placement(np.array([batch.counts]))
         _check(batch, weights, targets, self.n_sources, microbatches, placement.rows[self.processes.rank])

@@ -1,7 +1,7 @@
 """Segments of a batch, and the pieces from which a parameter's gradient is formed for each segment.
 
-A *segment* is a set of neighbouring rows (sequences) that needs a summed gradient of its own: all rows of a source, or
-one half of them. In the backward pass a module hands over a *piece*: the two factors of its gradient instead of the
+A *segment* is a set of neighbouring rows (sequences) whose gradients are summed: all rows of a source, or one half of
+them. In the backward pass a module hands over a *piece*: the two factors of its gradient instead of the
 gradient. For a linear map these are the inputs and the output gradients. For an embedding they are the tokens and the
 output gradients. A slice of the per-segment gradients is formed from the pieces when it is needed, and then dropped.
 
@@ -103,10 +103,14 @@ class RowLayout:
 class Segments:
     """The segments of a process's rows, and the order in which the rows are run.
 
-    A source is *whole* if no other process has rows of it. The segments come in three parts. First are the first halves
-    of the whole sources, then the segments of all other sources, then the second halves of the whole sources with at
-    least two rows. Segment i of the first part and segment i of the last belong to the same source. Within each part,
-    segments of equal length are neighbours.
+    A source is *whole* if no other process has rows of it. The segments come in three parts:
+
+    1. the first halves of the whole sources,
+    2. the segments of all other sources,
+    3. the second halves of those whole sources that have at least two rows.
+
+    Segment i of part 1 and segment i of part 3 belong to the same source. Within each part, segments of equal length
+    are neighbours.
 
     A segment's *slot* is the number of its source, plus k for a second half. It is the same on all processes.
     """
