@@ -179,7 +179,7 @@ def _fit(name: str, fit: WeightSet, folder: Path | None) -> str:
 
 
 def _chosen(kind: type[ProxySettings], fit: WeightSet) -> dict[str, Any]:
-    """Return the settings that differ from their defaults; all settings if the proxy's recipe is missing."""
+    """Return proxy, steps, seed and the settings that differ from their defaults; all if the recipe is missing."""
     every = {key: value for key, value in fit.to_dict()["method"].items() if key in kind.model_fields}
     chosen: dict[str, Any] = {key: every[key] for key in ("proxy", "steps", "seed") if key in every}
     try:
