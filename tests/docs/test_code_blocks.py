@@ -47,7 +47,7 @@ FILES: dict[str, list[str]] = {
 }
 """Page -> files and folders that its blocks read, out of the workspace."""
 
-SLOW = {"docs/tutorial.md", "docs/how-to/study.md"}
+SLOW = {"docs/tutorial.md", "docs/how-to/study.md", "docs/how-to/train.md", "docs/how-to/fit-weights.md"}
 
 
 @dataclass(frozen=True)
