@@ -1,15 +1,15 @@
 """A small corpus in six languages that needs no download, for the demo and the tests.
 
-The text is synthetic: sentence patterns filled with words, both written for this project in `sample.yaml`. The words
-agree in gender and take the articles and endings of their language. The text means nothing, and no model learns a
-language from it. It shares with real corpora what matters for a mixture: sizes are uneven, each language has two
-unlike sources, frequent and rare words exist, four languages are related, and Basque stands apart.
+The text is synthetic: sentence patterns are filled with words. Both were written for this project and are in
+`sample.yaml`. The words agree in gender, and have the articles and endings of their language. The text means nothing,
+and no model learns a language from it. It shares with real corpora what matters for a mixture: sizes are uneven, each
+language has two different sources, and words are frequent or rare. Four languages are related, and Basque is not.
 
-sample.yaml holds:
+sample.yaml contains:
 
-    words        classes of words; a line has one concept in all languages, `masculine|feminine` where it inflects
-    languages    for each language its sentence patterns by source, and its contractions (expression: replacement).
-                 `{hero}` is a slot for a word of that class. Nouns are listed with their article.
+    words        classes of words. A line has one concept in all languages, `masculine|feminine` if it inflects
+    languages    sentence patterns by source, and contractions (expression: replacement), for each language.
+                 `{hero}` is a slot for a word of that class. Nouns have their article
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ SAMPLE_BYTES: Mapping[str, Mapping[str, int]] = {
     "pt": {"news": 70_000, "tales": 40_000},
     "en": {"news": 300_000, "tales": 150_000},
 }
-"""UTF-8 bytes of training text per language and source at scale 1: uneven, as what the web offers is."""
+"""UTF-8 bytes of training text per language and source at scale 1. They are uneven, as in text from the web."""
 
 VALIDATION_BYTES = 12_000
-"""UTF-8 bytes of validation text per source at scale 1: alike, so that small languages are measured as well."""
+"""UTF-8 bytes of validation text per source at scale 1. They are equal, so that small languages are measured too."""
 
-_FEMININE = re.compile(r"la |a |l'\w*a$")  # as the articles of Spanish, Catalan, Galician and Portuguese say
+_FEMININE = re.compile(r"la |a |l'\w*a$")  # marked by the articles of Spanish, Catalan, Galician and Portuguese
 _FIRST_LETTER = re.compile(r"^[«“]?\w|[¿]\w")
 
 Words = Mapping[str, Sequence[str]]
@@ -56,19 +56,19 @@ def _contents() -> Any:
 
 @functools.cache
 def _words(language: str) -> Words:
-    """Return the words of a language by class, frequent ones first."""
+    """Return the words of a language by class. Frequent words come first."""
     contents = _contents()
     column = list(contents["languages"]).index(language)
     return {name: [row.split(", ")[column] for row in rows.splitlines()] for name, rows in contents["words"].items()}
 
 
 def generate(language: str, source: str, *, seed: int = 0) -> Iterator[str]:
-    """Yield documents without end, always the same ones for a seed.
+    """Yield an endless stream of documents, which depends only on the seed.
 
     Args:
         language: one of `SAMPLE_BYTES`.
         source: "news" or "tales".
-        seed: any whole number.
+        seed: any integer.
 
     Raises:
         XDogeError: the sample has no such language or source.
@@ -77,7 +77,7 @@ def generate(language: str, source: str, *, seed: int = 0) -> Iterator[str]:
         raise XDogeError(f"the sample has no language {language!r}, only {', '.join(SAMPLE_BYTES)}.")
     if source not in SAMPLE_BYTES[language]:
         raise XDogeError(f"the sample has no source {source!r}, only {', '.join(SAMPLE_BYTES[language])}.")
-    # Python promises the same random() for the same text seed in every version, and nothing about choice().
+    # For the same text seed, random() gives the same numbers in every version of Python. choice() may change.
     draw = random.Random(f"xdoge sample {language}/{source} {seed}").random
     return (_document(language, source, draw) for _ in itertools.count())
 
@@ -94,13 +94,13 @@ def _document(language: str, source: str, draw: Callable[[], float]) -> str:
 
 
 def _choose(options: Sequence[str], used: Sequence[str], draw: Callable[[], float]) -> str:
-    """Return an option that was not used, those at the front more often: words differ in frequency, as they do."""
+    """Return an unused option. The first ones are more likely, so that words differ in frequency."""
     free = [option for option in options if option not in used]
     return free[int(len(free) * draw() ** 2)]
 
 
 def _sentence(pattern: str, words: Words, contractions: Mapping[str, str], draw: Callable[[], float]) -> str:
-    """Return a pattern with its slots filled by different words; adjectives agree with the noun before them."""
+    """Return a pattern whose slots are filled with different words. Adjectives agree with the noun before them."""
     used: list[str] = []
 
     def spell(slot: re.Match[str]) -> str:
@@ -117,17 +117,17 @@ def _sentence(pattern: str, words: Words, contractions: Mapping[str, str], draw:
 
 
 def write_sample(folder: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
-    """Write the sample corpora and their corpus.yaml into a folder; return the path of corpus.yaml.
+    """Write the sample corpus and its corpus.yaml into a folder. Return the path of corpus.yaml.
 
-    Files are `<language>/news.jsonl` and `<language>/tales.jsonl.gz`, a document {"id", "text"} a line, and the
-    validation text of each source in `<language>/<source>.validation.jsonl`.
-    The text depends on seed and scale alone, whatever the machine or the Python; the bytes of the gzip files also on
-    the zlib that packs them.
+    The files are `<language>/news.jsonl` and `<language>/tales.jsonl.gz`, with one document {"id", "text"} per line.
+    The validation text of each source is in `<language>/<source>.validation.jsonl`. The text depends only on seed and
+    scale, not on the machine or the version of Python. The bytes of the gzip files also depend on the zlib library.
 
     Args:
-        folder: made if missing; files of these names in it are replaced.
-        seed: another seed, other documents.
-        scale: 1 gives `SAMPLE_BYTES` of text, 0.8 MB in all; every file has at least one document.
+        folder: folder to write to. It is created if it does not exist. Files with these names are replaced.
+        seed: seed of the documents.
+        scale: factor of the size. 1 gives `SAMPLE_BYTES` of text, 0.8 MB in total. Every file has at least one
+            document.
 
     Raises:
         XDogeError: the scale is not above 0, or the folder cannot be written.
@@ -160,14 +160,14 @@ def write_sample(folder: Path, *, seed: int = 0, scale: float = 1.0) -> Path:
 
 
 def _json_lines(language: str, source: str, *, seed: int) -> Iterator[tuple[int, bytes]]:
-    """Yield documents without end: the bytes of the text, and the document as a line of JSON."""
+    """Yield an endless stream of documents: the number of bytes of the text, and the document as a line of JSON."""
     for i, text in enumerate(generate(language, source, seed=seed)):
         line = {"id": f"{language}-{source}-{i}", "text": text}
         yield len(text.encode()), json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
 
 def _until(lines: Iterator[tuple[int, bytes]], n_bytes: float) -> Iterator[bytes]:
-    """Yield the next lines until their texts fill `n_bytes`."""
+    """Yield lines until their texts have `n_bytes`."""
     written = 0
     for size, line in lines:
         yield line
