@@ -68,7 +68,7 @@ def test_the_demo_goes_the_whole_way_and_goes_on_with_the_same_settings_alone(xd
     assert out.splitlines()[-1] == str(demo / "report.html")
     assert "conclusion: Equal shares" in out
     assert LIMITS in out
-    assert "what a token of another source is worth" in out
+    assert "worth of a token of another source" in out
     assert " left" in err
     assert "synthetic" in err
     page = (demo / "report.html").read_text()

@@ -52,7 +52,7 @@ def mixture_verdict(mixture: Mixture) -> list[str]:
         held = few([name for name, share in mixture.languages.items() if share.capped])
         return [
             "The weights are equal shares of the "
-            f"languages{f', and the caps hold back {held}' if held else ''}. Next: plan learned weights, "
+            f"languages{f', and the caps limit {held}' if held else ''}. Next: plan learned weights, "
             "too; their verdict says whether they change anything."
         ]
     planned, between = _moved(mixture, equal), _moved_between_languages(mixture, equal)

@@ -372,7 +372,7 @@ def _at_most(mixture: Mixture) -> str:
 def _full_cells(shares: Sequence[Share]) -> list[str]:
     (share,) = shares
     ratio = f"{share.weight / share.learned_weight:.2f}" if share.learned_weight else "–"
-    limit = f"at {share.max_epochs:g}" if share.capped and share.max_epochs is not None else "some" * share.capped
+    limit = f"at {share.max_epochs:g}" if share.capped and share.max_epochs is not None else "in part" * share.capped
     return [
         f"{share.learned_weight:.4f}",
         f"{share.weight:.4f}",
