@@ -168,7 +168,7 @@ def test_the_planned_cost_of_learning_is_that_in_weights_json(kind, tmp_path, st
         ({"strategies": {"a/b": {"kind": "unimax"}}}, "'a/b'"),
         ({"strategies": {"x": {"kind": "dooge"}}}, "strategies.x: kind is 'dooge'"),
         ({"strategies": {"x": {"kind": "fit", "target": "robust"}}}, "did you mean targets?"),
-        ({"strategies": {"x": {"kind": "doremi", "seed": 3}}}, "strategies.x: seed"),
+        ({"strategies": {"x": {"kind": "doremi", "seed": 3}}}, "setting seed"),
         ({"strategies": {"x": {"kind": "doge", "batch_size": 2}}}, "strategies.x: batch_size 2"),
         ({"strategies": {"x": {"kind": "unimax", "temperature": 3}}}, "strategies.x: temperature"),
         ({"strategies": {"x": {"kind": "unimax", "max_epochs": 0}}}, "strategies.x: max_epochs"),
