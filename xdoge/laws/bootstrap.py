@@ -140,13 +140,16 @@ def _robust(values: Floats) -> Floats:
 
 def refit(law: FittedLaw, losses: Floats) -> FittedLaw:
     """Return the law fitted to other losses of the same runs, with the same stack weights and hyperparameters."""
+    from threadpoolctl import threadpool_limits
+
     parts: dict[str, Any] = {}
-    for name in law.weights:
-        part = law.parts[name]
-        if isinstance(part, Process):
-            parts[name] = part.refit(losses)
-        elif isinstance(part, Effective):
-            parts[name] = fit_effective(part.problem, law.shares, losses, start=part)
-        else:
-            parts[name] = FITS[name](law.problem, law.shares, losses, 0)
+    with threadpool_limits(1, user_api="blas"):  # the matrices are small, as in `FittedLaw.fit`
+        for name in law.weights:
+            part = law.parts[name]
+            if isinstance(part, Process):
+                parts[name] = part.refit(losses)
+            elif isinstance(part, Effective):
+                parts[name] = fit_effective(part.problem, law.shares, losses, start=part)
+            else:
+                parts[name] = FITS[name](law.problem, law.shares, losses, 0)
     return replace(law, parts=parts, losses=losses)

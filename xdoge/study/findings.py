@@ -74,7 +74,7 @@ class TrialResult:
         return {**values, MACRO: math.fsum(values.values()) / len(values), WORST: max(values.values())}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # so that it can be a key of caches
 class Findings:
     """The results that a study's folder holds.
 

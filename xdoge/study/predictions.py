@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ Halves = dict[tuple[tuple[float, ...], tuple[float, ...]], dict[str, float]]
 """Half the width of the 90 % interval of a predicted difference, by the shares of both mixtures and by measure."""
 
 
+@lru_cache(maxsize=1)  # tables, page and study.json show the same rows, which take twenty refits of each law
 def predictions(findings: Findings) -> list[dict[str, Any]]:
     """Return a row for each law, comparison and strategy with a finished model; no rows before a law is fitted.
 
