@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from xdoge import __version__
+from xdoge.cli.demo import LIMITS, STRATEGIES
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -148,4 +150,38 @@ def test_the_program_of_the_wheel_runs_with_the_extras(full: Path, tmp_path: Pat
     where = run(full / "python", "-c", "import xdoge; print(xdoge.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(full.parent)
     assert __version__ in run(full / "xdoge", "--version", cwd=tmp_path)
-    assert "--out" in run(full / "xdoge", "demo", "--help", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_demo_of_the_wheel_goes_the_whole_way_and_goes_on_with_the_same_settings_alone(
+    full: Path, tmp_path: Path
+) -> None:
+    def demo(steps: int) -> tuple[int, str, str]:
+        command = [full / "xdoge", "demo", "--out", "demo", "--steps", str(steps)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    folder = tmp_path / "demo"
+    status, out, err = demo(20)
+    assert status == 0, err
+    assert out.splitlines()[-1] == "demo/report.html"
+    assert "conclusion: Equal shares" in out
+    assert LIMITS in out
+    assert "worth of a token of another source" in out
+    assert " left" in err
+    assert "synthetic" in err
+    assert LIMITS in (folder / "report.html").read_text()
+    for name in STRATEGIES:
+        assert f"The shares of {name} end" in out or name == "uniform"
+        trained = folder / "study" / "train" / name / "20-steps"
+        assert sorted(path.name for path in trained.iterdir()) == ["seed-0", "seed-1", "seed-2"]
+    weights = json.loads((folder / "study/weights/fit/seed-0/weights.json").read_text())
+    assert len(weights["sources"]) == 12
+    assert len(list((folder / "study/swarm/runs").iterdir())) == 20
+    assert yaml.safe_load((folder / "study.yaml").read_text())["strategies"] == STRATEGIES
+
+    status, again, err = demo(20)
+    assert (status, again[again.index("Equal tokens") :]) == (0, out[out.index("Equal tokens") :])
+    assert "finished in" not in err
+    status, _, err = demo(30)
+    assert (status, "another demo" in err) == (1, True)

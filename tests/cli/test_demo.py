@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
-import pytest
-import yaml
 from command_line import one_line
 
-from xdoge.cli.demo import LIMITS, STRATEGIES, conclusion
+from xdoge.cli.demo import LIMITS, conclusion
 from xdoge.study.intervals import Interval
 
 SOURCES = ("es/web", "eu/web")
@@ -58,32 +55,3 @@ def test_a_folder_that_holds_something_else_is_refused(xdoge, tmp_path):
     status, _, err = xdoge("demo", "--out", out)
     assert (status, "is not empty; remove it, or name another" in one_line(err)) == (1, True)
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
-
-
-@pytest.mark.slow
-def test_the_demo_goes_the_whole_way_and_goes_on_with_the_same_settings_alone(xdoge, tmp_path):
-    demo = tmp_path / "demo"
-    status, out, err = xdoge("demo", "--out", demo, "--steps", 20)
-    assert status == 0, err
-    assert out.splitlines()[-1] == str(demo / "report.html")
-    assert "conclusion: Equal shares" in out
-    assert LIMITS in out
-    assert "worth of a token of another source" in out
-    assert " left" in err
-    assert "synthetic" in err
-    page = (demo / "report.html").read_text()
-    assert LIMITS in page
-    for name in STRATEGIES:
-        assert f"The shares of {name} end" in out or name == "uniform"
-        trained = demo / "study" / "train" / name / "20-steps"
-        assert sorted(path.name for path in trained.iterdir()) == ["seed-0", "seed-1", "seed-2"]
-    weights = json.loads((demo / "study/weights/fit/seed-0/weights.json").read_text())
-    assert len(weights["sources"]) == 12
-    assert len(list((demo / "study/swarm/runs").iterdir())) == 20
-    assert yaml.safe_load((demo / "study.yaml").read_text())["strategies"] == STRATEGIES
-
-    status, again, err = xdoge("demo", "--out", demo, "--steps", 20)
-    assert (status, again[again.index("Equal tokens") :]) == (0, out[out.index("Equal tokens") :])
-    assert "finished in" not in err
-    status, _, err = xdoge("demo", "--out", demo, "--steps", 30)
-    assert (status, "another demo" in one_line(err)) == (1, True)
