@@ -7,8 +7,13 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
+from xdoge.baselines.options import RegmixSettings
 from xdoge.config import Config, parse_count, read_yaml
 from xdoge.errors import XDogeError
+from xdoge.eval.perplexity import PerplexitySettings
+from xdoge.fit.settings import FitSettings
+from xdoge.laws.swarm_settings import SwarmSettings
+from xdoge.train.settings import TrainSettings
 
 
 class Inner(Config):
@@ -103,3 +108,35 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         read_yaml(tmp_path / "nothing.yaml")
     with pytest.raises(XDogeError, match="is a folder, not a YAML file"):
         read_yaml(tmp_path)
+
+
+@pytest.mark.parametrize("value", [10**20, -(10**20), 1 << 63, "1e20", "1.0e+400", "1e400", float("inf")])
+def test_a_number_that_does_not_fit_into_64_bits_is_refused_by_name(value):
+    with pytest.raises(XDogeError, match="here: batch_size: ") as error:
+        Outer.parse({"name": "a", "batch_size": value}, where="here")
+    assert "\n" not in str(error.value)
+    assert Outer.parse({"name": "a", "batch_size": (1 << 63) - 1}, where="here").batch_size == (1 << 63) - 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        (TrainSettings, ("batch_size", "sequence_length", "workers")),
+        (FitSettings, ("batch_size", "sequence_length")),
+        (SwarmSettings, ("batch_size", "sequence_length", "runs")),
+        (RegmixSettings, ("batch_size", "sequence_length", "runs", "simulations")),
+        (PerplexitySettings, ("resamples",)),
+    ],
+)
+def test_a_setting_that_would_use_up_all_memory_or_processes_is_refused_by_name(settings, names):
+    for name in names:
+        with pytest.raises(XDogeError, match=f"here: {name}: it must be (below|at most)"):
+            settings.parse({name: 10**12, **needed(settings, but=name)}, where="here")
+
+
+def needed(settings, *, but):
+    """Return a value for each setting that has no default, except one."""
+    fields = settings.model_fields.items()
+    return {
+        name: "tiny" if field.annotation is str else 4 for name, field in fields if field.is_required() and name != but
+    }

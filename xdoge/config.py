@@ -22,6 +22,15 @@ with importing("cli"):
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
+TOO_LARGE = 1 << 63
+"""Counts are below this. NumPy and torch store them as 64-bit integers."""
+
+MOST_SEQUENCES = 1 << 31
+"""Batches have fewer sequences, and sequences fewer tokens, than this. Nobody trains with nearly as many."""
+
+MOST_WORKERS = 1024
+"""Most threads or processes that a user may ask for. No machine has as many cores."""
+
 
 def parse_count(value: object) -> int:
     """Return the whole number that 500, "6e6", "500M", "1.5B" or "2T" stands for.
@@ -42,7 +51,7 @@ def parse_count(value: object) -> int:
     scaled, rest = divmod(unscaled, int(10 ** len(fraction)))
     if rest:
         raise ValueError(f"{shown(value)} is not a whole number")
-    if scaled >= 1 << 63:
+    if scaled >= TOO_LARGE:
         raise ValueError(f"{shown(value)} is too large; a count is below 2^63")
     return scaled
 
@@ -74,7 +83,11 @@ class Config(BaseModel):
         kinds = _choices(cls.model_fields[info.field_name or ""].annotation)
         if isinstance(value, bool) and bool not in kinds and not {int, float}.isdisjoint(kinds):
             raise ValueError(f"{str(value).lower()} is not a number")
-        return parse_count(value) if int in kinds and str not in kinds and isinstance(value, str | float) else value
+        if int not in kinds or isinstance(value, bool):
+            return value
+        if isinstance(value, int) and abs(value) >= TOO_LARGE:
+            raise ValueError(f"{shown(value)} is too large; a count is below 2^63")
+        return parse_count(value) if str not in kinds and isinstance(value, str | float) else value
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], *, where: str) -> Self:

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.main import get_command
 
 import xdoge as package
 from xdoge.baselines import METHODS
 from xdoge.cli import app
-from xdoge.cli.app import as_options
+from xdoge.cli.app import as_options, one_voice
 from xdoge.errors import Interrupted, XDogeError, argument
 from xdoge.eval.perplexity import PerplexitySettings
 from xdoge.eval.suite import HarnessSettings
@@ -109,3 +110,17 @@ def test_every_argument_that_a_message_names_is_an_option_or_a_setting():
         if not any(name in known[command] for command in RAISED_BY.get(file.parts[0], known))
     ]
     assert unknown == []
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_later_process_says_why_it_refuses_unless_the_launcher_stops_it(monkeypatch, stopped):
+    def sleep(seconds):
+        if stopped:
+            raise Interrupted(15, "terminated")
+
+    monkeypatch.setenv("RANK", "9")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("time.sleep", sleep)
+    with pytest.raises(typer.Exit if stopped else XDogeError) as caught, one_voice():
+        raise XDogeError("nowhere does not exist.")
+    assert stopped or str(caught.value) == "process 9: nowhere does not exist."

@@ -182,6 +182,17 @@ def test_lines_of_csv_may_end_with_a_carriage_return(tmp_path: Path) -> None:
     assert scan(tmp_path / "a.csv", "text", name="x").rows == 2
 
 
+def test_lines_of_text_may_end_with_a_carriage_return(tmp_path: Path) -> None:
+    path, long = tmp_path / "a.txt", b"x" * (1 << 20)
+    assert read(path, b"a\rb\rc") == ["a", "b", "c"]
+    assert read(path, long + b"\ra\r") == [long.decode(), "a"]
+    assert read(path, b"50 %\rdone\nb\n") == ["50 %\rdone", "b"]
+    path.write_bytes(b"a\rb\r\rc\r")
+    for document, texts in (("blank-line", ["a\nb", "c"]), ("file", ["a\nb\n\nc\n"])):
+        blocks = file_blocks(path, "text", document=document)
+        assert [text for block in blocks for text in block.texts("text")] == texts
+
+
 def test_the_dialect_of_csv_can_be_declared(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     data = b'id;text\n1;"ur \\"haur\\"; eta\\\\"\n2;plain, 3\n3;"\\\n"\n'

@@ -149,6 +149,16 @@ def test_validation_files_may_repeat_a_stated_share_of_the_training_documents(co
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
 
 
+def test_validation_text_that_differs_from_training_text_in_white_space_only_is_recognised(
+    corpus: Path, tmp_path: Path
+) -> None:
+    spaced = ["  " + text.replace(" ", "\r\n ") + "\n" for text in documents(2, 450)[::15]]
+    write_documents(corpus.parent / "held.jsonl", [*spaced, *documents(77, 170)])
+    edit(corpus, _set("languages", "gl", "sources", "web", "validation", to="held.jsonl"))
+    with pytest.raises(XDogeError, match=r"gl\.sources\.web.*\d+ of the 200 documents .* more than 10%"):
+        prepare(corpus, tmp_path / "store", workers=2)
+
+
 def test_a_language_that_the_tokenizer_does_not_know_is_warned_of(corpus: Path, tmp_path: Path) -> None:
     greek = [f"{n} γειά σου κόσμε {text}" for n, text in enumerate(documents(3, 100))]
     write_documents(corpus.parent / "gl/web.jsonl", greek)

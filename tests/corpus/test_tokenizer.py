@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from xdoge.corpus import Tokenizer
 from xdoge.corpus.spec import TokenizerSpec, TrainTokenizer
-from xdoge.corpus.tokenizer import level, load_tokenizer, sample, saved, sentencepiece_model, train
+from xdoge.corpus.tokenizer import huggingface, level, load_tokenizer, sample, saved, sentencepiece_model, train
 from xdoge.errors import Interrupted, XDogeError
 
 WORDS = {
@@ -85,7 +86,7 @@ def tokenizer_of(folder: Path) -> Tokenizer:
 def test_a_hugging_face_tokenizer_gives_the_ids_of_auto_tokenizer(hugging_face: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(hugging_face)
+    theirs = AutoTokenizer.from_pretrained(hugging_face, split_special_tokens=True)
     documents = [*texts(2, 20), "日本語 <s> a </s> b", "kaixo " * 100]
     expected = [[*ids, 1] for ids in theirs(documents, add_special_tokens=False)["input_ids"]]
     tokenizer = tokenizer_of(hugging_face)
@@ -96,8 +97,8 @@ def test_a_hugging_face_tokenizer_gives_the_ids_of_auto_tokenizer(hugging_face: 
         assert lengths.tolist() == [len(ids) for ids in expected]
         assert (loaded.end_of_document, loaded.vocab_size, loaded.kind) == (1, len(theirs), "huggingface")
         assert loaded.fingerprint == tokenizer.fingerprint
-    again = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert again(documents)["input_ids"] == theirs(documents)["input_ids"]
+    again, before = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "saved", hugging_face))
+    assert again(documents)["input_ids"] == before(documents)["input_ids"]
 
 
 def test_decoding_gives_the_text_without_special_tokens(model: bytes, hugging_face: Path, tmp_path: Path) -> None:
@@ -116,17 +117,40 @@ def test_decoding_gives_the_text_without_special_tokens(model: bytes, hugging_fa
         assert loaded.decode(tokens) == documents
 
 
-def test_special_tokens_in_the_text_follow_the_tokenizers_own_setting(hugging_face: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", [False, True])
+def test_the_name_of_a_special_token_inside_a_text_is_text(hugging_face: Path, tmp_path: Path, split: bool) -> None:
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(hugging_face, split_special_tokens=True)
-    theirs.save_pretrained(tmp_path / "split")
-    tokenizer = tokenizer_of(tmp_path / "split")
+    AutoTokenizer.from_pretrained(hugging_face, split_special_tokens=split).save_pretrained(tmp_path / "model")
+    tokenizer = tokenizer_of(tmp_path / "model")
     tokenizer.save(tmp_path / "saved")
-    expected = theirs("a </s> b", add_special_tokens=False)["input_ids"]
-    assert 1 not in expected
-    for loaded in (tokenizer, Tokenizer.load(tmp_path / "saved")):
-        assert loaded.encode(["a </s> b"])[0].tolist() == [*expected, 1]
+    text = "a </s> b <s>"
+    for loaded in (tokenizer, Tokenizer.load(tmp_path / "saved"), huggingface(str(tmp_path / "saved"))):
+        ids = loaded.encode([text])[0].tolist()
+        assert ids[-1] == loaded.end_of_document == 1
+        assert not {0, 1} & set(ids[:-1])
+        assert loaded.decode([ids]) == [text]
+
+
+def test_ordinary_text_has_the_same_tokens_as_with_special_tokens_parsed(hugging_face: Path) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(hugging_face)
+    documents = [*texts(4, 50), "日本語 a<b, x > y </ s>", "  two  spaces\t\n"]
+    expected = theirs(documents, add_special_tokens=False)["input_ids"]
+    tokens, _ = tokenizer_of(hugging_face).encode(documents)
+    assert tokens.tolist() == list(chain.from_iterable([*ids, 1] for ids in expected))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "null", "{"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "config.json"])
+def test_a_file_of_a_hugging_face_tokenizer_that_is_no_object_is_refused_by_name(
+    hugging_face: Path, tmp_path: Path, name: str, text: str
+) -> None:
+    shutil.copytree(hugging_face, tmp_path / "model")
+    (tmp_path / "model" / name).write_text(text)
+    with pytest.raises(XDogeError, match=f"model/{name} .*JSON"):
+        tokenizer_of(tmp_path / "model")
 
 
 def test_a_tokenizer_written_in_python_works_too(tmp_path: Path) -> None:
@@ -137,6 +161,7 @@ def test_a_tokenizer_written_in_python_works_too(tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "saved")
     for loaded in (tokenizer, Tokenizer.load(tmp_path / "saved")):
         assert loaded.encode(["ab", "é"])[0].tolist() == [100, 101, 1, 198, 172, 1]
+        assert loaded.encode(["</s>"])[0].tolist() == [63, 50, 118, 65, 1]
         assert loaded.fingerprint == tokenizer.fingerprint
 
 

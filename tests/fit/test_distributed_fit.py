@@ -147,6 +147,17 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(two, store, tmp_p
     np.testing.assert_allclose(list(ours["sources"].values()), list(theirs["sources"].values()), rtol=1e-5)
 
 
+def test_a_process_that_alone_refuses_to_start_says_why(two, store, tmp_path):
+    recipe, nowhere = str(two.with_suffix(".yaml")), tmp_path / "nowhere"
+    job = Job(2, store.path, recipe, tmp_path / "run", of_last=[nowhere])
+    job.processes[1].join(60)
+    job.processes[0].terminate()
+    assert job.end()[1] == 1
+    assert job.printed(1).startswith("error: process 1: ")
+    assert str(nowhere) in job.printed(1)
+    assert job.printed(1).count("\n") == 1
+
+
 def test_settings_that_do_not_allow_several_processes_are_refused_in_one_line(two, store, tmp_path):
     job = Job(2, Path("corpus.yaml"), str(two.with_suffix(".yaml")), tmp_path / "run")
     assert job.end() == [1, 1]
@@ -154,7 +165,7 @@ def test_settings_that_do_not_allow_several_processes_are_refused_in_one_line(tw
         job.printed(0)
         == "error: corpus.yaml: several processes need a token store; make one with xdoge prepare first.\n"
     )
-    assert job.printed(1) == ""
+    assert job.printed(1) == job.printed(0).replace("error: ", "error: process 1: ")  # no launcher stopped it
     job = Job(2, store.path, str(two.with_suffix(".yaml")), tmp_path / "run", "--set", "device=cuda:0")
     assert set(job.end()) == {1}
     assert "device cuda:0" in job.printed(0)

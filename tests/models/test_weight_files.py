@@ -130,6 +130,12 @@ def test_a_configuration_that_is_no_object_is_refused(broken, text):
     refused(broken)
 
 
+@pytest.mark.parametrize("text", ["[1, 2]", "null", '"x"', "{"])
+def test_generation_settings_that_are_no_object_are_refused_by_name(broken, text):
+    (broken / "generation_config.json").write_text(text)
+    refused(broken, "/generation_config.json", "JSON")
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors", "nothing", None])
 def test_a_quantised_model_without_its_library_is_refused(broken, method):
     change_config(broken, quantization_config={"quant_method": method, "bits": 4, "load_in_4bit": True})

@@ -120,7 +120,7 @@ class RegmixSettings(BaselineSettings):
     method = "regmix"
 
     proxy: str = Field("1m", description="the tiny models: the name of a recipe, or a YAML file with one")
-    runs: int = Field(512, ge=10, description="number of tiny models; each trains on its own mixture")
+    runs: int = Field(512, ge=10, lt=10**6, description="number of tiny models; each trains on its own mixture")
     targets: Literal["sources", "languages"] | dict[str, float] = Field(
         "languages",
         description="the regression predicts the mean validation loss of languages (all equally), sources (all "
@@ -136,7 +136,7 @@ class RegmixSettings(BaselineSettings):
     greatest_strength: float = Field(
         5.0, gt=0, description="highest concentration of the Dirichlet distribution of mixtures"
     )
-    simulations: int = Field(100_000, gt=0, description="number of mixtures whose loss is predicted")
+    simulations: int = Field(100_000, gt=0, lt=10**9, description="number of mixtures whose loss is predicted")
     best: int = Field(128, gt=0, description="number of best predicted mixtures that are averaged")
 
     @property

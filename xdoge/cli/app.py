@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ class _Output(Console):
                 self.width = max(self.width, Measurement.get(self, wide, table).minimum)
         super().print(*objects, **options)
 
+
+LAUNCHER_SECONDS = 5.0
+"""A process waits this long for its launcher to stop it. torchrun looks for failed processes ten times a second."""
 
 stdout = _Output(width=None if sys.stdout.isatty() else 120, markup=False)  # a source may be called [/x]
 
@@ -135,13 +139,23 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def one_voice() -> Iterator[None]:
-    """Let only one process of a node print errors that all processes meet. A RankLocalError is printed by each."""
+    """Let only one process of a node print errors that all processes meet.
+
+    The others wait for the launcher, which stops them once the first process has failed. If nothing stops them, the
+    first process did not meet the error, so they print it. A RankLocalError is printed by each process at once.
+    """
     alone = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         yield
     except RankLocalError:
         raise
     except XDogeError as error:
-        raise (error if alone else typer.Exit(1)) from None
+        if alone:
+            raise
+        try:
+            time.sleep(LAUNCHER_SECONDS)
+        except (Interrupted, KeyboardInterrupt):
+            raise typer.Exit(1) from None
+        raise XDogeError(f"process {os.environ.get('RANK')}: {error.message}") from error
     except Interrupted as stop:
         raise (stop if is_first() else typer.Exit(stop.exit_code)) from None

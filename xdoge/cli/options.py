@@ -9,15 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from xdoge.config import parse_count
+from xdoge.config import MOST_WORKERS, parse_count
 from xdoge.training.proxy_settings import ProxySettings
 
 PROXY = str(ProxySettings.model_fields["proxy"].default)
 """The default proxy, for help texts."""
 
 
-def count(least: int | None = None) -> Callable[[int | str], int]:
-    """Return a parser of whole numbers such as 500, 6e3 or 2K. It refuses numbers below `least`."""
+def count(least: int | None = None, most: int | None = None) -> Callable[[int | str], int]:
+    """Return a parser of whole numbers such as 500, 6e3 or 2K. It refuses numbers below `least` or above `most`."""
 
     def parse(text: int | str) -> int:
         try:
@@ -26,6 +26,8 @@ def count(least: int | None = None) -> Callable[[int | str], int]:
             raise typer.BadParameter(f"{error}.") from error
         if least is not None and number < least:
             raise typer.BadParameter(f"{number} is too small; it must be at least {least}.")
+        if most is not None and number > most:
+            raise typer.BadParameter(f"{number} is too large; it must be at most {most}.")
         return number
 
     return parse
@@ -52,7 +54,9 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 Workers = Annotated[
     int | None,
-    typer.Option(parser=count(1), metavar="N", help="Number of tokenising threads.", show_default="all cores"),
+    typer.Option(
+        parser=count(1, MOST_WORKERS), metavar="N", help="Number of tokenising threads.", show_default="all cores"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of settings.")]

@@ -77,7 +77,9 @@ def study(
     jobs: Annotated[
         int,
         typer.Option(
-            parser=options.count(1), metavar="N", help="Number of commands that run at once; they share the cores."
+            parser=options.count(1, options.MOST_WORKERS),
+            metavar="N",
+            help="Number of commands that run at once; they share the cores.",
         ),
     ] = 1,
     only: Annotated[

@@ -95,7 +95,9 @@ def swarm(  # one parameter for each option
     jobs: Annotated[
         int,
         typer.Option(
-            parser=options.count(1), metavar="N", help="Number of trainings that run at once; they share the cores."
+            parser=options.count(1, options.MOST_WORKERS),
+            metavar="N",
+            help="Number of trainings that run at once; they share the cores.",
         ),
     ] = 1,
     target_parameters: Annotated[

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from xdoge.corpus.remote import find_remote, is_remote, local
 from xdoge.corpus.spec import TokenizerSpec, TrainTokenizer
 from xdoge.errors import Interrupted, MissingExtraError, XDogeError
-from xdoge.io import read_json, refuse_pointer, replacing_folder, write_json
+from xdoge.io import read_json, read_regular, refuse_pointer, replacing_folder, write_json
 
 SCHEMA = "xdoge.tokenizer"
 UNKNOWN, BEGIN, END, PAD = 0, 1, 2, 3
@@ -36,6 +36,16 @@ LONGEST_LINE = 1 << 16
 
 PIECE = 5_000
 """Characters of the pieces into which a longer line is divided."""
+
+JSON_FILES = (
+    "added_tokens.json",
+    "config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+"""Files of a Hugging Face tokenizer, or of the model beside it, that must be JSON objects."""
 
 UNKNOWN_LETTER, PART_OF_LETTER = 1, 2
 BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(0x80, 0x100)}
@@ -158,7 +168,7 @@ class Tokenizer:
         config = read_json(folder / "tokenizer_config.json")
         if getattr(backend.model, "dropout", None):
             backend.model.dropout = None  # stores of earlier versions kept it
-        backend.encode_special_tokens = bool(config.get("split_special_tokens", False))
+        backend.encode_special_tokens = True  # see `huggingface`
         return cls(
             "huggingface",
             encoder=_encoder_of(backend),
@@ -261,7 +271,7 @@ def sentencepiece_model(model: bytes, *, where: str) -> Tokenizer:
 def huggingface(name: str) -> Tokenizer:
     """Return the tokenizer that `AutoTokenizer` loads for a name on the Hub or a local folder.
 
-    It adds no special tokens.
+    It adds no special tokens, and encodes the name of one inside a text, such as "</s>", like any other text.
 
     Raises:
         XDogeError: it cannot be loaded, or has no end-of-sentence token.
@@ -273,6 +283,8 @@ def huggingface(name: str) -> Tokenizer:
     for file in sorted(Path(name).glob("*")) if Path(name).is_dir() else ():
         if file.is_file():
             refuse_pointer(file)
+        if file.name in JSON_FILES:
+            _refuse_wrong_json(file)
     with _huggingface_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
@@ -288,14 +300,16 @@ def huggingface(name: str) -> Tokenizer:
         backend.no_padding()
         if getattr(backend.model, "dropout", None):
             backend.model.dropout = None  # random encodings for training, with which every store would differ
-        backend.encode_special_tokens = tokenizer.split_special_tokens
+        backend.encode_special_tokens = True  # text that contains "</s>" must not become two documents
         content = backend.to_str(pretty=True).encode("utf-8")
         encoder, decoder = _encoder_of(backend), backend.decode_batch
     else:
         content = json.dumps([type(tokenizer).__name__, sorted(vocabulary.items())]).encode("utf-8")
 
         def encoder(texts: Sequence[str]) -> list[Any]:
-            ids: list[Any] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+            ids: list[Any] = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)[
+                "input_ids"
+            ]
             return ids
 
         def decoder(documents: Sequence[list[int]]) -> list[str]:
@@ -320,6 +334,16 @@ def huggingface(name: str) -> Tokenizer:
         vocabulary=vocabulary,
         write=write,
     )
+
+
+def _refuse_wrong_json(file: Path) -> None:
+    """Raise XDogeError if a file is not a JSON object. `read_json` would refuse names of tokens that are allowed."""
+    try:
+        value = json.loads(read_regular(file, "JSON"))
+    except (ValueError, RecursionError) as error:
+        raise XDogeError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise XDogeError(f"{file} holds a JSON {type(value).__name__}, not an object.")
 
 
 def _encoder_of(backend: Any) -> _Encoder:

@@ -73,7 +73,7 @@ class PerplexitySettings(Config):
         "translation in this language",
     )
     resamples: int = Field(
-        1000, ge=2, description="number of bootstrap resamples of the documents, for standard errors"
+        1000, ge=2, lt=10**6, description="number of bootstrap resamples of the documents, for standard errors"
     )
     seed: Seed = Field(0, description="seed of the bootstrap")
 

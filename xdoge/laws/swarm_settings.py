@@ -30,7 +30,7 @@ class SwarmSettings(ProxySettings):
     )
     budget_tokens: int = Field(gt=0, description="tokens of the run that the law is for")
     max_epochs: float | None = Field(8.0, gt=0, description="maximum number of epochs of a source in that run, or none")
-    runs: int = Field(gt=0, description="number of trainings [9, plus 5 for each share]")
+    runs: int = Field(gt=0, lt=10**6, description="number of trainings [9, plus 5 for each share]")
     level: Literal["languages", "sources"] = Field(
         "languages",
         description="what has its own share: languages or sources. With languages, the sources of a language are "

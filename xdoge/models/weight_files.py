@@ -33,8 +33,9 @@ def check_files(folder: Path) -> None:
     """Raise an error if the configuration or the headers of the weight files show that a model is damaged.
 
     Raises:
-        XDogeError: config.json has an absurd number of layers or experts, or an index names a file outside the folder.
-            Or a safetensors file is truncated or contains integers instead of weights, or a file is a pipe.
+        XDogeError: config.json or generation_config.json is not a JSON object, config.json has an absurd number of
+            layers or experts, or an index names a file outside the folder. Or a safetensors file is truncated or
+            contains integers instead of weights, or a file is a pipe.
     """
     for file in sorted(folder.iterdir()):
         if file.suffix in _READ and not file.is_file():
@@ -42,6 +43,8 @@ def check_files(folder: Path) -> None:
         if file.suffix in _READ:
             refuse_pointer(file)
     config = read_json(folder / "config.json")
+    if (folder / "generation_config.json").exists():
+        read_json(folder / "generation_config.json")
     for key, value in _numbers(config):
         if _PARTS.search(key) and value > MOST_PARTS:
             raise XDogeError(f"{folder / 'config.json'}: {key} is {shown(value)}; it must be at most {MOST_PARTS:,}.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 from pydantic import Field, field_validator
 
-from xdoge.config import Config, Seed, count_or
+from xdoge.config import MOST_SEQUENCES, MOST_WORKERS, Config, Seed, count_or
 from xdoge.errors import XDogeError, argument
 from xdoge.mixtures.mixture import Mixture
 from xdoge.models.initial_model import InitialModel
@@ -45,10 +45,13 @@ class TrainSettings(Config):
     )
     steps: int = Field(gt=0, description="optimiser steps [all that the mixture has tokens for]")
     batch_size: int = Field(
-        gt=0, description="sequences per step, over all processes [the recipe's; 32 for continual pre-training]"
+        gt=0,
+        lt=MOST_SEQUENCES,
+        description="sequences per step, over all processes [the recipe's; 32 for continual pre-training]",
     )
     sequence_length: int = Field(
         ge=2,
+        lt=MOST_SEQUENCES,
         description="tokens per sequence [the mixture's, if it was planned with one; else the recipe's, or the "
         "model's context up to 2048]",
     )
@@ -95,7 +98,9 @@ class TrainSettings(Config):
     accumulation: int | None = Field(
         None, gt=0, description="backward passes per step [1, or batch_size / processes / per_device_batch_size]"
     )
-    workers: int = Field(0, ge=0, description="data loading processes per device; 0 loads in the training process")
+    workers: int = Field(
+        0, ge=0, le=MOST_WORKERS, description="data loading processes per device; 0 loads in the training process"
+    )
 
     eval_every: int = Field(
         gt=0,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
-from xdoge.config import Config, Seed, count_or
+from xdoge.config import MOST_SEQUENCES, Config, Seed, count_or
 from xdoge.errors import XDogeError, argument, likely_name
 from xdoge.models.flops import training_flops
 from xdoge.models.recipes import Recipe, load_recipe, recipe_names
@@ -44,8 +44,10 @@ class ProxySettings(Config):
     proxy: str = Field("125m", description="proxy model: the name of a recipe, or a YAML file with one")
     seed: Seed = Field(0, description="seed of the proxy's initial weights and of the order of the sequences")
     steps: int = Field(gt=0, description="optimiser steps [the recipe's]")
-    batch_size: int = Field(gt=0, description="sequences per step [the recipe's, but at least 2 per source]")
-    sequence_length: int = Field(ge=2, description="tokens per sequence [the recipe's]")
+    batch_size: int = Field(
+        gt=0, lt=MOST_SEQUENCES, description="sequences per step [the recipe's, but at least 2 per source]"
+    )
+    sequence_length: int = Field(ge=2, lt=MOST_SEQUENCES, description="tokens per sequence [the recipe's]")
     learning_rate: float = Field(gt=0, lt=1e6, description="peak learning rate of AdamW [the recipe's]")
     warmup: float = Field(
         0.05, ge=0, lt=1, description="fraction of the steps over which the learning rate rises to its peak"

@@ -99,6 +99,8 @@ def file_blocks(
                     if not one_object_a_line(head):
                         yield from _value_blocks(path, chunks, columns)
                         return
+                if kind == ".txt":
+                    chunks = _line_feeds(chunks)
                 first, kind = 1, document if kind == ".txt" else ".jsonl"
                 for data in {"file": _whole, "blank-line": _whole_paragraphs}.get(kind, _whole_lines)(chunks):
                     yield Block(str(path), first, kind, data)
@@ -112,6 +114,15 @@ def open_parquet(path: Readable) -> pa.parquet.ParquetFile:
 def chunks_of(stream: IO[bytes], n_bytes: int) -> Iterator[bytes]:
     while chunk := stream.read(n_bytes):
         yield chunk
+
+
+def _line_feeds(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Replace the line ends of a text whose lines end with a carriage return only, as old Macs and some tools write."""
+    bare = None  # unknown until the first line end
+    for chunk in chunks:
+        if bare is None and (b"\n" in chunk or b"\r" in chunk[:-1]):
+            bare = b"\n" not in chunk
+        yield chunk.replace(b"\r", b"\n") if bare else chunk
 
 
 def _whole_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
