@@ -488,7 +488,7 @@ def test_training_a_tokenizer_says_how_far_it_is_and_on_how_much_text(corpus: Pa
     read = [event for event in seen if event.name == "text for the tokenizer"]
     assert read[-1].done == read[-1].total
     said = [event.name for event in seen if event.kind == "tokenizer"]
-    assert [line.split()[0] for line in said] == ["drawing", "training", "trained"]
+    assert [line.split()[0] for line in said] == ["sampling", "training", "trained"]
     assert "bytes of text" in said[1]
 
 
