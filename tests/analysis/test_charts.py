@@ -234,7 +234,7 @@ def test_planned_shares_show_where_the_cap_decided():
     assert (basque["weight"], basque["planned"], basque["cap"]) == (0.3, 0.125, 0.125)  # 100 of 800 tokens
     assert (basque["capped"], basque["label"]) == (True, "capped at 2 epochs")
     description = charts.planned_shares(mixture).to_dict()["description"]
-    assert description == "the caps decide 2 of 5 sources: eu/wiki, nl/wiki."
+    assert description == "epoch caps decide the share of 2 of 5 sources: eu/wiki, nl/wiki."
 
 
 def test_changes_against_the_baseline_have_the_errors_of_the_rule(drawn):

@@ -335,7 +335,7 @@ def test_tables_of_several_files_are_one_and_contradictions_are_refused(tmp_path
 def test_one_model_measured_in_two_ways_is_refused_with_both_files(tmp_path, language, value, how, what):
     results(("one", "es", 20.0, 0.1)).save(tmp_path / "a.json")
     results(("one", language, value, 0.1), **how).save(tmp_path / "b.json")
-    with pytest.raises(XDogeError, match=f"a.json and .*b.json have different numbers of one .*{what}"):
+    with pytest.raises(XDogeError, match=f"a.json and .*b.json have different numbers for one .*{what}"):
         compare([tmp_path / "a.json", tmp_path / "b.json"])
     assert compare([f"first={tmp_path / 'a.json'}", tmp_path / "b.json"]).models == ["first", "one"]
 
@@ -399,7 +399,7 @@ def test_every_kind_of_input_is_recognised_with_its_origin(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "there is nothing to compare"),
+        ([], "nothing to compare"),
         (["missing.json"], "missing.json"),
         (["other.json"], "other.json cannot be compared"),
         (["run/train.json"], "name its folder, .*run"),

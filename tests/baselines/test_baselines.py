@@ -455,7 +455,7 @@ def test_the_command_prints_weights_cost_and_path(xdoge, store, recipe, tmp_path
     status, out, err = xdoge(*command, "--steps", 2, "--set", "mu=0.02")
     assert status == 0
     assert "share of corpus" in out
-    assert f"for {WeightSet.load(run).proxy['flops']:.3g} FLOPs" in out
+    assert f"cost {WeightSet.load(run).proxy['flops']:.3g} FLOPs" in out
     assert str(run / "weights.json") in out
     assert "mu: 0.02" in err
     assert "step 2/2" in err

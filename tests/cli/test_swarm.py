@@ -53,7 +53,7 @@ def test_from_a_swarm_to_the_mixture_that_its_law_finds(xdoge, swarm, store, tmp
     assert "next: xdoge fit-law" in printed
     status, printed, _ = xdoge("fit-law", out, "--out", law)
     assert status == 0
-    assert "held out" in printed
+    assert "held-out runs" in printed
     status, printed, _ = xdoge("optimize", law, "--max-epochs", "8", "--force-optimum", "--out", weights)
     assert status == 0
     assert "verdict" in printed

@@ -584,7 +584,7 @@ def test_no_average_over_less_than_half_of_the_tasks(ran, averages, capsys):
     table = Results.of(older, settings={"benchmarks": {"mine": {"m": scored.to_dict()}}})
     assert {row["language"] for row in score_rows(table, baseline=None)} == {"gl", "ca", *averages}
     print_results(table)
-    assert ("less than 50% ran: 1 of 4 tasks in eu, 3 of 7 tasks." in capsys.readouterr().out) == (ran == 1)
+    assert ("50% of the tasks ran: 1 of 4 tasks in eu, 3 of 7 tasks." in capsys.readouterr().out) == (ran == 1)
 
 
 def test_prompts_that_do_not_fit_are_counted(model, data, tmp_path):

@@ -252,7 +252,7 @@ def test_a_cap_that_rounding_exceeds_is_named():
     assert export(mixture(shares), "grain", sequence_length=10).warnings == ()  # 100 of 250 exactly
     shares["xx/b"] = Share(0.8, 60_380 / 100_380, 60_380, 1_000_000, max_epochs=4.0)  # 150.95 is cut to 150
     lines = export(mixture(shares), "grain", sequence_length=10).warnings
-    assert lines[-1] == "with them xx/a is read 4.015 times, above its cap of 4."
+    assert "xx/a is read 4.015 times" in lines[-1]
 
 
 def test_grain_ends_with_its_first_source_and_sliced_before_mixing_draws_the_same_source_on_all_ranks():

@@ -189,7 +189,7 @@ def test_a_run_that_diverges_is_kept_and_left_out(quiet, store, recipe, tmp_path
     swarm = run_swarm(store, settings, tmp_path / "swarm", on_note=notes.append)
     assert swarm.results()["eu-rich"].diverged == "the loss is nan"
     assert "eu-rich" not in swarm.table()[0] | swarm.table(held_out=True)[0]
-    assert any("eu-rich" in note and "left out" in note for note in notes)
+    assert any("eu-rich" in note and "not used" in note for note in notes)
 
 
 @pytest.mark.parametrize(

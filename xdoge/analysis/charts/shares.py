@@ -181,7 +181,7 @@ def planned_shares(mixture: Mixture) -> LayerChart:
             "○ weight, ● planned, ■ planned and decided by the cap,",
             "| maximum that a cap allows, if it fits on the axis",
         ],
-        description=f"the caps decide {len(capped)} of {len(rows)} sources"
+        description=f"epoch caps decide the share of {len(capped)} of {len(rows)} sources"
         + (f": {', '.join(capped)}." if capped else "."),
         width=420,
         height=17 * len(rows),
