@@ -18,7 +18,7 @@ import pytest
 import ranks
 from fit_runs import metrics, same_run
 
-SETTINGS = ("steps=8", "mu=0.5", "checkpoint_every=2", "eval_every=4", "gram_every=2", "timeout=4")
+SETTINGS = ("steps=8", "mu=0.5", "checkpoint_every=2", "eval_every=4", "gram_every=2", "timeout=10")
 
 
 def free_port() -> int:
