@@ -37,6 +37,7 @@ from xdoge.study.attempts import failed_runs, note_attempt
 from xdoge.study.findings import Findings, TrialResult, _notes
 from xdoge.study.intervals import paired
 from xdoge.study.plan import Run, Trial
+from xdoge.study.verdict import verdict
 
 EXAMPLE = Path(__file__).parents[2] / "examples/study/study.yaml"
 TRAINING = {"eval_sequences": 2}
@@ -613,6 +614,15 @@ def test_the_verdict_says_what_is_real_and_what_to_do(tmp_path, store, recipe):
     assert "significantly better: learned (−0.0" in text
     assert text.endswith(f"Next: use learned, unless {last} matters more to you than the mean.")
     assert json.loads(json.dumps(study.findings(tmp_path / "out").to_dict()))["verdict"] == {"tokens": text}
+
+
+def test_the_verdict_does_not_judge_a_strategy_with_the_models_of_the_reference():
+    rows = [{"strategy": name, "better": [], "worse": []} for name in ("uniform", "unimax")]
+    text = " ".join(
+        verdict(rows, {"uniform": None, "unimax": paired([0.0, 0.0, 0.0])}, reference="uniform", languages=2)
+    )
+    assert "the same models: unimax" in text
+    assert "undecided" not in text
 
 
 @pytest.mark.parametrize(

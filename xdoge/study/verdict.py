@@ -46,8 +46,13 @@ def verdict(
 
 def _means(intervals: Mapping[str, Interval]) -> list[str]:
     """Return sentences that say which strategies are better, undecided and worse in the mean."""
+    same = [name for name, interval in intervals.items() if interval.mean == interval.low == interval.high == 0]
     by_sign = {
-        sign: [name for name, interval in intervals.items() if interval.sign == sign and interval.n > 1]
+        sign: [
+            name
+            for name, interval in intervals.items()
+            if interval.sign == sign and interval.n > 1 and name not in same
+        ]
         for sign in (-1, 0, 1)
     }
     parts = []
@@ -55,6 +60,8 @@ def _means(intervals: Mapping[str, Interval]) -> list[str]:
         if names := by_sign[sign]:
             listed = few([f"{name} ({_difference(intervals[name], reason=not sign)})" for name in names])
             parts.append(f"{'significantly ' * bool(sign)}{word}: {listed}")
+    if same:
+        parts.append(f"the same models: {few(same)}")
     if single := [name for name, interval in intervals.items() if interval.n == 1]:
         parts.append(f"not judged (one seed): {few(single)}")
     return parts
