@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from xdoge.corpus.paths import find
-from xdoge.corpus.readers.files import file_blocks
+from xdoge.corpus.readers.files import _line_feeds, file_blocks
 from xdoge.corpus.readers.inputs import scan
 from xdoge.corpus.spec import PLAIN_CSV, CsvSpec
 from xdoge.errors import XDogeError
@@ -187,6 +187,9 @@ def test_lines_of_text_may_end_with_a_carriage_return(tmp_path: Path) -> None:
     assert read(path, b"a\rb\rc") == ["a", "b", "c"]
     assert read(path, long + b"\ra\r") == [long.decode(), "a"]
     assert read(path, b"50 %\rdone\nb\n") == ["50 %\rdone", "b"]
+    assert b"".join(_line_feeds(iter([b"a\r", b"b\rc\r"]))) == b"a\nb\nc\n"
+    assert b"".join(_line_feeds(iter([b"a\r", b"\nb\r\n"]))) == b"a\r\nb\r\n"
+    assert b"".join(_line_feeds(iter([b"a", b"b\r"]))) == b"ab\r"
     path.write_bytes(b"a\rb\r\rc\r")
     for document, texts in (("blank-line", ["a\nb", "c"]), ("file", ["a\nb\n\nc\n"])):
         blocks = file_blocks(path, "text", document=document)

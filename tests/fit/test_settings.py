@@ -142,6 +142,26 @@ def test_a_fit_starts_at_plain_weights_as_mix_takes_them(store, recipe, tmp_path
             FitSettings.for_store(store, options | {"initial": str(tmp_path / "sources.json")}).initial_weights(store)
 
 
+def test_the_weights_of_a_file_belong_to_the_sources_that_are_trained_on(store, recipe, tmp_path):
+    held = {"proxy": recipe, "targets": {"es/web": 1, "gl/wiki": 1}, "held_out": ["es/web"], "floor": 0.02}
+    (tmp_path / "languages.json").write_text(json.dumps({"es": 0.5, "gl": 0.5, "eu": 0.0}))
+    settings = FitSettings.for_store(store, held | {"initial": str(tmp_path / "languages.json")})
+    np.testing.assert_allclose(settings.initial_weights(store), [0, 0.49, 0.49, 0.02])
+    assert "eu/wiki from 0 to 0.02" in settings.notes(store)[-1]
+    (tmp_path / "sources.json").write_text(json.dumps({"es/wiki": 0.5, "gl/wiki": 0.5, "eu/wiki": 0.0}))
+    settings = FitSettings.for_store(store, held | {"initial": str(tmp_path / "sources.json")})
+    assert "eu/wiki from 0 to 0.02" in settings.notes(store)[-1]
+    (tmp_path / "languages.json").write_text(json.dumps({"es": 0.5, "gl": 0.25, "eu": 0.25}))
+    settings = FitSettings.for_store(store, held | {"no_worse_than": f"{tmp_path / 'languages.json'}:5%"})
+    np.testing.assert_allclose(settings.target_rule(store).reference, [0, 0.5, 0.25, 0.25])
+
+
+def test_a_folder_named_like_a_recipe_does_not_hide_it(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1m").mkdir()
+    assert FitSettings.for_store(store, {"proxy": "1m", "sequence_length": 16}).proxy == "1m"
+
+
 def test_a_trained_model_is_no_proxy_of_a_fit(store, tmp_path):
     for model in (str(tmp_path), "org/model"):
         with pytest.raises(XDogeError, match=f"{model}.*from scratch.*swarm"):

@@ -82,7 +82,8 @@ def _run() -> None:
     except ImportError as error:  # of a library that is there, as when memory is short
         if isinstance(error, ModuleNotFoundError) or (error.name or "xdoge").partition(".")[0] == "xdoge":
             raise
-        sys.exit(_say(f"error: {error.name} cannot be loaded: {error}. Is there memory? See ulimit -v.", 1))
+        hint = "Its version may not fit, or memory is short (ulimit -v)."
+        sys.exit(_say(f"error: {error.name} cannot be loaded: {error}. {hint}", 1))
     except OSError as error:
         if error.filename is None:  # a closed stream; Python would write to it again at exit
             with contextlib.suppress(OSError, ValueError):

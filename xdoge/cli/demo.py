@@ -118,8 +118,8 @@ def demo(
     print(f"conclusion: {' '.join(concluded)}")
     print("Next: run the same commands on your own text; see README.md.", file=sys.stderr)
     print(out / "report.html")
-    if missing := study_report.missing_table(findings).rows:
-        raise XDogeError(f"{len(missing)} models failed; the logs are in {out}/study/logs.")
+    if missing := sum(result.state != "finished" for result in findings.results.values()):
+        raise XDogeError(f"{missing} models have no result; the logs are in {out}/study/logs.")
 
 
 def _begin(out: Path, steps: int) -> None:
@@ -197,9 +197,9 @@ def conclusion(findings: Findings) -> list[str]:
         if difference is None or equal is None:
             continue
         word = "lower" if difference.mean < 0 else "higher"
-        half = 0.0 if difference.high is None else difference.high - difference.mean
+        half = "" if difference.high is None else f" ± {difference.high - difference.mean:.3f}"
         what = (
-            f"The shares of {row['strategy']} end {abs(difference.mean):.3f} ± {half:.3f} {word} "
+            f"The shares of {row['strategy']} end {abs(difference.mean):.3f}{half} {word} "
             f"({abs(difference.mean) / equal:.1%})"
         )
         if difference.sign < 0:

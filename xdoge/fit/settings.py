@@ -102,7 +102,7 @@ class FitSettings(ProxySettings):
     no_worse_than: str | None = Field(
         None,
         description="limit on each language's estimated final loss: REFERENCE:PERCENT, such as uniform:1% for at "
-        "most 1 % above its loss with uniform weights. REFERENCE is a strategy or a weights.json. The "
+        "most 1 % above its loss with uniform weights. REFERENCE is a strategy or a file of weights. The "
         "limit holds for the fit's own estimate only: models trained on such weights ended 2.7 and 4.0 % "
         "above uniform where 1 % was asked",
     )
@@ -181,7 +181,7 @@ class FitSettings(ProxySettings):
             allowance = float(percent.removesuffix("%")) / 100
             trained = self._trained_tokens(store)
             known = name in STRATEGIES
-            weights = strategy_weights(name, trained) if known else read_source_weights(name, store.tokens())
+            weights = strategy_weights(name, trained) if known else read_source_weights(name, trained)
             if difference := names_that_differ(name, [s for s, w in weights.sources.items() if w], "the fit", trained):
                 raise XDogeError(
                     f"no_worse_than {self.no_worse_than!r} and the fit have different sources: {difference}."
@@ -224,7 +224,7 @@ class FitSettings(ProxySettings):
         """Return the initial weight of each source by name, before the floor is applied."""
         if self.initial in INITIAL:
             return strategy_weights("uniform", self._trained_tokens(store), level=self.initial).sources
-        return read_source_weights(self.initial, store.tokens()).sources
+        return read_source_weights(self.initial, self._trained_tokens(store)).sources
 
     def _trained_tokens(self, store: TokenStore) -> dict[str, int]:
         """Return the training tokens of each source that the proxy trains on."""
@@ -307,7 +307,7 @@ class FitSettings(ProxySettings):
             lifted = [
                 f"{source} from {masses[source] / total:.4g} to {weight:.4g}"
                 for source, weight in zip(store.sources, weights, strict=True)
-                if masses[source] / total < weight == self.floor
+                if source not in self.held_out and masses[source] / total < weight == self.floor
             ]
             if lifted:
                 lines.append(f"weights of {self.initial} below the floor were raised: {few(lifted)}")
@@ -356,7 +356,7 @@ class FitSettings(ProxySettings):
         if self.no_worse_than is not None and not re.fullmatch(r".+:(?=.*[1-9])\d+(\.\d+)?%", self.no_worse_than):
             raise XDogeError(
                 f"no_worse_than {self.no_worse_than!r} must be REFERENCE:PERCENT, above 0, such as uniform:1% "
-                f"(REFERENCE: {', '.join(STRATEGIES)}, or a weights.json)."
+                f"(REFERENCE: {', '.join(STRATEGIES)}, or a file of weights)."
             )
         moving = self.targets == "robust" or self.no_worse_than is not None
         if moving and self.batch == "sampled":

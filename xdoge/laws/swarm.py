@@ -226,11 +226,11 @@ def worker_environments(jobs: int, *, device: str) -> list[dict[str, str]]:
 
     Args:
         jobs: number of workers.
-        device: setting of the swarm; any other than "auto" holds for all workers.
+        device: setting of the swarm; any other than "auto" or "cuda" holds for all workers.
     """
     import torch
 
-    if device != "auto" or (count := torch.cuda.device_count()) < 2:
+    if device not in ("auto", "cuda") or (count := torch.cuda.device_count()) < 2:
         return [{} for _ in range(jobs)]
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     names = visible[:count] or [str(number) for number in range(count)]

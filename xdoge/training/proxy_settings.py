@@ -114,7 +114,8 @@ class ProxySettings(Config):
         """
         k = sum(map(len, languages.values()))
         proxy = str(options.get("proxy", cls.model_fields["proxy"].default))
-        if Path(proxy).suffix not in (".yaml", ".yml") and (Path(proxy).is_dir() or "/" in proxy):
+        recipe_named = proxy in recipe_names() or Path(proxy).suffix in (".yaml", ".yml")
+        if not recipe_named and (Path(proxy).is_dir() or "/" in proxy):
             raise XDogeError(
                 f"{argument('proxy')} {proxy!r} is no recipe; this command trains a proxy from scratch, by a recipe "
                 f"({', '.join(recipe_names())}) or a .yaml file of one. A swarm can continue from a trained model."

@@ -118,11 +118,16 @@ def chunks_of(stream: IO[bytes], n_bytes: int) -> Iterator[bytes]:
 
 def _line_feeds(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Replace the line ends of a text whose lines end with a carriage return only, as old Macs and some tools write."""
-    bare = None  # unknown until the first line end
+    bare, held = None, b""  # unknown until the first line end
     for chunk in chunks:
+        chunk, held = held + chunk, b""
         if bare is None and (b"\n" in chunk or b"\r" in chunk[:-1]):
             bare = b"\n" not in chunk
-        yield chunk.replace(b"\r", b"\n") if bare else chunk
+        if bare is None and chunk.endswith(b"\r"):  # the next chunk may begin with a line feed
+            chunk, held = chunk[:-1], b"\r"
+        yield chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if bare else chunk
+    if held:
+        yield held
 
 
 def _whole_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
