@@ -20,7 +20,7 @@ import yaml
 from xdoge import __version__
 from xdoge.cli.demo import LIMITS, STRATEGIES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CODE = """
 from xdoge import Mixture, MixtureSampler, WeightSet, __version__
