@@ -2,8 +2,8 @@
 
     python benchmarks/sampler.py [--rounds 5] [--draws 1000000] [--without NAME]... [--corpus CORPUS.yaml] [--repeat N]
 
-The mixture has 28 sources, of which the largest is 500 times the smallest, and at most 4 passes over any source. A
-million sequences are drawn. The libraries take turns in every round. Each figure is the median over rounds, with
+The mixture has 28 sources. The largest is 500 times the smallest, and no source is read more than 4 times. A million
+sequences are drawn. The libraries take turns in every round. Each figure is the median over rounds, with
 minimum and maximum in brackets.
 
     build     time from the sources and weights to the first draw

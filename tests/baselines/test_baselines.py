@@ -234,7 +234,7 @@ def test_mixtures_lie_around_the_shares_of_the_corpus(regmix_settings):
 @pytest.mark.parametrize("regressor", ["lightgbm", "linear"])
 @pytest.mark.parametrize("runs", [40, 150])
 def test_regmix_finds_the_best_corner_of_a_synthetic_loss(regmix_settings, regressor, runs):
-    """There are 40 runs, of which 8 are held out. The source that matters most is a rare one."""
+    """There are 40 runs, and 8 are held out. The source that matters most is a rare one."""
     settings = regmix_settings.model_copy(update={"regressor": regressor})
     generator = np.random.default_rng(1)
     shares = np.array([0.5, 0.3, 0.1, 0.1])

@@ -27,7 +27,7 @@ OPEN = [document[:-1] for document in TEN]
 
 
 def packed(documents, length):
-    """Return the concatenated documents as rows of equal length, of which the last can be shorter."""
+    """Return the concatenated documents as rows of equal length. The last row can be shorter."""
     stream = [token for document in documents for token in document]
     return [stream[at : at + length] for at in range(0, len(stream), length)]
 

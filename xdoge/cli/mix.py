@@ -55,8 +55,8 @@ columns source and tokens. Numbers may be written 500M, 1.2B or 2T.
 **The verdict** says whether the weights or the caps decide the mixture. It compares the mixture with equal shares of
 languages within the same caps, and names the languages that get the same share in both.
 
-**Warnings** name sources that are repeated more than {DEFAULT_MAX_EPOCHS:g} times, sources of which less than 1 % is
-read, and languages whose weight the caps cut by more than a quarter.
+**Warnings** name sources that are repeated more than {DEFAULT_MAX_EPOCHS:g} times, sources that are read to less
+than 1 %, and languages whose weight the caps cut by more than a quarter.
 
 **--law** shows the losses that a law of `xdoge fit-law` predicts for each mixture, and their differences to equal
 shares with 90 % intervals. If the law is over languages, the shares of a language's sources are added up.
