@@ -65,7 +65,8 @@ def measured(corpus: Corpus, settings: dict[str, int], texts: list[str]) -> dict
     n_tokens = int(tokenizer.encode(texts)[1].sum()) - len(texts)  # without the ends of documents
     n_bytes = sum(len(text.encode("utf-8")) for text in texts)
     characters = spec.tokenizer.train.characters_per_language
-    return {**settings, "characters_per_language": characters, "seconds": seconds, "bytes_per_token": n_bytes / n_tokens}
+    row = {"characters_per_language": characters, "seconds": seconds, "bytes_per_token": n_bytes / n_tokens}
+    return {**settings, **row}
 
 
 def main() -> None:
