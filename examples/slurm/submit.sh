@@ -21,11 +21,11 @@ for option in "$@"; do
       ;;
     --array* | --dependency* | --output* | --parsable*) fail "$option is set by submit.sh itself; leave it out." ;;
     --[a-z]* | -[A-Za-z]?*) ;;
-    *) fail "'$option' is no option of sbatch; write --name=value, such as --partition=gpu." ;;
+    *) fail "'$option' is not an option of sbatch; write --name=value, such as --partition=gpu." ;;
   esac
 done
-command -v sbatch >/dev/null || fail "there is no sbatch here; run it on the login node of a Slurm cluster."
-[[ $SEEDS =~ ^[1-9][0-9]*$ ]] || fail "SEEDS=$SEEDS is no number of seeds; set it to 1 or more."
+command -v sbatch >/dev/null || fail "sbatch was not found; run this script on the login node of a Slurm cluster."
+[[ $SEEDS =~ ^[1-9][0-9]*$ ]] || fail "SEEDS=$SEEDS is not a number of seeds; set it to 1 or more."
 [ -n "${SIZES// /}" ] || fail "SIZES is empty; name a proxy, such as SIZES=60m."
 
 # The login node has a network. The other nodes have none.

@@ -117,6 +117,19 @@ def test_the_wheel_says_where_the_project_lives_and_which_python_it_needs(dist: 
         assert f"\nProject-URL: {name}, {url}\n" in metadata
 
 
+def test_links_and_pictures_of_the_description_work_outside_the_repository(dist: Path) -> None:
+    with zipfile.ZipFile(wheel_of(dist)) as wheel:
+        (path,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        description = wheel.read(path).decode("utf-8").partition("\n\n")[2]
+    targets = re.findall(r"(!?)\[[^]]*\]\(([^)\s]+)\)", description)
+    assert targets
+    assert [target for _, target in targets if not target.startswith("https://")] == []
+    pictures = {target for mark, target in targets if mark}
+    assert pictures == {
+        f"https://raw.githubusercontent.com/xdoge/xdoge/main/docs/images/{name}.svg" for name in ("flow", "gains")
+    }
+
+
 def test_the_versions_of_python_are_those_that_the_workflow_tests() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8"))
     tested = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
