@@ -17,7 +17,7 @@ def on_files(files: Files, *, config: MkDocsConfig, **_: Any) -> Files:
     """Add reference/commands.md with the help of every command to the files of the site."""
     group = get_command(app)
     for command in group.commands.values():
-        command.short_help = (command.help or "").partition("\n\n")[0]  # in full: click would shorten it to 45 characters
+        command.short_help = (command.help or "").partition("\n\n")[0]  # click would shorten it to 45 characters
     text = get_docs_for_click(obj=group, ctx=Context(group, info_name="xdoge"), name="xdoge", title="Command line")
     for name in group.commands:
         text = text.replace(f"* `{name}`: ", f"* [`{name}`](#xdoge-{name}): ", 1)
