@@ -17,7 +17,7 @@ from xdoge.mixtures.weights import WeightSet
 if TYPE_CHECKING:
     import pandas as pd
 
-    from xdoge.laws.candidates import Outlook
+    from xdoge.laws.candidates import PredictionTable
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,12 +45,12 @@ class ComparisonData:
         return {**learned, **{names[name]: shares.planned(mixture) for name, mixture in mixtures.items()}}
 
     @functools.cached_property
-    def outlooks(self) -> dict[str, Outlook]:
+    def predictions(self) -> dict[str, PredictionTable]:
         """Predictions of each law for the weight sets and mixtures."""
         mixtures = list(self.inputs.mixtures.values())
         learned = len(self.sets) - len(mixtures)
         planned = dict(zip(list(self.sets)[learned:], mixtures, strict=True))
-        return {name: law.outlook({**self.sets, **planned}) for name, law in self.inputs.laws.items()}
+        return {name: law.prediction_table({**self.sets, **planned}) for name, law in self.inputs.laws.items()}
 
     @functools.cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -92,7 +92,7 @@ class ComparisonData:
                 for name, law in inputs.laws.items()
                 for form, scores in law.validation.items()
             ],
-            "predictions": [{"law": name, **row} for name, outlook in self.outlooks.items() for row in outlook.rows],
+            "predictions": [{"law": name, **row} for name, table in self.predictions.items() for row in table.rows],
             "scores": models.score_rows(inputs.results, baseline=self.baseline_of(self.models)),
             "validation": models.validation_rows(inputs.runs, baseline=self.baseline_of(inputs.runs)),
             "reading": models.reading_rows(inputs.runs),
@@ -121,7 +121,7 @@ class ComparisonData:
         lines += models.window_notes(inputs.results, baseline=self.baseline_of(self.models))
         lines += models.coverage_notes(inputs.results)
         lines += models.run_notes(inputs.runs, baseline=self.baseline_of(inputs.runs))
-        lines += [f"{name}: {line}" for name, outlook in self.outlooks.items() for line in outlook.notes]
+        lines += [f"{name}: {line}" for name, table in self.predictions.items() for line in table.notes]
         lines += [f"{name}: {line}" for name, mixture in inputs.mixtures.items() for line in mixture.warnings()]
         return tuple(lines)
 
@@ -132,7 +132,9 @@ class ComparisonData:
         lines = verdicts.scores_verdict(inputs.results, baseline=self.baseline_of(self.models))
         lines += verdicts.fits_verdict(self.groups)
         lines += verdicts.mixtures_verdict(inputs.mixtures)
-        lines += [line for name, seen in self.outlooks.items() for line in verdicts.outlook_verdict(seen.rows, name)]
+        lines += [
+            line for name, table in self.predictions.items() for line in verdicts.predictions_verdict(table.rows, name)
+        ]
         if "validation" in self.rows and not inputs.results.rows:
             lines.append(
                 "Validation losses of training runs have no standard errors, so no difference can be "
@@ -160,7 +162,11 @@ class ComparisonData:
             "Mixtures": [tables.mixtures_table(rows["mixtures"])] if "mixtures" in rows else [],
             "Mixture laws": [
                 *([tables.laws_table(rows["laws"])] if "laws" in rows else []),
-                *(tables.outlook_table(outlook.rows, name) for name, outlook in self.outlooks.items() if outlook.rows),
+                *(
+                    tables.predicted_losses_table(table.rows, name)
+                    for name, table in self.predictions.items()
+                    if table.rows
+                ),
             ],
             "Training runs": runs,
             "Models": tables.results_tables(

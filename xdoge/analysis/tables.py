@@ -172,11 +172,11 @@ def laws_table(rows: Rows) -> TextTable:
     return TextTable("Laws and rival forms on the same runs, cross-validated", header, body, (0, 1))
 
 
-def outlook_table(rows: Rows, law: str) -> TextTable:
+def predicted_losses_table(rows: Rows, law: str) -> TextTable:
     """Return a table of predicted losses, with a column for each mixture and one for its difference to equal shares.
 
     Args:
-        rows: rows of `xdoge.laws.candidates.outlook`.
+        rows: rows of `xdoge.laws.candidates.prediction_table`.
         law: name of the law.
     """
     by_cell = {(row["mixture"], row["evaluation"]): row for row in rows}

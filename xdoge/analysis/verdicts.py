@@ -241,7 +241,7 @@ def moves(group: Group) -> dict[str, float]:
 # Laws
 
 
-def outlook_verdict(rows: Rows, law: str) -> list[str]:
+def predictions_verdict(rows: Rows, law: str) -> list[str]:
     """Return sentences that name the mixtures whose predicted mean loss differs from equal shares beyond the errors."""
     words: dict[str, list[str]] = {"lower": [], "undecided": [], "higher": []}
     for row in rows:

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from xdoge.analysis.tables import outlook_table
-from xdoge.analysis.verdicts import mixture_verdict, outlook_verdict
+from xdoge.analysis.tables import predicted_losses_table
+from xdoge.analysis.verdicts import mixture_verdict, predictions_verdict
 from xdoge.cli import options
 from xdoge.cli.app import app, as_options, refuse_taken, stdout
 from xdoge.cli.tables import empty_table, print_table, print_verdict
@@ -193,27 +193,28 @@ def mix(  # an option for each setting of a plan
         planned[0].save(out)
     several = len(limits) > 1
     called = [_at_most(mixture) if several else mixture.name for mixture in planned]
-    outlook = None if fitted is None else fitted.outlook(dict(zip(called, planned, strict=True)))
-    rows = {name: [row for row in outlook.rows if row["mixture"] == name] if outlook else [] for name in called}
+    predicted = None if fitted is None else fitted.prediction_table(dict(zip(called, planned, strict=True)))
+    rows = {name: [row for row in predicted.rows if row["mixture"] == name] if predicted else [] for name in called}
     verdicts = {
-        name: [*mixture_verdict(mixture), *outlook_verdict(rows[name], str(law))]
+        name: [*mixture_verdict(mixture), *predictions_verdict(rows[name], str(law))]
         for name, mixture in zip(called, planned, strict=True)
     }
     if as_json:
         values = [
             mixture.to_dict()
-            | ({"law": {"rows": rows[name], "notes": list(outlook.notes)}} if outlook else {})
+            | ({"law": {"rows": rows[name], "notes": list(predicted.notes)}} if predicted else {})
             | {"verdict": " ".join(verdicts[name])}
             for name, mixture in zip(called, planned, strict=True)
         ]
         print(json.dumps(values if several else values[0], indent=2))
     else:
         print_mixtures(planned)
-        if outlook and outlook.rows:
-            print_table(outlook_table(outlook.rows, str(law)))
+        if predicted and predicted.rows:
+            print_table(predicted_losses_table(predicted.rows, str(law)))
         for name, sentences in verdicts.items():
             print_verdict(sentences, name if several else "")
-    for line in [*refused, *_warnings(planned), *_other_corpus(followed, corpus), *(outlook.notes if outlook else ())]:
+    notes = predicted.notes if predicted else ()
+    for line in [*refused, *_warnings(planned), *_other_corpus(followed, corpus), *notes]:
         print(f"warning: {line}", file=sys.stderr)
     if out is None:
         print("nothing was written; add --out MIXTURE.json to write the mixture.", file=sys.stderr)

@@ -73,7 +73,7 @@ def _read(path: Path) -> Mixture | WeightSet | dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class PredictionTable:
     """Predictions of a law for several mixtures.
 
     Attributes:
@@ -90,7 +90,7 @@ class Outlook:
         return {"rows": self.rows, "notes": list(self.notes)}
 
 
-def outlook(law: FittedLaw, candidates: Mapping[str, Candidate]) -> Outlook:
+def prediction_table(law: FittedLaw, candidates: Mapping[str, Candidate]) -> PredictionTable:
     """Return predicted losses of named mixtures, and their differences to equal shares, with 90 % intervals.
 
     The intervals of the differences are paired: errors that both mixtures share cancel. The interval of the worst
@@ -110,7 +110,7 @@ def outlook(law: FittedLaw, candidates: Mapping[str, Candidate]) -> Outlook:
         except XDogeError as error:
             notes.append(f"{name} has no prediction: {error}")
     if not shares:
-        return Outlook([], tuple(notes))
+        return PredictionTable([], tuple(notes))
     equal, mixtures = reference_mixtures(law)["uniform"], np.array(list(shares.values()))
     prediction = law.predict(np.vstack([equal, mixtures]))
     halves = difference_halves(law, mixtures, np.tile(equal, (len(mixtures), 1)))
@@ -119,7 +119,7 @@ def outlook(law: FittedLaw, candidates: Mapping[str, Candidate]) -> Outlook:
     notes += [f"{name} is far from all runs, so its intervals may be too narrow." for name in far]
     notes += unseen_epochs(law, law, shares)
     notes += _other_budgets(law, {name: candidates[name] for name in shares})
-    return Outlook(rows, tuple(notes))
+    return PredictionTable(rows, tuple(notes))
 
 
 def _rows(name: str, prediction: Prediction, place: int, halves: Floats) -> list[dict[str, Any]]:

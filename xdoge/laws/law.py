@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xdoge.laws.candidates import Candidate, Outlook, outlook, shares_of
+from xdoge.laws.candidates import Candidate, PredictionTable, prediction_table, shares_of
 from xdoge.laws.fitted import FitSettings, FittedLaw, Prediction
 from xdoge.laws.optimize import Gain, OptimizeSettings, Optimum, optimize
 from xdoge.laws.problem import Floats
 
-__all__ = ["FitSettings", "Gain", "MixtureLaw", "OptimizeSettings", "Optimum", "Outlook", "Prediction"]
+__all__ = ["FitSettings", "Gain", "MixtureLaw", "OptimizeSettings", "Optimum", "Prediction", "PredictionTable"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,6 +36,6 @@ class MixtureLaw(FittedLaw):
         """Return the shares of a candidate, shape (k,); see `xdoge.laws.candidates.shares_of`."""
         return shares_of(self, candidate, name=name)
 
-    def outlook(self, candidates: Mapping[str, Candidate]) -> Outlook:
-        """Return predictions for named mixtures and weight sets; see `xdoge.laws.candidates.outlook`."""
-        return outlook(self, candidates)
+    def prediction_table(self, candidates: Mapping[str, Candidate]) -> PredictionTable:
+        """Return predictions for named mixtures and weight sets; see `xdoge.laws.candidates.prediction_table`."""
+        return prediction_table(self, candidates)
