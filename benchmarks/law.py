@@ -172,7 +172,7 @@ def show(table: dict[str, Any]) -> None:
 
 
 def optimum_of(form: str, seed: int) -> tuple[float, float, float, bool]:
-    """Return the realised, charged and predicted gain of an optimum, and whether the interval has the realised one."""
+    """Return the realised, corrected and predicted gain of an optimum, and whether the interval has the first."""
     truth = known_law(seed=seed)
     law = MixtureLaw.fit(
         *swarm_runs(truth, 24, noise=0.02, seed=seed),
@@ -184,7 +184,7 @@ def optimum_of(form: str, seed: int) -> tuple[float, float, float, bool]:
     optimum = law.optimize("mean")
     uniform, best = truth.predict(np.stack([np.full(4, 0.25), np.array(list(optimum.shares.values()))])).mean(axis=1)
     gain, realised = optimum.gains["uniform"], float(uniform - best)
-    return realised, gain.charged, gain.predicted, gain.low <= realised <= gain.high
+    return realised, gain.corrected, gain.predicted, gain.low <= realised <= gain.high
 
 
 def optimism(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def optimism(arguments: argparse.Namespace) -> dict[str, Any]:
         with ProcessPoolExecutor(arguments.jobs) as pool:
             rows = np.array(list(pool.map(optimum_of, [form] * arguments.swarms, range(arguments.swarms))), float)
         figures: dict[str, float] = {"swarms": len(rows), "realised": rows[:, 0].mean(), "inside": rows[:, 3].mean()}
-        for column, name in ((1, "charged"), (2, "uncharged")):
+        for column, name in ((1, "corrected"), (2, "predicted")):
             difference = rows[:, 0] - rows[:, column]
             figures[f"realised_less_{name}"] = difference.mean()
             figures[f"realised_less_{name}_se"] = difference.std(ddof=1) / np.sqrt(len(rows))

@@ -277,7 +277,7 @@ def test_the_corrected_gain_is_realised_on_average():
         shares = np.stack([np.full(4, 0.25), np.array(list(optimum.shares.values()))])
         uniform, best = truth.predict(shares).mean(axis=1)
         gain = optimum.gains["uniform"]
-        differences.append(uniform - best - gain.charged)
+        differences.append(uniform - best - gain.corrected)
         inside.append(gain.low <= uniform - best <= gain.high)
     error = np.std(differences, ddof=1) / np.sqrt(len(differences))
     assert abs(np.mean(differences)) < 2 * error

@@ -143,7 +143,7 @@ def _write(out: Path, law: Path, optimum: Optimum, shares: dict[str, float]) -> 
         "law": str(law),
         "objective": optimum.objective,
         "verdict": optimum.verdict,
-        "gain_over_uniform": [gain.charged, gain.low, gain.high],
+        "gain_over_uniform": [gain.corrected, gain.low, gain.high],
     }
     WeightSet(name=name, sources=shares, method=method).save(out)
 
@@ -172,7 +172,7 @@ def print_optimum(law: MixtureLaw, optimum: Optimum) -> None:
         cells = [gain.evaluations[evaluation] for gain in optimum.gains.values()]
         drawn.add_row(evaluation, f"{loss:.4f}", *(f"{a:+.4f} ({b:+.4f} to {c:+.4f})" for a, b, c in cells))
     what = "mean" if optimum.objective == "mean" else "worst"
-    cells = [(gain.charged, gain.low, gain.high) for gain in optimum.gains.values()]
+    cells = [(gain.corrected, gain.low, gain.high) for gain in optimum.gains.values()]
     drawn.add_row(
         what, f"{optimum.value:.4f}", *(f"{a:+.4f} ({b:+.4f} to {c:+.4f})" for a, b, c in cells), style="bold"
     )

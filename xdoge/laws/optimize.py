@@ -94,15 +94,15 @@ class Gain:
     Attributes:
         over: name of the other mixture.
         predicted: predicted gain in the objective, before the correction.
-        charged: predicted gain minus the optimism.
-        low: lower end of the 90 % interval of `charged`.
-        high: upper end of the 90 % interval of `charged`.
+        corrected: predicted gain minus the optimism.
+        low: lower end of the 90 % interval of `corrected`.
+        high: upper end of the 90 % interval of `corrected`.
         evaluations: (gain, low, high) by evaluation. The optimism of each evaluation's own gain is subtracted.
     """
 
     over: str
     predicted: float
-    charged: float
+    corrected: float
     low: float
     high: float
     evaluations: Mapping[str, tuple[float, float, float]]
@@ -148,7 +148,7 @@ class Optimum:
             "gains": {
                 name: {
                     "predicted": gain.predicted,
-                    "charged": gain.charged,
+                    "charged": gain.corrected,
                     "low": gain.low,
                     "high": gain.high,
                     "evaluations": {key: list(value) for key, value in gain.evaluations.items()},
@@ -649,14 +649,19 @@ def _gain(
     of_worst = misfit_of_worst(single, int(here.argmax()), int(there.argmax()))
     unexplained = np.append(single, of_worst if programme.worst else of_mean)
     gains = np.append(there - here, programme.value(there) - programme.value(here))
-    charged = gains - optimism
+    corrected = gains - optimism
     half = QUANTILE * np.sqrt(errors.var(axis=0, ddof=1) + unexplained**2)
     rows = {
-        evaluation: (float(charged[i]), float(charged[i] - half[i]), float(charged[i] + half[i]))
+        evaluation: (float(corrected[i]), float(corrected[i] - half[i]), float(corrected[i] + half[i]))
         for i, evaluation in enumerate(law.problem.evaluations)
     }
     return Gain(
-        name, float(gains[-1]), float(charged[-1]), float(charged[-1] - half[-1]), float(charged[-1] + half[-1]), rows
+        over=name,
+        predicted=float(gains[-1]),
+        corrected=float(corrected[-1]),
+        low=float(corrected[-1] - half[-1]),
+        high=float(corrected[-1] + half[-1]),
+        evaluations=rows,
     )
 
 
@@ -694,7 +699,7 @@ def _gains(law: FittedLaw, programme: Programme, share: Floats, other: Floats) -
 
 def _verdict(gain: Gain, objective: str, keep: bool, breaks: bool, far: bool) -> str:
     what = "mean loss" if objective == "mean" else "loss of the worst evaluation"
-    numbers = f"{gain.charged:+.4f} (90 % interval {gain.low:+.4f} to {gain.high:+.4f})"
+    numbers = f"{gain.corrected:+.4f} (90 % interval {gain.low:+.4f} to {gain.high:+.4f})"
     equal = "equal shares" if gain.over == "uniform" else "equal shares within the epoch caps (UniMax)"
     if keep:
         return f"keep {equal}: the predicted gain of the optimum in the {what} is {numbers}, so it may gain nothing."
@@ -703,12 +708,12 @@ def _verdict(gain: Gain, objective: str, keep: bool, breaks: bool, far: bool) ->
         gained = f"its gain over them in the {what} is {numbers}"
         return f"use the optimum: {equal} break a limit; {gained}.{_payers(gain)}{tail}"
     interval = f"(90 % interval {gain.low:.4f} to {gain.high:.4f})"
-    lowers = f"it lowers the {what} by {gain.charged:.4f} {interval} against {equal}"
+    lowers = f"it lowers the {what} by {gain.corrected:.4f} {interval} against {equal}"
     return f"use the optimum: {lowers}.{_payers(gain)}{tail}"
 
 
 def _payers(gain: Gain) -> str:
     """Return a sentence that names the evaluations whose losses rise, by how much, the largest rise first."""
     rises = sorted((value, name) for name, value in gain.evaluations.items() if round(value[0], 4) < 0)
-    payers = few([f"{name} by {-charged:.4f} ({-high:+.4f} to {-low:+.4f})" for (charged, low, high), name in rises])
+    payers = few([f"{name} by {-mean:.4f} ({-high:+.4f} to {-low:+.4f})" for (mean, low, high), name in rises])
     return f" It raises the loss of {payers}." if rises else " No evaluation is predicted to lose."
