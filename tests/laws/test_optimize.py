@@ -154,7 +154,7 @@ def test_equal_shares_are_kept_where_they_are_best():
         same.noise,
     )
     optimum = fitted(truth, noise=0.01).optimize("mean", bootstrap=10)
-    assert optimum.keeps_uniform
+    assert optimum.uses_fallback
     assert "keep equal shares" in optimum.verdict
     assert optimum.recommended == dict.fromkeys(NAMES, 0.25)
 
@@ -184,7 +184,7 @@ def test_equal_shares_that_break_a_limit_are_not_recommended():
     recommended = np.array(list(optimum.recommended.values()))
     assert uniform > unimax + 1e-4
     assert law.losses_at(recommended[None]).mean() <= unimax + 1e-4
-    assert not optimum.keeps_uniform
+    assert not optimum.uses_fallback
 
 
 def test_a_limit_outside_the_range_of_the_runs_names_the_way_out():

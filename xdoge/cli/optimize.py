@@ -110,7 +110,7 @@ def optimize(
         print(out, file=sys.stderr if as_json else sys.stdout)
     if not as_json:
         print(f"verdict: {optimum.verdict}")
-        if out is not None and optimum.keeps_uniform:
+        if out is not None and optimum.uses_fallback:
             kept = "equal shares; add --force-optimum to write the optimum of the table"
             print(f"{out} holds {'the optimum of the table' if force_optimum else kept}")
 

@@ -119,10 +119,10 @@ class Optimum:
         value: the objective at `shares`.
         gains: gains over uniform shares and, if token counts are known, over proportional and UniMax shares.
         caps: for each source that `max_epochs` limits, the objective gained per 0.01 of share that its cap is raised.
-        recommended: the shares to use. They are `shares`, or equal shares if the gain over these may be nothing. If
-            equal shares break the epoch caps, UniMax shares are used instead. Shares that break a limit are never
-            recommended.
-        keeps_uniform: whether `recommended` are equal or UniMax shares.
+        recommended: the shares to use. They are `shares` if the interval of the gain over equal shares lies above 0.
+            Otherwise they are the fallback: equal shares, or UniMax shares if equal shares break the epoch caps. A
+            fallback that breaks a limit is not used.
+        uses_fallback: whether `recommended` is the fallback.
         extrapolated: whether the mixture is farther from the runs than they are from each other.
         verdict: the recommendation in words.
     """
@@ -134,7 +134,7 @@ class Optimum:
     gains: Mapping[str, Gain]
     caps: Mapping[str, float]
     recommended: Mapping[str, float]
-    keeps_uniform: bool
+    uses_fallback: bool
     extrapolated: bool
     verdict: str
 
@@ -157,7 +157,7 @@ class Optimum:
             },
             "shadow_prices": dict(self.caps),
             "recommended": dict(self.recommended),
-            "keeps_uniform": self.keeps_uniform,
+            "keeps_uniform": self.uses_fallback,
             "extrapolated": self.extrapolated,
             "verdict": self.verdict,
         }
@@ -425,7 +425,7 @@ def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
         gains=gains,
         caps={name: float(price) / 100 for name, price in zip(names, prices, strict=True) if price > 0},
         recommended=dict(zip(names, recommended.tolist(), strict=True)),
-        keeps_uniform=keep,
+        uses_fallback=keep,
         extrapolated=far,
         verdict=_verdict(gains[simple], settings.objective, keep, breaks, far),
     )
