@@ -211,8 +211,8 @@ def test_a_feasible_start_is_a_candidate_where_the_search_fails(monkeypatch):
 
 def test_only_epoch_caps_have_prices():
     law = fitted(known_law(passes=PASSES), n=24, form="log-linear", tokens=COUNTS, budget_tokens=BUDGET)
-    assert law.optimize("mean", bootstrap=2).caps == {}
-    assert set(law.optimize("mean", max_epochs=4, bootstrap=2).caps) <= {"gl", "eu"}
+    assert law.optimize("mean", bootstrap=2).shadow_prices == {}
+    assert set(law.optimize("mean", max_epochs=4, bootstrap=2).shadow_prices) <= {"gl", "eu"}
 
 
 @pytest.mark.slow

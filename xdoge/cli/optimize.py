@@ -153,12 +153,12 @@ def print_optimum(law: MixtureLaw, optimum: Optimum) -> None:
     from xdoge.laws.optimize import reference_mixtures
 
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
-    priced = bool(optimum.caps)
+    priced = bool(optimum.shadow_prices)
     for head in ("source", "share", "× equal share", *(["price of its cap"] * priced)):
         drawn.add_column(head, justify="left" if head == "source" else "right", overflow="fold")
     equal = dict(zip(law.problem.sources, reference_mixtures(law)["uniform"], strict=True))
     for name, share in sorted(optimum.shares.items(), key=lambda item: -item[1]):
-        price = f"{optimum.caps[name]:.4f}" if name in optimum.caps else ""
+        price = f"{optimum.shadow_prices[name]:.4f}" if name in optimum.shadow_prices else ""
         drawn.add_row(name, f"{share:.4f}", f"{share / equal[name]:.2f}", *([price] * priced))
     stdout.print(drawn)
     if priced:

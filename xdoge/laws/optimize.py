@@ -118,7 +118,8 @@ class Optimum:
         predicted: predicted loss by evaluation at `shares`.
         value: the objective at `shares`.
         gains: gains over uniform shares and, if token counts are known, over proportional and UniMax shares.
-        caps: for each source that `max_epochs` limits, the objective gained per 0.01 of share that its cap is raised.
+        shadow_prices: for each source at its cap of `max_epochs`, how much the objective would fall if the cap allowed
+            0.01 more of its share.
         recommended: the shares to use. They are `shares` if the interval of the gain over equal shares lies above 0.
             Otherwise they are the fallback: equal shares, or UniMax shares if equal shares break the epoch caps. A
             fallback that breaks a limit is not used.
@@ -132,7 +133,7 @@ class Optimum:
     predicted: Mapping[str, float]
     value: float
     gains: Mapping[str, Gain]
-    caps: Mapping[str, float]
+    shadow_prices: Mapping[str, float]
     recommended: Mapping[str, float]
     uses_fallback: bool
     extrapolated: bool
@@ -155,7 +156,7 @@ class Optimum:
                 }
                 for name, gain in self.gains.items()
             },
-            "shadow_prices": dict(self.caps),
+            "shadow_prices": dict(self.shadow_prices),
             "recommended": dict(self.recommended),
             "keeps_uniform": self.uses_fallback,
             "extrapolated": self.extrapolated,
@@ -423,7 +424,7 @@ def optimize(law: FittedLaw, settings: OptimizeSettings) -> Optimum:
         predicted=dict(zip(law.problem.evaluations, losses.tolist(), strict=True)),
         value=programme.value(losses),
         gains=gains,
-        caps={name: float(price) / 100 for name, price in zip(names, prices, strict=True) if price > 0},
+        shadow_prices={name: float(price) / 100 for name, price in zip(names, prices, strict=True) if price > 0},
         recommended=dict(zip(names, recommended.tolist(), strict=True)),
         uses_fallback=keep,
         extrapolated=far,
