@@ -19,7 +19,7 @@ Source: docs/explanation/method.md, "Robust targets" and "No worse than".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -85,8 +85,8 @@ class TargetState:
         mass: sum of the exponential weights. Dividing the five sums by it gives means.
         multiplier: λ ≥ 0 of the guard.
         first_loss: loss in the first step that showed the language, NaN before.
-        made: Σ_t η_t P_ℓ(α_t).
-        reference_made: Σ_t η_t P_ℓ of the reference weights.
+        progress: Σ_t η_t P_ℓ(α_t), the progress so far.
+        reference_progress: Σ_t η_t P_ℓ of the reference weights.
         elapsed: Σ_t η_t, the part of the fit that is done.
     """
 
@@ -99,21 +99,24 @@ class TargetState:
     reference_pace: Floats
     multiplier: Floats
     first_loss: Floats
-    made: Floats
-    reference_made: Floats
+    progress: Floats = field(metadata={"key": "made"})  # the names in checkpoints, which do not change
+    reference_progress: Floats = field(metadata={"key": "reference_made"})
     mass: float = 0.0
     elapsed: float = 0.0
 
     @classmethod
     def start(cls, languages: int) -> Self:
         """Return the state before the first step: equal targets, and all sums 0."""
-        names = [field.name for field in fields(cls) if field.name not in NUMBERS]
+        names = [each.name for each in fields(cls) if each.name not in NUMBERS]
         empty: dict[str, Any] = {name: np.zeros(languages) for name in names}
         return cls(**empty | {"tau": np.full(languages, 1 / languages), "first_loss": np.full(languages, np.nan)})
 
     @property
-    def potential(self) -> Floats:
-        """C_ℓ, (L,), with the same lower bound as the scale of the scores; 1 before the first step."""
+    def own_progress(self) -> Floats:
+        """C_ℓ, the progress of ℓ if it had all the weight, (L,); 1 before the first step.
+
+        It has the same lower bound as the scale of the scores.
+        """
         if not self.mass:
             return np.ones_like(self.tau)
         bounded: Floats = np.maximum(self.signal, LEAST_SIGNAL * self.square_norm) / self.mass
@@ -121,10 +124,10 @@ class TargetState:
 
     def targets(self, rule: TargetRule) -> Floats:
         """Return τ of the sources for the next step, (k,); only their proportions matter."""
-        potential = self.potential
-        finite = np.isfinite(potential)
-        usual = potential[finite].mean() if finite.any() else 1.0
-        return self._of_sources(rule, usual / potential)
+        own = self.own_progress
+        finite = np.isfinite(own)
+        usual = own[finite].mean() if finite.any() else 1.0
+        return self._of_sources(rule, usual / own)
 
     def masses(self, rule: TargetRule) -> Floats:
         """Return the weight of each source's target in the scale of the scores, (k,).
@@ -153,11 +156,11 @@ class TargetState:
         """Return `excess` after a further part `ahead` of the fit, if both go on at their present pace."""
         with np.errstate(divide="ignore", invalid="ignore"):
             fallen = self.first_loss - self.loss / self.mass
-            made = self.made + ahead * self.pace / self.mass
-            reference_made = self.reference_made + ahead * self.reference_pace / self.mass
-            loss = self.first_loss - fallen * made / self.made
-            reference = self.first_loss - fallen * reference_made / self.made
-            known = (fallen > 0) & (self.made > 0) & (self.reference_made > 0) & (reference > 0)
+            progress = self.progress + ahead * self.pace / self.mass
+            reference_progress = self.reference_progress + ahead * self.reference_pace / self.mass
+            loss = self.first_loss - fallen * progress / self.progress
+            reference = self.first_loss - fallen * reference_progress / self.progress
+            known = (fallen > 0) & (self.progress > 0) & (self.reference_progress > 0) & (reference > 0)
             excess: Floats = np.where(known, loss / reference - 1, np.nan)
         return excess
 
@@ -191,7 +194,7 @@ def advance(
 
     noise = own - products.square_norms
     losses = by_language(products.losses)
-    made = by_language(products.progress + weights * noise)
+    progress = by_language(products.progress + weights * noise)
     after = replace(
         state,
         signal=decayed(state.signal, by_language(own)),
@@ -199,22 +202,22 @@ def advance(
         loss=decayed(state.loss, losses),
         mass=DECAY * state.mass + (1 - DECAY),
         elapsed=state.elapsed + eta,
-        pace=decayed(state.pace, made),
+        pace=decayed(state.pace, progress),
         first_loss=np.where(np.isnan(state.first_loss), losses, state.first_loss),
-        made=state.made + eta * np.nan_to_num(made),
+        progress=state.progress + eta * np.nan_to_num(progress),
     )
-    progress: Floats = made / after.potential
+    relative: Floats = progress / after.own_progress
     if target_rule.robust:
         floor = FLOOR_SHARE / len(state.tau)
-        tau = mirror_step(state.tau, -eta / target_rule.mu * progress, floor=floor)
+        tau = mirror_step(state.tau, -eta / target_rule.mu * relative, floor=floor)
         after = replace(after, tau=tau, total=state.total + tau)
     if target_rule.reference is not None:
         assert products.reference is not None
-        reference_made = by_language(products.reference + target_rule.reference * noise)
+        reference_progress = by_language(products.reference + target_rule.reference * noise)
         after = replace(
             after,
-            reference_pace=decayed(state.reference_pace, reference_made),
-            reference_made=state.reference_made + eta * np.nan_to_num(reference_made),
+            reference_pace=decayed(state.reference_pace, reference_progress),
+            reference_progress=state.reference_progress + eta * np.nan_to_num(reference_progress),
         )
         ahead = min(AHEAD, 1 - after.elapsed)
         # the allowance grows in proportion to the part of the fit that is done
@@ -222,11 +225,11 @@ def advance(
         forecast = after._forecast(ahead)
         # Without any progress there is no forecast, although this is the worst case. The bound on the mass waits until
         # it cannot be the noise of the first steps.
-        stuck = np.isnan(forecast) & ~(after.made > 0) & (after.reference_made > 0) & (after.mass > 0.5)
+        stuck = np.isnan(forecast) & ~(after.progress > 0) & (after.reference_progress > 0) & (after.mass > 0.5)
         miss = np.where(stuck, GAIN, forecast / half - 1)
         multiplier = np.where(np.isnan(miss), state.multiplier, GAIN * np.clip(miss, 0.0, GAIN))
         after = replace(after, multiplier=multiplier)
-    return after, progress
+    return after, relative
 
 
 def targets_by_source(targets: str | Mapping[str, float], languages: Mapping[str, Sequence[str]]) -> dict[str, float]:
