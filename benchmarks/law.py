@@ -37,7 +37,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core per process
 
 import numpy as np
 
-from xdoge.laws.law import FitSettings, MixtureLaw
+from xdoge.laws.law import LawSettings, MixtureLaw
 from xdoge.laws.rivals import has_lightgbm
 from xdoge.laws.scores import score
 from xdoge.laws.stack import FITS
@@ -81,7 +81,7 @@ def measure(folder: Path, n: int, subset: int) -> dict[str, dict[str, float]]:
         y,
         sources=data["sources"],
         evaluations=data["evaluations"],
-        settings=FitSettings(validate_rivals=False),
+        settings=LawSettings(validate_rivals=False),
     )
     seconds = time.perf_counter() - start
     prediction = law.predict(test)
@@ -179,7 +179,7 @@ def optimum_of(form: str, seed: int) -> tuple[float, float, float, bool]:
         sources=NAMES,
         evaluations=NAMES,
         form=form,
-        settings=FitSettings(validate_rivals=False),
+        settings=LawSettings(validate_rivals=False),
     )
     optimum = law.optimize("mean")
     uniform, best = truth.predict(np.stack([np.full(4, 0.25), np.array(list(optimum.shares.values()))])).mean(axis=1)

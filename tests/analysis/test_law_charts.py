@@ -9,7 +9,7 @@ from law_swarms import NAMES, known_law, runs
 
 from xdoge import Mixture, WeightSet, XDogeError, compare
 from xdoge.analysis import charts
-from xdoge.laws.law import FitSettings, MixtureLaw
+from xdoge.laws.law import LawSettings, MixtureLaw
 
 SOURCES = ("en/web", "es/web", "es/wiki", "gl/web", "eu/web")
 COUNTS = {"en": 90_000, "es": 40_000, "gl": 6_000, "eu": 5_000}
@@ -19,7 +19,7 @@ COUNTS = {"en": 90_000, "es": 40_000, "gl": 6_000, "eu": 5_000}
 def law():
     """A law over languages that knows token counts."""
     shares, losses = runs(known_law(), 24, noise=0.01)
-    settings = FitSettings(tokens=COUNTS, budget_tokens=20_000, validate_rivals=False)
+    settings = LawSettings(tokens=COUNTS, budget_tokens=20_000, validate_rivals=False)
     return MixtureLaw.fit(shares, losses, sources=NAMES, evaluations=NAMES, form="effective", settings=settings)
 
 
@@ -95,7 +95,7 @@ def test_no_mixture_beats_the_trade_off_curve_in_both(law):
 def test_a_law_of_one_evaluation_has_no_trade_off(law):
     shares, losses = law.shares, law.losses[:, :1]
     single = MixtureLaw.fit(shares, losses, sources=NAMES, evaluations=NAMES[:1], form="linear",
-                            settings=FitSettings(validate_rivals=False))  # fmt: skip
+                            settings=LawSettings(validate_rivals=False))  # fmt: skip
     with pytest.raises(XDogeError, match="one evaluation"):
         charts.trade_off(single)
 

@@ -11,10 +11,10 @@ import pytest
 from law_swarms import NAMES, known_law, runs
 
 from xdoge.errors import XDogeError
-from xdoge.laws.law import FitSettings, MixtureLaw
+from xdoge.laws.law import LawSettings, MixtureLaw
 from xdoge.laws.scores import score
 
-QUICK = FitSettings(validate_rivals=False)
+QUICK = LawSettings(validate_rivals=False)
 
 
 @pytest.fixture(scope="module")

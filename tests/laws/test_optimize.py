@@ -12,7 +12,7 @@ from scipy.optimize import LinearConstraint, minimize
 
 from xdoge.errors import XDogeError
 from xdoge.laws.bootstrap import difference_halves, misfit_of_worst
-from xdoge.laws.law import FitSettings, MixtureLaw
+from xdoge.laws.law import LawSettings, MixtureLaw
 from xdoge.laws.optimize import (
     Gain,
     OptimizeSettings,
@@ -41,7 +41,7 @@ def fitted(truth, *, n=30, noise=0.005, seed=0, form="effective", **settings):
         sources=NAMES,
         evaluations=NAMES,
         form=form,
-        settings=FitSettings(validate_rivals=False, **settings),
+        settings=LawSettings(validate_rivals=False, **settings),
     )
 
 
@@ -196,7 +196,7 @@ def test_a_limit_outside_the_range_of_the_runs_names_the_way_out():
         sources=NAMES,
         evaluations=NAMES,
         form="linear",
-        settings=FitSettings(validate_rivals=False),
+        settings=LawSettings(validate_rivals=False),
     )
     with pytest.raises(XDogeError, match="anywhere"):
         law.optimize("mean", no_worse_than=("uniform", 0.0), bootstrap=2)
@@ -227,7 +227,7 @@ def test_equal_shares_of_sources_are_those_that_mix_plans(counts):
     names = ("en/web", "en/book", "eu/web")
     generator = np.random.default_rng(0)
     shares, losses = generator.dirichlet(np.ones(3), 20), generator.random((20, 2)) + 1
-    settings = FitSettings(validate_rivals=False, tokens=counts, budget_tokens=counts and 800_000)
+    settings = LawSettings(validate_rivals=False, tokens=counts, budget_tokens=counts and 800_000)
     law = MixtureLaw.fit(shares, losses, sources=names, evaluations=("en", "eu"), form="linear", settings=settings)
     references = reference_mixtures(law, 2)
     if counts is None:

@@ -12,7 +12,7 @@ from law_swarms import NAMES, known_law, runs
 from xdoge.errors import XDogeError
 from xdoge.fit.affinity import GradientAffinity
 from xdoge.laws.effective import fit_effective
-from xdoge.laws.law import FitSettings, MixtureLaw
+from xdoge.laws.law import LawSettings, MixtureLaw
 from xdoge.laws.transfer import read_affinity, transfer_intervals
 
 PASSES = (0.5, 3.0, 20.0, 60.0)
@@ -66,7 +66,7 @@ def test_affinity_is_used_only_if_it_lowers_the_error(true):
     if not true:
         logs = np.random.default_rng(1).permuted(logs)
     logs = np.where(truth.problem.is_own, 0.0, logs - logs[~truth.problem.is_own].mean())
-    settings = FitSettings(validate_rivals=False, affinity=logs)
+    settings = LawSettings(validate_rivals=False, affinity=logs)
     law = MixtureLaw.fit(shares, losses, sources=NAMES, evaluations=NAMES, form="effective", settings=settings)
     assert (law.problem.affinity is not None) == true
     assert ("helped" in law.notes[-1]) == true

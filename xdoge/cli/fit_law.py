@@ -20,7 +20,7 @@ from xdoge.config import parse_count
 from xdoge.errors import XDogeError, argument
 
 if TYPE_CHECKING:
-    from xdoge.laws.law import FitSettings, MixtureLaw
+    from xdoge.laws.law import LawSettings, MixtureLaw
     from xdoge.laws.problem import Floats
     from xdoge.laws.swarm_plan import HeldOut
     from xdoge.mixtures.csv_files import Table
@@ -190,13 +190,13 @@ def _aligned(
     return align(*others, (str(also[0]), str(also[1])))
 
 
-def _settings(tokens: Path | None, budget_tokens: str | None, seed: int, sources: Sequence[str]) -> FitSettings:
-    from xdoge.laws.law import FitSettings
+def _settings(tokens: Path | None, budget_tokens: str | None, seed: int, sources: Sequence[str]) -> LawSettings:
+    from xdoge.laws.law import LawSettings
     from xdoge.mixtures.csv_files import read_counts
 
     counts = None if tokens is None else read_counts(tokens, sources)
     budget = None if budget_tokens is None else as_count(budget_tokens, "--budget")
-    return FitSettings(tokens=counts, budget_tokens=budget, seed=seed)
+    return LawSettings(tokens=counts, budget_tokens=budget, seed=seed)
 
 
 def print_held_out(held_out: HeldOut) -> None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from xdoge.errors import importing
 
 if TYPE_CHECKING:
-    from xdoge.laws.law import FitSettings, MixtureLaw, OptimizeSettings
+    from xdoge.laws.law import LawSettings, MixtureLaw, OptimizeSettings
     from xdoge.laws.swarm import run_swarm
     from xdoge.laws.swarm_plan import Swarm
     from xdoge.laws.swarm_settings import SwarmSettings
 
-__all__ = ["FitSettings", "MixtureLaw", "OptimizeSettings", "Swarm", "SwarmSettings", "run_swarm"]
+__all__ = ["LawSettings", "MixtureLaw", "OptimizeSettings", "Swarm", "SwarmSettings", "run_swarm"]
 
 _HOMES = {"Swarm": "swarm_plan", "SwarmSettings": "swarm_settings", "run_swarm": "swarm"}
 

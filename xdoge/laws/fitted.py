@@ -110,7 +110,7 @@ class FittedLaw:
         evaluations: Sequence[str],
         own: Sequence[tuple[str, str]] = (),
         form: str = "auto",
-        settings: FitSettings | None = None,
+        settings: LawSettings | None = None,
         on_progress: OnProgress = silent,
     ) -> Self:
         """Return the law that is fitted to n runs.
@@ -133,7 +133,7 @@ class FittedLaw:
 
         # The matrices are small. On RegMix's 512 runs, linear algebra with two threads took 85 s and with one 24 s.
         with threadpool_limits(1, user_api="blas"):
-            return cls._fit(mixtures, losses, sources, evaluations, own, form, settings or FitSettings(), on_progress)
+            return cls._fit(mixtures, losses, sources, evaluations, own, form, settings or LawSettings(), on_progress)
 
     @classmethod
     def _fit(
@@ -144,7 +144,7 @@ class FittedLaw:
         evaluations: Sequence[str],
         own: Sequence[tuple[str, str]],
         form: str,
-        settings: FitSettings,
+        settings: LawSettings,
         on_progress: OnProgress,
     ) -> Self:
         x, y = np.asarray(mixtures, dtype=np.float64), np.asarray(losses, dtype=np.float64)
@@ -424,7 +424,7 @@ class FittedLaw:
 
 
 @dataclass(frozen=True)
-class FitSettings:
+class LawSettings:
     """Settings of the fit of a law.
 
     Attributes:
@@ -532,7 +532,7 @@ def _stacked_without_fold(held_out: Mapping[str, Floats], y: Floats, assigned: A
 
 
 def _with_affinity(
-    problem: Problem, x: Floats, y: Floats, assigned: Any, settings: FitSettings
+    problem: Problem, x: Floats, y: Floats, assigned: Any, settings: LawSettings
 ) -> tuple[Problem, tuple[str, ...]]:
     """Return the problem and notes. It has the transfer prior if that lowers the cross-validated error."""
     if settings.affinity is None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from xdoge.laws.candidates import Candidate, PredictionTable, prediction_table, shares_of
-from xdoge.laws.fitted import FitSettings, FittedLaw, Prediction
+from xdoge.laws.fitted import FittedLaw, LawSettings, Prediction
 from xdoge.laws.optimize import Gain, OptimizeSettings, Optimum, optimize
 from xdoge.laws.problem import Floats
 
-__all__ = ["FitSettings", "Gain", "MixtureLaw", "OptimizeSettings", "Optimum", "Prediction", "PredictionTable"]
+__all__ = ["Gain", "LawSettings", "MixtureLaw", "OptimizeSettings", "Optimum", "Prediction", "PredictionTable"]
 
 
 @dataclass(frozen=True, repr=False)

@@ -312,14 +312,14 @@ class Swarm:
         Raises:
             XDogeError: too few runs ended without diverging, or `MixtureLaw.fit` refuses them.
         """
-        from xdoge.laws.law import FitSettings, MixtureLaw
+        from xdoge.laws.law import LawSettings, MixtureLaw
 
         mixtures, losses = self.table()
         if len(mixtures) < (fewest := fewest_runs(len(self.units))):
             raise XDogeError(
                 f"{self.path}: {len(mixtures)} runs finished without diverging, but a law needs at least {fewest}."
             )
-        settings = FitSettings(
+        settings = LawSettings(
             tokens=self.tokens,
             budget_tokens=self.settings.budget_tokens,
             validate_rivals=validate_rivals,
