@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import runpy
@@ -40,6 +41,21 @@ def test_the_site_has_the_help_of_every_command_and_the_docstring_of_every_publi
     pages = "".join(path.read_text(encoding="utf-8") for path in (site / "reference/api").rglob("index.html"))
     documented = set(re.findall(r'<h2 id="xdoge[\w.]*?\.(\w+)"', pages))
     assert {name for name in xdoge.__all__ if name != "__version__"} <= documented
+
+
+def test_the_site_describes_every_setting_of_a_fit_and_of_a_training(site: Path) -> None:
+    from xdoge.fit.settings import FitSettings
+    from xdoge.train.settings import TrainSettings
+
+    for page, settings in (("weights", FitSettings), ("models", TrainSettings)):
+        text = (site / "reference/api" / page / "index.html").read_text(encoding="utf-8")
+        shown = html.unescape(re.sub(r"<[^>]+>", "", text)).replace("’", "'")
+        missing = [
+            name
+            for name, field in settings.model_fields.items()
+            if str(field.description).replace("`", "") not in shown or f".{settings.__name__}.{name}" not in text
+        ]
+        assert missing == [], page
 
 
 def test_the_site_fetches_nothing_from_other_servers(site: Path) -> None:

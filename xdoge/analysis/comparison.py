@@ -25,11 +25,11 @@ class Charts(dict[str, "alt.TopLevelMixin"]):
 
 
 class Comparison(ComparisonData):
-    """Weight sets, mixtures, training runs and results side by side."""
+    """Weight sets, mixtures, training runs, results and laws side by side. `compare` makes one."""
 
     @functools.cached_property
     def charts(self) -> Charts:
-        """Every chart of `xdoge.analysis.charts` that the inputs can fill, by name: "weights", "trajectory-60m"."""
+        """Every Altair chart that the inputs have data for, by name, such as "weights" or "trajectory-60m"."""
         from xdoge.analysis.chart_set import charts_by_name, charts_of
 
         return Charts(charts_by_name(charts_of(self)))
@@ -50,7 +50,7 @@ def compare(
     *,
     baseline: str | None = None,
 ) -> Comparison:
-    """Return the comparison of any weights.json, mixture.json, results.json, law.json files and run folders.
+    """Compare weights.json, mixture.json, results.json and law.json files and run folders, in any combination.
 
     Args:
         inputs: paths, or objects read from them (`WeightSet`, `Mixture`, `Results`, `MixtureLaw`). A string

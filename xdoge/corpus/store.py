@@ -84,9 +84,10 @@ class _Part:
 
 
 class TokenStore:
-    """The tokens of all sources. A source is memory-mapped when it is first accessed.
+    """The tokens of all sources, on disk. A source is memory-mapped when it is first accessed.
 
-    Use `TokenStore.open` to open a store.
+    Use `TokenStore.open` to open a store. Tokens are integers, usually of type uint16 or uint32. `split` is
+    "train" or "validation".
 
     Attributes:
         path: folder of the store.
@@ -226,7 +227,10 @@ class TokenStore:
         return {source: tokens // length for source, tokens in self.tokens(split).items()}
 
     def flat(self, source: str, split: Split = "train") -> Tokens | Joined:
-        """Return all tokens of a source, (tokens,), as a read-only view of the file. For several files, `Joined`."""
+        """Return all tokens of a source, (tokens,), as a read-only view of the file.
+
+        If the source has several files, the result is a `Joined`, which can be sliced like an array.
+        """
         return self._map(source, split)[0]
 
     def document_bounds(self, source: str, split: Split = "train") -> npt.NDArray[np.int64]:

@@ -57,6 +57,8 @@ def evaluate(
 ) -> Results:
     """Return the perplexity and the benchmark scores of models, as one table.
 
+    Perplexity has three metrics: bits per UTF-8 byte, perplexity per token and perplexity per word.
+
     Under torchrun or `accelerate launch`, every process calls this function and returns the same table. The first
     process writes the files and reports. With `out`, each source and task is stored in OUT.partial as soon as it is
     finished. If the process is killed, the same call continues from there.
@@ -72,8 +74,8 @@ def evaluate(
             None to write nothing.
         on_progress: called after every batch, source and task.
         on_note: called with each sentence that the user should read.
-        **values: settings such as `max_documents=100` and `limit=200`. A setting that both perplexity and benchmarks
-            have, such as `device`, applies to both.
+        **values: fields of `PerplexitySettings` and `HarnessSettings`, such as `max_documents=100` and `limit=200`. A
+            field that both have, such as `device`, applies to both.
 
     Returns:
         A row for each model, language, task and metric. Benchmark scores are raw and normalised.

@@ -46,7 +46,10 @@ Floats = NDArray[np.float64]
 
 
 class PerplexitySettings(Config):
-    """Every setting of a measurement. The model and the machine decide the values that are None."""
+    """Every setting of the perplexity of a model.
+
+    The model and the machine decide the values that are None. Square brackets in a description contain these defaults.
+    """
 
     window: int | None = Field(None, ge=2, description="tokens the model sees at once [its context, at most 2048]")
     stride: int | None = Field(

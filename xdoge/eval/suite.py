@@ -44,7 +44,11 @@ Name = Annotated[str, AfterValidator(_name)]
 
 
 class HarnessSettings(Config):
-    """Every setting of a run. The suite, the model and the machine decide the values that are None."""
+    """Every setting of a run of benchmarks.
+
+    The suite, the model and the machine decide the values that are None. Square brackets in a description contain these
+    defaults.
+    """
 
     num_fewshot: int | None = Field(
         None, ge=0, description="examples in every prompt, except for tasks that are defined without any [the suite's]"

@@ -75,7 +75,11 @@ class FitOptions(TypedDict, total=False):
 
 
 class FitSettings(ProxySettings):
-    """Every setting of `xdoge fit-weights`, with its final value. `for_store` fills in what the user left out."""
+    """Every setting of `xdoge fit-weights`, with its final value.
+
+    `for_store` fills in what the user left out. Square brackets in a description contain the default that it computes.
+    docs/explanation/decisions.md gives the reasons for the defaults.
+    """
 
     initial: str = Field(
         "languages",

@@ -61,6 +61,9 @@ def fit(
 ) -> FitResult:
     """Learn one weight per source of `store`, and write the weights to `out`/weights.json.
 
+    A proxy model trains on all sources. Each step raises the weight of the sources whose gradients lower the target
+    loss most. The result is the mean of the weights over the steps.
+
     A run may be killed at any moment and resumed. It then gives the same numbers as an uninterrupted run, bit for bit
     on one CPU with the same versions.
 
@@ -73,7 +76,7 @@ def fit(
         settings: complete settings from `FitSettings.for_store`. Give either these or `options`.
         out: the run folder, new or empty.
         resume: whether to continue the run in `out`. It keeps its settings, except those that `options` names.
-        on_progress: called after each step with its row of metrics.jsonl.
+        on_progress: called after each step with an `Event` that has its row of metrics.jsonl.
         on_note: called with each sentence that the user should read.
         **options: settings by name, such as `proxy="1m", steps=300`. All others get their defaults.
 
@@ -84,8 +87,12 @@ def fit(
         XDogeError: a setting is unknown or not allowed, the folder is not empty, or a setting differs from the run that
             is resumed.
         NonFiniteLossError: a loss or a gradient is NaN or infinite.
+        MemoryFullError: the device of this process has too little memory.
         LostProcessError: another process died.
         Interrupted: SIGINT or SIGTERM stopped the run. Every finished step is in a checkpoint.
+
+    Source: XDoGE (Lacunza et al. 2025, arXiv:2512.10545) and DoGE (Fan et al. 2023, arXiv:2310.15393). "The outer step"
+    in docs/explanation/method.md derives the update, and docs/explanation/decisions.md lists the differences.
 
     Example:
         ```python

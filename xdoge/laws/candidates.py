@@ -74,11 +74,12 @@ def _read(path: Path) -> Mixture | WeightSet | dict[str, float]:
 
 @dataclass(frozen=True)
 class PredictionTable:
-    """Predictions of a law for several mixtures.
+    """Predicted losses of several mixtures, with 90 % intervals.
 
     Attributes:
-        rows: for each mixture a row per evaluation, then a row "mean" and a row "worst". In the row "worst", "largest"
-            is the name of the evaluation with the largest loss.
+        rows: for each mixture a row per evaluation, then a row "mean" and a row "worst". A row has the keys mixture,
+            evaluation, predicted, low, high, difference (to equal shares), difference_low, difference_high, largest and
+            extrapolated. "largest" names the evaluation with the largest loss, in the row "worst" only.
         notes: lines that name mixtures without a prediction, and limits of the predictions.
     """
 

@@ -42,7 +42,7 @@ class Prediction:
         low: lower ends of the 90 % intervals, shape (m, L).
         high: upper ends of the 90 % intervals, shape (m, L).
         mean_half: half the width of the 90 % interval of the mean over evaluations, shape (m,).
-        novelty: distance of each mixture to the nearest run, shape (m,); 0 for a run itself.
+        novelty: Hellinger distance of each mixture to the nearest run, from 0 to 1, shape (m,); 0 for a run itself.
         extrapolated: True for a mixture that is farther from the nearest run than 99 % of the runs are from theirs,
             shape (m,).
     """
@@ -63,26 +63,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class FittedLaw:
-    """A fitted mixture law.
-
-    Attributes:
-        problem: sources, evaluations, own sources, passes.
-        form: "auto" or the name of one form.
-        parts: fitted forms by name.
-        weights: weights of the parts in the prediction; they sum to 1.
-        shares: mixtures of the runs, shape (n, k).
-        losses: losses of the runs, shape (n, L).
-        residuals: cross-validated residuals, predicted - measured, shape (n, L).
-        intervals: calibrated widths of the prediction intervals.
-        validation: cross-validated scores of this form and of its rivals.
-        tokens: unique tokens per source; None if unknown.
-        budget_tokens: training tokens of a run; None if unknown.
-        adapted: offset and factor per evaluation, shape (2, L), for another model size; None for the size of the runs.
-        members: for a law over languages, the sources of each language with their parts of its share; None for a law
-            over sources.
-        notes: what the user should know about the fit.
-        run_passes: passes over each source at a share of 1 in the runs; None if they are those of `problem`.
-    """
+    """The fit, the predictions and the file of a law. `MixtureLaw` describes the attributes."""
 
     problem: Problem
     form: str
@@ -119,15 +100,19 @@ class FittedLaw:
             mixtures: shares, shape (n, k). A row whose sum differs from 1 by up to 0.02 is divided by its sum.
             losses: shape (n, L), in any unit.
             sources: k names.
-            evaluations: L names. `match_own` matches them with sources by name.
+            evaluations: L names. An evaluation belongs to the sources of the same name or language, as `xdoge fit-law
+                --help` describes.
             own: pairs (evaluation, source) for names that do not match.
-            form: one of `FORMS`.
-            settings: token counts, budget, seed, and whether to validate rivals.
-            on_progress: called after each fit of a form.
+            form: "auto", "effective", "process", "log-linear", "lightgbm" or "linear".
+            settings: token counts, budget, seed, and whether other forms are fitted for comparison.
+            on_progress: called before each fit of a form, and at the end.
 
         Raises:
-            XDogeError: the form is unknown, there are too few runs, a loss is not finite, or an evaluation or a source
-                never varies over the runs.
+            XDogeError: the form is unknown, there are too few runs, a loss is not finite, an evaluation or a source
+                never varies over the runs, or `own` has an unknown name.
+
+        Source: docs/explanation/law.md. The log-linear form is that of Olmix, arXiv:2602.12237; LightGBM is the form of
+        RegMix, arXiv:2407.01492.
         """
         from threadpoolctl import threadpool_limits
 
@@ -191,7 +176,7 @@ class FittedLaw:
         return law.with_passes(passes)
 
     def with_passes(self, passes: tuple[float, ...] | None) -> Self:
-        """Return the same law with other `passes`: passes over each source at a share of 1."""
+        """Return the same law for other numbers of passes over each source at a share of 1, shape (k,)."""
         problem = replace(self.problem, passes=passes)
         parts = {
             name: replace(part, problem=problem) if isinstance(part, Effective) else part
@@ -201,7 +186,7 @@ class FittedLaw:
 
     @property
     def of_runs(self) -> Self:
-        """The same law with the passes of the runs."""
+        """The law with the numbers of passes that the runs had. It is the same law if these were not changed."""
         return self if self.run_passes is None else self.with_passes(self.run_passes)
 
     def losses_at(self, shares: Floats) -> Floats:

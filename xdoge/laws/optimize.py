@@ -54,9 +54,10 @@ class OptimizeSettings:
         no_worse_than: limit on every evaluation's loss, as (mixture, tolerance). With ("uniform", 0.01), no loss may be
             more than 1 % above its value at equal shares.
         mean_no_worse_than: limit on the mean loss over the evaluations, as (mixture, tolerance).
-        max_epochs: most passes over a source; needs token counts and a budget.
-        budget_tokens: training tokens; by default those of the runs.
-        anywhere: whether shares may be outside the range that the runs covered.
+        max_epochs: most passes over a source; needs token counts and a budget. None for no cap.
+        budget_tokens: training tokens of the run; by default those of the law.
+        anywhere: whether shares may be outside the range that the runs covered. By default they may not, since the
+            law's errors there are unknown.
         bootstrap: number of simulated swarms that measure the optimism, at least 2.
         seed: seed of the bootstrap.
     """
@@ -89,7 +90,9 @@ def check_epochs(max_epochs: float) -> None:
 
 @dataclass(frozen=True)
 class Gain:
-    """How much lower the loss is at the optimum than at another mixture.
+    """How much lower the loss is at the optimum than at another mixture, in the unit of the law's losses.
+
+    The optimum of a fitted law looks better than it is. A bootstrap estimates this optimism.
 
     Attributes:
         over: name of the other mixture.
@@ -97,7 +100,7 @@ class Gain:
         corrected: predicted gain minus the optimism.
         low: lower end of the 90 % interval of `corrected`.
         high: upper end of the 90 % interval of `corrected`.
-        evaluations: (gain, low, high) by evaluation. The optimism of each evaluation's own gain is subtracted.
+        evaluations: corrected gain and the ends of its 90 % interval, by evaluation.
     """
 
     over: str
@@ -110,21 +113,21 @@ class Gain:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best mixture under a law.
+    """The best mixture under a law. Losses and gains have the unit of the law's losses.
 
     Attributes:
         shares: shares of the best mixture by source.
         objective: "mean" or "worst".
         predicted: predicted loss by evaluation at `shares`.
-        value: the objective at `shares`.
-        gains: gains over uniform shares and, if token counts are known, over proportional and UniMax shares.
+        value: predicted mean or largest loss at `shares`.
+        gains: gains over "uniform" and, if token counts are known, over "proportional" and "unimax".
         shadow_prices: for each source at its cap of `max_epochs`, how much the objective would fall if the cap allowed
             0.01 more of its share.
-        recommended: the shares to use. They are `shares` if the interval of the gain over equal shares lies above 0.
-            Otherwise they are the fallback: equal shares, or UniMax shares if equal shares break the epoch caps. A
-            fallback that breaks a limit is not used.
+        recommended: the shares to use. The fallback is equal shares, or UniMax shares if equal shares break the epoch
+            caps. `recommended` is `shares` if the gain over the fallback is significant (its interval lies above 0), or
+            if the fallback breaks a limit. Otherwise it is the fallback.
         uses_fallback: whether `recommended` is the fallback.
-        extrapolated: whether the mixture is farther from the runs than they are from each other.
+        extrapolated: whether `shares` are farther from the nearest run than 99 % of the runs are from theirs.
         verdict: the recommendation in words.
     """
 

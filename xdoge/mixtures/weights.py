@@ -30,7 +30,8 @@ Level = Literal["languages", "sources"]
 class WeightSet:
     """Share of the training tokens for each source, with a record of how the shares were computed.
 
-    A source is named "language/source". All fields are read-only.
+    A source is named "language/source". `weights["es/web"]` is the weight of a source, and `weights["es"]` that of a
+    language. All fields are read-only.
 
     Args:
         name: name of the set in tables.

@@ -1,4 +1,4 @@
-"""The findings of a study: bits per byte of every model, paired differences over seeds, and how stable weights are."""
+"""The findings of a study: bits per byte of every model, paired differences over seeds, and stability of weights."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Resampled:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """The state of a trial, and its bits per byte once it is measured.
+    """The state of a trial, which is one model of a study, and its bits per byte once it is measured.
 
     Attributes:
         trial: the model.
         state: "finished", "failed", "begun" or "waiting". The last two occur only before the study has ended.
-        why: name of the run that failed, and the last line of its log; empty for any other state.
+        why: name of the run that failed, and the last line of its log; empty unless the state is "failed".
         languages: bits per byte of each language, over all its text; empty unless the trial is finished.
         sources: bits per byte of each source.
         resampled: bits per byte on resampled documents; None if no file has the scores of each document.
@@ -76,12 +76,16 @@ class TrialResult:
 
 @dataclass(frozen=True, eq=False)  # so that it can be a key of caches
 class Findings:
-    """The results that a study's folder holds.
+    """The results of a study, read from its folder. All losses are in bits per byte.
+
+    `comparison` is "tokens" or "flops": at equal training tokens, or at equal FLOPs for learning weights and training
+    together. `measure` is the name of a language, "macro" for the mean over languages, or "worst" for the largest
+    value of any language. `relative_to` is the strategy in study.yaml with which all others are compared.
 
     Attributes:
         study: the plan of the study.
         out: the folder of the study.
-        results: the result of every trial.
+        results: the result of every trial. A trial is one model, with its strategy, number of steps and seed.
         weights: weight sets so far, by strategy and seed. A strategy that learns nothing has the same for all seeds.
         notes: sentences that a reader should know before trusting the numbers.
     """
@@ -114,9 +118,9 @@ class Findings:
         return {seed: result.measures for seed, result in results.items() if result.state == "finished"}
 
     def difference(self, comparison: BudgetKind, strategy: str, measure: str) -> Interval | None:
-        """Return the difference of a measure to that of `relative_to` over their common seeds; None without any.
+        """Return the difference between a strategy and `relative_to`, over the seeds that both have; None without any.
 
-        The models of a seed are paired by document if all of them have a file with the scores of each document.
+        Models are paired by seed. They are also paired by document if all have a file with the scores of each document.
         """
         if strategy == (reference := self.study.spec.relative_to):
             return None
@@ -130,9 +134,9 @@ class Findings:
     def rows(self, comparison: BudgetKind) -> list[dict[str, Any]]:
         """Return the table of a comparison: a row for each strategy, the best first, then those without any result.
 
-        Rows are ordered by the paired difference of the macro mean, since means over different seeds do not compare.
-        "regret" is a strategy's paired difference minus the lowest one. It is given for the mean and for the worst
-        language, in bits per byte.
+        Rows are ordered by the paired difference of "macro", since means over different seeds cannot be compared.
+        "regret" is a strategy's paired difference minus the lowest one of all strategies. It is given for "macro" and
+        for "worst", in bits per byte. "better" and "worse" list the languages with a significant difference.
         """
         study = self.study
         rows: list[dict[str, Any]] = []
@@ -184,7 +188,7 @@ class Findings:
         return difference["mean"] if difference else None
 
     def verdict(self, comparison: BudgetKind) -> list[str]:
-        """Return sentences: which differences of a comparison are real, and what to do next."""
+        """Return sentences: which differences of a comparison are significant, and what to do next."""
         means = {name: self.difference(comparison, name, MACRO) for name in self.study.strategies}
         reference, languages = self.study.spec.relative_to, len(self.study.languages)
         return verdict(self.rows(comparison), means, reference=reference, languages=languages)

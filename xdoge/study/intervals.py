@@ -32,7 +32,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """The mean of n paired differences with its confidence interval.
+    """The mean of n paired differences with its 95 % confidence interval, in the unit of the differences.
+
+    The difference is *significant* if the whole interval lies above 0 or below 0.
 
     Attributes:
         mean: mean of the differences.
@@ -61,7 +63,7 @@ class Interval:
 
     @property
     def more_seeds(self) -> int | None:
-        """Number of further seeds after which a difference of this size is real with a probability of 80 %.
+        """Number of further seeds with which a difference of this size is significant with a probability of 80 %.
 
         None if the interval does not contain 0, if n is 1, or if even `MOST_SEEDS` more are not enough.
         """

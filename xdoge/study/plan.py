@@ -95,7 +95,7 @@ class StudyPlan:
         """Return the plan of a study.yaml, after all checks that are possible before the first run.
 
         Args:
-            path: of the study.yaml.
+            path: path of the study.yaml.
             store: token store to use instead of the one that study.yaml names.
 
         Raises:

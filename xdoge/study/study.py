@@ -11,14 +11,20 @@ from xdoge.study.runner import run_all
 
 
 class Study(StudyPlan):
-    """Strategies × seeds: `Study.load("study.yaml").run("studies/first").to_frame()`."""
+    """Several strategies with several seeds each. A strategy is a way to choose the mixture, such as "uniform".
+
+    Example:
+        ```python
+        Study.load("study.yaml").run("studies/first").to_frame()
+        ```
+    """
 
     def run(self, out: Path | str, *, jobs: int = 1, on_note: OnNote = silent) -> Findings:
-        """Run the unfinished commands, `jobs` at once, and return the findings. Failed runs do not stop the others.
+        """Run the commands that are not finished, and return the findings. A failed command does not stop the others.
 
         Args:
-            out: the study's folder, new or of this study.
-            jobs: number of commands at once.
+            out: folder of the study. It is new, or this study began in it.
+            jobs: number of commands that run at the same time.
             on_note: called with a line for each command that ends.
 
         Raises:
@@ -29,5 +35,5 @@ class Study(StudyPlan):
         return self.findings(out)
 
     def findings(self, out: Path | str) -> Findings:
-        """Return the findings so far. It runs nothing."""
+        """Return the findings so far, from the study's folder. This starts no command."""
         return Findings.read(self, Path(out))

@@ -37,7 +37,11 @@ ELASTIC = (
 
 
 class TrainSettings(Config):
-    """All resolved settings of `xdoge train`. Use `for_run` to complete the settings of a user."""
+    """Every setting of `xdoge train`, with its final value.
+
+    `for_run` fills in what the user left out. Square brackets in a description contain the default that it computes.
+    docs/explanation/decisions.md gives the reasons for the defaults.
+    """
 
     model: str = Field(description="a recipe, or the folder or Hub name of a causal language model to continue from")
     seed: Seed = Field(
