@@ -120,7 +120,7 @@ def test_the_report_of_a_comparison_is_drawn_and_says_how_to_repeat_it(xdoge, tm
     assert parts == ["Conclusion", "Warnings", "Weights", "Mixtures"]
     assert "equal shares" in text.partition("Warnings</h2>")[0]  # the conclusion in words, and the best chart with it
     assert text.partition("Warnings</h2>")[0].count("<figure") == 1
-    assert (how, files_and_hashes, repeat) == ("How to read the differences", "Files", "To repeat it")
+    assert (how, files_and_hashes, repeat) == ("How to read the differences", "Files", "Commands to repeat it")
     assert all(file.sha256 in text for file in compare(files).files)
     assert f"xdoge compare {files[0]}" in text
     assert "xdoge mix uniform --store STORE --budget 40000 --max-epochs 4 --level sources --seed 0" in text

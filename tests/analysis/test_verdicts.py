@@ -88,7 +88,7 @@ NEAR = fit("near", 0.49, 0.2, 0.21, 0.1, seed=1)
 def test_fits_that_lie_far_apart_are_noise_and_near_ones_agree():
     (text,) = compare([A, FAR]).verdict
     assert "differ in 35% of the tokens" in text
-    assert "noise" in text
+    assert "not reliable" in text
     (text,) = compare([A, NEAR]).verdict
     assert "agree" in text
     assert compare([A, NEAR]).to_dict()["verdict"] == text
@@ -98,7 +98,7 @@ def test_fits_that_differ_more_by_seed_than_from_equal_shares_are_noise():
     equal = dict(zip(COUNTS, (0.3, 0.03, 0.34, 0.33), strict=True))
     other = dict(zip(COUNTS, (0.3, 0.03, 0.32, 0.35), strict=True))
     (text,) = compare([fit("a", *equal.values()), fit("b", *other.values(), seed=1)]).verdict
-    assert "noise" in text
+    assert "not reliable" in text
     assert "equal shares" in text
 
 
@@ -119,7 +119,7 @@ def test_fits_of_different_targets_are_not_draws_of_one():
     assert "more than the fits of one of them" in compared.verdict[-1]
     pair = compare([A, other[0]])
     assert pair.groups == ()
-    assert "do not answer the same question" in pair.notes[0]
+    assert "do not estimate the same weights" in pair.notes[0]
 
 
 def test_two_fits_are_merged_without_naming_one_as_furthest(xdoge, tmp_path):

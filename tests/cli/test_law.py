@@ -138,7 +138,7 @@ def test_compare_shows_what_a_law_predicts_and_draws_it(xdoge, law, here):
     WeightSet(name="w", sources=dict(zip(SOURCES, (0.4, 0.3, 0.2, 0.1), strict=True))).save(here / "w.json")
     status, out, _ = xdoge("compare", "w.json", "--law", law, "--html", "report.html", "--force")
     assert (status, "Losses predicted by law" in out) == (0, True)
-    assert "Who helps whom" in (here / "report.html").read_text()
+    assert "Transfer between sources" in (here / "report.html").read_text()
     _, out, _ = xdoge("compare", "w.json", law, "--json")
     value = json.loads(out)
     assert {row["mixture"] for row in value["predictions"]} == {"w"}

@@ -139,7 +139,7 @@ def test_a_warning_names_fits_that_are_not_equal_draws(xdoge, runs):
     fit(Path("large.json"), 0.3, 0.3, 0.2, 0.2, proxy="125m", mu=1.0)
     _, out, err = xdoge("merge", *runs, "large.json", "--out", "mean.json")
     assert "proxies have different numbers of fits (60m 3, 125m 1)" in err
-    assert "the fits differ in mu, so they do not answer the same question" in err
+    assert "the fits differ in mu, so they do not estimate the same weights" in err
     assert "Weights of 4 fits, all proxies" in out
     assert WeightSet.load("mean.json").name == "tiny-60m+125m-mean-of-4"
 

@@ -180,7 +180,7 @@ def test_the_demo_of_the_wheel_goes_the_whole_way_and_goes_on_with_the_same_sett
     assert out.splitlines()[-1] == "demo/report.html"
     assert "conclusion: Equal shares" in out
     assert LIMITS in out
-    assert "worth of a token of another source" in out
+    assert "value of a token of another source" in out
     assert " left" in err
     assert "synthetic" in err
     assert LIMITS in (folder / "report.html").read_text()

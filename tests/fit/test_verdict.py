@@ -32,7 +32,7 @@ def verdict(store, tmp_path, start=(0.25,) * 4, end=(0.25,) * 4, **changes):
 def test_the_verdict_on_a_settled_fit_says_that_it_is_one_draw(store, tmp_path):
     worth, following = verdict(store, tmp_path)
     assert "settled" in worth
-    assert "one draw" in worth
+    assert "one seed" in worth
     assert following == "Next: fit two more seeds and average them with xdoge merge."
 
 

@@ -20,14 +20,14 @@ from xdoge.names import language_of
 from xdoge.train.run_log import common_budget
 
 PAIRED = (
-    "A difference exceeds the errors if |Δ| > 1.96 standard errors, shown after ±. This is the error of "
+    "A difference Δ is significant if |Δ| > 1.96 standard errors, the number after ±. This is the error of "
     "the difference itself, from a bootstrap that draws the same documents for both models."
 )
 UNPAIRED = (
-    "For benchmarks, and for text without a file of document sums for both models, a difference exceeds "
-    "the errors if |Δ| > 1.96 · sqrt(stderr² + stderr² of the baseline). This treats the two numbers as "
+    "For benchmarks, and for text without a file of document scores for both models, a difference Δ is "
+    "significant if |Δ| > 1.96 · sqrt(stderr² + stderr² of the baseline). This treats the two numbers as "
     "independent. Models that answered the same questions or read the same documents differ less by "
-    "chance, so some true differences are missed."
+    "chance, so this rule misses some true differences."
 )
 
 

@@ -27,38 +27,44 @@ from xdoge.training.proxy_settings import ProxySettings
 _KINDS = {
     "weights": ("Weights", "Share of training tokens of each language, stacked by source"),
     "trajectory": ("Weights", "Weights of the languages over the steps of the fit"),
-    "targets": ("Weights", "Weight of each language's loss in the target over the steps of the fit (targets: robust)"),
-    "transfer": ("Weights", "Who helps whom: cosine between the gradients of two languages"),
-    "planned": ("Mixtures", "Weights, and the shares that were planned within the caps on repetition"),
+    "targets": (
+        "Weights",
+        "Weight of each language's loss in the target loss over the steps of the fit (targets: robust)",
+    ),
+    "transfer": (
+        "Weights",
+        "Cosine between the loss gradients of two languages. Above 0, training on one language lowers the loss of the "
+        "other.",
+    ),
+    "planned": ("Mixtures", "Weight and planned share of each source, before and after the caps on repetition"),
     "unimax": ("Mixtures", "UniMax against temperature sampling: epochs and sampling probability by language rank"),
     "predicted_against_measured": (
         "Mixture laws",
         "Predicted against measured loss of each run. Each prediction comes from a law that was not "
-        "fitted to that run. Trust the law if the points lie near the line. A hollow point lies outside "
-        "its interval.",
+        "fitted to that run. The nearer the points lie to the line, the more you can trust the law. The interval of a "
+        "hollow point does not contain the measured loss.",
     ),
     "transfer_map": (
         "Mixture laws",
-        "Worth of a token of one source (column) for the loss of another (row). Read along a row to see "
-        "who helps it. If a row has only small numbers, only its own text helps it.",
+        "Value of a token of the source (column) for the evaluation (row), in tokens of the evaluation's own "
+        "source. If all values of a row are small, only its own source lowers that loss.",
     ),
     "trade_off": (
         "Mixture laws",
-        "Mean loss against the loss of the worst evaluation. A mixture above and to the right of the "
-        "curve can improve in both. Along the curve, one loss falls and the other rises.",
+        "Mean loss against the loss of the worst evaluation, both predicted. For a mixture above and to the right of "
+        "the curve, another mixture is better in both. Along the curve, one loss falls while the other rises.",
     ),
     "loss_along_share": (
         "Mixture laws",
-        "Predicted losses as one share grows and the others shrink in proportion. A loss that falls "
-        "gains from the share, a loss that rises suffers. Where a falling line is flat, a larger share "
-        "helps little.",
+        "Predicted loss of each evaluation over the share of one source. The other shares keep their proportions. "
+        "Where a line falls, more text of this source lowers that loss.",
     ),
-    "validation_change": ("Training runs", "Change of the validation perplexity against the baseline, lower is better"),
+    "validation_change": ("Training runs", "Change of the validation perplexity against the baseline; lower is better"),
     "improvement": (
         "Training runs",
-        "Validation perplexity below the baseline's over the tokens trained on, higher is better",
+        "Reduction of the validation perplexity against the baseline, over the training tokens; higher is better",
     ),
-    "perplexity_change": ("Models", "Change of the bits per byte against the baseline, lower is better"),
+    "perplexity_change": ("Models", "Change of the bits per byte against the baseline; lower is better"),
 }
 """The heading and the caption of each kind of chart."""
 
@@ -71,15 +77,15 @@ def comparison_page(compared: ComparisonData, command: str = "") -> str:
         command: the command that made the page; empty to show none.
     """
     names = ", ".join(file.name for file in compared.files)
-    return render("What was compared, and how it differs", f"{names}.", list(_sections(compared, command)))
+    return render("Comparison", f"{names}.", list(_sections(compared, command)))
 
 
 LEADING = ("perplexity_change", "validation_change", "weights", "planned", "predicted_against_measured")
 """Kinds of charts that can illustrate the conclusion, in order of preference."""
 
 UNJUDGED = (
-    "No difference can be judged here: there are no models with standard errors, and no two fits of the "
-    "same question. Next: measure models with `xdoge eval`, or add fits with other seeds."
+    "No difference can be judged here: there are no models with standard errors, and no two fits with the same "
+    "settings and different seeds. Next: measure models with `xdoge eval`, or add fits with other seeds."
 )
 
 
@@ -102,13 +108,13 @@ def _sections(compared: ComparisonData, command: str) -> Iterator[Section]:
     yield Section(
         "Files",
         paragraphs=[
-            "Each file is listed with its SHA-256. Files with the same hash are identical.",
+            "Files with the same SHA-256 are identical.",
             f"Differences are relative to {compared.baseline or 'the first of each kind'}.",
         ],
         tables=[_files(compared)],
     )
     versions = f"xdoge {__version__}, Python {platform.python_version()}."
-    yield Section("To repeat it", paragraphs=[versions], commands=_commands(compared, command))
+    yield Section("Commands to repeat it", paragraphs=[versions], commands=_commands(compared, command))
 
 
 def _figure(item: ComparisonChart) -> tuple[str, Figure]:

@@ -139,7 +139,7 @@ QUESTION = (
 def question_notes(fits: Mapping[str, WeightSet]) -> list[str]:
     """Return a line if fits do not estimate the same thing."""
     other = _other_questions(fits)
-    return [f"the fits differ in {', '.join(other)}, so they do not answer the same question."] if other else []
+    return [f"the fits differ in {', '.join(other)}, so they do not estimate the same weights."] if other else []
 
 
 def pooling_notes(sets: Mapping[str, WeightSet]) -> list[str]:
@@ -149,8 +149,8 @@ def pooling_notes(sets: Mapping[str, WeightSet]) -> list[str]:
     for names in _grouped(learned, _corpus).values():
         if other := _other_questions({name: learned[name] for name in names}):
             lines.append(
-                f"{', '.join(names)} differ in {', '.join(other)}, so they do not answer the same "
-                "question; only fits of the same question are summarised together."
+                f"{', '.join(names)} differ in {', '.join(other)}, so they do not estimate the same "
+                "weights; only fits with the same value of these settings are summarised together."
             )
     return lines
 

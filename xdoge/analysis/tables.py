@@ -62,7 +62,7 @@ def weights_tables(rows: Rows, *, baseline: str | None) -> list[TextTable]:
     first = "language or source"
     weights = [[_indented(key), *(_weight(by_set.get((name, key))) for name in sets)] for key in _tree(rows)]
     changes = [[_signed(by_set.get((name, key), {}).get("difference")) for name in compared] for key in _tree(rows)]
-    names = [f"{name}\n- {baseline}" for name in compared]
+    names = [f"{name}\nminus {baseline}" for name in compared]
     caption = "Weights: share of training tokens"
     if len(compared) <= SIDE_BY_SIDE:
         both = [row + more for row, more in zip(weights, changes, strict=True)]
@@ -92,7 +92,7 @@ def summary_table(group: Group, rows: Rows) -> TextTable:
         numbers = (f"{row[name]:.4f}" for name in ("mean", "standard_deviation", "least", "greatest"))
         relative = f"{row['standard_deviation'] / row['mean']:.1%}" if row["mean"] else NONE
         body.append([_indented(key), *numbers, relative])
-    header = ["language or source", "mean", "standard deviation", "least", "greatest", "deviation / mean"]
+    header = ["language or source", "mean", "standard deviation", "minimum", "maximum", "standard deviation / mean"]
     return TextTable(f"Weights of {len(group.sets)} fits, {group.name}", header, body)
 
 
@@ -155,8 +155,9 @@ def _totals(rows: Rows, mixture: str) -> list[str]:
 
 
 def laws_table(rows: Rows) -> TextTable:
-    """Return a table of how well laws and their rivals predict runs that they were not fitted to."""
-    header = ["law", "form", "runs", "rank correlation,\nevaluations", "rank correlation,\nmean", "error", "in 90 %"]
+    """Return a table of how well each form of law predicts runs that it was not fitted to."""
+    ranks = ["rank correlation,\nby evaluation", "rank correlation,\nof the mean"]
+    header = ["law", "form", "runs", *ranks, "root mean\nsquared error", "inside 90 %\nintervals"]
     body = [
         [
             row["law"],
@@ -169,7 +170,7 @@ def laws_table(rows: Rows) -> TextTable:
         ]
         for row in rows
     ]
-    return TextTable("Laws and rival forms on the same runs, cross-validated", header, body, (0, 1))
+    return TextTable("Accuracy of each form of law on the same runs, cross-validated", header, body, (0, 1))
 
 
 def predicted_losses_table(rows: Rows, law: str) -> TextTable:
@@ -183,12 +184,13 @@ def predicted_losses_table(rows: Rows, law: str) -> TextTable:
     mixtures, header, body = union([row["mixture"]] for row in rows), ["evaluation"], []
     for name in mixtures:
         far = "\n(far from all runs)" * by_cell[name, "mean"]["extrapolated"]
-        header += [f"{name}\n90 % interval{far}", "− equal shares\n(*: significant)"]
+        header += [f"{name}\n90 % interval{far}", "minus\nequal shares"]
     for evaluation in union([row["evaluation"]] for row in rows):
         cells = [by_cell[name, evaluation] for name in mixtures]
         body.append([evaluation, *(text for row in cells for text in (_predicted(row), _against_equal(row)))])
     bold = {(line, place) for line in range(len(body) - 2, len(body)) for place in range(len(header))}
-    return TextTable(f"Losses predicted by {law}", header, body, bold=bold)
+    caption = f"Losses predicted by {law} (*: significant, the 90 % interval of the difference excludes 0)"
+    return TextTable(caption, header, body, bold=bold)
 
 
 def _against_equal(row: Mapping[str, Any]) -> str:
@@ -222,7 +224,7 @@ def scores_table(rows: Rows, measure: Measure, *, baseline: str | None) -> TextT
     lines: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
     for row in sorted(kept, key=lambda row: row["language"] == ALL):  # the average last
         lines.setdefault(("average" if row["language"] == ALL else row["language"],), {})[row["model"]] = row
-    direction = "more is better" if any(row["higher_is_better"] for row in kept) else "less is better"
+    direction = "higher is better" if any(row["higher_is_better"] for row in kept) else "lower is better"
     models = union([row["model"]] for row in kept)
     return _models_table(f"{measure.title}, {direction}", ["language"], models, lines, baseline=baseline)
 
@@ -264,7 +266,7 @@ def _models_table(
         scores = [_score(line.get(name), decimals) for name in models]
         body.append([*names, *scores, *(_change(line.get(name)) for name in compared)])
     changes = [f"Δ {name}\nagainst {baseline}" for name in compared]
-    star = " (*: exceeds the errors)" if compared else ""
+    star = " (*: significant)" if compared else ""
     text_columns = tuple(range(min(len(header), 3)))
     return TextTable(f"{caption}{star}", [*header, *models, *changes], body, text_columns, bold)
 
@@ -326,7 +328,7 @@ def without_order(rows: Rows, sets: Mapping[str, WeightSet]) -> list[str]:
 
 
 def exceeding_rule(rows: Rows) -> list[str]:
-    """Return the rules that decided which differences have a star."""
+    """Return the rules by which a difference is significant and has a star."""
     followed = {row["paired"] for row in rows}
     return [rule for paired, rule in ((True, PAIRED), (False, UNPAIRED)) if paired in followed]
 

@@ -21,7 +21,7 @@ SAME = 0.01
 """Total variation below which two mixtures are called the same. We chose this value without a measurement."""
 
 NOISE = 0.1
-"""Mean total variation between comparable fits from which on their weights are called noise. Two seeds of a long fit
+"""Mean total variation between comparable fits above which their weights are not reliable. Two seeds of a long fit
 differ by 0.05 to 0.07 (docs/experiments.md)."""
 
 UNSETTLED = 0.05
@@ -172,9 +172,9 @@ def fits_verdict(groups: Sequence[Group]) -> list[str]:
         if means[0].sources.keys() != means[1].sources.keys():
             continue
         between, within = means[0].distance(means[1]), max(_apart(first), _apart(second))
-        really = "more than" if between > within else "no more than"
+        compared = "more than" if between > within else "no more than"
         sentences.append(
-            f"The means of {first.name} and {second.name} differ in {between:.0%} of the tokens, {really} "
+            f"The means of {first.name} and {second.name} differ in {between:.0%} of the tokens, {compared} "
             "the fits of one of them "
             f"({within:.0%}){'' if between > within else ', so the difference may be chance'}."
         )
@@ -195,7 +195,7 @@ def _mean(group: Group) -> WeightSet:
 
 
 def _agreement(group: Group) -> list[str]:
-    """Return sentences: whether several comparable fits agree, and how many more would settle their mean."""
+    """Return sentences: whether several comparable fits agree, and how many more would make their mean stable."""
     apart, languages = _apart(group), _mean(group).languages
     signal = math.fsum(abs(weight - 1 / len(languages)) for weight in languages.values()) / 2
     finding = f"{len(group.sets)} fits ({group.name}) differ in {apart:.0%} of the tokens (mean total variation)"
@@ -203,13 +203,15 @@ def _agreement(group: Group) -> list[str]:
     settle = (
         f"one more fit would move no language by more than {UNSETTLED:.0%} of its weight"
         if more == 0
-        else f"about {more} more seed{'s' * (more != 1)} would settle every language to {UNSETTLED:.0%} of its weight"
+        else f"with about {more} more seed{'s' * (more != 1)}, one further fit would move no language by more than "
+        f"{UNSETTLED:.0%} of its weight"
         if more is not None
-        else f"even {MOST_FITS} more seeds would not settle every language to {UNSETTLED:.0%} of its weight"
+        else f"even with {MOST_FITS} more seeds, one further fit would move a language by more than {UNSETTLED:.0%} of "
+        "its weight"
     )
     if apart > NOISE or _apart(group, "languages") > signal > 0:
         why = "" if apart > NOISE else f", but their mean differs from equal shares in only {signal:.0%}"
-        return [f"{finding}{why}. This is noise. Next: fit for more steps or add seeds; {settle}."]
+        return [f"{finding}{why}, so the weights are not reliable. Next: fit for more steps or add seeds; {settle}."]
     return [f"{finding}, so they agree; {settle}. Next: average them with `xdoge merge`."]
 
 
@@ -242,13 +244,14 @@ def moves(group: Group) -> dict[str, float]:
 
 
 def predictions_verdict(rows: Rows, law: str) -> list[str]:
-    """Return sentences that name the mixtures whose predicted mean loss differs from equal shares beyond the errors."""
-    words: dict[str, list[str]] = {"lower": [], "undecided": [], "higher": []}
+    """Return a sentence: which mixtures have a predicted mean loss that differs significantly from equal shares."""
+    lower, undecided, higher = "significantly lower", "undecided", "significantly higher"
+    words: dict[str, list[str]] = {lower: [], undecided: [], higher: []}
     for row in rows:
         if row["evaluation"] == "mean" and row["difference_low"] < row["difference_high"]:
             half = (row["difference_high"] - row["difference_low"]) / 2
             described = f"{row['mixture']} ({row['difference']:+.4f} ± {half:.4f})".replace("-", "−")
-            word = "lower" if row["difference_high"] < 0 else "higher" if row["difference_low"] > 0 else "undecided"
+            word = lower if row["difference_high"] < 0 else higher if row["difference_low"] > 0 else undecided
             words[word].append(described)
     parts = [f"{word}: {few(names)}" for word, names in words.items() if names]
     return [f"Mean loss predicted by {law}, compared with equal shares: {'; '.join(parts)}."] if parts else []
@@ -258,7 +261,7 @@ def predictions_verdict(rows: Rows, law: str) -> list[str]:
 
 
 def scores_verdict(results: Results, *, baseline: str | None) -> list[str]:
-    """Return sentences: which differences between models are real, what would decide the others, and what to do next.
+    """Return sentences: which differences between models are significant, and what would decide the others.
 
     Without a baseline, models are compared with the first one.
     """
@@ -281,8 +284,8 @@ def scores_verdict(results: Results, *, baseline: str | None) -> list[str]:
     return [
         *sentences,
         "These errors cover the choice of documents and questions, but not the seed of the training. "
-        "Next: before you credit a mixture, train more seeds of both, for example with `xdoge study`. It "
-        "says how many seeds would decide.",
+        "Next: train more seeds of both mixtures, for example with `xdoge study`, before you conclude that one "
+        "is better. It says how many seeds would decide.",
     ]
 
 
@@ -305,7 +308,7 @@ def _alone(results: Results) -> list[str]:
 
 
 def _against(rows: Rows, measure: Measure, model: str, baseline: str) -> str:
-    """Return a sentence on which differences of a model in one measure are real; empty if nothing can be compared."""
+    """Return a sentence: which differences of a model in one measure are significant; empty if none can be compared."""
     kept = [
         row
         for row in rows

@@ -78,7 +78,7 @@ def demo(
     of the languages this model should continue. It chooses them in three ways: equal shares, `xdoge fit-weights`, and
     the optimum of a mixture law, which it fits to a swarm of 20 short trainings. The base model continues on each
     mixture with three seeds, and every result is measured. The demo ends with a conclusion: which shares were best, by
-    how much, and whether chance explains the difference.
+    how much, and whether the difference is significant.
 
     **What it writes** into DIR: `sample/` (the text), `store/` (its tokens), `base/` (the base model), `study.yaml`
     and `recipe.yaml` (the settings), `study/` (every run; `study/logs` has what each command printed), and
@@ -178,7 +178,7 @@ def _train_base(store: TokenStore, out: Path, steps: int) -> None:
 
 
 def conclusion(findings: Findings) -> list[str]:
-    """Return sentences: which mixture was best, by how much, whether that is real, and what such a sample can show."""
+    """Return sentences: how much each mixture changes the loss, whether that is significant, and the demo's limits."""
     rows = [row for row in findings.rows("tokens") if row["macro"] is not None]
     reference = findings.study.spec.relative_to
     equal = next((row["macro"] for row in rows if row["strategy"] == reference), None)
@@ -189,8 +189,9 @@ def conclusion(findings: Findings) -> list[str]:
         smallest = min(sizes, key=sizes.__getitem__)
         tokens = findings.study.own_steps * findings.study.tokens_per_step
         sentences.append(
-            f"Equal shares of {len(sizes)} languages read the smallest one, {smallest}, "
-            f"{tokens / len(sizes) / sizes[smallest]:.1f} times, and end at {equal:.3f} bits per byte in the mean."
+            f"With equal shares of {len(sizes)} languages, the models read the text of the smallest one, {smallest}, "
+            f"{tokens / len(sizes) / sizes[smallest]:.1f} times. They end at {equal:.3f} bits per byte, averaged over "
+            "the languages."
         )
     for row in rows:
         difference = findings.difference("tokens", row["strategy"], "macro")
@@ -199,18 +200,15 @@ def conclusion(findings: Findings) -> list[str]:
         word = "lower" if difference.mean < 0 else "higher"
         half = "" if difference.high is None else f" ± {difference.high - difference.mean:.3f}"
         what = (
-            f"The shares of {row['strategy']} end {abs(difference.mean):.3f}{half} {word} "
-            f"({abs(difference.mean) / equal:.1%})"
+            f"With the shares of {row['strategy']}, they end {abs(difference.mean):.3f}{half} bits per byte "
+            f"{word} ({abs(difference.mean) / equal:.1%})"
         )
-        if difference.sign < 0:
-            told = ", so they really are better than equal shares on this sample"
-        elif difference.sign > 0:
-            told = ", so they really are worse than equal shares on this sample"
-        else:
-            told = ", which chance may explain: they are not shown to differ from equal shares"
-        changed = [f"{name} {', '.join(row[name])}" for name in ("better", "worse") if row[name]]
-        sentences.append(what + told + (f" (by language: {'; '.join(changed)})" if changed else "") + ".")
+        told = {-1: "significantly better than", 1: "significantly worse than", 0: "not significantly different from"}
+        sentences.append(f"{what}: {told[difference.sign]} equal shares.")
+        if changed := [f"{word} in {', '.join(row[word])}" for word in ("better", "worse") if row[word]]:
+            sentences.append(f"By language, {row['strategy']} is significantly {' and '.join(changed)}.")
     if len(rows) < len(STRATEGIES):
         missing = [name for name in STRATEGIES if name not in {row["strategy"] for row in rows}]
         sentences.append(f"There is no result of {', '.join(missing)}, since its runs failed.")
-    return [*sentences, f"± is half of a 95 % interval over {len(SEEDS)} seeds and the documents.", LIMITS]
+    half = f"± is half of a 95 % interval over {len(SEEDS)} seeds and the documents."
+    return [*sentences, half, "A difference is significant if its whole interval lies above 0 or below 0.", LIMITS]

@@ -257,7 +257,7 @@ def print_scores(law: MixtureLaw) -> None:
     parts = " + ".join(f"{weight:.2f} {name}" for name, weight in law.weights.items())
     print(f"{law.form} = {parts}; {len(law.shares)} runs, cross-validated:")
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("form", "rank, evaluations", "rank, mean", "RMSE", "RMSE / spread", "regret", "in 90 %"):
+    for head in ("form", "ρ by evaluation", "ρ of mean", "RMSE", "RMSE / SD", "regret", "inside 90 %"):
         drawn.add_column(head, justify="left" if head == "form" else "right")
     for name, scores in law.validation.items():
         drawn.add_row(
@@ -271,11 +271,15 @@ def print_scores(law: MixtureLaw) -> None:
             style="bold" if name == law.form else "",
         )
     stdout.print(drawn)
+    print(
+        "ρ: Spearman rank correlation; RMSE: root mean squared error; SD: standard deviation of the losses; regret: "
+        "measured mean loss of the run that is predicted to be best, minus the lowest one"
+    )
 
 
 def print_transfer(law: MixtureLaw) -> None:
     """Print the sources that help each evaluation most, except its own."""
-    print("worth of a token of another source, in tokens of the evaluation's own source (effective-data law):")
+    print("value of a token of another source, in tokens of the evaluation's own source (effective-data law):")
     own = dict(zip(law.problem.evaluations, law.problem.own, strict=True))
     intervals = law.transfer_intervals
     for number, (evaluation, row) in enumerate(law.transfer.items()):
@@ -289,7 +293,7 @@ def print_transfer(law: MixtureLaw) -> None:
             noise = ", noise" if intervals.is_noise[number, column] else ""
             cells.append(f"{name} {value:.2g} ({ends}{noise})")
         print(f"  {evaluation}{unit}: " + ", ".join(cells))
-    print("(in parentheses): 90 % intervals; noise: not distinguishable from 0")
+    print("in parentheses: 90 % intervals; noise: not significantly different from 0")
     if intervals.four_epochs is not None:
         import numpy as np
 

@@ -167,7 +167,7 @@ def print_optimum(law: MixtureLaw, optimum: Optimum) -> None:
     drawn.add_column("evaluation", overflow="fold")
     drawn.add_column("predicted", justify="right")
     for name in optimum.gains:
-        drawn.add_column(f"gain over {name} (90 %)", justify="right")
+        drawn.add_column(f"gain over {name} (90 % interval)", justify="right")
     for evaluation, loss in optimum.predicted.items():
         cells = [gain.evaluations[evaluation] for gain in optimum.gains.values()]
         drawn.add_row(evaluation, f"{loss:.4f}", *(f"{a:+.4f} ({b:+.4f} to {c:+.4f})" for a, b, c in cells))
@@ -177,4 +177,4 @@ def print_optimum(law: MixtureLaw, optimum: Optimum) -> None:
         what, f"{optimum.value:.4f}", *(f"{a:+.4f} ({b:+.4f} to {c:+.4f})" for a, b, c in cells), style="bold"
     )
     stdout.print(drawn)
-    print("positive gains are lower losses; the optimism of the optimum of a fitted law is subtracted")
+    print("A positive gain is a lower loss. The estimated optimism of the optimum is subtracted from each gain.")

@@ -42,7 +42,7 @@ def fit_verdict(weights: WeightSet, run: RunFolder, store: TokenStore) -> list[s
         store: the token store that they were learned on.
     """
     faults: dict[str, str] = {}  # what is wrong: what helps
-    praise = "show no fault here"
+    praise = "pass the checks of this verdict"
     steps, of_recipe = weights.method["steps"], weights.proxy["steps"]
     if run.trajectory.exists():
         distance, language, last = _moved(weights, run)
@@ -74,9 +74,9 @@ def fit_verdict(weights: WeightSet, run: RunFolder, store: TokenStore) -> list[s
             f"some weights are far above the share of the corpus ({few(named)}), so a run would repeat that text"
         ] = "cap the epochs with xdoge mix --max-epochs"
     what = (
-        f"These weights are only a first look from one seed: {'; '.join(faults)}."
+        f"These weights are preliminary: {'; '.join(faults)}."
         if faults
-        else f"These weights {praise}. But they are one draw: another seed gives other weights."
+        else f"These weights {praise}. But they come from one seed, and another seed gives other weights."
     )
     return [what, f"Next: {'; '.join([*faults.values(), 'fit two more seeds and average them with xdoge merge'])}."]
 

@@ -17,11 +17,14 @@ from xdoge.study.spec import BudgetKind
 TITLES: Mapping[BudgetKind, str] = {"tokens": "Equal tokens", "flops": "Equal total FLOPs"}
 
 RULE = (
-    "Differences are paired by seed and by document: both models start from the same parameters, read "
-    f"text in the same order and are measured on the same documents. ± is half of the {CONFIDENCE:.0%} "
-    "interval over seeds and documents, for one difference at a time. The columns better and worse name "
-    "the languages whose whole interval lies on one side of 0."
+    "Macro is the mean over the languages. Worst is the largest value of any language. Regret is a strategy's "
+    "difference minus the lowest difference of all strategies. Differences are paired by seed and by document: both "
+    "models start from the same parameters, read each source in the same order and are measured on the same documents. "
+    f"± is half of the {CONFIDENCE:.0%} interval over seeds and documents, for one difference at a time. A difference "
+    "is significant if its whole interval lies above 0 or below 0. The columns better and worse name the languages "
+    "with a significant difference."
 )
+"""What the tables of a comparison mean."""
 
 PREDICTED = (
     "Each law is fitted to the small proxies of the swarm. It predicts each model from the mixture that "
@@ -52,7 +55,7 @@ def comparison_tables(findings: Findings, comparison: BudgetKind) -> list[TextTa
         f"{TITLES[comparison]}: bits per byte, {about}; lower is better",
         [
             *("strategy", "seeds", "macro", f"Δ macro{against}", "worst", f"Δ worst{against}"),
-            *("regret,\nmacro", "regret,\nworst", "weights,\nFLOPs", "share of\ntraining", "training\ntokens"),
+            *("regret,\nmacro", "regret,\nworst", "weights,\nFLOPs", "weights,\n% of training", "training\ntokens"),
         ],
         [
             [
@@ -140,7 +143,7 @@ def page(findings: Findings, command: str = "", *, conclusion: Sequence[str] = (
         f"{study.path.name}: {len(study.strategies)} strategies, {seeds}, model {Path(study.initial.name).stem}, "
         f"store {study.store.name}."
     )
-    return render("Whom does it help?", subtitle, list(_sections(findings, command, conclusion)))
+    return render("Comparison of strategies", subtitle, list(_sections(findings, command, conclusion)))
 
 
 def _sections(findings: Findings, command: str, conclusion: Sequence[str]) -> Iterator[Section]:
@@ -164,11 +167,12 @@ def _sections(findings: Findings, command: str, conclusion: Sequence[str]) -> It
             title = f"Predicted and measured, {TITLES[comparison].lower()}"
             yield Section(title, paragraphs=[PREDICTED], tables=[*predicted, *by_language])
     missing = missing_table(findings)
+    finished = sum(result.state == "finished" for result in findings.results.values())
     yield Section("Stability of the weights", tables=[stability_table(findings)])
     yield Section(
         "What was run",
         paragraphs=[
-            f"{len(findings.results)} models were planned. All models that were begun are counted here.",
+            f"{finished} of {len(findings.results)} planned models have a result.",
             f"Store {study.store.name}, SHA-256 {study.store.sha256}.",
         ],
         tables=[missing] if missing.rows else [],

@@ -1,4 +1,7 @@
-"""The verdict on a study: which differences are real, what would decide the others, and what to do next."""
+"""The verdict on a study: which differences are significant, what would decide the others, and what to do next.
+
+A difference is significant if its whole interval lies above 0 or below 0 (`xdoge.study.intervals`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from xdoge.errors import few
 from xdoge.study.intervals import CONFIDENCE, MOST_SEEDS, Interval
 
 MANY = 20
-"""With at least this many differences, the verdict says how many would look real by chance."""
+"""With at least this many differences, the verdict says how many would be significant by chance."""
 
 
 def verdict(
@@ -33,8 +36,8 @@ def verdict(
         ]
     if all(interval.n == 1 for interval in intervals.values()):
         return [
-            f"There is only one seed to compare with {reference}, so no difference can be told from "
-            "chance. Next: add at least two more to `seeds` and run the same command again."
+            f"Only one seed can be compared with {reference}, so no difference can be judged. Next: add at least two "
+            "more to `seeds` and run the same command again."
         ]
     return [
         f"Mean of bits per byte against {reference}: {'; '.join(_means(intervals))}.",
@@ -83,22 +86,24 @@ def _what_decides(interval: Interval) -> str:
 
 
 def _languages(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return sentences that say which strategies change which languages, beyond noise."""
+    """Return a sentence that says which strategies are significantly better or worse in which languages."""
     parts = []
     for row in rows:
         changed = [f"{word} in {few(row[word])}" for word in ("better", "worse") if row[word]]
         if changed:
             parts.append(f"{row['strategy']} is {' and '.join(changed)}")
-    return [f"By language: {few(parts, between='; ')}."] if parts else ["No single language differs significantly."]
+    if not parts:
+        return ["No language differs significantly."]
+    return [f"Significant differences by language: {few(parts, between='; ')}."]
 
 
 def _by_chance(rows: Sequence[Mapping[str, Any]], count: int) -> list[str]:
     if count < MANY:
         return []
-    real = sum(len(row["better"]) + len(row["worse"]) for row in rows)
+    significant = sum(len(row["better"]) + len(row["worse"]) for row in rows)
     return [
-        f"{real} of {count} differences by language look real; about {(1 - CONFIDENCE) * count:.0f} would "
-        "do so by chance alone."
+        f"{significant} of {count} differences by language are significant; by chance alone, about "
+        f"{(1 - CONFIDENCE) * count:.0f} would be."
     ]
 
 
@@ -114,4 +119,4 @@ def _next(rows: Sequence[Mapping[str, Any]], intervals: Mapping[str, Interval], 
             f"keep {reference} for now; to decide about {name}, add {enough[name]} more to `seeds` and "
             "run the same command again."
         )
-    return f"keep {reference}; nothing here is shown to be better."
+    return f"keep {reference}; no strategy is significantly better."

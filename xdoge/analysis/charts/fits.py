@@ -130,7 +130,7 @@ def _over_steps(
 
 
 def transfer(run: Path | str, *, families: Mapping[str, str | None] | None = None) -> LayerChart:
-    """Draw the cosines between the gradients of languages, averaged over the fit. They show who helps whom.
+    """Draw the cosines between the gradients of languages, averaged over the fit.
 
     Args:
         run: folder of the fit, with gram.parquet.
@@ -171,10 +171,10 @@ def transfer(run: Path | str, *, families: Mapping[str, str | None] | None = Non
             text.mark_text(fontSize=11).encode(text="text:N", color=ink, **frame),
             *(_family_lines(languages, known, frame) if any(known.get(language) for language in languages) else []),
         ],
-        title="Who helps whom",
+        title="Gradient cosines of the languages",
         subtitle=[
-            "cosine of the languages' loss gradients, averaged over the fit;",
-            "above 0: training on one lowers the loss of the other; grey: not distinguishable from 0",
+            "cosine of two languages' loss gradients, averaged over the fit;",
+            "above 0: training on one lowers the loss of the other; grey: not significantly different from 0",
         ],
         description=f"Cosines of the languages' gradients: {', '.join(pairs)}.",
         width=size,

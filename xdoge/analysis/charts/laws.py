@@ -38,7 +38,7 @@ POINTS = 41
 """Number of points of a line over a share."""
 LOSS = alt.Axis(format=".3~f", tickCount=4, labelFlush=False)
 _REFERENCES = {"uniform": "equal shares", "proportional": "proportional", "unimax": "UniMax"}
-MEAN_AND_WORST = ("best mean", "best for the worst")
+MEAN_AND_WORST = ("best mean", "best worst")
 
 
 def predicted_against_measured(law: MixtureLaw) -> HConcatChart:
@@ -236,26 +236,28 @@ def transfer_map(law: MixtureLaw) -> LayerChart:
     x = alt.X(
         "source:N",
         sort=sources,
-        title="a token of …",
+        title="token of the source",
         axis=alt.Axis(orient="top", labelAngle=angle, ticks=False, domain=False, labelLimit=200),
         scale=alt.Scale(domain=sources),
     )
     y = alt.Y(
         "evaluation:N",
         sort=names,
-        title="… for the loss of",
+        title="evaluation",
         axis=alt.Axis(ticks=False, domain=False, labelLimit=200),
         scale=alt.Scale(domain=names),
     )
     colour = alt.Color(
         "worth:Q",
         scale=alt.Scale(scheme="blues", domain=[0, most]),
-        legend=alt.Legend(title="worth in own tokens", orient="bottom", gradientLength=180, tickCount=4),
+        legend=alt.Legend(title="value, in own tokens", orient="bottom", gradientLength=180, tickCount=4),
     )
     ink = alt.condition("datum.dark", alt.value("white"), alt.value(INK))
-    tooltip = ["evaluation:N", "source:N", alt.Tooltip("worth:Q", format=".3f")]
+    tooltip = ["evaluation:N", "source:N", alt.Tooltip("worth:Q", title="value", format=".3f")]
     base = alt.Chart(data(cells))
-    relative = ["*: no source of its own in the mixtures; compare within this row only"] if not own.any(1).all() else []
+    relative = (
+        ["*: the evaluation has no own source; compare values within its row only"] if not own.any(1).all() else []
+    )
     best = sorted(cells, key=lambda cell: -float(cell["worth"]))[:5]  # type: ignore[arg-type]
     return layered(
         [
@@ -263,13 +265,13 @@ def transfer_map(law: MixtureLaw) -> LayerChart:
             base.mark_rect(stroke="white", strokeWidth=1).encode(x=x, y=y, color=colour, tooltip=tooltip),
             base.mark_text(fontSize=11).encode(x=x, y=y, text="text:N", color=ink),
         ],
-        title="Who helps whom",
+        title="Transfer between sources",
         subtitle=[
-            "worth of a token of another source",
+            "value of a token of the source for the evaluation,",
             "in tokens of the evaluation's own source; grey: own source",
             *relative,
         ],
-        description="Worth of other sources' tokens: "
+        description="Value of other sources' tokens: "
         + "; ".join(f"{cell['source']} for {cell['evaluation']} {cell['text']}" for cell in best)
         + ".",
         width=44 * len(sources),
@@ -305,10 +307,10 @@ def trade_off(law: MixtureLaw) -> HConcatChart:
             _plane(curve, marked, runs, [*curve, *marked, *runs], "all mixtures", named=False),
             _plane(curve, marked, runs, near, "near the best mixtures", named=True),
         ],
-        title="Mean against worst",
+        title="Mean loss against the loss of the worst evaluation",
         subtitle=[
-            "curve: predicted best mixtures; rings: predicted runs; lower left is better",
-            "the curve is too optimistic; xdoge optimize estimates by how much",
+            "all losses are predicted; curve: best mixtures; circles: runs; lower left is better",
+            "the curve is too low on average; xdoge optimize estimates by how much",
         ],
         description=f"Predicted mean loss and loss of the worst evaluation: {listed}.",
     )
@@ -345,7 +347,7 @@ def _plane(
 
     scales = {key: alt.Scale(domain=list(frame[key]), nice=False) for key in frame}
     x = alt.X("mean:Q", title="mean loss", axis=LOSS, scale=scales["mean"])
-    y = alt.Y("worst:Q", title="loss of the worst", axis=LOSS, scale=scales["worst"])
+    y = alt.Y("worst:Q", title="loss of the worst evaluation", axis=LOSS, scale=scales["worst"])
     points = inside([row for row in marked if named or row["mixture"] not in MEAN_AND_WORST])
     gap = 0.065 * (frame["worst"][1] - frame["worst"][0])
     places = spread_out([row["worst"] for row in points], gap)

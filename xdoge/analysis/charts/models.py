@@ -37,7 +37,7 @@ def perplexity_change(results: Results, *, baseline: str) -> LayerChart:
     """Draw the change of bits per byte, in per cent of the baseline's, for each model and language.
 
     Results without bits per byte show perplexity per token. Lines extend 1.96 standard errors of the difference to both
-    sides. The bar of a change that does not exceed them is hollow.
+    sides. The bar of a change that is not significant, since it does not exceed them, is hollow.
 
     Raises:
         XDogeError: no perplexity of another model compares with the baseline's.
@@ -90,7 +90,8 @@ def improvement(runs: Runs, *, baseline: str) -> HConcatChart:
     x = alt.X("tokens:Q", title="training tokens", axis=TOKENS)
     low, high = min(0.0, *values), max(0.0, *values)
     scale = alt.Scale(domain=[low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0], nice=False)
-    y = alt.Y("improvement:Q", title="perplexity below the baseline's; higher is better", axis=CHANGE, scale=scale)
+    falls = "reduction of perplexity against the baseline; higher is better"
+    y = alt.Y("improvement:Q", title=falls, axis=CHANGE, scale=scale)
     panels, texts = [], []
     for name in names:
         own = [row for row in rows if row["run"] == name]
@@ -104,7 +105,7 @@ def improvement(runs: Runs, *, baseline: str) -> HConcatChart:
     return beside(
         panels,
         title=f"Improvement over {baseline} during training",
-        subtitle="validation perplexity at equal tokens; above 0 is better than the baseline",
+        subtitle="validation perplexity at equal training tokens; above 0 is better than the baseline",
         description=f"Validation perplexity below that of {baseline} after {most:,} tokens. {'; '.join(texts)}.",
     )
 
@@ -171,7 +172,7 @@ def _changes(rows: Sequence[dict[str, Any]], what: str, baseline: str, note: str
     ends: dict[str, Any] = {"x": x("low"), "x2": "high:Q", **place}
     halo, line = wide.mark_rule(color="white", strokeWidth=4), wide.mark_rule(color=INK, strokeWidth=1.5)
     labels = alt.Chart(base).mark_text(align="left", dx=5, fontSize=11).encode(x=x("end"), text="label:N", **place)
-    hollow = "hollow: within the errors" if any(not row["sure"] for row in rows) else ""
+    hollow = "hollow: not significant" if any(not row["sure"] for row in rows) else ""
     return layered(
         [bars, halo.encode(**ends), line.encode(**ends), zero, labels],
         title=f"Against {baseline}: {what}",

@@ -19,7 +19,7 @@ COLUMNS = 4
 def seed_differences(rows: Sequence[Mapping[str, Any]], *, title: str, relative_to: str) -> HConcatChart:
     """Draw differences of bits per byte as dots with their intervals, a panel for each language.
 
-    A dot is filled if the whole interval lies on one side of 0, and hollow if chance may explain it.
+    A dot is filled if the difference is significant (its whole interval lies on one side of 0), and hollow otherwise.
 
     Args:
         rows: `strategy`, `measure` (a language, "macro" or "worst"), `mean`, `low` and `high` (None without an
@@ -60,8 +60,8 @@ def seed_differences(rows: Sequence[Mapping[str, Any]], *, title: str, relative_
         [alt.VConcatChart(vconcat=lines, spacing=16)],
         title=title,
         subtitle=[
-            f"bits per byte, left of 0 is better than {relative_to}; line: 95 % interval",
-            "filled: the whole interval lies on one side of 0",
+            f"bits per byte; a dot left of 0 is better than {relative_to}; line: 95 % interval",
+            "filled dot: significant, the whole interval lies on one side of 0",
         ],
         description=f"Difference of bits per byte to {relative_to}: {listed}.",
     )
