@@ -34,7 +34,7 @@ BOOSTING = {
 }
 """Settings for tens to hundreds of runs. RegMix's own settings (31 leaves of at least 20 runs) need more runs.
 
-These were the best of ten settings at 48 runs. Sampling of rows or columns was worse (docs/explanation/law.md)."""
+These were the best of ten settings at 48 runs. Sampling of rows or columns was worse (docs/experiments.md)."""
 ROUNDS = 400
 
 
