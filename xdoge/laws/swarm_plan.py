@@ -8,7 +8,7 @@ Any number of processes may work on one folder. Each takes the next free run. Ru
 
 1. *anchors*: equal, proportional and temperature shares. The first two have several seeds, for the repeat noise.
 2. *design*: each language with a large share once and a small share once, then points of a D-optimal design.
-3. *optimum*: points near the optimum of a law that is fitted to all earlier runs.
+3. *optimum*: points near the optimum of a law that is fitted to the earlier runs, without the held-out ones.
 
 Every run sees the same part of each source. It is so small that a share means as many epochs as in the target run.
 """
@@ -216,7 +216,7 @@ class Swarm:
         return self._hold_out(runs, key=3)
 
     def plan_optimum(self, on_note: OnNote = silent) -> None:
-        """Plan the runs near the optimum of a law that is fitted to all earlier runs.
+        """Plan the runs near the optimum of a law that is fitted to the earlier runs, without the held-out ones.
 
         If too many runs diverged to fit a law, points of the design are planned instead, and none is held out.
         """
