@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 MOVING = 0.05
 """Most total variation between the weights of the last tenth of the steps and the mean over all steps, for weights that
-count as settled. Fits of 400 steps that had settled differed by 0.02 to 0.04. Fits that were still moving away from
-their start differed by 0.09 to 0.10 (docs/experiments.md)."""
+count as settled. Fits of 400 steps that had settled differed by 0.02 to 0.05. Fits that were still moving away from
+their start differed by 0.08 to 0.12 (docs/experiments.md)."""
 
 SHORT = 0.25
 """Least part of its recipe's tokens, and of its steps, that a proxy should have trained on. We chose this value without
