@@ -260,6 +260,13 @@ def test_passes_that_no_run_made_are_told_by_mixture_and_source():
     assert f"{name} {100 * share[-1] * PASSES[-1]:.3g} times (the runs {most[-1] * PASSES[-1]:.3g})" in line
 
 
+def test_unimax_at_a_budget_beyond_four_epochs_of_all_text_is_refused_for_the_budget():
+    law = at_budget(fitted(known_law(passes=PASSES), n=24, tokens=COUNTS, budget_tokens=BUDGET), 100 * BUDGET)
+    with pytest.raises(XDogeError, match="4 epochs"):
+        law.shares_of("unimax")
+    assert law.shares_of("proportional").sum() == pytest.approx(1)
+
+
 def test_equal_shares_that_break_the_caps_give_way_to_unimax():
     law = fitted(known_law(passes=PASSES), n=24, tokens=COUNTS, budget_tokens=BUDGET)
     optimum = law.optimize("mean", max_epochs=8, bootstrap=3)

@@ -45,6 +45,11 @@ def shares_of(law: FittedLaw, candidate: Candidate, *, name: str = "the mixture"
         references = reference_mixtures(law)
         if candidate in references:
             return references[candidate]
+        if candidate == "unimax" and "proportional" in references:
+            raise XDogeError(
+                f"unimax reads a source at most 4 times, but the budget of {law.budget_tokens:,} tokens is more than 4 "
+                "epochs of all text; name a mixture of xdoge mix."
+            )
         if candidate in ("proportional", "unimax"):
             raise XDogeError(f"{candidate} needs a law that knows token counts; {KNOWS}.")
     if isinstance(candidate, str | Path):
