@@ -13,11 +13,11 @@ def grain(request: Request) -> Export:
 
     Weights: shares of rows. If rows are sequences (give the sequence length), they are shares of tokens. If rows are
     documents (give the documents per source), they are proportional to token share / mean document length. Grain scales
-    the weights so that the smallest is 100, and rounds all down to integers, which changes them by up to 1 %. No weight
+    the weights so that the smallest is 100, and rounds all down to integers. This changes them by up to 1 %. No weight
     may be 0.
 
-    At the end of a source: without `.repeat()`, the mix ends silently with the first source that ends. With it, a
-    source starts again without limit, each time in a new order.
+    At the end of a source: with `.repeat()`, a source starts again without limit, each time in a new order. Without it,
+    the mix ends silently as soon as one source ends.
 
     Paths: "data/{language}/{source}".
 

@@ -19,17 +19,17 @@ def megatron(request: Request) -> Export:
     """Blend for Megatron-LM and NeMo, with one line "weight path" per source.
 
     Use: `--data-args-path FILE`, or `--data-path $(cat FILE)`. NeMo's `PreTrainingDataModule(paths=...)`, `data_prefix`
-    of NeMo 1 and `GPTDatasetConfig(data_path=...)` of Megatron-Bridge take the same list of weights and paths. Train
-    for budget / sequence length samples.
+    of NeMo 1 and `GPTDatasetConfig(data_path=...)` of Megatron-Bridge take the same list of weights and paths. Set
+    `--train-samples` to budget / sequence length.
 
     Weights: shares of sequences. All sequences have the same length, so they are shares of tokens too. Megatron divides
     the weights by their sum, and none may be 0. At each position it draws the source that is furthest behind its share.
-    After any number of sequences, each source is within 2 of its share (at most 1.45, measured with 3 to 1,000
-    sources).
+    After any number of sequences, each source is within 2 sequences of its share. With 3 to 1,000 sources we measured
+    at most 1.45.
 
     At the end of a source, Megatron starts it again silently and without limit. It shuffles the documents of all passes
-    together, except for a last pass of which less than 80 % is needed. A document can therefore be read twice before
-    another is read once.
+    together. A document can therefore be read twice before another is read once. Only a last pass of which less than
+    80 % is needed is shuffled on its own.
 
     Paths: "data/{language}/{source}_text_document", the common prefix of a .bin and an .idx file. White space is not
     allowed.
@@ -45,7 +45,7 @@ def megatron_json(request: Request) -> Export:
     Use: `--per-split-data-args-path FILE`. "train" lists a weight and a path in turn. Megatron requires "valid" and
     "test" too. They are null here. To evaluate, replace them by lists of paths.
 
-    Weights, the end of a source, paths: as in the format megatron.
+    Weights, paths, and what happens at the end of a source: as in the format megatron.
 
     Source: megatron/training/utils/common_utils.py, `get_blend_and_blend_per_split` (0.19).
     """

@@ -12,8 +12,8 @@ def mosaicml(request: Request) -> Export:
     Use: as the `streams` of an LLM Foundry data set, or `Stream(**fields)` for each. One epoch is the mixture's budget.
 
     Weights: with a sequence length, `choose` is the exact number of sequences to take from each source. Without it,
-    `repeat` is the number of passes over the samples of a source, rounded down to whole samples. It is right for both
-    sequences and documents.
+    `repeat` is the number of passes over the samples of a source, rounded down to whole samples. `repeat` is right for
+    sequences and for documents.
 
     At the end of a source nothing happens, because the epoch is laid out in advance. It has whole passes and, for the
     rest, a random part without repetition. All passes are shuffled together. The next epoch does the same again.

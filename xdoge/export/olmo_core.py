@@ -13,8 +13,9 @@ def olmo_core(request: Request) -> Export:
     Use: `SourceMixtureDatasetConfig(source_list=SourceMixtureList.from_yaml(FILE), requested_tokens=BUDGET, ...)`. The
     budget is in the first line of the file.
 
-    Weights: shares of tokens, in whole sequences, which must sum to 1 within 1e-5. `max_repetition_ratio` is the epoch
-    cap of the source, at least 1. OLMo-core does not start if the source's share needs more passes than that.
+    Weights: shares of tokens, which must sum to 1 within 1e-5. OLMo-core reads whole sequences. `max_repetition_ratio`
+    is the epoch cap of the source, at least 1; without a cap it is the number of passes, rounded up. OLMo-core does not
+    start if the source's share needs more passes than that.
 
     At the end of a source nothing happens, because whole passes and the rest are laid out in advance. The rest is the
     first part of each file, not a random part. If a source is read less than once, text at the end of its files is

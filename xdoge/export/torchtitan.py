@@ -18,7 +18,7 @@ def torchtitan(request: Request) -> Export:
     In each step all ranks therefore read the same sources, and a batch can be far from the mixture.
 
     At the end of a source, torchtitan starts it again in a new order, without limit. The first pass is in the order of
-    the file. Training ends after its number of steps. With `infinite=False` it would end with the first source.
+    the file. Training ends after its number of steps. With `infinite=False` it would end as soon as one source ends.
 
     Paths: "data/{language}/{source}", the `dataset_path`.
 
