@@ -60,7 +60,7 @@ def test_several_caps_are_shown_side_by_side_and_impossible_ones_are_named(xdoge
         "mix", "unimax", "--tokens", "counts.json", "--budget", "200K", "--max-epochs", "1,2,4,none"
     )
     assert status == 0
-    for word in ("≤ 2 epochs", "≤ 4 epochs", "no cap", "*: set by the cap"):
+    for word in ("≤ 2 epochs", "≤ 4 epochs", "no cap", "*: limited by the cap"):
         assert word in out
     assert "--max-epochs 1: budget 200,000 cannot be spent: 4 sources at --max-epochs 1 give 126,000" in err
     assert {path.name for path in here.iterdir()} == {"counts.json", "weights.json"}

@@ -145,7 +145,7 @@ def test_no_column_of_several_words_is_cut_off_on_a_narrow_terminal(capsys, monk
     from xdoge.cli.app import stdout
     from xdoge.cli.tables import empty_table
 
-    names = [f"≤ {epochs} epochs: planned" for epochs in (1, 2, 4, 8)]
+    names = [f"≤ {epochs} epoch{'s' * (epochs > 1)}: planned" for epochs in (1, 2, 4, 8)]
     table = empty_table(("source",), names)
     table.add_row("eu/web", *("−6.7 ± 13.9" for _ in names))
     monkeypatch.setattr(stdout, "_width", 40)

@@ -27,13 +27,14 @@ from xdoge.mixtures.strategies import DEFAULT_TEMPERATURE, STRATEGIES, strategy_
 from xdoge.mixtures.weights import Level, WeightSet
 from xdoge.names import language_of
 
-Store = Annotated[Path | None, typer.Option(help="Token store that the run will read.")]
+Store = Annotated[Path | None, typer.Option(help="Token store that the run will read; gives the sizes.")]
 
 _MIX_HELP = f"""Turn weights into training tokens per source, with a cap on repetition.
 
-Each source gets tokens in proportion to its weight, up to its cap. What a cap cuts goes to the other sources. Of all
-mixtures within the caps, this one is nearest to the weights. The tokens sum to the budget. If the caps cannot spend
-the budget, the error names the smallest --max-epochs that can.
+Each source gets tokens in proportion to its weight, up to its cap: the maximum number of times that the run may read
+the source. The tokens above a cap go to other sources, so that all tokens sum to the budget. Of all mixtures within
+the caps, this one is nearest to the weights (KL divergence). If the budget is larger than all caps together, the error
+names the smallest --max-epochs that suffices.
 
 **Weights** are one of:
 
@@ -43,23 +44,27 @@ the budget, the error names the smallest --max-epochs that can.
 
 - a CSV file with the shares of one mixture, as `optimize` writes;
 
-- a strategy that uses sizes only: `uniform` over languages, `proportional`, `temperature` (p ∝ n^(1/τ)), or `unimax`,
-which is uniform within the caps (arXiv:2304.09151).
+- a strategy, which uses only the number n of tokens of each language: `uniform`, equal shares; `proportional`, p ∝ n;
+`temperature`, p ∝ n^(1/τ); or `unimax`, equal shares within the caps (arXiv:2304.09151).
 
 The weight of a language is divided among its sources in proportion to their tokens. Every language or source of the
 store needs a weight; with `--rest-zero` a missing weight is 0.
 
-**Sizes** come from --store or, without a store, from --tokens: JSON {{"es/web": 1200000000, ...}} or CSV with the
-columns source and tokens. Numbers may be written 500M, 1.2B or 2T.
+**Sizes** are numbers of training tokens. They come from --store or, without a store, from --tokens: JSON
+{{"es/web": 1200000000, ...}} or CSV with the columns source and tokens. Numbers may be written 500M, 1.2B or 2T.
+
+**What it prints.** For each language and source: its weight, its planned share of the budget, and the ratio of both;
+its tokens in this run, and those available; how often it is read at the end of the run (epochs), and the part of it
+that is never read (unread); and its cap, if the cap limits it.
 
 **The verdict** says whether the weights or the caps decide the mixture. It compares the mixture with equal shares of
 languages within the same caps, and names the languages that get the same share in both.
 
-**Warnings** name sources that are repeated more than {DEFAULT_MAX_EPOCHS:g} times, sources that are read to less
-than 1 %, and languages whose weight the caps cut by more than a quarter.
+**Warnings** name sources that are read more than {DEFAULT_MAX_EPOCHS:g} times, sources of which less than 1 % is read,
+and languages whose weight the caps cut by more than a quarter.
 
 **--law** shows the losses that a law of `xdoge fit-law` predicts for each mixture, and their differences to equal
-shares with 90 % intervals. If the law is over languages, the shares of a language's sources are added up.
+shares with 90 % intervals. If the law has shares of languages, those of a language's sources are added up.
 
 **Examples**
 
@@ -88,11 +93,14 @@ def mix(  # an option for each setting of a plan
         Path | None, typer.Option(metavar="MIXTURE.json", help="File to write; without it the mixture is only printed.")
     ] = None,
     store: Store = None,
-    tokens: Annotated[Path | None, typer.Option(metavar="FILE", help="Token counts by source, JSON or CSV.")] = None,
+    tokens: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Sizes of the sources, JSON or CSV; in place of --store.")
+    ] = None,
     max_epochs: Annotated[
         str,
         typer.Option(
-            metavar="N[,N...]", help="Maximum epochs of a source, or none. Several values are shown side by side."
+            metavar="N[,N...]",
+            help="Maximum epochs of a source, or none. Several values, without --out, are shown side by side.",
         ),
     ] = f"{DEFAULT_MAX_EPOCHS:g}",
     caps: Annotated[
@@ -100,19 +108,22 @@ def mix(  # an option for each setting of a plan
         typer.Option(
             "--cap",
             metavar="NAME=N",
-            help="Maximum epochs of one source, or of each source of a language; may be repeated.",
+            help="Maximum epochs of one source, or of each source of a language, in place of --max-epochs; may be "
+            "repeated.",
         ),
     ] = None,
     after: Annotated[
         Path | None,
-        typer.Option(metavar="MIXTURE.json", help="Mixture of the previous phase. Its tokens count towards the caps."),
+        typer.Option(
+            metavar="MIXTURE.json", help="Mixture of the previous phase of training. Its tokens count towards the caps."
+        ),
     ] = None,
     min_share: Annotated[
         float,
         typer.Option(
             parser=options.number,
             metavar="G",
-            help="Minimum share of the budget for each source, if its cap allows it.",
+            help="Minimum share of the budget for each source with a weight above 0, if its cap allows it.",
         ),
     ] = 0.0,
     level: Annotated[
@@ -120,7 +131,7 @@ def mix(  # an option for each setting of a plan
         typer.Option(
             parser=options.one_of("languages", "sources"),
             metavar="languages|sources",
-            help="Where tokens that a cap cuts go. sources: to all other sources; languages: first to sources of "
+            help="Who gets the tokens above a cap. sources: all other sources; languages: first the other sources of "
             "the same language.",
             show_default="sources; languages for weights by language and for strategies",
         ),
@@ -130,19 +141,23 @@ def mix(  # an option for each setting of a plan
         typer.Option(
             parser=options.number,
             metavar="τ",
-            help="Exponent of the strategy `temperature`.",
+            help="Temperature τ of the strategy `temperature`, at least 1; higher is nearer to equal shares.",
             show_default=f"{DEFAULT_TEMPERATURE:.3g}",
         ),
     ] = None,
     rest_zero: Annotated[
-        bool, typer.Option("--rest-zero", help="Read nothing from languages or sources without a weight.")
+        bool,
+        typer.Option(
+            "--rest-zero", help="Read nothing from languages or sources without a weight, instead of an error."
+        ),
     ] = False,
     sequence_length: Annotated[
         int | None,
         typer.Option(
             parser=options.count(1),
             metavar="T",
-            help="Count only whole sequences of T tokens, as a data loader does.",
+            help="Count only whole sequences of T tokens as available, as a data loader does.",
+            show_default="all tokens",
         ),
     ] = None,
     law: options.Law = None,
@@ -353,21 +368,20 @@ def print_mixtures(mixtures: Sequence[Mixture]) -> None:
     table.add_row("total", *_totals(mixtures), style="bold")
     stdout.print(table)
     if len(mixtures) > 1:
-        print("*: set by the cap")
+        print("*: limited by the cap")
 
 
 def _sentence(mixture: Mixture) -> str:
-    moved = math.fsum(abs(share.moved) for share in mixture.sources.values()) / 2
-    limit = (
-        "no cap" if mixture.max_epochs is None else f"at most {mixture.max_epochs:g} epochs unless --cap says otherwise"
-    )
+    moved, cap = math.fsum(abs(share.moved) for share in mixture.sources.values()) / 2, mixture.max_epochs
+    limit = "no cap" if cap is None else f"at most {cap:g} epoch{'s' * (cap != 1)} unless --cap says otherwise"
     read = sum(share.read_before for share in mixture.sources.values())
     before = f" after {read:,} in earlier phases, which count towards the epochs" if read else ""
     return f"{before}, {limit}; caps and rounding move {moved:.2%} of the tokens"
 
 
 def _at_most(mixture: Mixture) -> str:
-    return "no cap" if mixture.max_epochs is None else f"≤ {mixture.max_epochs:g} epochs"
+    cap = mixture.max_epochs
+    return "no cap" if cap is None else f"≤ {cap:g} epoch{'s' * (cap != 1)}"
 
 
 def _full_cells(shares: Sequence[Share]) -> list[str]:

@@ -76,7 +76,7 @@ def fit_verdict(weights: WeightSet, run: RunFolder, store: TokenStore) -> list[s
     what = (
         f"These weights are preliminary: {'; '.join(faults)}."
         if faults
-        else f"These weights {praise}. But they come from one seed, and another seed gives other weights."
+        else f"These weights {praise}. They come from one seed, and another seed gives other weights."
     )
     return [what, f"Next: {'; '.join([*faults.values(), 'fit two more seeds and average them with xdoge merge'])}."]
 

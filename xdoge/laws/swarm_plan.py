@@ -490,8 +490,9 @@ class Swarm:
             on_note(f"noise: {self.describe_noise()}")
         if self.noise and not self.noise.suffices:
             raise XDogeError(
-                f"{self.path}: {self.describe_noise()}. Seeds count for more than mixtures, so no law can be learned. "
-                "Start another swarm with more steps, a lower learning_rate, a larger averaging or more eval_sequences."
+                f"{self.path}: {self.describe_noise()}. Seeds change the losses more than mixtures do, so no law can "
+                "be learned. Start another swarm with more steps, a lower learning_rate, a larger averaging or more "
+                "eval_sequences."
             )
         waiting = [run for run in self.runs if run.name not in results]
         if self.noise is None:
