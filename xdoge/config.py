@@ -126,7 +126,9 @@ def settings_help(settings: type[Config]) -> str:
                 about += f"; one of {', '.join(choices)}"
         if about.endswith("]"):
             about = "[default: ".join(about.rsplit("[", 1))
-        elif not info.is_required():
+        elif info.is_required():
+            about += " [required]"
+        else:
             about += f" [default: {'none' if info.default in (None, ()) else str(info.default).lower()}]"
         lines.append(f"- `{name}`: {about}")
     return "\n\n".join(lines)

@@ -128,7 +128,10 @@ class RegmixSettings(BaselineSettings):
     )
     regressor: Literal["lightgbm", "linear"] = Field("lightgbm", description="model of the regression")
     temperature: float = Field(
-        0.5, gt=0, le=1, description="mixtures are drawn around the corpus' shares raised to this power"
+        0.5,
+        gt=0,
+        le=1,
+        description="mixtures are drawn around the shares of the corpus, raised to this power and normalised",
     )
     least_strength: float = Field(
         0.1, gt=0, description="lowest concentration of the Dirichlet distribution of mixtures"
@@ -137,7 +140,9 @@ class RegmixSettings(BaselineSettings):
         5.0, gt=0, description="highest concentration of the Dirichlet distribution of mixtures"
     )
     simulations: int = Field(100_000, gt=0, lt=10**9, description="number of mixtures whose loss is predicted")
-    best: int = Field(128, gt=0, description="number of best predicted mixtures that are averaged")
+    best: int = Field(
+        128, gt=0, description="number of mixtures, those with the lowest predicted loss, that are averaged"
+    )
 
     @property
     def n_rows(self) -> int:

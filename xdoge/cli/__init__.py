@@ -113,14 +113,17 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Learn how much of each language a multilingual language model should be trained on.
+    """Decide how much of each language a multilingual language model is trained on.
 
-    **The usual way.** `xdoge prepare` turns text into a token store. `xdoge fit-weights` learns a weight for each
-    source. `xdoge mix` turns weights into tokens per source. `xdoge train` trains a model on this mixture. `xdoge eval`
-    measures its perplexity and benchmarks. `xdoge compare` shows results side by side.
+    **The usual way.** `xdoge prepare` turns text into a token store. `xdoge swarm` trains small models on many
+    mixtures. `xdoge fit-law` fits a function from the mixture to the losses of these models, and `xdoge optimize` finds
+    the mixture with the lowest predicted loss. `xdoge mix` turns its shares into tokens per source.
 
-    **To predict a mixture before training on it**, `xdoge swarm` trains small models on many mixtures, `xdoge fit-law`
-    fits a law to their losses, and `xdoge optimize` finds the best mixture.
+    **Cheaper.** `xdoge mix unimax` needs sizes only and trains nothing. `xdoge fit-weights` learns the shares with a
+    single small model, and shows which languages help each other.
+
+    **With the mixture.** `xdoge train` trains a model on it, and `xdoge export` writes it for another trainer. `xdoge
+    eval` measures perplexity and benchmarks, and `xdoge compare` shows results side by side.
 
     Try `xdoge demo` first.
     """

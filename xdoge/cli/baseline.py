@@ -36,13 +36,13 @@ weights.json holds the cost as `proxy: flops`, the exact FLOPs of all models it 
 
 - `doremi` (Xie et al. 2023) trains a reference model on fixed weights. Then it trains a proxy whose loss gives more
 weight to the sources where the proxy is furthest behind the reference. The result is the mean of these weights. It
-costs two proxies.
+costs as many FLOPs as 2.3 trainings of the proxy.
 
 - `regmix` (Liu et al. 2024) trains many tiny models on random mixtures and fits a regression of their validation loss
-on the weights. The result is the mean of the mixtures with the lowest predicted loss. It costs `runs` tiny models. It
-needs pip install 'xdoge[baselines]', or `--set regressor=linear`.
+on the weights. The result is the mean of the mixtures with the lowest predicted loss. It costs `runs` trainings of the
+tiny model. It needs pip install 'xdoge[baselines]', or `--set regressor=linear`.
 
-- `doge` (Fan et al. 2023) computes what the code of its authors computes. It costs one proxy.
+- `doge` (Fan et al. 2023) computes what the code of its authors computes. It costs about one training of the proxy.
 docs/explanation/method.md says where fit-weights differs.
 
 Weights that need no proxy (uniform, proportional, temperature, unimax) are strategies of `xdoge mix`. `xdoge
@@ -52,8 +52,8 @@ fit-weights --set score=paper` scores sources as in the XDoGE paper.
 (regmix: per tiny model); for doremi and doge also `trajectory.parquet` and `checkpoints/`.
 
 **Stopping.** Ctrl-C and SIGTERM end the running step and write a checkpoint; regmix restarts the running model. Run the
-same command with `--resume` to continue, also after a kill. On the same machine the weights are then exactly the same.
-Baselines run in a single process.
+same command with `--resume` to continue, also after a kill. On a CPU, with the same machine and versions, the weights
+are then exactly the same. Baselines run in a single process.
 
 **Examples**
 
@@ -61,7 +61,8 @@ Baselines run in a single process.
 
 - `xdoge baseline regmix store --out runs/regmix --steps 200 --set runs=128`
 
-- `xdoge mix runs/doremi/weights.json --store store --budget 100B --out mixture.json`, to plan a mixture with it
+- `xdoge mix runs/doremi/weights.json --store store --budget 100B --out mixture.json`, to plan a mixture with the
+weights
 
 **Settings of all methods**, for `--set KEY=VALUE` and for the YAML file of `--config`:
 
@@ -88,7 +89,10 @@ def baseline(
     out: options.RunPath,
     proxy: Annotated[str | None, options.proxy(f"{options.PROXY}, for regmix {_REGMIX_PROXY}")] = None,
     steps: Annotated[
-        int | None, typer.Option(parser=options.count(), metavar="N", help="Optimiser steps of each proxy.")
+        int | None,
+        typer.Option(
+            parser=options.count(), metavar="N", help="Optimiser steps of each proxy.", show_default="the recipe's"
+        ),
     ] = None,
     seed: options.ProxySeed = None,
     config: options.ConfigFile = None,

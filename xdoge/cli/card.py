@@ -34,7 +34,10 @@ def card(
     """Write a data card of a mixture in Markdown: languages, sources, licences, tokens, epochs, hashes.
 
     The headings follow the AI Office's template for the public summary of training content (Regulation (EU) 2024/1689,
-    Article 53(1)(d)). The card fills in what the mixture knows, and marks what the provider of the model must add.
+    Article 53(1)(d)). The card fills in what is known from the files that you name, and marks what the provider of the
+    model must add.
+
+    **Examples**
 
     - `xdoge card mixture.json --store store --weights runs/60m --out CARD.md`
     """

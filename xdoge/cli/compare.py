@@ -19,10 +19,10 @@ from xdoge.io import write_text
 
 _COMPARE_HELP = """Compare weight sets, mixtures, training runs, evaluation results and mixture laws.
 
-**Files** are weights.json, mixture.json, results.json, law.json, and run folders of `fit-weights` and `train`, in any
-order. `NAME=FILE` sets the name in tables. The default name is the end of the path, long enough to be unique: `60m` for
-runs/60m/weights.json, but `a/60m` and `b/60m` for two runs called 60m. For a results.json with one model, `NAME=FILE`
-names this model. With several models, it puts NAME/ before each name.
+**Files** are weights.json, mixture.json, results.json (of `eval`), law.json, and run folders of `fit-weights` and
+`train`, in any order. `NAME=FILE` sets the name in tables. The default name is the end of the path, long enough to be
+unique: `60m` for runs/60m/weights.json, but `a/60m` and `b/60m` for two runs called 60m. For a results.json with one
+model, `NAME=FILE` names this model. With several models, it puts NAME/ before each name.
 
 **Weights.** One table shows the weights of languages and sources, learned or planned, and their differences to the
 baseline. A second table shows the distance of every two sets: total variation (the share of tokens that would have to
@@ -30,14 +30,14 @@ move), Jensen–Shannon divergence in bits, and the rank correlations Kendall's 
 corpus are summarised: mean, standard deviation, and which pairs of languages change their order.
 
 **Models** are compared by the numbers of results.json: change in per cent ± 1.96 standard errors, with a star if the
-change exceeds this error. Models measured on the same documents are paired by document, with the .documents.parquet
-file beside results.json. Without this file, and for benchmarks, errors are treated as independent. Numbers on different
-text, per token of different tokenizers, or on different questions are not compared; a warning says why. Training runs
-are compared by their validation perplexity after equal numbers of tokens.
+change exceeds this error. Models measured on the same documents are compared document by document, if the
+.documents.parquet file is beside results.json. Without this file, and for benchmarks, errors are treated as
+independent. Numbers on different text, per token of different tokenizers, or on different questions are not compared; a
+warning says why. Training runs are compared by their validation perplexity after equal numbers of tokens.
 
 **Laws** are files written by `fit-law`; --law LAW.json is the same as naming the file. Each law predicts the losses of
 all weight sets and mixtures, and their differences to equal shares with 90 % intervals. Mixtures with other sources
-than the law get no prediction; a warning says so. If the law is over languages, the shares of a language's sources are
+than the law get no prediction; a warning says so. If the law has shares of languages, those of a language's sources are
 added up.
 
 **The verdict** says which differences are real and what to do next. A difference between models is real if it exceeds
@@ -63,7 +63,7 @@ commands to repeat the comparison. It needs no network. Without JavaScript it sh
 def compare(
     files: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME=]FILE...", help="Files and run folders to compare.", show_default=False),
+        typer.Argument(metavar="[NAME=]FILE", help="Files and run folders to compare.", show_default=False),
     ],
     baseline: Annotated[
         str | None,
@@ -72,7 +72,7 @@ def compare(
         ),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="REPORT.html", help="Page to write, with tables, charts and warnings.")
+        Path | None, typer.Option(metavar="REPORT.html", help="HTML page to write, with tables, charts and warnings.")
     ] = None,
     law: options.Law = None,
     force: options.Force = False,

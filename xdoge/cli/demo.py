@@ -62,11 +62,15 @@ LIMITS = (
 @app.command()
 def demo(
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder to write; new, empty, or of a demo to go on with.")
+        Path, typer.Option(metavar="DIR", help="Folder to write. A demo that was stopped in this folder continues.")
     ] = Path("demo"),
     steps: Annotated[
         int,
-        typer.Option(parser=options.count(2), metavar="N", help="Steps of every training that continues the base."),
+        typer.Option(
+            parser=options.count(2),
+            metavar="N",
+            help=f"Steps of every training after the base model, which trains {BASE_STEPS} times as many.",
+        ),
     ] = STEPS,
 ) -> None:
     """Run all steps on the built-in sample; takes a few minutes on two cores.
@@ -74,19 +78,20 @@ def demo(
     The sample has synthetic sentences in six languages. English has much text; Basque and Galician have little.
     Galician, Portuguese, Spanish and Catalan are related. Basque is not.
 
-    The demo prepares the text and trains a small base model on it in proportion to the sizes. It asks on which shares
-    of the languages this model should continue. It chooses them in three ways: equal shares, `xdoge fit-weights`, and
-    the optimum of a mixture law, which it fits to a swarm of 20 short trainings. The base model continues on each
-    mixture with three seeds, and every result is measured. The demo ends with a conclusion: which shares were best, by
-    how much, and whether the difference is significant.
+    The demo prepares the text and trains a small base model, on which every language has a share in proportion to its
+    size. The question is on which shares this model should be trained further. The demo compares three answers: equal
+    shares, the weights of `xdoge fit-weights`, and the best mixture under a mixture law, which it fits to 20 short
+    trainings. It continues the base model on each mixture with three seeds, and measures the results. It ends with a
+    conclusion: which shares were best, by how much, and whether the difference is significant.
 
     **What it writes** into DIR: `sample/` (the text), `store/` (its tokens), `base/` (the base model), `study.yaml`
     and `recipe.yaml` (the settings), `study/` (every run; `study/logs` has what each command printed), and
     `report.html`.
 
-    **Stopping.** After Ctrl-C or a kill, the same command goes on.
+    **Stopping.** After Ctrl-C or a kill, run the same command again to continue.
 
-    **Next**: `xdoge study DIR/study.yaml --out DIR/study --dry-run` lists the commands. Type them for your own text.
+    **Next.** `xdoge study DIR/study.yaml --out DIR/study --dry-run` lists the commands of the demo. Run the same
+    commands on your own text.
     """
     from xdoge.corpus.sample import write_sample
     from xdoge.study import Study
@@ -173,7 +178,9 @@ def _train_base(store: TokenStore, out: Path, steps: int) -> None:
         try:
             trained = run_training(mixture, store, chosen, folder, resume=(folder / "config.yaml").exists())
         except Interrupted as stop:  # its message names --resume, which the demo does not have
-            raise Interrupted(stop.exit_code - 128, f"{folder} stopped; the same command goes on") from stop
+            raise Interrupted(
+                stop.exit_code - 128, f"{folder} stopped; run the same command again to continue"
+            ) from stop
     print_run(trained, mixture)
 
 

@@ -31,31 +31,35 @@ from xdoge.eval.suite import HarnessSettings, Suite
 _EVAL_HELP = f"""Measure perplexity by language and benchmarks of one or more models.
 
 **Models** are run folders of `xdoge train` or `xdoge fit-weights`, folders of causal language models, or names on the
-Hub. `NAME=MODEL` sets the name of a model in tables.
+Hugging Face Hub. `NAME=MODEL` sets the name of a model in tables.
 
 **Perplexity.** --store measures the validation split of a token store, for models that use its tokenizer. --text
 measures text files, which each model reads with its own tokenizer. Every token of a document is scored given the
-tokens before it, except the end-of-document token. `xdoge train` validates on sequences that cross document
-boundaries, so its perplexity differs.
+tokens before it in the document, except the end-of-document token. `xdoge train` validates on sequences that cross
+document boundaries, so its perplexity differs.
 
-The results are given per token, per word and in bits per UTF-8 byte, by source and by language. Standard errors come
-from a bootstrap over documents. Bits per byte compare models with any tokenizers. Only they are averaged over
-languages: a mean of perplexities can fall although the model got worse. If documents have an `id` that their
-translations share, their bits are also given relative to English (`--set reference=` sets the language).
+The results are perplexity per token and per word, and bits per UTF-8 byte, by source and by language. Standard errors
+come from a bootstrap over documents. Bits per byte can be compared between models with different tokenizers. Only they
+are averaged over languages, because a mean of perplexities can fall although most languages got worse. If documents
+have an `id` that their translations share, their bits are also given relative to English (`--set reference=es` takes
+Spanish).
 
-**Differences** to --baseline are shown ± 1.96 standard errors; a star marks those that exceed them. Models are paired
-by document: RESULTS.documents.parquet, beside RESULTS.json, holds the loss of each model on each document. The verdict
-says which differences are real, and how much more text or how many more questions would decide the others.
+**Differences** to --baseline are shown ± 1.96 standard errors; a star marks those that exceed this error. Models are
+compared on the same documents: RESULTS.documents.parquet, beside RESULTS.json, holds the loss of each model on each
+document. The verdict says which differences are real, and how much more text or how many more questions would decide
+the others.
 
 **Benchmarks** (--suite): `iberobench`, all tasks of the published tables; `iberobench-mc`, its multiple-choice tasks,
 which are fast; `belebele`; `flores-iberian`; or your own YAML file. lm-eval runs the tasks. The suite sets the number
 of examples in the prompt; `--num-fewshot` overrides it. `--limit N` uses only the first N questions. Tables show the
-raw score and the normalised score, (score - chance) / (best - chance) × 100. The normalised scores of a language are
-averaged if at least half of its tasks ran. Tasks that did not run are listed with the reason.
+raw score and the normalised score, (score - chance) / (best - chance) × 100: 0 for guessing, 100 for the best possible
+score. The normalised scores of a language are averaged if at least half of its tasks ran. Tasks that did not run are
+listed with the reason.
 
 **Without network.** `--local-data DIR` reads the questions of each task from DIR/TASK/SPLIT.jsonl. Other questions are
-read from the cache of the Hub. To fill the cache, run `xdoge eval --prefetch --suite iberobench` on a machine with
-network. With HF_DATASETS_OFFLINE=1 this only lists which questions are present and which are missing.
+read from the cache of the Hugging Face Hub. To fill the cache, run `xdoge eval --prefetch --suite iberobench` on a
+machine with network. With HF_DATASETS_OFFLINE=1 in the environment, the same command only lists which questions are
+present and which are missing.
 
 **Stopping.** The results of each source and task are kept in RESULTS.json.partial/ as soon as they are finished. Run
 the same command again to continue. The folder is removed at the end.
@@ -87,7 +91,7 @@ device=split` spreads its layers over all GPUs.
 @app.command(name="eval", help=_EVAL_HELP)
 def evaluate(  # an option for each setting that users change most often
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME=]MODEL...", help="Models to measure.", show_default=False)
+        list[str] | None, typer.Argument(metavar="[NAME=]MODEL", help="Models to measure.", show_default=False)
     ] = None,
     out: Annotated[
         Path | None,
@@ -95,12 +99,12 @@ def evaluate(  # an option for each setting that users change most often
             metavar="RESULTS.json", help="File to write; required except with --prefetch.", show_default=False
         ),
     ] = None,
-    store: Annotated[Path | None, typer.Option(help="Token store; its validation split is measured.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Token store whose validation split is measured.")] = None,
     text: Annotated[
         list[str] | None,
         typer.Option(
             metavar="CORPUS.yaml|SOURCE=FILE[:COLUMN]",
-            help="Text to measure: the validation files of a corpus, or a file of a source; may be repeated.",
+            help="Text to measure: the validation files that a corpus names, or a file of a source; may be repeated.",
         ),
     ] = None,
     suites: Annotated[
@@ -111,7 +115,7 @@ def evaluate(  # an option for each setting that users change most often
     ] = None,
     num_fewshot: Annotated[
         int | None,
-        typer.Option(parser=options.count(), metavar="K", help="Examples in every prompt.", show_default="suite's"),
+        typer.Option(parser=options.count(), metavar="K", help="Examples in every prompt.", show_default="the suite's"),
     ] = None,
     limit: Annotated[
         int | None,
@@ -126,12 +130,17 @@ def evaluate(  # an option for each setting that users change most often
         ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Model to which the others are compared.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Model to which the others are compared.",
+            show_default="none in the tables; the first in the verdict",
+        ),
     ] = None,
     prefetch: Annotated[
         bool,
         typer.Option(
-            "--prefetch", help="Download the questions of the suites into the cache of the Hub and list them."
+            "--prefetch", help="Download the questions of the suites into the cache of the Hub, list them, and stop."
         ),
     ] = False,
     config: options.ConfigFile = None,

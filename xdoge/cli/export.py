@@ -23,28 +23,43 @@ def export_mixture(
     to: Annotated[str, typer.Option(metavar="FORMAT", help="The trainer: " + ", ".join(FORMATS) + ".")],
     documents: Annotated[
         Path | None,
-        typer.Option("--store", help="Token store; gives the number of documents, for trainers that draw documents."),
+        typer.Option(
+            "--store",
+            help="Token store of the mixture; gives the number of documents, for trainers that draw documents.",
+        ),
     ] = None,
     paths: Annotated[
         str | None,
         typer.Option(
             metavar="TEMPLATE",
             help="Path of a source for the trainer, with {language}, {source} and {name} (language/source).",
+            show_default="the format's",
         ),
     ] = None,
     sequence_length: Annotated[
         int | None,
-        typer.Option(parser=options.count(1), metavar="T", help="Tokens per row, if the data is cut into sequences."),
+        typer.Option(
+            parser=options.count(1), metavar="T", help="Tokens per sequence, for trainers that draw sequences."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write.", show_default="stdout")] = None,
     force: options.Force = False,
 ) -> None:
     """Write a mixture as a configuration for another trainer.
 
-    Warnings on stderr say, with numbers, where that trainer cannot follow the mixture exactly. `xdoge formats` lists
-    the formats. `xdoge formats FORMAT` explains the weights of a format, and what happens when a source is used up.
+    `xdoge formats` lists the formats. `xdoge formats FORMAT` says how to use the file, what its weights mean, and what
+    that trainer does at the end of a source. Warnings on stderr say, with numbers, where that trainer cannot follow the
+    mixture exactly.
 
-    - `xdoge export mixture.json --to megatron --paths '/data/{language}_{source}_text_document' --out blend.json`
+    **Weights.** Some trainers draw sequences, others draw documents. Give --sequence-length or --store, so that the
+    weights are right for what your trainer draws. If both are missing, the weights are shares of tokens, and a warning
+    says so where it matters.
+
+    **Examples**
+
+    - `xdoge export mixture.json --to megatron --paths '/data/{language}_{source}_text_document' --out blend.txt`
+
+    - `xdoge export mixture.json --to datasets --store store`
     """
     refuse_taken(out, force)
     planned, counts = Mixture.load(mixture), None

@@ -27,19 +27,27 @@ if TYPE_CHECKING:
 
 _HELP = """Fit a mixture law: a function from the shares of a mixture to the loss on each evaluation.
 
-First train small models on some mixtures, with `xdoge swarm` or on your own. For your own runs, write the shares and
-the losses into two CSV files with the run's id in the first column. `fit-law` learns to predict the losses of other
-mixtures. `xdoge predict` and `xdoge optimize` use the law.
+First train small models on some mixtures, with `xdoge swarm` or on your own. `fit-law` learns to predict the losses of
+other mixtures. `xdoge predict` and `xdoge optimize` use the law. Give the folder of a swarm, or for your own runs two
+CSV files: --mixtures with the shares and --losses with the losses, in any unit. Their first column is the run's id.
 
-**Names.** An evaluation belongs to the source of the same name; prefixes and suffixes that all names of a file share
-are ignored. An evaluation `eu` also belongs to the sources `eu/...`. Use --own for other names. Evaluations without a
-source and sources without an evaluation are allowed.
+**Names.** An evaluation is a column of losses, such as the loss on one language. It belongs to the source of the same
+name; prefixes and suffixes that all names of a file share are ignored. An evaluation `eu` also belongs to the sources
+`eu/...`. Use --own for other names. Evaluations without a source and sources without an evaluation are allowed.
 
-**How many runs?** At least as many as sources; three per source are a good start. A law from 48 runs on 17 sources
-ranked 256 new mixtures with a rank correlation of 0.98 (docs/explanation/law.md).
+**How many runs?** At least 8, and at least as many as sources; three per source are a good start. A law from 48 runs on
+17 sources ranked 256 new mixtures with a rank correlation of 0.98 (docs/explanation/law.md).
 
-**What it prints.** How well each form of law predicts runs that it was not fitted to, and how much a token of each
-source is worth to each evaluation.
+**Forms.** `effective` models how sources help each other and how repetition loses its value. Only this form can predict
+another budget. `process` is a Gaussian process, `log-linear` is that of Olmix, `lightgbm` that of RegMix, and `linear`
+a linear regression. `auto`, the default, is the mean of the first three, with the weights that predict best in
+cross-validation.
+
+**Repetition.** A law knows how often each source is repeated if it is fitted to a swarm, or with --tokens and --budget.
+Otherwise it cannot cap epochs.
+
+**What it prints.** For each form, how well it predicts runs that it was not fitted to. For each evaluation, what a
+token of the most helpful other sources is worth, in tokens of the evaluation's own text.
 
 **Examples**
 
@@ -47,11 +55,12 @@ source is worth to each evaluation.
 
 - `xdoge fit-law --mixtures mixtures.csv --losses losses.csv --out law.json`
 
-- `xdoge fit-law --mixtures m.csv --losses l.csv --tokens counts.csv --budget 1B --out law.json`, with repetition
+- `xdoge fit-law --mixtures m.csv --losses l.csv --tokens counts.csv --budget 1B --out law.json`, for a law that knows
+how often sources are repeated
 
 - `xdoge fit-law --mixtures m.csv --losses l.csv --own english=en/web --form effective --out law.json`
 
-- `xdoge fit-law --mixtures m.csv --losses l.csv --also m60.csv l60.csv --out law60.json`, for larger models
+- `xdoge fit-law --mixtures m.csv --losses l.csv --also m60.csv l60.csv --out law60.json`, for models of another size
 """
 
 
@@ -59,17 +68,22 @@ source is worth to each evaluation.
 def fit_law(  # one parameter for each option
     out: Annotated[Path, typer.Option(metavar="LAW.json", help="File to write.", show_default=False)],
     swarm: Annotated[
-        Path | None, typer.Argument(metavar="[SWARM]", help="Folder of `xdoge swarm`.", show_default=False)
+        Path | None, typer.Argument(metavar="SWARM", help="Folder of `xdoge swarm`.", show_default=False)
     ] = None,
     mixtures: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Shares: the run's id, then one column per source.")
+        Path | None,
+        typer.Option(metavar="CSV", help="Shares of your own runs: the run's id, then one column per source."),
     ] = None,
     losses: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Losses: the run's id, then one column per evaluation.")
+        Path | None,
+        typer.Option(metavar="CSV", help="Losses of your own runs: the run's id, then one column per evaluation."),
     ] = None,
     own: Annotated[
         list[str] | None,
-        typer.Option(metavar="EVALUATION=SOURCE", help="Source that an evaluation belongs to; may be repeated."),
+        typer.Option(
+            metavar="EVALUATION=SOURCE",
+            help="Source to which an evaluation belongs; may be repeated. For CSV files only.",
+        ),
     ] = None,
     form: Annotated[
         str,
@@ -78,29 +92,36 @@ def fit_law(  # one parameter for each option
         ),
     ] = "auto",
     tokens: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Unique tokens per source; requires --budget.")
+        Path | None,
+        typer.Option(metavar="CSV", help="Unique tokens of each source, in lines SOURCE,TOKENS; requires --budget."),
     ] = None,
     budget_tokens: Annotated[
         str | None,
         typer.Option(
-            "--budget", metavar="TOKENS", help="Training tokens of each run, such as 500M; requires --tokens."
+            "--budget", metavar="TOKENS", help="Training tokens of each of your runs, such as 500M; requires --tokens."
         ),
     ] = None,
     also: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
             metavar="MIXTURES LOSSES",
-            help="Runs with models of another size; the law then predicts the losses of that size.",
+            help="CSV files of at least 3 runs with models of another size, better 8; the law then predicts that size.",
         ),
     ] = None,
     affinity: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Run folder of a fit; its gradients are used if they make the law better."),
+        typer.Option(
+            metavar="RUN",
+            help="Run folder of `xdoge fit-weights`; its gradients are used if they lower the error of the law.",
+        ),
     ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
-            parser=options.count(), metavar="S", help="Seed of the cross-validation folds of CSV files [default: 0]."
+            parser=options.count(),
+            metavar="S",
+            help="Seed of the cross-validation folds. For CSV files only.",
+            show_default="0",
         ),
     ] = None,
     force: Force = False,
@@ -167,7 +188,7 @@ def fit_law(  # one parameter for each option
     print(out)
     best = law.validation[form]
     print(
-        f"On runs that it was not fitted to, its rank correlation is {best.rank_evaluations:.3f}, "
+        f"On runs that it was not fitted to, the law has a rank correlation of {best.rank_evaluations:.3f}, "
         f"and {best.coverage:.0%} of the losses lie inside their 90 % intervals."
     )
 
@@ -206,7 +227,7 @@ def print_held_out(held_out: HeldOut) -> None:
     print(
         f"on the {held_out.runs} held-out runs: root mean squared error {scores.rmse:.4f} by language, "
         f"{scores.rmse_mean:.4f} of the mean{noise}; rank correlation {scores.rank_evaluations:.3f} by language, "
-        f"{scores.rank_mean:.3f} of the mean; {scores.coverage:.0%} inside the 90 % intervals; "
+        f"{scores.rank_mean:.3f} of the mean; {scores.coverage:.0%} of the losses inside their 90 % intervals; "
         f"regret {scores.regret:.4f}"
     )
 
@@ -255,7 +276,10 @@ def _summary(law: MixtureLaw, error: float | None, held_out: HeldOut | None) -> 
 def print_scores(law: MixtureLaw) -> None:
     """Print the scores of each form on runs that it was not fitted to."""
     parts = " + ".join(f"{weight:.2f} {name}" for name, weight in law.weights.items())
-    print(f"{law.form} = {parts}; {len(law.shares)} runs, cross-validated:")
+    named = law.form if len(law.weights) == 1 else f"{law.form} ({parts})"
+    print(
+        f"{named}, fitted to {len(law.shares)} runs. Errors on runs that a form was not fitted to (cross-validation):"
+    )
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("form", "ρ by evaluation", "ρ of mean", "RMSE", "RMSE / SD", "regret", "inside 90 %"):
         drawn.add_column(head, justify="left" if head == "form" else "right")
@@ -272,20 +296,22 @@ def print_scores(law: MixtureLaw) -> None:
         )
     stdout.print(drawn)
     print(
-        "ρ: Spearman rank correlation; RMSE: root mean squared error; SD: standard deviation of the losses; regret: "
-        "measured mean loss of the run that is predicted to be best, minus the lowest one"
+        "ρ: Spearman rank correlation of predicted and measured losses, by evaluation (mean) and of the mean loss; "
+        "RMSE: root mean squared error, in the unit of the losses; SD: standard deviation of the losses; regret: "
+        "measured mean loss of the run that is predicted to be best, minus the lowest one; inside 90 %: losses inside "
+        "their 90 % intervals"
     )
 
 
 def print_transfer(law: MixtureLaw) -> None:
     """Print the sources that help each evaluation most, except its own."""
-    print("value of a token of another source, in tokens of the evaluation's own source (effective-data law):")
+    print("value of a token of another source to each evaluation, in tokens of its own text (the three highest):")
     own = dict(zip(law.problem.evaluations, law.problem.own, strict=True))
     intervals = law.transfer_intervals
     for number, (evaluation, row) in enumerate(law.transfer.items()):
         mine = {law.problem.sources[i] for i in own[evaluation]}
         best = sorted(((value, name) for name, value in row.items() if name not in mine), reverse=True)[:3]
-        unit = "" if mine else " (has no own source; compare within this line only)"
+        unit = "" if mine else " (has no source of its own; compare within this line only)"
         cells = []
         for value, name in best:
             column = law.problem.sources.index(name)

@@ -30,24 +30,25 @@ if TYPE_CHECKING:
 
 _FIT_HELP = f"""Learn one weight per source with a small proxy model.
 
-A proxy model trains on all sources. At each step every source gets a score: how much a gradient step on this source
-lowers the losses of the targets. The weight of the source is multiplied by exp(η score / μ) and kept above the floor.
-The result is the mean of the weights over the steps.
+The weight of a source is its share of the training tokens. A proxy model trains on all sources. At each step every
+source gets a score: how much a gradient step on this source lowers the losses of the targets. Sources with a high score
+gain weight: each weight is multiplied by exp(η score / μ), where η is proportional to the learning rate and sums to 1
+over the fit. No weight falls below the floor. The result is the mean of the weights over the steps.
 
-By default the fit starts at equal languages. Within a language the sources start in proportion to their tokens, so
-splitting a source in two does not raise its language. `--set initial=sources` starts at equal sources, and `--set
-initial=FILE` at the weights of an earlier fit.
+By default every language starts with the same weight. Within a language the sources start in proportion to their
+tokens, so splitting a source in two does not raise its language. `--set initial=sources` starts every source with the
+same weight, and `--set initial=FILE` starts with the weights of an earlier fit.
 
 **Targets.** By default the loss of every language counts equally. Related languages then raise each other's weights,
 and an isolated language can lose. With `--targets sources` the loss of every source counts equally. With `--targets
-robust` the languages that progress least, relative to what they could, count more.
+robust` the languages whose losses fall slowest, compared with training on that language alone, count more.
 
-`--no-worse-than uniform:1%` limits how far the loss of any language may end above its loss with uniform weights. The
-limit holds for the fit's own estimate only. Models trained on such weights ended 2.7 and 4.0 % above uniform where 1 %
-was asked, so train on both mixtures and compare.
+With `--no-worse-than uniform:1%` the loss of no language may end more than 1 % above its loss with uniform weights. The
+fit can only estimate these losses: models trained on such weights ended 2.7 and 4.0 % above. So train on both mixtures
+and compare.
 
-With `--target-budget 100B` the proxy repeats each source as often as a run of 100B tokens will. A source that overfits
-in that run then overfits in the fit, too.
+With `--target-budget 100B` the proxy repeats each source as often as a run of 100B tokens will. Text that the model
+overfits in that run is then overfitted in the fit, too.
 
 **What it reads.** A store made by `xdoge prepare`. It also takes a corpus.yaml, and prepares it into RUN/store first.
 
@@ -60,12 +61,12 @@ languages' gradients with standard errors, and a verdict. The verdict says how f
 next. It warns about weights that still moved at the end, a proxy that trained on few tokens, sources without validation
 text, and weights far above a source's share of the corpus.
 
-**Time.** If a fit will take more than a day, it says so after a few steps and names a smaller proxy. On a CPU it says
-so before the first step.
+**Time.** If a fit will take more than a day, a message says so after a few steps and names a smaller proxy. On a CPU
+the message comes before the first step.
 
 **Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with status 130 or 143. Run the same
 command with `--resume` to continue, also after a kill. On the same machine, with the same versions and threads, a
-resumed fit on a CPU ends with exactly the same weights; on a GPU they may differ by rounding. `--resume` takes the
+resumed fit on a CPU ends with exactly the same weights; on a GPU they may differ by rounding. `--resume` keeps the
 settings of the run. You may change only these: {", ".join((*ELASTIC, *SAVES_MEMORY))}. A job that a
 script starts with `&` ignores Ctrl-C; stop it with `kill`, which sends SIGTERM.
 
@@ -75,7 +76,7 @@ of every batch. Results match a single-process fit up to floating-point rounding
 but less than a change of seed. If a process dies or hangs, the others stop after at most `timeout` seconds. The
 launchers have exit statuses of their own.
 
-**Settings** for `--set KEY=VALUE` and for the YAML file of `--config`. The options above override them:
+**Settings** for `--set KEY=VALUE` and for the YAML file of `--config`. The options at the end override them:
 
 {settings_help(FitSettings)}
 
@@ -85,7 +86,8 @@ launchers have exit statuses of their own.
 
 - `xdoge fit-weights store --out runs/robust --proxy 60m --targets robust --target-budget 100B`
 
-- `xdoge fit-weights store --out runs/gl --set targets="{{gl/wikipedia: 1}}" --set held_out="[gl/wikipedia]"`
+- `xdoge fit-weights store --out runs/gl --set targets="{{gl/wikipedia: 1}}" --set held_out="[gl/wikipedia]"`, for the
+weights that help most on a source that the proxy never trains on
 
 - `xdoge fit-weights store --out runs/60m --proxy 60m --floor 0.002 --resume`
 """
@@ -101,26 +103,42 @@ def fit_weights(
     floor: Annotated[
         float | None,
         typer.Option(
-            parser=options.number, metavar="G", help="Minimum weight of each source; below 1/k for k sources."
+            parser=options.number,
+            metavar="G",
+            help="Minimum weight of each source; below 1/k for k sources.",
+            show_default="1/(20 k)",
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(parser=options.count(), metavar="N", help="Optimiser steps.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(parser=options.count(), metavar="N", help="Optimiser steps.", show_default="the recipe's"),
+    ] = None,
     seed: options.ProxySeed = None,
     targets: Annotated[
-        str | None, typer.Option(metavar="WHOM", help="Whose loss counts: languages (default), sources or robust.")
+        str | None,
+        typer.Option(metavar="WHOM", help="Whose loss counts: languages, sources or robust.", show_default="languages"),
     ] = None,
     no_worse_than: Annotated[
         str | None,
-        typer.Option(metavar="REF:PERCENT", help="Limit on each language's estimated loss, such as uniform:1%."),
+        typer.Option(
+            metavar="REF:PERCENT",
+            help="Limit on each language's estimated final loss, such as uniform:1%.",
+            show_default="no limit",
+        ),
     ] = None,
     target_budget: Annotated[
-        str | None, typer.Option(metavar="N", help="Training tokens of the run that the weights are for: 100B.")
+        str | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Repeat sources as often as a run of this many tokens, such as 100B.",
+            show_default="use all text",
+        ),
     ] = None,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,
     resume: options.Resume = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="First check the SHA-256 of every file of the store.")
+        bool, typer.Option("--verify", help="Check the SHA-256 of every file of the store before the fit.")
     ] = False,
     workers: options.Workers = None,
     as_json: options.Json = False,

@@ -25,23 +25,25 @@ NO_NUMBER = ("timeout", "microbatches", "checkpoint_every", "keep_checkpoints", 
 
 _MERGE_HELP = f"""Average the weights of several fits, and show how much the fits differ.
 
-Another seed gives other weights. Fit a few seeds, and proxies of several sizes if you can. `xdoge mix` reads their
-average like the weights of one fit.
+Fits with different seeds give different weights. Fit at least three seeds, and proxies of several sizes if you can.
+`xdoge mix` reads their average like the weights of one fit.
 
 **Runs** are run folders of `fit-weights`, or weights.json files. They must be fits on one corpus (by the SHA-256 of its
 store) with one floor. All count equally. A run is refused if it is unfinished, if it is an average already, or if
 another run has the same settings and seed.
 
 **What it prints.** The mean, standard deviation, minimum and maximum weight of every language, and with --sources of
-every source. How many pairs of languages change their order between fits. The fit furthest from the mean or, for two
-fits, their distance. `xdoge compare` shows the fits side by side.
+every source. It says how many pairs of languages change their order between fits, and which fit is furthest from the
+mean or, for two fits, their distance. Distances are total variations: the share of the tokens that would have to move.
+`xdoge compare` shows the fits side by side.
 
-**What it writes.** A weights.json with the mean. Its `spread` holds the statistics by language and source, and the name
-and SHA-256 of each fit. It keeps the settings that all fits share. Without --out nothing is written.
+**What it writes.** With --out, a weights.json with the mean and the settings that all fits share. Its `spread` holds
+the statistics by language and source, and the name and SHA-256 of each fit.
 
-**Warnings** name three things: languages whose weight is expected to move by more than {UNSETTLED:.0%} with one more
-fit (standard deviation / √(n (n + 1)) for n fits); proxies with more fits than others, which count more; and
-differences in settings that change the question, such as `targets` or `mu`.
+**Warnings.** One warning names the languages whose weight is expected to change by more than {UNSETTLED:.0%} with one
+more fit (standard deviation / √(n (n + 1)) for n fits). Another says if some proxies have more fits than others,
+because these proxies count more. A third names settings that differ between the fits and change what they optimise,
+such as `targets` or `mu`.
 
 **Examples**
 
@@ -57,7 +59,7 @@ differences in settings that change the question, such as `targets` or `mu`.
 def merge(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders of fits, or weights.json files.", show_default=False),
+        typer.Argument(metavar="RUN", help="Run folders of fits, or weights.json files.", show_default=False),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="WEIGHTS.json", help="File to write; without it the mean is only printed.")

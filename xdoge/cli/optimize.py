@@ -26,18 +26,24 @@ if TYPE_CHECKING:
 
 _HELP = """Find the mixture with the lowest predicted loss.
 
-**Objective.** Minimise the mean loss over the evaluations, or the loss of the worst evaluation. With --no-worse-than
-uniform:1% the loss of no evaluation may be more than 1 % above its loss at equal shares. --mean-no-worse-than limits
-the mean loss only. --max-epochs caps the repetition of every source.
+**Objective.** `--objective mean` minimises the mean loss over the evaluations, and `--objective worst` the highest loss
+of any evaluation. With `--no-worse-than uniform:1%` the loss of no evaluation may be more than 1 % above its loss at
+equal shares. --mean-no-worse-than limits the mean loss only. A limit refers to uniform or, if the law knows token
+counts, to proportional or unimax. --max-epochs caps the repetition of every source; it needs token counts, too.
 
-**Range.** Each share stays within the range of the runs. --anywhere lifts this limit.
+**Range.** Each share stays between its lowest and its highest value in the runs. --anywhere lifts this limit.
 
-**How far to trust it.** The best point of a fitted law looks better than it is. `optimize` measures this optimism on
-simulated swarms and subtracts it from the gain. If the 90 % interval of the gain over equal shares contains 0, the
-verdict is "keep equal shares". --out then writes equal shares, unless you give --force-optimum.
+**How far to trust it.** The predicted loss of an optimum is too low on average, because the search favours mixtures
+whose loss the law underestimates. `optimize` measures this optimism on simulated swarms and subtracts it from the gain.
+If the 90 % interval of the gain over equal shares includes 0, the verdict is "keep equal shares". --out then writes
+equal shares, unless you give --force-optimum. If equal shares break --max-epochs, UniMax shares take their place.
+
+**What it prints.** The share of each source, and the predicted loss of each evaluation. The gains say how much lower
+the loss is than with simple mixtures, with 90 % intervals. If a cap holds a share down, its price says what a higher
+cap would gain.
 
 **What it writes.** FILE.json is a weights.json for `xdoge mix`; its sources must be named language/source. FILE.csv
-holds shares of sources with any names, for `xdoge predict --mixtures`.
+holds shares of sources with any names, for `xdoge predict` and `xdoge mix`.
 
 **Examples**
 
@@ -47,7 +53,7 @@ holds shares of sources with any names, for `xdoge predict --mixtures`.
 
 - `xdoge optimize law.json --objective worst --mean-no-worse-than uniform:0%`, to keep the mean loss
 
-- `xdoge optimize law.json --budget 100B --max-epochs 4 --out weights.json`, for another budget than the runs had
+- `xdoge optimize law.json --budget 100B --max-epochs 4 --out weights.json`, for another budget than the law's
 """
 
 
@@ -56,26 +62,40 @@ def optimize(
     law: Annotated[
         Path, typer.Argument(metavar="LAW.json", help="Law to use, written by `xdoge fit-law`.", show_default=False)
     ],
-    objective: Annotated[str, typer.Option(help="Loss to minimise: mean, or worst for the worst evaluation.")] = "mean",
+    objective: Annotated[str, typer.Option(help="Loss to minimise: mean, or worst for the highest.")] = "mean",
     no_worse_than: Annotated[
-        str | None, typer.Option(metavar="MIXTURE:PERCENT", help="Limit for every evaluation, such as uniform:1%.")
+        str | None,
+        typer.Option(
+            metavar="MIXTURE:PERCENT", help="Limit for every evaluation, such as uniform:1%.", show_default="no limit"
+        ),
     ] = None,
     mean_no_worse_than: Annotated[
-        str | None, typer.Option(metavar="MIXTURE:PERCENT", help="Limit for the mean loss, such as uniform:0%.")
+        str | None,
+        typer.Option(
+            metavar="MIXTURE:PERCENT", help="Limit for the mean loss, such as uniform:0%.", show_default="no limit"
+        ),
     ] = None,
     max_epochs: Annotated[
-        float | None, typer.Option(parser=options.number, metavar="N", help="Maximum epochs of any source.")
+        float | None,
+        typer.Option(parser=options.number, metavar="N", help="Maximum epochs of any source.", show_default="no limit"),
     ] = None,
     budget_tokens: Annotated[
         str | None,
-        typer.Option("--budget", metavar="TOKENS", help="Training tokens: 500M, 2T.", show_default="the law's"),
+        typer.Option(
+            "--budget", metavar="TOKENS", help="Training tokens to predict for: 500M, 2T.", show_default="the law's"
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File to write: .json for weights, .csv for shares.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File to write: .json for weights, .csv for shares. Without it nothing is written."
+        ),
     ] = None,
-    anywhere: Annotated[bool, typer.Option("--anywhere", help="Allow shares outside the range of the runs.")] = False,
+    anywhere: Annotated[
+        bool, typer.Option("--anywhere", help="Allow shares outside the range of the runs, where the law extrapolates.")
+    ] = False,
     force_optimum: Annotated[
-        bool, typer.Option("--force-optimum", help="Write the optimum even if its gain may be nothing.")
+        bool, typer.Option("--force-optimum", help="Write the optimum even if the verdict is to keep equal shares.")
     ] = False,
     force: Force = False,
     as_json: Json = False,
@@ -162,7 +182,7 @@ def print_optimum(law: MixtureLaw, optimum: Optimum) -> None:
         drawn.add_row(name, f"{share:.4f}", f"{share / equal[name]:.2f}", *([price] * priced))
     stdout.print(drawn)
     if priced:
-        print("price of a cap: how much the objective would fall if --max-epochs allowed 0.01 more of this share")
+        print("price of a cap: how much the objective would fall if --max-epochs allowed a share higher by 0.01")
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.add_column("evaluation", overflow="fold")
     drawn.add_column("predicted", justify="right")

@@ -55,16 +55,16 @@ def one_of(*choices: str) -> Callable[[str], str]:
 Workers = Annotated[
     int | None,
     typer.Option(
-        parser=count(1, MOST_WORKERS), metavar="N", help="Number of tokenising threads.", show_default="all cores"
+        parser=count(1, MOST_WORKERS), metavar="N", help="Number of threads that tokenise.", show_default="all cores"
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file of settings.")]
+ConfigFile = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with settings.")]
 Assignments = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Set one setting; may be repeated.")
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated.")
 ]
 RunPath = Annotated[Path, typer.Option(metavar="RUN", help="Run folder; must be new or empty, except with --resume.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in RUN with its settings.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in RUN, with its settings.")]
 
 
 def proxy(default: str = PROXY) -> Any:
@@ -77,7 +77,10 @@ Proxy = Annotated[str | None, proxy()]
 ProxySeed = Annotated[
     int | None,
     typer.Option(
-        parser=count(), metavar="S", help="Seed of the proxies' initial weights and of the order of the text."
+        parser=count(),
+        metavar="S",
+        help="Seed of the proxies' initial weights and of the order of the text.",
+        show_default="0",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]

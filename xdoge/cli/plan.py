@@ -18,28 +18,33 @@ from xdoge.models.costs import Cost, costs_to_dict, read_costs, totals
 
 @app.command()
 def plan(
-    path: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="Plan: hardware and runs.")],
+    path: Annotated[Path, typer.Argument(metavar="PLAN.yaml", help="YAML file with hardware and runs.")],
     as_json: options.Json = False,
 ) -> None:
     """Estimate the cost of proxy fits and training runs: FLOPs, hours and node-hours.
 
     PLAN.yaml lists the hardware and the runs:
 
-        hardware: {achieved: 365T, gpus_per_node: 4}     # FLOP/s of one GPU; or {peak: 989T, utilisation: 0.4, ...}
+        hardware: {achieved: 365T, gpus_per_node: 4}
 
-        vocab_size: 256000                               # for rows that name a recipe
+        vocab_size: 256000
 
         runs:
 
-          proxies: {model: 125m, nodes: 0.25, runs: 5}   # one GPU of a node's four
+          proxies: {model: 125m, nodes: 0.25, runs: 5}
 
           targets: {parameters: 7B, tokens: 2T, nodes: 8, runs: 4}
 
           evaluations: {hours: 8, runs: 32}
 
-    FLOPs are counted as 6 N D and, if a recipe gives the shape of the model, exactly, with attention and the head.
-    Hours are computed from the exact count if there is one. The table rounds hours, --json does not. FLOPs, tokens and
-    hours are those of one run. See examples/cluster.
+    `achieved` is the speed of one GPU in FLOP/s. In its place you may give `peak: 989T` and `utilisation: 0.4`. A row
+    of `runs` has a recipe (`model`), or `parameters` and `tokens`, or the `hours` of one run. `nodes` is the number of
+    nodes of one run (0.25 is one GPU of four), and `runs` the number of such runs; both are 1 by default. A recipe also
+    needs `vocab_size`. examples/cluster/README.md explains all keys.
+
+    FLOPs are counted as 6 N D for N parameters and D tokens. For a recipe they are also counted exactly, with attention
+    and the head, and the hours follow from the exact count. FLOPs, tokens and hours in the table are those of one run;
+    node-hours are those of all runs of a row. The table rounds hours, --json does not.
     """
     costs = read_costs(path)
     if as_json:

@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 
 _HELP = """Predict the losses of mixtures with a law that `xdoge fit-law` fitted.
 
-**Mixtures** are mixture.json or weights.json files, CSV files with the shares of one mixture (as `optimize` writes), or
-the word uniform. If the law knows token counts, proportional and unimax work as well. --mixtures takes a CSV file with
-many mixtures: the run's id, then one column per source, as for `fit-law`.
+**Mixtures** are mixture.json or weights.json files, run folders, CSV files with the shares of one mixture (as
+`optimize` writes), or the word uniform. If the law knows token counts, the words proportional and unimax (at most 4
+epochs) work as well. --mixtures takes a CSV file with many mixtures: the run's id, then one column per source, as for
+`fit-law`.
 
-**Another budget.** --budget predicts for another number of training tokens than the runs had. The law must know token
-counts. Only the effective-data law is then used, since it alone models repetition. Its errors at that budget were not
-measured.
+**Another budget.** --budget predicts for another number of training tokens than the law's. The law must know token
+counts. The form effective is then used alone, since only this form models repetition. No run measured its error at that
+budget.
 
-**What it writes.** With --out a CSV file with the columns run, evaluation, predicted, low and high. For mixtures like
-those of the runs, nine in ten losses lie between low and high. A warning names mixtures far from all runs.
+**What it prints.** Each predicted loss with half of its 90 % interval, in the unit of the runs. With more than four
+mixtures, the losses alone. For larger models trust the order of the mixtures, not the losses.
+
+**What it writes.** With --out, a CSV file with the columns run, evaluation, predicted, low and high. For mixtures like
+those of the runs, nine of ten losses lie between low and high. A warning names mixtures far from all runs.
 
 **Examples**
 
@@ -42,7 +46,7 @@ those of the runs, nine in ten losses lie between low and high. A warning names 
 
 - `xdoge predict law.json --mixtures candidates.csv --out predictions.csv`
 
-- `xdoge predict law.json uniform weights.json --budget 100B`, for another budget than the runs had
+- `xdoge predict law.json uniform weights.json --budget 100B`, for another budget than the law's
 
 - `xdoge predict law.json uniform --json`
 """
@@ -56,20 +60,32 @@ def predict(
     mixtures_: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MIXTURE]...", help="mixture.json, weights.json, shares.csv, or uniform.", show_default=False
+            metavar="MIXTURE",
+            help="mixture.json, weights.json, shares.csv, run folder, or uniform.",
+            show_default=False,
         ),
     ] = None,
     mixtures: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Many mixtures: the run's id, then one column per source.")
+        Path | None,
+        typer.Option(metavar="CSV", help="CSV file with many mixtures: the run's id, then one column per source."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="CSV", help="File to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="File to write; without it the losses are only printed.")
+    ] = None,
     max_epochs: Annotated[
         float | None,
-        typer.Option(parser=options.number, metavar="N", help="Refuse mixtures that read a source more than N times."),
+        typer.Option(
+            parser=options.number,
+            metavar="N",
+            help="Refuse mixtures that read a source more than N times.",
+            show_default="no limit",
+        ),
     ] = None,
     budget_tokens: Annotated[
         str | None,
-        typer.Option("--budget", metavar="TOKENS", help="Training tokens: 500M, 2T.", show_default="the law's"),
+        typer.Option(
+            "--budget", metavar="TOKENS", help="Training tokens to predict for: 500M, 2T.", show_default="the law's"
+        ),
     ] = None,
     force: Force = False,
     as_json: Json = False,

@@ -30,11 +30,13 @@ CELLS = ("{:,}", "{:,}", "{:,}", "{:.2f}", "{:.2%}", "{:,}", "{:.2%}")
 @app.command()
 def prepare(
     corpus: Annotated[
-        Path, typer.Argument(metavar="CORPUS.yaml", help="Corpus: its languages, sources and tokenizer.")
+        Path, typer.Argument(metavar="CORPUS.yaml", help="YAML file with languages, sources and tokenizer.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the token store.")],
     workers: options.Workers = None,
-    refresh: Annotated[bool, typer.Option(help="Tokenise sources again if their files or settings changed.")] = False,
+    refresh: Annotated[
+        bool, typer.Option(help="Tokenise sources again whose files or settings changed, instead of stopping.")
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(metavar="K/N", help="Prepare part K of N parts.", show_default="from the Slurm array, if any"),
@@ -44,9 +46,18 @@ def prepare(
 ) -> None:
     """Turn the text of a corpus into a token store.
 
-    Checks every file first, then tokenises one source after the other on all cores. At the end it prints documents,
-    tokens, bytes, bytes per token and share of each source. After a kill, run the same command again: it keeps the
-    sources that are finished.
+    CORPUS.yaml lists the languages, the files of each source, and the tokenizer:
+
+        tokenizer: {sentencepiece: tokenizer.model}
+
+        languages: {eu: {sources: {wiki: {files: "eu/*.parquet", text: text}}}}
+
+    This source is then called eu/wiki. docs/how-to/prepare.md has all keys. By default 0.5 % of the documents become
+    validation text.
+
+    `prepare` checks every file first, then tokenises one source after the other on all cores. At the end it prints
+    training documents, tokens, bytes, bytes per token, share of the tokens, and validation tokens of each source. After
+    a kill, run the same command again. It keeps the sources that are finished.
 
     **Several nodes.** Run the command with the same --out and `--shard 1/16` on the first node, `--shard 2/16` on the
     second, and so on. A task of a Slurm array takes its part from the task number; `--shard 1/1` overrides this. When

@@ -27,24 +27,28 @@ _STUDY_HELP = f"""Compare strategies: train the same model on the mixture of eac
 For every strategy and seed, the study makes weights, plans a mixture, trains a model on it, and measures its bits per
 byte on the whole validation text of the store. Each step is a command of xdoge with its own folder in OUT.
 
-**Two comparisons.** At equal tokens, all models train on the same number of tokens. At equal total FLOPs, the cost of
-learning the weights counts, too. The budget is that of the most costly strategy; strategies that spend less on learning
-train for longer.
+**Two comparisons.** At equal tokens, all models train on the same number of tokens. At equal FLOPs, the cost of
+learning the weights counts, too. The most costly strategy trains on that number of tokens; strategies that spend less
+on learning train for longer.
 
-**What it prints.** Bits per byte by language, their mean (macro) and the worst language. Differences to `relative_to`,
-paired by seed and document, with 95 % intervals over both. The cost of the weights, and the distance between the
-weights of two seeds. A verdict says which differences are real, how many more seeds would decide the others, and what
-to do next. OUT/study.json has every number, OUT/report.html is a page with charts.
+**What it prints.** Bits per byte by language, their mean (macro) and the worst language. Differences to the strategy
+`relative_to`, paired by seed and document, with 95 % intervals that include the spread over both. The cost of the
+weights, and the distance between the weights of two seeds. A verdict says which differences are real, how many more
+seeds would decide the others, and what to do next. OUT/study.json has every number, and OUT/report.html is a page with
+charts.
 
-**No cherry-picking.** The report counts every planned model, and names those that failed. If a run fails, the others
-continue. Its last line is shown, its log is in OUT/logs, and the exit status is 1. You can add seeds and strategies
-to a study that has begun, but not remove any, nor change a run. Only a run that failed without a result may get other
-settings; its old files, except the log, are then removed.
+**Failed runs.** The report counts every planned model, and names those that failed. If a run fails, the others
+continue. The last line of its log is shown, the log is in OUT/logs, and the exit status is 1.
+
+**Changes.** You can add seeds and strategies to a study that has begun. You cannot remove any, nor change a run, so
+that no result is left out. Only a run that failed without a result may get other settings; its old files, except the
+log, are then removed.
 
 **Stopping.** Ctrl-C and SIGTERM stop all commands, which write what they need to continue. Run the same command again
 to continue, also after a kill; failed runs are tried again. Checkpoints of finished runs are removed.
 
-**On a cluster.** `--slurm FILE` writes a script that submits all runs as Slurm arrays: weights, models, report.
+**On a cluster.** `--slurm FILE` writes a script that submits all runs as Slurm arrays: first the weights, then the
+models, then the report.
 
 **Laws.** Strategies of kind `law` share one swarm, which is trained once. At equal FLOPs, each of these strategies is
 charged for the whole swarm. Their settings are options of `xdoge optimize` and `xdoge fit-law`: `objective: mean` or
@@ -52,8 +56,9 @@ charged for the whole swarm. Their settings are options of `xdoge optimize` and 
 as in RegMix).
 
 **STUDY.yaml.** The kinds of strategies are {", ".join(KINDS)}. `fit` takes the settings of `xdoge fit-weights`;
-`doremi`, `regmix` and `doge` take those of `xdoge baseline`. The weights of the other kinds follow from sizes; they
-take `level: languages` or `sources`, and `temperature` takes `temperature`. All take `max_epochs`. The keys are:
+`doremi`, `regmix` and `doge` take those of `xdoge baseline`. The first four kinds are those of `xdoge mix`. They take
+`level: languages` or `sources`: what gets equal or proportional shares. `temperature` also takes `temperature`, the τ
+of `xdoge mix`. All kinds take `max_epochs`. The keys of the file are:
 
 {settings_help(StudySpec)}
 
@@ -69,10 +74,12 @@ take `level: languages` or `sources`, and `temperature` takes `temperature`. All
 
 @app.command(help=_STUDY_HELP)
 def study(
-    path: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study: strategies, seeds and training.")],
-    out: Annotated[Path, typer.Option(help="Folder of all runs; an unfinished study continues.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="STUDY.yaml", help="YAML file of the study: strategies, seeds and training.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder OUT of all runs. An unfinished study in it continues.")],
     store: Annotated[
-        Path | None, typer.Option(help="Token store to use instead of the study's.", show_default=False)
+        Path | None, typer.Option(help="Token store to use instead of that in STUDY.yaml.", show_default=False)
     ] = None,
     jobs: Annotated[
         int,
@@ -84,9 +91,12 @@ def study(
     ] = 1,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Run only these, such as 'train/*', and print no table; may be repeated."),
+        typer.Option(
+            metavar="PATTERN",
+            help="Run only runs with such names, for example 'train/*', and print no table; may be repeated.",
+        ),
     ] = None,
-    report: Annotated[bool, typer.Option("--report", help="Run nothing; report what is finished so far.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Run nothing; report the results so far.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check OUT and print the commands and their cost; run nothing.")
     ] = False,

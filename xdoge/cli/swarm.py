@@ -26,28 +26,37 @@ if TYPE_CHECKING:
 
 _SWARM_HELP = f"""Train a swarm: many small proxies on different mixtures, each measured on every language.
 
-`xdoge fit-law SWARM` then learns how the losses depend on the mixture. Each proxy trains on a part of each source,
-small enough that it repeats this part as often as the run of `--budget` tokens will repeat the source.
+`xdoge fit-law SWARM` then learns how the losses depend on the mixture. `--budget` is the number of training tokens of
+the large run that you plan. Each proxy trains on a part of each source, small enough that it repeats this part as often
+as the large run will repeat the source.
 
-The swarm first trains equal, proportional and temperature shares. It trains the first two with several seeds, to
-measure the noise between seeds. It stops if seeds differ more than mixtures. Then each language gets a high share
-once and a low share once. Further mixtures are chosen to tell the most about the law. The last ones lie near the best
-mixture of the law so far. One fifth of the runs is held out: no law is fitted to them, and they test the law.
+**Which mixtures?** The first runs train equal, proportional and temperature shares. Two of these mixtures are trained
+with several seeds, to measure the noise between seeds. If seeds differ more than mixtures, the swarm stops. Then each
+language gets a high share once and a low share once. The next mixtures are those that determine the law best (D-optimal
+design). The last ones lie near the optimum of a law that is fitted to all earlier runs. In designed mixtures a source
+may be read up to twice as often as `--max-epochs` allows, so that the optimum is inside their range. One fifth of the
+runs is held out: no law is fitted to them, and they measure the error of the law.
 
-    xdoge swarm store --budget 100B --proxy 15m --out swarm --dry-run     # show the mixtures and their cost
+**What it writes** into SWARM: `swarm.json`, settings and mixtures; `mixtures.csv` and `losses.csv`, shares and
+validation losses in bits per byte; `held_out_mixtures.csv` and `held_out_losses.csv`, the same for the held-out runs;
+`runs/`, a folder for each run; and `summary.json`, at the end.
 
-    xdoge swarm store --budget 100B --proxy 15m --out swarm --jobs 4
+**Stopping.** After Ctrl-C or a kill, run the same command with `--resume` to train the missing runs. Several processes
+may train one swarm at the same time, each started with `--resume`.
 
-    xdoge swarm store --budget 100B --proxy 15m --out swarm --slurm swarm.sh
-
-    xdoge swarm store --budget 10B --proxy base/ --set steps=500 --out swarm     # every run continues from a model
-
-After Ctrl-C or a kill, run the same command with `--resume` to train what is missing. Several processes may share a
-folder.
-
-**Settings** for `--set KEY=VALUE` and for the YAML file of `--config`:
+**Settings** for `--set KEY=VALUE` and for the YAML file of `--config`. The options at the end override them:
 
 {settings_help(SwarmSettings)}
+
+**Examples**
+
+- `xdoge swarm store --budget 100B --proxy 15m --out swarm --dry-run`
+
+- `xdoge swarm store --budget 100B --proxy 15m --out swarm --jobs 4`
+
+- `xdoge swarm store --budget 100B --proxy 15m --out swarm --slurm swarm.sh`
+
+- `xdoge swarm store --budget 10B --proxy base/ --steps 500 --out swarm`, where every run continues from the model base/
 """
 
 
@@ -59,38 +68,61 @@ def swarm(  # one parameter for each option
         typer.Option("--out", metavar="SWARM", help="Folder of the swarm; must be new or empty, except with --resume."),
     ],
     budget_tokens: Annotated[
-        str | None, typer.Option("--budget", metavar="TOKENS", help="Tokens of the run that the law is for: 100B.")
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TOKENS",
+            help="Training tokens of the large run, such as 100B; required for a new swarm.",
+        ),
     ] = None,
     proxy: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FILE|MODEL",
-            help="Proxy recipe, or a trained model to continue from.",
+            help="Proxy recipe, or a trained model that every run continues from.",
             show_default=options.PROXY,
         ),
     ] = None,
     runs: Annotated[
         int | None,
         typer.Option(
-            parser=options.count(1), metavar="N", help="Number of trainings [default: 9, plus 5 for each share]."
+            parser=options.count(1),
+            metavar="N",
+            help="Number of trainings.",
+            show_default="9 + 5 × number of shares",
         ),
     ] = None,
     max_epochs: Annotated[
-        str | None, typer.Option(metavar="N", help="Maximum epochs of a source in that run, or none [default: 8].")
+        str | None,
+        typer.Option(metavar="N", help="Maximum epochs of a source in the large run, or none.", show_default="8"),
     ] = None,
     level: Annotated[
-        str | None, typer.Option(metavar="languages|sources", help="What has its own share [default: languages].")
+        str | None,
+        typer.Option(
+            metavar="languages|sources",
+            help="Vary the shares of languages or those of sources.",
+            show_default="languages",
+        ),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Seeds of the proxies [default: 0,1,2,3].")
+        str | None, typer.Option(metavar="A,B,...", help="Seeds of the proxies.", show_default="0,1,2,3")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(parser=options.count(1), metavar="N", help="Steps of each training [default: the recipe's]."),
+        typer.Option(
+            parser=options.count(1),
+            metavar="N",
+            help="Steps of each training; required if they continue from a model.",
+            show_default="the recipe's",
+        ),
     ] = None,
     affinity: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Run folder of a fit; its gradients tell the law who may help whom."),
+        typer.Option(
+            metavar="RUN",
+            help="Run folder of `xdoge fit-weights`; its gradients are the law's prior of which source helps which "
+            "language.",
+        ),
     ] = None,
     jobs: Annotated[
         int,
@@ -101,18 +133,22 @@ def swarm(  # one parameter for each option
         ),
     ] = 1,
     target_parameters: Annotated[
-        str | None, typer.Option(metavar="N", help="Parameters of the target model, to compare the cost: 7B.")
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="With --dry-run: parameters of the large model, such as 7B, to show the swarm's part of its cost.",
+        ),
     ] = None,
     slurm: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a Slurm script with --jobs tasks; train nothing."),
+        typer.Option(metavar="FILE", help="Write a Slurm script with --jobs tasks, at least 2; train nothing."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the mixtures and their cost; train nothing.")
     ] = False,
     config: ConfigFile = None,
     assignments: Assignments = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the swarm in SWARM.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the swarm in SWARM, with its settings.")] = False,
     as_json: Json = False,
 ) -> None:
     require("proxy", "torch", "transformers")

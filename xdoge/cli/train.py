@@ -26,8 +26,8 @@ from xdoge.train.settings import ELASTIC, TrainSettings
 _TRAIN_HELP = f"""Train a target model on a mixture, from scratch or by continual pre-training.
 
 The model reads the sequences in the order of the mixture's sampler. In every step each language has its share. AdamW
-warms up and decays along a cosine. The validation loss of every source and language is measured before the first step
-and on a schedule.
+warms up and decays along a cosine. The validation loss of every source and language is measured about ten times, or
+less often to keep validation below 10 % of the time.
 
 **From scratch.** --model is a recipe: a name such as 125m, or a YAML file. The recipe sets the shape, batch size,
 sequence length and learning rate. If the mixture was planned with `xdoge mix --sequence-length`, its length is used.
@@ -37,25 +37,25 @@ have been prepared with the tokenizer of this model: `tokenizer: {{huggingface: 
 rate warms up again over 1 % of the steps and decays to a tenth of its peak. With some of the old text in the mixture,
 this matched training anew on the old and new text (Ibrahim et al. 2024, arXiv:2403.08763). The default peak is half of
 GPT-3's at that size, a cautious choice. If you know the peak of the model's own training, set half of it with `--set
-learning_rate=`. A higher rate learns more of the new text and forgets more of the old. `--train-only
+learning_rate=RATE`. A higher rate learns more of the new text and forgets more of the old. `--train-only
 'layers\\.(0|1|22|23)\\.'` updates only those layers.
 
 **What it writes** into RUN: `model/`, which transformers can load; `train.json` with tokens seen, validation by
 language, and tokens and epochs by source; `metrics.jsonl`, one row per step; `config.yaml`, all settings;
 `mixture.json`; and `checkpoints/`, the latest two. A checkpoint is three times as large as the model, because it
-includes the optimiser. When `train.json` exists, you can delete them.
+includes the state of the optimiser. When `train.json` exists, you can delete the checkpoints.
 
 **Several GPUs.** Run `torchrun --nproc-per-node 8 -m xdoge train ...`. For a model that does not fit on one GPU, run
 `accelerate launch --config_file FSDP.yaml -m xdoge train ...`. batch_size counts the sequences of all processes; it
-must be per_device_batch_size × processes × accumulation. If memory runs out, lower per_device_batch_size. By default
-each device takes its part of the batch at once.
+must be per_device_batch_size × processes × accumulation. By default each device computes its part of the batch at once.
+If memory runs out, lower per_device_batch_size.
 
 **Stopping.** Ctrl-C and SIGTERM end the running step, write a checkpoint and exit with status 130 or 143 (torchrun and
 accelerate have their own statuses). Run the same command with `--resume` to continue with the next sequence, also after
-a kill and on another number of processes. `--resume` takes the settings of the run. You may change only these:
+a kill and on another number of processes. `--resume` keeps the settings of the run. You may change only these:
 {", ".join(ELASTIC)}.
 
-**Settings** for `--set KEY=VALUE` and for the YAML file of `--config`. The options above override them:
+**Settings** for `--set KEY=VALUE` and for the YAML file of `--config`. The options at the end override them:
 
 {settings_help(TrainSettings)}
 
@@ -84,16 +84,37 @@ def train(  # an option for each setting that users change most often
             metavar="NAME|PATH", help="Recipe, or a model to continue from; required for a new run.", show_default=False
         ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(parser=options.count(), metavar="N", help="Optimiser steps.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.count(), metavar="N", help="Optimiser steps.", show_default="all tokens of the mixture"
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(parser=options.count(), metavar="B", help="Sequences per step, over all processes."),
+        typer.Option(
+            parser=options.count(),
+            metavar="B",
+            help="Sequences per step, over all processes.",
+            show_default="the recipe's; 32 for continual pre-training",
+        ),
     ] = None,
     train_only: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Train only the parameters whose names match.")
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Train only the parameters whose names contain a match.",
+            show_default="all parameters",
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(parser=options.count(), metavar="S", help="Seed of a recipe's initial weights.")
+        int | None,
+        typer.Option(
+            parser=options.count(),
+            metavar="S",
+            help="Seed of a recipe's initial weights and of dropout.",
+            show_default="0",
+        ),
     ] = None,
     config: options.ConfigFile = None,
     assignments: options.Assignments = None,

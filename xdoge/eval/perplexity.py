@@ -53,13 +53,13 @@ class PerplexitySettings(Config):
 
     window: int | None = Field(None, ge=2, description="tokens the model sees at once [its context, at most 2048]")
     stride: int | None = Field(
-        None, ge=1, description="tokens that each further window of a long document scores [half the window]"
+        None, ge=1, description="tokens that are scored in each further window of a long document [half the window]"
     )
     max_documents: int | None = Field(
         None,
         gt=0,
-        description="maximum number of documents per source; they are drawn by a hash of the document, which draws "
-        "translations together",
+        description="maximum number of documents per source; a hash of their id or number chooses them, so that "
+        "translations are chosen together [all]",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the model; auto is bfloat16 on a GPU that supports it, else float32"

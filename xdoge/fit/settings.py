@@ -83,15 +83,15 @@ class FitSettings(ProxySettings):
 
     initial: str = Field(
         "languages",
-        description="weights at the start: languages (equal languages; within each, in proportion to the tokens of "
-        "its sources), sources (equal sources), or a file of weights, as for `xdoge mix`",
+        description="weights at the start: languages (the same for every language; within each, in proportion to the "
+        "tokens of its sources), sources (the same for every source), or a file of weights, as for `xdoge mix`",
     )
     floor: float = Field(ge=0, description="γ, the minimum weight of each source; below 1/k for k sources [1/(20 k)]")
     mu: float = Field(
         0.1,
         gt=0,
-        description="μ: a source whose score, averaged over the fit, leads another's by μ gains a factor e on it; a "
-        "smaller μ moves the weights further",
+        description="μ: if the mean score of one source is above that of another by μ, the ratio of their weights "
+        "grows by the factor e over the fit. A smaller μ moves the weights further",
     )
     score: Score = Field(
         "unbiased",
@@ -101,20 +101,18 @@ class FitSettings(ProxySettings):
     targets: Literal["sources", "languages", "robust"] | dict[str, float] = Field(
         "languages",
         description="whose loss counts: languages (all equally), sources (all equally), robust (more weight on the "
-        "languages that progress least), or {NAME: τ} for sources and languages",
+        "languages whose losses fall slowest), or {NAME: τ} for sources and languages",
     )
     no_worse_than: str | None = Field(
         None,
         description="limit on each language's estimated final loss: REFERENCE:PERCENT, such as uniform:1% for at "
-        "most 1 % above its loss with uniform weights. REFERENCE is a strategy or a file of weights. The "
-        "limit holds for the fit's own estimate only: models trained on such weights ended 2.7 and 4.0 % "
-        "above uniform where 1 % was asked",
+        "most 1 % above its loss with uniform weights. REFERENCE is a strategy of xdoge mix or a file of weights",
     )
     target_budget: int | None = Field(
         None,
         gt=0,
-        description="tokens of the run that the weights are for; the proxy then trains on a part of each source, "
-        "small enough that it repeats this part as often as the run will repeat the source",
+        description="training tokens of the run that the weights are for; the proxy then trains on a part of each "
+        "source, small enough that it repeats this part as often as the run will repeat the source",
     )
     held_out: tuple[str, ...] = Field(
         (), description="sources whose loss counts as a target, but which the proxy never trains on"
@@ -134,9 +132,7 @@ class FitSettings(ProxySettings):
     )
     microbatches: int = Field(1, gt=0, description="number of parts into which a batch is split to save memory")
 
-    timeout: float = Field(
-        600, gt=0, description="seconds after which a process stops waiting for an answer of the others"
-    )
+    timeout: float = Field(600, gt=0, description="seconds after which a process stops waiting for the others")
     activation_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass; takes less memory and more time"
     )
@@ -150,8 +146,8 @@ class FitSettings(ProxySettings):
     keep_checkpoints: int = Field(2, gt=0, description="number of latest checkpoints to keep")
     gram_every: int = Field(
         ge=0,
-        description="steps between measurements of the Gram matrix of the gradients; 0 for none [a hundredth of the "
-        "steps]",
+        description="steps between measurements of the Gram matrix of the gradients; 0 measures none [a hundredth of "
+        "the steps]",
     )
 
     @field_validator("targets")

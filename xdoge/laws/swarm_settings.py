@@ -28,15 +28,17 @@ class SwarmSettings(ProxySettings):
         description="proxy model: the name of a recipe, a YAML file with one, or a trained model that every run "
         "continues from",
     )
-    budget_tokens: int = Field(gt=0, description="tokens of the run that the law is for")
-    max_epochs: float | None = Field(8.0, gt=0, description="maximum number of epochs of a source in that run, or none")
-    runs: int = Field(gt=0, lt=10**6, description="number of trainings [9, plus 5 for each share]")
+    budget_tokens: int = Field(gt=0, description="training tokens of the large run that you plan")
+    max_epochs: float | None = Field(
+        8.0, gt=0, description="maximum number of epochs of a source in the large run, or none"
+    )
+    runs: int = Field(gt=0, lt=10**6, description="number of trainings [9 + 5 × number of shares]")
     level: Literal["languages", "sources"] = Field(
         "languages",
-        description="what has its own share: languages or sources. With languages, the sources of a language are "
-        "mixed in proportion to their tokens",
+        description="whose shares vary: languages or sources. With languages, the sources of a language are mixed in "
+        "proportion to their tokens",
     )
-    seed: Seed = Field(0, description="seed for drawing mixtures and choosing the text")
+    seed: Seed = Field(0, description="seed that draws the mixtures and chooses the part of each source")
     seeds: tuple[Seed, ...] = Field(
         (0, 1, 2, 3),
         min_length=2,
@@ -44,10 +46,11 @@ class SwarmSettings(ProxySettings):
         "the first",
     )
     held_out: float = Field(
-        0.2, ge=0, lt=1, description="fraction of the runs that no law is fitted to; they measure how good the law is"
+        0.2, ge=0, lt=1, description="fraction of the runs that no law is fitted to; they measure the error of the law"
     )
     affinity: str | None = Field(
-        None, description="run folder of a fit; its gradients tell the law which source may help which language"
+        None,
+        description="run folder of a fit; its gradients are the law's prior of which source helps which language",
     )
     averaging: float = Field(
         0.1, ge=0, le=1, description="fraction of the steps at the end whose model weights are averaged"

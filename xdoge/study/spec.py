@@ -41,7 +41,7 @@ Passes = Annotated[
 class StudySpec(Config):
     """The content of study.yaml. The recipe of the model decides settings of the training that are left out."""
 
-    store: Path = Field(description="token store; relative paths start at the folder of the study.yaml")
+    store: Path = Field(description="token store; relative paths start at the folder of STUDY.yaml")
     proxy: str = Field(description="proxy of the strategies that learn: the name of a recipe, or a YAML file with one")
     model: str = Field(
         description="model that is trained on every mixture: the name of a recipe, a YAML file with one, or a "
@@ -49,7 +49,8 @@ class StudySpec(Config):
     )
     seeds: tuple[Seed, ...] = Field(
         min_length=1,
-        description="each seed trains one proxy and one model per strategy, and sets the order of their text",
+        description="list of seeds; with each, one proxy and one model per strategy are trained. A seed sets the "
+        "initial weights and the order of the text",
     )
     steps: int | None = Field(
         None,
@@ -59,13 +60,17 @@ class StudySpec(Config):
     batch_size: int | None = Field(None, gt=0, description="sequences per training step [the model's]")
     sequence_length: int | None = Field(None, ge=2, description="tokens per training sequence [the model's]")
     max_epochs: Passes = Field(
-        DEFAULT_MAX_EPOCHS, description="maximum number of epochs of a source, or none; a strategy may set its own [4]"
+        DEFAULT_MAX_EPOCHS,
+        description="maximum number of epochs of a source, or none; a strategy may have its own [4]",
     )
     relative_to: str = Field("uniform", description="strategy to which all others are compared")
     compare: tuple[BudgetKind, ...] = Field(
         ("tokens", "flops"), min_length=1, description="what is equal for all strategies: tokens, flops or both [both]"
     )
-    learning: dict[str, Any] = Field(default_factory=dict, description="settings of all strategies that learn [none]")
+    learning: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings that all strategies of kind fit, doremi, regmix and doge share [none]",
+    )
     swarm: dict[str, Any] = Field(
         default_factory=dict,
         description="settings of `xdoge swarm` for the swarm that all strategies of kind law share [none]",
@@ -74,7 +79,9 @@ class StudySpec(Config):
     evaluation: dict[str, Any] = Field(
         default_factory=dict, description="settings of the perplexity, as in `xdoge eval` [none]"
     )
-    strategies: dict[str, dict[str, Any]] = Field(min_length=1, description="NAME: {kind: KIND, its settings}")
+    strategies: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="a mapping of NAME: {kind: KIND, SETTING: VALUE, ...}"
+    )
 
     @field_validator("compare", mode="before")
     @classmethod
