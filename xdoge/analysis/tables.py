@@ -143,7 +143,7 @@ def mixtures_table(rows: Rows) -> TextTable:
             cells += planned or [NONE] * 3
         body.append(cells)
     body.append(["total", *(cell for name in mixtures for cell in _totals(rows, name))])
-    return TextTable("Mixtures: planned share, tokens and epochs (*: set by the cap)", header, body)
+    return TextTable("Mixtures: planned share, tokens and epochs (*: limited by the cap)", header, body)
 
 
 def _totals(rows: Rows, mixture: str) -> list[str]:

@@ -40,9 +40,9 @@ all weight sets and mixtures, and their differences to equal shares with 90 % in
 than the law get no prediction; a warning says so. If the law has shares of languages, those of a language's sources are
 added up.
 
-**The verdict** says which differences are real and what to do next. A difference between models is real if it exceeds
-its error. Fits of the same question that differ in more than 10 % of the tokens show only noise. If the caps decide a
-mixture, its weights do not matter.
+**The verdict** says which differences are significant and what to do next. A difference between models is significant
+if it exceeds its error. Fits that differ only in seed or proxy, but in more than 10 % of the tokens, show only noise.
+If the caps decide a mixture, its weights do not matter.
 
 **--html** writes one page with the verdict and its best chart, warnings, tables, interactive charts, and the files and
 commands to repeat the comparison. It needs no network. Without JavaScript it shows tables and static pictures.

@@ -46,8 +46,8 @@ Spanish).
 
 **Differences** to --baseline are shown ± 1.96 standard errors; a star marks those that exceed this error. Models are
 compared on the same documents: RESULTS.documents.parquet, beside RESULTS.json, holds the loss of each model on each
-document. The verdict says which differences are real, and how much more text or how many more questions would decide
-the others.
+document. The verdict says which differences are significant, and how much more text or how many more questions would
+decide the others.
 
 **Benchmarks** (--suite): `iberobench`, all tasks of the published tables; `iberobench-mc`, its multiple-choice tasks,
 which are fast; `belebele`; `flores-iberian`; or your own YAML file. lm-eval runs the tasks. The suite sets the number

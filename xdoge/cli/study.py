@@ -32,10 +32,10 @@ learning the weights counts, too. The most costly strategy trains on that number
 on learning train for longer.
 
 **What it prints.** Bits per byte by language, their mean (macro) and the worst language. Differences to the strategy
-`relative_to`, paired by seed and document, with 95 % intervals that include the spread over both. The cost of the
-weights, and the distance between the weights of two seeds. A verdict says which differences are real, how many more
-seeds would decide the others, and what to do next. OUT/study.json has every number, and OUT/report.html is a page with
-charts.
+`relative_to` (Δ), paired by seed and document, ± half of a 95 % interval over both. The regret: how much higher a
+strategy is than the best one. The cost of the weights, and the distance between the weights of two seeds. A verdict
+says which differences are significant, how many more seeds would decide the others, and what to do next. OUT/study.json
+has every number, and OUT/report.html is a page with charts.
 
 **Failed runs.** The report counts every planned model, and names those that failed. If a run fails, the others
 continue. The last line of its log is shown, the log is in OUT/logs, and the exit status is 1.

@@ -152,7 +152,7 @@ def run_training(
 def print_run(result: TrainResult, mixture: Mixture) -> None:
     """Print the validation loss and the tokens read of each language, and the paths of the files."""
     name = result.summary["model"]["from"]
-    print(f"{name} on {mixture.name}: {result.tokens_seen:,} tokens, {result.steps:,} steps")
+    print(f"{name}, trained on {mixture.name}: {result.tokens_seen:,} tokens, {result.steps:,} steps")
     print_pace(result.folder, result.tokens_seen)
     measured = _validations(result.folder)
     first = measured[0][1] if len(measured) > 1 else {}

@@ -148,8 +148,8 @@ class Request:
             return []
         return [
             "the weights are shares of tokens, but this trainer draws rows. They are right only if all "
-            "rows have the same number of tokens. Give sequence_length for packed sequences, or the "
-            "number of documents per source."
+            "rows have the same number of tokens. Give sequence_length if rows are packed sequences, or the number "
+            "of documents per source if rows are documents (xdoge export: --sequence-length or --store)."
         ]
 
     def chance_warnings(self) -> list[str]:
