@@ -10,7 +10,7 @@ import pytest
 
 from xdoge import Mixture, WeightSet, XDogeError, compare
 from xdoge.analysis.shares import groups
-from xdoge.analysis.verdicts import mixture_verdict, more_fits, moves, scores_verdict
+from xdoge.analysis.verdicts import mixture_verdict, more_fits, moves, predictions_verdict, scores_verdict
 from xdoge.eval.document_scores import SUMS, SourceScores
 from xdoge.eval.results import Results, Row
 
@@ -85,7 +85,7 @@ FAR = fit("far", 0.2, 0.15, 0.3, 0.35, seed=1)
 NEAR = fit("near", 0.49, 0.2, 0.21, 0.1, seed=1)
 
 
-def test_fits_that_lie_far_apart_are_noise_and_near_ones_agree():
+def test_fits_that_lie_far_apart_are_not_reliable_and_near_ones_agree():
     (text,) = compare([A, FAR]).verdict
     assert "differ in 35% of the tokens" in text
     assert "not reliable" in text
@@ -94,7 +94,7 @@ def test_fits_that_lie_far_apart_are_noise_and_near_ones_agree():
     assert compare([A, NEAR]).to_dict()["verdict"] == text
 
 
-def test_fits_that_differ_more_by_seed_than_from_equal_shares_are_noise():
+def test_fits_that_differ_more_by_seed_than_from_equal_shares_are_not_reliable():
     equal = dict(zip(COUNTS, (0.3, 0.03, 0.34, 0.33), strict=True))
     other = dict(zip(COUNTS, (0.3, 0.03, 0.32, 0.35), strict=True))
     (text,) = compare([fit("a", *equal.values()), fit("b", *other.values(), seed=1)]).verdict
@@ -150,7 +150,7 @@ def measured(changes, *, count=40, spread=0.3, seed=0):
     return Results.of(rows, settings={"perplexity": about}, documents=documents)
 
 
-def test_paired_errors_decide_which_differences_are_called_real():
+def test_paired_errors_decide_which_differences_are_called_significant():
     results = measured({"es": -0.2, "gl": 0.3, "eu": -0.06})
     first, last = scores_verdict(results, baseline="base")
     assert first.startswith("Bits per byte of new against base: significantly better in es (−")
@@ -159,6 +159,13 @@ def test_paired_errors_decide_which_differences_are_called_real():
     assert "times the text would decide" in first
     assert "not the seed of the training" in last
     assert scores_verdict(results, baseline=None) == [first, last]  # against the first model
+
+
+def test_a_predicted_difference_has_a_minus_sign_and_names_keep_their_hyphens():
+    row = {"mixture": "seed-0", "evaluation": "mean", "difference": -0.02}
+    (sentence,) = predictions_verdict([row | {"difference_low": -0.03, "difference_high": -0.01}], "law-1m")
+    assert "significantly lower: seed-0 (−0.0200 ± 0.0100)" in sentence
+    assert "law-1m" in sentence
 
 
 def test_the_advised_amount_of_text_decides_in_four_of_five_cases():

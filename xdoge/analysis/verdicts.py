@@ -250,7 +250,8 @@ def predictions_verdict(rows: Rows, law: str) -> list[str]:
     for row in rows:
         if row["evaluation"] == "mean" and row["difference_low"] < row["difference_high"]:
             half = (row["difference_high"] - row["difference_low"]) / 2
-            described = f"{row['mixture']} ({row['difference']:+.4f} ± {half:.4f})".replace("-", "−")
+            number = f"{row['difference']:+.4f}".replace("-", "−")
+            described = f"{row['mixture']} ({number} ± {half:.4f})"
             word = lower if row["difference_high"] < 0 else higher if row["difference_low"] > 0 else undecided
             words[word].append(described)
     parts = [f"{word}: {few(names)}" for word, names in words.items() if names]

@@ -54,8 +54,8 @@ STEPS, BASE_STEPS = 80, 5
 200 steps left two seeds of equal shares 0.2 to 0.4 bits per byte apart, and the swarm refused to go on."""
 
 LIMITS = (
-    "The sentences are synthetic and the models are tiny. The demo shows how the tools work and what a result looks "
-    "like. Its shares mean nothing for real text."
+    "The text of the sample is synthetic and the models are tiny. The demo shows how the tools work and what a result "
+    "looks like. Its shares mean nothing for real text."
 )
 
 

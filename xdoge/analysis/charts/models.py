@@ -96,7 +96,7 @@ def improvement(runs: Runs, *, baseline: str) -> HConcatChart:
     for name in names:
         own = [row for row in rows if row["run"] == name]
         ends = {row["language"]: row["improvement"] for row in own}  # the last row of each language
-        labels = {language: f"{language} {value:+.1%}".replace("-", "−") for language, value in ends.items()}
+        labels = {language: f"{language} " + f"{value:+.1%}".replace("-", "−") for language, value in ends.items()}
         texts.append(f"{name}: {', '.join(labels.values())}")
         tooltip = ["run:N", "language:N", "tokens:Q", alt.Tooltip("improvement:Q", format="+.2%")]
         zero = alt.Chart(data([{"zero": 0}])).mark_rule(color=INK).encode(y=alt.Y("zero:Q", title=y["title"]))
