@@ -86,7 +86,7 @@ def test_unknown_information_is_left_to_the_provider(planned):
     _, mixture = planned
     card = mixture_card(mixture)
     assert card.count(OPEN) == 7
-    assert "how those were found is not stated here" in card
+    assert "How these were found is not stated here" in card
     assert cells(card, "eu/wiki")[1:3] == ["not stated", "not stated"]
     assert "Licences as stated" not in card
 
@@ -137,7 +137,7 @@ def test_caps_of_their_own_and_earlier_phases_are_stated(store):
         name="two",
     )
     card = mixture_card(mixture)
-    assert "- Cap on repetition: at most 4 epochs; caps of their own: eu/wiki 8." in card
+    assert "- Cap on repetition: at most 4 epochs; exceptions: eu/wiki 8 epochs." in card
     assert "2,000 tokens, after 500 tokens of earlier phases" in card
 
 

@@ -197,11 +197,11 @@ def _learned(mixture: Mixture, weights: WeightSet | None) -> str:
     called = _code(str(mixture.weights.get("name", UNKNOWN)))
     weights = weights or _strategy(mixture)
     if weights is None:
-        return f"The shares follow the weights {called}; how those were found is {UNKNOWN} here."
+        return f"The shares follow the weights {called}. How these were found is {UNKNOWN} here."
     if "strategy" in weights.method:
         return f"No model learned the shares; they follow the strategy {_code(str(weights.method['strategy']))}."
     if not weights.proxy:
-        return f"The shares follow the weights {called}; weights.json does not say how they were found."
+        return f"The shares follow the weights {called}. weights.json does not say how they were found."
     averaged = f", the mean of {weights.spread['sets']} fits" if weights.spread else ""
     proxy = [
         f"{_code(str(weights.proxy['name']))}" if "name" in weights.proxy else "a proxy model",
@@ -231,15 +231,15 @@ def _strategy(mixture: Mixture) -> WeightSet | None:
 
 
 def _repetition(mixture: Mixture) -> str:
-    limit = "none for all sources" if mixture.max_epochs is None else f"at most {mixture.max_epochs:g} epochs"
+    limit = "none" if mixture.max_epochs is None else f"at most {mixture.max_epochs:g} epochs"
     own = sorted(
-        f"{source} {'without' if share.max_epochs is None else f'{share.max_epochs:g}'}"
+        f"{source} {'no cap' if share.max_epochs is None else f'{share.max_epochs:g} epochs'}"
         for source, share in mixture.sources.items()
         if share.max_epochs != mixture.max_epochs
     )
     moved = math.fsum(abs(share.moved) for share in mixture.sources.values()) / 2
     lines = [
-        f"- Cap on repetition: {limit}" + (f"; caps of their own: {', '.join(map(_text, own))}" if own else "") + ".",
+        f"- Cap on repetition: {limit}" + (f"; exceptions: {', '.join(map(_text, own))}" if own else "") + ".",
         f"- Caps and rounding move {moved:.2%} of the tokens away from the weights.",
         *(f"- {_text(line)}" for line in mixture.warnings()),
     ]
