@@ -30,7 +30,7 @@ def test_fit_weights_prints_weights_and_path(xdoge, store, recipe, tmp_path):
     )
     assert status == 0
     assert "share of corpus" in out
-    assert "Who helps whom" in out
+    assert "Cosines of the languages' loss gradients" in out
     assert str(run / "weights.json") in out
     assert "mu: 0.2" in err  # the resolved config
     assert "hidden_size: 16" in err  # with the recipe

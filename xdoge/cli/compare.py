@@ -30,8 +30,8 @@ move), Jensen–Shannon divergence in bits, and the rank correlations Kendall's 
 corpus are summarised: mean, standard deviation, and which pairs of languages change their order.
 
 **Models** are compared by the numbers of results.json: change in per cent ± 1.96 standard errors, with a star if the
-change exceeds this error. Models measured on the same documents are compared document by document, if the
-.documents.parquet file is beside results.json. Without this file, and for benchmarks, errors are treated as
+change is significant: it exceeds this error. Models measured on the same documents are compared document by document,
+if the .documents.parquet file is beside results.json. Without this file, and for benchmarks, errors are treated as
 independent. Numbers on different text, per token of different tokenizers, or on different questions are not compared; a
 warning says why. Training runs are compared by their validation perplexity after equal numbers of tokens.
 
@@ -40,9 +40,9 @@ all weight sets and mixtures, and their differences to equal shares with 90 % in
 than the law get no prediction; a warning says so. If the law has shares of languages, those of a language's sources are
 added up.
 
-**The verdict** says which differences are significant and what to do next. A difference between models is significant
-if it exceeds its error. Fits that differ only in seed or proxy, but in more than 10 % of the tokens, show only noise.
-If the caps decide a mixture, its weights do not matter.
+**The verdict** says which differences are significant and what to do next. Fits that differ only in the seed or the
+proxy are not reliable if their weights differ in more than 10 % of the tokens. If the caps decide a mixture, its
+weights do not matter.
 
 **--html** writes one page with the verdict and its best chart, warnings, tables, interactive charts, and the files and
 commands to repeat the comparison. It needs no network. Without JavaScript it shows tables and static pictures.

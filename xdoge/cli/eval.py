@@ -44,10 +44,10 @@ are averaged over languages, because a mean of perplexities can fall although mo
 have an `id` that their translations share, their bits are also given relative to English (`--set reference=es` takes
 Spanish).
 
-**Differences** to --baseline are shown ± 1.96 standard errors; a star marks those that exceed this error. Models are
-compared on the same documents: RESULTS.documents.parquet, beside RESULTS.json, holds the loss of each model on each
-document. The verdict says which differences are significant, and how much more text or how many more questions would
-decide the others.
+**Differences** to --baseline are shown ± 1.96 standard errors; a star marks significant ones, which exceed this error.
+Models are compared on the same documents: RESULTS.documents.parquet, beside RESULTS.json, holds the loss of each model
+on each document. The verdict says which differences are significant, and how much more text or how many more questions
+would decide the others.
 
 **Benchmarks** (--suite): `iberobench`, all tasks of the published tables; `iberobench-mc`, its multiple-choice tasks,
 which are fast; `belebele`; `flores-iberian`; or your own YAML file. lm-eval runs the tasks. The suite sets the number

@@ -223,8 +223,8 @@ def _cosines(store: TokenStore, out: Path) -> LanguageCosines | None:
 
 
 def _print_cosines(cosines: LanguageCosines) -> None:
-    """Print the cosine of each pair of languages, with its standard error. It shows who helps whom."""
-    print("Who helps whom: cosines between the languages' gradients ± standard error")
+    """Print the cosine of the loss gradients of each pair of languages, with its standard error."""
+    print("Cosines of the languages' loss gradients ± standard error; above 0, training on one lowers the other's loss")
     table = empty_table(("",), cosines.languages)
     for i, language in enumerate(cosines.languages):
         cells = []
@@ -234,4 +234,4 @@ def _print_cosines(cosines: LanguageCosines) -> None:
             cells.append("–" if math.isnan(value) else f"({text})" if cosines.noise[i, j] else text)
         table.add_row(language, *cells)
     stdout.print(table)
-    print("(in brackets): not distinguishable from 0 at 95 %; –: not measurable")
+    print("in brackets: not significantly different from 0; –: not measurable")
