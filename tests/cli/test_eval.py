@@ -253,7 +253,7 @@ def test_without_the_documents_errors_are_independent_and_a_note_says_so(paired,
     row = difference(alone := Results.load(tmp_path / "results.json"))
     assert (row["paired"], row["exceeds"]) == (False, False)
     print_results(alone, baseline="m0")
-    assert "without a file of document sums" in capsys.readouterr().out
+    assert "without a file of document scores" in capsys.readouterr().out
 
 
 def test_documents_of_another_measurement_are_not_used_and_damaged_ones_are_refused(paired, tmp_path):
