@@ -17,6 +17,7 @@ from hostile import changed, cut_up, text_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from law_swarms import known_law, runs
+from tiny_models import save_byte_tokenizer, save_llama
 
 from xdoge import Mixture, WeightSet, cli
 from xdoge.errors import XDogeError
@@ -25,6 +26,7 @@ from xdoge.export import FORMATS
 
 EXAMPLES = int(os.environ.get("XDOGE_EXAMPLES", "25"))
 SOURCES = ("en/web", "es/web", "gl/web", "eu/web")
+EVAL = "eval model --text es/web=es-web.jsonl --out new.json --force"
 COMMANDS = {
     "mix": ("weights.json", "mix weights.json --tokens counts.json --budget 40000"),
     "mix by size": ("counts.json", "mix unimax --tokens counts.json --budget 40000 --max-epochs 4,none"),
@@ -50,6 +52,17 @@ COMMANDS = {
     ),
     "fit-weights": ("fit.yaml", "fit-weights store --out run --config fit.yaml"),
     "prepare": ("corpus.yaml", "prepare corpus.yaml --out new --workers 1"),
+    "store": ("copy/store.json", "mix uniform --store copy --budget 4000"),
+    "compare laws": ("law.json", "compare law.json --json"),
+    "baseline doremi": ("baseline.yaml", "baseline doremi store --out run --config baseline.yaml"),
+    "swarm": ("swarm.yaml", "swarm store --out new --config swarm.yaml --dry-run"),
+    "study": ("study.yaml", "study study.yaml --out new --dry-run"),
+    "train": ("train.yaml", "train mixture.json --store store --out new --config train.yaml"),
+    "eval": ("eval.yaml", f"{EVAL} --config eval.yaml"),
+    **{
+        f"eval of {name}": (f"model/{name}", f"{EVAL} --max-documents 1")
+        for name in ("config.json", "tokenizer.json", "tokenizer_config.json")
+    },
 }
 
 
@@ -84,6 +97,28 @@ def folder(store, recipe, tmp_path_factory):
     os.symlink(store.path, at / "store")
     values = {"floor": 0.01, "steps": 4, "seed": 3, "targets": "languages", "mu": 0.5, "learning_rate": 0.01}
     (at / "fit.yaml").write_text(yaml.safe_dump({"proxy": recipe, **values}))
+    shutil.copytree(store.path, at / "copy")
+    save_llama(at / "model", vocab_size=258, max_position_embeddings=32)
+    save_byte_tokenizer(at / "model")
+    training = {"model": recipe, "steps": 4, "batch_size": 4, "learning_rate": 0.01, "seed": 3, "accumulation": 1}
+    strategies = {"uniform": {"kind": "uniform"}, "fit": {"kind": "fit", "mu": 0.5}}
+    strategies["law"] = {"kind": "law", "form": "linear"}
+    study = {"store": "store", "proxy": recipe, "model": recipe, "seeds": [0, 1], "max_epochs": 9}
+    study |= {
+        "strategies": strategies,
+        "training": {"eval_sequences": 1},
+        "learning": {"steps": 8},
+        "evaluation": {"max_documents": 2},
+    }
+    settings_of = {
+        "baseline": {"proxy": recipe, "steps": 4, "seed": 3},
+        "swarm": {"budget_tokens": 20_000, "proxy": recipe, "runs": 12, "steps": 4, "seeds": [0, 1]},
+        "study": study,
+        "train": training,
+        "eval": {"max_documents": 2, "window": 32, "stride": 16},
+    }
+    for name, content in settings_of.items():
+        (at / f"{name}.yaml").write_text(yaml.safe_dump(content))
     return at
 
 
@@ -97,6 +132,8 @@ def here(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("xdoge.cli.fit_weights.run_fit", begin)
     monkeypatch.setattr("xdoge.laws.law.MixtureLaw.fit", begin)
+    monkeypatch.setattr("xdoge.cli.baseline.run_baseline", begin)
+    monkeypatch.setattr("xdoge.cli.train.run_training", begin)
     return folder
 
 
