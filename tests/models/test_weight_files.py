@@ -109,6 +109,11 @@ def test_weights_that_git_lfs_left_out_are_refused_with_the_command_that_fetches
     refused(broken, name, "git lfs pull")
 
 
+def test_weights_that_are_not_read_may_be_left_out_by_git_lfs(broken):
+    (broken / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    assert CausalModel.find(str(broken)).load().lm_head.weight.shape == (258, 16)
+
+
 @pytest.mark.parametrize("cut", [0, 4, 100, -1])
 def test_a_safetensors_file_that_is_cut_off_is_refused_by_name(broken, cut):
     file = broken / "model.safetensors"
