@@ -44,6 +44,31 @@ def test_a_law_of_a_newer_schema_is_refused(law, tmp_path):
         MixtureLaw.load(tmp_path / "law.json")
 
 
+def lists(value, at=()):
+    """Yield the path of keys to every list that is not empty."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if isinstance(inner, list) and inner:
+            yield (*at, key)
+        yield from lists(inner, (*at, key))
+
+
+@pytest.mark.parametrize("form", ["effective", "process", "log-linear", "lightgbm", "linear"])
+def test_a_list_of_a_law_that_is_too_short_is_refused_in_one_line(form, tmp_path):
+    shares, losses = runs(known_law(), 12, noise=0.01)
+    fitted = MixtureLaw.fit(shares, losses, sources=NAMES, evaluations=NAMES, form=form, settings=QUICK)
+    good = json.dumps(fitted.to_dict() | {"notes": []})
+    ways = [way for way in lists(json.loads(good)) if way[-2] not in ("own", "forests")]  # of any length
+    for *way, last in ways[::7]:
+        value = json.loads(good)
+        parent = value
+        for key in way:
+            parent = parent[key]
+        del parent[last][-1]
+        (tmp_path / "law.json").write_text(json.dumps(value))
+        with pytest.raises(XDogeError, match="damaged"):
+            MixtureLaw.load(tmp_path / "law.json")
+
+
 def test_a_mixture_far_from_all_runs_is_marked(law):
     prediction = law.predict([{"en": 1.0, "es": 0, "gl": 0, "eu": 0}, dict.fromkeys(NAMES, 0.25)])
     assert prediction.extrapolated.tolist() == [True, False]

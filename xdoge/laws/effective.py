@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
-from xdoge.laws.problem import Floats, Problem
+from xdoge.laws.problem import Floats, Problem, array_of
 
 HARM_EPOCHS = 16.0
 """Number of epochs e0 from which on repetition harms. After 16 epochs, a repeated token is worth little
@@ -127,8 +127,10 @@ class Effective:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], problem: Problem) -> Effective:
         """Read what `to_dict` wrote."""
-        names = ("floor", "level", "exponent", "offset", "harm", "transfer", "noise")
-        arrays: dict[str, Any] = {name: np.array(value[name], dtype=np.float64) for name in names}
+        rows = len(problem.evaluations)
+        names = ("floor", "level", "exponent", "offset", "harm", "noise")
+        arrays: dict[str, Any] = {name: array_of(value[name], rows) for name in names}
+        arrays["transfer"] = array_of(value["transfer"], rows, len(problem.sources))
         return cls(problem=problem, decay=float(value["decay"]), **arrays)
 
 

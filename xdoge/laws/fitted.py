@@ -19,13 +19,13 @@ from xdoge.io import read_json, write_json
 from xdoge.laws.effective import Effective, fit_effective
 from xdoge.laws.intervals import Intervals, calibrate, novelty, novelty_among
 from xdoge.laws.own_sources import match_own
-from xdoge.laws.problem import FORMS, Floats, Problem
+from xdoge.laws.problem import FORMS, Floats, Problem, array_of
 from xdoge.laws.rivals import has_lightgbm
 from xdoge.laws.scores import Scores, score
 from xdoge.laws.stack import FITS, READERS, STACKED, folds, stack_weights
 from xdoge.laws.transfer import WORTH_IT, TransferIntervals, candidates_of_prior, transfer_intervals
 from xdoge.mixtures.csv_files import Table, as_mixtures
-from xdoge.names import check_seed
+from xdoge.names import check_seed, shown
 from xdoge.progress import Event, OnProgress, silent
 
 SCHEMA = "xdoge.law"
@@ -387,25 +387,56 @@ class FittedLaw:
         """
         value = read_json(Path(path), schema=SCHEMA)
         try:
-            problem = Problem.from_dict(value["problem"])
-            runs = {name: np.array(value["runs"][name], dtype=np.float64) for name in ("shares", "losses", "residuals")}
-            return cls(
-                problem=problem,
-                form=value["form"],
-                parts={name: READERS[name](part, problem) for name, part in value["parts"].items()},
-                weights={name: float(weight) for name, weight in value["weights"].items()},
-                **runs,
-                intervals=Intervals.from_dict(value["intervals"]),
-                validation={name: Scores.from_dict(scores) for name, scores in value["validation"].items()},
-                tokens=value["tokens"],
-                budget_tokens=value["budget_tokens"],
-                members=value["members"],
-                adapted=None if value["adapted"] is None else np.array(value["adapted"], dtype=np.float64),
-                notes=tuple(value["notes"]),
-                run_passes=None if value.get("run_passes") is None else tuple(map(float, value["run_passes"])),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return cls(**_attributes(value))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise XDogeError(f"{path} is damaged: {type(error).__name__} {error}. Fit the law again.") from error
+
+
+def _attributes(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a law from the content of a law.json.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, OverflowError: the content is not that of a law.
+    """
+    problem = Problem.from_dict(value["problem"])
+    n, columns, rows = len(value["runs"]["shares"]), len(problem.sources), len(problem.evaluations)
+    widths = {"shares": columns, "losses": rows, "residuals": rows}
+    parts = {name: READERS[name](part, problem) for name, part in value["parts"].items()}
+    weights = {name: float(array_of(weight)) for name, weight in value["weights"].items()}
+    tokens, budget, members, passes = value["tokens"], value["budget_tokens"], value["members"], value.get("run_passes")
+    if not weights or not set(weights) <= set(parts) or value["form"] not in FORMS:
+        raise ValueError(f"form {shown(value['form'])} has the parts {list(parts)} and the weights {list(weights)}")
+    if (tokens is None) != (budget is None):
+        raise ValueError("tokens and budget_tokens do not go together")
+    if tokens is not None and (set(tokens) != set(problem.sources) or not _are_counts([budget, *tokens.values()])):
+        raise ValueError("tokens and budget_tokens are not counts of the law's sources")
+    if members is not None:
+        if set(members) != set(problem.sources):
+            raise ValueError("members are not those of the law's languages")
+        members = {
+            name: {part: float(array_of(share)) for part, share in each.items()} for name, each in members.items()
+        }
+    if not all(isinstance(note, str) for note in value["notes"]):
+        raise ValueError("notes are not sentences")
+    return {
+        "problem": problem,
+        "form": value["form"],
+        "parts": parts,
+        "weights": weights,
+        **{name: array_of(value["runs"][name], n, width) for name, width in widths.items()},
+        "intervals": Intervals.from_dict(value["intervals"], rows),
+        "validation": {name: Scores.from_dict(scores) for name, scores in value["validation"].items()},
+        "tokens": tokens,
+        "budget_tokens": budget,
+        "members": members,
+        "adapted": None if value["adapted"] is None else array_of(value["adapted"], 2, rows),
+        "notes": tuple(value["notes"]),
+        "run_passes": None if passes is None else tuple(array_of(passes, columns).tolist()),
+    }
+
+
+def _are_counts(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values)
 
 
 @dataclass(frozen=True)

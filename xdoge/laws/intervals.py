@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from xdoge.laws.problem import Floats, base_losses
+from xdoge.laws.problem import Floats, array_of, base_losses
 
 LEVEL = 0.9
 LEAST_SCALE = 0.25
@@ -86,12 +86,11 @@ class Intervals:
         }
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Intervals:
+    def from_dict(cls, value: Mapping[str, Any], evaluations: int) -> Intervals:
         """Return the intervals that `to_dict` gave."""
-        arrays = {name: np.array(value[name], dtype=np.float64) for name in ("base", "least", "radius")}
-        return cls(
-            **arrays, slope=float(value["slope"]), mean_radius=float(value["mean_radius"]), far=float(value["far"])
-        )
+        arrays = {name: array_of(value[name], evaluations) for name in ("base", "least", "radius")}
+        slope, mean_radius, far = (float(array_of(value[name])) for name in ("slope", "mean_radius", "far"))
+        return cls(**arrays, slope=slope, mean_radius=mean_radius, far=far)
 
 
 def calibrate(predicted: Floats, losses: Floats, distance: Floats) -> Intervals:

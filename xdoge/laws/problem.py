@@ -57,15 +57,40 @@ class Problem:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Problem:
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: the value is something else.
+        """
+        sources, evaluations = tuple(value["sources"]), tuple(value["evaluations"])
+        own = tuple(map(tuple, value["own"]))
+        for names in (sources, evaluations):
+            if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
+                raise ValueError(f"{list(names)} are not different names")
+        if len(own) != len(evaluations) or not all(index in range(len(sources)) for row in own for index in row):
+            raise ValueError(f"own does not name sources of each of the {len(evaluations)} evaluations")
+        shape = len(evaluations), len(sources)
+        passes, affinity, deviation = value["passes"], value.get("affinity"), value.get("transfer_deviation")
         return cls(
-            tuple(value["sources"]),
-            tuple(value["evaluations"]),
-            tuple(tuple(int(index) for index in columns) for columns in value["own"]),
-            None if value["passes"] is None else tuple(float(number) for number in value["passes"]),
-            None if value.get("affinity") is None else tuple(tuple(map(float, row)) for row in value["affinity"]),
-            value.get("transfer_deviation"),
+            sources,
+            evaluations,
+            own,
+            None if passes is None else tuple(array_of(passes, len(sources)).tolist()),
+            None if affinity is None else tuple(map(tuple, array_of(affinity, *shape).tolist())),
+            None if deviation is None else float(deviation),
         )
+
+
+def array_of(value: Any, *shape: int) -> Floats:
+    """Return a list of a file as an array of a shape.
+
+    Raises:
+        ValueError: the value has another shape, or a number that is not finite.
+    """
+    array = np.array(value, dtype=np.float64)
+    if array.shape != shape or not np.isfinite(array).all():
+        raise ValueError(f"numbers of shape {array.shape} stand where finite ones of shape {shape} belong")
+    return array
 
 
 def base_losses(losses: Floats) -> tuple[Floats, Floats]:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, lapack
 from scipy.optimize import minimize
 
-from xdoge.laws.problem import Floats, Problem, base_losses
+from xdoge.laws.problem import Floats, Problem, array_of, base_losses
 
 CONSTANT = 4.0
 """Variance of the constant, in standardised units. It is so large that the mean of an evaluation is left open."""
@@ -139,7 +139,9 @@ class Process:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], problem: Problem) -> Process:
         """Read what `to_dict` wrote."""
-        return cls(problem, *(np.array(value[name], dtype=np.float64) for name in _ARRAYS))
+        runs, rows, columns = len(value["shares"]), len(problem.evaluations), len(problem.sources)
+        shapes = {"shares": (runs, columns), "scales": (rows, columns), "linear": (rows, columns), "dual": (rows, runs)}
+        return cls(problem, *(array_of(value[name], *shapes.get(name, (rows,))) for name in _ARRAYS))
 
 
 _ARRAYS = ("shares", "base", "centre", "deviation", "scales", "linear", "amplitude", "noise", "dual")

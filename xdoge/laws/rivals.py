@@ -7,6 +7,7 @@ arrays, and NumPy evaluates them.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from xdoge.errors import importing
-from xdoge.laws.problem import Floats, Problem
+from xdoge.laws.problem import Floats, Problem, array_of
 
 RIDGE = 1e-3
 """Penalty on the squared coefficients of standardised losses. It matters only for coefficients that the runs leave
@@ -70,7 +71,7 @@ class Linear:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], problem: Problem) -> Linear:
         """Read what `to_dict` wrote."""
-        return cls(problem, np.array(value["constant"]), np.array(value["coefficients"]))
+        return cls(problem, *_row_and_table(problem, value["constant"], value["coefficients"]))
 
 
 def fit_linear(problem: Problem, shares: Floats, losses: Floats, seed: int = 0) -> Linear:
@@ -117,7 +118,7 @@ class LogLinear:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], problem: Problem) -> LogLinear:
         """Read what `to_dict` wrote."""
-        return cls(problem, np.array(value["floor"]), np.array(value["coefficients"]))
+        return cls(problem, *_row_and_table(problem, value["floor"], value["coefficients"]))
 
 
 def fit_log_linear(problem: Problem, shares: Floats, losses: Floats, seed: int = 0) -> LogLinear:
@@ -184,7 +185,29 @@ class Trees:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any], problem: Problem) -> Trees:
         """Read what `to_dict` wrote."""
+        if len(value["forests"]) != len(problem.evaluations):
+            raise ValueError(f"there are {len(value['forests'])} forests for {len(problem.evaluations)} evaluations")
+        for tree in itertools.chain.from_iterable(value["forests"]):
+            _check_tree(tree, len(problem.sources))
         return cls(problem, tuple(tuple(forest) for forest in value["forests"]))
+
+
+def _row_and_table(problem: Problem, row: Any, table: Any) -> tuple[Floats, Floats]:
+    """Return numbers of a file as arrays of shape (L,) and (L, k)."""
+    rows, columns = len(problem.evaluations), len(problem.sources)
+    return array_of(row, rows), array_of(table, rows, columns)
+
+
+def _check_tree(tree: Mapping[str, list[Any]], sources: int) -> None:
+    """Raise ValueError or another error if a tree of a file cannot be evaluated."""
+    nodes = len(tree["feature"])
+    array_of(tree["threshold"], nodes)
+    array_of(tree["value"], nodes + 1)
+    children = [child for side in ("left", "right") for child in tree[side]]
+    good = sorted(children) == [*range(-nodes - 1, 0), *range(1, nodes)]  # every leaf and every other node is one child
+    parents = (parent < child for side in ("left", "right") for parent, child in enumerate(tree[side]) if child >= 0)
+    if nodes > 7 or (nodes and not (good and all(parents))) or not set(tree["feature"]) <= set(range(sources)):
+        raise ValueError(f"a tree of {nodes} nodes is no tree")
 
 
 _FIRST = np.array([(code & -code).bit_length() - 1 if code else 0 for code in range(256)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from xdoge.laws.problem import Floats
+from xdoge.laws.problem import Floats, array_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Scores:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Scores:
         """Read what `to_dict` wrote."""
-        return cls(**value)
+        optional = {"coverage": None} if value.get("coverage") is None else {}
+        return cls(**{name: float(array_of(score)) for name, score in value.items() if name not in optional})
 
 
 def spearman(a: Floats, b: Floats) -> float:
