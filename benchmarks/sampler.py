@@ -19,9 +19,9 @@ sequential reading of the same store, in batches of the same shape. Files are in
 processor time is measured. `ratio` (in the last line `bare_ratio`) is for arrays that are converted to tensors. The
 others go through torch's `DataLoader`, with and without workers. Sequential reading is split and collated for
 `data_loader_ratio` (in the last line `loader_ratio`). It is handed over as whole batches, as `MixtureDataset` does, for
-`whole_ratio`, which is relative to the plain loader. `gather_ratio` is for a gather of random rows from the largest
-source without a sampler, which no random order can exceed. Libraries that are not installed are reported. The last line
-of output is one JSON object.
+`whole_ratio`, which is relative to the plain loader. `gather_ratio` is for a gather of random rows from one array with
+all sequences, without a sampler and without sources. No random order can be faster. Libraries that are not installed
+are reported. The last line of output is one JSON object.
 """
 
 from __future__ import annotations
@@ -327,13 +327,13 @@ def loader_actions(store: Any, batch: int, length: int) -> tuple[int, dict[str, 
         for with_, n in WORKERS.items()
         for name, kind in (("plain loader", Sequential), ("loader", MixtureDataset), ("whole", Whole))
     }
-    largest = max(flats, key=len).reshape(-1, length)
-    scattered = np.random.default_rng(0).integers(0, len(largest), size=(count // batch, batch))
+    everything = np.concatenate([flat.reshape(-1, length) for flat in flats])
+    scattered = np.random.default_rng(0).integers(0, count, size=(count // batch, batch))
     # Each item is a new int64 tensor (batch, length). Each round has a new sampler, which has no draws in memory.
     return count * length, {
         **loaders,
         "gather": lambda: consume(
-            torch.from_numpy(np.take(largest, own, axis=0).astype(np.int64)) for own in scattered
+            torch.from_numpy(np.take(everything, own, axis=0).astype(np.int64)) for own in scattered
         ),
         "sequential": lambda: consume(torch.from_numpy(rows.astype(np.int64)) for flat in flats for rows in flat),
         "mixed": lambda: consume(map(MixtureDataset(store, make(), length).__getitem__, ranges)),
