@@ -44,6 +44,14 @@ def test_a_slurm_script_names_the_folder_and_is_a_script(xdoge, swarm, tmp_path)
     assert (out / "swarm.json").exists()
 
 
+def test_an_existing_file_is_not_overwritten_by_the_slurm_script(xdoge, swarm, tmp_path):
+    (tmp_path / "swarm.sh").write_text("mine")
+    status, _, err = xdoge(*swarm, "--out", tmp_path / "out", "--slurm", tmp_path / "swarm.sh")
+    assert (status, "swarm.sh" in err) == (1, True)
+    assert (tmp_path / "swarm.sh").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_from_a_swarm_to_the_mixture_that_its_law_finds(xdoge, swarm, store, tmp_path, monkeypatch):
     monkeypatch.setattr(Noise, "suffices", property(lambda noise: True))  # languages of the tiny store are similar

@@ -18,6 +18,7 @@ from xdoge.cli.options import Assignments, ConfigFile, Json
 from xdoge.cli.tables import empty_table
 from xdoge.config import parse_count, settings_help
 from xdoge.errors import XDogeError, argument, require
+from xdoge.io import write_text
 from xdoge.laws.swarm_settings import SwarmSettings
 
 if TYPE_CHECKING:
@@ -184,9 +185,11 @@ def swarm(  # one parameter for each option
         print_plan(Swarm.plan(tokens, settings, out), tokens, target_parameters, as_json=as_json)
         return
     if slurm is not None:
+        if slurm.exists():
+            raise XDogeError(f"{slurm} exists; remove it, or name another file.")
         begin(tokens, settings, out, resume=resume)
         command = ["xdoge", "swarm", str(store.resolve()), "--out", str(out.resolve()), "--resume"]
-        slurm.write_text(slurm_script(command, tasks=max(jobs, 2), out=out.resolve()), encoding="utf-8")
+        write_text(slurm, slurm_script(command, tasks=max(jobs, 2), out=out.resolve()))
         print(f"{slurm}: {max(jobs, 2)} tasks that share {out}; submit them with: sbatch {slurm}")
         return
     if not resume:
