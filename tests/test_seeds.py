@@ -57,7 +57,7 @@ def test_functions_take_the_same_range(store, seed):
     for use in (
         lambda: replace(mixture, seed=seed),
         lambda: MixtureSampler(mixture, store.sequence_counts(16), batch_size=4, sequence_length=16, seed=seed),
-        lambda: fitted.FitSettings(seed=seed),
+        lambda: fitted.LawSettings(seed=seed),
     ):
         with pytest.raises(XDogeError, match=r"seed"):
             use()

@@ -61,6 +61,12 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_vocabulary_beyond_the_text_is_refused_whatever_its_size(model_type):
+    with pytest.raises(XDogeError, match="here"):
+        train(texts(), TrainTokenizer(vocab_size=2**31 - 1, model_type=model_type), where="here")
+
+
 def test_every_document_ends_with_its_end_token(model: bytes) -> None:
     tokenizer = sentencepiece_model(model, where="here")
     theirs = sentencepiece.SentencePieceProcessor(model_proto=model)

@@ -44,6 +44,52 @@ def test_a_law_of_a_newer_schema_is_refused(law, tmp_path):
         MixtureLaw.load(tmp_path / "law.json")
 
 
+@pytest.mark.parametrize(
+    ("way", "value"),
+    [
+        (("problem", "own", 0, 0), True),
+        (("problem", "own", 0, 0), 4),
+        (("problem", "evaluations", 0), "gl"),
+        (("validation",), {}),
+        (("parts", "effective", "decay"), -5.0),
+        (("weights",), {}),
+        (("budget_tokens",), 7),
+        (("notes",), [1]),
+    ],
+)
+def test_a_value_of_a_law_that_cannot_be_is_refused_in_one_line(way, value, law, tmp_path):
+    content = json.loads(json.dumps(law.to_dict()))
+    parent = content
+    for key in way[:-1]:
+        parent = parent[key]
+    parent[way[-1]] = value
+    (tmp_path / "law.json").write_text(json.dumps(content))
+    with pytest.raises(XDogeError, match=r"law\.json is damaged"):
+        MixtureLaw.load(tmp_path / "law.json")
+
+
+def test_counts_of_any_kind_of_number_are_saved_and_loaded(tmp_path):
+    shares, losses = runs(known_law(), 12, noise=0.01)
+    counts = dict(zip(NAMES, (5e3, np.int64(6_000), 7_000, 8_000), strict=True))
+    settings = LawSettings(tokens=counts, budget_tokens=1e4, validate_rivals=False)
+    MixtureLaw.fit(shares, losses, sources=NAMES, evaluations=NAMES, form="linear", settings=settings).save(
+        tmp_path / "law.json"
+    )
+    assert MixtureLaw.load(tmp_path / "law.json").tokens == dict(zip(NAMES, (5_000, 6_000, 7_000, 8_000), strict=True))
+    with pytest.raises(XDogeError, match="budget_tokens"):
+        LawSettings(tokens=counts, budget_tokens=1.5)
+
+
+def test_names_and_members_that_a_law_could_not_load_are_refused_by_its_fit():
+    shares, losses = runs(known_law(), 12, noise=0.01)
+    for sources, settings in ((("en", "es", "gl", "gl"), QUICK), (("en", "es", "gl", ""), QUICK)):
+        with pytest.raises(XDogeError, match="name"):
+            MixtureLaw.fit(shares, losses, sources=sources, evaluations=NAMES, form="linear", settings=settings)
+    members = LawSettings(members={"en": {"en/web": 1.0}}, validate_rivals=False)
+    with pytest.raises(XDogeError, match="members"):
+        MixtureLaw.fit(shares, losses, sources=NAMES, evaluations=NAMES, form="linear", settings=members)
+
+
 def lists(value, at=()):
     """Yield the path of keys to every list that is not empty."""
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
@@ -54,6 +100,8 @@ def lists(value, at=()):
 
 @pytest.mark.parametrize("form", ["effective", "process", "log-linear", "lightgbm", "linear"])
 def test_a_list_of_a_law_that_is_too_short_is_refused_in_one_line(form, tmp_path):
+    if form == "lightgbm":
+        pytest.importorskip("lightgbm")
     shares, losses = runs(known_law(), 12, noise=0.01)
     fitted = MixtureLaw.fit(shares, losses, sources=NAMES, evaluations=NAMES, form=form, settings=QUICK)
     good = json.dumps(fitted.to_dict() | {"notes": []})

@@ -34,9 +34,9 @@ as the large run will repeat the source.
 **Which mixtures?** The first runs train equal, proportional and temperature shares. Two of these mixtures are trained
 with several seeds, to measure the noise between seeds. If seeds differ more than mixtures, the swarm stops. Then each
 language gets a high share once and a low share once. The next mixtures are those that determine the law best (D-optimal
-design). The last ones lie near the optimum of a law that is fitted to all earlier runs. In designed mixtures a source
-may be read up to twice as often as `--max-epochs` allows, so that the optimum is inside their range. One fifth of the
-runs is held out: no law is fitted to them, and they measure the error of the law.
+design). The last ones lie near the optimum of a law that is fitted to the earlier runs, without the held-out ones. In
+designed mixtures a source may be read up to twice as often as `--max-epochs` allows, so that the optimum is inside
+their range. One fifth of the runs is held out: no law is fitted to them, and they measure the error of the law.
 
 **What it writes** into SWARM: `swarm.json`, settings and mixtures; `mixtures.csv` and `losses.csv`, shares and
 validation losses in bits per byte; `held_out_mixtures.csv` and `held_out_losses.csv`, the same for the held-out runs;

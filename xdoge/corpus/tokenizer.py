@@ -31,8 +31,8 @@ UNKNOWN, BEGIN, END, PAD = 0, 1, 2, 3
 """Ids of the special tokens in models that xdoge trains, as in the Llama family."""
 TRAINING_THREADS = 4
 """Fixed, because another number of threads adds numbers in another order and gives another model."""
-SEED_PIECES, SEED_PIECES_EACH = 100_000, 6
-"""Pieces with which the training of a unigram model begins: 6 for each piece of the vocabulary, but at least 100,000.
+LEAST_SEED, SEED_EACH, MOST_SEED = 100_000, 6, 1_000_000
+"""Pieces with which the training of a unigram model begins: 6 for each piece of the vocabulary, within limits.
 
 SentencePiece begins with a million. With this, `SHRINKING` and `SUB_ITERATIONS`, training takes half the time.
 """
@@ -449,7 +449,7 @@ def train(texts: Iterable[str], spec: TrainTokenizer, *, where: str) -> bytes:
             max_sentence_length=LONGEST_LINE,
             shuffle_input_sentence=False,
             num_threads=TRAINING_THREADS,
-            seed_sentencepiece_size=max(SEED_PIECES, SEED_PIECES_EACH * spec.vocab_size),
+            seed_sentencepiece_size=min(max(LEAST_SEED, SEED_EACH * spec.vocab_size), MOST_SEED),
             shrinking_factor=SHRINKING,
             num_sub_iterations=SUB_ITERATIONS,
             unk_id=UNKNOWN,

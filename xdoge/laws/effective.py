@@ -131,7 +131,10 @@ class Effective:
         names = ("floor", "level", "exponent", "offset", "harm", "noise")
         arrays: dict[str, Any] = {name: array_of(value[name], rows) for name in names}
         arrays["transfer"] = array_of(value["transfer"], rows, len(problem.sources))
-        return cls(problem=problem, decay=float(value["decay"]), **arrays)
+        decay = float(array_of(value["decay"]))
+        if decay <= 0:
+            raise ValueError(f"decay is {decay}; it must be above 0")
+        return cls(problem=problem, decay=decay, **arrays)
 
 
 def harm_weights(problem: Problem) -> Floats:

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from xdoge.config import parse_count
 from xdoge.errors import XDogeError, argument, names_that_differ
 from xdoge.io import read_json, write_json
 from xdoge.laws.effective import Effective, fit_effective
@@ -137,6 +138,10 @@ class FittedLaw:
         x = as_mixtures(Table(ids, tuple(sources), x), "mixtures").values
         _refuse(x, y, sources, evaluations, form)
         passes, of_runs = settings.passes(sources), settings.run_passes
+        if settings.members is not None and (
+            differing := names_that_differ("the members", settings.members, "the mixtures", sources)
+        ):
+            raise XDogeError(f"members and mixtures name different languages; {differing}.")
         run_passes = None if of_runs is None else tuple(of_runs[source] for source in sources)
         matched = match_own(sources, evaluations, own)
         problem = Problem(tuple(sources), tuple(evaluations), matched, run_passes or passes)
@@ -404,7 +409,7 @@ def _attributes(value: Mapping[str, Any]) -> dict[str, Any]:
     parts = {name: READERS[name](part, problem) for name, part in value["parts"].items()}
     weights = {name: float(array_of(weight)) for name, weight in value["weights"].items()}
     tokens, budget, members, passes = value["tokens"], value["budget_tokens"], value["members"], value.get("run_passes")
-    if not weights or not set(weights) <= set(parts) or value["form"] not in FORMS:
+    if not weights or not set(weights) <= set(parts) or value["form"] not in set(FORMS) & set(value["validation"]):
         raise ValueError(f"form {shown(value['form'])} has the parts {list(parts)} and the weights {list(weights)}")
     if (tokens is None) != (budget is None):
         raise ValueError("tokens and budget_tokens do not go together")
@@ -435,6 +440,10 @@ def _attributes(value: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _count(value: Any) -> int:
+    return parse_count(int(value) if isinstance(value, np.integer) else value)
+
+
 def _are_counts(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values)
 
@@ -462,12 +471,19 @@ class LawSettings:
     run_passes: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        """Raise XDogeError if only one of tokens and budget_tokens is set, or a number is out of range."""
+        """Raise XDogeError if only one of tokens and budget_tokens is set, or a number is out of range or not whole."""
         check_seed(argument("seed"), self.seed)
         if (self.tokens is None) != (self.budget_tokens is None):
             raise XDogeError(f"repetition needs both {argument('tokens')} and {argument('budget_tokens')}, or neither.")
-        if self.budget_tokens is not None and self.budget_tokens < 1:
+        if self.budget_tokens is None or self.tokens is None:
+            return
+        if self.budget_tokens < 1:
             raise XDogeError(f"{argument('budget_tokens')} is {self.budget_tokens}; it must be at least 1 token.")
+        try:  # a law.json holds whole numbers
+            object.__setattr__(self, "budget_tokens", _count(self.budget_tokens))
+            object.__setattr__(self, "tokens", {source: _count(count) for source, count in self.tokens.items()})
+        except ValueError as error:
+            raise XDogeError(f"{argument('tokens')} and {argument('budget_tokens')} are counts: {error}.") from error
 
     def passes(self, sources: Sequence[str]) -> tuple[float, ...] | None:
         """Return B / U_j of each source, or None if token counts are unknown."""
@@ -491,6 +507,9 @@ class LawSettings:
 def _refuse(x: Floats, y: Floats, sources: Sequence[str], evaluations: Sequence[str], form: str) -> None:
     if form not in FORMS:
         raise XDogeError(f"form {form!r} is unknown; the forms are {', '.join(FORMS)}.")
+    for kind, names in (("sources", sources), ("evaluations", evaluations)):
+        if len(set(names)) < len(names) or not all(names):
+            raise XDogeError(f"the {kind} are {', '.join(map(repr, names))}; each needs a name of its own.")
     if x.shape[1] != len(sources) or y.shape != (len(x), len(evaluations)):
         raise XDogeError(
             f"mixtures have shape {x.shape} and losses {y.shape}, for {len(sources)} sources and {len(evaluations)} "

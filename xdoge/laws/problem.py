@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ class Problem:
         for names in (sources, evaluations):
             if not names or len(set(names)) < len(names) or not all(isinstance(name, str) and name for name in names):
                 raise ValueError(f"{list(names)} are not different names")
-        if len(own) != len(evaluations) or not all(index in range(len(sources)) for row in own for index in row):
+        if len(own) != len(evaluations) or not are_indices(sum(own, ()), len(sources)):
             raise ValueError(f"own does not name sources of each of the {len(evaluations)} evaluations")
         shape = len(evaluations), len(sources)
         passes, affinity, deviation = value["passes"], value.get("affinity"), value.get("transfer_deviation")
@@ -79,6 +79,11 @@ class Problem:
             None if affinity is None else tuple(map(tuple, array_of(affinity, *shape).tolist())),
             None if deviation is None else float(deviation),
         )
+
+
+def are_indices(values: Iterable[Any], count: int) -> bool:
+    """Whether all values are whole numbers from 0 to `count` - 1."""
+    return all(type(value) is int and 0 <= value < count for value in values)
 
 
 def array_of(value: Any, *shape: int) -> Floats:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import minimize
 
 from xdoge.errors import importing
-from xdoge.laws.problem import Floats, Problem, array_of
+from xdoge.laws.problem import Floats, Problem, are_indices, array_of
 
 RIDGE = 1e-3
 """Penalty on the squared coefficients of standardised losses. It matters only for coefficients that the runs leave
@@ -204,9 +204,12 @@ def _check_tree(tree: Mapping[str, list[Any]], sources: int) -> None:
     array_of(tree["threshold"], nodes)
     array_of(tree["value"], nodes + 1)
     children = [child for side in ("left", "right") for child in tree[side]]
-    good = sorted(children) == [*range(-nodes - 1, 0), *range(1, nodes)]  # every leaf and every other node is one child
+    good = all(type(child) is int for child in children) and sorted(children) == [
+        *range(-nodes - 1, 0),
+        *range(1, nodes),
+    ]  # every leaf and every other node is one child
     parents = (parent < child for side in ("left", "right") for parent, child in enumerate(tree[side]) if child >= 0)
-    if nodes > 7 or (nodes and not (good and all(parents))) or not set(tree["feature"]) <= set(range(sources)):
+    if nodes > 7 or (nodes and not (good and all(parents))) or not are_indices(tree["feature"], sources):
         raise ValueError(f"a tree of {nodes} nodes is no tree")
 
 

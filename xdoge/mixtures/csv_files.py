@@ -42,13 +42,15 @@ def read_table(path: Path) -> Table:
     """Return the numbers of a CSV file that has run ids in its first column.
 
     Raises:
-        XDogeError: the file is missing, has no columns or rows, repeats an id or a column, or has a cell that is not a
-            number. The message names the file and the row.
+        XDogeError: the file is missing, has no columns or rows, repeats an id or a column, has a column without a
+            name, or has a cell that is not a number. The message names the file and the row.
     """
     lines = _rows(path)
     if len(lines) < 2 or len(lines[0][1]) < 2:
         raise XDogeError(f"{path} needs a header, run ids in its first column, and at least one column and one row.")
     names = tuple(name.strip() for name in lines[0][1][1:])
+    if not all(names):
+        raise XDogeError(f"{path}: column {names.index('') + 2} has no name.")
     if repeated := _repeated(names):
         raise XDogeError(f"{path}: column {repeated!r} occurs twice.")
     runs, values = [], []

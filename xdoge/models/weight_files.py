@@ -37,7 +37,7 @@ def check_files(folder: Path) -> None:
             layers or experts, or an index names a file outside the folder. Or a safetensors file is truncated or
             contains integers instead of weights, or a file is a pipe.
     """
-    safe = any(folder.glob("model*.safetensors"))
+    safe = any((folder / name).exists() for name in ("model.safetensors", "model.safetensors.index.json"))
     for file in sorted(folder.iterdir()):
         if file.suffix in _READ and not file.is_file():
             raise XDogeError(f"{file} is no file, but a folder, a pipe or a link that leads nowhere.")
