@@ -103,7 +103,7 @@ class TrainTokenizer(Config):
         seed: seed of the selection of text.
     """
 
-    vocab_size: Annotated[int, Field(lt=1 << 31)] = 16_000
+    vocab_size: Annotated[int, Field(lt=1 << 30)] = 16_000  # beyond, SentencePiece overflows and never ends
     model_type: Literal["unigram", "bpe"] = "unigram"
     byte_fallback: bool = True
     character_coverage: float = Field(default=0.9998, ge=0.9, le=1.0)
