@@ -178,14 +178,14 @@ def test_the_demo_of_the_wheel_goes_the_whole_way_and_goes_on_with_the_same_sett
     status, out, err = demo(20)
     assert status == 0, err
     assert out.splitlines()[-1] == "demo/report.html"
-    assert "conclusion: Equal shares" in out
+    assert "conclusion: With equal shares" in out
     assert LIMITS in out
     assert "value of a token of another source" in out
     assert " left" in err
     assert "synthetic" in err
     assert LIMITS in (folder / "report.html").read_text()
     for name in STRATEGIES:
-        assert f"The shares of {name} end" in out or name == "uniform"
+        assert f"With the shares of {name}, they end" in out or name == "uniform"
         trained = folder / "study" / "train" / name / "20-steps"
         assert sorted(path.name for path in trained.iterdir()) == ["seed-0", "seed-1", "seed-2"]
     weights = json.loads((folder / "study/weights/fit/seed-0/weights.json").read_text())

@@ -242,12 +242,12 @@ def test_many_sources_need_few_open_files(corpus: Path, tmp_path: Path) -> None:
 
 
 SLOW = """
-import sys, time
+import os, sys, time
 from xdoge.__main__ import main
 from xdoge.corpus.tokenizer import Tokenizer
 def encode(self, texts):
-    print("encoding", flush=True)
-    time.sleep(600)
+    os.write(1, b"encoding\\n")  # at once, since two threads encode
+    time.sleep(120)
 Tokenizer.encode = encode
 sys.argv[1:] = ["prepare", *sys.argv[1:]]
 main()
