@@ -14,11 +14,9 @@ from scipy.optimize import linprog
 from xdoge import XDogeError
 from xdoge.analysis import charts
 from xdoge.fit import reweight
-from xdoge.fit.affinity import GradientAffinity
 from xdoge.fit.gradients.products import SourceProducts
 from xdoge.fit.reweight import Rule
 from xdoge.fit.settings import FitSettings
-from xdoge.fit.state import State
 from xdoge.fit.targets import TargetRule, TargetState, advance, language_shares
 from xdoge.fit.trainer import fit
 
@@ -199,15 +197,6 @@ def test_a_language_that_is_not_in_the_batch_keeps_its_target():
     assert np.isnan(progress).tolist() == [True, False, False]
     assert after.tau[0] == pytest.approx(state.tau[0], rel=1e-12)
     assert after.own_progress[0] == pytest.approx(state.own_progress[0], rel=1e-12)
-
-
-def test_progress_keeps_its_names_in_checkpoints_of_earlier_versions():
-    start = reweight.Weights.start(np.full(2, 0.5))
-    targets = replace(TargetState.start(2), progress=np.array([1.0, 2.0]), reference_progress=np.array([3.0, 4.0]))
-    state = State(0, np.zeros(2, dtype=np.int64), start, targets, GradientAffinity.empty(2))
-    numbers, arrays = state.to_dict()
-    assert (arrays["aims.made"].tolist(), arrays["aims.reference_made"].tolist()) == ([1, 2], [3, 4])
-    assert State.from_dict(numbers, arrays).targets.reference_progress.tolist() == [3, 4]
 
 
 def test_the_proxy_repeats_text_as_often_as_the_target_run(store, recipe):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
@@ -14,9 +14,7 @@ from xdoge.fit.reweight import Weights
 from xdoge.fit.targets import TargetState
 from xdoge.training.run_folder import Arrays
 
-PARTS = {"weights": ("weights", Weights), "aims": ("targets", TargetState), "transfer": ("affinity", GradientAffinity)}
-"""Each part of the state: its name in checkpoints, its field of `State` and its class. Older checkpoints use the same
-names, so they do not change. A field whose name in checkpoints differs has it as the `key` of its metadata."""
+PARTS = {"weights": Weights, "targets": TargetState, "affinity": GradientAffinity}
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,8 @@ class State:
     def to_dict(self) -> tuple[dict[str, Any], Arrays]:
         """Return the numbers and the arrays of all parts, under names such as "weights.now"."""
         values = {
-            f"{key}.{_name(field)}": getattr(getattr(self, part), field.name)
-            for key, (part, kind) in PARTS.items()
+            f"{part}.{field.name}": getattr(getattr(self, part), field.name)
+            for part, kind in PARTS.items()
             for field in fields(kind)
         }
         arrays = {"read": self.read} | {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
@@ -44,12 +42,7 @@ class State:
         """Return the state whose `to_dict` gave these numbers and arrays."""
         values = {**numbers, **arrays}
         parts: dict[str, Any] = {
-            part: kind(**{field.name: values[f"{key}.{_name(field)}"] for field in fields(kind)})
-            for key, (part, kind) in PARTS.items()
+            part: kind(**{field.name: values[f"{part}.{field.name}"] for field in fields(kind)})
+            for part, kind in PARTS.items()
         }
         return cls(step=numbers["step"], read=arrays["read"], **parts)
-
-
-def _name(field: Field[Any]) -> str:
-    """Return the name of a field in checkpoints."""
-    return str(field.metadata.get("key", field.name))

@@ -19,7 +19,7 @@ Source: docs/explanation/method.md, "Robust targets" and "No worse than".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -99,8 +99,8 @@ class TargetState:
     reference_pace: Floats
     multiplier: Floats
     first_loss: Floats
-    progress: Floats = field(metadata={"key": "made"})  # the names in checkpoints, which do not change
-    reference_progress: Floats = field(metadata={"key": "reference_made"})
+    progress: Floats
+    reference_progress: Floats
     mass: float = 0.0
     elapsed: float = 0.0
 

@@ -77,7 +77,7 @@ class Problem:
             own,
             None if passes is None else tuple(array_of(passes, len(sources)).tolist()),
             None if affinity is None else tuple(map(tuple, array_of(affinity, *shape).tolist())),
-            None if deviation is None else float(deviation),
+            None if deviation is None else float(array_of(deviation)),
         )
 
 

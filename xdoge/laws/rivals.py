@@ -22,10 +22,12 @@ RIDGE = 1e-3
 """Penalty on the squared coefficients of standardised losses. It matters only for coefficients that the runs leave
 open."""
 
+LEAVES = 8
+"""Most leaves of a tree: the bits of a byte, in which `_tree` marks the leaves that remain."""
 BOOSTING = {
     "objective": "regression",
     "learning_rate": 0.05,
-    "num_leaves": 8,
+    "num_leaves": LEAVES,
     "min_data_in_leaf": 3,
     "min_data_in_bin": 1,
     "lambda_l2": 0.1,
@@ -203,14 +205,15 @@ def _check_tree(tree: Mapping[str, list[Any]], sources: int) -> None:
     nodes = len(tree["feature"])
     array_of(tree["threshold"], nodes)
     array_of(tree["value"], nodes + 1)
-    children = [child for side in ("left", "right") for child in tree[side]]
-    good = all(type(child) is int for child in children) and sorted(children) == [
-        *range(-nodes - 1, 0),
-        *range(1, nodes),
-    ]  # every leaf and every other node is one child
-    parents = (parent < child for side in ("left", "right") for parent, child in enumerate(tree[side]) if child >= 0)
-    if nodes > 7 or (nodes and not (good and all(parents))) or not are_indices(tree["feature"], sources):
-        raise ValueError(f"a tree of {nodes} nodes is no tree")
+    if not nodes:
+        return
+    children = [(parent, child) for side in ("left", "right") for parent, child in enumerate(tree[side])]
+    every = [*range(-nodes - 1, 0), *range(1, nodes)]  # every leaf, and every node but the root, has one parent
+    forward = all(type(child) is int and (child < 0 or parent < child) for parent, child in children)
+    if not forward or sorted(child for _, child in children) != every:
+        raise ValueError("the nodes of a tree do not form a tree")
+    if nodes >= LEAVES or not are_indices(tree["feature"], sources):
+        raise ValueError("a tree has too many nodes, or a feature that is no source")
 
 
 _FIRST = np.array([(code & -code).bit_length() - 1 if code else 0 for code in range(256)])
