@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -75,12 +76,13 @@ def repeated(path: Path, folder: Path, *, repeat: int) -> Corpus:
     return Corpus.load(folder / "corpus.yaml")
 
 
-def texts_of(corpus: Corpus) -> list[str]:
-    """Return every document of the corpus, training and validation."""
+def texts_of(corpus: Corpus, splits: Sequence[str] = ("files", "validation")) -> list[str]:
+    """Return every document of the corpus, or of some of its splits."""
     return [
         text
         for source in corpus.sources
-        for file in (*source.files, *source.validation)
+        for split in splits
+        for file in getattr(source, split)
         for block in file_blocks(file, source.spec.text)
         for text in block.texts(source.spec.text)
         if text and not text.isspace()

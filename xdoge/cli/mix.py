@@ -60,8 +60,8 @@ that is never read (unread); and its cap, if the cap limits it.
 **The verdict** says whether the weights or the caps decide the mixture. It compares the mixture with equal shares of
 languages within the same caps, and names the languages that get the same share in both.
 
-**Warnings** name sources that are read more than {DEFAULT_MAX_EPOCHS:g} times, sources of which less than 1 % is read,
-and languages whose weight the caps cut by more than a quarter.
+**Warnings** name three things: sources that are read more than {DEFAULT_MAX_EPOCHS:g} times; sources of which less than
+1 % is read; and languages whose weight the caps cut by more than a quarter.
 
 **--law** shows the losses that a law of `xdoge fit-law` predicts for each mixture, and their differences to equal
 shares with 90 % intervals. If the law has shares of languages, those of a language's sources are added up.

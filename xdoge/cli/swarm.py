@@ -121,7 +121,7 @@ def swarm(  # one parameter for each option
         str | None,
         typer.Option(
             metavar="RUN",
-            help="Run folder of `xdoge fit-weights`; its gradients are the law's prior of which source helps which "
+            help="Run folder of `xdoge fit-weights`; its gradients tell the law beforehand which source helps which "
             "language.",
         ),
     ] = None,

@@ -50,7 +50,7 @@ class SwarmSettings(ProxySettings):
     )
     affinity: str | None = Field(
         None,
-        description="run folder of a fit; its gradients are the law's prior of which source helps which language",
+        description="run folder of a fit; its gradients tell the law beforehand which source helps which language",
     )
     averaging: float = Field(
         0.1, ge=0, le=1, description="fraction of the steps at the end whose model weights are averaged"
