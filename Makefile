@@ -49,7 +49,7 @@ types: .venv/installed
 
 pytest: .venv/installed
 	@echo "== pytest, warnings are errors"
-	@$(BIN)/pytest -q -n 2 --dist worksteal
+	@$(BIN)/pytest -q -n 2
 
 ## docs           build the site into site/, with warnings and broken links as errors
 docs: .venv/installed

@@ -1,6 +1,6 @@
 """Commands on foreign files exit with 0, 1 or 2, and print one line for an error, never a traceback.
 
-`XDOGE_EXAMPLES=1000` runs a thousand examples of each command instead of a few dozen.
+`XDOGE_EXAMPLES=1000` runs a thousand examples of each command instead of a dozen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from xdoge.errors import XDogeError
 from xdoge.eval.results import Results, Row
 from xdoge.export import FORMATS
 
-EXAMPLES = int(os.environ.get("XDOGE_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("XDOGE_EXAMPLES", "12"))
 PROGRESS = ("warning: ", "note: ", "sampling ", "training a tokenizer ", "trained the tokenizer ")
 SOURCES = ("en/web", "es/web", "gl/web", "eu/web")
 EVAL = "eval model --text es/web=es-web.jsonl --out new.json --force"

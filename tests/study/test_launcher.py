@@ -1,7 +1,7 @@
 """Forked commands behave like new interpreters, and the end of one does not affect the others."""
 
 from __future__ import annotations
-
+import contextlib
 import os
 import re
 import signal
@@ -45,6 +45,15 @@ def test_a_forked_command_prints_and_ends_like_a_new_interpreter(launcher, tmp_p
     assert logs[0].read_text().splitlines()[-1].startswith("error: the argument ")
 
 
+def open_files(pid):
+    """The inodes of the files that a process holds open. A file may be closed while they are listed."""
+    held = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            held.add(os.stat(file).st_ino)
+    return held
+
+
 def test_what_an_import_prints_is_no_reply_and_commands_hold_no_pipe_of_the_server(tmp_path, monkeypatch):
     (tmp_path / "talkative.py").write_text("import os; print('hello', flush=True); os.write(1, b'again\\n')")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
@@ -55,7 +64,7 @@ def test_what_an_import_prints_is_no_reply_and_commands_hold_no_pipe_of_the_serv
     assert command.poll() is None
     pipe = os.fstat(launcher._server.process.stdout.fileno()).st_ino
     until = time.monotonic() + 20
-    while pipe in (held := {os.stat(file).st_ino for file in Path(f"/proc/{command.pid}/fd").iterdir()}):
+    while pipe in (held := open_files(command.pid)):
         assert time.monotonic() < until, held
     command.kill()
     assert command.wait() == -signal.SIGKILL
