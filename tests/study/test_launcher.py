@@ -1,6 +1,7 @@
 """Forked commands behave like new interpreters, and the end of one does not affect the others."""
 
 from __future__ import annotations
+
 import contextlib
 import os
 import re
