@@ -85,7 +85,7 @@ def test_a_fit_writes_all_its_files(store, recipe, finished):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     assert config["settings"]["steps"] == 6
     assert config["recipe"]["hidden_size"] == 16
-    assert config["versions"]["torch"] == torch.__version__
+    assert config["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-000000004", "step-000000006"]
     assert weights.method["initial"] == "languages"
     initial = np.array(list(config["initial"].values()))
